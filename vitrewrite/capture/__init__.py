@@ -1,0 +1,123 @@
+"""Capture: from a model to a tree of units, one `fx.Graph` per distinct module forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CaptureError, VitrewriteError
+from . import calls, inputs, modes, tree
+from .guards import check_input, is_guard
+from .recorder import Recorder
+from .state import calls_seen_by, preserved, uncached
+from .template import Template
+from .unit import copy_tree
+from .witness import IMAGE
+
+
+def trace(model: nn.Module, example: Any = None) -> nn.Module:
+    """The tree of units for `model`, which stays as it was.
+
+    Args:
+        model: any `nn.Module`; a flat `fx.GraphModule` too.
+        example: what it is called with (a tensor, a tuple or a dict of keywords); by default what
+            the model says of itself. Only shapes matter.
+
+    Raises:
+        CaptureError: if a forward cannot be followed.
+    """
+    example = inputs.example_input(model) if example is None else example
+    with preserved(model), uncached(model):
+        evaluation = _trace(model, example, training=False)
+        training = _trace(model, example, training=True)
+    merged = modes.merge(evaluation.assignments, training.assignments)
+    fixed = {**evaluation.fixed, **training.fixed}
+    for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
+        _drop_settled_guards(template, set(fixed))
+        template.clean()
+    if IMAGE in fixed:
+        _guard_input_size(merged[""], example)
+    return copy_tree(model, merged, {**evaluation.constants, **training.constants})
+
+
+class _Trace:
+    def __init__(self, recorder: Recorder, assignments: dict[str, Any]) -> None:
+        self.assignments = assignments
+        self.fixed = recorder.values.dead
+        self.constants = recorder.constants
+
+
+def _trace(model: nn.Module, example: Any, *, training: bool) -> _Trace:
+    for module in model.modules():
+        module.training = training
+    recorder = Recorder(model)
+    args, kwargs = _primary(recorder, example)
+
+    def handler(module: nn.Module, args: Any, kwargs: Any, run: Any) -> Any:
+        if not recorder.frames:
+            return run()
+        return calls.call_module(recorder, module, args, kwargs, run)
+
+    try:
+        with calls_seen_by(handler), recorder:
+            entry = calls.trace_forward(recorder, model, "", args, kwargs, model.forward)
+    except VitrewriteError:
+        raise
+    except Exception as error:
+        where = recorder.failed_in or "the root"
+        raise CaptureError(
+            "VR602", f"{type(model).__name__} cannot be captured: in '{where}': {error}"
+        ) from error
+    return _Trace(recorder, {"": entry.template, **entry.assignments})
+
+
+def _primary(recorder: Recorder, example: Any) -> Any:
+    """The example's arguments on meta, registered with their witnesses."""
+    batch = inputs.batch_of(example)
+
+    def register(value: torch.Tensor) -> torch.Tensor:
+        primary = inputs.variant(value, batch, None)
+        others = [inputs.variant(value, batch, i) for i in range(2)]
+        recorder.values.add(primary, [*others])
+        return primary
+
+    return tree.map_leaves(register, inputs.as_arguments(example))
+
+
+def _drop_settled_guards(template: Template, fixed: set[int]) -> None:
+    """Guards about what is fixed anyway are covered by the check of the input."""
+    for graph in template.graphs:
+        for node in list(graph.nodes):
+            if is_guard(node) and node.meta["guard"] <= fixed:
+                graph.erase_node(node)
+
+
+def _guard_input_size(template: Template, example: Any) -> None:
+    sizes = {}
+    for value in tree.leaves(inputs.as_arguments(example)):
+        if value.dim() >= 3:
+            sizes[tuple(value.shape)] = value
+    for graph in template.graphs:
+        placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+        for node in placeholders:
+            value = node.meta["val"]
+            if not isinstance(value, torch.Tensor) or value.dim() < 3:
+                continue
+            dims = (value.dim() - 2, value.dim() - 1) if value.dim() >= 4 else (1,)
+            with graph.inserting_after(placeholders[-1]):
+                captured = tuple(int(value.shape[d]) for d in dims)
+                guard = graph.call_function(check_input, ((), captured))
+                guard.meta["guard"] = frozenset({IMAGE})
+            with graph.inserting_before(guard):
+                reads = tuple(_size(graph, node, d) for d in dims)
+            guard.args = (reads, captured)
+
+
+def _size(graph: Any, node: Any, dim: int) -> Any:
+    for user in node.users:
+        if user.op == "call_method" and user.target == "size" and user.args[1] == dim:
+            user.meta["early"] = True
+            return user
+    return graph.call_method("size", (node, dim))

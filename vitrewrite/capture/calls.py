@@ -1,0 +1,130 @@
+"""Module calls while tracing: calling a child is its capture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import CaptureError
+from . import tree
+from .frame import Frame, getitem
+from .leaves import is_leaf, run_leaf, torch_base
+from .memo import Entry
+from .numbers import Tracked
+from .recorder import Recorder
+from .template import Template, signature
+from .witness import COUNT
+
+Assigned = Template | type[nn.Module]
+"""What a module becomes: an instance of a template, or a torch layer."""
+
+
+def call_module(
+    recorder: Recorder, module: nn.Module, args: Any, kwargs: Any, run: Callable[[], Any]
+) -> Any:
+    """What `module(*args, **kwargs)` means while tracing; `run` calls it for real."""
+    path = tree.find(recorder.modules.get(id(module), []), recorder.frame.path)
+    if path is None:
+        return run()  # built on the fly: its operations belong to the frame that is open
+    recorder.harvest()
+    entry = _entry(recorder, module, path, args, kwargs)
+    outputs = entry.fresh(recorder)
+    frame = recorder.frame
+    target = str(tree.relative(path, frame.path))
+    if isinstance(entry.template, Template):
+        inputs = tuple(frame.arg(v) for v in tree.leaves((args, kwargs)))
+        node = frame.graph.call_module(target, inputs)
+    else:
+        node = frame.graph.call_module(target, frame.arg(args), frame.arg(kwargs))
+    _assign(frame, target, entry)
+    _bind_outputs(frame, node, outputs)
+    return outputs
+
+
+def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
+    key = recorder.memo.key(module, (args, kwargs), recorder)
+    found = recorder.memo.entries.get(key)
+    if found is None:
+        before = tree.signature_of_dict(module)
+        found = _first_call(recorder, module, path, args, kwargs)
+        if before == tree.signature_of_dict(module):  # else its effects could not be replayed
+            recorder.memo.entries[key] = found
+    return found
+
+
+def _first_call(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
+    if is_leaf(module):
+        return _leaf(recorder, module, type(module), args, kwargs)
+    entry = trace_forward(recorder, module, path, args, kwargs, module.forward)
+    base = torch_base(module)
+    if base is not None and _is_just(recorder, base, entry, module, path, args, kwargs):
+        return _leaf(recorder, module, base, args, kwargs)
+    return entry
+
+
+def _is_just(
+    recorder: Recorder, base: type[nn.Module], entry: Entry, module: nn.Module, path: str,
+    args: Any, kwargs: Any,
+) -> bool:  # fmt: skip
+    """Whether a subclass of a torch layer computes exactly what that layer does."""
+    forward = base.forward.__get__(module)
+    try:
+        plain = trace_forward(recorder, module, path, args, kwargs, forward)
+    except (RuntimeError, TypeError, ValueError):
+        return False  # `LayerNorm2d` gets images, which `LayerNorm` does not take
+    return bool(signature(entry.template.graph) == signature(plain.template.graph))
+
+
+def trace_forward(
+    recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any, forward: Any
+) -> Entry:
+    """Runs `forward` in a frame of its own."""
+    with recorder.open(module, path) as frame:
+        tree.bind_arguments(frame, module, args, kwargs)
+        outputs = forward(*args, **kwargs)
+        frame.graph.output(frame.arg(outputs))
+    template = Template.of(module, frame.graph)
+    with recorder.off():
+        witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
+    return Entry(template, outputs, witnesses, frame.assignments)
+
+
+def _leaf(
+    recorder: Recorder, module: nn.Module, cls: type[nn.Module], args: Any, kwargs: Any
+) -> Entry:
+    with recorder.off():
+        outputs, witnesses = recorder.values.run(
+            lambda a: run_leaf(module, *a, recorder.values.meta), (args, kwargs), cls.__name__
+        )
+    return Entry(cls, outputs, witnesses, {})
+
+
+def _assign(frame: Frame, target: str, entry: Entry) -> None:
+    found = {target: entry.template}
+    found |= {f"{target}.{path}": template for path, template in entry.assignments.items()}
+    for path, template in found.items():
+        known = frame.assignments.setdefault(path, template)
+        same = known is template or (
+            isinstance(known, Template) and isinstance(template, Template) and known.same(template)
+        )
+        if not same:
+            raise CaptureError(
+                "VR604", f"'{frame.path}.{path}' is called in two ways that give different programs"
+            )
+
+
+def _bind_outputs(frame: Frame, node: fx.Node, outputs: Any) -> None:
+    if isinstance(outputs, (torch.Tensor, Tracked)):
+        frame.bind(outputs, node)
+        return
+    items: list[tuple[Any, Any]] = []
+    if isinstance(outputs, (tuple, list)):
+        items = list(enumerate(outputs))
+    elif isinstance(outputs, dict):
+        items = list(outputs.items())
+    for key, item in items:
+        if next(tree.leaves(item), None) is not None:
+            _bind_outputs(frame, getitem(frame, node, key), item)

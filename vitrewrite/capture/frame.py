@@ -1,0 +1,160 @@
+"""One `fx.Graph` under construction: the forward of one module call."""
+
+from __future__ import annotations
+
+import keyword
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import CaptureError
+from .numbers import Int, Tracked, make
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+
+class Frame:
+    """The open graph of a module call, and which traced value is which node in it.
+
+    Node meta: `val` the primary meta value, `hint` the name of the local variable that held it.
+    """
+
+    def __init__(self, recorder: Recorder, module: nn.Module, path: str) -> None:
+        self.recorder = recorder
+        self.module = module
+        self.path = path
+        self.graph = fx.Graph()
+        self.nodes: dict[int, fx.Node] = {}  # id of a tensor or number -> its node here
+        self.sizes: dict[tuple[int, int], Int] = {}  # one read per (tensor, dimension)
+        self.reads: list[tuple[Any, fx.Node, str]] = []  # dtypes and devices that were read
+        self.assignments: dict[str, Any] = {}  # relative path -> template of what was called
+        self.hinted: set[int] = set()
+
+    def bind(self, value: Any, node: fx.Node) -> None:
+        """Makes `node` stand for `value` from here on."""
+        self.nodes[id(value)] = node
+        node.meta["val"] = value
+        self.recorder.values.keep(value)
+
+    def placeholder(self, name: str, value: Any) -> fx.Node:
+        """Adds an input."""
+        node = self.graph.placeholder(_identifier(name))
+        node.meta["hint"] = name
+        self.nodes.setdefault(id(value), node)
+        node.meta["val"] = value
+        return node
+
+    def emit_function(self, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+        """Adds a call whose arguments are nodes and constants already."""
+        return self.graph.call_function(target, args)
+
+    def arg(self, value: Any) -> Any:
+        """What stands for `value` in an argument list of this graph."""
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, Tracked):
+            return self._number(value)
+        if isinstance(value, (tuple, list)):
+            items = [self.arg(v) for v in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {k: self.arg(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(self.arg(value.start), self.arg(value.stop), self.arg(value.step))
+        if isinstance(value, (torch.dtype, torch.device)):
+            return self._read(value)
+        return value
+
+    def _tensor(self, value: torch.Tensor) -> fx.Node:
+        node = self.nodes.get(id(value))
+        if node is None:
+            node = self.graph.get_attr(self.recorder.owner(self, value))
+            self.bind(value, node)
+        return node
+
+    def _number(self, value: Tracked) -> Any:
+        node = self.nodes.get(id(value))
+        if node is not None:
+            return node
+        if value.frame is not self:
+            raise CaptureError(
+                "VR603",
+                f"a size read in '{value.frame.path or 'the root'}' is used in "
+                f"'{self.path or 'the root'}' without being passed to it",
+            )
+        node = value.recipe()
+        if not isinstance(node, fx.Node):
+            return node
+        node.meta["hint"] = node.meta.get("hint") or value.hint
+        self.bind(value, node)
+        return node
+
+    def _read(self, value: torch.dtype | torch.device) -> Any:
+        """A dtype or device that this forward read off a tensor stays that reading."""
+        for read, node, what in reversed(self.reads):
+            if read == value and type(read) is type(value):
+                return self._getattr(node, what)
+        return value
+
+    def _getattr(self, node: fx.Node, what: str) -> fx.Node:
+        for user in node.users:
+            if user.target is getattr and user.args == (node, what):
+                return user
+        # Right after the tensor, so that every later use may share it.
+        with self.graph.inserting_after(self._after(node)):
+            return self.graph.call_function(getattr, (node, what))
+
+    def _after(self, node: fx.Node) -> fx.Node:
+        """`node`, or the last placeholder: nothing may stand between placeholders."""
+        while node.op == "placeholder" and node.next.op == "placeholder":
+            node = node.next
+        return node
+
+    def size(self, tensor: torch.Tensor, dim: int) -> Any:
+        """The tracked length of a dimension, read at most once."""
+        dim %= tensor.dim()
+        key = (id(tensor), dim)
+        if key not in self.sizes:
+            node = self._tensor(tensor)
+            length, *others = (t.size(dim) if t is not None else None for t in self.recorder.values.all(tensor))
+            assert length is not None  # the primary witness is always alive
+            self.sizes[key] = make(
+                self, length, tuple(others), lambda: self._size_node(node, dim)
+            )
+            self.recorder.values.keep(tensor)
+        return self.sizes[key]
+
+    def _size_node(self, node: fx.Node, dim: int) -> fx.Node:
+        with self.graph.inserting_after(self._after(self._last_size(node))):
+            return self.graph.call_method("size", (node, dim))
+
+    def _last_size(self, node: fx.Node) -> fx.Node:
+        """Sizes of one tensor are read together, where the tensor is made."""
+        while node.next.op == "call_method" and node.next.target == "size":
+            node = node.next
+        return node
+
+    def hint(self, names: dict[str, Any]) -> None:
+        """Takes names for nodes from the local variables of a running forward."""
+        for name, value in names.items():
+            if id(value) in self.hinted or not isinstance(value, (torch.Tensor, Tracked)):
+                continue
+            node = self.nodes.get(id(value))
+            if node is not None:
+                node.meta.setdefault("hint", name)
+                self.hinted.add(id(value))
+            elif isinstance(value, Tracked) and value.frame is self:
+                value.hint = value.hint or name
+
+
+def _identifier(name: str) -> str:
+    return f"{name}_" if keyword.iskeyword(name) or name == "self" else name
+
+
+def getitem(frame: Frame, node: fx.Node, index: Any) -> fx.Node:
+    """Adds `node[index]`."""
+    return frame.emit_function(operator.getitem, (node, index))

@@ -1,0 +1,64 @@
+"""Checks that a captured forward keeps: what its trace took for granted about sizes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+if TYPE_CHECKING:
+    from .frame import Frame
+
+_OPPOSITE = {
+    operator.eq: operator.ne, operator.ne: operator.eq, operator.lt: operator.ge,
+    operator.ge: operator.lt, operator.gt: operator.le, operator.le: operator.gt,
+}  # fmt: skip
+
+
+def check_size(held: bool, what: str) -> None:
+    """A guard inside a forward; printed as `if not held: raise ValueError(...)`.
+
+    Raises:
+        ValueError: if `held` is false.
+    """
+    if not held:
+        raise ValueError(what)
+
+
+def check_input(size: tuple[int, ...], captured: tuple[int, ...]) -> None:
+    """The guard at the top of a model that is fixed in image size.
+
+    Raises:
+        ValueError: if `size` differs from `captured`.
+    """
+    if tuple(size) != captured:
+        want, got = ("x".join(map(str, s)) for s in (captured, size))
+        raise ValueError(f"captured for {want}, got {got}")
+
+
+def require(
+    frame: Frame, op: Callable[..., Any], args: tuple[Any, ...], outcome: bool, deps: frozenset[int]
+) -> None:
+    """Adds a guard that `op(*args)` is `outcome`; it goes if `deps` turn out to be fixed."""
+    target = op if outcome else _OPPOSITE[op]
+    node_args = tuple(frame.arg(a) for a in args)
+    for node in frame.graph.nodes:
+        if node.meta.get("guard") is not None and node.args[0].target is target:
+            if node.args[0].args == node_args:
+                return
+    condition = frame.graph.call_function(target, node_args)
+    guard = frame.graph.call_function(check_size, (condition, _describe(target, args)))
+    guard.meta["guard"] = deps
+
+
+def _describe(target: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    symbol = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+    names = [getattr(a, "hint", None) or str(a) for a in args]
+    return f"captured for sizes where {names[0]} {symbol[target.__name__]} {names[-1]}"
+
+
+def is_guard(node: fx.Node) -> bool:
+    """Whether the node is a check, not a value."""
+    return node.op == "call_function" and node.target in (check_size, check_input)

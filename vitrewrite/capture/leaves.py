@@ -1,0 +1,36 @@
+"""Leaves: `torch.nn` modules without children. Everything else is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def is_torch_class(cls: type) -> bool:
+    """Whether torch itself defines the class."""
+    return cls.__module__.startswith("torch.nn.modules.")
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a call of the module stays one node."""
+    return is_torch_class(type(module)) and not module._modules
+
+
+def torch_base(module: nn.Module) -> type[nn.Module] | None:
+    """The `torch.nn` layer that a childless module's class derives from, if any."""
+    if module._modules:
+        return None
+    bases = [c for c in type(module).__mro__ if is_torch_class(c) and c is not nn.Module]
+    return bases[0] if bases else None
+
+
+def run_leaf(
+    module: nn.Module, args: Any, kwargs: Any, meta: Callable[[torch.Tensor], torch.Tensor]
+) -> Any:
+    """The leaf's output on meta, whatever device its weights are on."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    state = {name: meta(tensor) for name, tensor in tensors}
+    return torch.func.functional_call(module, state, args, kwargs)

@@ -1,0 +1,159 @@
+"""Sizes that remember where they came from.
+
+`tensor.shape` of a traced tensor yields `Int`s: real `int`s (so argument parsers, `range` and `%`
+accept them) that carry how to compute them again. Arithmetic is recorded; a comparison decides
+the control flow of the trace and becomes a guard. Every exit from tracking (`hash`, `math.sqrt`,
+`int(...)`) guards that the value stays what it was. Only formatting is free: it feeds messages.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .frame import Frame
+
+Deps = frozenset[int]
+"""The witnesses (by index) under which a number differs from the primary trace."""
+
+
+class Tracked:
+    """What `Int` and `Float` share: witnesses, dependencies and a recipe for the node."""
+
+    frame: Frame
+    witnesses: tuple[Any, ...]  # the same number in each further witness, None once that is dead
+    deps: Deps
+    recipe: Callable[[], Any]  # makes the node in `frame`
+    hint: str | None
+
+    def _guard(self, op: Callable[..., Any], *others: object) -> bool:
+        outcome = bool(op(plain(self), *map(plain, others)))
+        self.frame.recorder.guard(op, (self, *others), outcome)
+        return outcome
+
+    def _exit(self) -> Any:
+        plain = plain(self)
+        self._guard(operator.eq, plain)
+        return plain
+
+    def __hash__(self) -> int:
+        return hash(self._exit())
+
+    def __bool__(self) -> bool:
+        return self._guard(operator.ne, 0)
+
+    def __int__(self) -> int:
+        return int(self._exit())
+
+    def __float__(self) -> float:
+        return float(self._exit())
+
+    def __reduce__(self) -> Any:  # copies of a number are plain
+        return type(plain(self)), (self._exit(),)
+
+
+class Int(Tracked, int):
+    """An `int` with a recipe."""
+
+    __hash__ = Tracked.__hash__
+
+
+class Float(Tracked, float):
+    """A `float` with a recipe."""
+
+    __hash__ = Tracked.__hash__
+
+
+def plain(x: object) -> Any:
+    """The number without its tracking."""
+    if isinstance(x, Int):
+        return int.__int__(x)
+    return float.__float__(x) if isinstance(x, Float) else x
+
+
+def make(
+    frame: Frame, value: int | float, witnesses: tuple[Any, ...], recipe: Callable[[], Any]
+) -> Any:
+    """A tracked number; `bool`s and other results of arithmetic come back as they are."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    number: Any = Int(value) if isinstance(value, int) else Float(value)
+    number.frame, number.witnesses, number.recipe, number.hint = frame, witnesses, recipe, None
+    number.deps = frozenset(i for i, w in enumerate(witnesses) if w is not None and w != value)
+    return number
+
+
+def apply(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """`op(*args)` on numbers, recorded in the frame that is open now."""
+    tracked = [a for a in args if isinstance(a, Tracked)]
+    recorder = tracked[0].frame.recorder
+    frame = recorder.frame
+    value = op(*map(plain, args))
+    witnesses = tuple(
+        _evaluate(op, [a.witnesses[i] if isinstance(a, Tracked) else a for a in args])
+        for i in range(len(tracked[0].witnesses))
+    )
+    result = make(
+        frame, value, witnesses, lambda: frame.emit_function(op, tuple(map(frame.arg, args)))
+    )
+    if isinstance(result, Tracked):  # keeps `x % 7` dependent even where witnesses agree on it
+        alive = [a.deps for a in tracked]
+        result.deps = frozenset().union(*alive)
+    return result
+
+
+def _evaluate(op: Callable[..., Any], args: list[Any]) -> Any:
+    if any(a is None for a in args):
+        return None
+    try:
+        return op(*args)
+    except ArithmeticError:
+        return None
+
+
+def _forward(op: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: NotImplemented if _foreign(args) else apply(op, args)
+
+
+def _reverse(op: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda a, b: NotImplemented if _foreign((b,)) else apply(op, (b, a))
+
+
+def _compare(op: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda a, b: NotImplemented if _foreign((b,)) else a._guard(op, b)
+
+
+def _foreign(args: tuple[Any, ...]) -> bool:
+    return not all(isinstance(a, (int, float)) for a in args)
+
+
+def _exiting(name: str) -> Callable[..., Any]:
+    return lambda self, *args: getattr(self._exit(), name)(*args)
+
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+_EXITS = ("and", "or", "xor", "lshift", "rshift")
+_UNARY = {
+    "neg": operator.neg,
+    "abs": operator.abs,
+    "round": round,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "trunc": math.trunc,
+}
+for _cls in (Int, Float):
+    for _name in _BINARY:
+        setattr(_cls, f"__{_name}__", _forward(getattr(operator, _name)))
+        setattr(_cls, f"__r{_name}__", _reverse(getattr(operator, _name)))
+    for _name, _op in _UNARY.items():
+        setattr(_cls, f"__{_name}__", _forward(_op))
+    setattr(_cls, "__divmod__", lambda a, b: (a // b, a % b))
+    setattr(_cls, "is_integer", _exiting("is_integer"))
+    for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(_cls, f"__{_name}__", _compare(getattr(operator, _name)))
+for _name in _EXITS:
+    setattr(Int, f"__{_name}__", _exiting(f"__{_name}__"))
+    setattr(Int, f"__r{_name}__", _exiting(f"__r{_name}__"))

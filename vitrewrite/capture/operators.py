@@ -1,0 +1,85 @@
+"""What a `__torch_function__` call was in the source: an operator, a method, a function."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+_BINARY: dict[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "subtract": operator.sub, "mul": operator.mul,
+    "multiply": operator.mul, "div": operator.truediv, "true_divide": operator.truediv,
+    "matmul": operator.matmul, "pow": operator.pow, "remainder": operator.mod,
+    "floor_divide": operator.floordiv, "eq": operator.eq, "ne": operator.ne, "lt": operator.lt,
+    "le": operator.le, "gt": operator.gt, "ge": operator.ge, "add_": operator.iadd,
+    "sub_": operator.isub, "mul_": operator.imul, "div_": operator.itruediv,
+    "__getitem__": operator.getitem, "__and__": operator.and_, "__or__": operator.or_,
+    "__xor__": operator.xor,
+}  # fmt: skip
+_REVERSED: dict[str, Callable[..., Any]] = {
+    "__radd__": operator.add, "__rsub__": operator.sub, "__rmul__": operator.mul,
+    "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
+    "__rmatmul__": operator.matmul, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,
+}  # fmt: skip
+_UNARY: dict[str, Callable[..., Any]] = {
+    "neg": operator.neg, "__neg__": operator.neg, "__invert__": operator.invert,
+    "bitwise_not": operator.invert, "__pos__": operator.pos,
+}  # fmt: skip
+_INPLACE = {
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
+    operator.setitem,
+}  # fmt: skip
+_EFFECTS = {torch._C._set_grad_enabled, torch._assert}
+_RANDOM = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like",
+           "randn_like", "randint_like", "dropout", "alpha_dropout", "feature_dropout", "dropout1d",
+           "dropout2d", "dropout3d", "rrelu", "gumbel_softmax"}  # fmt: skip
+
+Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
+
+
+def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """`(kind, target, args, kwargs)` with kind `function`, `method` or `attribute`."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return "attribute", func.__self__.__name__, args, kwargs
+    if func is torch.Tensor.__setitem__:
+        return "function", operator.setitem, args, kwargs
+    if not _is_method(func, name):
+        return "function", func, args, kwargs
+    if not kwargs and len(args) == 2 and name in _BINARY:
+        return "function", _BINARY[name], args, kwargs
+    if not kwargs and len(args) == 2 and name in _REVERSED:
+        return "function", _REVERSED[name], (args[1], args[0]), kwargs
+    if len(args) == 1 and name in _UNARY:
+        return "function", _UNARY[name], args, kwargs
+    return "method", name, args, kwargs
+
+
+def _is_method(func: Any, name: str) -> bool:
+    return getattr(torch.Tensor, name, None) is func or hasattr(func, "__objclass__")
+
+
+def is_inplace(target: Any) -> bool:
+    """Whether a call changes its first argument."""
+    if isinstance(target, str):
+        return target.endswith("_") and not target.endswith("__")
+    name = getattr(target, "__name__", "")
+    return target in _INPLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node must stay even if nobody reads it."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.op == "call_module":
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return (
+        is_inplace(node.target)
+        or node.target in _EFFECTS
+        or bool(node.meta.get("guard"))
+        or name in _RANDOM
+    )

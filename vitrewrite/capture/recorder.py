@@ -1,0 +1,243 @@
+"""The tracer: runs a model on meta tensors and writes down what its forwards do.
+
+Every torch function is seen by a `TorchFunctionMode`, every module call by a patched
+`nn.Module.__call__` (see `calls`). Values are plain meta tensors; the open frame knows which node
+each one is. Nothing is evaluated, and no weight is read.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import CaptureError
+from . import tree
+from .frame import Frame, getitem
+from .guards import require
+from .memo import Memo
+from .numbers import Tracked
+from .operators import canonical, is_inplace
+from .witness import Witnesses
+
+_CONSTANT_ATTRIBUTES = {
+    "ndim", "requires_grad", "layout", "is_meta", "is_cuda", "is_sparse", "is_quantized", "is_cpu",
+    "is_leaf", "is_mkldnn", "is_nested", "grad", "itemsize", "is_mps", "is_xpu", "is_xla", "names",
+}  # fmt: skip
+_CONSTANT_METHODS = {
+    "dim", "is_floating_point", "is_complex", "is_contiguous", "element_size", "ndimension",
+    "get_device", "is_signed", "__hash__", "__repr__", "__format__", "type", "stride",
+    "is_inference", "has_names", "is_conj", "is_neg",
+}  # fmt: skip
+_READS_DATA = {
+    "__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "__contains__",
+    "__complex__", "data_ptr", "storage", "untyped_storage",
+}  # fmt: skip
+
+
+class Recorder(TorchFunctionMode):
+    """One trace of `model`, in the mode (train or eval) that its modules are in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.frames: list[Frame] = []
+        self.values = Witnesses()
+        self.memo = Memo()
+        self.modules = tree.module_paths(model)
+        self.owners = tree.tensor_paths(model)
+        self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
+        self.failed_in = ""
+
+    # -- frames ---------------------------------------------------------------------------------
+
+    @property
+    def frame(self) -> Frame:
+        """The forward that runs now."""
+        return self.frames[-1]
+
+    @contextmanager
+    def open(self, module: nn.Module, path: str) -> Iterator[Frame]:
+        """A frame for a forward of `module`."""
+        self.frames.append(Frame(self, module, path))
+        try:
+            yield self.frame
+        except Exception:
+            self.failed_in = self.failed_in or path
+            raise
+        finally:
+            self.frames.pop()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Torch functions called in here are not part of the program."""
+        frames, self.frames = self.frames, []
+        try:
+            yield
+        finally:
+            self.frames = frames
+
+    def owner(self, frame: Frame, tensor: torch.Tensor) -> str:
+        """Path, relative to the frame's module, of a parameter, buffer or plain tensor attribute.
+
+        Raises:
+            CaptureError: if the tensor belongs to a module that is not below the frame's.
+        """
+        paths = self.owners.get(id(tensor), [])
+        path = tree.find(paths, frame.path)
+        if path is not None:
+            return str(tree.relative(path, frame.path))
+        where = f"'{frame.path or 'the root'}'"
+        if paths:
+            raise CaptureError(
+                "VR603", f"{where} reads '{paths[0]}', which it neither owns nor is given"
+            )
+        names = [k for k, v in frame.module.__dict__.items() if v is tensor]
+        if not names:
+            raise CaptureError(
+                "VR603",
+                f"{where} uses a tensor that was computed elsewhere and is not passed to it",
+            )
+        path = f"{frame.path}.{names[0]}" if frame.path else names[0]
+        self.owners[id(tensor)] = [path]
+        self.constants[path] = tensor
+        return names[0]
+
+    # -- operations -----------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.frames:
+            return func(*args, **kwargs)
+        kind, target, args, kwargs = canonical(func, args, kwargs)
+        if kind == "attribute":
+            return self._attribute(target, *args)
+        if kind == "method":
+            special = self._method(target, args, kwargs)
+            if special is not NotImplemented:
+                return special
+        if target is torch._assert and isinstance(args[0], bool):
+            return func(*args, **kwargs)  # the comparison has become a guard already
+        return self._record(kind, target, args, kwargs)
+
+    def _attribute(self, name: str, tensor: torch.Tensor) -> Any:
+        if name == "shape":
+            return torch.Size([self.frame.size(tensor, d) for d in range(tensor.dim())])
+        if name not in _CONSTANT_ATTRIBUTES and name not in ("dtype", "device"):
+            return self._record("attribute", name, (tensor,), {})
+        with self.off():
+            value = getattr(self.values.meta(tensor), name)
+        if name in ("dtype", "device"):
+            self.frame.reads.append((value, self.frame.arg(tensor), name))
+        return value
+
+    def _method(self, name: str, args: Any, kwargs: Any) -> Any:
+        tensor, rest = args[0], args[1:]
+        if name in ("size", "__len__"):
+            dim = 0 if name == "__len__" else (*rest, *kwargs.values(), None)[0]
+            shape = self._attribute("shape", tensor)
+            return shape if dim is None else shape[dim]
+        if name in ("numel", "nelement"):
+            total: Any = 1
+            for length in self._attribute("shape", tensor):
+                total = total * length
+            return total
+        if name == "__iter__":
+            return iter(self._record("method", "unbind", (tensor, 0), {}))
+        if name in _CONSTANT_METHODS:
+            with self.off():
+                return getattr(self.values.meta(tensor), name)(*rest, **kwargs)
+        if name in _READS_DATA:
+            raise CaptureError(
+                "VR602",
+                f"'{self.frame.path or 'the root'}' decides on the values of a tensor "
+                f"(Tensor.{name.strip('_')}), which are not known when it is captured",
+            )
+        return NotImplemented
+
+    def _record(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        self.harvest()
+        frame = self.frame
+        with self.off():
+            what = f"{getattr(target, '__name__', target)} in '{frame.path or 'the root'}'"
+            old_shape = args[0].shape if args and isinstance(args[0], torch.Tensor) else None
+            arguments = (tuple(args), dict(kwargs))
+            result, others = self.values.run(
+                lambda a: _execute(kind, target, *a), arguments, what
+            )
+            node = _node(frame, kind, target, *frame.arg(arguments))
+            if target is operator.setitem:
+                return None
+            if is_inplace(target) and result is args[0]:
+                self._rebind(frame, node, result, old_shape)
+                return result
+            return self._bind(frame, node, result, others)
+
+    def _rebind(self, frame: Frame, node: fx.Node, value: torch.Tensor, old_shape: Any) -> None:
+        """After an in-place operation the same tensor is what the new node returns."""
+        frame.bind(value, node)
+        frame.hinted.discard(id(value))
+        if value.shape != old_shape:
+            frame.sizes = {k: v for k, v in frame.sizes.items() if k[0] != id(value)}
+
+    def _bind(self, frame: Frame, node: fx.Node, result: Any, others: list[Any]) -> Any:
+        if isinstance(result, torch.Tensor):
+            if result.device.type != "meta" or id(result) in frame.nodes:
+                result = result.detach().to("meta")  # `contiguous()` may return its input
+            self.values.add(result, others)
+            frame.bind(result, node)
+            return result
+        if isinstance(result, (tuple, list)):
+            return tuple(
+                self._bind(frame, getitem(frame, node, i), r, [o and o[i] for o in others])
+                for i, r in enumerate(result)
+            )
+        return result
+
+    # -- guards and names -----------------------------------------------------------------------
+
+    def guard(self, op: Callable[..., Any], args: tuple[Any, ...], outcome: bool) -> None:
+        """Notes that the trace went on because `op(*args)` was `outcome`."""
+        deps: set[int] = set()
+        for arg in args:
+            deps |= arg.deps if isinstance(arg, Tracked) else set()
+        for index in deps - set(self.values.dead):
+            under = [a.witnesses[index] if isinstance(a, Tracked) else a for a in args]
+            if None in under or bool(op(*under)) != outcome:
+                self.values.kill(index, f"{op.__name__} in '{self.frame.path or 'the root'}'")
+        if deps - set(self.values.dead):
+            require(self.frame, op, args, outcome, frozenset(deps))
+
+    def harvest(self) -> None:
+        """Takes the local variables of the running forward, and helpers it is in, as names."""
+        here = sys._getframe(1)
+        while here.f_back is not None and here.f_code.co_name != "trace_forward":
+            if "/torch/" not in here.f_code.co_filename and here.f_code not in _OURS:
+                self.frame.hint(here.f_locals)
+            here = here.f_back
+
+
+def _execute(kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+    if kind == "attribute":
+        return getattr(args[0], target)
+    if kind == "method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def _node(frame: Frame, kind: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
+    if kind == "method":
+        return frame.graph.call_method(target, args, kwargs)
+    if kind == "attribute":
+        return frame.graph.call_function(getattr, (*args, target))
+    return frame.graph.call_function(target, args, kwargs)
+
+
+_OURS = {
+    value.__code__ for value in vars(Recorder).values() if hasattr(value, "__code__")
+} | {Recorder.harvest.__code__}  # fmt: skip

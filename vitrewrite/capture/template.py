@@ -1,0 +1,92 @@
+"""A template: the graph shared by all equal modules, to become one class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+from torch import fx, nn
+
+from .operators import is_impure
+
+
+class Template:
+    """The forward of a kind of module.
+
+    Attributes:
+        name: class name in the emitted source.
+        graph: the forward; in eval mode if `training` is given.
+        training: the forward in train mode, where it is another program.
+    """
+
+    def __init__(self, name: str, graph: fx.Graph, training: fx.Graph | None = None) -> None:
+        self.name = name
+        self.graph = graph
+        self.training = training
+
+    @classmethod
+    def of(cls, module: nn.Module, graph: fx.Graph) -> Template:
+        """The template of a module that was just traced."""
+        return cls(re.sub(r"\W", "", type(module).__name__), graph)
+
+    def same(self, other: Template) -> bool:
+        """Whether both are the same program."""
+        return self is other or self.signature() == other.signature()
+
+    def signature(self) -> Hashable:
+        """Equal for equal programs, whatever their nodes are called."""
+        return self.name, *(g and signature(g) for g in (self.graph, self.training))
+
+    def clone(self) -> Template:
+        """A copy that can be edited."""
+        return Template(self.name, *(g and copy_graph(g) for g in (self.graph, self.training)))
+
+    def clean(self) -> None:
+        """Drops what nobody reads."""
+        for graph in (self.graph, self.training):
+            if graph is not None:
+                eliminate_dead_code(graph)
+
+    @property
+    def graphs(self) -> tuple[fx.Graph, ...]:
+        """The one or two programs."""
+        return (self.graph,) if self.training is None else (self.graph, self.training)
+
+
+def signature(graph: fx.Graph) -> Hashable:
+    """A hashable for the program in `graph`, free of node names."""
+    number = {node: i for i, node in enumerate(graph.nodes)}
+
+    def frozen(value: Any) -> Hashable:
+        if isinstance(value, fx.Node):
+            return ("node", number[value])
+        if isinstance(value, (tuple, list)):
+            return (type(value).__name__, *map(frozen, value))
+        if isinstance(value, dict):
+            return ("dict", *((k, frozen(v)) for k, v in value.items()))
+        if isinstance(value, slice):
+            return ("slice", frozen(value.start), frozen(value.stop), frozen(value.step))
+        return (type(value).__name__, value)
+
+    return tuple(
+        (n.op, "" if n.op == "placeholder" else n.target, frozen(n.args), frozen(n.kwargs))
+        for n in graph.nodes
+    )
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with the nodes' meta."""
+    result = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        mapping[node] = result.node_copy(node, lambda n: mapping[n])
+        mapping[node].meta = dict(node.meta)
+    return result
+
+
+def eliminate_dead_code(graph: fx.Graph) -> None:
+    """Erases nodes without users, in-place, random and guarding ones excepted."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and not is_impure(node):
+            graph.erase_node(node)

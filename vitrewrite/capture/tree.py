@@ -1,0 +1,94 @@
+"""Small helpers over module trees and nested values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .numbers import Tracked
+
+if TYPE_CHECKING:
+    from .frame import Frame
+
+
+def module_paths(model: nn.Module) -> dict[int, list[str]]:
+    """Every path under which each module object can be reached."""
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    return paths
+
+
+def tensor_paths(model: nn.Module) -> dict[int, list[str]]:
+    """Every path under which each parameter or buffer can be reached."""
+    paths: dict[int, list[str]] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                paths.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)
+    return paths
+
+
+def relative(path: str, prefix: str) -> str | None:
+    """`path` as seen from `prefix`, or None if it is not below it."""
+    if not prefix:
+        return path
+    return path[len(prefix) + 1 :] if path.startswith(f"{prefix}.") else None
+
+
+def find(paths: list[str], prefix: str) -> str | None:
+    """The first of `paths` that lies below `prefix`."""
+    return next((p for p in paths if relative(p, prefix) is not None), None)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Tensors and tracked numbers in a nested value, in order."""
+    if isinstance(value, (torch.Tensor, Tracked)):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, slice):
+        yield from leaves((value.start, value.stop, value.step))
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same structure with `function` applied to tensors and tracked numbers."""
+    if isinstance(value, (torch.Tensor, Tracked)):
+        return function(value)
+    if isinstance(value, torch.Size):
+        return torch.Size(map_leaves(function, v) for v in value)
+    if isinstance(value, tuple):
+        items = [map_leaves(function, v) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [map_leaves(function, v) for v in value]
+    if isinstance(value, dict):
+        return type(value)(**{k: map_leaves(function, v) for k, v in value.items()})
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        return slice(*(map_leaves(function, v) for v in parts))
+    return value
+
+
+def bind_arguments(frame: Frame, module: nn.Module, args: Any, kwargs: Any) -> None:
+    """One placeholder for each tensor or number in the call, named as the forward names it."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    for name, value in bound.arguments.items():
+        found = list(leaves(value))
+        direct = isinstance(value, (torch.Tensor, Tracked)) or len(found) == 1
+        for i, leaf in enumerate(found):
+            plain = "x" if name in ("args", "input", "inputs") else name
+            frame.placeholder(plain if direct else f"{plain}_{i}", leaf)
+
+
+def signature_of_dict(module: nn.Module) -> dict[str, int]:
+    """Identity of every attribute: a forward that changes one must not be memoised."""
+    return {k: id(v) for k, v in module.__dict__.items()}

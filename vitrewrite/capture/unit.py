@@ -1,0 +1,137 @@
+"""The captured tree: real `nn.Module`s that hold state, run by their template's graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .template import Template
+
+
+class Unit(nn.Module):
+    """An instance of a template.
+
+    `realise` (in `emit`) later swaps its class for the one printed from the template; until then
+    `forward` walks the graph.
+
+    Attributes:
+        template: the program, or None for a module that only holds state or children.
+    """
+
+    template: Template | None
+
+    def __init__(self, template: Template | None = None) -> None:
+        super().__init__()
+        self.__dict__["template"] = template
+
+    def forward(self, *args: Any) -> Any:
+        """Runs the graph node by node."""
+        assert self.template is not None, "a container is never called"
+        graph = self.template.graph
+        if self.training and self.template.training is not None:
+            graph = self.template.training
+        return run_graph(graph, self, args)
+
+
+def run_graph(graph: fx.Graph, module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Evaluates `graph` with the state and children of `module`."""
+    values: dict[fx.Node, Any] = {}
+    inputs = iter(args)
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(inputs)
+        elif node.op == "output":
+            return fx.node.map_arg(node.args[0], lambda n: values[n])
+        else:
+            values[node] = run_node(node, module, values)
+    return None
+
+
+def run_node(node: fx.Node, module: nn.Module, values: dict[fx.Node, Any]) -> Any:
+    """Evaluates one node that is neither an input nor the output."""
+    if node.op == "get_attr":
+        return attribute(module, node.target)
+    args = fx.node.map_arg(node.args, lambda n: values[n])
+    kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def attribute(module: nn.Module, target: Any) -> Any:
+    """The parameter, buffer or setting at a dotted path."""
+    *path, name = str(target).split(".")
+    return getattr(module.get_submodule(".".join(path)), name)
+
+
+def copy_tree(model: nn.Module, assignments: dict[str, Any], constants: dict[str, torch.Tensor]) -> nn.Module:
+    """The tree of units for a traced model: shares storage of parameters, copies buffers."""
+    return _Copier(assignments, constants).copy(model, "")
+
+
+class _Copier:
+    def __init__(self, assignments: dict[str, Any], constants: dict[str, torch.Tensor]) -> None:
+        self.assignments = assignments
+        self.constants = constants
+        self.modules: dict[int, nn.Module] = {}
+        self.tensors: dict[int, Any] = {}
+
+    def copy(self, module: nn.Module, path: str) -> nn.Module:
+        if id(module) in self.modules:
+            return self.modules[id(module)]
+        result = self._shell(module, path)
+        self.modules[id(module)] = result
+        result.training = module.training
+        for name, parameter in module._parameters.items():
+            result.register_parameter(name, self._parameter(parameter))
+        for name, buffer in module._buffers.items():
+            keep = name not in module._non_persistent_buffers_set
+            result.register_buffer(name, self._buffer(buffer), persistent=keep)
+        for full, constant in self.constants.items():
+            if full.rpartition(".")[0] == path:
+                name = full.rpartition(".")[2]
+                result.register_buffer(name, self._buffer(constant), persistent=False)
+        for name, child in module._modules.items():
+            below = f"{path}.{name}" if path else name
+            result._modules[name] = None if child is None else self.copy(child, below)
+        return result
+
+    def _shell(self, module: nn.Module, path: str) -> nn.Module:
+        """The new module without its state."""
+        assigned = self.assignments.get(path)
+        if isinstance(assigned, Template):
+            return Unit(assigned)
+        cls = assigned or (type(module) if _is_torch(type(module)) else None)
+        if cls is None:
+            return Unit()
+        shell = cls.__new__(cls)
+        nn.Module.__init__(shell)
+        own = {k: v for k, v in module.__dict__.items() if k not in shell.__dict__}
+        shell.__dict__.update(own)
+        return shell
+
+    def _parameter(self, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None:
+            return None
+        if id(parameter) not in self.tensors:
+            shared = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+            self.tensors[id(parameter)] = shared
+        result: nn.Parameter = self.tensors[id(parameter)]
+        return result
+
+    def _buffer(self, buffer: torch.Tensor | None) -> torch.Tensor | None:
+        if buffer is None:
+            return None
+        if id(buffer) not in self.tensors:
+            self.tensors[id(buffer)] = buffer.detach().clone()
+        result: torch.Tensor = self.tensors[id(buffer)]
+        return result
+
+
+def _is_torch(cls: type) -> bool:
+    return cls.__module__.startswith("torch.nn.modules.")

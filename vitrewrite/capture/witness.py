@@ -1,0 +1,113 @@
+"""The inputs under which a trace runs at once.
+
+The primary input decides the control flow. Each *witness* is another input, with another batch size
+or another image size. A guard that comes out differently under a witness, or an operation that
+fails under it, proves that the model is fixed in that respect; the witness is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..errors import CaptureError
+from . import tree
+from .numbers import plain
+
+BATCH, IMAGE = 0, 1
+COUNT = 2
+
+
+class DeadError(Exception):
+    """A witness that is no longer carried."""
+
+
+class Witnesses:
+    """Every value of a trace, under every witness."""
+
+    def __init__(self) -> None:
+        self.dead: dict[int, str] = {}  # witness -> why the model is fixed in it
+        self._others: dict[int, list[torch.Tensor | None]] = {}
+        self._metas: dict[int, torch.Tensor] = {}
+        self._keep: list[Any] = []
+
+    def keep(self, value: Any) -> None:
+        """Holds on to a value, so that its id stays its own."""
+        self._keep.append(value)
+
+    def add(self, value: torch.Tensor, others: list[torch.Tensor | None]) -> None:
+        """Registers a new value."""
+        self._others[id(value)] = others
+        self.keep(value)
+
+    def all(self, value: torch.Tensor) -> list[torch.Tensor | None]:
+        """The value under the primary input, then under each witness (None where dead)."""
+        others = self._others.get(id(value))
+        if others is None:  # a parameter: the same under all
+            others = [None if i in self.dead else value for i in range(COUNT)]
+        return [value, *others]
+
+    def meta(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself, or its shadow on the meta device."""
+        if tensor.device.type == "meta":
+            return tensor
+        if id(tensor) not in self._metas:
+            self._metas[id(tensor)] = tensor.detach().to("meta")
+            self.keep(tensor)
+        return self._metas[id(tensor)]
+
+    def primary(self, value: Any) -> Any:
+        """A nested value under the primary input."""
+        return tree.map_leaves(
+            lambda v: self.meta(v) if isinstance(v, torch.Tensor) else plain(v), value
+        )
+
+    def under(self, index: int, value: Any) -> Any:
+        """A nested value under a witness.
+
+        Raises:
+            DeadError: if any part of it is not carried any more.
+        """
+        return tree.map_leaves(lambda v: self._at(index, v), value)
+
+    def outcome(self, index: int, value: Any) -> Any:
+        """A nested value under a witness, or None if the witness is dead."""
+        try:
+            return self.under(index, value)
+        except DeadError:
+            return None
+
+    def _at(self, index: int, value: Any) -> Any:
+        is_tensor = isinstance(value, torch.Tensor)
+        found = self.all(value)[index + 1] if is_tensor else value.witnesses[index]
+        if found is None or index in self.dead:
+            raise DeadError
+        return self.meta(found) if is_tensor else found
+
+    def run(self, function: Callable[[Any], Any], value: Any, what: str) -> tuple[Any, list[Any]]:
+        """`function(value)` under the primary input and under each witness."""
+        result = function(self.primary(value))
+        return result, [self._attempt(i, function, value, what) for i in range(COUNT)]
+
+    def _attempt(self, index: int, function: Callable[[Any], Any], value: Any, what: str) -> Any:
+        if index in self.dead:
+            return None
+        try:
+            return function(self.under(index, value))
+        except DeadError:
+            return None
+        except Exception as error:  # any failure under a witness says that the model is fixed
+            self.kill(index, f"{what}: {error}")
+            return None
+
+    def kill(self, index: int, why: str) -> None:
+        """Drops a witness.
+
+        Raises:
+            CaptureError: if the model turns out to be fixed in batch size.
+        """
+        self.dead.setdefault(index, why)
+        if index == BATCH:
+            raise CaptureError("VR605", f"the batch size is built into the model ({why})")

@@ -1,0 +1,170 @@
+"""Every error that vitrewrite reports on purpose.
+
+```
+VitrewriteError
+├── SpecError        the text of a spec: syntax, names, types, ranges (VR1xx, VR2xx)
+├── MatchError       a selector or site that the model does not have (VR3xx)
+├── RewriteError     clauses in conflict, a pass that cannot do what it was asked (VR4xx)
+├── VerifyError      a claim that does not hold (VR5xx)
+├── CaptureError     a model that cannot be captured, or was captured for something else (VR6xx)
+├── FileError        folders, weights and deltas on disk (VR7xx)
+├── UsageError       a command line that makes no sense (VR9xx)
+└── ErrorList        several of the above, reported together
+```
+
+A message is one line in lower case that says what is wrong with the value in it; `span` says
+where, `notes` what would be valid, `suggestion` what was probably meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+# What moves the cursor, colours a terminal, reorders or hides text: control characters, marks of
+# direction and zero width, lone surrogates. Tab and newline are the two exceptions.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_EXCERPT = 100  # characters of a source line that an error shows
+
+
+@dataclass(frozen=True)
+class Span:
+    """A place in a source text; lines and columns count from 1, `end_column` is exclusive."""
+
+    file: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    text: str = ""  # the source line at `line`, without its newline
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+    def excerpt(self) -> str:
+        """The source line with a caret line below it; of a long line, the part that matters."""
+        stop = self.end_column if self.end_line == self.line else len(self.text) + 1
+        # Two thirds of the window lie after the place: what follows an error explains it more.
+        first = max(0, self.column - 1 - _EXCERPT // 3) if len(self.text) > _EXCERPT else 0
+        line = self.text[first : first + _EXCERPT]
+        left, right = "..." * (first > 0), "..." * (first + len(line) < len(self.text))
+        column = self.column - first
+        width = max(1, min(stop - first, len(line) + 1) - column)
+        pad = "".join("\t" if c == "\t" else " " for c in line[: column - 1])
+        shown_line = UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", line)
+        return f"    {left}{shown_line}{right}\n    {' ' * len(left)}{pad}{'^' * width}"
+
+
+class VitrewriteError(Exception):
+    """Base of all public errors.
+
+    Args:
+        code: stable identifier, `VR` and three digits; `vitrewrite explain CODE` tells more.
+        message: one line, lower case, with the offending value.
+        span: where in a spec, if it is about a spec.
+        notes: further lines, such as the values that would be valid.
+        suggestion: a near name, or what to do.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        span: Span | None = None,
+        notes: Sequence[str] = (),
+        suggestion: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.span = span
+        self.notes = tuple(notes)
+        self.suggestion = suggestion
+
+    def render(self) -> str:
+        """The error as a user reads it: place, code, message, source line, notes, help."""
+        place = f"{self.span}: " if self.span else ""
+        lines = [f"{place}{self.code} {self.message}"]
+        if self.span and self.span.text.strip():
+            lines.append(self.span.excerpt())
+        lines += [f"  note: {note}" for note in self.notes]
+        if self.suggestion:
+            lines.append(f"  help: {self.suggestion}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.render()
+
+
+class SpecError(VitrewriteError):
+    """The text of a spec is wrong: syntax, a name, a type, a range."""
+
+
+class MatchError(VitrewriteError):
+    """A selector matches nothing, or names a site that the model does not have."""
+
+
+class RewriteError(VitrewriteError):
+    """Two clauses are in conflict, or a pass cannot do what it was asked here."""
+
+
+class VerifyError(VitrewriteError):
+    """A claim does not hold."""
+
+
+class CaptureError(VitrewriteError):
+    """A model cannot be captured, or is called with what it was not captured for."""
+
+
+class FileError(VitrewriteError):
+    """A folder, weights file or delta cannot be read, written or used here."""
+
+
+class UsageError(VitrewriteError):
+    """The command line makes no sense."""
+
+
+class ErrorList(VitrewriteError):
+    """Several errors of one run, reported together."""
+
+    def __init__(self, errors: Iterable[VitrewriteError]) -> None:
+        self.errors = tuple(errors)
+        first = self.errors[0]
+        super().__init__(first.code, first.message, span=first.span)
+
+    def render(self) -> str:
+        """All errors, one after the other."""
+        return "\n".join(error.render() for error in self.errors)
+
+
+def shown(text: object, limit: int = 60) -> str:
+    """A value from the user in quotes, on one line and cut if long, to put in a message."""
+    plain = UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"\s", " ", str(text)))
+    return f"'{plain}'" if len(plain) <= limit else f"'{plain[: limit - 3]}...'"
+
+
+def raise_all(errors: Sequence[VitrewriteError]) -> None:
+    """Raises nothing, the one error, or all of them as an `ErrorList`."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ErrorList(errors)
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str | None:
+    """A suggestion such as "did you mean 'lora'?", or None if nothing is near."""
+    import difflib  # only a failing run pays for it
+
+    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.55)
+    return f"did you mean '{near[0]}'?" if near else None
+
+
+def listing(valid: Iterable[str], limit: int = 12) -> str:
+    """Names joined by commas, cut after `limit` of them."""
+    names = list(valid)
+    rest = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
