@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import CaptureError, VitrewriteError
-from . import calls, inputs, modes, tree
+from . import calls, construction, inputs, modes, tree
 from .guards import check_input, is_guard
 from .recorder import Recorder
 from .state import calls_seen_by, preserved, uncached
@@ -39,7 +39,9 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
         template.clean()
     if IMAGE in fixed:
         _guard_input_size(merged[""], example)
-    return copy_tree(model, merged, {**evaluation.constants, **training.constants})
+    root = copy_tree(model, merged, {**evaluation.constants, **training.constants})
+    root.__dict__["programs"] = construction.programs(model)
+    return root
 
 
 class _Trace:

@@ -123,6 +123,7 @@ def _bind_outputs(frame: Frame, node: fx.Node, outputs: Any) -> None:
     items: list[tuple[Any, Any]] = []
     if isinstance(outputs, (tuple, list)):
         items = list(enumerate(outputs))
+        node.meta["arity"] = len(items)
     elif isinstance(outputs, dict):
         items = list(outputs.items())
     for key, item in items:

@@ -17,7 +17,8 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "le": operator.le, "gt": operator.gt, "ge": operator.ge, "add_": operator.iadd,
     "sub_": operator.isub, "mul_": operator.imul, "div_": operator.itruediv,
     "__getitem__": operator.getitem, "__and__": operator.and_, "__or__": operator.or_,
-    "__xor__": operator.xor,
+    "__xor__": operator.xor, "__eq__": operator.eq, "__ne__": operator.ne, "__lt__": operator.lt,
+    "__le__": operator.le, "__gt__": operator.gt, "__ge__": operator.ge,
 }  # fmt: skip
 _REVERSED: dict[str, Callable[..., Any]] = {
     "__radd__": operator.add, "__rsub__": operator.sub, "__rmul__": operator.mul,
@@ -35,7 +36,7 @@ _INPLACE = {
 _EFFECTS = {torch._C._set_grad_enabled, torch._assert}
 _RANDOM = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like",
            "randn_like", "randint_like", "dropout", "alpha_dropout", "feature_dropout", "dropout1d",
-           "dropout2d", "dropout3d", "rrelu", "gumbel_softmax"}  # fmt: skip
+           "dropout2d", "dropout3d", "rrelu", "gumbel_softmax", "uniform", "exponential"}  # fmt: skip
 
 Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
@@ -70,16 +71,18 @@ def is_inplace(target: Any) -> bool:
     return target in _INPLACE or (name.endswith("_") and not name.endswith("__"))
 
 
+def is_random(node: fx.Node) -> bool:
+    """Whether a function or method node draws random numbers."""
+    target = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return node.op in ("call_function", "call_method") and name.removesuffix("_") in _RANDOM
+
+
 def is_impure(node: fx.Node) -> bool:
     """Whether a node must stay even if nobody reads it."""
     if node.op in ("placeholder", "output"):
         return True
     if node.op == "call_module":
         return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return (
-        is_inplace(node.target)
-        or node.target in _EFFECTS
-        or bool(node.meta.get("guard"))
-        or name in _RANDOM
-    )
+    guarded = node.meta.get("guard") is not None
+    return is_inplace(node.target) or node.target in _EFFECTS or guarded or is_random(node)

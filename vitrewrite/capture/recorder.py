@@ -193,6 +193,7 @@ class Recorder(TorchFunctionMode):
             frame.bind(result, node)
             return result
         if isinstance(result, (tuple, list)):
+            node.meta["arity"] = len(result)
             return tuple(
                 self._bind(frame, getitem(frame, node, i), r, [o and o[i] for o in others])
                 for i, r in enumerate(result)

@@ -18,13 +18,22 @@ class Unit(nn.Module):
 
     Attributes:
         template: the program, or None for a module that only holds state or children.
+        kind: the class name of the original module.
+        settings: its numeric attributes, which lend their names to constants.
     """
 
     template: Template | None
+    kind: str
+    settings: dict[str, int | float]
 
-    def __init__(self, template: Template | None = None) -> None:
+    def __init__(
+        self,
+        template: Template | None = None,
+        kind: str = "Module",
+        settings: dict[str, int | float] | None = None,
+    ) -> None:
         super().__init__()
-        self.__dict__["template"] = template
+        self.__dict__.update(template=template, kind=kind, settings=settings or {})
 
     def forward(self, *args: Any) -> Any:
         """Runs the graph node by node."""
@@ -104,11 +113,9 @@ class _Copier:
     def _shell(self, module: nn.Module, path: str) -> nn.Module:
         """The new module without its state."""
         assigned = self.assignments.get(path)
-        if isinstance(assigned, Template):
-            return Unit(assigned)
         cls = assigned or (type(module) if _is_torch(type(module)) else None)
-        if cls is None:
-            return Unit()
+        if isinstance(assigned, Template) or cls is None:
+            return Unit(assigned, type(module).__name__, _settings(module))
         shell = cls.__new__(cls)
         nn.Module.__init__(shell)
         own = {k: v for k, v in module.__dict__.items() if k not in shell.__dict__}
@@ -135,3 +142,16 @@ class _Copier:
 
 def _is_torch(cls: type) -> bool:
     return cls.__module__.startswith("torch.nn.modules.")
+
+
+def _settings(module: nn.Module) -> dict[str, int | float]:
+    """Numeric attributes; a pair such as a window size counts as its two parts."""
+    found: dict[str, int | float] = {}
+    for name, value in module.__dict__.items():
+        if name.startswith("_") or isinstance(value, bool):
+            continue
+        if isinstance(value, (int, float)):
+            found[name] = value
+        elif isinstance(value, tuple) and len(value) == 2 and all(type(v) is int for v in value):
+            found.setdefault(name, value[0])
+    return found

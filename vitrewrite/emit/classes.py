@@ -1,0 +1,188 @@
+"""Classes from units: one per program, whatever the number of instances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from ..capture.template import Template, copy_graph, eliminate_dead_code
+from ..capture.unit import Unit
+from .effects import is_nothing
+from .expressions import Symbol
+from .parameters import Parameters
+from .skeleton import Position, replace_literals, skeleton
+from .tidy import tidy
+
+
+@dataclass(eq=False)
+class Class:
+    """A class to be emitted, and the units that are its instances."""
+
+    name: str
+    template: Template | None
+    units: list[Unit] = field(default_factory=list)
+    literals: list[dict[Position, int | float]] = field(default_factory=list)
+    parameters: Parameters = field(default_factory=lambda: Parameters(0))
+    graphs: tuple[fx.Graph, ...] = ()
+
+    @property
+    def sample(self) -> Unit:
+        """One of the instances."""
+        return self.units[0]
+
+    def children(self) -> Iterator[tuple[str, list[nn.Module]]]:
+        """The children that the class needs, with one module per instance."""
+        for name in self.sample._modules:
+            modules = [u._modules[name] for u in self.units]
+            if self._needs(name, modules):
+                yield name, modules  # type: ignore[misc]
+
+    def _needs(self, name: str, modules: list[Any]) -> bool:
+        if any(m is not None and _has_state(m) for m in modules):
+            return True
+        return any(
+            n.op in ("call_module", "get_attr") and str(n.target).split(".")[0] == name
+            for graph in self.graphs
+            for n in graph.nodes
+        )
+
+
+class Classes:
+    """All classes of a captured tree, children before parents."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.of: dict[int, Class] = {}  # id of a unit -> its class
+        self.paths = {id(m): path for path, m in root.named_modules()}
+        self.all: list[Class] = []
+        self._by_key: dict[Any, Class] = {}
+        self._skeletons: dict[int, Any] = {}
+        self._collect(root)
+        self.all = self._ordered()
+        self._name()
+        for cls in self.all:
+            self._prepare(cls)
+
+    def _collect(self, module: nn.Module) -> None:
+        for child in module.children():
+            self._collect(child)
+        if not isinstance(module, Unit) or id(module) in self.of or is_chain(module):
+            return
+        key, literals = self._key(module)
+        cls = self._by_key.get(key)
+        if cls is None:
+            template = module.template
+            name = template.name if template else module.kind
+            cls = self._by_key[key] = Class(name, template)
+            self.all.append(cls)
+        cls.units.append(module)
+        cls.literals.append(literals)
+        self.of[id(module)] = cls
+
+    def _key(self, unit: Unit) -> tuple[Any, dict[Position, int | float]]:
+        template = unit.template
+        names = tuple(unit._modules), tuple(unit._parameters), tuple(unit._buffers)
+        if template is None:
+            return (unit.kind, names, id(unit)), {}
+        if id(template) not in self._skeletons:
+            self._skeletons[id(template)] = skeleton(template)
+        shape, literals = self._skeletons[id(template)]
+        return (shape, names, tuple(k for k, v in unit._parameters.items() if v is None)), literals
+
+    def _ordered(self) -> list[Class]:
+        """Children before parents, else as they were found."""
+        order: list[Class] = []
+
+        def visit(cls: Class) -> None:
+            if cls in order:
+                return
+            for unit in cls.units:
+                for below in list(unit.modules())[1:]:
+                    if id(below) in self.of:
+                        visit(self.of[id(below)])
+            order.append(cls)
+
+        for cls in self.all:
+            visit(cls)
+        return order
+
+    def _name(self) -> None:
+        """Two classes of one name: the later one is numbered."""
+        taken: set[str] = set()
+        for cls in self.all:
+            stem, number = cls.name, 2
+            while cls.name in taken:
+                cls.name, number = f"{stem}{number}", number + 1
+            taken.add(cls.name)
+
+    def _prepare(self, cls: Class) -> None:
+        cls.parameters = Parameters(len(cls.units))
+        if cls.template is None:
+            return
+        cls.graphs = tuple(copy_graph(g) for g in cls.template.graphs)
+        for graph in cls.graphs:
+            for node in list(graph.nodes):
+                if node.op == "call_module" and _nothing_everywhere(cls, str(node.target)):
+                    node.replace_all_uses_with(node.args[0])
+                    graph.erase_node(node)
+
+    def finish(self, cls: Class) -> None:
+        """Writes differing literals as arguments; to be done after the children's classes."""
+        names = {p: self._argument(cls, p) for p in cls.literals[0]} if cls.template else {}
+        for i, graph in enumerate(cls.graphs):
+            replace_literals(graph, i, {p: s for p, s in names.items() if s is not None})
+            tidy(graph, cls.sample)
+            eliminate_dead_code(graph)
+
+    def _argument(self, cls: Class, position: Position) -> Symbol | None:
+        vector = tuple(found[position] for found in cls.literals)
+        if all(v == vector[0] for v in vector):
+            return None
+        name = setting(cls, vector)
+        if name is None and isinstance(vector[0], float):
+            complement = tuple(_setting_values(cls, k) for k in cls.sample.settings)
+            for key, values in zip(cls.sample.settings, complement, strict=True):
+                if values is not None and vector == tuple(1 - v for v in values):
+                    return Symbol(f"1 - {cls.parameters.express(values, key, 'self.')}")
+        fallback = "size" if isinstance(vector[0], int) else "factor"
+        return Symbol(
+            cls.parameters.express(vector, name or fallback, "self.", derive=name is None)
+        )
+
+
+def is_chain(unit: Unit) -> bool:
+    """Whether the unit just calls its numbered children in turn: an `nn.Sequential`."""
+    if unit.template is None or unit.template.training or unit._parameters or unit._buffers:
+        return False
+    names = list(unit._modules)
+    nodes = [n for n in unit.template.graph.nodes if n.op != "output"]
+    if names != [str(i) for i in range(len(names))] or len(nodes) != len(names) + 1:
+        return False
+    return nodes[0].op == "placeholder" and all(
+        n.op == "call_module" and n.target == name and n.args == (before,) and not n.meta.get("origin")
+        for before, n, name in zip(nodes, nodes[1:], names, strict=False)
+    )
+
+
+def _nothing_everywhere(cls: Class, target: str) -> bool:
+    return all(is_nothing(u.get_submodule(target)) for u in cls.units)
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+
+
+def setting(cls: Class, vector: tuple[Any, ...]) -> str | None:
+    """The attribute of the original modules that held these values."""
+    for name in cls.sample.settings:
+        values = _setting_values(cls, name)
+        if values == vector and all(type(a) is type(b) for a, b in zip(values, vector, strict=True)):
+            return name
+    return None
+
+
+def _setting_values(cls: Class, name: str) -> tuple[Any, ...] | None:
+    values = tuple(u.settings.get(name) for u in cls.units)
+    return None if None in values else values

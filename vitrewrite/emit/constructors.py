@@ -1,0 +1,221 @@
+"""The `__init__` of a class: its settings, parameters, buffers and children."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..capture.unit import Unit
+from . import layers
+from .classes import Class, Classes, is_chain, setting
+from .effects import is_nothing
+from .expressions import Symbol
+from .functions import Functions
+from .parameters import Parameters
+from .tables import table
+from .wrap import WIDTH, wrap
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A constructor call in parts, so that runs of them can be written as a loop."""
+
+    callee: str
+    arguments: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.callee}({', '.join(self.arguments)})"
+
+
+class Constructors:
+    """Writes constructors; each may add arguments to its class, which the parent then passes."""
+
+    def __init__(self, classes: Classes, functions: Functions) -> None:
+        self.classes = classes
+        self.functions = functions
+
+    def lines(self, cls: Class) -> list[str]:
+        """The statements after `super().__init__()` that make parameters, buffers and children."""
+        # Children first: the width of a layer is a better argument than the shape of a table.
+        children = []
+        for name, modules in cls.children():
+            text = str(self.construct(modules, cls.parameters, name))
+            add = f'self.add_module("{name}", {text})'
+            children.append(add if name.isdigit() else f"self.{name} = {text}")
+        self.classes.finish(cls)
+        out: list[str] = []
+        for name in cls.sample._parameters:
+            tensors = [u._parameters[name] for u in cls.units]
+            out.append(f"self.{name} = {self._parameter(cls.parameters, tensors)}")
+        for name in cls.sample._buffers:
+            out.append(self._buffer(cls, name))
+        return [part for line in (*out, *children) for part in wrap(line, WIDTH - 8)]
+
+    def _parameter(self, parameters: Parameters, tensors: Sequence[Any]) -> str:
+        if tensors[0] is None:
+            return "None"
+        sizes = zip(*(t.shape for t in tensors), strict=True)
+        shape = ", ".join(parameters.express(size, "dim") for size in sizes)
+        return f"nn.Parameter(torch.zeros({shape}))"
+
+    def _buffer(self, cls: Class, name: str) -> str:
+        buffers = [u._buffers[name] for u in cls.units]
+        if buffers[0] is None:
+            return f'self.register_buffer("{name}", None)'
+        persistent = name not in cls.sample._non_persistent_buffers_set
+        if persistent:
+            sizes = zip(*(b.shape for b in buffers), strict=True)  # type: ignore[union-attr]
+            shape = ", ".join(cls.parameters.express(size, "dim") for size in sizes)
+            dtype = buffers[0].dtype
+            kind = "" if dtype == torch.float32 else f", dtype={dtype}"
+            return f'self.register_buffer("{name}", torch.zeros({shape}{kind}))'
+        paths = [f"{self.classes.paths[id(u)]}.{name}".lstrip(".") for u in cls.units]
+        text = self.functions.call(paths, cls.parameters, lambda v: setting(cls, v))
+        if text is None:
+            values = [Symbol(table(b)) for b in buffers]  # type: ignore[arg-type]
+            text = cls.parameters.express(values, name)
+        return f'self.register_buffer("{name}", {text}, persistent=False)'
+
+    # -- children -------------------------------------------------------------------------------
+
+    def construct(self, modules: Sequence[nn.Module], parameters: Parameters, name: str) -> Any:
+        """A `Call` (or text) that makes the child `name` of every instance."""
+        kinds = {self._kind(m) for m in modules}
+        if len(kinds) == 1:
+            return self._same_kind(modules, parameters, name)
+        busy = [m for m in modules if not is_nothing(m)]
+        if len({self._kind(m) for m in busy}) == 1:
+            text = self._optional(modules, busy[0], parameters, name)
+            if text:
+                return text
+        return parameters.module(name, modules)
+
+    def _kind(self, module: nn.Module) -> Any:
+        if id(module) in self.classes.of:
+            return self.classes.of[id(module)].name
+        if isinstance(module, _CONTAINERS) or isinstance(module, Unit):
+            return _container_name(module), *(self._kind(m) for m in module.children())
+        return type(module)
+
+    def _same_kind(self, modules: Sequence[nn.Module], parameters: Parameters, name: str) -> Any:
+        first = modules[0]
+        if id(first) in self.classes.of:
+            return self._instance(modules, parameters)
+        if isinstance(first, (*_CONTAINERS, Unit)):
+            return self._container(modules, parameters, name)
+        return self._layer(modules, parameters)
+
+    def _layer(self, modules: Sequence[nn.Module], parameters: Parameters) -> Call:
+        found = [layers.arguments(m) for m in modules]
+        plain = layers.positional(modules[0])
+        arguments: list[str] = []
+        for key in dict.fromkeys(k for f in found for k in f):
+            default = layers.default(type(modules[0]), key)
+            text = parameters.express([f.get(key, default) for f in found], layers.wish(key))
+            arguments.append(text if key in plain else f"{key}={text}")
+        return Call(layers.class_name(type(modules[0])), tuple(arguments))
+
+    def _instance(self, modules: Sequence[nn.Module], parameters: Parameters) -> Call:
+        cls = self.classes.of[id(modules[0])]
+        position = {id(u): i for i, u in enumerate(cls.units)}
+        arguments = []
+        for key in cls.parameters.vectors:
+            values = [cls.parameters.value(key, position[id(m)]) for m in modules]
+            if isinstance(values[0], nn.Module):
+                arguments.append(str(self.construct(values, parameters, key)))
+            else:
+                arguments.append(parameters.express(values, key))
+        return Call(cls.name, tuple(arguments))
+
+    def _optional(
+        self, modules: Sequence[nn.Module], busy: nn.Module, parameters: Parameters, name: str
+    ) -> str | None:
+        """`DropPath(p) if p else nn.Identity()`, where one number tells which."""
+        cls = self.classes.of.get(id(busy))
+        if cls is None or len(cls.parameters.vectors) != 1:
+            return None
+        (key,) = cls.parameters.vectors
+        position = {id(u): i for i, u in enumerate(cls.units)}
+        values = [
+            cls.parameters.value(key, position[id(m)]) if id(m) in position else 0.0
+            for m in modules
+        ]
+        if not all(isinstance(v, float) for v in values):
+            return None
+        text = parameters.express(values, name.rstrip("0123456789"))
+        return f"{cls.name}({text}) if {text} else nn.Identity()"
+
+    def _container(self, modules: Sequence[nn.Module], parameters: Parameters, name: str) -> Any:
+        columns = zip(*(m._modules.items() for m in modules), strict=True)
+        items = [
+            self.construct([m for _, m in column], parameters, f"{name}_{column[0][0]}")  # type: ignore[misc]
+            for column in columns
+        ]
+        kind = _container_name(modules[0])
+        parts = _runs(items)
+        if kind == "nn.ModuleList":
+            loop = len(parts) == 1 and parts[0].startswith("*(")
+            return f"{kind}({parts[0][2:-1]})" if loop else f"{kind}([{', '.join(parts)}])"
+        return Call(kind, tuple(parts))
+
+
+def _container_name(module: nn.Module) -> str:
+    if isinstance(module, Unit):
+        return "nn.Sequential" if is_chain(module) else "nn.Module"
+    return "nn.Sequential" if isinstance(module, nn.Sequential) else "nn.ModuleList"
+
+
+def _runs(items: list[Any]) -> list[str]:
+    """Texts of the items, with runs of three or more alike written as one loop."""
+    out: list[str] = []
+    i = 0
+    while i < len(items):
+        stop = _run(items, i)
+        if stop - i < 3:
+            out.append(str(items[i]))
+            i += 1
+            continue
+        out.append(_comprehension(items[i:stop]))
+        i = stop
+    return out
+
+
+def _run(items: list[Any], start: int) -> int:
+    """End of the longest run from `start` whose calls differ in at most one argument."""
+    stop = start + 1
+    while stop < len(items) and len(_differing(items[start : stop + 1])) <= 1:
+        stop += 1
+    return stop
+
+
+def _differing(items: list[Any]) -> set[int]:
+    if not all(isinstance(c, Call) for c in items):
+        return {0} if all(c == items[0] for c in items) else {0, 1}
+    if len({(c.callee, len(c.arguments)) for c in items}) > 1:
+        return {0, 1}
+    columns = enumerate(zip(*(c.arguments for c in items), strict=True))
+    return {i for i, column in columns if len(set(column)) > 1}
+
+
+def _comprehension(items: list[Any]) -> str:
+    differing = _differing(items)
+    if not differing or not isinstance(items[0], Call):
+        return f"*({items[0]} for _ in range({len(items)}))"
+    (i,) = differing
+    arguments = list(items[0].arguments)
+    values = [c.arguments[i] for c in items]
+    name, prefix = "p", ""
+    if "=" in arguments[i]:
+        prefix, _, _ = arguments[i].partition("=")
+        values, prefix = [v.partition("=")[2] for v in values], f"{prefix}="
+    arguments[i] = f"{prefix}{name}"
+    call = Call(items[0].callee, tuple(arguments))
+    return f"*({call} for {name} in ({', '.join(values)}))"
+
+

@@ -1,0 +1,42 @@
+"""Which nodes must stay in order: random draws and in-place changes."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from ..capture.operators import is_impure
+from ..capture.unit import Unit
+
+_RANDOM_LAYERS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    nn.RReLU, nn.FractionalMaxPool2d,
+)  # fmt: skip
+
+
+def has_effect(node: fx.Node, module: nn.Module) -> bool:
+    """Whether evaluating the node draws random numbers or changes a tensor."""
+    if node.op in ("placeholder", "output"):
+        return False
+    if node.op == "call_module":
+        return module_has_effect(module.get_submodule(str(node.target)))
+    return is_impure(node)
+
+
+def module_has_effect(module: nn.Module) -> bool:
+    """Whether calling the module may draw random numbers or change its input."""
+    if isinstance(module, _RANDOM_LAYERS):
+        return getattr(module, "p", 1.0) != 0
+    if isinstance(module, Unit) and module.template is not None:
+        for graph in module.template.graphs:
+            if any(n.op not in ("placeholder", "output") and is_impure(n) for n in graph.nodes):
+                return True
+    return getattr(module, "inplace", False) or any(map(module_has_effect, module.children()))
+
+
+def is_nothing(module: nn.Module) -> bool:
+    """Whether calling the module returns its input as it is."""
+    if isinstance(module, nn.Identity):
+        return True
+    if isinstance(module, nn.Sequential):
+        return len(module) == 0
+    return isinstance(module, nn.Dropout) and module.p == 0

@@ -1,0 +1,189 @@
+"""Python text for the nodes of a graph."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from ..capture.modes import by_mode
+
+ATOM, CALL, POWER, UNARY, TERM, SUM, AND, XOR, OR, COMPARE, NOT, CHOICE = range(100, 40, -5)
+
+_BINARY: dict[Any, tuple[str, int]] = {
+    operator.add: ("+", SUM), operator.sub: ("-", SUM), operator.mul: ("*", TERM),
+    operator.truediv: ("/", TERM), operator.floordiv: ("//", TERM), operator.mod: ("%", TERM),
+    operator.matmul: ("@", TERM), operator.pow: ("**", POWER), operator.and_: ("&", AND),
+    operator.or_: ("|", OR), operator.xor: ("^", XOR), operator.eq: ("==", COMPARE),
+    operator.ne: ("!=", COMPARE), operator.lt: ("<", COMPARE), operator.le: ("<=", COMPARE),
+    operator.gt: (">", COMPARE), operator.ge: (">=", COMPARE),
+}  # fmt: skip
+_UNARY: dict[Any, tuple[str, int]] = {
+    operator.neg: ("-", UNARY), operator.invert: ("~", UNARY), operator.not_: ("not ", NOT),
+    operator.pos: ("+", UNARY),
+}  # fmt: skip
+INPLACE: dict[Any, tuple[str, str]] = {
+    operator.iadd: ("+=", "add_"), operator.isub: ("-=", "sub_"), operator.imul: ("*=", "mul_"),
+    operator.itruediv: ("/=", "div_"),
+}  # fmt: skip
+# Defaults that `inspect` cannot see, because the functions are built in.
+_DEFAULTS: dict[Any, dict[str, Any]] = {
+    F.scaled_dot_product_attention: {
+        "attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False,
+    },
+    F.pad: {"mode": "constant", "value": None},
+    F.gelu: {"approximate": "none"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A constant that is written as a name, such as `self.num_heads`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """An expression and how tightly it binds."""
+
+    code: str
+    binds: int = ATOM
+
+    def within(self, binds: int) -> str:
+        """The code, in parentheses where its surroundings bind tighter."""
+        return self.code if self.binds >= binds else f"({self.code})"
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """How the function is called in a file that imports `torch`, `F` and `math`."""
+    name = getattr(function, "__name__", "")
+    for space, prefix in ((F, "F"), (torch, "torch"), (math, "math")):
+        if getattr(space, name, None) is function:
+            return f"{prefix}.{name}"
+    if function in (round, int, float, abs, min, max, getattr):
+        return name
+    module = inspect.getmodule(function)
+    for space in (torch.linalg, torch.fft, torch.special):
+        if getattr(space, name.removeprefix("linalg_").removeprefix("fft_"), None) is function:
+            return f"{space.__name__}.{name.removeprefix('linalg_').removeprefix('fft_')}"
+    return f"{module.__name__ if module else 'torch'}.{name}"
+
+
+def constant(value: Any) -> str:
+    """A literal."""
+    if isinstance(value, Symbol):
+        return value.text
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if isinstance(value, str):
+        return f'"{value}"' if repr(value) == f"'{value}'" and '"' not in value else repr(value)
+    if isinstance(value, torch.device):
+        return f'torch.device("{value}")'
+    return "..." if value is ... else repr(value)
+
+
+def render(node: fx.Node, of: Callable[[Any], Text]) -> Text:
+    """The expression for a node, given the expressions for its operands."""
+    if node.op == "get_attr":
+        return Text(f"self.{node.target}")
+    if node.op == "call_module":
+        return Text(f"{child(str(node.target))}({_arguments(node, of)})", CALL)
+    if node.op == "call_method":
+        owner = of(node.args[0]).within(CALL)
+        return Text(f"{owner}.{node.target}({_arguments(node, of, skip=1)})", CALL)
+    return _function(node, of)
+
+
+def child(target: str) -> str:
+    """`self.blocks[0].attn` for `blocks.0.attn`."""
+    text = "self"
+    for part in target.split("."):
+        text += f"[{part}]" if part.isdigit() and text != "self" else f".{part}"
+    # The children of a Sequential are called by index on the container itself.
+    return f"self[{text[5:]}]" if text[5:].isdigit() else text
+
+
+def _function(node: fx.Node, of: Callable[[Any], Text]) -> Text:
+    target, args = node.target, node.args
+    if target in _BINARY:
+        symbol, binds = _BINARY[target]
+        left, right = of(args[0]).within(binds), of(args[1]).within(binds + 1)
+        if target is operator.pow:
+            left, right = of(args[0]).within(CALL), of(args[1]).within(UNARY)
+        return Text(f"{left} {symbol} {right}", binds)
+    if target in _UNARY:
+        symbol, binds = _UNARY[target]
+        return Text(f"{symbol}{of(args[0]).within(binds)}", binds)
+    if target is operator.getitem:
+        return Text(f"{of(args[0]).within(CALL)}[{subscript(args[1], of)}]", CALL)
+    if target is getattr:
+        return Text(f"{of(args[0]).within(CALL)}.{args[1]}", CALL)
+    if target in INPLACE:
+        return Text(f"{of(args[0]).within(CALL)}.{INPLACE[target][1]}({of(args[1]).code})", CALL)
+    if target is by_mode:
+        training, yes, no = (of(a).within(CHOICE + 1) for a in args)
+        return Text(f"{yes} if {training} else {no}", CHOICE)
+    assert callable(target)
+    return Text(f"{function_name(target)}({_arguments(node, of)})", CALL)
+
+
+def subscript(index: Any, of: Callable[[Any], Text]) -> str:
+    """The inside of `[...]`."""
+    if isinstance(index, tuple):
+        return ", ".join(subscript(i, of) for i in index) + ("," if len(index) == 1 else "")
+    if isinstance(index, slice):
+        start, stop, step = ("" if v is None else of(v).code for v in _parts(index))
+        return f"{start}:{stop}" + (f":{step}" if step else "")
+    return of(index).code
+
+
+def _parts(index: slice) -> tuple[Any, Any, Any]:
+    return index.start, index.stop, index.step
+
+
+def _arguments(node: fx.Node, of: Callable[[Any], Text], skip: int = 0) -> str:
+    defaults = _defaults(node.target)
+    given = [of(a).code for a in node.args[skip:]]
+    named = [f"{k}={of(v).code}" for k, v in node.kwargs.items() if not _is(v, defaults.get(k, ...))]
+    return ", ".join(given + named)
+
+
+def _is(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and bool(value == default)
+
+
+def _defaults(target: Any) -> dict[str, Any]:
+    if target in _DEFAULTS:
+        return _DEFAULTS[target]
+    if isinstance(target, str) or not callable(target):
+        return {}
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (ValueError, TypeError):
+        return {}
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def structure(value: Any, of: Callable[[fx.Node], Text]) -> Text:
+    """Text for an argument: a node, a constant, or a container of them."""
+    if isinstance(value, fx.Node):
+        return of(value)
+    if isinstance(value, list):
+        return Text(f"[{', '.join(structure(v, of).code for v in value)}]")
+    if isinstance(value, tuple):
+        inner = ", ".join(structure(v, of).code for v in value)
+        return Text(f"({inner}{',' if len(value) == 1 else ''})")
+    if isinstance(value, dict):
+        inner = ", ".join(f"{constant(k)}: {structure(v, of).code}" for k, v in value.items())
+        return Text(f"{{{inner}}}")
+    if isinstance(value, slice):
+        return Text(f"slice({', '.join(structure(v, of).code for v in _parts(value))})", CALL)
+    return Text(constant(value), UNARY if isinstance(value, (int, float)) and value < 0 else ATOM)

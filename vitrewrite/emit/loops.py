@@ -1,0 +1,67 @@
+"""Runs of equal calls over a container, to be printed as a loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from .expressions import child
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`for layer in self.<container>[start:stop]: x = layer(x, ...)`."""
+
+    container: str
+    start: int
+    nodes: tuple[fx.Node, ...]
+
+    @property
+    def variable(self) -> str:
+        """The name of the loop variable: the container's in the singular."""
+        name = self.container.rpartition(".")[2]
+        return name[:-1] if name.endswith("s") and len(name) > 3 else "layer"
+
+    def slice(self, length: int) -> str:
+        """The container, which has `length` children, or the part that the loop runs over."""
+        stop = self.start + len(self.nodes)
+        owner = child(self.container)
+        if self.start == 0 and stop == length:
+            return owner
+        return f"{owner}[{self.start or ''}:{'' if stop == length else stop}]"
+
+
+def find_loops(graph: fx.Graph) -> list[Loop]:
+    """Maximal runs of two or more calls `container.i`, each fed by the one before."""
+    loops: list[Loop] = []
+    run: list[fx.Node] = []
+    for node in graph.nodes:
+        if run and _continues(run[-1], node):
+            run.append(node)
+            continue
+        if len(run) > 1:
+            loops.append(_loop(run))
+        run = [node] if _index(node) is not None else []
+    if len(run) > 1:
+        loops.append(_loop(run))
+    return loops
+
+
+def _loop(run: list[fx.Node]) -> Loop:
+    container, index = _index(run[0]) or ("", 0)
+    return Loop(container, index, tuple(run))
+
+
+def _index(node: fx.Node) -> tuple[str, int] | None:
+    if node.op != "call_module" or not node.args or "arity" in node.meta:
+        return None
+    container, _, name = str(node.target).rpartition(".")
+    return (container, int(name)) if name.isdigit() and container else None
+
+
+def _continues(last: fx.Node, node: fx.Node) -> bool:
+    before, here = _index(last), _index(node)
+    if before is None or here is None or here != (before[0], before[1] + 1):
+        return False
+    return node.args[0] is last and len(last.users) == 1 and node.args[1:] == last.args[1:]

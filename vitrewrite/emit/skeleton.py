@@ -1,0 +1,78 @@
+"""The shape of a program without its literals, and the literals by position.
+
+Templates that differ in literals only become one class; literals that differ become arguments of
+its constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from torch import fx
+
+from ..capture.template import Template
+
+Position = tuple[Any, ...]
+"""Graph number, node number, then the path into the node's arguments."""
+
+
+def skeleton(template: Template) -> tuple[Hashable, dict[Position, int | float]]:
+    """The program with its int and float literals taken out, and these literals."""
+    literals: dict[Position, int | float] = {}
+    shape: list[Hashable] = [template.name]
+    for i, graph in enumerate(template.graphs):
+        number = {node: j for j, node in enumerate(graph.nodes)}
+        for node, j in number.items():
+            target = "" if node.op == "placeholder" else node.target
+            parts = _abstract((node.args, dict(node.kwargs)), (i, j), number, literals)
+            shape.append((node.op, target, parts, node.meta.get("origin")))
+    return tuple(shape), literals
+
+
+def _abstract(
+    value: Any, at: Position, number: dict[fx.Node, int], literals: dict[Position, int | float]
+) -> Hashable:
+    def inner(v: Any, key: Any) -> Hashable:
+        return _abstract(v, (*at, key), number, literals)
+
+    if isinstance(value, fx.Node):
+        return ("node", number[value])
+    if isinstance(value, (tuple, list)):
+        return (type(value).__name__, *(inner(v, i) for i, v in enumerate(value)))
+    if isinstance(value, dict):
+        return ("dict", *((k, inner(v, k)) for k, v in value.items()))
+    if isinstance(value, slice):
+        return ("slice", *(inner(v, i) for i, v in enumerate(slice_parts(value))))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        literals[at] = value
+        return (type(value).__name__,)
+    return (type(value).__name__, value)
+
+
+def replace_literals(graph: fx.Graph, index: int, new: dict[Position, Any]) -> None:
+    """Puts other constants at some positions of the `index`-th graph of a template."""
+    for j, node in enumerate(graph.nodes):
+        mine = {p[2:]: v for p, v in new.items() if p[:2] == (index, j)}
+        if mine:
+            node.args = _put(node.args, (0,), mine)
+            node.kwargs = _put(dict(node.kwargs), (1,), mine)
+
+
+def _put(value: Any, at: Position, new: dict[Position, Any]) -> Any:
+    if at in new:
+        return new[at]
+    if isinstance(value, (tuple, list)):
+        return type(value)(_put(v, (*at, i), new) for i, v in enumerate(value))
+    if isinstance(value, dict):
+        return {k: _put(v, (*at, k), new) for k, v in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_put(v, (*at, i), new) for i, v in enumerate(slice_parts(value))))
+    return value
+
+
+def slice_parts(value: slice) -> tuple[Any, Any, Any]:
+    """Start, stop and step."""
+    return value.start, value.stop, value.step
+
+

@@ -1,0 +1,44 @@
+"""Text for constant tensors: buffers that no checkpoint holds."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+
+import torch
+
+PACKED = "unpack("
+
+
+def table(tensor: torch.Tensor) -> str:
+    """An expression whose value is exactly `tensor`."""
+    shape = ", ".join(map(str, tensor.shape))
+    dtype = "" if tensor.dtype == torch.float32 else f", dtype={tensor.dtype}"
+    if tensor.device.type == "meta":
+        return f"torch.zeros({shape}{dtype})"
+    if _is_constant(tensor):
+        value = tensor.flatten()[0].item()
+        if value in (0, 1):
+            return f"torch.{'ones' if value else 'zeros'}({shape}{dtype})"
+        return f"torch.full(({shape},), {value!r}{dtype})"
+    if is_short(tensor):
+        dtype = "" if tensor.dtype in (torch.float32, torch.int64) else f", dtype={tensor.dtype}"
+        return f"torch.tensor({tensor.tolist()!r}{dtype})"
+    raw = tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
+    packed = base64.b85encode(zlib.compress(raw, 9)).decode()
+    return f'{PACKED}"{packed}", {tensor.dtype}, ({shape},))'
+
+
+def is_short(tensor: torch.Tensor) -> bool:
+    """Whether the value itself is the shortest way to write the tensor."""
+    return tensor.device.type != "meta" and (tensor.numel() <= 8 or _is_constant(tensor))
+
+
+def _is_constant(tensor: torch.Tensor) -> bool:
+    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
+
+
+def unpack(packed: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """The tensor of a packed table."""
+    raw = zlib.decompress(base64.b85decode(packed))
+    return torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape)

@@ -1,0 +1,122 @@
+"""Rewrites that leave every value as it is and make a graph easier to read."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+_SAME_SHAPE_LAYERS = (
+    nn.LayerNorm, nn.Dropout, nn.Identity, nn.GELU, nn.ReLU, nn.SiLU, nn.BatchNorm2d, nn.GroupNorm,
+    nn.Softmax, nn.Sigmoid, nn.Tanh,
+)  # fmt: skip
+_SAME_SHAPE_METHODS = {"contiguous", "clone", "to", "float", "softmax", "sigmoid", "relu"}
+_SAME_SHAPE_FUNCTIONS = {torch.roll, torch.softmax, nn.functional.gelu, nn.functional.silu}
+
+
+def tidy(graph: fx.Graph, module: nn.Module) -> None:
+    """Reads sizes where they were first known, and computes nothing about sizes twice."""
+    for node in list(graph.nodes):
+        if _is_size(node):
+            known = _known_size(node.args[0], node.args[1], module)
+            if known is not None:
+                _replace(graph, node, known)
+    _share(graph)
+
+
+def _is_size(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_method" and node.target == "size"
+
+
+def _replace(graph: fx.Graph, node: fx.Node, known: tuple[Any, Any]) -> None:
+    source, dim = known
+    if dim is None:  # the size is an argument of the `view` that made the tensor
+        node.replace_all_uses_with(source)
+    else:
+        with graph.inserting_after(_settled(source)):
+            new = graph.call_method("size", (source, dim))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def _settled(node: fx.Node) -> fx.Node:
+    while node.op == "placeholder" and node.next.op == "placeholder":
+        node = node.next
+    while _is_size(node.next):
+        node = node.next
+    return node
+
+
+def _known_size(tensor: fx.Node, dim: int, module: nn.Module) -> tuple[Any, Any] | None:
+    """An earlier tensor and dimension of the same size, or `(size, None)`."""
+    found: tuple[Any, Any] | None = None
+    current, at = tensor, dim
+    while True:
+        step = _origin(current, at, module)
+        if step is None:
+            return found
+        found = step
+        if step[1] is None:
+            return found
+        current, at = step
+
+
+def _origin(node: fx.Node, dim: int, module: nn.Module) -> tuple[Any, Any] | None:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    source = node.args[0]
+    if _keeps_shape(node, module):
+        return source, dim
+    if node.op == "call_method" and node.target in ("view", "reshape"):
+        sizes = node.args[1] if isinstance(node.args[1], tuple) else node.args[1:]
+        if dim < len(sizes) and (_is_size(sizes[dim]) or _is_scalar(sizes[dim])):
+            return sizes[dim], None
+    if node.op == "call_method" and node.target == "permute":
+        order = node.args[1] if isinstance(node.args[1], tuple) else node.args[1:]
+        return source, order[dim]
+    if node.target is nn.functional.pad:
+        return _through_pad(node, dim)
+    return None
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), int)
+
+
+def _through_pad(node: fx.Node, dim: int) -> tuple[Any, Any] | None:
+    source, pads = node.args[0], node.args[1]
+    value = source.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    from_end = value.dim() - 1 - dim
+    own = pads[2 * from_end : 2 * from_end + 2]
+    return (source, dim) if all(isinstance(p, int) and p == 0 for p in own) else None
+
+
+def _keeps_shape(node: fx.Node, module: nn.Module) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), _SAME_SHAPE_LAYERS)
+    if node.op == "call_method":
+        return node.target in _SAME_SHAPE_METHODS
+    return node.target in _SAME_SHAPE_FUNCTIONS
+
+
+def _share(graph: fx.Graph) -> None:
+    """Equal reads and computations of sizes become one."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        pure = _is_size(node) or (
+            node.op == "call_function" and isinstance(node.meta.get("val"), (int, float))
+        )
+        if not pure or node.target is operator.getitem:
+            continue
+        key = (node.op, node.target, str(node.args), str(node.kwargs))
+        if key in seen:
+            seen[key].meta["hint"] = seen[key].meta.get("hint") or node.meta.get("hint")
+            node.replace_all_uses_with(seen[key])
+            graph.erase_node(node)
+        else:
+            seen[key] = node
