@@ -137,7 +137,7 @@ class _Recording(TorchFunctionMode):
         return value if _is_literal(value) else _Unknown
 
     def _name_locals(self) -> None:
-        here = sys._getframe(2)
+        here = sys._getframe(3)  # the code that called into torch
         for _ in range(4):
             if here is None or here.f_code.co_name == "__init__":
                 break

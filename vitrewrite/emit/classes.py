@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..capture.template import Template, copy_graph, eliminate_dead_code
+from ..capture.template import Template, eliminate_dead_code
 from ..capture.unit import Unit
 from .effects import is_nothing
 from .expressions import Symbol
 from .parameters import Parameters
-from .skeleton import Position, replace_literals, skeleton
+from .skeleton import Position, numbered, replace_literals, skeleton
 from .tidy import tidy
 
 
@@ -61,9 +61,11 @@ class Classes:
         self._skeletons: dict[int, Any] = {}
         self._collect(root)
         self.all = self._ordered()
-        self._name()
         for cls in self.all:
             self._prepare(cls)
+        needed = self._reachable(root)
+        self.all = [cls for cls in self.all if cls in needed]
+        self._name()
 
     def _collect(self, module: nn.Module) -> None:
         for child in module.children():
@@ -108,6 +110,20 @@ class Classes:
             visit(cls)
         return order
 
+    def _reachable(self, root: nn.Module) -> set[Class]:
+        """The classes of modules that are called or hold state."""
+        needed: set[Class] = set()
+        stack = [root]
+        while stack:
+            module = stack.pop()
+            cls = self.of.get(id(module))
+            if cls is None:
+                stack += module.children()
+            elif cls not in needed:
+                needed.add(cls)
+                stack += [m for _, modules in cls.children() for m in modules]
+        return needed
+
     def _name(self) -> None:
         """Two classes of one name: the later one is numbered."""
         taken: set[str] = set()
@@ -121,7 +137,7 @@ class Classes:
         cls.parameters = Parameters(len(cls.units))
         if cls.template is None:
             return
-        cls.graphs = tuple(copy_graph(g) for g in cls.template.graphs)
+        cls.graphs = tuple(numbered(g) for g in cls.template.graphs)
         for graph in cls.graphs:
             for node in list(graph.nodes):
                 if node.op == "call_module" and _nothing_everywhere(cls, str(node.target)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from ..capture.unit import Unit
 from . import layers
-from .classes import Class, Classes, is_chain, setting
+from .classes import Class, Classes, is_chain
 from .effects import is_nothing
 from .expressions import Symbol
 from .functions import Functions
@@ -60,9 +61,7 @@ class Constructors:
     def _parameter(self, parameters: Parameters, tensors: Sequence[Any]) -> str:
         if tensors[0] is None:
             return "None"
-        sizes = zip(*(t.shape for t in tensors), strict=True)
-        shape = ", ".join(parameters.express(size, "dim") for size in sizes)
-        return f"nn.Parameter(torch.zeros({shape}))"
+        return f"nn.Parameter(torch.zeros({_shape(parameters, tensors)}))"
 
     def _buffer(self, cls: Class, name: str) -> str:
         buffers = [u._buffers[name] for u in cls.units]
@@ -70,13 +69,12 @@ class Constructors:
             return f'self.register_buffer("{name}", None)'
         persistent = name not in cls.sample._non_persistent_buffers_set
         if persistent:
-            sizes = zip(*(b.shape for b in buffers), strict=True)  # type: ignore[union-attr]
-            shape = ", ".join(cls.parameters.express(size, "dim") for size in sizes)
+            shape = _shape(cls.parameters, buffers)
             dtype = buffers[0].dtype
             kind = "" if dtype == torch.float32 else f", dtype={dtype}"
             return f'self.register_buffer("{name}", torch.zeros({shape}{kind}))'
         paths = [f"{self.classes.paths[id(u)]}.{name}".lstrip(".") for u in cls.units]
-        text = self.functions.call(paths, cls.parameters, lambda v: setting(cls, v))
+        text = self.functions.call(paths, cls.parameters)
         if text is None:
             values = [Symbol(table(b)) for b in buffers]  # type: ignore[arg-type]
             text = cls.parameters.express(values, name)
@@ -165,6 +163,11 @@ class Constructors:
         return Call(kind, tuple(parts))
 
 
+def _shape(parameters: Parameters, tensors: Sequence[Any]) -> str:
+    sizes = zip(*(t.shape for t in tensors), strict=True)
+    return ", ".join(parameters.express(size, "dim") for size in sizes) or "()"
+
+
 def _container_name(module: nn.Module) -> str:
     if isinstance(module, Unit):
         return "nn.Sequential" if is_chain(module) else "nn.Module"
@@ -211,7 +214,7 @@ def _comprehension(items: list[Any]) -> str:
     arguments = list(items[0].arguments)
     values = [c.arguments[i] for c in items]
     name, prefix = "p", ""
-    if "=" in arguments[i]:
+    if re.match(r"\w+=", arguments[i]):
         prefix, _, _ = arguments[i].partition("=")
         values, prefix = [v.partition("=")[2] for v in values], f"{prefix}="
     arguments[i] = f"{prefix}{name}"

@@ -47,6 +47,48 @@ class Body:
         self.statements: list[Statement] = []
         self._plan()
 
+    @classmethod
+    def of(cls, graph: fx.Graph, module: nn.Module) -> Body:
+        """The plan for a graph whose nodes stand in the order in which they will be printed.
+
+        What is written inside a later line is also computed later, which may in turn decide how
+        other nodes are written. Printing, capturing and printing again must not change anything.
+        """
+        for _ in range(4):
+            body = cls(graph, module)
+            if not body._sort():
+                break
+        return cls(graph, module)
+
+    def _sort(self) -> bool:
+        """Moves the nodes to where they are printed; whether any moved."""
+        before = list(self.graph.nodes)
+        order: dict[fx.Node, None] = {n: None for n in before if n.op == "placeholder"}
+
+        def place(node: fx.Node) -> None:
+            if node in order:
+                return
+            for operand in node.all_input_nodes:
+                if operand in self.inlined and operand not in order:
+                    place(operand)
+            order[node] = None
+
+        for statement in self.statements:
+            for node in statement.loop.nodes if statement.loop else (statement.node,):
+                place(node)
+            if statement.kind == "sizes":
+                for size in self.sized[statement.node].values():
+                    place(size)
+            for item in self.unpacked.get(statement.node, []):
+                place_items(item, order)
+        for node in before:
+            order.setdefault(node)
+        output = before[-1]
+        order.pop(output)
+        for node in order:
+            output.prepend(node)
+        return before != list(self.graph.nodes)
+
     # -- planning -------------------------------------------------------------------------------
 
     def _plan(self) -> None:
@@ -164,6 +206,14 @@ class Body:
         return _Printer(self, parameters).print()
 
 
+def place_items(item: fx.Node, order: dict[fx.Node, None]) -> None:
+    """Puts an item of a tuple, after the items that it is part of."""
+    owner = item.args[0]
+    if isinstance(owner, fx.Node) and owner not in order:
+        place_items(owner, order)
+    order.setdefault(item)
+
+
 def _is_size(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target == "size" and len(node.args) == 2
 
@@ -200,7 +250,7 @@ def _sized(graph: fx.Graph, order: dict[fx.Node, int]) -> dict[fx.Node, dict[int
     """Tensors whose shape is unpacked in a line of its own, with the sizes that are used."""
     reads: dict[fx.Node, dict[int, fx.Node]] = {}
     for node in graph.nodes:
-        if _is_size(node):
+        if _is_size(node) and any(u.target is not check_input for u in node.users):
             reads.setdefault(node.args[0], {})[node.args[1]] = node
     return {t: sizes for t, sizes in reads.items() if not _reads_inline(t, sizes, order)}
 
@@ -208,11 +258,10 @@ def _sized(graph: fx.Graph, order: dict[fx.Node, int]) -> dict[fx.Node, dict[int
 def _reads_inline(tensor: fx.Node, sizes: dict[int, fx.Node], order: dict[fx.Node, int]) -> bool:
     """A single size read once, while its tensor is alive anyway, is written where it is used."""
     uses = [u for s in sizes.values() for u in s.users]
-    guards = all(u.target is check_input for u in uses)
     others = [order[u] for u in tensor.users if not _is_size(u)]
     last = max(others, default=-1)
     single = len(uses) == 1 and len(sizes) == 1
-    return guards or (single and order[uses[0]] <= last and not uses[0].meta.get("hint"))
+    return single and order[uses[0]] <= last
 
 
 def _augmented(graph: fx.Graph) -> set[fx.Node]:

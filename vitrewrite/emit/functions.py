@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..capture.template import Template, copy_graph
+from ..capture.template import Template
 from ..capture.unit import run_graph
 from .expressions import Symbol
 from .forward import Body
 from .parameters import Parameters
-from .skeleton import Position, replace_literals, skeleton
+from .skeleton import Position, numbered, replace_literals, skeleton
 from .tables import is_short
 
 
@@ -57,7 +57,7 @@ class Functions:
         taken = {f.name for f in self.all}
         return next(n for n in (name, *(f"{name}{i}" for i in range(2, 99))) if n not in taken)
 
-    def call(self, paths: Sequence[str], parameters: Parameters, wishes: Any) -> str | None:
+    def call(self, paths: Sequence[str], parameters: Parameters) -> str | None:
         """A call that makes the table at each path, or None if they need different functions."""
         found = {id(self.of[p]) if p in self.of else 0 for p in paths}
         if len(found) != 1 or 0 in found:
@@ -67,7 +67,7 @@ class Functions:
         arguments = []
         for name, vector in function.parameters.vectors.items():
             values = tuple(vector[i] for i in index)
-            arguments.append(parameters.express(values, wishes(values) or name))
+            arguments.append(parameters.express(values, name))
         return f"{function.name}({', '.join(arguments)})"
 
 
@@ -96,8 +96,8 @@ def _print(function: Function, root: nn.Module) -> None:
         text = function.parameters.express(vector, "size")
         if any(v != vector[0] for v in vector):
             new[position] = Symbol(text)
-    graph = copy_graph(function.graph)
+    graph = numbered(function.graph)
     replace_literals(graph, 0, new)
     head = f"def {function.name}({', '.join(function.parameters.vectors)}):"
-    body = Body(graph, root).lines([])
+    body = Body.of(graph, root).lines([])
     function.text = "\n".join((head, *(f"    {line}" for line in body)))

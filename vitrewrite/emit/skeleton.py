@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from ..capture.template import Template
+from ..capture.template import Template, copy_graph
 
 Position = tuple[Any, ...]
 """Graph number, node number, then the path into the node's arguments."""
@@ -50,10 +50,22 @@ def _abstract(
     return (type(value).__name__, value)
 
 
+def numbered(graph: fx.Graph) -> fx.Graph:
+    """A copy whose nodes remember the positions that `skeleton` gave them."""
+    result = copy_graph(graph)
+    for j, node in enumerate(result.nodes):
+        node.meta["position"] = j
+    return result
+
+
 def replace_literals(graph: fx.Graph, index: int, new: dict[Position, Any]) -> None:
     """Puts other constants at some positions of the `index`-th graph of a template."""
-    for j, node in enumerate(graph.nodes):
-        mine = {p[2:]: v for p, v in new.items() if p[:2] == (index, j)}
+    by_node: dict[int, dict[Position, Any]] = {}
+    for position, value in new.items():
+        if position[0] == index:
+            by_node.setdefault(position[1], {})[position[2:]] = value
+    for node in graph.nodes:
+        mine = by_node.get(node.meta.get("position", -1))
         if mine:
             node.args = _put(node.args, (0,), mine)
             node.kwargs = _put(dict(node.kwargs), (1,), mine)

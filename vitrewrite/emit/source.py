@@ -74,9 +74,9 @@ def _forward(cls: Class) -> list[str]:
     names = [str(n.meta.get("hint") or n.name) for n in graph.nodes if n.op == "placeholder"]
     names = _distinct(names)
     head = wrap(f"def forward({', '.join(('self', *names))}):", WIDTH - 4)
-    body = Body(graph, cls.sample).lines(list(names))
+    body = Body.of(graph, cls.sample).lines(list(names))
     if len(cls.graphs) == 2:
-        training = Body(cls.graphs[1], cls.sample).lines(list(names))
+        training = Body.of(cls.graphs[1], cls.sample).lines(list(names))
         if len(body) == 1:  # "return x": nothing happens outside training
             body = ["if not self.training:", f"    {body[0]}", *training]
         else:
