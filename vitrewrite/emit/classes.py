@@ -85,13 +85,17 @@ class Classes:
 
     def _key(self, unit: Unit) -> tuple[Any, dict[Position, int | float]]:
         template = unit.template
-        names = tuple(unit._modules), tuple(unit._parameters), tuple(unit._buffers)
+        names = (
+            tuple(unit._modules),
+            tuple(k for k, v in unit._parameters.items() if v is not None),
+            tuple(k for k, v in unit._buffers.items() if v is not None),
+        )
         if template is None:
-            return (unit.kind, names, id(unit)), {}
+            return (unit.kind, names), {}
         if id(template) not in self._skeletons:
             self._skeletons[id(template)] = skeleton(template)
         shape, literals = self._skeletons[id(template)]
-        return (shape, names, tuple(k for k, v in unit._parameters.items() if v is None)), literals
+        return (shape, names), literals
 
     def _ordered(self) -> list[Class]:
         """Children before parents, else as they were found."""

@@ -51,22 +51,17 @@ class Constructors:
             children.append(add if name.isdigit() else f"self.{name} = {text}")
         self.classes.finish(cls)
         out: list[str] = []
-        for name in cls.sample._parameters:
-            tensors = [u._parameters[name] for u in cls.units]
-            out.append(f"self.{name} = {self._parameter(cls.parameters, tensors)}")
-        for name in cls.sample._buffers:
-            out.append(self._buffer(cls, name))
+        for name, parameter in cls.sample._parameters.items():
+            if parameter is not None:
+                shape = _shape(cls.parameters, [u._parameters[name] for u in cls.units])
+                out.append(f"self.{name} = nn.Parameter(torch.zeros({shape}))")
+        for name, buffer in cls.sample._buffers.items():
+            if buffer is not None:
+                out.append(self._buffer(cls, name))
         return [part for line in (*out, *children) for part in wrap(line, WIDTH - 8)]
-
-    def _parameter(self, parameters: Parameters, tensors: Sequence[Any]) -> str:
-        if tensors[0] is None:
-            return "None"
-        return f"nn.Parameter(torch.zeros({_shape(parameters, tensors)}))"
 
     def _buffer(self, cls: Class, name: str) -> str:
         buffers = [u._buffers[name] for u in cls.units]
-        if buffers[0] is None:
-            return f'self.register_buffer("{name}", None)'
         persistent = name not in cls.sample._non_persistent_buffers_set
         if persistent:
             shape = _shape(cls.parameters, buffers)
