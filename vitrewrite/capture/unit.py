@@ -114,8 +114,11 @@ class _Copier:
         """The new module without its state."""
         assigned = self.assignments.get(path)
         cls = assigned or (type(module) if _is_torch(type(module)) else None)
+        if type(module) is nn.Module:  # how `fx.GraphModule` keeps what is above its leaves
+            numbered = list(module._modules) == [str(i) for i in range(len(module._modules))]
+            cls = nn.ModuleList if numbered and module._modules else None
         if isinstance(assigned, Template) or cls is None:
-            return Unit(assigned, type(module).__name__, _settings(module))
+            return Unit(assigned, _kind(module, path), _settings(module))
         shell = cls.__new__(cls)
         nn.Module.__init__(shell)
         own = {k: v for k, v in module.__dict__.items() if k not in shell.__dict__}
@@ -142,6 +145,13 @@ class _Copier:
 
 def _is_torch(cls: type) -> bool:
     return cls.__module__.startswith("torch.nn.modules.")
+
+
+def _kind(module: nn.Module, path: str) -> str:
+    if type(module) is not nn.Module:
+        return type(module).__name__
+    name = [part for part in path.split(".") if not part.isdigit()][-1]
+    return "".join(word.capitalize() for word in name.split("_"))
 
 
 def _settings(module: nn.Module) -> dict[str, int | float]:

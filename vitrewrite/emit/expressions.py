@@ -93,7 +93,7 @@ def constant(value: Any) -> str:
 def render(node: fx.Node, of: Callable[[Any], Text]) -> Text:
     """The expression for a node, given the expressions for its operands."""
     if node.op == "get_attr":
-        return Text(f"self.{node.target}")
+        return Text(child(str(node.target)))
     if node.op == "call_module":
         return Text(f"{child(str(node.target))}({_arguments(node, of)})", CALL)
     if node.op == "call_method":

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..capture.captured import Captured
 from ..capture.unit import Unit
 from .classes import is_chain
 from .source import Source, print_classes
@@ -23,18 +24,32 @@ def realise(root: nn.Module) -> Source:
     """Gives every unit below `root` its printed class; the state stays where it is."""
     source = print_classes(root)
     namespace = _execute(source)
+    made: dict[str, type[nn.Module]] = {}
+    for cls in source.table.all:
+        bases = (namespace[cls.name], Captured if root in cls.units else Unit)
+        made[cls.name] = type(cls.name, bases, {"__module__": "vitrewrite.generated"})
     for module in list(root.modules()):
-        if not isinstance(module, Unit):
-            continue
-        if is_chain(module):
-            module.__class__ = nn.Sequential
-            continue
-        cls = source.table.of[id(module)]
-        index = next(i for i, u in enumerate(cls.units) if u is module)
-        module.__class__ = namespace[cls.name]
-        for name in cls.parameters.stored:
-            setattr(module, name, cls.parameters.value(name, index))
+        if isinstance(module, Unit):
+            _become(module, source, made)
+    root.__dict__["classes"] = {c.name: c.template for c in source.table.all if c.template}
     return source
+
+
+def _become(unit: Unit, source: Source, made: dict[str, type[nn.Module]]) -> None:
+    if is_chain(unit):
+        unit.__class__ = Chain
+        return
+    cls = source.table.of[id(unit)]
+    if cls.name not in made:  # nothing calls it and it holds nothing
+        return
+    unit.__class__ = made[cls.name]
+    index = next(i for i, u in enumerate(cls.units) if u is unit)
+    for name in cls.parameters.stored:
+        setattr(unit, name, cls.parameters.value(name, index))
+
+
+class Chain(nn.Sequential, Unit):
+    """A unit that calls its children in turn; emitted as a plain `nn.Sequential`."""
 
 
 def _execute(source: Source) -> dict[str, Any]:

@@ -1,0 +1,170 @@
+"""LoRA: a trainable low-rank update of linear layers.
+
+What it does
+    Adds `s * up(down(x))` to the output of a frozen linear layer, or to the rows of a fused one.
+
+Source
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, equation 3.
+    Conventions: `vtab` as in FPET and the VTAB tables, `spt` as in SPT (ICCV 2023), `library` as
+    in common libraries.
+
+Attaches to
+    Any linear layer; `q`, `k`, `v` are row ranges of a fused `qkv`. Several row ranges of one layer
+    share one product with x.
+
+Parameters
+    down [r, d_in]: Kaiming-uniform with a = sqrt(5), trained. up [d_out, r]: zero, trained.
+    One pair per site, no biases. The scale s is fixed: `scale` as given (vtab, spt), or
+    alpha / r, or alpha / sqrt(r) if `rank_stabilised` (library). It is never divided silently.
+
+Forward
+    y = W x + b + s * up(drop(down(x))). In training only: `vtab` drops the r-dimensional code,
+    `spt` and `library` drop x; `spt` also drops the branch per sample (`drop_path`).
+
+Exactness
+    The model is unchanged at initialisation. Folds exactly: W += s * up @ down; other rows of a
+    fused weight stay bit-identical.
+
+Example
+    insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
+    adds 294,912 parameters to ViT-B/16; folded, it costs nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitrewrite.declare import Pass, option
+from vitrewrite.rewrite.sites import Folding, LinearSite
+
+
+class LowRank(nn.Module):
+    """A low-rank update of some rows of a linear layer: y + scale * up(down(x))."""
+
+    inserted_by = "lora"
+
+    def __init__(
+        self, in_features, out_features, rank, scale, rows, dropout=0.0, drop_input=False, drop_path=0.0
+    ):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.rank, self.scale, self.rows = rank, scale, rows
+        self.dropout, self.drop_input, self.drop_path = dropout, drop_input, drop_path
+        self.down = nn.Parameter(torch.empty(len(rows) * rank, in_features))
+        self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator=None):
+        """Draws `down` and zeroes `up`, so that the update starts at zero."""
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.up)
+
+    def parts(self):
+        """(start, stop, down, up) of each row range."""
+        ups = self.up.split([b - a for a, b in self.rows])
+        return [(a, b, d, u) for (a, b), d, u in zip(self.rows, self.down.split(self.rank), ups)]
+
+    def forward(self, x, y):
+        """The output y of the linear, updated; x is the linear's input."""
+        if self.drop_input:
+            x = F.dropout(x, self.dropout, self.training)
+        code = F.linear(x, self.down)
+        if not self.drop_input:
+            code = F.dropout(code, self.dropout, self.training)
+        if self.drop_path and self.training:
+            keep = code.new_empty((len(code),) + (1,) * (code.dim() - 1)).bernoulli_(1 - self.drop_path)
+            code = code * (keep / (1 - self.drop_path))
+        code, out = code.flatten(0, -2), y.flatten(0, -2)
+        if torch.is_grad_enabled():
+            return torch.addmm(out, code, self.matrix().T, alpha=self.scale).view_as(y)
+        for i, (start, stop, _, up) in enumerate(self.parts()):
+            part = code[:, i * self.rank : (i + 1) * self.rank]
+            out[:, start:stop].addmm_(part, up.T, alpha=self.scale)
+        return y
+
+    def matrix(self):
+        """All ups as one matrix over the rows of the whole layer."""
+        if self.rows == ((0, self.out_features),):
+            return self.up
+        matrix = self.up.new_zeros(self.out_features, len(self.rows) * self.rank)
+        for i, (start, stop, _, up) in enumerate(self.parts()):
+            matrix[start:stop, i * self.rank : (i + 1) * self.rank] = up
+        return matrix
+
+
+@dataclass(frozen=True)
+class Lora(Pass):
+    """Low-rank adaptation."""
+
+    verbs: ClassVar[tuple[str, ...]] = ("insert at",)
+    attaches: ClassVar[tuple[str, ...]] = ("linear",)
+    source: ClassVar[str] = "Hu et al., ICLR 2022"
+    claims: ClassVar[tuple[str, ...]] = ("same_output_at_init", "lowers_exactly")
+
+    rank: int = option(8, minimum=1, help="width of the bottleneck")
+    convention: str = option(
+        "vtab", choices=("vtab", "spt", "library"), help="where dropout sits and what scales"
+    )
+    scale: float | None = option(None, help="factor of the update; 1 by default (vtab, spt)")
+    alpha: float | None = option(None, help="numerator of the scale (library)")
+    rank_stabilised: bool = option(False, help="alpha / sqrt(rank) instead of alpha / rank")
+    dropout: float = option(0.1, minimum=0, maximum=0.99, help="in training only")
+    drop_path: float | None = option(
+        None, minimum=0, maximum=0.99, help="per sample, in training only; 0.1 for spt, else 0"
+    )
+
+    def rewrite(self, linear: LinearSite) -> None:
+        """y = W x + b becomes y = W x + b + s * up(down(x))."""
+        self.check(linear)
+        linear.parallel(
+            LowRank(
+                linear.in_features,
+                linear.out_features,
+                self.rank,
+                self.factor(linear),
+                linear.rows,
+                dropout=self.dropout,
+                drop_input=self.convention != "vtab",
+                drop_path=self.branch_drop,
+            )
+        )
+
+    def lower(self, linear: Folding, branch: LowRank) -> None:
+        """W += s * up @ down."""
+        linear.fold([branch.scale * up.float() @ down.float() for _, _, down, up in branch.parts()])
+
+    def delta(self, branch: LowRank) -> list[dict[str, torch.Tensor]]:
+        """The tensors of each site, as the method names them."""
+        return [{"down": down, "up": up} for _, _, down, up in branch.parts()]
+
+    @property
+    def branch_drop(self) -> float:
+        """Probability of dropping the whole update of a sample."""
+        if self.drop_path is not None:
+            return self.drop_path
+        return 0.1 if self.convention == "spt" else 0.0
+
+    def factor(self, linear: LinearSite) -> float:
+        """The scale s."""
+        if self.convention != "library":
+            if self.alpha is not None:
+                raise linear.reject("alpha", f"{self.convention} takes scale, not alpha")
+            return 1.0 if self.scale is None else self.scale
+        if self.alpha is None or self.scale is not None:
+            raise linear.reject("scale", "library takes alpha, not scale")
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+    def check(self, linear: LinearSite) -> None:
+        """The rank must be below the size of every matrix, the scale a number."""
+        for (start, stop), part in zip(linear.rows, linear.parts, strict=True):
+            size = min(linear.in_features, stop - start)
+            if self.rank >= size:
+                raise linear.reject(
+                    "rank",
+                    f"rank {self.rank} is not below the size {part.in_features}x{stop - start}",
+                    notes=[f"valid: 1..{size - 1}"],
+                )

@@ -1,0 +1,163 @@
+"""Models by name, and their weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .capture.construction import construct
+from .errors import FileError, MatchError, VitrewriteError, did_you_mean
+
+ALIASES = {
+    "vit_tiny": "vit_tiny_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "vit_large": "vit_large_patch16_224",
+    "vit_giant": "vit_giant_patch14_224",
+    "deit_tiny": "deit_tiny_patch16_224",
+    "deit_small": "deit_small_patch16_224",
+    "deit_base": "deit_base_patch16_224",
+    "dinov2_small": "vit_small_patch14_dinov2",
+    "dinov2_base": "vit_base_patch14_dinov2",
+    "beit_base": "beit_base_patch16_224",
+    "swin_tiny": "swin_tiny_patch4_window7_224",
+    "swin_small": "swin_small_patch4_window7_224",
+    "swin_base": "swin_base_patch4_window7_224",
+    "swinv2_tiny": "swinv2_tiny_window8_256",
+}
+
+
+def full_name(name: str) -> str:
+    """The name with aliases resolved."""
+    return ALIASES.get(name, name)
+
+
+def create(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    weights: str = "random",
+    seed: int = 0,
+    meta: bool = False,
+) -> nn.Module:
+    """Builds a model.
+
+    Args:
+        name: a timm name, an alias, or `file.py:callable`.
+        options: arguments of the constructor.
+        weights: `random` (seeded), `pretrained`, or a safetensors file.
+        seed: of random weights.
+        meta: allocate and read no weights.
+
+    Raises:
+        MatchError: VR310 for an unknown model, VR311 for arguments that its constructor refuses.
+        FileError: VR710 to VR713 for weights that cannot be had or do not fit.
+    """
+    options = dict(options or {})
+    if meta:
+        with torch.device("meta"):
+            return construct(lambda: _build(name, options))
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        if weights == "pretrained":
+            return construct(lambda: _pretrained(name, options))
+        model = construct(lambda: _build(name, options))
+    finally:
+        torch.set_rng_state(state)
+    if weights != "random":
+        load_weights(model, Path(weights))
+    return model
+
+
+def _build(name: str, options: dict[str, Any]) -> nn.Module:
+    if ".py:" in name:
+        return _from_file(name, options)
+    if name.startswith("hf:"):
+        raise MatchError("VR310", f"no model '{name}': Hugging Face models are not supported yet")
+    import timm
+
+    timm_name = full_name(name)
+    if not timm.is_model(timm_name):
+        known = [*ALIASES, *timm.list_models()]
+        raise MatchError(
+            "VR310",
+            f"no model named '{name}'",
+            suggestion=did_you_mean(name, known) or "see 'vitrewrite list models'",
+        )
+    try:
+        return timm.create_model(timm_name, **options)  # type: ignore[no-any-return]
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        shown = ", ".join(f"{k}={v}" for k, v in options.items()) or "no arguments"
+        raise MatchError("VR311", f"'{name}' cannot be built with {shown}: {error}") from error
+
+
+def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return _build(name, {**options, "pretrained": True})
+    except VitrewriteError:
+        raise
+    except Exception as error:  # whatever the hub's client raises without a network
+        raise FileError(
+            "VR710",
+            f"pretrained weights of '{name}' cannot be downloaded: {_first_line(error)}",
+            suggestion="download them elsewhere and give weights=FILE.safetensors",
+        ) from error
+
+
+def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
+    path, _, function = name.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise MatchError("VR310", f"no file '{path}' to take '{function}' from")
+    # A name of its own for each file, so that two emitted models can be loaded side by side.
+    unique = f"vitrewrite_user_{hashlib.sha1(str(file.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(unique, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+        model = getattr(module, function)(**options)
+    except Exception as error:
+        raise MatchError("VR311", f"'{name}' cannot be built: {_first_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise MatchError("VR311", f"'{name}' returned a {type(model).__name__}, not a module")
+    return model
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a safetensors file, strictly.
+
+    Raises:
+        FileError: VR711 if it cannot be read, VR712 if it does not fit.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except Exception as error:  # the library raises several kinds for what is wrong with a file
+        raise FileError("VR711", f"cannot read weights '{path}': {_first_line(error)}") from error
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    odd = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if missing or extra or odd:
+        notes = [
+            f"{what}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            for what, names in (("missing", missing), ("unexpected", extra), ("other shape", odd))
+            if names
+        ]
+        raise FileError("VR712", f"the weights in '{path}' do not fit the model", notes=notes)
+    model.load_state_dict(state)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,323 @@
+"""Selectors on a model: from `blocks[*].attn.{q, v}` to sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from ..anatomy.sites import Anatomy, Attention, Block, Linear, Mlp
+from ..errors import MatchError, Span, did_you_mean, listing
+from ..language.selectors import (
+    Call,
+    Difference,
+    Every,
+    Intersection,
+    ModuleGlob,
+    Path,
+    Selector,
+    Step,
+    Union,
+    Where,
+)
+from ..language.selectors import Optional as Maybe
+
+
+@dataclass(frozen=True)
+class Named:
+    """A module or parameter by its own path, such as `norm` or `cls_token`."""
+
+    role: str
+    path: str
+    kind: str  # "module" or "parameter"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sites that an index picks from; not a site itself."""
+
+    role: str
+    items: tuple[Any, ...]
+    children: Mapping[str, Any] | None = None
+
+
+Site = Block | Attention | Mlp | Linear | Named
+KINDS: Mapping[str, type] = {"linear": Linear, "attention": Attention, "mlp": Mlp, "block": Block}
+
+
+class Selection:
+    """Evaluates selectors on one model.
+
+    Args:
+        anatomy: what its places are.
+        root: the captured tree, for modules and parameters by name.
+    """
+
+    def __init__(self, anatomy: Anatomy, root: nn.Module) -> None:
+        self.anatomy = anatomy
+        self.root = root
+        self.modules = dict(root.named_modules())
+        self.parameters = dict(root.named_parameters(remove_duplicate=False))
+
+    def sites(self, selector: Selector) -> tuple[Site, ...]:
+        """The sites, in the order of the selector.
+
+        Raises:
+            MatchError: VR301 for a site that the model does not have, VR302 if nothing matches,
+                VR303 if a site is named twice, VR304 for an index beyond the end.
+        """
+        if isinstance(selector, Maybe):
+            try:
+                return self.sites(selector.selector)
+            except MatchError as error:
+                if error.code in ("VR301", "VR302", "VR304"):
+                    return ()
+                raise
+        found = self._evaluate(selector)
+        if not found:
+            raise MatchError(
+                "VR302",
+                f"'{selector}' matches nothing in {self.anatomy.model}",
+                span=selector.span,
+                suggestion="write 'optional' before it if that is fine",
+            )
+        return found
+
+    def _evaluate(self, node: Selector) -> tuple[Site, ...]:
+        if isinstance(node, Path):
+            return self._path(node)
+        if isinstance(node, Union):
+            return self._union(node)
+        if isinstance(node, (Difference, Intersection)):
+            return self._set(node)
+        if isinstance(node, Where):
+            return tuple(s for s in self._evaluate(node.selector) if self._where(node, s))
+        if isinstance(node, Every):
+            return self._every(node)
+        if isinstance(node, ModuleGlob):
+            return self._glob(node)
+        if isinstance(node, Call):
+            raise MatchError(
+                "VR306",
+                f"'{node.name}' needs measurements, and none are given",
+                span=node.span,
+                suggestion="run 'vitrewrite profile' first",
+            )
+        return self.sites(node)
+
+    # -- sets -----------------------------------------------------------------------------------
+
+    def _union(self, node: Union) -> tuple[Site, ...]:
+        found: dict[str, Site] = {}
+        for part in node.parts:
+            for site in self.sites(part):
+                if site.role in found:
+                    raise MatchError(
+                        "VR303", f"'{site.role}' is selected twice", span=part.span,
+                        suggestion=f"take it out: '{node} - {site.role}' or a smaller index",
+                    )  # fmt: skip
+                found[site.role] = site
+        return tuple(found.values())
+
+    def _set(self, node: Difference | Intersection) -> tuple[Site, ...]:
+        first, rest = (
+            (node.start, node.removed)
+            if isinstance(node, Difference)
+            else (node.parts[0], node.parts[1:])
+        )
+        sites = self.sites(first)
+        for part in rest:
+            roles = {s.role for s in self.sites(part)}
+            keep = isinstance(node, Intersection)
+            sites = tuple(s for s in sites if (s.role in roles) == keep)
+        return sites
+
+    def _where(self, node: Where, site: Site) -> bool:
+        facts = attributes(site)
+        try:
+            return node.condition.holds(facts)
+        except KeyError as error:
+            name = str(error.args[0])
+            raise MatchError(
+                "VR305", f"'{site.role}' has no attribute '{name}'", span=node.condition.span,
+                notes=[f"it has: {listing(facts)}"], suggestion=did_you_mean(name, facts),
+            ) from None  # fmt: skip
+
+    def _every(self, node: Every) -> tuple[Site, ...]:
+        kind = KINDS.get(node.kind)
+        if kind is None:
+            raise MatchError(
+                "VR301", f"no kind of site '{node.kind}'", span=node.span,
+                notes=[f"kinds: {listing(KINDS)}"], suggestion=did_you_mean(node.kind, KINDS),
+            )  # fmt: skip
+        if node.within is None:
+            inside = [site for _, site in self.anatomy.roles()]
+            if kind is Linear:
+                inside = list(self.anatomy.linears)
+        else:
+            inside = [part for site in self.sites(node.within) for part in parts(site)]
+        return tuple({s.role: s for s in inside if isinstance(s, kind)}.values())
+
+    def _glob(self, node: ModuleGlob) -> tuple[Site, ...]:
+        linears = {s.weight.removesuffix(".weight"): s for s in self.anatomy.linears if not s.rows}
+        whole = {a.qkv.path: a.qkv for a in self._attentions() if a.qkv is not None}
+        names = [n for n in self.modules if n and fnmatchcase(n, node.glob)]
+        found = [whole.get(n) or linears.get(n) or Named(n, n, "module") for n in names]
+        return tuple(found)
+
+    def _attentions(self) -> Iterable[Attention]:
+        return (b.attn for b in self.anatomy.blocks if b.attn is not None)
+
+    # -- paths ----------------------------------------------------------------------------------
+
+    def _path(self, node: Path) -> tuple[Site, ...]:
+        current: list[Any] = [_Group("", (), self._root())]
+        for step in node.steps:
+            current = self._step(current, step, node)
+        return tuple(s for group in current for s in _flat(group))
+
+    def _root(self) -> dict[str, Any]:
+        anatomy = self.anatomy
+        stages = [
+            _Group(f"stages[{i}]", (), {"blocks": _Group(f"stages[{i}].blocks", blocks)})
+            for i, blocks in enumerate(anatomy.stages)
+        ]
+        root: dict[str, Any] = {
+            "blocks": _Group("blocks", anatomy.blocks),
+            "stages": _Group("stages", tuple(stages)),
+            "head": _Group("head", anatomy.head),
+        }
+        for name in ("norm", "patch_embed"):
+            path = getattr(anatomy, name)
+            if path:
+                root[name] = Named(name, path, "module")
+        return {k: v for k, v in root.items() if not isinstance(v, _Group) or v.items}
+
+    def _step(self, current: list[Any], step: Step, node: Path) -> list[Any]:
+        found: list[Any] = []
+        missing: list[tuple[Any, str]] = []
+        owners = [item for owner in current for item in _spread(owner)]
+        for owner in owners:
+            known = self._children(owner)
+            for name in step.names:
+                child = known.get(name)
+                if child is None:
+                    child = self._by_name(owner, name)
+                if child is None:
+                    missing.append((owner, name))
+                else:
+                    found += self._indexed(child, step, node)
+        named = {name for _, name in missing}
+        if missing and (len(owners) == 1 or len(missing) >= len(owners) * len(named)):
+            raise self._absent(*missing[0], node, step.span)
+        return found
+
+    def _indexed(self, child: Any, step: Step, node: Path) -> list[Any]:
+        if step.index is None:
+            return [child]
+        if not isinstance(child, _Group):
+            raise MatchError(
+                "VR304", f"'{child.role}' is one site and takes no index", span=step.index.span
+            )
+        try:
+            return [child.items[i] for i in step.index.positions(len(child.items))]
+        except IndexError as error:
+            count = len(child.items)
+            raise MatchError(
+                "VR304",
+                f"index {error.args[0]} is out of range: {self.anatomy.model} has {count} "
+                f"{child.role}",
+                span=step.index.span,
+                notes=[f"valid: 0..{count - 1}, or -{count}..-1 from the end"],
+            ) from None
+
+    def _children(self, owner: Any) -> dict[str, Any]:
+        if isinstance(owner, _Group):
+            return dict(owner.children or {})
+        return {k: v for k, v in children(owner).items() if v is not None}
+
+    def _by_name(self, owner: Any, name: str) -> Named | None:
+        """A module or parameter below a site, by the model's own name for it."""
+        if isinstance(owner, _Group) and not owner.role:
+            path = name
+        elif isinstance(owner, Named) and owner.kind == "module":
+            path = f"{owner.path}.{name}"
+        elif isinstance(owner, Block) and owner.unit:
+            path = f"{owner.unit}.{name}"
+        else:
+            return None
+        role = f"{owner.role}.{name}" if owner.role else name
+        if path in self.parameters:
+            return Named(role, path, "parameter")
+        return Named(role, path, "module") if path in self.modules else None
+
+    def _absent(self, owner: Any, name: str, node: Path, span: Span) -> MatchError:
+        known = sorted(self._children(owner))
+        if isinstance(owner, _Group) and not owner.role:
+            known += [n for n, _ in self.root.named_children() if n not in known]
+        where = f"'{owner.role}' of {self.anatomy.model}" if owner.role else self.anatomy.model
+        return MatchError(
+            "VR301", f"{where} has no site '{name}'", span=span,
+            notes=[f"it has: {listing(known)}"] if known else [],
+            suggestion=did_you_mean(name, known),
+        )  # fmt: skip
+
+
+def _spread(owner: Any) -> list[Any]:
+    return list(owner.items) if isinstance(owner, _Group) and owner.items else [owner]
+
+
+def _flat(site: Any) -> list[Any]:
+    if isinstance(site, _Group):
+        nested = site.items or tuple((site.children or {}).values())
+        return [s for item in nested for s in _flat(item)]
+    return [site]
+
+
+def children(site: Site) -> dict[str, Any]:
+    """The sites in a site by the language's names."""
+    if isinstance(site, Block):
+        norms = {
+            n: Named(f"{site.role}.{n}", path, "module")
+            for n in ("norm1", "norm2")
+            if (path := getattr(site, n))
+        }
+        other = tuple(s for s in site.linears if ".linear[" in s.role)
+        extra = {"linear": _Group(f"{site.role}.linear", other)} if other else {}
+        return {"attn": site.attn, "mlp": site.mlp, **norms, **extra}
+    if isinstance(site, Attention):
+        return {n: getattr(site, n) for n in ("q", "k", "v", "qkv", "proj")}
+    if isinstance(site, Mlp):
+        return {n: getattr(site, n) for n in ("fc1", "fc2", "gate")}
+    return {}
+
+
+def parts(site: Site) -> list[Site]:
+    """A site and everything in it."""
+    if isinstance(site, Block):
+        return [site, *(p for p in (site.attn, site.mlp) if p is not None), *site.linears]
+    inner = [s for s in children(site).values() if isinstance(s, Linear)]
+    if isinstance(site, Attention) and site.qkv is not None:
+        inner = [s for s in inner if s is not site.qkv]  # its rows are q, k and v
+    return [site, *inner]
+
+
+def attributes(site: Site) -> dict[str, Any]:
+    """What `where` can ask of a site."""
+    if isinstance(site, Linear):
+        return {
+            "in_features": site.in_features,
+            "out_features": site.out_features,
+            "dim": site.in_features,
+        }
+    if isinstance(site, Block):
+        return {"dim": site.dim, "index": site.index, "stage": site.stage}
+    if isinstance(site, Attention):
+        dim = site.proj.out_features if site.proj else 0
+        return {"heads": site.heads, "dim": dim, "windows": site.windows is not None}
+    return {"role": site.role}
+
+
