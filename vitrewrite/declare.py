@@ -40,9 +40,11 @@ class Pass:
         attaches: the roles of the sites it accepts, such as `("linear",)`.
         source: the paper.
         claims: what the verifier checks, out of `same_output_at_init`, `lowers_exactly`.
+        after: passes that are carried out before this one, whatever the order in the spec.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ()
     attaches: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str] = ""
     claims: ClassVar[tuple[str, ...]] = ()
+    after: ClassVar[tuple[str, ...]] = ()

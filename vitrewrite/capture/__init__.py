@@ -41,6 +41,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
         _guard_input_size(merged[""], example)
     root = copy_tree(model, merged, {**evaluation.constants, **training.constants})
     root.__dict__["programs"] = construction.programs(model)
+    root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
     return root
 
 

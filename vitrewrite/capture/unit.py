@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -165,3 +166,46 @@ def _settings(module: nn.Module) -> dict[str, int | float]:
         elif isinstance(value, tuple) and len(value) == 2 and all(type(v) is int for v in value):
             found.setdefault(name, value[0])
     return found
+
+
+def duplicate(
+    root: nn.Module,
+    parameter: Callable[[nn.Parameter], nn.Parameter],
+    buffer: Callable[[torch.Tensor], torch.Tensor],
+) -> nn.Module:
+    """A tree of the same modules and templates with other tensors; ties and sharing stay."""
+    modules: dict[int, nn.Module] = {}
+    tensors: dict[int, Any] = {}
+
+    def tensor(value: Any, make: Callable[[Any], Any]) -> Any:
+        if value is None:
+            return None
+        if id(value) not in tensors:
+            tensors[id(value)] = make(value)
+        return tensors[id(value)]
+
+    def copy(module: nn.Module) -> nn.Module:
+        if id(module) in modules:
+            return modules[id(module)]
+        new = type(module).__new__(type(module))
+        nn.Module.__init__(new)
+        state = ("_parameters", "_buffers", "_modules")
+        new.__dict__.update({k: v for k, v in module.__dict__.items() if k not in state})
+        modules[id(module)] = new
+        new._parameters = {k: tensor(v, parameter) for k, v in module._parameters.items()}
+        new._buffers = {k: tensor(v, buffer) for k, v in module._buffers.items()}
+        new._modules = {
+            k: None if v is None else copy(v) for k, v in module._modules.items()
+        }
+        return new
+
+    return copy(root)
+
+
+def on_meta(root: nn.Module) -> nn.Module:
+    """The same tree without weights."""
+    return duplicate(
+        root,
+        lambda p: nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad),
+        lambda b: b.to("meta"),
+    )

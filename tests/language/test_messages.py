@@ -1,0 +1,107 @@
+"""The table of mistakes, the stored parser and the explanations fit what they are about."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from lark import Lark, UnexpectedInput
+from lark.lexer import Lexer, Token
+
+from tests.catalogue import CATALOG
+from tests.fuzz_specs import texts
+from vitrewrite.errors import UsageError, VitrewriteError
+from vitrewrite.explain import explain_code, explanations
+from vitrewrite.language import parse_spec
+from vitrewrite.language.mistakes import mistakes
+from vitrewrite.language.parser import UnexpectedError, parse_words, words
+from vitrewrite.language.source import Source
+from vitrewrite.language.table import build_table, load_table
+from vitrewrite.language.tokens import statements
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ("vitrewrite", "passes")
+EXAMPLES = [(m.code, m.message, example) for m in mistakes() for example in m.examples]
+
+
+@pytest.mark.parametrize(("code", "message", "example"), EXAMPLES)
+def test_each_example_of_a_mistake_gets_its_message(code: str, message: str, example: str) -> None:
+    with pytest.raises(VitrewriteError) as caught:
+        parse_spec(example + "\n", catalog=CATALOG)
+    found = getattr(caught.value, "errors", [caught.value])[0]
+    pattern = re.escape(message).replace(re.escape("{token}"), ".*")
+    assert found.code == code
+    assert re.fullmatch(pattern, found.message)
+
+
+def test_the_stored_table_is_that_of_the_grammar() -> None:
+    assert load_table() == build_table()
+
+
+class Given(Lexer):
+    def __init__(self, _: object) -> None:
+        pass
+
+    def lex(self, tokens: list[Token]) -> list[Token]:  # type: ignore[override]
+        return tokens
+
+
+def test_the_parser_takes_what_lark_takes() -> None:
+    grammar = ROOT / "vitrewrite" / "language" / "grammar.lark"
+    lark = Lark(grammar.read_text(), parser="lalr", lexer=Given, start="statement")
+    compared = 0
+    for text in texts(300, seed=5):
+        for statement in statements(Source("", text)):
+            if not statement.tokens:
+                continue
+            given = words(statement.source, statement.tokens, "statement")
+            tokens = [Token(word.type, str(word)) for word in given]
+            try:
+                lark.parse(tokens)  # type: ignore[arg-type]
+                expected = True
+            except UnexpectedInput:
+                expected = False
+            assert _parses(given) == expected, text
+            compared += 1
+    assert compared > 500
+
+
+def _parses(given: list[object]) -> bool:
+    try:
+        parse_words(given, "statement")  # type: ignore[arg-type]
+    except UnexpectedError:
+        return False
+    except VitrewriteError:  # well-formed, but without meaning
+        return True
+    return True
+
+
+def codes_in_source() -> set[str]:
+    files = [file for name in PACKAGES for file in (ROOT / name).rglob("*.py")]
+    files += (ROOT / "vitrewrite").rglob("mistakes.txt")
+    return {code for file in files for code in re.findall(r"\bVR\d{3}\b", _code_part(file))}
+
+
+def _code_part(file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".txt":
+        return "\n".join(re.findall(r"^VR\d{3}", text, re.MULTILINE))
+    return "\n".join(re.findall(r'"VR\d{3}"', text))
+
+
+def test_every_code_is_explained_and_every_explanation_is_of_a_code() -> None:
+    assert set(explanations()) == codes_in_source()
+    assert all(each.text and each.title for each in explanations().values())
+
+
+def test_codes_of_the_language_have_golden_files() -> None:
+    golden = {path.stem for path in (ROOT / "tests" / "errors").glob("*.txt")}
+    assert {code for code in codes_in_source() if code < "VR300"} <= golden
+
+
+def test_explanation_by_code() -> None:
+    assert explain_code("vr201").title == "unknown pass"
+    assert str(explain_code("VR203")).startswith("VR203: value out of range\n\n")
+    with pytest.raises(UsageError, match="VR999"):
+        explain_code("VR999")

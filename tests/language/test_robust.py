@@ -1,0 +1,129 @@
+"""Bad input: each gets one clear error in little time, and no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.catalogue import CATALOG
+from vitrewrite.errors import VitrewriteError
+from vitrewrite.language import format_text, parse_spec
+
+N = 100_000
+
+
+def error(source: str | Path) -> VitrewriteError:
+    start = time.perf_counter()
+    with pytest.raises(VitrewriteError) as caught:
+        parse_spec(source, catalog=CATALOG)
+    assert time.perf_counter() - start < 10
+    assert len(caught.value.render()) < 40_000
+    return caught.value
+
+
+HUGE = [
+    ("train " + "(" * N + "a" + ")" * N, "VR110"),
+    ("let x = " + "[" * N, "VR110"),
+    ("train " + "(" * N, "VR110"),
+    ("train a" + " + a - a" * N, "VR110"),
+    ("let x = 9" + "9" * N, "VR107"),
+    ("let x = " + "1.5 * " * N + "1", "VR107"),
+    ("let x = 1e999999999999999999", "VR107"),
+    ("train blocks[0:99999999999999999999]", "VR214"),
+    ("x" * N * 9, "VR111"),
+    ("x\n" * N, "VR111"),
+    ('"' * N, "VR105"),
+    ("train a where " + "x and " * N, "VR116"),
+    ("insert " + "a." * N + "a at x", "VR201"),
+    ("train " + "\u2029" * N, "VR104"),
+    ("train \ud800", "VR104"),
+    ("y" * 2_000_000, "VR102"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(HUGE)))  # the texts would be the names of the tests
+def test_huge_and_odd_texts(number: int) -> None:
+    text, code = HUGE[number]
+    found = error(text + "\n")
+    assert getattr(found, "errors", [found])[0].code == code
+
+
+LONG = [
+    "train a" + " + a" * N,
+    "train a" + " & a" * N,
+    "train a where " + "not " * N + "x",
+    "train a where x" + " and x" * N,
+    "train a" + ".a" * N,
+    "let x = " + "-" * N + "1",
+    "let x = 0" + " + 1" * N,
+    "tune { x = [" + "1, " * N + "] }",
+    "# " + "x" * N,
+    "\n" * N,
+]
+
+
+@pytest.mark.parametrize("number", range(len(LONG)))
+def test_long_but_valid_texts(number: int) -> None:
+    text = LONG[number] + "\n"
+    assert format_text(format_text(text)) == format_text(text)
+    assert parse_spec(str(parse_spec(text, catalog=CATALOG)), catalog=CATALOG).hash
+
+
+def test_garbage_file(tmp_path: Path) -> None:
+    path = tmp_path / "garbage.peft"
+    path.write_bytes(os.urandom(10_000_000))
+    assert error(path).code == "VR102"
+    path.write_bytes(os.urandom(100_000))
+    assert error(path).code == "VR103"
+    path.write_bytes(b"\x00" * 100_000)
+    assert error(path).code == "VR104"
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    assert error(tmp_path).code == "VR101"
+    assert error(tmp_path / ("x" * 5000 + ".peft")).code == "VR101"
+    assert error(Path("a\0b.peft")).code == "VR101"
+    assert error("x" * 5000).code == "VR226"
+    assert error("../../etc/passwd").code == "VR226"
+    loop = tmp_path / "loop.peft"
+    loop.symlink_to(loop)
+    assert error(loop).code == "VR101"
+    fifo = tmp_path / "fifo.peft"
+    os.mkfifo(fifo)
+    assert error(fifo).code == "VR101"
+
+
+def test_includes_of_what_is_no_spec(tmp_path: Path) -> None:
+    (tmp_path / "loop.peft").symlink_to(tmp_path / "loop.peft")
+    (tmp_path / "folder.peft").mkdir()
+    for target in ("loop.peft", "folder.peft", "x" * 5000 + ".peft", "/dev/zero", "../x"):
+        path = tmp_path / "spec.peft"
+        path.write_text(f'include "{target}"\n')
+        assert error(path).code == "VR220"
+
+
+def test_checking_is_fast_and_does_without_torch() -> None:
+    program = """
+import sys, time
+start = time.perf_counter()
+from vitrewrite.language import parse_spec
+from vitrewrite.catalog import Catalog
+from pathlib import Path
+root = Path("tests/fixtures")
+spec = parse_spec("base", catalog=Catalog((root / "passes",), (root / "specs",)))
+heavy = {"torch", "timm", "lark", "networkx", "jinja2", "rich"} & set(sys.modules)
+assert not heavy, heavy
+print(time.perf_counter() - start)
+"""
+    times = [
+        float(
+            subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
+        )
+        for _ in range(3)
+    ]
+    assert min(times) < 0.3

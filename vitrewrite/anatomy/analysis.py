@@ -1,0 +1,108 @@
+"""The analysis as a whole: flow, attentions, trunk, blocks, and what is around them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from ..capture.unit import Unit
+from .attention import Core, cores
+from .blocks import Assembler, Notes, Parts, site
+from .flow import Flow, Op, flatten
+from .kinds import FUSED_ATTENTION, matrix
+from .sites import Anatomy, Attention, Block, Linear, Stream
+from .stream import final_norms, find_stem, find_stream, heads, late_tokens, patch_embed
+from .trunk import Sets, Trunk, find_trunk
+
+
+def analyse(root: nn.Module) -> Anatomy:
+    """See `vitrewrite.anatomy.analyse`."""
+    flow = flatten(root)
+    attentions = cores(flow)
+    sets = Sets(flow, attentions)
+    trunk = find_trunk(flow, attentions, sets)
+    assembler = Assembler(flow, trunk, sets)
+    blocks = assembler.blocks()
+    parts = Parts()
+    pool = _pool(attentions, assembler, parts)
+    notes = assembler.notes
+    norm = _final_norm(flow, trunk, assembler, notes)
+    head = heads(flow, trunk.sums)
+    stem = find_stem(trunk.groups[0].first.point, sets) if blocks else None
+    anatomy = Anatomy(
+        model=_name(root),
+        blocks=blocks,
+        stream=Stream("sequence", (), None, None),
+        patch_embed=None,
+        norm=norm,
+        head=head,
+        linears=_linears(flow, blocks, head, parts),
+        pool=pool,
+    )
+    if stem is not None:
+        first = blocks[0].linears
+        stream = find_stream(flow, trunk.groups, stem, first[0].in_features if first else None)
+        embed = patch_embed(flow, stem, trunk.groups, sets)
+        anatomy = replace(anatomy, stream=stream, patch_embed=embed)
+        _note_stream(notes, flow, trunk, stem.suffix, sets)
+    else:
+        notes.add("no residual blocks found")
+    return replace(anatomy, notes=notes.lines())
+
+
+def _name(root: nn.Module) -> str:
+    template = root.template if isinstance(root, Unit) else None
+    return "" if template is None else template.name
+
+
+def _pool(attentions: list[Core], assembler: Assembler, parts: Parts) -> Attention | None:
+    """An attention outside of all blocks: pooling, if it is behind the last one."""
+    inside = {c for g in assembler.trunk.groups for c in g.cores}
+    outside = [c for c in attentions if c not in inside]
+    for core in outside[1:]:
+        where = core.op.frame.path or "the root"
+        assembler.notes.add(f"an attention in {where} belongs to no block")
+    return assembler.attention("pool", outside[0], parts) if outside else None
+
+
+def _final_norm(flow: Flow, trunk: Trunk, assembler: Assembler, notes: Notes) -> str | None:
+    found = final_norms(flow, trunk, assembler.norms) if trunk.groups else []
+    if len(found) > 1:
+        notes.add(f"there are {len(found)} final norms, one per stream: {', '.join(found)}")
+        return None
+    return found[0] if found else None
+
+
+def _linears(
+    flow: Flow, blocks: tuple[Block, ...], head: tuple[Linear, ...], parts: Parts
+) -> tuple[Linear, ...]:
+    """Every matrix once; those outside of blocks and heads are numbered over the model."""
+    known = {s.weight: s for s in head}
+    known.update((s.weight, s) for b in blocks for s in b.linears)
+    sites: dict[str, Linear] = {}
+    for op in flow.ops:
+        weight = matrix(op)
+        if weight is not None and weight.path not in sites:
+            name = _outer_name(op, parts, len(sites))
+            sites[weight.path] = known.get(weight.path) or site(name, op)
+    return tuple(sites.values())
+
+
+def _outer_name(op: Op, parts: Parts, number: int) -> str:
+    return parts.names.get(op, f"linear[{number}]")
+
+
+def _note_stream(
+    notes: Notes, flow: Flow, trunk: Trunk, suffix: list[tuple[str, int]], sets: Sets
+) -> None:
+    for name, _ in suffix:
+        notes.add(f"{name} is put behind the patches")
+    for name, index in late_tokens(flow, trunk.groups, sets):
+        notes.add(f"{name} joins the tokens at blocks[{index}]")
+    for op in flow.ops:
+        if op.name == FUSED_ATTENTION:
+            where = op.frame.path or "the root"
+            notes.add(f"the attention in {where} is one fused call: its parts are no sites")
+    if trunk.skips:
+        notes.add(f"sums that reach over whole blocks: {len(trunk.skips)}")

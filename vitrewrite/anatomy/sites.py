@@ -1,0 +1,155 @@
+"""Sites: places of a captured model that have a role, found by dataflow and not by name.
+
+Paths are module paths in the captured tree, as in `state_dict`. A `Place` is a node in the graph
+of one unit, so a site can be edited where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value in the model: the output of `node` in the graph of the unit at `unit`."""
+
+    unit: str  # path of the unit whose graph holds the node; "" is the root
+    node: str  # name of the fx node in that graph
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix that can be adapted: a linear layer, or the rows of a fused one.
+
+    `q`, `k` and `v` of a fused `qkv` are three sites with the same `weight` and different `rows`.
+    """
+
+    role: str  # "blocks[3].attn.q"
+    call: Place  # where it is applied; the node is an `nn.Linear` call or an `F.linear`
+    weight: str  # path of the weight, "blocks.3.attn.qkv.weight"
+    in_features: int
+    out_features: int  # number of rows of this site
+    rows: tuple[int, int] | None = None  # half-open range of a fused weight, None for all of it
+
+    @property
+    def path(self) -> str:
+        """The name of the site in a delta: the layer's path, or `...attn.q` for rows of one."""
+        layer = self.weight.removesuffix(".weight")
+        if self.rows is None:
+            return layer
+        return f"{layer.rpartition('.')[0]}.{self.role.rpartition('.')[2]}".lstrip(".")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One softmax attention.
+
+    The rows of `q`, `k`, `v` are those of `qkv` when it is fused; a role the model does not have
+    is None (XCiT-like channel attention is marked by `over="channels"`).
+    """
+
+    role: str
+    core: Place  # the node that yields the attended values: SDPA, or the second matmul
+    form: str  # "sdpa" or "manual"
+    heads: int
+    q: Linear | None
+    k: Linear | None
+    v: Linear | None
+    qkv: Linear | None  # the fused layer as a whole, if there is one
+    proj: Linear | None
+    over: str = "tokens"
+    windows: tuple[int, int] | None = None  # attention inside windows of this size
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """The feed-forward part of a block; a gated one has `gate` beside `fc1`."""
+
+    role: str
+    fc1: Linear | None
+    act: Place | None
+    fc2: Linear | None
+    gate: Linear | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block: `input` + branch = `mid`, + branch = `output`.
+
+    `unit` is the path of the module that is the block, or None in a flat graph.
+    """
+
+    role: str  # "blocks[3]"
+    index: int  # counted over the whole model, from zero
+    stage: int
+    unit: str | None
+    dim: int  # channels of its stream
+    input: Place
+    mid: Place | None
+    output: Place
+    attn: Attention | None
+    mlp: Mlp | None
+    norm1: str | None  # module paths
+    norm2: str | None
+    linears: tuple[Linear, ...] = ()  # every matrix in the block, in order of use
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Facts about the sequence that runs through the blocks."""
+
+    layout: str  # "sequence" (B, N, C), "nhwc" or "nchw"
+    prefix: tuple[str, ...]  # names of the parameters put before the patches, in order
+    tokens: int | None  # N at the first block, prefix included
+    grid: tuple[int, int] | None  # height and width in patches at the first block
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What each place of a model is. Absent roles are None or empty, never guessed."""
+
+    model: str
+    blocks: tuple[Block, ...]
+    stream: Stream
+    patch_embed: str | None  # module path
+    norm: str | None  # the final norm
+    head: tuple[Linear, ...]  # classifiers; two for distilled models
+    linears: tuple[Linear, ...] = ()  # every matrix of the model, in order of use
+    notes: tuple[str, ...] = field(default=())  # what could not be told, and why
+    pool: Attention | None = None  # an attention outside of the blocks, such as a pooling head
+
+    @property
+    def stages(self) -> tuple[tuple[Block, ...], ...]:
+        """Blocks by stage."""
+        count = 1 + max((b.stage for b in self.blocks), default=-1)
+        return tuple(tuple(b for b in self.blocks if b.stage == s) for s in range(count))
+
+    def roles(self) -> Iterator[tuple[str, Any]]:
+        """Every site with its role, in model order."""
+        for block in self.blocks:
+            yield block.role, block
+            for part in (block.attn, block.mlp):
+                if part is not None:
+                    yield part.role, part
+            yield from ((s.role, s) for s in _distinct(block.attn, block.mlp, *block.linears))
+        if self.pool is not None:
+            yield self.pool.role, self.pool
+            yield from ((s.role, s) for s in _distinct(self.pool))
+        for linear in self.head:
+            yield linear.role, linear
+
+
+def _distinct(*parts: Attention | Mlp | Linear | None) -> list[Linear]:
+    """The linear sites of parts, rows of fused layers too, each role once."""
+    found: dict[str, Linear] = {}
+    for part in parts:
+        if isinstance(part, Attention):
+            sites = [part.qkv, part.q, part.k, part.v, part.proj]
+        elif isinstance(part, Mlp):
+            sites = [part.fc1, part.gate, part.fc2]
+        else:
+            sites = [part]
+        found.update((s.role, s) for s in sites if s is not None)
+    return list(found.values())

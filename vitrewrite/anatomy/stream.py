@@ -1,0 +1,168 @@
+"""What is before and behind the blocks: patches, prefix tokens, the final norm, heads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .blocks import site
+from .flow import Flow, Frame, Op, union
+from .kinds import ADDS, JOINS, is_conv, is_norm, is_transparent, matrix, norm_path, strip
+from .layout import layout_of, tokens_of, width_of
+from .sites import Linear, Stream
+from .trunk import Group, Sets, Trunk
+
+_HEAD_PATH = ADDS | JOINS | {"mean", "truediv", "div", "mul", "sum"}
+
+
+@dataclass
+class Stem:
+    """The way from the image to the first block.
+
+    Attributes:
+        prefix: parameters put before the patches, with how many tokens each is.
+        suffix: those put behind them.
+        marks: the ops that add parameters (tokens, positions): no part of the patch embedding.
+    """
+
+    prefix: list[tuple[str, int]]
+    suffix: list[tuple[str, int]]
+    marks: list[Op]
+
+
+def find_stem(start: Op, sets: Sets) -> Stem:
+    """Walks back from the first block to the layer that makes the patches."""
+    stem = Stem([], [], [])
+    op: Op | None = start
+    while op is not None and not is_conv(op):
+        live = [i for i in op.inputs if i.before & sets.images]
+        if op.name in JOINS and len(live) == 1:
+            _join(op, live[0], stem)
+        if op.name in ADDS | JOINS and len(live) < len(op.inputs):
+            stem.marks.append(op)
+        op = live[0] if len(live) == 1 else None
+    return stem
+
+
+def _join(op: Op, patches: Op, stem: Stem) -> None:
+    """Adds the tokens that one `cat` puts around the patches; outer ones are met first."""
+    position = op.inputs.index(patches)
+    front = [t for i in op.inputs[:position] for t in _tokens(i)]
+    stem.prefix += front
+    stem.suffix = [t for i in op.inputs[position + 1 :] for t in _tokens(i)] + stem.suffix
+
+
+def _tokens(op: Op) -> list[tuple[str, int]]:
+    """The parameters behind token inputs, with the number of tokens each gives."""
+    source = strip(op)
+    if source.name in JOINS:
+        return [t for i in source.inputs for t in _tokens(i)]
+    length = op.shape[1] if len(op.shape) > 2 else 1
+    while source.name != "get_attr" and source.inputs:
+        source = strip(source.inputs[0])
+    return [(source.path, length)]
+
+
+def patch_embed(flow: Flow, stem: Stem, groups: list[Group], sets: Sets) -> str | None:
+    """The largest module around the first layer on the image that adds no tokens or positions."""
+    first = next((o for o in flow.members(sets.mixing) if o.before & sets.images), None)
+    if first is None:
+        return None
+    marks = stem.marks + [r.sum for g in groups for r in g.sums]
+    taken = {frame for op in marks for frame in op.frame.lineage()}
+    best: Frame | None = None
+    for frame in first.frame.lineage():
+        if frame in taken or frame.parent is None:
+            break
+        best = frame
+    if best is not None:
+        return best.path
+    return first.path if first.module is not None else norm_path(first)
+
+
+def find_stream(flow: Flow, groups: list[Group], stem: Stem, width: int | None) -> Stream:
+    """Layout, prefix, length and grid at the first block."""
+    entry = _entry(groups[0])
+    dim = width_of(entry, width)
+    layout, tokens = layout_of(entry, width), tokens_of(entry, dim)
+    grid: tuple[int, int] | None = None
+    if layout == "nhwc":
+        grid = entry.shape[1], entry.shape[2]
+    elif layout == "nchw":
+        grid = entry.shape[2], entry.shape[3]
+    else:
+        extra = sum(n for _, n in stem.prefix + stem.suffix)
+        grid = _patches(flow, entry, tokens - extra)
+    return Stream(layout, tuple(p for p, _ in stem.prefix), tokens, grid)
+
+
+def _entry(group: Group) -> Op:
+    """The stream as the block gets it: in its own layout, not as it was made."""
+    frame, point = group.frame, group.first.point
+    for _, value in [] if frame is None else frame.inputs():
+        if strip(value) is point:
+            return value
+    stream = group.first.stream
+    return stream if strip(stream) is point else point
+
+
+def _patches(flow: Flow, entry: Op, count: int) -> tuple[int, int] | None:
+    """The last map of `count` positions that a convolution makes before the first block."""
+    for op in reversed(list(flow.members(entry.before))):
+        if is_conv(op) and len(op.shape) == 4 and op.shape[2] * op.shape[3] == count:
+            return op.shape[2], op.shape[3]
+    return None
+
+
+def late_tokens(flow: Flow, groups: list[Group], sets: Sets) -> list[tuple[str, int]]:
+    """Parameters that join the tokens behind the first block, each with the block they enter."""
+    start = groups[0].first.sum
+    found: dict[str, int] = {}
+    for op in flow.members(start.after):
+        if op.name not in JOINS or len(op.shape) < 3:
+            continue
+        for source in op.inputs:
+            token = strip(source)
+            if token.name == "get_attr" and len(source.shape) == len(op.shape):
+                later = [i for i, g in enumerate(groups) if g.first.sum.bit & op.after]
+                if later:
+                    found.setdefault(token.path, later[0])
+    return list(found.items())
+
+
+def final_norms(flow: Flow, trunk: Trunk, taken: set[Op]) -> list[str]:
+    """Norms that read the result of the last block; several if there are several streams."""
+    sums = union(r.sum for g in trunk.groups for r in g.sums)
+    outputs = 0
+    for output in flow.outputs:
+        outputs |= output.before
+    behind = [
+        op
+        for op in flow.members(outputs)
+        if is_norm(op) and op.before & sums and not op.after & sums and op not in taken
+    ]
+    # Norms of one pooled token beside those of a whole stream belong to something else.
+    if any(math.prod(o.shape[1:-1]) > 1 for o in behind):
+        behind = [o for o in behind if math.prod(o.shape[1:-1]) > 1]
+    return [norm_path(o) for o in behind if not any(o.before & p.bit for p in behind if p is not o)]
+
+
+def heads(flow: Flow, sums: int) -> tuple[Linear, ...]:
+    """The layers that make the outputs."""
+    found: dict[Op, None] = {}
+    queue = list(flow.outputs)
+    seen = set(queue)
+    while queue:
+        op = queue.pop()
+        if op.bit & sums:
+            continue
+        if matrix(op) is not None:
+            found[op] = None
+        elif is_transparent(op) or op.name in _HEAD_PATH:
+            fresh = [i for i in op.inputs if i not in seen]
+            seen.update(fresh)
+            queue += fresh
+    ordered = sorted(found, key=lambda o: o.index)
+    if len(ordered) == 1:
+        return (site("head", ordered[0]),)
+    return tuple(site(f"head[{i}]", op) for i, op in enumerate(ordered))

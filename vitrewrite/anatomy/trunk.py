@@ -1,0 +1,261 @@
+"""The residual trunk: sums of a stream and a branch, grouped into blocks.
+
+A sum is residual if the stream (seen through views) is something its branch was computed from.
+Where a block changes width or length the stream goes through layers of its own; such a sum is
+residual if all flow from input to output passes it, that is if it is on the dominator chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .attention import Core
+from .flow import Flow, Frame, Op, union
+from .kinds import ADDS, FUSED_ATTENTION, is_conv, is_depthwise, is_norm, matrix, strip
+
+
+@dataclass(eq=False)
+class Residual:
+    """`sum = stream + branch`.
+
+    Attributes:
+        point: the op of the stream that the branch starts from.
+        region: the ops that depend on `point` and that `sum` depends on, without `point`.
+    """
+
+    sum: Op
+    stream: Op
+    branch: Op
+    point: Op
+    region: int
+
+
+@dataclass(eq=False)
+class Group:
+    """The sums of one block, in order, and its attention."""
+
+    sums: list[Residual]
+    cores: list[Core]
+    frame: Frame | None = None
+
+    @property
+    def first(self) -> Residual:
+        """The first sum."""
+        return self.sums[0]
+
+    @property
+    def last(self) -> Residual:
+        """The last sum, whose result is the block's output."""
+        return self.sums[-1]
+
+
+@dataclass
+class Trunk:
+    """The blocks of a model, and the sums that belong to none.
+
+    Attributes:
+        sums: set of the results of all residual sums, as bits.
+        pooled: sums whose stream is itself the result of an attention: pooling heads.
+        skips: sums over several blocks.
+    """
+
+    groups: list[Group]
+    sums: int = 0
+    pooled: list[Residual] = field(default_factory=list)
+    skips: list[Residual] = field(default_factory=list)
+
+
+class Sets:
+    """Sets of ops, as bits, that the search asks for again and again."""
+
+    def __init__(self, flow: Flow, cores: Sequence[Core]) -> None:
+        self.images = union(flow.images)
+        self.linears = union(o for o in flow.ops if matrix(o) is not None)
+        dense = (o for o in flow.ops if is_conv(o) and not is_depthwise(o))
+        fused = (o for o in flow.ops if o.name == FUSED_ATTENTION)
+        self.mixing = self.linears | union(dense) | union(fused)
+        self.cores = union(c.op for c in cores)
+
+
+def find_trunk(flow: Flow, cores: Sequence[Core], sets: Sets) -> Trunk:
+    """All blocks in order of execution."""
+    residuals = _residuals(flow, sets)
+    sums = union(r.sum for r in residuals)
+    trunk = Trunk([], sums)
+    kept = []
+    for residual in residuals:
+        if residual.region & sums & ~residual.sum.bit:
+            trunk.skips.append(residual)
+        elif _is_pooled(residual.point, sums, sets):
+            trunk.pooled.append(residual)
+        else:
+            kept.append(residual)
+    trunk.groups = _grouped(kept, cores, sets)
+    _find_units(trunk.groups, flow, sets)
+    return trunk
+
+
+def _residuals(flow: Flow, sets: Sets) -> list[Residual]:
+    """The sums whose branch has weights that mix channels; others only encode position."""
+    chain = dominators(flow)
+    found: dict[Op, Residual] = {}
+    for op in flow.ops:
+        if op.name not in ADDS or len(op.inputs) != 2 or not op.before & sets.images:
+            continue
+        a, b = op.inputs
+        if a.shape != b.shape or len(a.shape) < 3:
+            continue
+        residual = _residual(op) or _parallel(op, found) or _projected(op, chain, sets)
+        if residual is not None and residual.region & sets.mixing:
+            found[op] = residual
+    return list(found.values())
+
+
+def _residual(op: Op) -> Residual | None:
+    a, b = op.inputs
+    for stream, branch in ((a, b), (b, a)):
+        point = strip(stream)
+        if point is not branch and branch.before & point.bit:
+            return Residual(op, stream, branch, point, op.before & point.after & ~point.bit)
+    return None
+
+
+def _parallel(op: Op, found: dict[Op, Residual]) -> Residual | None:
+    """The second sum of `x + f(x) + g(x)`."""
+    a, b = op.inputs
+    for stream, branch in ((a, b), (b, a)):
+        first = found.get(strip(stream))
+        if first is None or not branch.before & first.point.bit:
+            continue
+        region = (branch.before | op.bit) & first.point.after & ~first.point.bit
+        if not region & first.sum.bit:
+            return Residual(op, stream, branch, first.point, region)
+    return None
+
+
+def _projected(op: Op, chain: dict[Op, Op], sets: Sets) -> Residual | None:
+    a, b = op.inputs
+    if op not in chain:
+        return None
+    if not a.before & b.before & sets.images:
+        return None
+    point = chain[op]
+    if is_norm(point):  # both the branch and the stream's own layers follow the norm
+        point = strip(point.inputs[0])
+    region = op.before & point.after & ~point.bit
+    stream, branch = (b, a) if a.before & region & sets.cores else (a, b)
+    if not branch.before & region & sets.cores and _depth(stream, point) > _depth(branch, point):
+        stream, branch = branch, stream
+    return Residual(op, stream, branch, point, region)
+
+
+def _depth(op: Op, point: Op) -> int:
+    return (op.before & point.after).bit_count()
+
+
+def dominators(flow: Flow) -> dict[Op, Op]:
+    """The ops that all flow from image to output passes, each with the one before it."""
+    immediate: dict[Op, Op | None] = dict.fromkeys(flow.images)
+    depth: dict[Op, int] = dict.fromkeys(flow.images, 0)
+    for op in flow.ops:
+        sources = [i for i in op.inputs if i in depth]
+        if not sources:
+            continue
+        common: Op | None = sources[0]
+        for other in sources[1:]:
+            common = _common(common, other, immediate, depth)
+        immediate[op] = common
+        depth[op] = 0 if common is None else depth[common] + 1
+    end: Op | None = next((o for o in flow.outputs if o in depth), None)
+    for other in flow.outputs:
+        if other in depth and end is not None:
+            end = _common(end, other, immediate, depth)
+    chain = {}
+    while end is not None and (previous := immediate[end]) is not None:
+        chain[end] = previous
+        end = previous
+    return chain
+
+
+def _common(
+    a: Op | None, b: Op | None, immediate: dict[Op, Op | None], depth: dict[Op, int]
+) -> Op | None:
+    while a is not b:
+        if a is None or b is None:
+            return None
+        if depth[a] >= depth[b]:
+            a = immediate[a]
+        else:
+            b = immediate[b]
+    return a
+
+
+def _is_pooled(point: Op, sums: int, sets: Sets) -> bool:
+    """Whether a stream comes from an attention with no sum in between."""
+    while not point.bit & sums:
+        if point.bit & sets.cores:
+            return True
+        sources = [i for i in point.inputs if i.before & sets.images]
+        if len(sources) != 1:
+            return False
+        point = sources[0]
+    return False
+
+
+def _grouped(residuals: list[Residual], cores: Sequence[Core], sets: Sets) -> list[Group]:
+    groups: list[Group] = []
+    for residual in residuals:
+        inside = [c for c in cores if c.op.bit & residual.region]
+        if groups and not inside and _continues(groups[-1], residual, sets):
+            groups[-1].sums.append(residual)
+        else:
+            groups.append(Group([residual], inside))
+    return groups
+
+
+def _continues(group: Group, residual: Residual, sets: Sets) -> bool:
+    """Whether a sum is the feed-forward part of a block that has its attention already."""
+    if not group.cores or len(group.sums) > 1:
+        return False
+    if not (residual.point.before | residual.stream.before) & group.last.sum.bit:
+        return False
+    same_unit = residual.sum.frame is group.last.sum.frame
+    return same_unit or bool(residual.region & sets.linears)
+
+
+def _find_units(groups: list[Group], flow: Flow, sets: Sets) -> None:
+    """Gives each group the smallest unit around it, unless that holds other blocks too."""
+    seen: dict[Frame, int] = {}
+    candidates = []
+    for group in groups:
+        frame = _around(group, flow, sets)
+        candidates.append(frame)
+        for outer in frame.lineage():
+            seen[outer] = seen.get(outer, 0) + 1
+    for group, frame in zip(groups, candidates, strict=True):
+        if seen[frame] == 1 and frame.parent is not None:
+            group.frame = frame
+
+
+def _around(group: Group, flow: Flow, sets: Sets) -> Frame:
+    """The smallest unit that holds the sums, attention and layers of a group."""
+    around = group.first.sum.frame
+    members = [r.sum for r in group.sums] + [c.op for c in group.cores]
+    for residual in group.sums:
+        members += flow.members(residual.region & sets.linears)
+    for op in members:
+        if op.frame is not around:
+            around = _common_frame(around, op.frame)
+    return around
+
+
+def _common_frame(a: Frame, b: Frame) -> Frame:
+    while a is not b:
+        if a.depth >= b.depth:
+            assert a.parent is not None, "all frames are in the root's"
+            a = a.parent
+        else:
+            assert b.parent is not None, "all frames are in the root's"
+            b = b.parent
+    return a

@@ -1,0 +1,102 @@
+"""Checks of passes and their options, against what the passes declare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vitrewrite.catalog import Catalog
+from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
+from vitrewrite.signature import OptionInfo, PassInfo
+
+from .expressions import Literal
+from .model import Clause, PassUse
+from .problems import Problems
+from .selectors import Option
+from .types import first_repeated, typed
+from .values import Value
+
+
+def check_options(
+    options: tuple[Option, ...], known: Mapping[str, OptionInfo], owner: str, problems: Problems
+) -> tuple[Option, ...]:
+    """The options with their types; what is wrong with them goes to `problems`.
+
+    Options whose values could not be resolved are wrong already and left as they are.
+    """
+    checked = []
+    for option in options:
+        with problems.catch():
+            if option.name not in known:
+                raise _unknown_option(option, known, owner)
+            checked.append(_typed(option, known[option.name], owner))
+    return tuple(checked)
+
+
+def _unknown_option(option: Option, known: Mapping[str, OptionInfo], owner: str) -> SpecError:
+    notes = [f"options of {owner}: {listing(known) or 'none'}"]
+    suggestion = did_you_mean(option.name, known)
+    message = f"{owner} has no option {shown(option.name)}"
+    return SpecError("VR202", message, span=option.span, notes=notes, suggestion=suggestion)
+
+
+def _typed(option: Option, info: OptionInfo, owner: str) -> Option:
+    if not isinstance(option.value, Literal):
+        return option
+    span = option.value.span
+    value = typed(option.value.value, info, f"{owner}.{option.name}", span)
+    return Option(option.name, Literal(value, span), option.span)
+
+
+def check_repeated(options: tuple[Option, ...]) -> None:
+    """Raises VR207 if an option is given twice."""
+    if name := first_repeated(option.name for option in options):
+        repeated = [option for option in options if option.name == name][1]
+        raise SpecError("VR207", f"{shown(name)} is given twice", span=repeated.span)
+
+
+def check_required(
+    options: tuple[Option, ...], known: Mapping[str, OptionInfo], owner: str, span: Span
+) -> None:
+    """Raises VR206 if an option without default is not given."""
+    given = {option.name for option in options}
+    missing = [info for info in known.values() if info.required and info.name not in given]
+    if missing:
+        names = listing(info.name for info in missing)
+        message = f"{owner} needs a value for {names}"
+        notes = [f"{info.name}: {info}. {info.help}".strip(" .") for info in missing]
+        raise SpecError("VR206", message, span=span, notes=notes)
+
+
+def default(info: OptionInfo) -> Value:
+    """The default of an option, of the option's type: `scale: float = 1` means 1.0."""
+    whole = info.type == "float" and isinstance(info.default, int)
+    return float(info.default) if whole else info.default
+
+
+def find_pass(use: PassUse, catalog: Catalog) -> PassInfo:
+    """What the pass declares.
+
+    Raises:
+        SpecError: VR201 if there is none of this name.
+    """
+    try:
+        return catalog.signature(use.name)
+    except SpecError as error:
+        error.span = error.span or use.span
+        raise
+
+
+def check_form(clause: Clause, info: PassInfo) -> None:
+    """Raises VR208 if the pass does not stand in such a clause."""
+    assert clause.use is not None
+    if info.verbs and clause.form not in info.verbs and clause.verb not in info.verbs:
+        message = f"{info.name} cannot be used with '{clause.form}'"
+        notes = [f"it can with: {listing(info.verbs)}"]
+        raise SpecError("VR208", message, span=clause.use.span, notes=notes)
+
+
+def check_models(clause: Clause) -> None:
+    """Raises VR227 unless two or three models are stitched."""
+    if clause.verb == "stitch" and not 2 <= len(clause.models) <= 3:
+        message = f"'stitch' takes two or three models, got {len(clause.models)}"
+        raise SpecError("VR227", message, span=clause.models[-1].span)

@@ -1,0 +1,133 @@
+"""What to say about a malformed statement, driven by a table of malformed examples.
+
+Each example is parsed as a spec would be. Where the parser gives up on it, that is in which state
+and at which kind of token, is the mistake; a spec that fails in the same way gets its message.
+What no example covers gets a message that lists what could stand there.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from vitrewrite.errors import Span, SpecError, shown
+
+from .parser import UnexpectedError, parse_words, words
+from .source import Source
+from .tokens import VERBS, WORDS, Lexeme, statements
+
+_OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
+_TERMINALS = {
+    "NAME": "a name",
+    "NUMBER": "a number",
+    "STRING": "a string",
+    "MODEL_NAME": "the name of a model",
+    "COMPARE": "a comparison",
+}
+_SIGNS = {
+    **{"COMMA": ",", "EQUAL": "=", "LBRACE": "{", "RBRACE": "}", "LPAR": "(", "RPAR": ")"},
+    **{"DOT": ".", "__ANON_0": "..", "AMPERSAND": "&", "PLUS": "+", "MINUS": "-", "STAR": "*"},
+    **{"SLASH": "/", "DOUBLE_SLASH": "//", "COLON": ":", "LSQB": "[", "RSQB": "]"},
+}
+
+
+class Mistake(NamedTuple):
+    """A way to be wrong: what to say, how to do it right, and statements that are wrong so."""
+
+    code: str
+    message: str
+    help: str | None
+    examples: tuple[str, ...]
+
+
+@functools.cache
+def mistakes() -> tuple[Mistake, ...]:
+    """The rows of `mistakes.txt`."""
+    text = Path(__file__).with_name("mistakes.txt").read_text(encoding="utf-8")
+    rows = [row.splitlines() for row in text.strip().split("\n\n")]
+    return tuple(_row(lines) for lines in rows if not lines[0].startswith("#"))
+
+
+def _row(lines: list[str]) -> Mistake:
+    code, message = lines[0].split(" ", 1)
+    rest = [line.strip() for line in lines[1:]]
+    helps = [line.removeprefix("help: ") for line in rest if line.startswith("help: ")]
+    examples = tuple(line for line in rest if not line.startswith("help: "))
+    return Mistake(code, message, helps[0] if helps else None, examples)
+
+
+_ANY_VERB = ("VR115", "VR116", "VR120")  # options, selectors, expressions
+_Failure: TypeAlias = tuple[int, str]  # the parser's state, and the terminal that it refused
+
+
+@functools.cache
+def _table() -> dict[tuple[str, _Failure], Mistake]:
+    """The mistakes by verb and failure, and by failure alone under the verb ""."""
+    table: dict[tuple[str, _Failure], Mistake] = {}
+    for mistake in mistakes():
+        for example in mistake.examples:
+            failure = _fail(example)
+            table.setdefault((example.split()[0], failure), mistake)
+            if mistake.code in _ANY_VERB:
+                table.setdefault(("", failure), mistake)
+    return table
+
+
+def _fail(example: str) -> _Failure:
+    source = Source("<example>", example)
+    tokens = next(iter(statements(source))).tokens
+    try:
+        parse_words(words(source, tokens, "statement"), "statement")
+    except UnexpectedError as error:
+        return error.failure
+    message = f"this example of a mistake is none: {example}"
+    raise AssertionError(message)
+
+
+def mistake_of(error: UnexpectedError, verb: str, in_brackets: bool) -> Mistake | None:
+    """The row of the table that knows how a statement with this verb failed."""
+    found = _table().get((verb, error.failure)) or _table().get(("", error.failure))
+    # The parser's states do not tell `x = 3 4` from `p(x=3 4)`.
+    return None if found and found.code == "VR115" and not in_brackets else found
+
+
+def explained(error: UnexpectedError, source: Source, tokens: list[Lexeme]) -> SpecError:
+    """The error a user sees for what the parser did not expect."""
+    if error.word is not None:
+        span, token = error.word.span, str(error.word)
+        before = [each.text for each in tokens if each.start < error.word.start]
+    else:  # the place is just behind the last token
+        end = tokens[-1].end if tokens else 0
+        span, token = source.span(end, end + 1), "the end"
+        before = [each.text for each in tokens]
+    opened, closed = (sum(text in signs for text in before) for signs in (_OPENING, _CLOSING))
+    in_brackets = opened > closed
+    mistake = mistake_of(error, tokens[0].text if tokens else "", in_brackets)
+    if mistake is not None:
+        message = mistake.message.replace("{token}", shown(token, 30))
+        return SpecError(mistake.code, message, span=span, suggestion=mistake.help)
+    return _unforeseen(error, token, span)
+
+
+def _unforeseen(error: UnexpectedError, token: str, span: Span) -> SpecError:
+    expected = sorted(map(_described, error.expected - {"$END"}))
+    notes = [f"expected {_either(expected)}"] if 0 < len(expected) <= 8 else []
+    if error.word is None:
+        return SpecError("VR113", "the statement is not finished", span=span, notes=notes)
+    if token in WORDS | set(VERBS) and "a name" in expected:
+        message = f"{shown(token)} is a word of the language and cannot be a name here"
+        return SpecError("VR119", message, span=span)
+    suggestion = f"start a new line before {shown(token)}" if token in VERBS else None
+    message = f"unexpected {shown(token)}"
+    return SpecError("VR112", message, span=span, notes=notes, suggestion=suggestion)
+
+
+def _described(terminal: str) -> str:
+    if terminal in _SIGNS:
+        return f"'{_SIGNS[terminal]}'"
+    return _TERMINALS.get(terminal, f"'{terminal.lower()}'")
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

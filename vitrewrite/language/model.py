@@ -1,0 +1,283 @@
+"""Statements of a spec, and the spec itself: typed, immutable, printable as language text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from vitrewrite.errors import Span, SpecError
+
+from .conditions import Compare
+from .expressions import Expression, Literal, literal
+from .selectors import Option, Selector
+from .values import Number, Value, show
+
+
+def _call(name: str, options: tuple[Option, ...]) -> str:
+    return f"{name}({', '.join(map(str, options))})"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model by name, with arguments for its constructor."""
+
+    name: str
+    options: tuple[Option, ...]
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        plain = self.name and not set(self.name) & set(" \t(),#'\"\\") and self.name != "with"
+        name = self.name if plain else show(self.name)
+        return _call(name, self.options) if self.options else name
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The arguments of a resolved model."""
+        return {option.name: literal(option.value) for option in self.options}
+
+
+@dataclass(frozen=True)
+class PassUse:
+    """A pass with options, as a clause names it; after checking the options have their types."""
+
+    name: str
+    options: tuple[Option, ...]
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return _call(self.name, self.options)
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The options that a resolved spec sets; the others have the defaults of the pass."""
+        return {option.name: literal(option.value) for option in self.options}
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A statement that changes the model.
+
+    Attributes:
+        verb: insert, prepend, replace, stitch, add, drop, train or freeze.
+        place: at, before or after, for insert.
+        use: the pass, for all but drop, train and freeze.
+        sites: where, for all but stitch.
+        models: what to stitch.
+    """
+
+    verb: str
+    place: str | None
+    use: PassUse | None
+    sites: Selector | None
+    models: tuple[ModelRef, ...]
+    span: Span = field(compare=False, repr=False)
+
+    @property
+    def form(self) -> str:
+        """The verb with its place, such as `insert at`, as passes list them in `verbs`."""
+        return f"{self.verb} {self.place}" if self.place else self.verb
+
+    def __str__(self) -> str:
+        if self.verb == "stitch":
+            return f"stitch {', '.join(map(str, self.models))} with {self.use}"
+        if self.verb == "replace":
+            return f"replace {self.sites} with {self.use}"
+        if self.use is None:
+            return f"{self.verb} {self.sites}"
+        return f"{self.verb} {self.use} {self.place or 'to'} {self.sites}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What `require` asks for: a metric, where it is measured, and how it must compare.
+
+    `identity at init` and `lowers exactly` are metrics `identity` and `lowers` with no comparison:
+    they hold or not.
+    """
+
+    metric: str
+    site: Selector | None
+    compare: Compare | None
+    excluding: Selector | None
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        if self.compare is None:
+            return STATED.get(self.metric, self.metric)
+        site = f" at {self.site}" if self.site else ""
+        without = f" excluding {self.excluding}" if self.excluding else ""
+        return f"{self.metric}{site} {self.compare}{without}"
+
+    def holds(self, measured: Number | bool) -> bool:
+        """Whether the claim is true of a measured value; a NaN makes every claim false."""
+        if self.compare is None:
+            return bool(measured)
+        return measured == measured and self.compare.holds(measured)  # a NaN is not
+
+
+# Claims without a number, as they are written.
+STATED: Mapping[str, str] = {"identity": "identity at init", "lowers": "lowers exactly"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """`model NAME(arguments)`."""
+
+    ref: ModelRef
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"model {self.ref}"
+
+
+@dataclass(frozen=True)
+class Range:
+    """`1..64`, both ends included."""
+
+    low: Expression
+    high: Expression
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """`{a, b}`; names in it are words, not variables."""
+
+    items: tuple[Expression, ...]
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{{{', '.join(map(str, self.items))}}}"
+
+
+@dataclass(frozen=True)
+class Param:
+    """`param rank: int = 8 in 1..64`: a value that the command line can override."""
+
+    name: str
+    type: str
+    default: Expression
+    bounds: Range | Choices | None
+    span: Span = field(compare=False, repr=False)
+    name_span: Span = field(compare=False, repr=False)
+    type_span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        bounds = f" in {self.bounds}" if self.bounds else ""
+        return f"param {self.name}: {self.type} = {self.default}{bounds}"
+
+
+@dataclass(frozen=True)
+class Let:
+    """`let half = rank // 2`."""
+
+    name: str
+    value: Expression
+    span: Span = field(compare=False, repr=False)
+    name_span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"let {self.name} = {self.value}"
+
+
+@dataclass(frozen=True)
+class Include:
+    """`include "other.peft"` or `include other`, a shipped spec."""
+
+    target: str
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"include {show(self.target)}"
+
+
+@dataclass(frozen=True)
+class Require:
+    """`require CLAIM`."""
+
+    claim: Claim
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"require {self.claim}"
+
+
+@dataclass(frozen=True)
+class Tune:
+    """`tune { key = value ... }`: hyperparameters of training."""
+
+    settings: tuple[Option, ...]
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{each.name} = {each.value}" for each in self.settings)
+        return f"tune {{ {settings} }}" if settings else "tune {}"
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """The settings of a resolved spec."""
+        return {setting.name: literal(setting.value) for setting in self.settings}
+
+
+AnyStatement: TypeAlias = Model | Param | Let | Include | Clause | Require | Tune
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A spec with all names resolved, overrides applied and passes checked.
+
+    Attributes:
+        name: the file's name without suffix, or `spec` for a text.
+        text: what was read.
+        model: what to rewrite, if the spec or an override says so.
+        model_overrides: constructor arguments that overrides set; they hold for any model.
+        clauses: what to change, in order.
+        requires: its claims.
+        tune: all hyperparameters.
+        params: the values of its params.
+        defaults: the option values of each clause's pass that the spec leaves out.
+        warnings: what is odd but not wrong.
+    """
+
+    name: str
+    text: str
+    model: ModelRef | None
+    model_overrides: tuple[Option, ...]
+    clauses: tuple[Clause, ...]
+    requires: tuple[Require, ...]
+    tune: Tune
+    params: Mapping[str, Value]
+    warnings: tuple[SpecError, ...] = field(default=(), compare=False, repr=False)
+    defaults: tuple[Mapping[str, Value], ...] = field(default=(), compare=False, repr=False)
+
+    def __str__(self) -> str:
+        model = (f"model {self.model}",) if self.model else ()
+        tune = (str(self.tune),) if self.tune.settings else ()
+        groups = (model, map(str, self.clauses), map(str, self.requires), tune)
+        blocks = ("\n".join(lines) for lines in groups)
+        return "\n\n".join(block for block in blocks if block) + "\n"
+
+    @property
+    def hash(self) -> str:
+        """Identifies what the spec means: resolved values and defaults, not layout or comments."""
+        import hashlib
+
+        clauses = map(_canonical, self.clauses, self.defaults)
+        whole = dataclasses.replace(self, clauses=tuple(clauses))
+        return hashlib.sha256(str(whole).encode()).hexdigest()
+
+
+def _canonical(clause: Clause, defaults: Mapping[str, Value]) -> Clause:
+    """The clause with all options of its pass, by name."""
+    if clause.use is None:
+        return clause
+    span = clause.use.span
+    left_out = (Option(name, Literal(value, span), span) for name, value in defaults.items())
+    options = sorted((*clause.use.options, *left_out), key=lambda option: option.name)
+    use = dataclasses.replace(clause.use, options=tuple(options))
+    return dataclasses.replace(clause, use=use)

@@ -1,0 +1,157 @@
+"""`key=value` overrides: what they are made of, and which of them were used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+
+from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
+
+from .expressions import Literal, Name, map_expressions
+from .model import Model, ModelRef
+from .parse import parse_text
+from .scope import Scope
+from .source import Source
+from .values import Value, bounded
+
+# Keys that say what to do with a spec; the command line and the API take them, not the spec.
+RESERVED = ("model", "weights", "data", "seed", "device")
+# Constructor arguments of models that need no `model.` in front, if no param has the name.
+MODEL_ARGUMENTS = (
+    *("num_classes", "img_size", "patch_size", "in_chans", "depth", "embed_dim", "num_heads"),
+    *("mlp_ratio", "global_pool", "class_token", "reg_tokens", "qkv_bias", "init_values"),
+    *("drop_rate", "drop_path_rate", "dynamic_img_size"),
+)
+COMMAND_LINE = "<command line>"
+
+
+def parse_override(text: str) -> tuple[str, str]:
+    """Splits `key=value`.
+
+    Raises:
+        SpecError: VR219 if it is not of that form.
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals or not all(part.isidentifier() for part in key.split(".")):
+        span = Span(COMMAND_LINE, 1, 1, 1, len(text) + 1, text)
+        suggestion = "overrides are written key=value, such as rank=4 or lora.rank=4"
+        message = f"{shown(text)} is no override"
+        raise SpecError("VR219", message, span=span, suggestion=suggestion)
+    return key, value
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
+    """The overrides of a command line by key.
+
+    Raises:
+        SpecError: VR219 if one is malformed or two have one key.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        key, value = parse_override(text)
+        if key in found:
+            span = Span(COMMAND_LINE, 1, 1, 1, len(key) + 1, text)
+            message = f"{shown(key)} is given twice"
+            raise SpecError("VR219", message, span=span, notes=[f"the other is {key}={found[key]}"])
+        found[key] = value
+    return found
+
+
+def parse_model(text: str) -> ModelRef:
+    """A model as the command line names it, such as `vit_base(num_classes=10)`.
+
+    Raises:
+        SpecError: it is malformed, or an argument has no value.
+    """
+    statement = parse_text(Source(COMMAND_LINE, f"model {text}"), "statement")
+    assert isinstance(statement, Model)
+    scope = Scope()
+    return map_expressions(statement.ref, lambda e: Literal(scope.evaluate(e), e.span))
+
+
+class Overrides:
+    """The overrides of a run. Values are texts as on a command line, or Python values."""
+
+    def __init__(self, given: Mapping[str, object]) -> None:
+        self._given = dict(given)
+        self._used = {key for key in given if key in RESERVED}
+        self.valid: set[str] = set()  # keys that could be used
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._given
+
+    def under(self, prefix: str) -> Iterator[str]:
+        """The rest of all keys that start with a prefix."""
+        return (key[len(prefix) :] for key in self._given if key.startswith(prefix))
+
+    def use(self, key: str, kind: str = "") -> Literal | None:
+        """The value for a key, if it is given; for the type str a text is taken as it is.
+
+        Raises:
+            SpecError: VR204 if a Python value is none of the language.
+        """
+        self.valid.add(key)
+        if key not in self._given:
+            return None
+        self._used.add(key)
+        given = self._given[key]
+        line = f"{key}={_shortly(given)}"
+        span = Span(COMMAND_LINE, 1, len(key) + 2, 1, len(line) + 1, line)
+        if not isinstance(given, str):
+            return Literal(_language_value(given, key, span), span)
+        value = _read(given)
+        return Literal(given if kind == "str" and not isinstance(value, str) else value, span)
+
+    def model(self) -> ModelRef | None:
+        """The model that `model=` gives as text, if it does.
+
+        Raises:
+            SpecError: the text is no name of a model.
+        """
+        given = self._given.get("model")
+        return parse_model(given) if isinstance(given, str) else None
+
+    def unused(self) -> Iterator[SpecError]:
+        """An error VR218 for each override that names nothing."""
+        for key in self._given:
+            if key not in self._used:
+                known = sorted(self.valid)
+                notes = [f"can be overridden: {listing(known) or 'nothing'}"]
+                alike = [each for each in known if each.split(".")[-1] == key]
+                near = f"did you mean '{alike[0]}'?" if alike else did_you_mean(key, known)
+                line = f"{key}={_shortly(self._given[key])}"
+                span = Span(COMMAND_LINE, 1, 1, 1, len(key) + 1, line)
+                message = f"nothing to override is named {shown(key)}"
+                yield SpecError("VR218", message, span=span, notes=notes, suggestion=near)
+
+
+def _shortly(given: object) -> str:
+    try:
+        return given if isinstance(given, str) else repr(given)[:200]
+    except ValueError:  # an int with more digits than Python prints
+        return "..."
+
+
+def _read(text: str) -> Value:
+    """The value of an expression; what is none is a string, so that words need no quotes."""
+    try:
+        expression = parse_text(Source(COMMAND_LINE, text), "sum")
+        return expression.id if isinstance(expression, Name) else Scope().evaluate(expression)
+    except SpecError:
+        return text
+
+
+def _language_value(value: object, key: str, span: Span) -> Value:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, (int, Fraction)):
+        return bounded(value, span, key)
+    if isinstance(value, float) and math.isfinite(value):
+        return bounded(Fraction(str(value)), span, key)
+    if isinstance(value, (list, tuple)):
+        return tuple(_language_value(item, key, span) for item in value)
+    notes = ["values are numbers, strings, booleans, None and lists"]
+    message = f"{key} cannot be {shown(_shortly(value))}"
+    raise SpecError("VR204", message, span=span, notes=notes)

@@ -1,0 +1,242 @@
+"""From statements to a spec: names get their values, overrides apply, everything is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import singledispatchmethod
+
+from vitrewrite.catalog import Catalog
+from vitrewrite.errors import Span, SpecError, shown
+from vitrewrite.signature import OptionInfo, PassInfo
+
+from .check import (
+    check_form,
+    check_models,
+    check_options,
+    check_repeated,
+    check_required,
+    default,
+    find_pass,
+)
+from .claims import check_claim
+from .expressions import Expression, Literal, NodeT, map_expressions
+from .include import Expansion
+from .model import (
+    AnyStatement,
+    Clause,
+    Include,
+    Let,
+    Model,
+    ModelRef,
+    Param,
+    PassUse,
+    Require,
+    Spec,
+    Tune,
+)
+from .overrides import MODEL_ARGUMENTS, Overrides
+from .params import check_new, param_value
+from .problems import Problems
+from .scope import Scope
+from .selectors import Option, Selector
+from .sites import check_selector
+from .source import Source
+from .values import Value, python_value
+
+_NOWHERE = Span("", 1, 1, 1, 1)
+
+
+class Resolver:
+    """Takes the statements of a spec in order."""
+
+    def __init__(
+        self, expansion: Expansion, catalog: Catalog, overrides: Overrides, problems: Problems
+    ) -> None:
+        self._catalog = catalog
+        self._overrides = overrides
+        self._problems = problems
+        self._scope = Scope(expansion.doubtful, expansion.incomplete)
+        self._depth = 0
+        self._model: tuple[int, Model] | None = None
+        self._params: list[Param] = []
+        self._clauses: list[Clause] = []
+        self._defaults: list[Mapping[str, Value]] = []
+        self._requires: list[Require] = []
+        self._settings: list[Option] = []
+        for depth, statement in expansion.statements:
+            self._depth = depth
+            with problems.catch():
+                self._take(statement)
+
+    @singledispatchmethod
+    def _take(self, statement: AnyStatement) -> None:
+        assert isinstance(statement, Include), statement  # already replaced by its statements
+
+    @_take.register
+    def _(self, statement: Model) -> None:
+        ref = self._resolved_model(statement.ref)
+        if self._model and self._model[0] == self._depth:
+            message = "the spec names a second model"
+            notes = [f"the first is at {self._model[1].span}"]
+            raise SpecError("VR211", message, span=statement.span, notes=notes)
+        # What a spec says itself holds over what it includes.
+        if self._model is None or self._depth < self._model[0]:
+            self._model = self._depth, dataclasses.replace(statement, ref=ref)
+
+    def _resolved_model(self, ref: ModelRef) -> ModelRef:
+        with self._problems.catch():
+            check_repeated(ref.options)
+        return self._resolved(ref)
+
+    @_take.register
+    def _(self, param: Param) -> None:
+        check_new(param.name, param.name_span, self._scope)
+        self._scope.doubtful.add(param.name)  # until it is known to be right
+        self._params.append(param)
+        value = param_value(param, self._scope, self._overrides, self._problems)
+        if value is not None:
+            self._scope.define(param.name, value.value, param.name_span)
+
+    @_take.register
+    def _(self, statement: Let) -> None:
+        check_new(statement.name, statement.name_span, self._scope)
+        value = self._scope.resolve(statement.value, self._problems)
+        if isinstance(value, Literal):
+            self._scope.define(statement.name, value.value, statement.name_span)
+        else:
+            self._scope.doubtful.add(statement.name)
+
+    @_take.register
+    def _(self, clause: Clause) -> None:
+        with self._problems.catch():
+            check_models(clause)
+        use, defaults = self._resolved_use(clause) if clause.use else (None, {})
+        sites = self._resolved_sites(clause.sites)
+        models = tuple(self._resolved_model(ref) for ref in clause.models)
+        self._clauses.append(dataclasses.replace(clause, use=use, sites=sites, models=models))
+        self._defaults.append(defaults)
+
+    def _resolved_sites(self, sites: Selector | None) -> Selector | None:
+        if sites is None:
+            return None
+        resolved = self._resolved(sites)
+        check_selector(resolved, self._problems)
+        return resolved
+
+    def _resolved_use(self, clause: Clause) -> tuple[PassUse, Mapping[str, Value]]:
+        use, info = clause.use, None
+        assert use is not None
+        with self._problems.catch():
+            info = find_pass(use, self._catalog)
+            check_form(clause, info)
+        with self._problems.catch():
+            check_repeated(use.options)
+        options = self._overridden(use, info)
+        resolved = [self._resolved_option(option, info) for option in options]
+        if info is None:
+            return dataclasses.replace(use, options=tuple(resolved)), {}
+        checked = check_options(tuple(resolved), info.options, use.name, self._problems)
+        with self._problems.catch():
+            check_required(options, info.options, use.name, use.span)
+        given = {option.name for option in checked}
+        defaults = {k: default(v) for k, v in info.options.items() if k not in given}
+        return dataclasses.replace(use, options=checked), defaults
+
+    def _overridden(self, use: PassUse, info: PassInfo | None) -> tuple[Option, ...]:
+        """The options with what overrides say about this pass."""
+        known: Mapping[str, OptionInfo] = info.options if info else {}
+        asked = [*known] if info else [*self._overrides.under(f"{use.name}.")]
+        given = []
+        for name in asked:
+            kind = known[name].type if info else ""
+            if value := self._overrides.use(f"{use.name}.{name}", kind):
+                given.append(Option(name, value, value.span))
+        replaced = {option.name for option in given}
+        return (*(option for option in use.options if option.name not in replaced), *given)
+
+    def _resolved_option(self, option: Option, info: PassInfo | None) -> Option:
+        known = info.options.get(option.name) if info else None
+        words = (known.choices or ()) if known else ()
+        value = self._scope.resolve(option.value, self._problems, words)
+        return dataclasses.replace(option, value=value)
+
+    @_take.register
+    def _(self, statement: Require) -> None:
+        claim = self._resolved(statement.claim)
+        for sites in (claim.site, claim.excluding):
+            if sites is not None:
+                check_selector(sites, self._problems)
+        check_claim(claim)
+        self._requires.append(dataclasses.replace(statement, claim=claim))
+
+    @_take.register
+    def _(self, statement: Tune) -> None:
+        resolved = self._resolved(statement)
+        for setting in resolved.settings:
+            with self._problems.catch():
+                if setting.name in {each.name for each in self._settings}:
+                    message = f"setting {shown(setting.name)} is given twice"
+                    raise SpecError("VR225", message, span=setting.span)
+                self._settings.append(setting)
+
+    def _resolved(self, node: NodeT) -> NodeT:
+        return map_expressions(node, self._resolve)
+
+    def _resolve(self, expression: Expression) -> Expression:
+        return self._scope.resolve(expression, self._problems)
+
+    def spec(self, source: Source) -> Spec:
+        """The spec, after all statements; errors may be waiting in `problems`."""
+        settings = self._tuned()
+        model, arguments = self._final_model()
+        if not self._scope.incomplete:
+            for error in self._overrides.unused():
+                self._problems.add(error)
+        values = self._scope.values
+        return Spec(
+            name=source.path.stem if source.path else "spec",
+            text=source.text,
+            model=model,
+            model_overrides=arguments,
+            clauses=tuple(self._clauses),
+            requires=tuple(self._requires),
+            tune=Tune(settings, _NOWHERE),
+            params={p.name: python_value(values[p.name]) for p in self._params if p.name in values},
+            warnings=self._unused_params(),
+            defaults=tuple(self._defaults),
+        )
+
+    def _tuned(self) -> tuple[Option, ...]:
+        settings = {setting.name: setting for setting in self._settings}
+        for name in [*settings, *self._overrides.under("tune.")]:
+            if value := self._overrides.use(f"tune.{name}"):
+                settings[name] = Option(name, value, value.span)
+        return tuple(settings.values())
+
+    def _final_model(self) -> tuple[ModelRef | None, tuple[Option, ...]]:
+        arguments: dict[str, Option] = {}
+        params = {param.name for param in self._params}
+        for name in self._overrides.under("model."):
+            if value := self._overrides.use(f"model.{name}"):
+                arguments[name] = Option(name, value, value.span)
+        for name in MODEL_ARGUMENTS:
+            if name in self._overrides and name not in params:
+                value = self._overrides.use(name)
+                assert value is not None
+                arguments[name] = Option(name, value, value.span)
+        given = None
+        with self._problems.catch():
+            given = self._overrides.model()
+        model = self._resolved_model(given) if given else self._model and self._model[1].ref
+        if model is not None:
+            options = {option.name: option for option in model.options} | arguments
+            model = dataclasses.replace(model, options=tuple(options.values()))
+        return model, tuple(arguments.values())
+
+    def _unused_params(self) -> tuple[SpecError, ...]:
+        unused = [param for param in self._params if param.name not in self._scope.used]
+        return tuple(
+            SpecError("VR228", f"param {shown(p.name)} is never used", span=p.name_span)
+            for p in unused
+        )

@@ -1,0 +1,99 @@
+"""Types, ranges and choices of values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from fractions import Fraction
+
+from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
+from vitrewrite.signature import OptionInfo
+
+from .values import Number, Value, is_number, show, type_name
+
+TYPES = ("int", "float", "bool", "str")
+
+
+def fits(value: Value, kind: str) -> bool:
+    """Whether a value is of a type; every int is a float, no bool is a number."""
+    if kind in ("int", "float"):
+        return is_number(value) and (kind == "float" or Fraction(value).denominator == 1)
+    return isinstance(value, bool if kind == "bool" else str)
+
+
+def check_type(value: Value, kind: str, label: str, span: Span) -> None:
+    """Raises VR204 unless the value is of the type."""
+    if not fits(value, kind):
+        message = f"{label} must be {_article(kind)}, got {type_name(value)} {show(value)}"
+        quotes = kind == "str" and isinstance(value, (int, bool))
+        suggestion = f'write "{show(value)}"' if quotes else None
+        raise SpecError("VR204", message, span=span, suggestion=suggestion)
+
+
+def _article(kind: str) -> str:
+    return {"int": "an int", "float": "a number"}.get(kind, f"a {kind}")
+
+
+def check_range(
+    value: Value, low: Number | None, high: Number | None, label: str, span: Span
+) -> None:
+    """Raises VR203 unless the value lies in the range, both ends included."""
+    if not is_number(value) or ((low is None or low <= value) and (high is None or value <= high)):
+        return
+    if low is not None and high is not None:
+        valid = f"{show(low)}..{show(high)}"
+    else:
+        valid = f"at least {show(low)}" if low is not None else f"at most {show(high)}"
+    raise SpecError("VR203", f"{label} = {show(value)} is out of range: {valid}", span=span)
+
+
+def check_choice(value: Value, choices: Collection[Value] | None, label: str, span: Span) -> None:
+    """Raises VR205 unless the value is one of the choices."""
+    if choices is None or value in choices:
+        return
+    notes = [f"valid: {listing(map(show, choices))}"]
+    suggestion = did_you_mean(str(value), [each for each in choices if isinstance(each, str)])
+    message = f"{label} cannot be {shown(value) if isinstance(value, str) else show(value)}"
+    raise SpecError("VR205", message, span=span, notes=notes, suggestion=suggestion)
+
+
+def typed(value: Value, info: OptionInfo, label: str, span: Span) -> Value:
+    """The value as the option takes it.
+
+    Raises:
+        SpecError: VR203, VR204 or VR205 if it does not.
+    """
+    if value is None and info.nullable:
+        return None
+    if not info.many:
+        return _item(value, info, label, span)
+    if not isinstance(value, tuple):
+        message = f"{label} must be a list of {info.type}, got {type_name(value)} {show(value)}"
+        raise SpecError("VR204", message, span=span, suggestion=f"write [{show(value)}]")
+    return tuple(_item(item, info, f"an item of {label}", span) for item in value)
+
+
+def _item(value: Value, info: OptionInfo, label: str, span: Span) -> Value:
+    check_type(value, info.type, label, span)
+    check_range(value, _exact(info.minimum), _exact(info.maximum), label, span)
+    check_choice(value, info.choices, label, span)
+    if info.type == "float" and is_number(value):
+        return float(value)
+    return int(value) if info.type == "int" and is_number(value) else value
+
+
+def _exact(bound: float | None) -> Number | None:
+    # 0.1 in a pass and 0.1 in a spec are the same number, although one is a float.
+    return None if bound is None or bound in (_INFINITY, -_INFINITY) else Fraction(str(bound))
+
+
+_INFINITY = float("inf")
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """The first name that occurred before."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -1,0 +1,190 @@
+"""`plan`, `apply` and `lower`: from a spec and a model to a rewritten one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import models
+from ..capture import trace
+from ..capture.unit import duplicate, on_meta
+from ..emit.realise import realise
+from ..errors import MatchError, raise_all
+from ..language import parse_spec
+from ..language.model import Spec
+from .claims import judge
+from .engine import Rewrite, rewrite
+from .lowering import lower_tree
+from .measure import Propagation
+from .plan import Measures, Plan, measure
+from .rewritten import Rewritten
+
+
+def as_spec(spec: Spec | str | Path, overrides: Mapping[str, object]) -> Spec:
+    """The spec itself, or what a path, shipped name or text says."""
+    return spec if isinstance(spec, Spec) else parse_spec(spec, overrides)
+
+
+class Request:
+    """Which model to rewrite: an object, or a name with constructor arguments and weights."""
+
+    def __init__(
+        self, spec: Spec, model: nn.Module | str | None, weights: str, seed: int
+    ) -> None:
+        self.module = model if isinstance(model, nn.Module) else None
+        self.options: dict[str, Any] = {o.name: o.value.value for o in spec.model_overrides}  # type: ignore[union-attr]
+        self.weights, self.seed = weights, seed
+        if isinstance(model, str):
+            self.name = model
+        elif self.module is not None:
+            self.name, self.weights = type(self.module).__name__, "given"
+        elif spec.model is not None:
+            self.name = spec.model.name
+            self.options = {**spec.model.values, **self.options}
+        else:
+            raise MatchError(
+                "VR312",
+                f"the spec '{spec.name}' names no model",
+                suggestion="add a line 'model vit_base_patch16_224', or give model=vit_base",
+            )
+
+    def build(self, *, meta: bool) -> nn.Module:
+        """The model."""
+        if self.module is not None:
+            return self.module
+        return models.create(
+            self.name, self.options, weights=self.weights, seed=self.seed, meta=meta
+        )
+
+    @property
+    def described(self) -> str:
+        """The weights, in words."""
+        return f"random (seed {self.seed})" if self.weights == "random" else self.weights
+
+
+def plan(
+    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    weights: str = "random", seed: int = 0, **overrides: object,
+) -> Plan:  # fmt: skip
+    """What `spec` would change in `model`; no weight is allocated or read.
+
+    Args:
+        spec: a `Spec`, a path, the name of a shipped spec, or a text.
+        model: a module, or a name; by default the spec's own.
+        example: what the model is called with, if it does not say so itself.
+        weights: what `apply` would start from; only named here.
+        seed: of random weights.
+        overrides: params and pass options of the spec.
+
+    Raises:
+        VitrewriteError: everything that is wrong with the spec on this model.
+    """
+    spec = as_spec(spec, overrides)
+    request = Request(spec, model, weights, seed)
+    root = trace(request.build(meta=True), example)
+    root = on_meta(root) if request.module is not None else root
+    base_macs = _macs(root)
+    with torch.device("meta"):
+        result = rewrite(spec, root)
+    measures = measure(result, base_macs)
+    claims = judge(spec, measures, result)
+    return Plan(
+        spec, request.name, request.described, result.anatomy, tuple(result.steps), measures, claims
+    )
+
+
+def apply(
+    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    weights: str = "random", seed: int = 0, **overrides: object,
+) -> Rewritten:  # fmt: skip
+    """Rewrites a model; the input model is unchanged and shares its frozen weights.
+
+    Args:
+        spec: a `Spec`, a path, the name of a shipped spec, or a text.
+        model: a module, or a name; by default the spec's own.
+        example: what the model is called with, if it does not say so itself.
+        weights: `random`, `pretrained` or a safetensors file, for a model by name.
+        seed: of random weights, and of what the passes add.
+        overrides: params and pass options of the spec.
+
+    Raises:
+        VitrewriteError: everything that is wrong, claims that do not hold included.
+    """
+    spec = as_spec(spec, overrides)
+    request = Request(spec, model, weights, seed)
+    base = trace(request.build(meta=False), example)
+    base.eval()
+    root = duplicate(base, _shared, lambda b: b.clone())
+    base_macs = _macs(base)
+    result = rewrite(spec, root)
+    _initialise(result, seed)
+    _own_trained(result)
+    measures = measure(result, base_macs)
+    realise(base)
+    source = realise(root)
+    rewritten = Rewritten(
+        root, base, result, source, request.name, request.described, measures,
+        model_options=request.options, seed=seed,
+    )  # fmt: skip
+    from ..verify.numeric import measure_claim
+
+    rewritten.claims = judge(
+        spec, measures, result, numeric=lambda metric: measure_claim(rewritten, metric)
+    )
+    raise_all([v.error() for v in rewritten.claims if v.holds is False])
+    return rewritten
+
+
+def lower(rewritten: Rewritten) -> Rewritten:
+    """The cheapest equal model: what can be folded into weights is folded.
+
+    The originals stay in `rewritten`, which is unchanged.
+    """
+    root = duplicate(rewritten.module, _shared, lambda b: b.clone())
+    left = lower_tree(root, rewritten.result.editor.insertions, rewritten.result.methods)
+    result = replace(rewritten.result, root=root, editor=type(rewritten.result.editor)(root, left))
+    meta = on_meta(root)
+    macs = Propagation(meta, result.example).macs
+    measures = replace(
+        measure(result, rewritten.measures.macs_base), macs=macs, macs_lowered=macs
+    )
+    root.eval()
+    source = realise(root)
+    return replace(
+        rewritten, module=root, result=result, source=source, measures=measures, lowered=True
+    )
+
+
+def _macs(root: nn.Module) -> int:
+    meta = root if next(root.parameters()).device.type == "meta" else on_meta(root)
+    example = root.__dict__["example"]
+    from .engine import _example
+
+    return Propagation(meta, _example(root, example)).macs
+
+
+def _shared(parameter: nn.Parameter) -> nn.Parameter:
+    """A parameter of its own on the same storage."""
+    return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+
+
+def _initialise(result: Rewrite, seed: int) -> None:
+    """What the passes added is drawn last and from its own generator: same spec, same bits."""
+    generator = torch.Generator().manual_seed(seed)
+    for insertion in result.editor.insertions:
+        insertion.module.reset_parameters(generator)  # type: ignore[operator]
+
+
+def _own_trained(result: Rewrite) -> None:
+    """Parameters of the original that will be trained get storage of their own."""
+    for name in result.base_trained:
+        owner, _, leaf = name.rpartition(".")
+        module = result.root.get_submodule(owner)
+        parameter = module._parameters[leaf]
+        assert parameter is not None
+        module._parameters[leaf] = nn.Parameter(parameter.detach().clone())

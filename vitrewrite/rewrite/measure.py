@@ -1,0 +1,154 @@
+"""Counts: parameters, multiply-accumulates, tokens. On meta tensors, equal units once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..anatomy.sites import Place
+from ..capture import tree
+from ..capture.memo import freeze
+from ..capture.unit import Unit, run_node
+
+
+@dataclass
+class _Entry:
+    outputs: Any
+    macs: int
+    shapes: dict[str, tuple[int, ...]]  # node -> shape
+    children: dict[str, Hashable] = field(default_factory=dict)
+    seen_in_children: int = 0  # what the counter moved by while children ran
+
+
+class Propagation:
+    """Runs a tree of units on meta tensors.
+
+    Attributes:
+        macs: multiply-accumulates of every convolution and matrix product, SDPA's two included;
+            no norms, softmax, elementwise operations or sampling.
+    """
+
+    def __init__(self, root: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.entries: dict[Hashable, _Entry] = {}
+        self.fingerprints: dict[int, Hashable] = {}
+        with FlopCounterMode(display=False) as self.counter, torch.no_grad():
+            self.top = self._run(root, inputs)
+        self.macs = self.entries[self.top].macs
+
+    def shape(self, place: Place) -> tuple[int, ...] | None:
+        """The shape of the value at a place, or None if nothing ran there."""
+        key, left = self.top, place.unit
+        while left:
+            entry = self.entries[key]
+            names = [n for n in entry.children if left == n or left.startswith(f"{n}.")]
+            if not names:
+                return None
+            name = max(names, key=len)
+            key, left = entry.children[name], left[len(name) + 1 :]
+        return self.entries[key].shapes.get(place.node)
+
+    def _run(self, module: nn.Module, args: tuple[Any, ...]) -> Hashable:
+        shapes = tuple(_shape(v) for v in tree.leaves(args))
+        constants = freeze(tuple(a for a in args if isinstance(a, (int, float))))
+        key = (self._fingerprint(module), shapes, constants)
+        if key not in self.entries:
+            before = self.counter.get_total_flops()
+            if isinstance(module, Unit) and module.template is not None:
+                entry = self._graph(module.template.graph, module, args)
+            else:
+                entry = _Entry(module(*args), 0, {})
+            own = self.counter.get_total_flops() - before - entry.seen_in_children
+            entry.macs += own // 2
+            self.entries[key] = entry
+        return key
+
+    def _graph(self, graph: fx.Graph, unit: Unit, args: tuple[Any, ...]) -> _Entry:
+        entry = _Entry(None, 0, {})
+        values: dict[fx.Node, Any] = {}
+        given = iter(args)
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(given)
+            elif node.op == "output":
+                entry.outputs = fx.node.map_arg(node.args[0], lambda n: values[n])
+            elif node.op == "call_module" and not node.kwargs:
+                values[node] = self._child(node, unit, values, entry)
+            else:
+                values[node] = run_node(node, unit, values)
+            if isinstance(values.get(node), torch.Tensor):
+                entry.shapes[node.name] = tuple(values[node].shape)
+        return entry
+
+    def _child(
+        self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any], entry: _Entry
+    ) -> Any:
+        inputs = fx.node.map_arg(node.args, lambda n: values[n])
+        name = str(node.target)
+        child = unit.get_submodule(name)
+        before = self.counter.get_total_flops()
+        key = entry.children[name] = self._run(child, inputs)
+        entry.seen_in_children += self.counter.get_total_flops() - before
+        entry.macs += self.entries[key].macs
+        return self.entries[key].outputs
+
+    def _fingerprint(self, module: nn.Module) -> Hashable:
+        if id(module) not in self.fingerprints:
+            self.fingerprints[id(module)] = _intern(self._describe(module))
+        return self.fingerprints[id(module)]
+
+    def _describe(self, module: nn.Module) -> Hashable:
+        state = tuple(
+            (name, None if t is None else tuple(t.shape))
+            for name, t in (*module._parameters.items(), *module._buffers.items())
+        )
+        children = tuple(
+            (name, None if child is None else self._fingerprint(child))
+            for name, child in module._modules.items()
+        )
+        if isinstance(module, Unit):
+            own: Hashable = id(module.template)
+        else:
+            skipped = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+            own = tuple((k, freeze(v)) for k, v in module.__dict__.items() if k not in skipped)
+        return type(module), own, state, children
+
+
+_INTERNED: dict[Hashable, int] = {}
+
+
+def _intern(key: Hashable) -> int:
+    return _INTERNED.setdefault(key, len(_INTERNED))
+
+
+def _shape(value: Any) -> Hashable:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else value
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameter counts; tied ones count once."""
+
+    total: int
+    trainable: int
+    trainable_without_head: int
+
+
+def count_parameters(root: nn.Module, head: set[str]) -> Parameters:
+    """Counts by `requires_grad`.
+
+    Args:
+        root: the model.
+        head: names of the parameters of the classifier.
+    """
+    named = dict(root.named_parameters())
+    trained = {n: p.numel() for n, p in named.items() if p.requires_grad}
+    return Parameters(
+        sum(p.numel() for p in named.values()),
+        sum(trained.values()),
+        sum(count for name, count in trained.items() if name not in head),
+    )

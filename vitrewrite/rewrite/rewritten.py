@@ -1,0 +1,77 @@
+"""A rewritten model: a module with its report and its delta."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..emit.source import Source
+from ..language.model import Spec
+from .claims import Verdict
+from .engine import Rewrite
+from .plan import Measures, step_json
+
+
+@dataclass
+class Rewritten:
+    """What `apply` and `lower` return.
+
+    Attributes:
+        module: the rewritten model, an `nn.Module` made of the classes that `emit` prints.
+        base: the captured original; shares the frozen weights.
+        result: the tree, sites and clauses.
+        source: the printed classes.
+    """
+
+    module: nn.Module
+    base: nn.Module
+    result: Rewrite
+    source: Source
+    model_name: str
+    weights: str
+    measures: Measures
+    claims: tuple[Verdict, ...] = ()
+    lowered: bool = False
+    model_options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def spec(self) -> Spec:
+        """The spec that was carried out."""
+        return self.result.spec
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return {
+            "spec": self.spec.name,
+            "model": self.model_name,
+            "weights": self.weights,
+            "lowered": self.lowered,
+            "clauses": [step_json(step) for step in self.result.steps],
+            **self.measures.to_json(),
+            "claims": [verdict.to_json() for verdict in self.claims],
+        }
+
+    def delta(self) -> dict[str, torch.Tensor]:
+        """What the spec added or trains: `<site>.<pass>.<tensor>`, and base parameters by name.
+
+        The tensors of a pass are named and shaped as its card has them; they share memory with
+        the module, so writing to one changes the model.
+        """
+        return dict(self._delta())
+
+    def _delta(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for insertion in self.result.editor.insertions:
+            method: Any = self.result.methods[insertion.clause]
+            module = self.module.get_submodule(insertion.path)
+            for site, tensors in zip(insertion.sites, method.delta(module), strict=True):
+                for name, tensor in tensors.items():
+                    yield f"{site.path}.{insertion.pass_name}.{name}", tensor.detach()
+        parameters = dict(self.module.named_parameters())
+        for name in sorted(self.result.base_trained):
+            yield name, parameters[name].detach()

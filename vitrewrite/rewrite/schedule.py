@@ -1,0 +1,86 @@
+"""The order in which clauses are carried out, and which of them are in conflict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import networkx as nx
+
+from ..anatomy.sites import Linear
+from ..declare import Pass
+from ..errors import RewriteError
+from .select import Site
+from .sites import Clause
+
+
+@dataclass(frozen=True)
+class Job:
+    """A clause with its pass and the sites that it found."""
+
+    clause: Clause
+    method: Pass
+    sites: tuple[Site, ...]
+
+
+def schedule(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs in order: that of the spec, except where a pass says it comes `after` another.
+
+    Raises:
+        RewriteError: VR401 for two clauses in conflict, VR407 for a circle.
+    """
+    for first, second in combinations(jobs, 2):
+        _check_conflict(first, second)
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(jobs)))
+    for i, first in enumerate(jobs):
+        for j, second in enumerate(jobs):
+            if first.clause.pass_name in second.method.after:
+                graph.add_edge(i, j)
+    try:
+        return [jobs[i] for i in nx.lexicographical_topological_sort(graph)]
+    except nx.NetworkXUnfeasible:
+        circle = [jobs[i].clause for i, _ in nx.find_cycle(graph)]
+        raise RewriteError(
+            "VR407",
+            f"'{circle[0].text}' must come both before and after '{circle[-1].text}'",
+            span=circle[0].span,
+            notes=[f"the other clause: {circle[-1].origin}"],
+        ) from None
+
+
+def _check_conflict(first: Job, second: Job) -> None:
+    if first.clause.pass_name != second.clause.pass_name:
+        return
+    shared = [a.role for a in first.sites for b in second.sites if _overlap(a, b)]
+    if shared:
+        more = f" and {len(shared) - 1} more sites" if len(shared) > 1 else ""
+        raise second.clause.error(
+            "VR401",
+            f"two clauses put {second.clause.pass_name} at '{shared[0]}'{more}",
+            notes=[f"the other clause: {first.clause.origin}"],
+            suggestion="take the sites out of one of them",
+        )
+
+
+def _overlap(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Linear) and isinstance(b, Linear)):
+        return bool(a.role == b.role)
+    if a.weight != b.weight:
+        return False
+    (start, stop), (low, high) = (s.rows or (0, s.out_features) for s in (a, b))
+    return start < high and low < stop
+
+
+def overlapping(sites: Sequence[Site]) -> tuple[Site, Site] | None:
+    """Two of the sites that are about the same rows of one weight."""
+    linears = [s for s in sites if isinstance(s, Linear)]
+    by_weight: dict[str, list[Linear]] = {}
+    for site in linears:
+        for other in by_weight.setdefault(site.weight, []):
+            if _overlap(site, other):
+                return other, site
+        by_weight[site.weight].append(site)
+    return None

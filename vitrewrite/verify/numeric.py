@@ -1,0 +1,85 @@
+"""Numbers behind the claims: differences between models that should be equal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..capture.unit import duplicate
+from ..emit.realise import realise
+
+if TYPE_CHECKING:
+    from ..rewrite.rewritten import Rewritten
+
+def sample(rewritten: Rewritten, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Random inputs of the model's own shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn((batch, *value.shape[1:]), generator=generator)
+        for value in rewritten.result.example
+    )
+
+
+@torch.no_grad()
+def difference(first: nn.Module, second: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
+    """Largest absolute difference of the outputs, in eval mode."""
+    a, b = (_flat(m.eval()(*inputs)) for m in (first, second))
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+@torch.no_grad()
+def relative(first: nn.Module, second: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
+    """Largest difference of the outputs over the largest output of the first."""
+    a, b = (_flat(m.eval()(*inputs)) for m in (first, second))
+    scale = max(float(x.abs().max()) for x in a) or 1.0
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) / scale
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value.float()]
+    items = value.values() if isinstance(value, dict) else value
+    return [t for item in items for t in _flat(item)]
+
+
+def randomised(rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = None) -> Rewritten:
+    """A copy whose inserted parameters are all random, so that no branch is zero."""
+    own = {id(p) for i in rewritten.result.editor.insertions for p in i.module.parameters()}
+    generator = torch.Generator().manual_seed(seed)
+
+    def parameter(old: nn.Parameter) -> nn.Parameter:
+        value = old.detach()
+        if id(old) in own:
+            spread = 0.3 / max(old.shape[-1], 1) ** 0.5
+            value = torch.randn(old.shape, generator=generator) * spread
+        return nn.Parameter(value.to(dtype or value.dtype), requires_grad=old.requires_grad)
+
+    def buffer(old: torch.Tensor) -> torch.Tensor:
+        return old.to(dtype) if dtype and old.is_floating_point() else old.clone()
+
+    root = duplicate(rewritten.module, parameter, buffer)
+    insertions = [
+        replace(i, module=root.get_submodule(i.path)) for i in rewritten.result.editor.insertions
+    ]
+    editor = replace(rewritten.result.editor, root=root, insertions=insertions)
+    result = replace(rewritten.result, root=root, editor=editor)
+    return replace(rewritten, module=root, result=result, source=realise(root))
+
+
+def lowering_error(rewritten: Rewritten, dtype: torch.dtype = torch.float32) -> float:
+    """Relative error of the lowered model with random inserted parameters."""
+    from ..rewrite.apply import lower
+
+    twin = randomised(rewritten, dtype=dtype)
+    inputs = tuple(v.to(dtype) for v in sample(rewritten))
+    return relative(twin.module, lower(twin).module, inputs)
+
+
+def measure_claim(rewritten: Rewritten, metric: str) -> Any:
+    """The number that `identity`, `lowers` or `max_error` is about."""
+    if metric == "identity":
+        return difference(rewritten.base, rewritten.module, sample(rewritten))
+    return lowering_error(rewritten)
