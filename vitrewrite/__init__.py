@@ -1,10 +1,53 @@
-"""vitrewrite: a declarative graph-rewriting compiler for vision transformers."""
+"""vitrewrite: a declarative graph-rewriting compiler for vision transformers.
+
+```python
+import vitrewrite as vr
+
+spec = vr.parse("lora_qv", rank=4)          # a path, the name of a shipped spec, or a text
+print(vr.plan(spec, "vit_base"))            # no weight is touched
+rewritten = vr.apply(spec, model)           # a new module; the input model is unchanged
+rewritten.module, rewritten.report, rewritten.delta()
+vr.verify(rewritten)
+vr.emit(rewritten, "out/")
+vr.save(rewritten, "d.safetensors"); vr.load(rewritten, "d.safetensors")
+lowered = vr.lower(rewritten)
+```
+"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .declare import Pass
+from .errors import VitrewriteError
+
+if TYPE_CHECKING:
+    from .api import apply, capture, emit, load, lower, parse, plan, save, verify
 
 __version__ = "0.1.0"
+__all__ = [
+    "Pass",
+    "VitrewriteError",
+    "apply",
+    "capture",
+    "emit",
+    "load",
+    "lower",
+    "parse",
+    "plan",
+    "save",
+    "verify",
+]
 
 # In a checkout the passes and specs lie beside this package, in a wheel inside it.
 _checkout = Path(__file__).parent.parent
 if (_checkout / "pyproject.toml").is_file() and (_checkout / "passes").is_dir():
     __path__.append(str(_checkout))
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch only when something needs it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'vitrewrite' has no attribute '{name}'")
+    from . import api
+
+    return getattr(api, name)

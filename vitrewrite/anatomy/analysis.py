@@ -9,7 +9,7 @@ from torch import nn
 from ..capture.unit import Unit
 from .attention import Core, cores
 from .blocks import Assembler, Notes, Parts, site
-from .flow import Flow, Op, flatten
+from .flow import Flow, Op, flatten, union
 from .kinds import FUSED_ATTENTION, matrix
 from .sites import Anatomy, Attention, Block, Linear, Stream
 from .stream import final_norms, find_stem, find_stream, heads, late_tokens, patch_embed
@@ -57,13 +57,20 @@ def _name(root: nn.Module) -> str:
 
 
 def _pool(attentions: list[Core], assembler: Assembler, parts: Parts) -> Attention | None:
-    """An attention outside of all blocks: pooling, if it is behind the last one."""
-    inside = {c for g in assembler.trunk.groups for c in g.cores}
-    outside = [c for c in attentions if c not in inside]
-    for core in outside[1:]:
-        where = core.op.frame.path or "the root"
-        assembler.notes.add(f"an attention in {where} belongs to no block")
-    return assembler.attention("pool", outside[0], parts) if outside else None
+    """An attention behind all blocks; others outside of blocks are only noted."""
+    groups = assembler.trunk.groups
+    inside = {c for g in groups for c in g.cores}
+    sums = union(g.first.sum for g in groups)
+    pool = None
+    for core in attentions:
+        if core in inside:
+            continue
+        if pool is None and not core.op.after & sums:
+            pool = assembler.attention("pool", core, parts)
+        else:
+            where = core.op.frame.path or "the root"
+            assembler.notes.add(f"the attention in {where} belongs to no block")
+    return pool
 
 
 def _final_norm(flow: Flow, trunk: Trunk, assembler: Assembler, notes: Notes) -> str | None:

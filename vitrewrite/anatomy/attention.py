@@ -144,6 +144,8 @@ def _operand(op: Op) -> Operand:
         return Operand(None, why=str(reason))
     span, count = rows.span(), len(rows.rows())
     why = "" if span is not None else "their rows are not contiguous"
+    if not rows.axes():
+        count, why = 0, "their rows could not be followed"
     return Operand(rows.linear, span, count, rows.axes(), why)
 
 

@@ -195,7 +195,9 @@ class Assembler:
             return None
         between = self._between(first, second)
         acts = [o for o in self.flow.members(between) if is_activation(o)]
-        act = _whole(acts[-1]) if acts else None
+        if not acts:
+            return None
+        act = _whole(acts[-1])
         fc1, gate = self._gate(f"{role}.mlp", first, act, between)
         parts.names[fc1] = "mlp.fc1"
         parts.names[second] = "mlp.fc2"
@@ -204,7 +206,7 @@ class Assembler:
         return Mlp(
             role=f"{role}.mlp",
             fc1=site(f"{role}.mlp.fc1", fc1),
-            act=None if act is None else place(act),
+            act=place(act),
             fc2=site(f"{role}.mlp.fc2", second),
             gate=gate,
         )
@@ -216,11 +218,9 @@ class Assembler:
         return bits & ~second.bit
 
     def _gate(
-        self, role: str, first: Sequence[Op], act: Op | None, between: int
+        self, role: str, first: Sequence[Op], act: Op, between: int
     ) -> tuple[Op, Linear | None]:
         """The layer of the values, and the one whose activation multiplies them."""
-        if act is None:
-            return first[0], None
         if len(first) == 2:
             gated = [o for o in first if o.bit & act.before]
             if len(gated) == 1:
@@ -243,7 +243,7 @@ class Assembler:
         if attn is None and group.cores:
             attn = group.cores[0].query
         fc1, fc2 = layers.get("mlp.fc1"), layers.get("mlp.fc2")
-        if group.cores:
+        if group.cores or len(group.sums) > 1:
             norm1 = self._norm(group.first, attn, layers.get("attn.proj"))
             norm2 = self._norm(group.last, fc1, fc2) if len(group.sums) > 1 else None
             return norm1, None if norm2 == norm1 else norm2

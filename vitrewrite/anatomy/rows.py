@@ -16,6 +16,7 @@ import torch
 from .flow import Op
 from .kinds import (
     FUSED_ATTENTION,
+    JOINS,
     MATMULS,
     MOVES,
     PASSES,
@@ -155,9 +156,36 @@ def _combine(op: Op, parts: list[Rows | None]) -> Rows | None:
         raise Unclear("several linear layers")
     if len(op.inputs) == 1 and op.name in VIEWS | MOVES | _REDUCTIONS:
         return Rows(first.linear, _apply(op, first.index), first.extra)
-    index = _spread(op, live)
-    kept = first.extra if len(live) == 1 else frozenset().union(*(p.rows() for p in live))
-    return Rows(first.linear, index, kept)
+    index = _joined(op, live) if op.name in JOINS else None
+    index = _spread(op, live) if index is None else index
+    if len(live) == 1:
+        return Rows(first.linear, index, first.extra)
+    result = Rows(first.linear, index)
+    mixed = frozenset().union(*(p.rows() for p in live))
+    return Rows(first.linear, index, mixed - result.rows())
+
+
+def _joined(op: Op, live: list[Rows]) -> torch.Tensor | None:
+    """Pieces of rows that a `cat` puts next to each other."""
+    if op.name == "stack" or len(live) < len(op.inputs):
+        return None
+    dim = concrete(op.node.kwargs.get("dim", op.node.args[1] if len(op.node.args) > 1 else 0))
+    if not all(isinstance(p.index, torch.Tensor) for p in live):
+        return None
+    dim %= len(op.shape)
+    pieces = [compact(p.index) for p in live]
+    if all(p.shape[dim] == 1 for p in pieces):
+        return None  # along tokens: what is put together shows the same rows
+    pieces = [_stretched(p, dim, q.index.shape[dim]) for p, q in zip(pieces, live, strict=True)]
+    lengths = [max(p.shape[i] for p in pieces) for i in range(pieces[0].dim())]
+    whole = [p.expand([*lengths[:dim], p.shape[dim], *lengths[dim + 1 :]]) for p in pieces]
+    return torch.cat(whole, dim).expand(op.shape)
+
+
+def _stretched(piece: torch.Tensor, dim: int, length: int) -> torch.Tensor:
+    lengths = list(piece.shape)
+    lengths[dim] = length
+    return piece.expand(lengths)
 
 
 def _spread(op: Op, live: list[Rows]) -> torch.Tensor | None:

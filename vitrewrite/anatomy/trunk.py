@@ -215,13 +215,14 @@ def _grouped(residuals: list[Residual], cores: Sequence[Core], sets: Sets) -> li
 
 
 def _continues(group: Group, residual: Residual, sets: Sets) -> bool:
-    """Whether a sum is the feed-forward part of a block that has its attention already."""
-    if not group.cores or len(group.sums) > 1:
+    """Whether a sum is the feed-forward part of a block that has its token mixing already."""
+    if len(group.sums) > 1:
         return False
     if not (residual.point.before | residual.stream.before) & group.last.sum.bit:
         return False
-    same_unit = residual.sum.frame is group.last.sum.frame
-    return same_unit or bool(residual.region & sets.linears)
+    frame = residual.sum.frame
+    same_unit = frame is group.last.sum.frame and frame.parent is not None
+    return same_unit or bool(group.cores and residual.region & sets.linears)
 
 
 def _find_units(groups: list[Group], flow: Flow, sets: Sets) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from vitrewrite.errors import Span, SpecError
@@ -261,6 +261,15 @@ class Spec:
         groups = (model, map(str, self.clauses), map(str, self.requires), tune)
         blocks = ("\n".join(lines) for lines in groups)
         return "\n\n".join(block for block in blocks if block) + "\n"
+
+    @property
+    def model_arguments(self) -> dict[str, Value]:
+        """Constructor arguments that overrides set."""
+        return {option.name: literal(option.value) for option in self.model_overrides}
+
+    def renamed(self, name: str) -> Spec:
+        """The same spec under another name."""
+        return replace(self, name=name)
 
     @property
     def hash(self) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
-from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
+from vitrewrite.errors import UNPRINTABLE, Span, SpecError, did_you_mean, listing, shown
 
 from .expressions import Literal, Name, map_expressions
 from .model import Model, ModelRef
@@ -24,6 +25,7 @@ MODEL_ARGUMENTS = (
     *("drop_rate", "drop_path_rate", "dynamic_img_size"),
 )
 COMMAND_LINE = "<command line>"
+_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
 def parse_override(text: str) -> tuple[str, str]:
@@ -34,12 +36,15 @@ def parse_override(text: str) -> tuple[str, str]:
     """
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
-    if not equals or not all(part.isidentifier() for part in key.split(".")):
-        span = Span(COMMAND_LINE, 1, 1, 1, len(text) + 1, text)
-        suggestion = "overrides are written key=value, such as rank=4 or lora.rank=4"
-        message = f"{shown(text)} is no override"
-        raise SpecError("VR219", message, span=span, suggestion=suggestion)
+    if not equals or not _KEY.fullmatch(key):
+        raise _malformed(text)
     return key, value
+
+
+def _malformed(text: str) -> SpecError:
+    span = Span(COMMAND_LINE, 1, 1, 1, len(text) + 1, text)
+    suggestion = "overrides are written key=value, such as rank=4 or lora.rank=4"
+    return SpecError("VR219", f"{shown(text)} is no override", span=span, suggestion=suggestion)
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
@@ -72,9 +77,16 @@ def parse_model(text: str) -> ModelRef:
 
 
 class Overrides:
-    """The overrides of a run. Values are texts as on a command line, or Python values."""
+    """The overrides of a run. Values are texts as on a command line, or Python values.
+
+    Raises:
+        SpecError: VR219 if a key cannot be one.
+    """
 
     def __init__(self, given: Mapping[str, object]) -> None:
+        for key, value in given.items():
+            if not _KEY.fullmatch(key):
+                raise _malformed(f"{key}={_shortly(value)}")
         self._given = dict(given)
         self._used = {key for key in given if key in RESERVED}
         self.valid: set[str] = set()  # keys that could be used
@@ -90,7 +102,8 @@ class Overrides:
         """The value for a key, if it is given; for the type str a text is taken as it is.
 
         Raises:
-            SpecError: VR204 if a Python value is none of the language.
+            SpecError: VR104 for characters that no text should hold, VR204 if a Python value is
+                none of the language.
         """
         self.valid.add(key)
         if key not in self._given:
@@ -101,6 +114,7 @@ class Overrides:
         span = Span(COMMAND_LINE, 1, len(key) + 2, 1, len(line) + 1, line)
         if not isinstance(given, str):
             return Literal(_language_value(given, key, span), span)
+        _refuse_odd_characters(given, span)
         value = _read(given)
         return Literal(given if kind == "str" and not isinstance(value, str) else value, span)
 
@@ -127,6 +141,12 @@ class Overrides:
                 yield SpecError("VR218", message, span=span, notes=notes, suggestion=near)
 
 
+def _refuse_odd_characters(text: str, span: Span) -> None:
+    if found := UNPRINTABLE.search(text):
+        message = f"character U+{ord(found[0]):04X} is not allowed in a value"
+        raise SpecError("VR104", message, span=span)
+
+
 def _shortly(given: object) -> str:
     try:
         return given if isinstance(given, str) else repr(given)[:200]
@@ -144,6 +164,8 @@ def _read(text: str) -> Value:
 
 
 def _language_value(value: object, key: str, span: Span) -> Value:
+    if isinstance(value, str):
+        _refuse_odd_characters(value, span)
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, Fraction)):

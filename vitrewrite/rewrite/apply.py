@@ -34,10 +34,11 @@ class Request:
     """Which model to rewrite: an object, or a name with constructor arguments and weights."""
 
     def __init__(
-        self, spec: Spec, model: nn.Module | str | None, weights: str, seed: int
-    ) -> None:
+        self, spec: Spec, model: nn.Module | str | None, weights: str, seed: int,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.module = model if isinstance(model, nn.Module) else None
-        self.options: dict[str, Any] = {o.name: o.value.value for o in spec.model_overrides}  # type: ignore[union-attr]
+        self.options = {**(options or {}), **spec.model_arguments}
         self.weights, self.seed = weights, seed
         if isinstance(model, str):
             self.name = model
@@ -100,7 +101,8 @@ def plan(
 
 def apply(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
-    weights: str = "random", seed: int = 0, **overrides: object,
+    weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
+    **overrides: object,
 ) -> Rewritten:  # fmt: skip
     """Rewrites a model; the input model is unchanged and shares its frozen weights.
 
@@ -110,13 +112,14 @@ def apply(
         example: what the model is called with, if it does not say so itself.
         weights: `random`, `pretrained` or a safetensors file, for a model by name.
         seed: of random weights, and of what the passes add.
+        model_options: constructor arguments of a model by name.
         overrides: params and pass options of the spec.
 
     Raises:
         VitrewriteError: everything that is wrong, claims that do not hold included.
     """
     spec = as_spec(spec, overrides)
-    request = Request(spec, model, weights, seed)
+    request = Request(spec, model, weights, seed, model_options)
     base = trace(request.build(meta=False), example)
     base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
@@ -129,7 +132,7 @@ def apply(
     source = realise(root)
     rewritten = Rewritten(
         root, base, result, source, request.name, request.described, measures,
-        model_options=request.options, seed=seed,
+        model_options=request.options, seed=seed, weights_request=request.weights,
     )  # fmt: skip
     from ..verify.numeric import measure_claim
 

@@ -38,6 +38,8 @@ class Rewritten:
     lowered: bool = False
     model_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    weights_request: str = "random"
+    trained: bool = False  # whether a delta was loaded, so that it is not at initialisation
 
     @property
     def spec(self) -> Spec:

@@ -101,7 +101,8 @@ class LinearSite:
         with node.graph.inserting_after(node):
             new = node.graph.call_module(relative, (node.args[0], node))
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        new.meta = {"val": node.meta.get("val"), "hint": node.meta.pop("hint", None)}
+        hint = node.meta.pop("hint", None) or near.rpartition(".")[2]
+        new.meta = {"val": node.meta.get("val"), "hint": hint}
         new.meta["origin"] = self.clause.origin
         clause = self.clause
         self.editor.insertions.append(

@@ -1,0 +1,260 @@
+"""The commands. Each imports what it needs when it runs: most must start without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import UsageError, VitrewriteError, raise_all
+from .common import busy, echo_json, request
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="vitrewrite %(version)s")
+@click.option("--debug", is_flag=True, help="Show Python tracebacks.")
+def cli(debug: bool) -> None:
+    """Rewrites vision transformers by specs: verified, readable, standalone."""
+
+
+_overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@cli.command()
+@click.argument("spec")
+@_overrides
+@click.option("--out", type=click.Path(path_type=Path), help="Folder; default ./SPEC-MODEL.")
+@click.option("--no-weights", is_flag=True, help="Do not write weights.safetensors.")
+@_json
+def apply(
+    spec: str, overrides: tuple[str, ...], out: Path | None, no_weights: bool, as_json: bool
+) -> None:
+    """Rewrites a model and writes source, weights, delta and report."""
+    wanted = request(spec, overrides)
+    target = out or wanted.default_folder()
+    with busy("starting torch"):
+        from ..files import check_target, emit
+        from ..report.text import plan_text
+        from ..rewrite.apply import apply as run
+        from ..verify import quick
+    check_target(target)
+    with busy(f"planning {wanted.spec.name}"):
+        plan = wanted.plan()
+    if not as_json:
+        click.echo(plan_text(plan))
+    with busy(f"rewriting {plan.model}"):
+        rewritten = run(wanted.spec, **wanted.arguments)
+    with busy("verifying"):
+        checks = quick(rewritten)
+    raise_all([c.error() for c in checks if not c.holds])
+    with busy(f"writing {target}"):
+        emit(rewritten, target, weights=not no_weights)
+    if as_json:
+        echo_json({**rewritten.report, "checks": [c.to_json() for c in checks], "out": str(target)})
+        return
+    click.echo("")
+    for check in checks:
+        click.echo(f"verified  {check}")
+    for verdict in rewritten.claims:
+        click.echo(f"claim     {verdict.claim}: {verdict.measured}")
+    click.echo(f"written   {target}/")
+
+
+@cli.command()
+@click.argument("spec")
+@_overrides
+@_json
+def plan(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Shows what would change, before any weight is touched."""
+    wanted = request(spec, overrides)
+    with busy("planning"):
+        result = wanted.plan()
+    echo_json(result.to_json()) if as_json else click.echo(str(result))
+    raise_all([v.error() for v in result.claims if v.holds is False])
+
+
+@cli.command()
+@click.argument("specs", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Check all shipped specs.")
+@_json
+def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
+    """Checks specs: syntax, names, types, and claims that need no weights.
+
+    Arguments of the form KEY=VALUE are overrides.
+    """
+    from .. import catalog
+
+    overrides = tuple(s for s in specs if "=" in s and not s.endswith(".peft"))
+    names = [s for s in specs if s not in overrides] + (catalog.specs() if every else [])
+    if not names:
+        raise UsageError("VR902", "nothing to check", suggestion="name specs, or give --all")
+    errors: list[VitrewriteError] = []
+    results = []
+    for name in names:
+        failed = _check(name, overrides)
+        errors += failed
+        results.append({"spec": name, "ok": not failed, "errors": [e.code for e in failed]})
+        if not as_json:
+            click.echo(f"{'error' if failed else 'ok   '}  {name}")
+    if as_json:
+        echo_json({"specs": results})
+    raise_all(errors)
+
+
+def _check(name: str, overrides: tuple[str, ...]) -> list[VitrewriteError]:
+    try:
+        wanted = request(name, overrides)
+        if wanted.names_model:
+            return [v.error() for v in wanted.plan().claims if v.holds is False]
+    except VitrewriteError as error:
+        return list(getattr(error, "errors", [error]))
+    return []
+
+
+@cli.command()
+@click.argument("model")
+@_overrides
+@_json
+def sites(model: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Prints the anatomy of a model: what each place of it is."""
+    from ..language import parse_model
+
+    ref = parse_model(model, overrides)
+    with busy(f"reading {model}"):
+        from .. import models
+        from ..anatomy import analyse
+        from ..anatomy.report import table, to_json
+        from ..capture import trace
+
+        anatomy = analyse(trace(models.create(ref.name, ref.values, meta=True)))
+    echo_json(to_json(anatomy)) if as_json else click.echo(table(anatomy))
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["models", "passes", "specs"]))
+@_json
+def list_(what: str, as_json: bool) -> None:
+    """Lists models, passes or specs."""
+    from .listing import entries
+
+    found = entries(what)
+    if as_json:
+        echo_json({what: [{"name": n, "about": a} for n, a in found]})
+        return
+    width = max((len(name) for name, _ in found), default=0)
+    for name, about in found:
+        click.echo(f"{name:<{width}}  {about}".rstrip())
+
+
+@cli.command()
+@click.argument("topic")
+def explain(topic: str) -> None:
+    """Explains an error code, a pass or a clause."""
+    from .listing import explanation
+
+    click.echo(explanation(topic))
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--check", "only_check", is_flag=True, help="Change nothing; exit 1 if unformatted.")
+def fmt(files: tuple[str, ...], only_check: bool) -> None:
+    """Formats specs in place."""
+    from .listing import format_files
+
+    changed = format_files(files, only_check=only_check)
+    for name in changed:
+        click.echo(f"{'would change' if only_check else 'formatted'}  {name}")
+    if changed and only_check:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.argument("target")
+@_overrides
+@click.option("--compile", "compiled", is_flag=True, help="Also compare torch.compile's code.")
+@_json
+def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: bool) -> None:
+    """Verifies a folder that apply wrote, or a spec on its model."""
+    with busy("starting torch"):
+        from ..verify import verify_rewritten
+        from ..verify.folder import is_folder, verify_folder
+    with busy(f"verifying {target}"):
+        if is_folder(target):
+            checks = verify_folder(Path(target), compiled=compiled)
+        else:
+            checks = verify_rewritten(request(target, overrides).apply(), compiled=compiled)
+    if as_json:
+        echo_json({"ok": all(c.holds for c in checks), "checks": [c.to_json() for c in checks]})
+    else:
+        for each in checks:
+            click.echo(f"{'ok   ' if each.holds else 'FAILS'}  {each}")
+    raise_all([c.error() for c in checks if not c.holds])
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@_json
+def lower(folder: Path, out: Path, as_json: bool) -> None:
+    """Turns a rewritten model into the cheapest equal one."""
+    with busy("starting torch"):
+        from ..files import check_target, emit
+        from ..rewrite.apply import lower as run
+        from ..verify.folder import load_folder
+        from ..verify.numeric import relative, sample
+    check_target(out)
+    with busy(f"lowering {folder}"):
+        rewritten = load_folder(folder)
+        lowered = run(rewritten)
+        error = relative(rewritten.module, lowered.module, sample(rewritten))
+    with busy(f"writing {out}"):
+        emit(lowered, out)
+    report: dict[str, Any] = {**lowered.report, "max_error": error, "out": str(out)}
+    if as_json:
+        echo_json(report)
+        return
+    click.echo(f"MACs      {rewritten.measures.macs:,} -> {lowered.measures.macs:,}")
+    click.echo(f"error     {error:.2g} of the largest output")
+    click.echo(f"written   {out}/")
+
+
+@cli.command()
+@click.argument("first")
+@click.argument("second")
+@_json
+def diff(first: str, second: str, as_json: bool) -> None:
+    """Compares two specs, or two folders that apply wrote."""
+    from .listing import differences
+
+    found = differences(first, second)
+    if as_json:
+        echo_json({"differences": found})
+    else:
+        click.echo("\n".join(found) if found else "no difference")
+
+
+@cli.command()
+@click.argument("spec")
+@_overrides
+@click.option("--batch", default=8, show_default=True)
+@click.option("--rounds", default=7, show_default=True, help="Timed rounds, interleaved.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there too.")
+@_json
+def bench(
+    spec: str, overrides: tuple[str, ...], batch: int, rounds: int, out: Path | None, as_json: bool
+) -> None:
+    """Times base, rewritten and lowered side by side."""
+    wanted = request(spec, overrides)
+    with busy("starting torch"):
+        from ..bench import run, table
+    result = run(wanted, batch=batch, rounds=rounds)
+    if out:
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    echo_json(result) if as_json else click.echo(table(result))
+
+

@@ -1,0 +1,93 @@
+"""What several commands share: requests, JSON, the progress line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UsageError
+from ..language import RESERVED, parse_overrides, parse_spec
+from ..language.model import Spec
+
+if TYPE_CHECKING:
+    from ..rewrite.plan import Plan
+    from ..rewrite.rewritten import Rewritten
+
+
+@dataclass(frozen=True)
+class Request:
+    """A spec with the reserved overrides taken out of the command line."""
+
+    spec: Spec
+    arguments: dict[str, Any]
+    device: str = "cpu"
+
+    @property
+    def names_model(self) -> bool:
+        """Whether there is a model to rewrite."""
+        return self.spec.model is not None
+
+    def plan(self) -> Plan:
+        """The plan; imports torch."""
+        from ..rewrite.apply import plan
+
+        return plan(self.spec, **self.arguments)
+
+    def apply(self) -> Rewritten:
+        """The rewritten model; imports torch."""
+        from ..rewrite.apply import apply
+
+        return apply(self.spec, **self.arguments)
+
+    def default_folder(self) -> Path:
+        """`./<spec>-<model>`."""
+        name = self.spec.model.name if self.spec.model else "model"
+        safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+        return Path(f"{self.spec.name}-{safe}")
+
+
+def request(spec: str, overrides: tuple[str, ...]) -> Request:
+    """Reads a spec and its overrides.
+
+    Raises:
+        VitrewriteError: everything that is wrong with them.
+    """
+    found: dict[str, str] = parse_overrides(overrides)
+    arguments: dict[str, Any] = {}
+    if "weights" in found:
+        arguments["weights"] = found["weights"]
+    if "seed" in found:
+        arguments["seed"] = _seed(found["seed"])
+    parsed = parse_spec(spec, {k: v for k, v in found.items() if k not in RESERVED or k == "model"})
+    return Request(parsed, arguments, found.get("device", "cpu"))
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError("VR903", f"seed must be an int, got '{text}'") from None
+
+
+def echo_json(value: Mapping[str, Any]) -> None:
+    """Prints JSON on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """A progress line on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield

@@ -1,0 +1,156 @@
+"""What `list`, `explain`, `fmt` and `diff` print."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from .. import catalog
+from ..errors import FileError, SpecError, did_you_mean, listing, raise_all
+from ..explain import explain_code
+from ..language import format_text, parse_spec
+from ..signature import PassInfo
+
+CLAUSES = {
+    "insert": "insert P at|before|after SITES: puts a pass at sites of the model.",
+    "prepend": "prepend P to SITES: puts tokens or rows in front of what a site gets.",
+    "replace": "replace SITES with P: swaps parts of the model for others.",
+    "stitch": "stitch M1, M2[, M3] with P: makes one model of several.",
+    "add": "add P to SITES: gives a part of the model something more to compute.",
+    "drop": "drop SITES: takes parts out of the model.",
+    "train": "train SITES: the parameters there are trained. All others are frozen as soon as a "
+    "spec inserts or trains anything.",
+    "freeze": "freeze SITES: the parameters there are not trained.",
+    "require": "require CLAIM: a claim that apply and verify check; if it does not hold, nothing "
+    "is written and the exit status is 1.\nClaims: params, trainable, macs, macs_lowered, flops, "
+    "max_error, tokens at SITES, each with <, <=, ==, >=, > or 'within 1% of'; 'identity at init'; "
+    "'lowers exactly'.",
+    "param": "param NAME: TYPE = DEFAULT in LOW..HIGH: a value that NAME=VALUE overrides.",
+    "let": "let NAME = EXPRESSION: a name for a value.",
+    "include": "include SPEC: the clauses of another spec, in this place.",
+    "tune": "tune { key = value ... }: hyperparameters of training.",
+    "model": "model NAME(key=value, ...): the model to rewrite, and its constructor arguments.",
+}
+
+
+def entries(what: str) -> list[tuple[str, str]]:
+    """Names with one line about each."""
+    if what == "passes":
+        return [(n, first_line(catalog.signature(n).doc)) for n in catalog.passes()]
+    if what == "specs":
+        return [(n, _about_spec(catalog.spec_path(n))) for n in catalog.specs()]
+    import timm
+
+    from ..models import ALIASES
+
+    aliases = [(name, f"alias of {full}") for name, full in ALIASES.items()]
+    return [*aliases, *((name, "") for name in timm.list_models())]
+
+
+def first_line(text: str) -> str:
+    """The first line of a docstring."""
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def _about_spec(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
+
+
+def explanation(topic: str) -> str:
+    """The text for an error code, a pass or a clause.
+
+    Raises:
+        SpecError: VR229 if it is none of these.
+    """
+    if re.fullmatch(r"[Vv][Rr]\d{3}", topic):
+        return str(explain_code(topic))
+    if topic in CLAUSES:
+        return CLAUSES[topic]
+    if topic in catalog.passes():
+        return pass_page(catalog.signature(topic))
+    known = [*catalog.passes(), *CLAUSES]
+    raise SpecError(
+        "VR229",
+        f"nothing to explain about '{topic}'",
+        notes=[f"passes: {listing(catalog.passes())}", f"clauses: {listing(CLAUSES)}"],
+        suggestion=did_you_mean(topic, known),
+    )
+
+
+def pass_page(info: PassInfo) -> str:
+    """The reference page of a pass: its docstring and its options."""
+    lines = [info.doc.strip(), "", "Options"]
+    for option in info.options.values():
+        default = "required" if option.required else f"default {_shown(option.default)}"
+        limits = [f"{n} {v}" for n in ("minimum", "maximum") if (v := getattr(option, n)) is not None]
+        if option.choices:
+            limits.append(f"one of {', '.join(map(str, option.choices))}")
+        facts = ", ".join([str(option), default, *limits])
+        lines.append(f"    {option.name}: {facts}. {option.help}".rstrip())
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return {None: "none", True: "true", False: "false"}.get(value, str(value))
+
+
+def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
+    """Formats specs in place, or says which would change.
+
+    Raises:
+        VitrewriteError: for files that cannot be read or are malformed; the others are formatted.
+    """
+    changed, errors = [], []
+    for name in files:
+        path = Path(name)
+        try:
+            old = path.read_bytes().decode("utf-8")
+            new = format_text(old, name)
+        except (OSError, UnicodeDecodeError) as error:
+            errors.append(SpecError("VR101", f"cannot read '{name}': {error}"))
+            continue
+        except SpecError as error:
+            errors.append(error)
+            continue
+        if new != old:
+            changed.append(name)
+            if not only_check:
+                _rewrite(path, new)
+    raise_all(errors)
+    return changed
+
+
+def _rewrite(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.replace(path)
+    except OSError as error:
+        raise FileError("VR702", f"cannot write '{path}': {error.strerror}") from error
+
+
+def differences(first: str, second: str) -> list[str]:
+    """A unified diff of two resolved specs, then the counts that differ."""
+    texts, reports = zip(*(_content(name) for name in (first, second)), strict=True)
+    lines = list(difflib.unified_diff(*texts, first, second, lineterm="", n=1))
+    for key in sorted(reports[0].keys() | reports[1].keys()):
+        a, b = (report.get(key) for report in reports)
+        if a != b:
+            lines.append(f"{key}: {a} -> {b}")
+    return lines
+
+
+def _content(name: str) -> tuple[list[str], dict[str, Any]]:
+    folder = Path(name)
+    if not (folder / "lock.json").is_file():
+        return str(parse_spec(name)).splitlines(), {}
+    lock = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    counts = {k: report[k] for k in ("macs", "macs_lowered", "tokens", "weights", "model")}
+    return lock["spec"].splitlines(), {**counts, **report["params"]}
+
+

@@ -1,0 +1,113 @@
+"""Plans and reports as plain text, for terminals and `plan.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..rewrite.claims import Verdict
+    from ..rewrite.engine import Step
+    from ..rewrite.plan import Measures, Plan
+
+_MARKS = {True: "ok", False: "FAILS", None: "open"}
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan: clauses with `+ ~ -`, counts, claims."""
+    lines = [
+        f"{plan.spec.name} on {plan.model}, weights {plan.weights}",
+        "",
+        *clause_lines(plan.steps),
+        "",
+        *measure_lines(plan.measures),
+        *claim_lines(plan.claims),
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def clause_lines(steps: Iterable[Step]) -> list[str]:
+    """One line per clause: change, line number, text, sites, parameters."""
+    rows = [
+        (
+            step.change,
+            str(step.clause.span.line) if step.clause.span else "",
+            step.clause.text,
+            plural(len(step.sites), "site"),
+            f"{step.parameters:,} parameters",
+        )
+        for step in steps
+    ]
+    return table(rows) if rows else ["nothing to change"]
+
+
+def measure_lines(measures: Measures) -> list[str]:
+    """Parameters, MACs and tokens."""
+    params = measures.params
+    share = 100 * params.trainable_without_head / max(params.total, 1)
+    rows = [
+        (
+            "parameters",
+            f"{params.total:,}",
+            f"trainable {params.trainable:,}",
+            f"without head {params.trainable_without_head:,} ({share:.2f} %)",
+        ),
+        (
+            "MACs",
+            giga(measures.macs),
+            f"base {giga(measures.macs_base)}",
+            f"lowered {giga(measures.macs_lowered)}",
+        ),
+        ("tokens", tokens_text(measures.tokens), "", ""),
+    ]
+    return table(rows)
+
+
+def claim_lines(claims: Sequence[Verdict]) -> list[str]:
+    """One line per claim."""
+    rows = [
+        ("claim" if i == 0 else "", _MARKS[c.holds], c.claim, _measured(c.measured))
+        for i, c in enumerate(claims)
+    ]
+    return table(rows)
+
+
+def _measured(value: object) -> str:
+    if value is None:
+        return "measured by apply and verify"
+    return f"measured {value:,}" if isinstance(value, int) else f"measured {value:.3g}"
+
+
+def tokens_text(tokens: Sequence[int | None]) -> str:
+    """`197 x 6, 99 x 7`: equal neighbours counted."""
+    known = [t for t in tokens if t is not None]
+    if not known:
+        return "no token sequence"
+    runs = [(count, len(list(run))) for count, run in groupby(known)]
+    if len(runs) == 1:
+        return f"{runs[0][0]} throughout"
+    return ", ".join(f"{count} x {length}" for count, length in runs)
+
+
+def giga(macs: int) -> str:
+    """`17.564 G`."""
+    if macs < 10_000_000:
+        return f"{macs / 1e6:.3f} M"
+    return f"{macs / 1e9:.3f} G"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 site`, `24 sites`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned columns, two spaces apart."""
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,193 @@
+"""What is true of every rewritten model, as checks with measured values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import VerifyError
+from .numeric import difference, lowering_error, randomised, relative, sample
+
+if TYPE_CHECKING:
+    from ..rewrite.rewritten import Rewritten
+
+LOWERING = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
+"""Largest relative error of an exact lowering by dtype; bfloat16 rounds the folded weights."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim, whether it holds, and what was measured."""
+
+    name: str
+    holds: bool
+    measured: Any
+    note: str = ""
+
+    def __str__(self) -> str:
+        shown = f"{self.measured:.3g}" if isinstance(self.measured, float) else str(self.measured)
+        return f"{self.name}: {shown}" + (f" ({self.note})" if self.note else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as data."""
+        return {
+            "check": self.name, "holds": self.holds, "measured": self.measured, "note": self.note,
+        }  # fmt: skip
+
+    def error(self) -> VerifyError:
+        """The failed check as an error."""
+        return VerifyError("VR503", f"{self.name}: measured {self.measured}", notes=[self.note])
+
+
+def quick(rewritten: Rewritten) -> list[Check]:
+    """The checks that `apply` always makes: seconds for ViT-B."""
+    return [*_identity(rewritten), *_frozen(rewritten), _keys(rewritten), _emitted(rewritten)]
+
+
+def verify_rewritten(rewritten: Rewritten, *, compiled: bool = False) -> list[Check]:
+    """All checks.
+
+    Args:
+        rewritten: the model; it is not changed.
+        compiled: whether to compare with inductor's code too, which takes minutes on a CPU;
+            otherwise only that the model compiles to one graph is checked.
+    """
+    return [
+        *quick(rewritten),
+        *_gradients(rewritten),
+        _images_apart(rewritten),
+        *_lowering(rewritten),
+        *_guards(rewritten),
+        _compiled(rewritten, "inductor" if compiled else "eager"),
+        *_claims(rewritten),
+    ]
+
+
+def _identity(rewritten: Rewritten) -> Iterator[Check]:
+    methods = rewritten.result.methods.values()
+    if rewritten.lowered or rewritten.trained or not methods:
+        return
+    if all("same_output_at_init" in m.claims for m in methods):
+        error = difference(rewritten.base, rewritten.module, sample(rewritten))
+        yield Check("same output as the base at initialisation", error == 0, error)
+
+
+def _frozen(rewritten: Rewritten) -> Iterator[Check]:
+    if rewritten.lowered:
+        return
+    now = rewritten.module.state_dict()
+    trained = rewritten.result.base_trained
+    frozen = {k: v for k, v in rewritten.base.state_dict().items() if k not in trained}
+    changed = [k for k, v in frozen.items() if k not in now or not torch.equal(v, now[k])]
+    yield Check(
+        f"{len(frozen)} frozen tensors bit-identical", not changed, f"{len(changed)} changed",
+        ", ".join(changed[:3]),
+    )  # fmt: skip
+
+
+def _keys(rewritten: Rewritten) -> Check:
+    lost = rewritten.base.state_dict().keys() - rewritten.module.state_dict().keys()
+    note = ", ".join(sorted(lost)[:3])
+    return Check("state-dict keys of the base kept", not lost, f"{len(lost)} lost", note)
+
+
+def _emitted(rewritten: Rewritten) -> Check:
+    """Executes the emitted text, builds the model from it and loads the weights, strictly."""
+    from ..files import model_text
+
+    space: dict[str, Any] = {"__name__": "emitted"}
+    exec(compile(model_text(rewritten), "model.py", "exec"), space)
+    twin: nn.Module = space["build"]()
+    twin.load_state_dict(rewritten.module.state_dict())
+    error = difference(rewritten.module, twin, sample(rewritten))
+    return Check("emitted source gives the same output", error == 0, error)
+
+
+def _gradients(rewritten: Rewritten) -> Iterator[Check]:
+    """With random inserted parameters, so that no branch is zero and hides another."""
+    module = randomised(rewritten).module.eval()
+    output = module(*sample(rewritten))
+    first = output if isinstance(output, torch.Tensor) else next(iter(output))
+    probe = torch.randn(first.shape, generator=torch.Generator().manual_seed(1))
+    if not first.requires_grad:
+        yield Check("nothing is trained", not rewritten.measures.params.trainable, "no gradient")
+        return
+    (first * probe).sum().backward()  # type: ignore[no-untyped-call]
+    wrong = [n for n, p in module.named_parameters() if not _gradient_fits(p)]
+    trained = sum(p.requires_grad for p in module.parameters())
+    yield Check(
+        f"gradients reach exactly the {trained} trained tensors", not wrong,
+        f"{len(wrong)} wrong", ", ".join(wrong[:3]),
+    )  # fmt: skip
+
+
+def _gradient_fits(parameter: nn.Parameter) -> bool:
+    if not parameter.requires_grad:
+        return parameter.grad is None
+    return parameter.grad is not None and bool(parameter.grad.isfinite().all())
+
+
+def _images_apart(rewritten: Rewritten) -> Check:
+    """An image's output does not depend on what else is in the batch."""
+    inputs = sample(rewritten, batch=3, seed=2)
+    module = rewritten.module.eval()
+
+    class Alone(nn.Module):
+        def forward(self, *values: torch.Tensor) -> torch.Tensor:
+            return torch.cat([module(*(v[i : i + 1] for v in values)) for i in range(3)])
+
+    error = relative(module, Alone(), inputs)
+    return Check("images do not see each other", error < 1e-4, error)
+
+
+def _lowering(rewritten: Rewritten) -> Iterator[Check]:
+    if rewritten.lowered or not rewritten.result.editor.insertions:
+        return
+    for dtype, allowed in LOWERING.items():
+        error = lowering_error(rewritten, dtype)
+        name = str(dtype).removeprefix("torch.")
+        yield Check(f"lowered model equal in {name}", error <= allowed, error)
+
+
+def _guards(rewritten: Rewritten) -> Iterator[Check]:
+    """A model that is fixed in image size says so when it gets another."""
+    from ..capture.guards import check_input
+
+    unit: Any = rewritten.module
+    if not any(n.target is check_input for n in unit.template.graph.nodes):
+        return
+    (image, *rest) = sample(rewritten, batch=1)
+    larger = torch.nn.functional.pad(image, (0, 32, 0, 32))
+    try:
+        unit(larger, *rest)
+        message = "accepted"
+    except ValueError as error:
+        message = str(error)
+    yield Check("another image size is refused", message.startswith("captured for"), message)
+
+
+def _compiled(rewritten: Rewritten, backend: str) -> Check:
+    """`torch.compile` makes one graph of the model, and its code agrees."""
+    import torch._dynamo
+
+    inputs = sample(rewritten)
+    torch._dynamo.reset()
+    try:
+        with torch.no_grad():
+            made = torch.compile(rewritten.module.eval(), backend=backend, fullgraph=True)(*inputs)
+            plain = rewritten.module(*inputs)
+    except Exception as error:  # dynamo has many ways to say that it cannot
+        return Check("compiles to one graph", False, str(error).strip().splitlines()[0])
+    first = plain if isinstance(plain, torch.Tensor) else next(iter(plain))
+    other = made if isinstance(made, torch.Tensor) else next(iter(made))
+    error = float((first - other).abs().max() / first.abs().max().clamp_min(1e-12))
+    return Check("compiles to one graph", error < 1e-3, error, f"backend {backend}")
+
+
+def _claims(rewritten: Rewritten) -> Iterator[Check]:
+    for verdict in rewritten.claims:
+        yield Check(f"require {verdict.claim}", bool(verdict.holds), verdict.measured)

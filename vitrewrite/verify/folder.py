@@ -1,0 +1,125 @@
+"""A folder that `apply` or `lower` wrote, read back and verified."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import FileError
+from ..language import parse_spec
+from ..rewrite.apply import apply, lower
+from ..rewrite.rewritten import Rewritten
+from .checks import Check, verify_rewritten
+from .numeric import sample
+
+_RUN = """
+import importlib.util, sys
+for name in ("timm", "vitrewrite", "transformers"):
+    sys.modules[name] = None
+spec = importlib.util.spec_from_file_location("model", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+import torch
+from safetensors.torch import load_file, save_file
+inputs = [v for _, v in sorted(load_file(sys.argv[3]).items())]
+with torch.no_grad():
+    output = module.load(sys.argv[2])(*inputs)
+first = output if isinstance(output, torch.Tensor) else next(iter(output))
+save_file({"output": first.contiguous()}, sys.argv[4])
+"""
+
+
+def is_folder(target: str) -> bool:
+    """Whether the argument means a folder rather than a spec."""
+    return (Path(target) / files.LOCK).is_file()
+
+
+def read_lock(folder: Path) -> dict[str, Any]:
+    """The lock file.
+
+    Raises:
+        FileError: VR703 if the folder has none, or a broken one.
+    """
+    try:
+        lock = json.loads((folder / files.LOCK).read_text(encoding="utf-8"))
+        if lock["made_by"] == files.MADE_BY:
+            return dict(lock)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise FileError("VR703", f"'{folder}' is no folder that vitrewrite wrote")
+
+
+def load_folder(folder: Path) -> Rewritten:
+    """The rewritten model of a folder, with its delta.
+
+    Raises:
+        FileError: VR703, VR704 if its base weights cannot be had again, or what loading raises.
+    """
+    lock = read_lock(folder)
+    if lock["weights"] == "given":
+        raise FileError(
+            "VR704",
+            f"'{folder}' was made from a model object, which cannot be built again from the folder",
+            suggestion="apply the spec in Python and use vitrewrite.load",
+        )
+    spec = parse_spec(lock["spec"] if "\n" in lock["spec"] else lock["spec"] + "\n")
+    rewritten = apply(
+        spec, lock["model"], weights=lock["weights"], seed=lock["seed"],
+        model_options=lock["model_options"],
+    )  # fmt: skip
+    rewritten.result.spec = spec.renamed(lock["spec_name"])
+    files.load_delta(rewritten, folder / "delta.safetensors")
+    rewritten.trained = True
+    return rewritten
+
+
+def verify_folder(folder: Path, *, compiled: bool = False) -> list[Check]:
+    """All checks of the model in a folder, and that its files are what they were."""
+    lock = read_lock(folder)
+    checks = [_unchanged(folder, lock)]
+    rewritten = load_folder(folder)
+    if lock["lowered"]:
+        rewritten = lower(rewritten)
+    checks += verify_rewritten(rewritten, compiled=compiled)
+    if (folder / "weights.safetensors").is_file():
+        checks.append(_clean_interpreter(folder, rewritten))
+    return checks
+
+
+def _unchanged(folder: Path, lock: dict[str, Any]) -> Check:
+    changed = [
+        name
+        for name, digest in lock["files"].items()
+        if not (folder / name).is_file() or files._hash(folder / name) != digest
+    ]
+    # Trained weights replace those that apply wrote; everything else must stay.
+    odd = [n for n in changed if not n.endswith(".safetensors")]
+    return Check("files as they were written", not odd, f"{len(odd)} changed", ", ".join(odd))
+
+
+def _clean_interpreter(folder: Path, rewritten: Rewritten) -> Check:
+    """Runs `model.py` where neither vitrewrite nor timm can be imported."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    inputs = sample(rewritten)
+    with tempfile.TemporaryDirectory() as temporary:
+        given, result = Path(temporary, "inputs"), Path(temporary, "output")
+        save_file({f"{i:02}": v for i, v in enumerate(inputs)}, given)
+        command = [sys.executable, "-I", "-c", _RUN, str(folder / "model.py")]
+        command += [str(folder / "weights.safetensors"), str(given), str(result)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            return Check("model.py runs alone", False, reason)
+        output = load_file(result)["output"]
+    with torch.no_grad():
+        plain = rewritten.module.eval()(*inputs)
+    first = plain if isinstance(plain, torch.Tensor) else next(iter(plain))
+    error = float((first - output).abs().max())
+    return Check("model.py runs alone and gives the same output", error == 0, error)
