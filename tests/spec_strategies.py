@@ -84,14 +84,14 @@ def _number_option(info: OptionInfo) -> SearchStrategy[str]:
 @st.composite
 def pass_uses(draw: DrawFn, info: PassInfo) -> str:
     """A use of a pass with some of its options."""
-    chosen = [
-        name for name, option in info.options.items() if option.required or draw(st.booleans())
-    ]
+    given = draw(st.sets(st.sampled_from(sorted(info.options)))) if info.options else set()
+    chosen = [name for name, each in info.options.items() if each.required or name in given]
     options = [f"{name}={draw(option_values(info.options[name]))}" for name in chosen]
-    if not options and draw(st.booleans()):
+    if len(options) == 0 and draw(st.booleans()):
         return info.name
-    comma = "," if options and draw(st.booleans()) else ""
-    return f"{info.name}({', '.join(draw(st.permutations(options)))}{comma})"
+    comma = "," if len(options) > 0 and draw(st.booleans()) else ""
+    shuffled = draw(st.permutations(options))
+    return f"{info.name}({', '.join(shuffled)}{comma})"
 
 
 @st.composite
@@ -201,7 +201,8 @@ def messy(draw: DrawFn, texts: SearchStrategy[str]) -> str:
     """The same specs with other blanks, line ends and comments between their tokens."""
     text = draw(texts)
     random: Any = draw(st.randoms(use_true_random=False))
-    source, parts, number = text_source(text), [], 0
+    source, number = text_source(text), 0
+    parts: list[str] = []
     for statement in statements(source):
         depth, end = 0, statement.lexemes[0].start if statement.lexemes else 0
         for token in statement.lexemes:

@@ -120,9 +120,8 @@ class Catalog:
         if name in plugins:
             return plugins[name].module, _module_file(name, plugins[name].module)
         known = self.passes()
-        notes = [f"known passes: {listing(known, 40)}"]
-        suggestion = did_you_mean(name, known)
-        raise SpecError("VR201", f"no pass named {shown(name)}", notes=notes, suggestion=suggestion)
+        message = f"no pass named {shown(name)}; known passes: {listing(known, 60) or 'none'}"
+        raise SpecError("VR201", message, suggestion=did_you_mean(name, known))
 
     def _entry_points(self, own: set[str]) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}

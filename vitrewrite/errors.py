@@ -128,7 +128,7 @@ class UsageError(VitrewriteError):
     """The command line makes no sense."""
 
 
-class ErrorList(VitrewriteError):
+class ErrorList(VitrewriteError):  # noqa: N818 - several of them
     """Several errors of one run, reported together."""
 
     def __init__(self, errors: Iterable[VitrewriteError]) -> None:

@@ -58,7 +58,7 @@ def create(
 
     Raises:
         MatchError: VR310 for an unknown model, VR311 for arguments that its constructor refuses.
-        FileError: VR710 to VR713 for weights that cannot be had or do not fit.
+        FileError: VR710 to VR712 for weights that cannot be had or do not fit.
     """
     options = dict(options or {})
     if meta:

@@ -12,11 +12,12 @@ from tests.catalogue import CATALOG, FIXTURES
 from vitrewrite import catalog
 from vitrewrite.catalog import Catalog
 from vitrewrite.errors import SpecError
+from vitrewrite.signature import PassInfo
 
 HEAD = "from vitrewrite.declare import Pass, option\n"
 
 
-def signature_of(tmp_path: Path, text: str) -> catalog.PassInfo:
+def signature_of(tmp_path: Path, text: str) -> PassInfo:
     (tmp_path / "mine.py").write_text(text)
     return Catalog((tmp_path,), ()).signature("mine")
 

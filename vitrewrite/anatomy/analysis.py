@@ -19,6 +19,13 @@ from .trunk import Sets, Trunk, find_trunk
 def analyse(root: nn.Module) -> Anatomy:
     """See `vitrewrite.anatomy.analyse`."""
     flow = flatten(root)
+    try:
+        return _analysed(root, flow)
+    finally:
+        flow.release()
+
+
+def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
     attentions = cores(flow)
     sets = Sets(flow, attentions)
     trunk = find_trunk(flow, attentions, sets)

@@ -198,9 +198,13 @@ def _dropout_rate(node: fx.Node, units: list[Unit]) -> float | None:
             return 0.0
         rates = {layer.p if isinstance(layer, nn.Dropout) else None for layer in layers}
         return rates.pop() if len(rates) == 1 else None
-    if node.target in (functional.dropout, torch.dropout):
-        rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-        return rate if isinstance(rate, float) else None
+    if node.target is functional.dropout:
+        named = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
+        rate, training = named.get("p", 0.5), named.get("training", True)
+        if training is False:
+            return 0.0
+        follows_mode = isinstance(training, fx.Node)  # else it drops in eval mode too
+        return rate if follows_mode and isinstance(rate, float) else None
     return None
 
 

@@ -136,6 +136,13 @@ class Flow:
             yield self.ops[low.bit_length() - 1]
             bits ^= low
 
+    def release(self) -> None:
+        """Breaks the cycles between ops, so that they go now and not at a collection."""
+        for op in self.ops:
+            op.users, op.inputs = [], ()
+        for frame in self.frames:
+            frame.env.clear()
+
 
 def union(ops: Iterable[Op]) -> int:
     """The set of `ops`."""

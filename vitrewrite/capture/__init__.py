@@ -31,7 +31,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     example = inputs.example_input(model) if example is None else example
     with preserved(model), uncached(model):
         evaluation = _trace(model, example, training=False)
-        training = _trace(model, example, training=True)
+        training = _trace(model, example, training=True, other=evaluation.recorder)
     merged = modes.merge(evaluation.assignments, training.assignments)
     fixed = {**evaluation.fixed, **training.fixed}
     for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
@@ -47,15 +47,18 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
 
 class _Trace:
     def __init__(self, recorder: Recorder, assignments: dict[str, Any]) -> None:
+        self.recorder = recorder
         self.assignments = assignments
         self.fixed = recorder.values.dead
         self.constants = recorder.constants
 
 
-def _trace(model: nn.Module, example: Any, *, training: bool) -> _Trace:
+def _trace(
+    model: nn.Module, example: Any, *, training: bool, other: Recorder | None = None
+) -> _Trace:
     for module in model.modules():
         module.training = training
-    recorder = Recorder(model)
+    recorder = Recorder(model, other)
     args, kwargs = _primary(recorder, example)
 
     def handler(module: nn.Module, args: Any, kwargs: Any, run: Any) -> Any:

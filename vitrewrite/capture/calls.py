@@ -46,7 +46,9 @@ def call_module(
 
 def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
     key = recorder.memo.key(module, (args, kwargs), recorder)
-    found = recorder.memo.entries.get(key)
+    found = recorder.memo.entries.get(key) or recorder.memo.leaves.get(key)
+    if found is None and is_leaf(module):
+        found = recorder.memo.leaves[key] = _leaf(recorder, module, type(module), args, kwargs)
     if found is None:
         before = tree.signature_of_dict(module)
         found = _first_call(recorder, module, path, args, kwargs)
@@ -56,8 +58,6 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
 
 
 def _first_call(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
-    if is_leaf(module):
-        return _leaf(recorder, module, type(module), args, kwargs)
     entry = trace_forward(recorder, module, path, args, kwargs, module.forward)
     base = torch_base(module)
     if base is not None and _is_just(recorder, base, entry, module, path, args, kwargs):

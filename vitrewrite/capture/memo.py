@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from . import tree
+from .configuration import freeze
 from .numbers import Float, Int, Tracked, plain
 
 if TYPE_CHECKING:
     from .recorder import Recorder
 
-_STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+_STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
+"""Not configuration: state, looked at apart, and the mode, which is one for a whole trace."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,16 @@ def _copy(value: Any) -> Any:
 
 
 class Memo:
-    """Templates by key, for one trace."""
+    """Templates by key, for one trace.
 
-    def __init__(self) -> None:
+    Args:
+        other: the memo of the trace in the other mode; what does not depend on the mode is shared.
+    """
+
+    def __init__(self, other: Memo | None = None) -> None:
         self.entries: dict[Hashable, Entry] = {}
-        self.fingerprints: dict[int, Hashable] = {}
+        self.leaves: dict[Hashable, Entry] = other.leaves if other else {}
+        self.fingerprints: dict[int, Hashable] = other.fingerprints if other else {}
 
     def key(self, module: nn.Module, arguments: Any, recorder: Recorder) -> Hashable:
         """What the call depends on."""
@@ -114,21 +121,6 @@ _INTERNED: dict[Hashable, int] = {}
 
 def _intern(key: Hashable) -> int:
     return _INTERNED.setdefault(key, len(_INTERNED))
-
-
-def freeze(value: Any) -> Hashable:
-    """A hashable that is equal only for equal configuration values."""
-    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, type)):
-        return (type(value).__name__, value)
-    if isinstance(value, (tuple, list)):
-        return (type(value).__name__, *map(freeze, value))
-    if isinstance(value, dict):
-        return ("dict", *((freeze(k), freeze(v)) for k, v in value.items()))
-    if isinstance(value, (set, frozenset)):
-        return ("set", frozenset(map(freeze, value)))
-    if isinstance(value, functools.partial):
-        return ("partial", value.func, freeze(value.args), freeze(value.keywords))
-    return ("object", id(value))
 
 
 def _signature(value: Any, recorder: Recorder, order: dict[int, int]) -> Hashable:

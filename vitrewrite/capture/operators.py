@@ -71,6 +71,11 @@ def is_inplace(target: Any) -> bool:
     return target in _INPLACE or (name.endswith("_") and not name.endswith("__"))
 
 
+def is_repeatable(target: Any) -> bool:
+    """Whether a call does nothing but return its result."""
+    return not is_inplace(target) and target not in _EFFECTS
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether a function or method node draws random numbers."""
     target = node.target

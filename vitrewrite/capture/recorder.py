@@ -23,7 +23,7 @@ from .frame import Frame, getitem
 from .guards import require
 from .memo import Memo
 from .numbers import Tracked
-from .operators import canonical, is_inplace
+from .operators import canonical, is_inplace, is_repeatable
 from .witness import Witnesses
 
 _CONSTANT_ATTRIBUTES = {
@@ -42,15 +42,20 @@ _READS_DATA = {
 
 
 class Recorder(TorchFunctionMode):
-    """One trace of `model`, in the mode (train or eval) that its modules are in."""
+    """One trace of `model`, in the mode (train or eval) that its modules are in.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: what is traced.
+        other: the trace in the other mode, to share what does not depend on the mode.
+    """
+
+    def __init__(self, model: nn.Module, other: Recorder | None = None) -> None:
         super().__init__()
         self.frames: list[Frame] = []
-        self.values = Witnesses()
-        self.memo = Memo()
-        self.modules = tree.module_paths(model)
-        self.owners = tree.tensor_paths(model)
+        self.values = Witnesses(other.values if other else None)
+        self.memo = Memo(other.memo if other else None)
+        self.modules = other.modules if other else tree.module_paths(model)
+        self.owners = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
         self.failed_in = ""
 
@@ -167,8 +172,9 @@ class Recorder(TorchFunctionMode):
             what = f"{getattr(target, '__name__', target)} in '{frame.path or 'the root'}'"
             old_shape = args[0].shape if args and isinstance(args[0], torch.Tensor) else None
             arguments = (tuple(args), dict(kwargs))
+            key = (kind, target) if is_repeatable(target) else None
             result, others = self.values.run(
-                lambda a: _execute(kind, target, *a), arguments, what
+                lambda a: _execute(kind, target, *a), arguments, what, key
             )
             node = _node(frame, kind, target, *frame.arg(arguments))
             if target is operator.setitem:

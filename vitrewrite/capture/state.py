@@ -29,16 +29,19 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def _containers(module: nn.Module) -> dict[str, Any]:
+    """Contents of dicts, lists and sets; None stands for empty, as most hook tables are."""
     found = module.__dict__.items()
-    return {k: v.copy() for k, v in found if isinstance(v, (dict, list, set))}
+    return {k: v.copy() if v else None for k, v in found if isinstance(v, (dict, list, set))}
 
 
 def _refill(container: Any, content: Any) -> None:
+    if not container and not content:
+        return
+    container.clear()
     if isinstance(container, list):
-        container[:] = content
+        container.extend(content or ())
     else:
-        container.clear()
-        container.update(content)
+        container.update(content or ())
 
 
 @contextmanager

@@ -70,9 +70,15 @@ def signature(graph: fx.Graph) -> Hashable:
         return (type(value).__name__, value)
 
     return tuple(
-        (n.op, "" if n.op == "placeholder" else n.target, frozen(n.args), frozen(n.kwargs))
+        (n.op, *_target(n), frozen(n.args), frozen(n.kwargs))
         for n in graph.nodes
     )
+
+
+def _target(node: fx.Node) -> tuple[Hashable, ...]:
+    """What is called, and the clause that put it there, which the source will name."""
+    target = "" if node.op == "placeholder" else node.target
+    return target, node.meta.get("origin")
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

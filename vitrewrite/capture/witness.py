@@ -7,13 +7,15 @@ fails under it, proves that the model is fixed in that respect; the witness is d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import CaptureError
 from . import tree
+from .configuration import freeze
 from .numbers import plain
 
 BATCH, IMAGE = 0, 1
@@ -27,10 +29,11 @@ class DeadError(Exception):
 class Witnesses:
     """Every value of a trace, under every witness."""
 
-    def __init__(self) -> None:
+    def __init__(self, other: Witnesses | None = None) -> None:
         self.dead: dict[int, str] = {}  # witness -> why the model is fixed in it
         self._others: dict[int, list[torch.Tensor | None]] = {}
-        self._metas: dict[int, torch.Tensor] = {}
+        self._metas: dict[int, torch.Tensor] = other._metas if other else {}
+        self._shapes: dict[Hashable, Any] = other._shapes if other else {}
         self._keep: list[Any] = []
 
     def keep(self, value: Any) -> None:
@@ -86,10 +89,29 @@ class Witnesses:
             raise DeadError
         return self.meta(found) if is_tensor else found
 
-    def run(self, function: Callable[[Any], Any], value: Any, what: str) -> tuple[Any, list[Any]]:
-        """`function(value)` under the primary input and under each witness."""
-        result = function(self.primary(value))
-        return result, [self._attempt(i, function, value, what) for i in range(COUNT)]
+    def run(
+        self, function: Callable[[Any], Any], value: Any, what: str, key: Hashable = None
+    ) -> tuple[Any, list[Any]]:
+        """`function(value)` under the primary input and under each witness.
+
+        Args:
+            function: an operation on meta tensors.
+            value: its argument, nested.
+            what: the operation in words.
+            key: identifies the operation, if its result depends on nothing but the shapes and
+                constants in `value`; meta kernels are slow, so such results are remembered.
+        """
+        run = function if key is None else lambda v: self._remembered(function, v, key)
+        result = run(self.primary(value))
+        return result, [self._attempt(i, run, value, what) for i in range(COUNT)]
+
+    def _remembered(self, function: Callable[[Any], Any], value: Any, key: Hashable) -> Any:
+        full = (key, _described(value))
+        if full not in self._shapes:
+            result = function(value)
+            self._shapes[full] = _recipe(result)
+            return result
+        return _remade(self._shapes[full])
 
     def _attempt(self, index: int, function: Callable[[Any], Any], value: Any, what: str) -> Any:
         if index in self.dead:
@@ -111,3 +133,36 @@ class Witnesses:
         self.dead.setdefault(index, why)
         if index == BATCH:
             raise CaptureError("VR605", f"the batch size is built into the model ({why})")
+
+
+def _described(value: Any) -> Hashable:
+    """Everything that a meta kernel can see of its arguments."""
+    if isinstance(value, torch.Tensor):
+        return ("tensor", tuple(value.shape), value.stride(), value.dtype)
+    if isinstance(value, (tuple, list)):
+        return (type(value).__name__, *map(_described, value))
+    if isinstance(value, dict):
+        return ("dict", *((k, _described(v)) for k, v in value.items()))
+    if isinstance(value, slice):
+        return ("slice", *map(_described, (value.start, value.stop, value.step)))
+    return freeze(value)
+
+
+def _recipe(result: Any) -> Any:
+    if isinstance(result, torch.Tensor):
+        return tuple(result.shape), result.stride(), result.dtype
+    if isinstance(result, (tuple, list)):
+        return [_recipe(r) for r in result]
+    return _Constant(result)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    value: Any
+
+
+def _remade(recipe: Any) -> Any:
+    if isinstance(recipe, tuple):
+        shape, stride, dtype = recipe
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return recipe.value if isinstance(recipe, _Constant) else [_remade(r) for r in recipe]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import catalog
-from ..errors import FileError, SpecError, did_you_mean, listing, raise_all
+from ..errors import FileError, SpecError, VitrewriteError, did_you_mean, listing, raise_all
 from ..explain import explain_code
 from ..language import format_text, parse_spec
+from ..language.source import read_source
 from ..signature import PassInfo
 
 CLAUSES = {
@@ -104,16 +105,14 @@ def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
     Raises:
         VitrewriteError: for files that cannot be read or are malformed; the others are formatted.
     """
-    changed, errors = [], []
+    changed: list[str] = []
+    errors: list[VitrewriteError] = []
     for name in files:
         path = Path(name)
         try:
-            old = path.read_bytes().decode("utf-8")
+            old = read_source(path, name).text
             new = format_text(old, name)
-        except (OSError, UnicodeDecodeError) as error:
-            errors.append(SpecError("VR101", f"cannot read '{name}': {error}"))
-            continue
-        except SpecError as error:
+        except VitrewriteError as error:
             errors.append(error)
             continue
         if new != old:

@@ -83,7 +83,8 @@ def _real(path: Path) -> Path:
 
 def _read(node: Include, path: Path) -> Source:
     try:
-        return read_source(path)
+        shipped = not node.target.endswith(".peft")
+        return read_source(path, f"{node.target}.peft" if shipped else None)
     except SpecError as error:
         raise _not_found(node, error) from None
 

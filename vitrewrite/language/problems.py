@@ -21,11 +21,14 @@ class Problems:
         self.errors: list[VitrewriteError] = []
 
     def add(self, error: VitrewriteError) -> None:
-        """Keeps one more error.
+        """Keeps one more error, unless it is there already: one override can reach two clauses.
 
         Raises:
             TooMany: there are `LIMIT` of them.
         """
+        known = [(each.code, each.message, each.span) for each in self.errors]
+        if (error.code, error.message, error.span) in known:
+            return
         self.errors.append(error)
         if len(self.errors) >= LIMIT:
             message = f"stopped after {LIMIT} errors"

@@ -70,8 +70,8 @@ def _read_bytes(path: Path, file: str) -> bytes:
 
 
 def _too_large(file: str) -> SpecError:
-    note = "a spec is a short text; is this the right file?"
-    return SpecError("VR102", f"{shown(file)} is larger than 1 MB", notes=[note])
+    suggestion = "a spec is a short text; is this the right file?"
+    return SpecError("VR102", f"{shown(file)} is larger than 1 MB", suggestion=suggestion)
 
 
 def _decode(data: bytes, file: str) -> str:
@@ -82,7 +82,8 @@ def _decode(data: bytes, file: str) -> str:
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         message = f"{shown(file)} is not UTF-8: byte 0x{data[error.start]:02x} at {error.start}"
         span = Span(file, line, column, line, column + 1)
-        raise SpecError("VR103", message, span=span) from None
+        suggestion = "save it as UTF-8, if it is a spec at all"
+        raise SpecError("VR103", message, span=span, suggestion=suggestion) from None
 
 
 def text_source(text: str, file: str = "<text>") -> Source:

@@ -43,7 +43,10 @@ def check_range(
         valid = f"{show(low)}..{show(high)}"
     else:
         valid = f"at least {show(low)}" if low is not None else f"at most {show(high)}"
-    raise SpecError("VR203", f"{label} = {show(value)} is out of range: {valid}", span=span)
+    nearest = low if low is not None and value < low else high
+    suggestion = f"the nearest valid value is {show(nearest)}"
+    message = f"{label} = {show(value)} is out of range: {valid}"
+    raise SpecError("VR203", message, span=span, suggestion=suggestion)
 
 
 def check_choice(value: Value, choices: Collection[Value] | None, label: str, span: Span) -> None:

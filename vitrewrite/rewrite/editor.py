@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -86,12 +86,17 @@ class Editor:
         return relative, ".".join(p for p in (unit, relative) if p)
 
     def clean(self) -> None:
-        """Drops dead code from every edited graph and checks that the rest is sound."""
+        """Drops dead code, checks that the rest is sound, and lets equal units share again."""
+        known: dict[Hashable, Template] = {}
         for path, unit in units(self.root):
-            if id(unit) in self.edited and unit.template is not None:
-                unit.template.clean()
-                for graph in unit.template.graphs:
-                    _lint(graph, unit, path)
+            if id(unit) not in self.edited or unit.template is None:
+                continue
+            unit.template.clean()
+            for graph in unit.template.graphs:
+                _lint(graph, unit, path)
+            shared = known.setdefault(unit.template.signature(), unit.template)
+            unit.__dict__["template"] = shared
+        self.edited.clear()
 
 
 def units(root: nn.Module) -> Iterator[tuple[str, Unit]]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..anatomy.sites import Place
 from ..capture import tree
-from ..capture.memo import freeze
+from ..capture.configuration import freeze
 from ..capture.unit import Unit, run_node
 
 

@@ -1,0 +1,41 @@
+# Two commands: `make demo` and `make test`; both make `.venv` and install what they need.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# One thread per test process: the processes share the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+.PHONY: demo test lint format fuzz bench clean
+
+demo: $(STAMP)
+	$(BIN)/vitrewrite apply lora_qv model=vit_base --out build/demo
+	$(BIN)/python examples/run_on_image.py build/demo
+
+test: $(STAMP) lint
+	$(PYTEST)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Hours of hypothesis and malformed specs; not part of the tests.
+fuzz: $(STAMP)
+	HYPOTHESIS_PROFILE=fuzz VITREWRITE_FUZZ=20000 VITREWRITE_FUZZ_PROCESSES=200 $(PYTEST) -m "fuzz or not fuzz" tests/properties tests/language tests/cli
+
+bench: $(STAMP)
+	$(BIN)/vitrewrite bench lora_qv model=vit_base
+
+clean:
+	rm -rf build .venv
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@

@@ -1,0 +1,19 @@
+"""Settings for all tests: hypothesis profiles, threads, the warnings that libraries raise."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+_CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+settings.register_profile(
+    "ci", max_examples=25, deadline=None, derandomize=True, suppress_health_check=_CHECKS
+)
+settings.register_profile(
+    "fuzz", max_examples=500, deadline=None, suppress_health_check=_CHECKS, print_blob=True
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
