@@ -48,7 +48,15 @@ class LowRank(nn.Module):
     inserted_by = "lora"
 
     def __init__(
-        self, in_features, out_features, rank, scale, rows, dropout=0.0, drop_input=False, drop_path=0.0
+        self,
+        in_features,
+        out_features,
+        rank,
+        scale,
+        rows,
+        dropout=0.0,
+        drop_input=False,
+        drop_path=0.0,
     ):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -76,7 +84,9 @@ class LowRank(nn.Module):
         if not self.drop_input:
             code = F.dropout(code, self.dropout, self.training)
         if self.drop_path and self.training:
-            keep = code.new_empty((len(code),) + (1,) * (code.dim() - 1)).bernoulli_(1 - self.drop_path)
+            keep = code.new_empty((len(code),) + (1,) * (code.dim() - 1)).bernoulli_(
+                1 - self.drop_path
+            )
             code = code * (keep / (1 - self.drop_path))
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         if torch.is_grad_enabled():

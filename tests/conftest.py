@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 settings.register_profile(
-    "ci", max_examples=25, deadline=None, derandomize=True, suppress_health_check=_CHECKS
+    "ci",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=_CHECKS,
+    phases=[Phase.explicit, Phase.generate],  # shrinking can take minutes: `make fuzz` does it
 )
 settings.register_profile(
     "fuzz", max_examples=500, deadline=None, suppress_health_check=_CHECKS, print_blob=True

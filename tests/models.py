@@ -50,3 +50,33 @@ def spread(model: Any) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+SMALL_VIT = {"depth": 3}
+RATES = {"drop_rate": 0.1, "drop_path_rate": 0.3}
+ALL_RATES = {**RATES, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
+
+# The models that must be captured, with arguments that keep every kind of block and little else.
+ZOO: dict[str, dict[str, Any]] = {
+    "vit_base_patch16_224": {**SMALL_VIT, **ALL_RATES},
+    "vit_small_patch14_dinov2": {**SMALL_VIT, **ALL_RATES, "img_size": 224},
+    "vit_small_patch14_reg4_dinov2": {**SMALL_VIT, **ALL_RATES, "img_size": 224},
+    "vit_base_patch16_siglip_224": {**SMALL_VIT, **ALL_RATES},
+    "deit_base_distilled_patch16_224": {**SMALL_VIT, **ALL_RATES},
+    "deit3_small_patch16_224": {**SMALL_VIT, **ALL_RATES},
+    "beit_base_patch16_224": {**SMALL_VIT, **ALL_RATES},
+    "eva02_tiny_patch14_224": {**SMALL_VIT, **ALL_RATES},
+    "flexivit_small": {**SMALL_VIT, **ALL_RATES},
+    "cait_xxs24_224": {**SMALL_VIT, **ALL_RATES},
+    "swin_tiny_patch4_window7_224": {"depths": (2, 2, 3, 1), **ALL_RATES},
+    "swinv2_tiny_window8_256": {"depths": (2, 2, 3, 1), **ALL_RATES},
+    "pvt_v2_b0": ALL_RATES,
+    "mvitv2_tiny": RATES,
+    "hiera_tiny_224": RATES,
+    "crossvit_tiny_240": ALL_RATES,
+    "twins_svt_small": {"depths": (2, 2, 3, 1), **ALL_RATES},
+    "convnext_tiny": {"depths": (1, 1, 3, 1), **RATES},
+    "xcit_nano_12_p16_224": {**SMALL_VIT, **ALL_RATES},
+    "tiny_vit_5m_224": {"depths": (2, 2, 3, 2), "drop_rate": 0.1, "drop_path_rate": 0.3},
+    "maxvit_tiny_tf_224": RATES,
+}

@@ -8,8 +8,6 @@ from typing import Any
 from torch import nn
 
 from . import files
-from .capture import trace
-from .capture.captured import Captured
 from .errors import raise_all
 from .language import parse_spec
 from .language.model import Spec
@@ -17,7 +15,9 @@ from .rewrite.apply import apply as apply
 from .rewrite.apply import lower as lower
 from .rewrite.apply import plan as plan
 from .rewrite.rewritten import Rewritten
-from .verify import Check, verify_rewritten
+from .tracing import trace
+from .tracing.captured import Captured
+from .verification import Check, verify_rewritten
 
 
 def parse(source: str | Path, **overrides: object) -> Spec:
@@ -48,7 +48,7 @@ def capture(model: nn.Module, example: Any = None) -> Captured:
     Raises:
         CaptureError: if a forward cannot be followed.
     """
-    from .emit.realise import realise
+    from .emission.realise import realise
 
     root = trace(model, example)
     realise(root)

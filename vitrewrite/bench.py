@@ -18,7 +18,7 @@ from torch import nn
 from .cli.common import Request
 from .report.text import table as columns
 from .rewrite.apply import lower
-from .verify.numeric import randomised, sample
+from .verification.numeric import randomised, sample
 
 
 def run(request: Request, *, batch: int, rounds: int) -> dict[str, Any]:

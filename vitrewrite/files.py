@@ -117,7 +117,7 @@ def fingerprint(rewritten: Rewritten) -> str:
 
 def model_text(rewritten: Rewritten) -> str:
     """The text of `model.py`."""
-    from .emit.file import model_file, patterns
+    from .emission.file import model_file, patterns
 
     module = rewritten.module
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
@@ -132,8 +132,8 @@ def model_text(rewritten: Rewritten) -> str:
 
 def test_text(rewritten: Rewritten) -> str:
     """The text of `test_model.py`."""
-    from .capture.guards import check_input
-    from .emit.file import render
+    from .emission.file import render
+    from .tracing.guards import check_input
 
     unit: Any = rewritten.result.root
     fixed = any(n.target is check_input for n in unit.template.graph.nodes)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .capture.construction import construct
 from .errors import FileError, MatchError, VitrewriteError, did_you_mean
+from .tracing.construction import construct
 
 ALIASES = {
     "vit_tiny": "vit_tiny_patch16_224",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitrewrite.anatomy import Anatomy, analyse
-from vitrewrite.capture import trace
+from vitrewrite.tracing import trace
 
 
 @cache

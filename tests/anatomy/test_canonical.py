@@ -13,9 +13,9 @@ from torch import nn
 
 from vitrewrite.anatomy import analyse
 from vitrewrite.anatomy.canonical import canonicalise
-from vitrewrite.capture import trace
-from vitrewrite.capture.modes import by_mode
-from vitrewrite.capture.unit import Unit
+from vitrewrite.tracing import trace
+from vitrewrite.tracing.modes import by_mode
+from vitrewrite.tracing.unit import Unit
 
 
 def _swin() -> nn.Module:

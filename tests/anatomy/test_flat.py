@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from vitrewrite.anatomy import Anatomy, analyse
-from vitrewrite.capture import trace
+from vitrewrite.tracing import trace
 
 
 def _sites(anatomy: Anatomy) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vitrewrite.anatomy import Anatomy, analyse
 from vitrewrite.anatomy.blocks import ranges
-from vitrewrite.capture import trace
+from vitrewrite.tracing import trace
 
 DIM, HEADS = 16, 4
 

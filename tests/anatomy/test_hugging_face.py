@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitrewrite.anatomy import Anatomy, analyse
-from vitrewrite.capture import trace
+from vitrewrite.tracing import trace
 
 transformers = pytest.importorskip("transformers")
 

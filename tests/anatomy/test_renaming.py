@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from vitrewrite.anatomy import Anatomy, analyse
-from vitrewrite.capture import trace
+from vitrewrite.tracing import trace
 
 _TORCH = "torch.nn.modules."
 

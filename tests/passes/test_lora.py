@@ -110,7 +110,9 @@ def test_properties_over_random_vits(data: st.DataObject, seed: int) -> None:
 
 
 def test_initialisation_is_kaiming_uniform_down_and_zero_up() -> None:
-    rewritten = vr.apply("insert lora(rank=8) at blocks[*].attn.q\n", goldens.case("lora-qv").base())
+    rewritten = vr.apply(
+        "insert lora(rank=8) at blocks[*].attn.q\n", goldens.case("lora-qv").base()
+    )
     for name, tensor in rewritten.delta().items():
         if name.endswith("up"):
             assert not tensor.any()

@@ -8,7 +8,7 @@ from .sites import Anatomy
 
 
 def analyse(root: nn.Module) -> Anatomy:
-    """The sites of a captured tree, as `capture.trace` makes it.
+    """The sites of a captured tree, as `tracing.trace` makes it.
 
     Raises:
         TypeError: if `root` was not captured.

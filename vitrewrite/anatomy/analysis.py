@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..capture.unit import Unit
+from ..tracing.unit import Unit
 from .attention import Core, cores
 from .blocks import Assembler, Notes, Parts, site
 from .flow import Flow, Op, flatten, union

@@ -17,10 +17,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from ..capture.modes import by_mode
-from ..capture.numbers import plain
-from ..capture.template import eliminate_dead_code
-from ..capture.unit import Unit
+from ..tracing.modes import by_mode
+from ..tracing.numbers import plain
+from ..tracing.template import eliminate_dead_code
+from ..tracing.unit import Unit
 from .values import concrete
 
 _MATMULS = (operator.matmul, torch.matmul, torch.bmm)

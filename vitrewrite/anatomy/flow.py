@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from ..capture.operators import is_inplace
-from ..capture.unit import Unit
+from ..tracing.leaves import is_inserted
+from ..tracing.operators import is_inplace
+from ..tracing.unit import Unit
 
 # Calls that take tensors and yield none: what they make is not part of the flow.
 _NO_TENSOR = {
@@ -231,6 +232,9 @@ class _Builder:
         if isinstance(module, Unit):
             args = tuple(_resolve(frame.env, a) for a in step.node.args)
             return self.call(module, path, frame, args)
+        beside = _resolve(frame.env, step.node.args[-1]) if step.node.args else None
+        if is_inserted(module) and len(step.node.args) > 1:
+            return beside  # a branch beside a layer: what it yields is the layer's output, changed
         op = self._add(frame, step, type(module).__name__)
         op.module, op.path = module, path
         return op

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from ..capture.numbers import plain
+from ..tracing.numbers import plain
 
 
 def concrete(argument: Any, of: Callable[[fx.Node], Any] | None = None) -> Any:

@@ -40,8 +40,12 @@ def run(argv: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        click.echo(f"VR999 internal error: {type(error).__name__}: {error}", err=True)
-        click.echo("  help: this is a bug of vitrewrite; --debug shows where", err=True)
+        bug = VitrewriteError(
+            "VR999",
+            f"internal error: {type(error).__name__}: {error}",
+            suggestion="this is a bug of vitrewrite; --debug shows where",
+        )
+        click.echo(bug.render(), err=True)
         return 1
 
 

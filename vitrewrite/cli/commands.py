@@ -40,7 +40,7 @@ def apply(
         from ..files import check_target, emit
         from ..report.text import plan_text
         from ..rewrite.apply import apply as run
-        from ..verify import quick
+        from ..verification import quick
     check_target(target)
     with busy(f"planning {wanted.spec.name}"):
         plan = wanted.plan()
@@ -121,17 +121,18 @@ def _check(name: str, overrides: tuple[str, ...]) -> list[VitrewriteError]:
 @_json
 def sites(model: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Prints the anatomy of a model: what each place of it is."""
-    from ..language import parse_model
+    from ..language import parse_model, parse_overrides
 
-    ref = parse_model(model, overrides)
+    given = ", ".join(f"{key}={value}" for key, value in parse_overrides(overrides).items())
+    ref = parse_model(f"{model}({given})" if given else model)
     with busy(f"reading {model}"):
         from .. import models
         from ..anatomy import analyse
-        from ..anatomy.report import table, to_json
-        from ..capture import trace
+        from ..anatomy.report import to_json, to_text
+        from ..tracing import trace
 
         anatomy = analyse(trace(models.create(ref.name, ref.values, meta=True)))
-    echo_json(to_json(anatomy)) if as_json else click.echo(table(anatomy))
+    echo_json(to_json(anatomy)) if as_json else click.echo(to_text(anatomy))
 
 
 @cli.command("list")
@@ -181,8 +182,8 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
 def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: bool) -> None:
     """Verifies a folder that apply wrote, or a spec on its model."""
     with busy("starting torch"):
-        from ..verify import verify_rewritten
-        from ..verify.folder import is_folder, verify_folder
+        from ..verification import verify_rewritten
+        from ..verification.folder import is_folder, verify_folder
     with busy(f"verifying {target}"):
         if is_folder(target):
             checks = verify_folder(Path(target), compiled=compiled)
@@ -205,8 +206,8 @@ def lower(folder: Path, out: Path, as_json: bool) -> None:
     with busy("starting torch"):
         from ..files import check_target, emit
         from ..rewrite.apply import lower as run
-        from ..verify.folder import load_folder
-        from ..verify.numeric import relative, sample
+        from ..verification.folder import load_folder
+        from ..verification.numeric import relative, sample
     check_target(out)
     with busy(f"lowering {folder}"):
         rewritten = load_folder(folder)
@@ -256,5 +257,3 @@ def bench(
     if out:
         out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     echo_json(result) if as_json else click.echo(table(result))
-
-

@@ -87,7 +87,9 @@ def pass_page(info: PassInfo) -> str:
     lines = [info.doc.strip(), "", "Options"]
     for option in info.options.values():
         default = "required" if option.required else f"default {_shown(option.default)}"
-        limits = [f"{n} {v}" for n in ("minimum", "maximum") if (v := getattr(option, n)) is not None]
+        limits = [
+            f"{n} {v}" for n in ("minimum", "maximum") if (v := getattr(option, n)) is not None
+        ]
         if option.choices:
             limits.append(f"one of {', '.join(map(str, option.choices))}")
         facts = ", ".join([str(option), default, *limits])
@@ -151,5 +153,3 @@ def _content(name: str) -> tuple[list[str], dict[str, Any]]:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     counts = {k: report[k] for k in ("macs", "macs_lowered", "tokens", "weights", "model")}
     return lock["spec"].splitlines(), {**counts, **report["params"]}
-
-

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..emit.file import render
+from ..emission.file import render
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -51,9 +52,7 @@ def picture(rewritten: Rewritten) -> str:
             mark = touched.get(part.role) or touched.get(block.role)
             cells.append(Cell(name.partition("[")[0], mark))
         count = tokens[block.index] if block.index < len(tokens) else None
-        columns.append(
-            Column(str(block.index), block.stage, str(count or ""), tuple(cells))
-        )
+        columns.append(Column(str(block.index), block.stage, str(count or ""), tuple(cells)))
     head = next((c for r, c in touched.items() if r.startswith("head")), None)
     return render(
         "graph.svg.jinja", columns=columns, legend=legend, head=head,

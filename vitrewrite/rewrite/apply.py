@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from .. import models
-from ..capture import trace
-from ..capture.unit import duplicate, on_meta
-from ..emit.realise import realise
+from ..emission.realise import realise
 from ..errors import MatchError, raise_all
 from ..language import parse_spec
 from ..language.model import Spec
+from ..tracing import trace
+from ..tracing.unit import duplicate, on_meta
 from .claims import judge
 from .engine import Rewrite, rewrite
 from .lowering import lower_tree
 from .measure import Propagation
-from .plan import Measures, Plan, measure
+from .plan import Plan, measure
 from .rewritten import Rewritten
 
 
@@ -134,7 +134,7 @@ def apply(
         root, base, result, source, request.name, request.described, measures,
         model_options=request.options, seed=seed, weights_request=request.weights,
     )  # fmt: skip
-    from ..verify.numeric import measure_claim
+    from ..verification.numeric import measure_claim
 
     rewritten.claims = judge(
         spec, measures, result, numeric=lambda metric: measure_claim(rewritten, metric)
@@ -153,9 +153,7 @@ def lower(rewritten: Rewritten) -> Rewritten:
     result = replace(rewritten.result, root=root, editor=type(rewritten.result.editor)(root, left))
     meta = on_meta(root)
     macs = Propagation(meta, result.example).macs
-    measures = replace(
-        measure(result, rewritten.measures.macs_base), macs=macs, macs_lowered=macs
-    )
+    measures = replace(measure(result, rewritten.measures.macs_base), macs=macs, macs_lowered=macs)
     root.eval()
     source = realise(root)
     return replace(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from ..anatomy.sites import Linear, Place
-from ..capture.template import Template
-from ..capture.unit import Unit
 from ..errors import RewriteError
+from ..tracing.template import Template
+from ..tracing.unit import Unit
 
 
 @dataclass
@@ -121,4 +121,6 @@ def _lint(graph: fx.Graph, unit: Unit, path: str) -> None:
                 owner, _, name = str(node.target).rpartition(".")
                 getattr(unit.get_submodule(owner), name)
     except (AttributeError, RuntimeError) as error:
-        raise RewriteError("VR405", f"the graph of '{path or 'the root'}' broke: {error}") from error
+        raise RewriteError(
+            "VR405", f"the graph of '{path or 'the root'}' broke: {error}"
+        ) from error

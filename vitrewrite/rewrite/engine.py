@@ -12,11 +12,11 @@ from torch import nn
 from .. import catalog
 from ..anatomy import analyse
 from ..anatomy.sites import Anatomy, Linear
-from ..capture import inputs
 from ..declare import Pass
 from ..errors import RewriteError, VitrewriteError, listing, raise_all
 from ..language.model import Clause as SpecClause
 from ..language.model import Spec
+from ..tracing import inputs
 from .editor import Editor
 from .schedule import Job, overlapping, schedule
 from .select import KINDS, Named, Selection, Site, parts

@@ -11,9 +11,9 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..anatomy.sites import Place
-from ..capture import tree
-from ..capture.configuration import freeze
-from ..capture.unit import Unit, run_node
+from ..tracing import tree
+from ..tracing.configuration import freeze
+from ..tracing.unit import Unit, run_node
 
 
 @dataclass
@@ -61,7 +61,8 @@ class Propagation:
             if isinstance(module, Unit) and module.template is not None:
                 entry = self._graph(module.template.graph, module, args)
             else:
-                entry = _Entry(module(*args), 0, {})
+                # Not a call: the counter's own module hooks need gradients.
+                entry = _Entry(module.forward(*args), 0, {})
             own = self.counter.get_total_flops() - before - entry.seen_in_children
             entry.macs += own // 2
             self.entries[key] = entry
@@ -84,9 +85,7 @@ class Propagation:
                 entry.shapes[node.name] = tuple(values[node].shape)
         return entry
 
-    def _child(
-        self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any], entry: _Entry
-    ) -> Any:
+    def _child(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any], entry: _Entry) -> Any:
         inputs = fx.node.map_arg(node.args, lambda n: values[n])
         name = str(node.target)
         child = unit.get_submodule(name)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..anatomy.sites import Anatomy
-from ..capture.unit import duplicate, on_meta
 from ..language.model import Spec
+from ..tracing.unit import duplicate, on_meta
 from .claims import Verdict
 from .engine import Rewrite, Step
 from .lowering import lower_tree

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..emit.source import Source
+from ..emission.source import Source
 from ..language.model import Spec
 from .claims import Verdict
 from .engine import Rewrite

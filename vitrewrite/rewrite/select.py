@@ -319,5 +319,3 @@ def attributes(site: Site) -> dict[str, Any]:
         dim = site.proj.out_features if site.proj else 0
         return {"heads": site.heads, "dim": dim, "windows": site.windows is not None}
     return {"role": site.role}
-
-

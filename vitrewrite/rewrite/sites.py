@@ -37,7 +37,9 @@ class Clause:
         place = f"{self.span.file.rpartition('/')[2]}:{self.span.line}: " if self.span else ""
         return f"{place}{self.text}"
 
-    def error(self, code: str, message: str, option: str | None = None, **extra: Any) -> RewriteError:
+    def error(
+        self, code: str, message: str, option: str | None = None, **extra: Any
+    ) -> RewriteError:
         """An error that points at an option of the clause, or at the clause."""
         span = self.options.get(option or "", self.span)
         return RewriteError(code, message, span=span, **extra)

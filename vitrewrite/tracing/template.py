@@ -69,10 +69,7 @@ def signature(graph: fx.Graph) -> Hashable:
             return ("slice", frozen(value.start), frozen(value.stop), frozen(value.step))
         return (type(value).__name__, value)
 
-    return tuple(
-        (n.op, *_target(n), frozen(n.args), frozen(n.kwargs))
-        for n in graph.nodes
-    )
+    return tuple((n.op, *_target(n), frozen(n.args), frozen(n.kwargs)) for n in graph.nodes)
 
 
 def _target(node: fx.Node) -> tuple[Hashable, ...]:

@@ -120,11 +120,11 @@ class Frame:
         key = (id(tensor), dim)
         if key not in self.sizes:
             node = self._tensor(tensor)
-            length, *others = (t.size(dim) if t is not None else None for t in self.recorder.values.all(tensor))
-            assert length is not None  # the primary witness is always alive
-            self.sizes[key] = make(
-                self, length, tuple(others), lambda: self._size_node(node, dim)
+            length, *others = (
+                t.size(dim) if t is not None else None for t in self.recorder.values.all(tensor)
             )
+            assert length is not None  # the primary witness is always alive
+            self.sizes[key] = make(self, length, tuple(others), lambda: self._size_node(node, dim))
             self.recorder.values.keep(tensor)
         return self.sizes[key]
 

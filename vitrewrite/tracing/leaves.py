@@ -1,4 +1,4 @@
-"""Leaves: `torch.nn` modules without children. Everything else is traced."""
+"""Leaves: childless modules of `torch.nn` and of passes. Everything else is traced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ def is_torch_class(cls: type) -> bool:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a call of the module stays one node."""
-    return is_torch_class(type(module)) and not module._modules
+    opaque = is_torch_class(type(module)) or is_inserted(module)
+    return opaque and not module._modules
+
+
+def is_inserted(module: nn.Module) -> bool:
+    """Whether a pass put the module in; such modules are emitted as their source has them."""
+    return hasattr(type(module), "inserted_by")
 
 
 def torch_base(module: nn.Module) -> type[nn.Module] | None:

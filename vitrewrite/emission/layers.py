@@ -13,7 +13,7 @@ _RENAMED = {"in_features": "dim", "normalized_shape": "dim", "num_features": "di
             "in_channels": "dim", "out_features": "out_dim", "out_channels": "out_dim"}  # fmt: skip
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _signature(cls: type) -> tuple[inspect.Parameter, ...]:
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
     keep = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -32,7 +32,11 @@ def arguments(layer: nn.Module) -> dict[str, Any]:
             continue
         value = _simple(getattr(layer, parameter.name), isinstance(parameter.default, bool))
         default = parameter.default
-        if default is inspect.Parameter.empty or value != default or type(value) is not type(default):
+        if (
+            default is inspect.Parameter.empty
+            or value != default
+            or type(value) is not type(default)
+        ):
             found[parameter.name] = value
     return found
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..capture.template import Template, eliminate_dead_code
-from ..capture.unit import Unit
+from ..tracing.template import Template, eliminate_dead_code
+from ..tracing.unit import Unit
 from .effects import is_nothing
 from .expressions import Symbol
 from .parameters import Parameters
@@ -181,7 +181,10 @@ def is_chain(unit: Unit) -> bool:
     if names != [str(i) for i in range(len(names))] or len(nodes) != len(names) + 1:
         return False
     return nodes[0].op == "placeholder" and all(
-        n.op == "call_module" and n.target == name and n.args == (before,) and not n.meta.get("origin")
+        n.op == "call_module"
+        and n.target == name
+        and n.args == (before,)
+        and not n.meta.get("origin")
         for before, n, name in zip(nodes, nodes[1:], names, strict=False)
     )
 
@@ -198,7 +201,9 @@ def setting(cls: Class, vector: tuple[Any, ...]) -> str | None:
     """The attribute of the original modules that held these values."""
     for name in cls.sample.settings:
         values = _setting_values(cls, name)
-        if values == vector and all(type(a) is type(b) for a, b in zip(values, vector, strict=True)):
+        if values == vector and all(
+            type(a) is type(b) for a, b in zip(values, vector, strict=True)
+        ):
             return name
     return None
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ..capture.modes import by_mode
+from ..tracing.modes import by_mode
 
 ATOM, CALL, POWER, UNARY, TERM, SUM, AND, XOR, OR, COMPARE, NOT, CHOICE = range(100, 40, -5)
 
@@ -152,7 +152,9 @@ def _parts(index: slice) -> tuple[Any, Any, Any]:
 def _arguments(node: fx.Node, of: Callable[[Any], Text], skip: int = 0) -> str:
     defaults = _defaults(node.target)
     given = [of(a).code for a in node.args[skip:]]
-    named = [f"{k}={of(v).code}" for k, v in node.kwargs.items() if not _is(v, defaults.get(k, ...))]
+    named = [
+        f"{k}={of(v).code}" for k, v in node.kwargs.items() if not _is(v, defaults.get(k, ...))
+    ]
     return ", ".join(given + named)
 
 

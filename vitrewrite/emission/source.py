@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..capture.leaves import is_torch_class
-from ..capture.unit import Unit
+from ..tracing.leaves import is_torch_class
+from ..tracing.unit import Unit
 from .classes import Class, Classes
 from .constructors import Constructors
 from .forward import Body
@@ -42,22 +42,27 @@ def print_classes(root: nn.Module) -> Source:
         texts.append(_class(cls, constructors.lines(cls)))
     inserted = _inserted(root)
     sources = tuple(textwrap.dedent(inspect.getsource(c)).rstrip() for c in inserted)
-    return Source((*(f.text for f in functions.all), *sources, *texts), table.of[id(root)].name, table, inserted)
+    return Source(
+        (*(f.text for f in functions.all), *sources, *texts),
+        table.of[id(root)].name,
+        table,
+        inserted,
+    )
 
 
 def _inserted(root: nn.Module) -> tuple[type[nn.Module], ...]:
     """Classes of the modules that passes put in, in order of first use."""
     found = [
-        type(m)
-        for m in root.modules()
-        if not isinstance(m, Unit) and not is_torch_class(type(m))
+        type(m) for m in root.modules() if not isinstance(m, Unit) and not is_torch_class(type(m))
     ]
     return tuple(dict.fromkeys(found))
 
 
 def _class(cls: Class, made: list[str]) -> str:
     lines = [f"class {cls.name}(nn.Module):"]
-    stored = [f"self.{name} = {name}" for name in cls.parameters.vectors if name in cls.parameters.stored]
+    stored = [
+        f"self.{name} = {name}" for name in cls.parameters.vectors if name in cls.parameters.stored
+    ]
     if made or stored:
         signature = ", ".join(("self", *cls.parameters.vectors))
         lines += _indent(wrap(f"def __init__({signature}):", WIDTH - 4), 1)
@@ -96,5 +101,3 @@ def _distinct(names: list[str]) -> list[str]:
 
 def _indent(lines: list[str], depth: int) -> list[str]:
     return [f"{'    ' * depth}{line}" if line else line for line in lines]
-
-

@@ -35,9 +35,9 @@ class Tracked:
         return outcome
 
     def _exit(self) -> Any:
-        plain = plain(self)
-        self._guard(operator.eq, plain)
-        return plain
+        value = plain(self)
+        self._guard(operator.eq, value)
+        return value
 
     def __hash__(self) -> int:
         return hash(self._exit())
@@ -150,8 +150,8 @@ for _cls in (Int, Float):
         setattr(_cls, f"__r{_name}__", _reverse(getattr(operator, _name)))
     for _name, _op in _UNARY.items():
         setattr(_cls, f"__{_name}__", _forward(_op))
-    setattr(_cls, "__divmod__", lambda a, b: (a // b, a % b))
-    setattr(_cls, "is_integer", _exiting("is_integer"))
+    _cls.__divmod__ = lambda a, b: (a // b, a % b)
+    _cls.is_integer = _exiting("is_integer")
     for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(_cls, f"__{_name}__", _compare(getattr(operator, _name)))
 for _name in _EXITS:

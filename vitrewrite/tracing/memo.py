@@ -7,7 +7,6 @@ arguments, under every witness. Objects whose equality is unknown count as diffe
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -40,7 +39,8 @@ class Entry:
         """New values of the same shapes, so that every call has outputs of its own."""
         dead = recorder.values.dead
         others = [
-            None if w is None or i in dead else list(_parts(w)) for i, w in enumerate(self.witnesses)
+            None if w is None or i in dead else list(_parts(w))
+            for i, w in enumerate(self.witnesses)
         ]
         counter, frame = itertools.count(), recorder.frame
 
@@ -112,8 +112,6 @@ class Memo:
         )
         # Hashing nested tuples again and again is quadratic in depth: intern each as a number.
         return _intern((type(module), config, state, children))
-
-
 
 
 _INTERNED: dict[Hashable, int] = {}

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..capture.guards import check_input, check_size
-from ..capture.operators import is_impure, is_inplace
-from .expressions import ATOM, CALL, INPLACE, Text, render, structure, subscript
+from ..tracing.guards import check_input, check_size
+from ..tracing.operators import is_impure, is_inplace
 from .effects import has_effect
+from .expressions import ATOM, CALL, INPLACE, Text, render, structure, subscript
 from .loops import Loop, find_loops
 from .names import Names
 from .wrap import WIDTH, wrap
 
 MAX_DEPTH = 5
+MAX_NODES = 6  # written inside one expression
 
 
 @dataclass
@@ -175,7 +176,8 @@ class Body:
         if node.target in INPLACE:
             return False
         named = node.meta.get("hint") not in (None, "_")
-        return not named and self._depth(node) < MAX_DEPTH and self._reads_stay(node, user)
+        small = self._depth(node) < MAX_DEPTH and len(self._operands(node)) < MAX_NODES
+        return not named and small and self._reads_stay(node, user)
 
     def _reads_stay(self, node: fx.Node, user: fx.Node) -> bool:
         """No in-place operation may change what `node` reads before `user` is evaluated."""
@@ -232,8 +234,11 @@ def _unpacked(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     for node in graph.nodes:
         items = [u for u in node.users if u.target is operator.getitem and u.args[0] is node]
         is_tuple = "arity" in node.meta and node.target is not operator.getitem
-        if is_tuple and items and len(items) == len(node.users) and (
-            len(items) > 1 or node.op == "call_module"
+        if (
+            is_tuple
+            and items
+            and len(items) == len(node.users)
+            and (len(items) > 1 or node.op == "call_module")
         ):
             found[node] = _items(node)
     return found
@@ -307,9 +312,7 @@ class _Printer:
             stack = [n for n in stack if n not in statement.loop.nodes]
         while stack:
             current = stack.pop()
-            if _is_size(current) and current.args[0] in body.sized:
-                found.add(current)
-            elif self._holds(current):
+            if (_is_size(current) and current.args[0] in body.sized) or self._holds(current):
                 found.add(current)
             else:
                 stack += current.all_input_nodes
@@ -456,6 +459,8 @@ def _input_check(node: fx.Node, of: Callable[[Any], Text]) -> list[str]:
 
 
 def _wishes(node: fx.Node) -> list[str | None]:
+    if node.target is getattr:
+        return [str(node.args[1])]
     own = str(node.target).rpartition(".")[2] if node.op == "call_module" else ""
     return [node.meta.get("hint"), own if not own.isdigit() else "x", "y", "z"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from ..capture.template import Template, copy_graph
+from ..tracing.template import Template, copy_graph
 
 Position = tuple[Any, ...]
 """Graph number, node number, then the path into the node's arguments."""
@@ -86,5 +86,3 @@ def _put(value: Any, at: Position, new: dict[Position, Any]) -> Any:
 def slice_parts(value: slice) -> tuple[Any, Any, Any]:
     """Start, stop and step."""
     return value.start, value.stop, value.step
-
-

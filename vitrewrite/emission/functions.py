@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..capture.template import Template
-from ..capture.unit import run_graph
+from ..tracing.template import Template
+from ..tracing.unit import run_graph
 from .expressions import Symbol
 from .forward import Body
 from .parameters import Parameters

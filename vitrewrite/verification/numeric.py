@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..capture.unit import duplicate
-from ..emit.realise import realise
+from ..emission.realise import realise
+from ..tracing.unit import duplicate
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
+
 
 def sample(rewritten: Rewritten, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Random inputs of the model's own shapes."""

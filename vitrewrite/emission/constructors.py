@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..capture.unit import Unit
+from ..tracing.unit import Unit
 from . import layers
 from .classes import Class, Classes, is_chain
 from .effects import is_nothing
@@ -215,5 +215,3 @@ def _comprehension(items: list[Any]) -> str:
     arguments[i] = f"{prefix}{name}"
     call = Call(items[0].callee, tuple(arguments))
     return f"*({call} for {name} in ({', '.join(values)}))"
-
-

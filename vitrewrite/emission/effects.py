@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from ..capture.operators import is_impure
-from ..capture.unit import Unit
+from ..tracing.operators import is_impure
+from ..tracing.unit import Unit
 
 _RANDOM_LAYERS = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,

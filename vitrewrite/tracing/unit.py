@@ -79,7 +79,9 @@ def attribute(module: nn.Module, target: Any) -> Any:
     return getattr(module.get_submodule(".".join(path)), name)
 
 
-def copy_tree(model: nn.Module, assignments: dict[str, Any], constants: dict[str, torch.Tensor]) -> nn.Module:
+def copy_tree(
+    model: nn.Module, assignments: dict[str, Any], constants: dict[str, torch.Tensor]
+) -> nn.Module:
     """The tree of units for a traced model: shares storage of parameters, copies buffers."""
     return _Copier(assignments, constants).copy(model, "")
 
@@ -194,18 +196,17 @@ def duplicate(
         modules[id(module)] = new
         new._parameters = {k: tensor(v, parameter) for k, v in module._parameters.items()}
         new._buffers = {k: tensor(v, buffer) for k, v in module._buffers.items()}
-        new._modules = {
-            k: None if v is None else copy(v) for k, v in module._modules.items()
-        }
+        new._modules = {k: None if v is None else copy(v) for k, v in module._modules.items()}
         return new
 
     return copy(root)
 
 
 def on_meta(root: nn.Module) -> nn.Module:
-    """The same tree without weights."""
-    return duplicate(
-        root,
-        lambda p: nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad),
-        lambda b: b.to("meta"),
-    )
+    """The same tree without weights, in float32 whatever the weights are in."""
+
+    def meta(tensor: torch.Tensor) -> torch.Tensor:
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        return torch.empty(tensor.shape, dtype=dtype, device="meta")
+
+    return duplicate(root, lambda p: nn.Parameter(meta(p), requires_grad=p.requires_grad), meta)

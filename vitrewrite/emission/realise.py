@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..capture.captured import Captured
-from ..capture.unit import Unit
+from ..tracing.captured import Captured
+from ..tracing.unit import Unit
 from .classes import is_chain
 from .source import Source, print_classes
 from .tables import unpack

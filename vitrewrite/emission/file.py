@@ -24,7 +24,7 @@ _IMPORTS = (
 
 @functools.cache
 def _environment() -> Environment:
-    loader = PackageLoader("vitrewrite.emit", "templates")
+    loader = PackageLoader("vitrewrite.emission", "templates")
     return Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
 
 
@@ -55,7 +55,9 @@ def model_file(
     if "F." in text:
         torch_imports.append("import torch.nn.functional as F")
     imports = [*standard, *([""] if standard else []), *torch_imports, "from torch import nn"]
-    shown = "(" + ", ".join(f'"{t}"' for t in trainable) + ("," if len(trainable) == 1 else "") + ")"
+    shown = (
+        "(" + ", ".join(f'"{t}"' for t in trainable) + ("," if len(trainable) == 1 else "") + ")"
+    )
     return render(
         "model.py.jinja", title=title, story=story, imports=imports, packed=PACKED in text,
         classes=text, root=source.root, trainable=shown if trainable else "", ties=_ties(root),

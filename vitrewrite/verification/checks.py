@@ -155,7 +155,7 @@ def _lowering(rewritten: Rewritten) -> Iterator[Check]:
 
 def _guards(rewritten: Rewritten) -> Iterator[Check]:
     """A model that is fixed in image size says so when it gets another."""
-    from ..capture.guards import check_input
+    from ..tracing.guards import check_input
 
     unit: Any = rewritten.module
     if not any(n.target is check_input for n in unit.template.graph.nodes):
