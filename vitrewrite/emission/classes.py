@@ -10,11 +10,11 @@ from torch import fx, nn
 
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
-from .effects import is_nothing
+from .inlining import inline_small_calls
 from .expressions import Symbol
 from .parameters import Parameters
 from .skeleton import Position, numbered, replace_literals, skeleton
-from .tidy import tidy
+from .tidy import generalise, tidy
 
 
 @dataclass(eq=False)
@@ -75,7 +75,7 @@ class Classes:
         key, literals = self._key(module)
         cls = self._by_key.get(key)
         if cls is None:
-            template = module.template
+            template = module.template and self._skeletons[id(module.template)][0]
             name = template.name if template else module.kind
             cls = self._by_key[key] = Class(name, template)
             self.all.append(cls)
@@ -93,8 +93,11 @@ class Classes:
         if template is None:
             return (unit.kind, names), {}
         if id(template) not in self._skeletons:
-            self._skeletons[id(template)] = skeleton(template)
-        shape, literals = self._skeletons[id(template)]
+            general = template.clone()
+            for graph in general.graphs:
+                generalise(graph)
+            self._skeletons[id(template)] = general, *skeleton(general)
+        _, shape, literals = self._skeletons[id(template)]
         return (shape, names), literals
 
     def _ordered(self) -> list[Class]:
@@ -143,10 +146,7 @@ class Classes:
             return
         cls.graphs = tuple(numbered(g) for g in cls.template.graphs)
         for graph in cls.graphs:
-            for node in list(graph.nodes):
-                if node.op == "call_module" and _nothing_everywhere(cls, str(node.target)):
-                    node.replace_all_uses_with(node.args[0])
-                    graph.erase_node(node)
+            inline_small_calls(graph, cls.units)
 
     def finish(self, cls: Class) -> None:
         """Writes differing literals as arguments; to be done after the children's classes."""
@@ -187,10 +187,6 @@ def is_chain(unit: Unit) -> bool:
         and not n.meta.get("origin")
         for before, n, name in zip(nodes, nodes[1:], names, strict=False)
     )
-
-
-def _nothing_everywhere(cls: Class, target: str) -> bool:
-    return all(is_nothing(u.get_submodule(target)) for u in cls.units)
 
 
 def _has_state(module: nn.Module) -> bool:

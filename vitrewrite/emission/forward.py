@@ -19,7 +19,7 @@ from .names import Names
 from .wrap import WIDTH, wrap
 
 MAX_DEPTH = 5
-MAX_NODES = 6  # written inside one expression
+MAX_LENGTH = 70  # estimated characters of an expression that is written inside another
 
 
 @dataclass
@@ -176,7 +176,7 @@ class Body:
         if node.target in INPLACE:
             return False
         named = node.meta.get("hint") not in (None, "_")
-        small = self._depth(node) < MAX_DEPTH and len(self._operands(node)) < MAX_NODES
+        small = self._depth(node) < MAX_DEPTH and self._expression_length(node) < MAX_LENGTH
         return not named and small and self._reads_stay(node, user)
 
     def _reads_stay(self, node: fx.Node, user: fx.Node) -> bool:
@@ -187,6 +187,22 @@ class Body:
     def _depth(self, node: fx.Node) -> int:
         inner = [self._depth(n) for n in node.all_input_nodes if n in self.inlined]
         return 1 + max(inner, default=0)
+
+    def _expression_length(self, node: fx.Node) -> int:
+        """About how many characters the expression for a node takes."""
+        target: Any = node.target
+        name = target if isinstance(target, str) else target.__name__
+        inner = (*node.args, *node.kwargs.values())
+        extra = sum(len(k) + 1 for k in node.kwargs)
+        return min(len(name), 24) + 4 + extra + sum(self._length(v) + 2 for v in inner)
+
+    def _length(self, value: Any) -> int:
+        if isinstance(value, fx.Node):
+            inside = value in self.inlined or value.op == "get_attr"
+            return self._expression_length(value) if inside else 3
+        if isinstance(value, (tuple, list)):
+            return sum(self._length(v) + 2 for v in value)
+        return min(len(str(value)), 20)
 
     def _orders(self, node: fx.Node) -> bool:
         """Whether the moment at which the node is evaluated matters."""

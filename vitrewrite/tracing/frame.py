@@ -33,6 +33,7 @@ class Frame:
         self.reads: list[tuple[Any, fx.Node, str]] = []  # dtypes and devices that were read
         self.assignments: dict[str, Any] = {}  # relative path -> template of what was called
         self.hinted: set[int] = set()
+        self.former: dict[int, str] = {}  # names that values had before an in-place operation
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """Makes `node` stand for `value` from here on."""
@@ -145,10 +146,16 @@ class Frame:
                 continue
             node = self.nodes.get(id(value))
             if node is not None:
+                if name == self.former.get(id(value)) and _other_name(names, name, value):
+                    continue  # `y = x.add_(1)`: x is y now, and y is the newer name
                 node.meta.setdefault("hint", name)
                 self.hinted.add(id(value))
             elif isinstance(value, Tracked) and value.frame is self:
                 value.hint = value.hint or name
+
+
+def _other_name(names: dict[str, Any], name: str, value: Any) -> bool:
+    return any(v is value and n != name for n, v in names.items())
 
 
 def _identifier(name: str) -> str:

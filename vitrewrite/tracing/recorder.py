@@ -186,6 +186,9 @@ class Recorder(TorchFunctionMode):
 
     def _rebind(self, frame: Frame, node: fx.Node, value: torch.Tensor, old_shape: Any) -> None:
         """After an in-place operation the same tensor is what the new node returns."""
+        old = frame.nodes.get(id(value))
+        if old is not None and old.meta.get("hint"):
+            frame.former[id(value)] = old.meta["hint"]
         frame.bind(value, node)
         frame.hinted.discard(id(value))
         if value.shape != old_shape:

@@ -1,0 +1,88 @@
+"""Small programs without state are written where they are called, not as classes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from ..tracing.template import Template
+from ..tracing.unit import Unit
+from .effects import is_nothing, module_has_effect
+
+MAX_STEPS = 3
+"""A longer program deserves a name."""
+
+
+def inline_small_calls(graph: fx.Graph, units: Sequence[Unit]) -> None:
+    """Replaces calls of trivial children by what they do, in the graph shared by `units`."""
+    for node in list(graph.nodes):
+        if node.op != "call_module":
+            continue
+        children = [u.get_submodule(str(node.target)) for u in units]
+        if all(is_nothing(child) for child in children):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif _same_trivial(children):
+            _inline(graph, node, children[0])
+
+
+def _same_trivial(children: Sequence[nn.Module]) -> bool:
+    first = children[0]
+    if not isinstance(first, Unit) or not all(isinstance(c, Unit) for c in children):
+        return False
+    templates = {id(c.template): c.template for c in children if isinstance(c, Unit)}
+    signatures = {t.signature() for t in templates.values() if t is not None}
+    return len(signatures) == 1 and all(_steps(c) <= MAX_STEPS for c in children)
+
+
+def _steps(module: nn.Module) -> int:
+    """Operations in a program that could be written inline; too many for one that could not."""
+    never = MAX_STEPS + 1
+    if not isinstance(module, Unit) or module.template is None or module.template.training:
+        return never
+    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        return never
+    if module_has_effect(module):
+        return never
+    steps = 0
+    for node in module.template.graph.nodes:
+        if node.op == "call_module":
+            child = module.get_submodule(str(node.target))
+            steps += 0 if is_nothing(child) else _steps(child)
+        elif node.op in ("call_function", "call_method"):
+            steps += 1
+        elif node.op == "output" and not isinstance(node.args[0], fx.Node):
+            return never
+    return steps
+
+
+def _inline(graph: fx.Graph, call: fx.Node, unit: nn.Module) -> None:
+    assert isinstance(unit, Unit)
+    assert isinstance(unit.template, Template)
+    values: dict[fx.Node, Any] = {}
+    inputs = iter(call.args)
+    with graph.inserting_before(call):
+        for node in unit.template.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(inputs)
+            elif node.op == "output":
+                result = values[node.args[0]]  # type: ignore[index]
+                if call.meta.get("hint") and isinstance(result, fx.Node) and result not in call.args:
+                    result.meta["hint"] = call.meta["hint"]
+                call.replace_all_uses_with(result)
+            else:
+                values[node] = graph.node_copy(node, lambda n: values[n])
+                values[node].meta = {k: v for k, v in node.meta.items() if k != "hint"}
+                if node.op == "call_module":
+                    values[node].target = f"{call.target}.{node.target}"
+    graph.erase_node(call)
+    for node in list(graph.nodes):
+        if node.op == "call_module" and str(node.target).startswith(f"{call.target}."):
+            child = unit.get_submodule(str(node.target)[len(str(call.target)) + 1 :])
+            if is_nothing(child):
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
+            elif isinstance(child, Unit):
+                _inline(graph, node, child)
