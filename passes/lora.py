@@ -49,15 +49,15 @@ class LowRank(nn.Module):
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        rank,
-        scale,
-        rows,
-        dropout=0.0,
-        drop_input=False,
-        drop_path=0.0,
-    ):
+        in_features: int,
+        out_features: int,
+        rank: int,
+        scale: float,
+        rows: tuple[tuple[int, int], ...],
+        dropout: float = 0.0,
+        drop_input: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.rank, self.scale, self.rows = rank, scale, rows
@@ -66,17 +66,18 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
         self.reset_parameters()
 
-    def reset_parameters(self, generator=None):
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws `down` and zeroes `up`, so that the update starts at zero."""
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.up)
 
-    def parts(self):
+    def parts(self) -> list[tuple[int, int, torch.Tensor, torch.Tensor]]:
         """(start, stop, down, up) of each row range."""
-        ups = self.up.split([b - a for a, b in self.rows])
-        return [(a, b, d, u) for (a, b), d, u in zip(self.rows, self.down.split(self.rank), ups)]
+        downs = torch.split(self.down, self.rank)
+        ups = torch.split(self.up, [b - a for a, b in self.rows])
+        return [(a, b, d, u) for (a, b), d, u in zip(self.rows, downs, ups, strict=True)]
 
-    def forward(self, x, y):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The output y of the linear, updated; x is the linear's input."""
         if self.drop_input:
             x = F.dropout(x, self.dropout, self.training)
@@ -96,7 +97,7 @@ class LowRank(nn.Module):
             out[:, start:stop].addmm_(part, up.T, alpha=self.scale)
         return y
 
-    def matrix(self):
+    def matrix(self) -> torch.Tensor:
         """All ups as one matrix over the rows of the whole layer."""
         if self.rows == ((0, self.out_features),):
             return self.up

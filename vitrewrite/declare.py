@@ -7,7 +7,10 @@ the class body and evaluates the literals in it. So `option(...)` takes literals
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
 
 
 def option(
@@ -48,3 +51,15 @@ class Pass:
     source: ClassVar[str] = ""
     claims: ClassVar[tuple[str, ...]] = ()
     after: ClassVar[tuple[str, ...]] = ()
+
+    def rewrite(self, site: Any, /) -> None:
+        """Carries the pass out at a site, through the verbs that the site offers."""
+        raise NotImplementedError
+
+    def lower(self, folding: Any, module: Any, /) -> None:
+        """Folds what the pass inserted into the base; needed for `lowers_exactly`."""
+        raise NotImplementedError
+
+    def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
+        """The tensors that an inserted module holds for each of its sites, as the method has them."""
+        raise NotImplementedError

@@ -8,6 +8,7 @@ VitrewriteError
 ├── VerifyError      a claim that does not hold (VR5xx)
 ├── CaptureError     a model that cannot be captured, or was captured for something else (VR6xx)
 ├── FileError        folders, weights and deltas on disk (VR7xx)
+├── EmitError        source that cannot be written (VR8xx)
 ├── UsageError       a command line that makes no sense (VR9xx)
 └── ErrorList        several of the above, reported together
 ```
@@ -122,6 +123,10 @@ class CaptureError(VitrewriteError):
 
 class FileError(VitrewriteError):
     """A folder, weights file or delta cannot be read, written or used here."""
+
+
+class EmitError(VitrewriteError):
+    """Source cannot be written for a model."""
 
 
 class UsageError(VitrewriteError):

@@ -93,7 +93,7 @@ def _build(name: str, options: dict[str, Any]) -> nn.Module:
             suggestion=did_you_mean(name, known) or "see 'vitrewrite list models'",
         )
     try:
-        return timm.create_model(timm_name, **options)  # type: ignore[no-any-return]
+        return timm.create_model(timm_name, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         shown = ", ".join(f"{k}={v}" for k, v in options.items()) or "no arguments"
         raise MatchError("VR311", f"'{name}' cannot be built with {shown}: {error}") from error

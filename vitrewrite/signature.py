@@ -91,8 +91,8 @@ def read_signature(name: str, module: str, path: Path) -> PassInfo:
     try:
         return _signature(name, module, path, tree)
     except _Malformed as error:
-        span = _span(path, error.node, text)
-        raise SpecError("VR240", f"pass {shown(name)}: {error}", span=span) from None
+        where = _span(path, error.node, text)
+        raise SpecError("VR240", f"pass {shown(name)}: {error}", span=where) from None
 
 
 def _span(path: Path, node: ast.AST, text: str) -> Span | None:

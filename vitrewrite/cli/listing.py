@@ -137,7 +137,7 @@ def _rewrite(path: Path, text: str) -> None:
 def differences(first: str, second: str) -> list[str]:
     """A unified diff of two resolved specs, then the counts that differ."""
     texts, reports = zip(*(_content(name) for name in (first, second)), strict=True)
-    lines = list(difflib.unified_diff(*texts, first, second, lineterm="", n=1))
+    lines = list(difflib.unified_diff(texts[0], texts[1], first, second, lineterm="", n=1))
     for key in sorted(reports[0].keys() | reports[1].keys()):
         a, b = (report.get(key) for report in reports)
         if a != b:

@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
-from .inlining import inline_small_calls
 from .expressions import Symbol
+from .inlining import inline_small_calls
 from .parameters import Parameters
 from .skeleton import Position, numbered, replace_literals, skeleton
 from .tidy import generalise, tidy
@@ -27,6 +27,7 @@ class Class:
     literals: list[dict[Position, int | float]] = field(default_factory=list)
     parameters: Parameters = field(default_factory=lambda: Parameters(0))
     graphs: tuple[fx.Graph, ...] = ()
+    used: set[int] = field(default_factory=set)  # ids of modules that some graph calls
 
     @property
     def sample(self) -> Unit:
@@ -37,17 +38,8 @@ class Class:
         """The children that the class needs, with one module per instance."""
         for name in self.sample._modules:
             modules = [u._modules[name] for u in self.units]
-            if self._needs(name, modules):
+            if any(m is not None and (_has_state(m) or id(m) in self.used) for m in modules):
                 yield name, modules  # type: ignore[misc]
-
-    def _needs(self, name: str, modules: list[Any]) -> bool:
-        if any(m is not None and _has_state(m) for m in modules):
-            return True
-        return any(
-            n.op in ("call_module", "get_attr") and str(n.target).split(".")[0] == name
-            for graph in self.graphs
-            for n in graph.nodes
-        )
 
 
 class Classes:
@@ -61,8 +53,11 @@ class Classes:
         self._skeletons: dict[int, Any] = {}
         self._collect(root)
         self.all = self._ordered()
+        used: set[int] = set()
         for cls in self.all:
+            cls.used = used
             self._prepare(cls)
+            used |= _used_by(cls)
         needed = self._reachable(root)
         self.all = [cls for cls in self.all if cls in needed]
         self._name()
@@ -170,6 +165,24 @@ class Classes:
         return Symbol(
             cls.parameters.express(vector, name or fallback, "self.", derive=name is None)
         )
+
+
+def _used_by(cls: Class) -> set[int]:
+    """Modules on the path to what the graphs of a class call or read."""
+    names = {
+        str(n.target).rpartition(".")[0] if n.op == "get_attr" else str(n.target)
+        for graph in cls.graphs
+        for n in graph.nodes
+        if n.op in ("call_module", "get_attr")
+    }
+    found: set[int] = set()
+    for unit in cls.units:
+        for name in names:
+            module: nn.Module = unit
+            for part in name.split(".") if name else ():
+                module = module.get_submodule(part)
+                found.add(id(module))
+    return found
 
 
 def is_chain(unit: Unit) -> bool:

@@ -61,7 +61,7 @@ class Constructors:
         return [part for line in (*out, *children) for part in wrap(line, WIDTH - 8)]
 
     def _buffer(self, cls: Class, name: str) -> str:
-        buffers = [u._buffers[name] for u in cls.units]
+        buffers = [b for u in cls.units if (b := u._buffers[name]) is not None]
         persistent = name not in cls.sample._non_persistent_buffers_set
         if persistent:
             shape = _shape(cls.parameters, buffers)
@@ -71,7 +71,7 @@ class Constructors:
         paths = [f"{self.classes.paths[id(u)]}.{name}".lstrip(".") for u in cls.units]
         text = self.functions.call(paths, cls.parameters)
         if text is None:
-            values = [Symbol(table(b)) for b in buffers]  # type: ignore[arg-type]
+            values = [Symbol(table(b)) for b in buffers]
             text = cls.parameters.express(values, name)
         return f'self.register_buffer("{name}", {text}, persistent=False)'
 
@@ -92,7 +92,7 @@ class Constructors:
     def _kind(self, module: nn.Module) -> Any:
         if id(module) in self.classes.of:
             return self.classes.of[id(module)].name
-        if isinstance(module, _CONTAINERS) or isinstance(module, Unit):
+        if isinstance(module, (*_CONTAINERS, Unit)):
             return _container_name(module), *(self._kind(m) for m in module.children())
         return type(module)
 
@@ -147,7 +147,7 @@ class Constructors:
     def _container(self, modules: Sequence[nn.Module], parameters: Parameters, name: str) -> Any:
         columns = zip(*(m._modules.items() for m in modules), strict=True)
         items = [
-            self.construct([m for _, m in column], parameters, f"{name}_{column[0][0]}")  # type: ignore[misc]
+            self.construct([m for _, m in column], parameters, f"{name}_{column[0][0]}")
             for column in columns
         ]
         kind = _container_name(modules[0])

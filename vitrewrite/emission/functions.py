@@ -12,7 +12,7 @@ from torch import fx, nn
 from ..tracing.template import Template
 from ..tracing.unit import run_graph
 from .expressions import Symbol
-from .forward import Body
+from .forward import body_lines
 from .parameters import Parameters
 from .skeleton import Position, numbered, replace_literals, skeleton
 from .tables import is_short
@@ -99,5 +99,5 @@ def _print(function: Function, root: nn.Module) -> None:
     graph = numbered(function.graph)
     replace_literals(graph, 0, new)
     head = f"def {function.name}({', '.join(function.parameters.vectors)}):"
-    body = Body.of(graph, root).lines([])
+    body = body_lines(graph, root, [])
     function.text = "\n".join((head, *(f"    {line}" for line in body)))

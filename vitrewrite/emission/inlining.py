@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..tracing.nodes import operand
 from ..tracing.template import Template
 from ..tracing.unit import Unit
 from .effects import is_nothing, module_has_effect
@@ -68,9 +69,9 @@ def _inline(graph: fx.Graph, call: fx.Node, unit: nn.Module) -> None:
             if node.op == "placeholder":
                 values[node] = next(inputs)
             elif node.op == "output":
-                result = values[node.args[0]]  # type: ignore[index]
-                if call.meta.get("hint") and isinstance(result, fx.Node) and result not in call.args:
-                    result.meta["hint"] = call.meta["hint"]
+                result, hint = values[operand(node)], call.meta.get("hint")
+                if hint and isinstance(result, fx.Node) and result not in call.args:
+                    result.meta["hint"] = hint
                 call.replace_all_uses_with(result)
             else:
                 values[node] = graph.node_copy(node, lambda n: values[n])

@@ -25,8 +25,8 @@ class Names:
 
     def take(self, node: fx.Node, wishes: Iterable[str | None], statement: int) -> str:
         """A name for `node`, assigned in `statement`."""
-        wishes = [w for w in wishes if w and w != "_" and w.isidentifier() and w not in _TAKEN]
-        for wish in (*wishes, *_numbered(wishes[0] if wishes else "y")):
+        fit = [w for w in wishes if w and w != "_" and w.isidentifier() and w not in _TAKEN]
+        for wish in (*fit, *_numbered(fit[0] if fit else "y")):
             if self.free(wish, statement):
                 self.holder[wish] = node
                 self.name_of[node] = wish

@@ -24,7 +24,7 @@ def realise(root: nn.Module) -> Source:
     """Gives every unit below `root` its printed class; the state stays where it is."""
     source = print_classes(root)
     namespace = _execute(source)
-    made: dict[str, type[nn.Module]] = {}
+    made: dict[str, type[Unit]] = {}
     for cls in source.table.all:
         bases = (namespace[cls.name], Captured if root in cls.units else Unit)
         made[cls.name] = type(cls.name, bases, {"__module__": "vitrewrite.generated"})
@@ -35,7 +35,7 @@ def realise(root: nn.Module) -> Source:
     return source
 
 
-def _become(unit: Unit, source: Source, made: dict[str, type[nn.Module]]) -> None:
+def _become(unit: Unit, source: Source, made: dict[str, type[Unit]]) -> None:
     if is_chain(unit):
         unit.__class__ = Chain
         return

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-import textwrap
+import ast
+import linecache
 from dataclasses import dataclass
 
 from torch import nn
 
+from ..errors import EmitError
 from ..tracing.leaves import is_torch_class
 from ..tracing.unit import Unit
 from .classes import Class, Classes
 from .constructors import Constructors
-from .forward import Body
+from .forward import body_lines
 from .functions import Functions
 from .wrap import WIDTH, wrap
 
@@ -41,13 +42,26 @@ def print_classes(root: nn.Module) -> Source:
     for cls in table.all:
         texts.append(_class(cls, constructors.lines(cls)))
     inserted = _inserted(root)
-    sources = tuple(textwrap.dedent(inspect.getsource(c)).rstrip() for c in inserted)
+    sources = tuple(map(class_source, inserted))
     return Source(
         (*(f.text for f in functions.all), *sources, *texts),
         table.of[id(root)].name,
         table,
         inserted,
     )
+
+
+def class_source(cls: type[nn.Module]) -> str:
+    """The text of a class, from the file that defines its forward.
+
+    Unlike `inspect.getsource` this also finds classes of modules that `sys.modules` does not know,
+    which is how emitted files are often imported.
+    """
+    lines = linecache.getlines(cls.forward.__code__.co_filename)
+    for node in ast.parse("".join(lines)).body:
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
+            return "".join(lines[node.lineno - 1 : node.end_lineno]).rstrip()
+    raise EmitError("VR801", f"the source of {cls.__name__} cannot be read")
 
 
 def _inserted(root: nn.Module) -> tuple[type[nn.Module], ...]:
@@ -79,9 +93,9 @@ def _forward(cls: Class) -> list[str]:
     names = [str(n.meta.get("hint") or n.name) for n in graph.nodes if n.op == "placeholder"]
     names = _distinct(names)
     head = wrap(f"def forward({', '.join(('self', *names))}):", WIDTH - 4)
-    body = Body.of(graph, cls.sample).lines(list(names))
+    body = body_lines(graph, cls.sample, names)
     if len(cls.graphs) == 2:
-        training = Body.of(cls.graphs[1], cls.sample).lines(list(names))
+        training = body_lines(cls.graphs[1], cls.sample, names)
         if len(body) == 1:  # "return x": nothing happens outside training
             body = ["if not self.training:", f"    {body[0]}", *training]
         else:

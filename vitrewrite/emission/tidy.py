@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..tracing.nodes import arg, is_size, operand
+
 _SAME_SHAPE_LAYERS = (
     nn.LayerNorm, nn.Dropout, nn.Identity, nn.GELU, nn.ReLU, nn.SiLU, nn.BatchNorm2d, nn.GroupNorm,
     nn.Softmax, nn.Sigmoid, nn.Tanh,
@@ -39,7 +41,7 @@ def generalise(graph: fx.Graph) -> None:
 def _per_sample(shape: tuple[Any, ...]) -> fx.Node | None:
     """The tensor x of rank n if the shape is its batch size and n - 1 ones."""
     first, rest = shape[:1], shape[1:]
-    if not first or not _is_size(first[0]) or first[0].args[1] != 0 or len(rest) < 1:
+    if not first or not is_size(first[0]) or first[0].args[1] != 0 or len(rest) < 1:
         return None
     owner = first[0].args[0]
     value = owner.meta.get("val")
@@ -51,15 +53,11 @@ def _per_sample(shape: tuple[Any, ...]) -> fx.Node | None:
 def tidy(graph: fx.Graph, module: nn.Module) -> None:
     """Reads sizes where they were first known, and computes nothing about sizes twice."""
     for node in list(graph.nodes):
-        if _is_size(node):
+        if is_size(node):
             known = _known_size(node.args[0], node.args[1], module)
             if known is not None:
                 _replace(graph, node, known)
     _share(graph)
-
-
-def _is_size(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_method" and node.target == "size"
 
 
 def _replace(graph: fx.Graph, node: fx.Node, known: tuple[Any, Any]) -> None:
@@ -77,7 +75,7 @@ def _replace(graph: fx.Graph, node: fx.Node, known: tuple[Any, Any]) -> None:
 def _settled(node: fx.Node) -> fx.Node:
     while node.op == "placeholder" and node.next.op == "placeholder":
         node = node.next
-    while _is_size(node.next):
+    while is_size(node.next):
         node = node.next
     return node
 
@@ -104,7 +102,7 @@ def _origin(node: fx.Node, dim: int, module: nn.Module) -> tuple[Any, Any] | Non
         return source, dim
     if node.op == "call_method" and node.target in ("view", "reshape"):
         sizes = node.args[1] if isinstance(node.args[1], tuple) else node.args[1:]
-        if dim < len(sizes) and (_is_size(sizes[dim]) or _is_scalar(sizes[dim])):
+        if dim < len(sizes) and (is_size(sizes[dim]) or _is_scalar(sizes[dim])):
             return sizes[dim], None
     if node.op == "call_method" and node.target == "permute":
         order = node.args[1] if isinstance(node.args[1], tuple) else node.args[1:]
@@ -119,7 +117,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _through_pad(node: fx.Node, dim: int) -> tuple[Any, Any] | None:
-    source, pads = node.args[0], node.args[1]
+    source, pads = operand(node), arg(node, 1)
     value = source.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return None
@@ -140,7 +138,7 @@ def _share(graph: fx.Graph) -> None:
     """Equal reads and computations of sizes become one."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
-        pure = _is_size(node) or (
+        pure = is_size(node) or (
             node.op == "call_function" and isinstance(node.meta.get("val"), (int, float))
         )
         if not pure or node.target is operator.getitem:

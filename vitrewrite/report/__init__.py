@@ -1,0 +1,1 @@
+"""Reports of a rewrite, as text and as a picture."""

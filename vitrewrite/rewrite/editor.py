@@ -68,7 +68,8 @@ class Editor:
     def node(self, place: Place) -> fx.Node:
         """The node at a place, in a graph that may be edited."""
         graph = self.graph(place.unit)
-        return next(n for n in graph.nodes if n.name == place.node)
+        node: fx.Node = next(n for n in graph.nodes if n.name == place.node)
+        return node
 
     def adopt(self, unit: str, near: str, name: str, module: nn.Module) -> tuple[str, str]:
         """Puts `module` beside the layer `near` of a unit.

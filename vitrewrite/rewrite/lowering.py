@@ -32,6 +32,6 @@ def lower_tree(
             left.append(insertion)
             continue
         module = root.get_submodule(insertion.path)
-        method.lower(Folding(editor, insertion), module)  # type: ignore[attr-defined]
+        method.lower(Folding(editor, insertion), module)
     editor.clean()
     return left[::-1]

@@ -69,7 +69,7 @@ class Rewritten:
 
     def _delta(self) -> Iterator[tuple[str, torch.Tensor]]:
         for insertion in self.result.editor.insertions:
-            method: Any = self.result.methods[insertion.clause]
+            method = self.result.methods[insertion.clause]
             module = self.module.get_submodule(insertion.path)
             for site, tensors in zip(insertion.sites, method.delta(module), strict=True):
                 for name, tensor in tensors.items():

@@ -71,11 +71,16 @@ def _is_just(
 ) -> bool:  # fmt: skip
     """Whether a subclass of a torch layer computes exactly what that layer does."""
     forward = base.forward.__get__(module)
+    dead = dict(recorder.values.dead)
     try:
         plain = trace_forward(recorder, module, path, args, kwargs, forward)
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError, CaptureError):
         return False  # `LayerNorm2d` gets images, which `LayerNorm` does not take
-    return bool(signature(entry.template.graph) == signature(plain.template.graph))
+    finally:  # a failed trial says nothing about the model
+        tried, recorder.values.dead = recorder.values.dead, dead
+    return tried.keys() == dead.keys() and bool(
+        signature(entry.template.graph) == signature(plain.template.graph)
+    )
 
 
 def trace_forward(
@@ -97,7 +102,9 @@ def _leaf(
 ) -> Entry:
     with recorder.off():
         outputs, witnesses = recorder.values.run(
-            lambda a: run_leaf(module, *a, recorder.values.meta), (args, kwargs), cls.__name__
+            lambda a: run_leaf(module, a[0], a[1], recorder.values.meta),
+            (args, kwargs),
+            cls.__name__,
         )
     return Entry(cls, outputs, witnesses, {})
 

@@ -45,12 +45,15 @@ def require(
     target = op if outcome else _OPPOSITE[op]
     node_args = tuple(frame.arg(a) for a in args)
     for node in frame.graph.nodes:
-        if node.meta.get("guard") is not None and node.args[0].target is target:
-            if node.args[0].args == node_args:
-                return
+        if node.meta.get("guard") is not None and _is_call(node.args[0], target, node_args):
+            return
     condition = frame.graph.call_function(target, node_args)
     guard = frame.graph.call_function(check_size, (condition, _describe(target, args)))
     guard.meta["guard"] = deps
+
+
+def _is_call(node: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    return node.target is target and node.args == args
 
 
 def _describe(target: Callable[..., Any], args: tuple[Any, ...]) -> str:

@@ -32,7 +32,7 @@ def example_input(model: nn.Module) -> torch.Tensor:
 
 def image_size(model: nn.Module) -> tuple[int, int, int] | None:
     """Channels, height and width from timm's or Hugging Face's own records."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "image_size"):
         side = config.image_size
         height, width = (side, side) if isinstance(side, int) else tuple(side)

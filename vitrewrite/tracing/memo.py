@@ -17,7 +17,7 @@ from torch import nn
 
 from . import tree
 from .configuration import freeze
-from .numbers import Float, Int, Tracked, plain
+from .numbers import Float, Int, plain
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -47,7 +47,7 @@ class Entry:
         def renew(value: Any) -> Any:
             i = next(counter)
             copies = tuple(_copy(o[i]) if o else None for o in others)
-            if isinstance(value, Tracked):
+            if isinstance(value, (Int, Float)):
                 number: Any = type(value)(plain(value))
                 number.frame, number.recipe, number.hint = frame, value.recipe, value.hint
                 number.witnesses, number.deps = copies, value.deps

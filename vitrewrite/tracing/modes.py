@@ -85,6 +85,7 @@ def _join(graph: fx.Graph, a: Any, b: Any, match: dict[fx.Node, fx.Node]) -> Any
 
 
 def _training(graph: fx.Graph) -> fx.Node:
+    node: fx.Node
     for node in graph.nodes:
         if node.op == "get_attr" and node.target == "training":
             return node

@@ -136,7 +136,7 @@ def _exiting(name: str) -> Callable[..., Any]:
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _EXITS = ("and", "or", "xor", "lshift", "rshift")
-_UNARY = {
+_UNARY: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,
     "abs": operator.abs,
     "round": round,
@@ -144,14 +144,18 @@ _UNARY = {
     "ceil": math.ceil,
     "trunc": math.trunc,
 }
+_OTHERS: dict[str, Callable[..., Any]] = {
+    "__divmod__": lambda a, b: (a // b, a % b),
+    "is_integer": _exiting("is_integer"),
+}
 for _cls in (Int, Float):
     for _name in _BINARY:
         setattr(_cls, f"__{_name}__", _forward(getattr(operator, _name)))
         setattr(_cls, f"__r{_name}__", _reverse(getattr(operator, _name)))
     for _name, _op in _UNARY.items():
         setattr(_cls, f"__{_name}__", _forward(_op))
-    _cls.__divmod__ = lambda a, b: (a // b, a % b)
-    _cls.is_integer = _exiting("is_integer")
+    for _name, _op in _OTHERS.items():
+        setattr(_cls, _name, _op)
     for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(_cls, f"__{_name}__", _compare(getattr(operator, _name)))
 for _name in _EXITS:

@@ -34,9 +34,11 @@ _INPLACE = {
     operator.setitem,
 }  # fmt: skip
 _EFFECTS = {torch._C._set_grad_enabled, torch._assert}
-_RANDOM = {"rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like",
-           "randn_like", "randint_like", "dropout", "alpha_dropout", "feature_dropout", "dropout1d",
-           "dropout2d", "dropout3d", "rrelu", "gumbel_softmax", "uniform", "exponential"}  # fmt: skip
+_RANDOM = {
+    "rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like",
+    "randn_like", "randint_like", "dropout", "alpha_dropout", "feature_dropout", "dropout1d",
+    "dropout2d", "dropout3d", "rrelu", "gumbel_softmax", "uniform", "exponential",
+}  # fmt: skip
 
 Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 

@@ -52,8 +52,8 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, other: Recorder | None = None) -> None:
         super().__init__()
         self.frames: list[Frame] = []
-        self.values = Witnesses(other.values if other else None)
-        self.memo = Memo(other.memo if other else None)
+        self.values: Witnesses = Witnesses(other.values if other else None)
+        self.memo: Memo = Memo(other.memo if other else None)
         self.modules = other.modules if other else tree.module_paths(model)
         self.owners = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute

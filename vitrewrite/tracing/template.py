@@ -40,7 +40,8 @@ class Template:
 
     def clone(self) -> Template:
         """A copy that can be edited."""
-        return Template(self.name, *(g and copy_graph(g) for g in (self.graph, self.training)))
+        training = None if self.training is None else copy_graph(self.training)
+        return Template(self.name, copy_graph(self.graph), training)
 
     def clean(self) -> None:
         """Drops what nobody reads."""

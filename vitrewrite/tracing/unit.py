@@ -122,7 +122,7 @@ class _Copier:
             cls = nn.ModuleList if numbered and module._modules else None
         if isinstance(assigned, Template) or cls is None:
             return Unit(assigned, _kind(module, path), _settings(module))
-        shell = cls.__new__(cls)
+        shell: nn.Module = cls.__new__(cls)
         nn.Module.__init__(shell)
         own = {k: v for k, v in module.__dict__.items() if k not in shell.__dict__}
         shell.__dict__.update(own)

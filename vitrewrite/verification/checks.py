@@ -116,7 +116,7 @@ def _gradients(rewritten: Rewritten) -> Iterator[Check]:
     if not first.requires_grad:
         yield Check("nothing is trained", not rewritten.measures.params.trainable, "no gradient")
         return
-    (first * probe).sum().backward()  # type: ignore[no-untyped-call]
+    (first * probe).sum().backward()
     wrong = [n for n, p in module.named_parameters() if not _gradient_fits(p)]
     trained = sum(p.requires_grad for p in module.parameters())
     yield Check(
@@ -184,8 +184,8 @@ def _compiled(rewritten: Rewritten, backend: str) -> Check:
         return Check("compiles to one graph", False, str(error).strip().splitlines()[0])
     first = plain if isinstance(plain, torch.Tensor) else next(iter(plain))
     other = made if isinstance(made, torch.Tensor) else next(iter(made))
-    error = float((first - other).abs().max() / first.abs().max().clamp_min(1e-12))
-    return Check("compiles to one graph", error < 1e-3, error, f"backend {backend}")
+    apart = float((first - other).abs().max() / first.abs().max().clamp_min(1e-12))
+    return Check("compiles to one graph", apart < 1e-3, apart, f"backend {backend}")
 
 
 def _claims(rewritten: Rewritten) -> Iterator[Check]:

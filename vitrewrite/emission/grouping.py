@@ -1,0 +1,79 @@
+"""Nodes that share a line: items of a tuple, sizes of a tensor, the parts of `t[i] += v`."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx
+
+from ..tracing.guards import check_input
+from ..tracing.nodes import arg, is_size, operand
+from .expressions import INPLACE
+
+
+def is_scalar(node: fx.Node) -> bool:
+    """Whether the node is a number, or computes one from sizes."""
+    return isinstance(node.meta.get("val"), (int, float)) or (
+        node.op == "call_function"
+        and all(is_size(n) or is_scalar(n) for n in node.all_input_nodes)
+        and bool(node.all_input_nodes)
+    )
+
+
+def unpacked(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Calls that return several values, with the items that are used (nested ones too)."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        items = [u for u in node.users if u.target is operator.getitem and u.args[0] is node]
+        is_tuple = "arity" in node.meta and node.target is not operator.getitem
+        if (
+            is_tuple
+            and items
+            and len(items) == len(node.users)
+            and (len(items) > 1 or node.op == "call_module")
+        ):
+            found[node] = _items(node)
+    return found
+
+
+def _items(node: fx.Node) -> list[fx.Node]:
+    result = []
+    for user in sorted(node.users, key=lambda u: str(u.args[1])):
+        result += _items(user) if "arity" in user.meta else [user]
+    return result
+
+
+def sized(graph: fx.Graph, order: dict[fx.Node, int]) -> dict[fx.Node, dict[int, fx.Node]]:
+    """Tensors whose shape is unpacked in a line of its own, with the sizes that are used."""
+    reads: dict[fx.Node, dict[int, fx.Node]] = {}
+    for node in graph.nodes:
+        if is_size(node) and any(u.target is not check_input for u in node.users):
+            reads.setdefault(operand(node), {})[arg(node, 1)] = node
+    return {t: sizes for t, sizes in reads.items() if not _reads_inline(t, sizes, order)}
+
+
+def _reads_inline(tensor: fx.Node, sizes: dict[int, fx.Node], order: dict[fx.Node, int]) -> bool:
+    """A single size read once, while its tensor is alive anyway, is written where it is used."""
+    uses = [u for s in sizes.values() for u in s.users]
+    others = [order[u] for u in tensor.users if not is_size(u)]
+    last = max(others, default=-1)
+    single = len(uses) == 1 and len(sizes) == 1
+    return single and order[uses[0]] <= last
+
+
+def augmented(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes of `t[i] += v`: the item and its change, which the assignment back prints."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target is not operator.setitem or not isinstance(node.args[2], fx.Node):
+            continue
+        change = node.args[2]
+        item = change.args[0] if change.target in INPLACE and len(change.users) == 1 else None
+        if (
+            isinstance(item, fx.Node)
+            and item.target is operator.getitem
+            and item.args == node.args[:2]
+            and len(item.users) == 1
+        ):
+            found |= {change, item}
+    return found

@@ -1,0 +1,223 @@
+"""Which nodes of a graph become statements, and which are written inside others."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..tracing.guards import check_input, check_size
+from ..tracing.nodes import is_size
+from ..tracing.operators import is_impure, is_inplace
+from .effects import has_effect
+from .expressions import INPLACE
+from .grouping import augmented, is_scalar, sized, unpacked
+from .loops import Loop, find_loops
+
+MAX_DEPTH = 5
+MAX_LENGTH = 70  # estimated characters of an expression that is written inside another
+
+
+@dataclass
+class Statement:
+    """Nodes that are printed as one line (or one loop); the last one is what it assigns."""
+
+    node: fx.Node
+    kind: str  # "assign", "unpack", "sizes", "loop", "effect", "guard", "return"
+    loop: Loop | None = None
+
+
+class Plan:
+    """Plans which nodes become statements and which are written inside others."""
+
+    def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
+        self.graph = graph
+        self.module = module
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.loops = {loop.nodes[-1]: loop for loop in find_loops(graph)}
+        self.in_loop = {n for loop in self.loops.values() for n in loop.nodes[:-1]}
+        self.unpacked: dict[fx.Node, list[fx.Node]] = unpacked(graph)
+        self.sized = sized(graph, self.order)
+        self.augmented = augmented(graph)
+        self.inlined: set[fx.Node] = set()
+        self.statements: list[Statement] = []
+        self._plan()
+
+    @classmethod
+    def of(cls, graph: fx.Graph, module: nn.Module) -> Plan:
+        """The plan for a graph whose nodes stand in the order in which they will be printed.
+
+        What is written inside a later line is also computed later, which may in turn decide how
+        other nodes are written. Printing, capturing and printing again must not change anything.
+        """
+        for _ in range(4):
+            if not cls(graph, module)._sort():
+                break
+        return cls(graph, module)
+
+    def _sort(self) -> bool:
+        """Moves the nodes to where they are printed; whether any moved."""
+        before = list(self.graph.nodes)
+        order = self._printed_order(before)
+        output = before[-1]
+        order.pop(output)
+        for node in order:
+            output.prepend(node)
+        return before != list(self.graph.nodes)
+
+    def _printed_order(self, nodes: list[fx.Node]) -> dict[fx.Node, None]:
+        """The nodes as keys, in the order in which the statements evaluate them."""
+        order: dict[fx.Node, None] = {n: None for n in nodes if n.op == "placeholder"}
+        for statement in self.statements:
+            named = self.sized[statement.node].values() if statement.kind == "sizes" else ()
+            inside = statement.loop.nodes if statement.loop else (statement.node,)
+            for node in (*inside, *named):
+                self._place(node, order)
+            for item in self.unpacked.get(statement.node, []):
+                _place_item(item, order)
+        return order | dict.fromkeys(n for n in nodes if n not in order)
+
+    def _place(self, node: fx.Node, order: dict[fx.Node, None]) -> None:
+        """Puts a node after everything that is written inside its line."""
+        if node in order:
+            return
+        for operand in node.all_input_nodes:
+            if operand in self.inlined:
+                self._place(operand, order)
+        order[node] = None
+
+    # -- planning -------------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        pending: list[fx.Node] = []  # inlined nodes with effects that no statement has printed yet
+        for node in self.graph.nodes:
+            if node in self.in_loop:
+                continue
+            if node.op == "placeholder":
+                self._sizes_of(node)
+            elif self._is_part(node):
+                self.inlined.add(node)
+            elif self._can_inline(node):
+                self.inlined.add(node)
+                if self._orders(node):
+                    pending = self._settle(pending, node)
+                    pending.append(node)
+            else:
+                pending = self._settle(pending, node)
+                self._add(node)
+                self._sizes_of(node)
+
+    def _settle(self, pending: list[fx.Node], node: fx.Node) -> list[fx.Node]:
+        """Before `node` is printed, what must have happened earlier gets a statement of its own."""
+        if not self._orders(node) and not is_inplace(node.target):
+            return [p for p in pending if p not in self._operands(node)]
+        inside = self._operands(node)
+        for early in pending:
+            if early not in inside:
+                self.inlined.discard(early)
+                self._add(early)
+        return []
+
+    def _add(self, node: fx.Node) -> None:
+        kind = "assign"
+        if node.op == "output":
+            kind = "return"
+        elif node.target in (check_input, check_size):
+            kind = "guard"
+        elif node in self.loops:
+            kind = "loop"
+        elif node in self.unpacked:
+            kind = "unpack"
+        elif not node.users or node.target is operator.setitem:
+            kind = "effect"
+        self.statements.append(Statement(node, kind, loop=self.loops.get(node)))
+
+    def _sizes_of(self, node: fx.Node) -> None:
+        values = [node, *self.unpacked.get(node, [])] if node.op != "placeholder" else [node]
+        for value in values:
+            if value in self.sized:
+                self.statements.append(Statement(value, "sizes"))
+
+    def _is_part(self, node: fx.Node) -> bool:
+        """Sizes and items that the statement of their tensor or tuple already names."""
+        if node.op == "get_attr" or is_size(node):
+            return True
+        owner = node.args[0] if node.target is operator.getitem else None
+        while isinstance(owner, fx.Node):
+            if owner in self.unpacked:
+                return True
+            owner = owner.args[0] if owner.target is operator.getitem else None
+        return False
+
+    def _can_inline(self, node: fx.Node) -> bool:
+        if node in self.augmented:
+            return True
+        if node.op == "output" or node in self.loops or node in self.unpacked or node in self.sized:
+            return False
+        if is_impure(node) and not node.users:
+            return False
+        if node.target is operator.setitem or node.meta.get("origin"):
+            return False
+        if not isinstance(node.meta.get("val"), torch.Tensor) and is_scalar(node):
+            return len(node.users) == 1 or not node.meta.get("hint")
+        if len(node.users) != 1:
+            return False
+        user = next(iter(node.users))
+        if user.op == "output":
+            return True
+        if user in self.in_loop or user in self.loops or user.target is operator.setitem:
+            return user.target is operator.setitem
+        if node.target in INPLACE:
+            return False
+        named = node.meta.get("hint") not in (None, "_")
+        small = self._depth(node) < MAX_DEPTH and self._expression_length(node) < MAX_LENGTH
+        return not named and small and self._reads_stay(node, user)
+
+    def _reads_stay(self, node: fx.Node, user: fx.Node) -> bool:
+        """No in-place operation may change what `node` reads before `user` is evaluated."""
+        between = list(self.graph.nodes)[self.order[node] + 1 : self.order[user]]
+        return not any(is_inplace(n.target) and n not in self._operands(user) for n in between)
+
+    def _depth(self, node: fx.Node) -> int:
+        inner = [self._depth(n) for n in node.all_input_nodes if n in self.inlined]
+        return 1 + max(inner, default=0)
+
+    def _expression_length(self, node: fx.Node) -> int:
+        """About how many characters the expression for a node takes."""
+        target: Any = node.target
+        name = target if isinstance(target, str) else target.__name__
+        inner = (*node.args, *node.kwargs.values())
+        extra = sum(len(k) + 1 for k in node.kwargs)
+        return min(len(name), 24) + 4 + extra + sum(self._length(v) + 2 for v in inner)
+
+    def _length(self, value: Any) -> int:
+        if isinstance(value, fx.Node):
+            inside = value in self.inlined or value.op == "get_attr"
+            return self._expression_length(value) if inside else 3
+        if isinstance(value, (tuple, list)):
+            return sum(self._length(v) + 2 for v in value)
+        return min(len(str(value)), 20)
+
+    def _orders(self, node: fx.Node) -> bool:
+        """Whether the moment at which the node is evaluated matters."""
+        return node in self.loops or has_effect(node, self.module)
+
+    def _operands(self, node: fx.Node) -> set[fx.Node]:
+        """Everything written inside the statement of `node`."""
+        found: set[fx.Node] = set()
+        stack = [n for n in node.all_input_nodes if n in self.inlined]
+        while stack:
+            found.add(current := stack.pop())
+            stack += [n for n in current.all_input_nodes if n in self.inlined]
+        return found
+
+
+def _place_item(item: fx.Node, order: dict[fx.Node, None]) -> None:
+    """Puts an item of a tuple, after the items that it is part of."""
+    owner = item.args[0]
+    if isinstance(owner, fx.Node) and owner not in order:
+        _place_item(owner, order)
+    order.setdefault(item)

@@ -1,0 +1,29 @@
+"""Typed access to what a node of a graph holds; `torch.fx` declares a union of twenty types."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from torch import fx
+
+
+def arg(node: fx.Node, index: int) -> Any:
+    """A positional argument: a node, a constant, or a structure of them."""
+    return node.args[index]
+
+
+def operand(node: fx.Node, index: int = 0) -> fx.Node:
+    """A positional argument that is known to be a node."""
+    found = node.args[index]
+    assert isinstance(found, fx.Node)
+    return found
+
+
+def is_size(value: Any) -> TypeGuard[fx.Node]:
+    """Whether the value is a node that reads one size of a tensor."""
+    return (
+        isinstance(value, fx.Node)
+        and value.op == "call_method"
+        and value.target == "size"
+        and len(value.args) == 2
+    )
