@@ -61,5 +61,5 @@ class Pass:
         raise NotImplementedError
 
     def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
-        """The tensors that an inserted module holds for each of its sites, as the method has them."""
+        """The tensors of each site of an inserted module, named and shaped as its card has them."""
         raise NotImplementedError

@@ -27,7 +27,8 @@ def arguments(layer: nn.Module) -> dict[str, Any]:
     argument was whether to have it.
     """
     found: dict[str, Any] = {}
-    for parameter in _signature(type(layer)):
+    cls: type = type(layer)
+    for parameter in _signature(cls):
         if not hasattr(layer, parameter.name):
             continue
         value = _simple(getattr(layer, parameter.name), isinstance(parameter.default, bool))
@@ -43,7 +44,8 @@ def arguments(layer: nn.Module) -> dict[str, Any]:
 
 def positional(layer: nn.Module) -> set[str]:
     """Arguments without a default, which are written without their names."""
-    return {p.name for p in _signature(type(layer)) if p.default is inspect.Parameter.empty}
+    cls: type = type(layer)
+    return {p.name for p in _signature(cls) if p.default is inspect.Parameter.empty}
 
 
 def default(cls: type, argument: str) -> Any:

@@ -43,7 +43,7 @@ def _per_sample(shape: tuple[Any, ...]) -> fx.Node | None:
     first, rest = shape[:1], shape[1:]
     if not first or not is_size(first[0]) or first[0].args[1] != 0 or len(rest) < 1:
         return None
-    owner = first[0].args[0]
+    owner = operand(first[0])
     value = owner.meta.get("val")
     ones = all(type(s) is int and s == 1 for s in rest)
     same = isinstance(value, torch.Tensor) and value.dim() == len(shape)
@@ -54,7 +54,7 @@ def tidy(graph: fx.Graph, module: nn.Module) -> None:
     """Reads sizes where they were first known, and computes nothing about sizes twice."""
     for node in list(graph.nodes):
         if is_size(node):
-            known = _known_size(node.args[0], node.args[1], module)
+            known = _known_size(operand(node), arg(node, 1), module)
             if known is not None:
                 _replace(graph, node, known)
     _share(graph)

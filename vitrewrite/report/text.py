@@ -23,6 +23,7 @@ def plan_text(plan: Plan) -> str:
         "",
         *measure_lines(plan.measures),
         *claim_lines(plan.claims),
+        *(f"warning: {warning}" for warning in plan.warnings),
     ]
     return "\n".join(line.rstrip() for line in lines)
 

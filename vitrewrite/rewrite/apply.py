@@ -95,8 +95,9 @@ def plan(
     measures = measure(result, base_macs)
     claims = judge(spec, measures, result)
     return Plan(
-        spec, request.name, request.described, result.anatomy, tuple(result.steps), measures, claims
-    )
+        spec, request.name, request.described, result.anatomy, tuple(result.steps), measures,
+        claims, tuple(result.warnings),
+    )  # fmt: skip
 
 
 def apply(

@@ -38,11 +38,13 @@ class Editor:
     Attributes:
         root: the tree of units, changed in place.
         insertions: what passes put in, in order.
+        warnings: what is odd but not wrong.
     """
 
     root: nn.Module
     insertions: list[Insertion] = field(default_factory=list)
     edited: set[int] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
 
     def own(self, path: str) -> Unit:
         """The unit at `path`, with a template that no other unit uses."""

@@ -62,6 +62,11 @@ class Rewrite:
     base_trained: set[str] = field(default_factory=set)
 
     @property
+    def warnings(self) -> list[str]:
+        """What is odd but not wrong, in the spec and on this model."""
+        return [*(w.render() for w in self.spec.warnings), *self.editor.warnings]
+
+    @property
     def head(self) -> set[str]:
         """Names of the classifier's parameters."""
         layers = {site.weight.rpartition(".")[0] for site in self.anatomy.head}
@@ -74,6 +79,7 @@ def rewrite(spec: Spec, root: nn.Module, example: Any = None) -> Rewrite:
     Raises:
         VitrewriteError: all errors of selection together, else the first one of rewriting.
     """
+    _refuse_drop(spec)
     anatomy = analyse(root)
     result = Rewrite(spec, root, anatomy, _example(root, example), Editor(root))
     selection = Selection(anatomy, root)
@@ -87,6 +93,14 @@ def rewrite(spec: Spec, root: nn.Module, example: Any = None) -> Rewrite:
     _train(spec, found, result)
     result.steps.sort(key=lambda step: step.clause.number)
     return result
+
+
+def _refuse_drop(spec: Spec) -> None:
+    """`drop` is part of the language; nothing carries it out yet."""
+    dropping = [c for c in spec.clauses if c.verb == "drop"]
+    raise_all(
+        [RewriteError("VR409", f"'{c}' cannot be carried out yet", span=c.span) for c in dropping]
+    )
 
 
 def _example(root: nn.Module, example: Any) -> tuple[torch.Tensor, ...]:

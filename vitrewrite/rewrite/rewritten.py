@@ -57,6 +57,7 @@ class Rewritten:
             "clauses": [step_json(step) for step in self.result.steps],
             **self.measures.to_json(),
             "claims": [verdict.to_json() for verdict in self.claims],
+            "warnings": self.result.warnings,
         }
 
     def delta(self) -> dict[str, torch.Tensor]:

@@ -45,7 +45,12 @@ class _Group:
 
 
 Site = Block | Attention | Mlp | Linear | Named
-KINDS: Mapping[str, type] = {"linear": Linear, "attention": Attention, "mlp": Mlp, "block": Block}
+KINDS: Mapping[str, type[Site]] = {
+    "linear": Linear,
+    "attention": Attention,
+    "mlp": Mlp,
+    "block": Block,
+}
 
 
 class Selection:

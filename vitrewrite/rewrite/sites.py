@@ -86,6 +86,12 @@ class LinearSite:
         """An error about an option that this site does not allow."""
         return self.clause.error("VR403", f"{message} at '{self.role}'", option, **extra)
 
+    def warn(self, message: str) -> None:
+        """Notes what is odd but not wrong, once per clause."""
+        text = f"{self.clause.origin.partition(': ')[0]}: {message}"
+        if text not in self.editor.warnings:
+            self.editor.warnings.append(text)
+
     def parallel(self, branch: nn.Module) -> None:
         """`y = linear(x)` becomes `y = branch(x, linear(x))`.
 

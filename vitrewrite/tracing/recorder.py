@@ -54,8 +54,8 @@ class Recorder(TorchFunctionMode):
         self.frames: list[Frame] = []
         self.values: Witnesses = Witnesses(other.values if other else None)
         self.memo: Memo = Memo(other.memo if other else None)
-        self.modules = other.modules if other else tree.module_paths(model)
-        self.owners = other.owners if other else tree.tensor_paths(model)
+        self.modules: dict[int, list[str]] = other.modules if other else tree.module_paths(model)
+        self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
         self.failed_in = ""
 

@@ -1,0 +1,178 @@
+"""vit_base rewritten by lora_qv, written by vitrewrite.
+
+    model vit_base
+
+    insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
+    train head
+
+    require identity at init
+    require lowers exactly
+"""
+
+import math
+from fnmatch import fnmatch
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LowRank(nn.Module):
+    """A low-rank update of some rows of a linear layer: y + scale * up(down(x))."""
+
+    inserted_by = "lora"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        scale: float,
+        rows: tuple[tuple[int, int], ...],
+        dropout: float = 0.0,
+        drop_input: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.rank, self.scale, self.rows = rank, scale, rows
+        self.dropout, self.drop_input, self.drop_path = dropout, drop_input, drop_path
+        self.down = nn.Parameter(torch.empty(len(rows) * rank, in_features))
+        self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws `down` and zeroes `up`, so that the update starts at zero."""
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.up)
+
+    def parts(self) -> list[tuple[int, int, torch.Tensor, torch.Tensor]]:
+        """(start, stop, down, up) of each row range."""
+        downs = torch.split(self.down, self.rank)
+        ups = torch.split(self.up, [b - a for a, b in self.rows])
+        return [(a, b, d, u) for (a, b), d, u in zip(self.rows, downs, ups, strict=True)]
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The output y of the linear, updated; x is the linear's input."""
+        if self.drop_input:
+            x = F.dropout(x, self.dropout, self.training)
+        code = F.linear(x, self.down)
+        if not self.drop_input:
+            code = F.dropout(code, self.dropout, self.training)
+        if self.drop_path and self.training:
+            keep = code.new_empty((len(code),) + (1,) * (code.dim() - 1)).bernoulli_(
+                1 - self.drop_path
+            )
+            code = code * (keep / (1 - self.drop_path))
+        code, out = code.flatten(0, -2), y.flatten(0, -2)
+        if torch.is_grad_enabled():
+            return torch.addmm(out, code, self.matrix().T, alpha=self.scale).view_as(y)
+        for i, (start, stop, _, up) in enumerate(self.parts()):
+            part = code[:, i * self.rank : (i + 1) * self.rank]
+            out[:, start:stop].addmm_(part, up.T, alpha=self.scale)
+        return y
+
+    def matrix(self) -> torch.Tensor:
+        """All ups as one matrix over the rows of the whole layer."""
+        if self.rows == ((0, self.out_features),):
+            return self.up
+        matrix = self.up.new_zeros(self.out_features, len(self.rows) * self.rank)
+        for i, (start, stop, _, up) in enumerate(self.parts()):
+            matrix[start:stop, i * self.rank : (i + 1) * self.rank] = up
+        return matrix
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Conv2d(3, 768, 16, stride=16)
+
+    def forward(self, x):
+        x = self.proj(x)
+        return x.flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(768, 2304)
+        self.proj = nn.Linear(768, 768)
+        self.qkv_lora = LowRank(768, 2304, 8, 1.0, ((0, 768), (1536, 2304)), dropout=0.1)
+
+    def forward(self, x):
+        B, N, _ = x.shape
+        # lora_qv.peft:7: insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
+        qkv = self.qkv_lora(x, self.qkv(x))
+        qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v)
+        x = x.transpose(1, 2).reshape(B, N, 768)
+        return self.proj(x)
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(768, 3072)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(3072, 768)
+
+    def forward(self, x):
+        x = self.fc1(x)
+        x = self.act(x)
+        return self.fc2(x)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(768, eps=1e-06)
+        self.attn = Attention()
+        self.norm2 = nn.LayerNorm(768, eps=1e-06)
+        self.mlp = Mlp()
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 768))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 197, 768))
+        self.patch_embed = PatchEmbed()
+        self.blocks = nn.Sequential(*(Block() for _ in range(12)))
+        self.norm = nn.LayerNorm(768, eps=1e-06)
+        self.head = nn.Linear(768, 1000)
+
+    def forward(self, x):
+        if x.shape[2:] != (224, 224):
+            raise ValueError(f"captured for 224x224, got {x.shape[2]}x{x.shape[3]}")
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = x + self.pos_embed
+        x = self.blocks(x)
+        x = self.norm(x)
+        x = x[:, 0]
+        return self.head(x)
+
+
+TRAINABLE = ("*.qkv_lora.*", "head.*")
+
+
+def build():
+    """The model with fresh weights; see `load` for those of this folder."""
+    model = VisionTransformer()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in TRAINABLE))
+    return model
+
+
+def load(path):
+    """The model with the weights of a safetensors file, in eval mode."""
+    from safetensors.torch import load_file
+
+    model = build()
+    model.load_state_dict(load_file(path))
+    return model.eval()
