@@ -86,7 +86,7 @@ class LowRank(nn.Module):
                 for (a, b), up in zip(self.rows, ups, strict=True)
             ]
             return torch.addmm(out, code, torch.cat(padded, 1).T, alpha=self.scale).view_as(y)
-        for (a, b), part, up in zip(self.rows, code.split(self.rank, 1), ups, strict=True):
+        for (a, b), part, up in zip(self.rows, torch.split(code, self.rank, 1), ups, strict=True):
             out[:, a:b].addmm_(part, up.T, alpha=self.scale)
         return out.view_as(y)
 

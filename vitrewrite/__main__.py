@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +13,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 0, 1 (spec, model or claim wrong) or 2 (usage)."""
     from .cli import run
 
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up, too
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that its encoding lacks
     return run(list(sys.argv[1:] if argv is None else argv))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,7 +217,8 @@ def _check_delta(
     tensors: Mapping[str, torch.Tensor],
     path: str | Path,
 ) -> None:
-    if metadata.get("format") != DELTA_FORMAT:
+    known = {"model", "spec", "spec_hash", "base_fingerprint"} <= metadata.keys()
+    if metadata.get("format") != DELTA_FORMAT or not known:
         raise FileError("VR711", f"'{path}' is no delta of vitrewrite")
     if metadata["spec_hash"] != rewritten.spec.hash:
         raise FileError(
@@ -246,69 +248,126 @@ def _check_delta(
 
 
 def check_target(target: Path) -> None:
-    """Refuses a folder that vitrewrite did not make.
+    """Refuses a folder that vitrewrite did not make, or that cannot be written.
 
     Raises:
-        FileError: VR701.
+        FileError: VR701 or VR702.
     """
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    with _reported(target):
+        _check_place(target, _place(target))
+
+
+def _place(target: Path) -> Path:
+    """Where a folder lies really; a link to it stays a link."""
+    return Path(os.path.realpath(target))
+
+
+def _check_place(target: Path, place: Path) -> None:
+    here = Path.cwd()
+    if place in (here, *here.parents):
+        what = "the folder that we are in"
+    elif place.is_dir():
+        if not any(place.iterdir()) or _is_ours(place):
+            return
+        what = "a folder that vitrewrite did not make"
+    elif place.exists():
+        what = "a file that vitrewrite did not make"
+    else:
+        parent = next(p for p in place.parents if p.exists())
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"'{parent}' is a file")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write to '{parent}'")
         return
-    if target.is_dir() and (target / LOCK).is_file():
-        try:
-            if json.loads((target / LOCK).read_text(encoding="utf-8"))["made_by"] == MADE_BY:
-                return
-        except (ValueError, KeyError, TypeError, OSError):
-            pass
-    what = "a folder" if target.is_dir() else "a file"
     raise FileError(
         "VR701",
-        f"'{target}' is {what} that vitrewrite did not make, and is left alone",
+        f"'{target}' is {what}, and is left alone",
         suggestion="give another folder with --out",
     )
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        text = (folder / LOCK).read_text(encoding="utf-8")
+        return bool(json.loads(text)["made_by"] == MADE_BY)
+    except (ValueError, KeyError, TypeError, OSError):
+        return False
 
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `target` when everything is written."""
-    old = target.with_name(f".{target.name}.old")
+    with _reported(target):
+        place = _place(target)
+        old = place.with_name(f".{place.name}.old")
+        if not place.exists() and _is_ours(old):
+            old.rename(place)  # a run was killed between the two renames of `_swap`
+        _check_place(target, place)
+        made = [p for p in place.parents if not p.exists()]  # the innermost first
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
-        if old.exists() and not target.exists():
-            old.rename(target)  # a run was killed between the two renames below
-        check_target(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise FileError("VR702", f"cannot write '{target}': {error.strerror or error}") from error
-    try:
-        yield temporary
-        _open_to_readers(temporary)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise FileError("VR702", f"cannot write '{target}': {error.strerror or error}") from error
+        with _reported(target):
+            yield temporary
+            _open_to_readers(temporary)
+            _swap(temporary, place, old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not place.exists():
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def _swap(temporary: Path, place: Path, old: Path) -> None:
+    if not place.exists():
+        temporary.rename(place)
+        return
+    if _is_ours(old):  # left by a run that was killed
+        shutil.rmtree(old)
+    place.rename(old)
+    try:
+        temporary.rename(place)
+    except BaseException:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _reported(target: Path) -> Iterator[None]:
+    """What the system refuses, as an error of ours."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise FileError("VR702", f"cannot write '{target}': {reason}") from error
+    except SafetensorError as error:  # its own kind of error for a full disk
+        raise FileError("VR702", f"cannot write '{target}': {error}") from error
 
 
 def _open_to_readers(path: Path) -> None:
     """Temporary folders and safetensors files are private; ours are as the umask says."""
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o777 & ~mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
     for file in path.glob("*.safetensors"):
-        file.chmod(0o666 & ~mask)
+        _open_to_readers(file)
 
 
 @contextmanager
 def _replacing_file(target: Path) -> Iterator[Path]:
-    temporary = target.with_name(f".{target.name}.tmp")
+    with _reported(target):
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(descriptor)
+    temporary = Path(name)
     try:
-        yield temporary
-        temporary.replace(target)
-    except Exception as error:  # safetensors reports a full disk as its own kind of error
-        raise FileError("VR702", f"cannot write '{target}': {error}") from error
+        with _reported(target):
+            yield temporary
+            _open_to_readers(temporary)
+            temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

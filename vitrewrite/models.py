@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import FileError, MatchError, VitrewriteError, did_you_mean
+from .catalog import is_file
+from .errors import FileError, MatchError, did_you_mean, shown
 from .tracing.construction import construct
 
 ALIASES = {
@@ -77,45 +78,108 @@ def create(
     return model
 
 
+# Arguments of timm's `create_model` that read files, pickles among them.
+_READING = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+)
+
+
 def _build(name: str, options: dict[str, Any]) -> nn.Module:
     if ".py:" in name:
         return _from_file(name, options)
-    if name.startswith("hf:"):
-        raise MatchError("VR310", f"no model '{name}': Hugging Face models are not supported yet")
+    timm_name = _known(name)
+    for key in _READING:
+        if key in options:
+            raise MatchError(
+                "VR311",
+                f"'{name}' is not built with {key}",
+                suggestion="give weights=pretrained or weights=FILE.safetensors",
+            )
+    return _created(name, timm_name, options)
+
+
+def _known(name: str) -> str:
+    """The name that timm knows.
+
+    Raises:
+        MatchError: VR310 if it knows none.
+    """
     import timm
 
+    if name.startswith("hf:"):
+        raise MatchError("VR310", f"no model '{name}': Hugging Face models are not supported yet")
     timm_name = full_name(name)
-    if not timm.is_model(timm_name):
+    # A colon names another source: a repository or a folder.
+    if ":" in timm_name or not timm.is_model(timm_name):
         known = [*ALIASES, *timm.list_models()]
         raise MatchError(
             "VR310",
-            f"no model named '{name}'",
+            f"no model named {shown(name)}",
             suggestion=did_you_mean(name, known) or "see 'vitrewrite list models'",
         )
+    return timm_name
+
+
+def _created(name: str, timm_name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
+    import timm
+
     try:
-        return timm.create_model(timm_name, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        shown = ", ".join(f"{k}={v}" for k, v in options.items()) or "no arguments"
-        raise MatchError("VR311", f"'{name}' cannot be built with {shown}: {error}") from error
+        return timm.create_model(timm_name, **options, **more)  # type: ignore[no-any-return]
+    except Exception as error:  # whatever a constructor raises for arguments that make no sense
+        given = ", ".join(f"{k}={v}" for k, v in options.items()) or "no arguments"
+        raise MatchError(
+            "VR311", f"'{name}' cannot be built with {given}: {_first_line(error)}"
+        ) from error
 
 
 def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
+    """With weights from the hub, and from safetensors only; timm itself takes pickles as well."""
+    if ".py:" in name:
+        raise _not_to_be_had(name, "only models of timm have some")
+    import timm
+
+    timm_name = _known(name)
     try:
-        return _build(name, {**options, "pretrained": True})
-    except VitrewriteError:
-        raise
-    except Exception as error:  # whatever the hub's client raises without a network
-        raise FileError(
-            "VR710",
-            f"pretrained weights of '{name}' cannot be downloaded: {_first_line(error)}",
-            suggestion="download them elsewhere and give weights=FILE.safetensors",
-        ) from error
+        config = timm.models.get_pretrained_cfg(timm_name)
+    except RuntimeError as error:
+        raise MatchError("VR310", _first_line(error)) from error
+    if config is None or not config.hf_hub_id:
+        raise _not_to_be_had(name, "the hub has no safetensors of it")
+    source = {"file": _download(name, config.hf_hub_id), "custom_load": False}
+    return _created(name, timm_name, options, pretrained=True, pretrained_cfg_overlay=source)
+
+
+def _download(name: str, repository: str) -> str:
+    """The local path of the weights of a repository."""
+    import huggingface_hub as hub
+
+    repository, _, revision = repository.partition("@")
+    where: dict[str, Any] = {
+        "repo_id": repository, "filename": "model.safetensors", "revision": revision or None,
+    }  # fmt: skip
+    try:
+        cached = hub.try_to_load_from_cache(**where)
+        if isinstance(cached, str):
+            return cached
+        # The download itself tries again for a minute where there is no network at all.
+        hub.get_hf_file_metadata(hub.hf_hub_url(**where), timeout=10)
+        return hub.hf_hub_download(**where)
+    except Exception as error:  # whatever the hub's client raises
+        raise _not_to_be_had(name, f"download failed: {_first_line(error)}") from error
+
+
+def _not_to_be_had(name: str, reason: str) -> FileError:
+    return FileError(
+        "VR710",
+        f"no pretrained weights of '{name}': {reason}",
+        suggestion="download them elsewhere and give weights=FILE.safetensors",
+    )
 
 
 def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
     path, _, function = name.rpartition(":")
     file = Path(path)
-    if not file.is_file():
+    if not is_file(file):
         raise MatchError("VR310", f"no file '{path}' to take '{function}' from")
     # A name of its own for each file, so that two emitted models can be loaded side by side.
     unique = f"vitrewrite_user_{hashlib.sha1(str(file.resolve()).encode()).hexdigest()[:12]}"
@@ -127,7 +191,7 @@ def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         spec.loader.exec_module(module)
         model = getattr(module, function)(**options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise MatchError("VR311", f"'{name}' cannot be built: {_first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise MatchError("VR311", f"'{name}' returned a {type(model).__name__}, not a module")
@@ -159,5 +223,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _first_line(error: BaseException) -> str:
+    """What an error of somebody else says, in one line."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text if " " in text else f"{type(error).__name__} {text}".strip()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import click
 
-from ..errors import UsageError, VitrewriteError
+from ..errors import FileError, UsageError, VitrewriteError, shown
 from . import commands
 
 
@@ -18,8 +18,9 @@ def run(argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
     try:
-        with _quiet():
-            commands.cli.main(args=argv, prog_name="vitrewrite", standalone_mode=False)
+        # Not `cli.main`, which loses exit statuses and answers a closed pipe with one of its own.
+        with _quiet(), commands.cli.make_context("vitrewrite", argv) as context:
+            commands.cli.invoke(context)
         return 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -40,13 +41,19 @@ def run(argv: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        bug = VitrewriteError(
-            "VR999",
-            f"internal error: {type(error).__name__}: {error}",
-            suggestion="this is a bug of vitrewrite; --debug shows where",
-        )
-        click.echo(bug.render(), err=True)
+        click.echo(_unforeseen(error).render(), err=True)
         return 1
+
+
+def _unforeseen(error: Exception) -> VitrewriteError:
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a terminal that went away
+        place = f" {shown(error.filename)}" if error.filename is not None else ""
+        return FileError("VR700", f"cannot use{place or ' a file'}: {error.strerror.lower()}")
+    return VitrewriteError(
+        "VR999",
+        f"internal error: {type(error).__name__}: {error}",
+        suggestion="this is a bug of vitrewrite; --debug shows where",
+    )
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import UsageError, VitrewriteError, raise_all
-from .common import busy, echo_json, request
+from ..errors import FileError, UsageError, VitrewriteError, raise_all
+from .common import busy, check_device, echo_json, request
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,6 +21,7 @@ def cli(debug: bool) -> None:
 
 
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_COUNT = click.IntRange(min=1)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -87,8 +88,9 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
     Arguments of the form KEY=VALUE are overrides.
     """
     from .. import catalog
+    from ..language.load import is_text
 
-    overrides = tuple(s for s in specs if "=" in s and not s.endswith(".peft"))
+    overrides = tuple(s for s in specs if "=" in s and not (s.endswith(".peft") or is_text(s)))
     names = [s for s in specs if s not in overrides] + (catalog.specs() if every else [])
     if not names:
         raise UsageError("VR902", "nothing to check", suggestion="name specs, or give --all")
@@ -242,8 +244,8 @@ def diff(first: str, second: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("spec")
 @_overrides
-@click.option("--batch", default=8, show_default=True)
-@click.option("--rounds", default=7, show_default=True, help="Timed rounds, interleaved.")
+@click.option("--batch", type=_COUNT, default=8, show_default=True, help="Images per step.")
+@click.option("--rounds", type=_COUNT, default=7, show_default=True, help="Interleaved rounds.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there too.")
 @_json
 def bench(
@@ -253,7 +255,11 @@ def bench(
     wanted = request(spec, overrides)
     with busy("starting torch"):
         from ..bench import run, table
+    check_device(wanted.device)
     result = run(wanted, batch=batch, rounds=rounds)
     if out:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        try:
+            out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise FileError("VR702", f"cannot write '{out}': {error.strerror}") from error
     echo_json(result) if as_json else click.echo(table(result))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from ..language import RESERVED, parse_overrides, parse_spec
 from ..language.model import Spec
 
@@ -47,10 +47,13 @@ class Request:
         return apply(self.spec, **self.arguments)
 
     def default_folder(self) -> Path:
-        """`./<spec>-<model>`."""
+        """`./<spec>-<model>`, without the folders and the suffix of a model's file."""
         name = self.spec.model.name if self.spec.model else "model"
-        safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-        return Path(f"{self.spec.name}-{safe}")
+        if ".py:" in name:
+            path, _, function = name.rpartition(":")
+            name = f"{Path(path).stem}_{function}"
+        whole = f"{self.spec.name}-{name}"
+        return Path("".join(c if c.isalnum() or c in "._-" else "_" for c in whole))
 
 
 def request(spec: str, overrides: tuple[str, ...]) -> Request:
@@ -70,10 +73,25 @@ def request(spec: str, overrides: tuple[str, ...]) -> Request:
 
 
 def _seed(text: str) -> int:
+    with suppress(ValueError):
+        if 0 <= (seed := int(text)) < 1 << 64:
+            return seed
+    raise UsageError("VR903", f"seed must be an int from 0 to 2^64 - 1, got {shown(text)}")
+
+
+def check_device(name: str) -> None:
+    """Whether torch can compute on a device.
+
+    Raises:
+        UsageError: VR904 if there is none of that name here.
+    """
+    import torch
+
     try:
-        return int(text)
-    except ValueError:
-        raise UsageError("VR903", f"seed must be an int, got '{text}'") from None
+        torch.empty(1, device=name).cpu()
+    except Exception as error:  # each backend has its own kind
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UsageError("VR904", f"no device {shown(name)} here: {reason}") from error
 
 
 def echo_json(value: Mapping[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +127,18 @@ def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
     return changed
 
 
-def _rewrite(path: Path, text: str) -> None:
+def _rewrite(name: Path, text: str) -> None:
+    path = name.resolve()  # a link stays a link
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8", newline="")
+        shutil.copymode(path, temporary)
         temporary.replace(path)
     except OSError as error:
-        raise FileError("VR702", f"cannot write '{path}': {error.strerror}") from error
+        raise FileError("VR702", f"cannot write '{name}': {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def differences(first: str, second: str) -> list[str]:
@@ -149,7 +156,11 @@ def _content(name: str) -> tuple[list[str], dict[str, Any]]:
     folder = Path(name)
     if not (folder / "lock.json").is_file():
         return str(parse_spec(name)).splitlines(), {}
-    lock = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    counts = {k: report[k] for k in ("macs", "macs_lowered", "tokens", "weights", "model")}
-    return lock["spec"].splitlines(), {**counts, **report["params"]}
+    try:
+        lock = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        counts = {k: report[k] for k in ("macs", "macs_lowered", "tokens", "weights", "model")}
+        return lock["spec"].splitlines(), {**counts, **report["params"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"'{folder}' is no folder that vitrewrite wrote, or was changed since"
+        raise FileError("VR703", message) from error

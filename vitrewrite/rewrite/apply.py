@@ -18,7 +18,7 @@ from ..language.model import Spec
 from ..tracing import trace
 from ..tracing.unit import duplicate, on_meta
 from .claims import judge
-from .engine import Rewrite, rewrite
+from .engine import Rewrite, example_of_one, rewrite
 from .lowering import lower_tree
 from .measure import Propagation
 from .plan import Plan, measure
@@ -89,10 +89,10 @@ def plan(
     request = Request(spec, model, weights, seed)
     root = trace(request.build(meta=True), example)
     root = on_meta(root) if request.module is not None else root
-    base_macs = _macs(root)
+    original = _run(root)
     with torch.device("meta"):
         result = rewrite(spec, root)
-    measures = measure(result, base_macs)
+    measures = measure(result, original)
     claims = judge(spec, measures, result)
     return Plan(
         spec, request.name, request.described, result.anatomy, tuple(result.steps), measures,
@@ -124,11 +124,11 @@ def apply(
     base = trace(request.build(meta=False), example)
     base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
-    base_macs = _macs(base)
+    original = _run(base)
     result = rewrite(spec, root)
     _initialise(result, seed)
     _own_trained(result)
-    measures = measure(result, base_macs)
+    measures = measure(result, original)
     realise(base)
     source = realise(root)
     rewritten = Rewritten(
@@ -152,9 +152,8 @@ def lower(rewritten: Rewritten) -> Rewritten:
     root = duplicate(rewritten.module, _shared, lambda b: b.clone())
     left = lower_tree(root, rewritten.result.editor.insertions, rewritten.result.methods)
     result = replace(rewritten.result, root=root, editor=type(rewritten.result.editor)(root, left))
-    meta = on_meta(root)
-    macs = Propagation(meta, result.example).macs
-    measures = replace(measure(result, rewritten.measures.macs_base), macs=macs, macs_lowered=macs)
+    counted = measure(result, _run(rewritten.base))
+    measures = replace(counted, macs_lowered=counted.macs)
     root.eval()
     source = realise(root)
     return replace(
@@ -162,12 +161,10 @@ def lower(rewritten: Rewritten) -> Rewritten:
     )
 
 
-def _macs(root: nn.Module) -> int:
+def _run(root: nn.Module) -> Propagation:
+    """The original model, run on meta."""
     meta = root if next(root.parameters()).device.type == "meta" else on_meta(root)
-    example = root.__dict__["example"]
-    from .engine import _example
-
-    return Propagation(meta, _example(root, example)).macs
+    return Propagation(meta, example_of_one(root))
 
 
 def _shared(parameter: nn.Parameter) -> nn.Parameter:

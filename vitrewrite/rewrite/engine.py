@@ -81,7 +81,7 @@ def rewrite(spec: Spec, root: nn.Module, example: Any = None) -> Rewrite:
     """
     _refuse_drop(spec)
     anatomy = analyse(root)
-    result = Rewrite(spec, root, anatomy, _example(root, example), Editor(root))
+    result = Rewrite(spec, root, anatomy, example_of_one(root, example), Editor(root))
     selection = Selection(anatomy, root)
     found = _select(spec, selection)
     jobs = []
@@ -103,7 +103,8 @@ def _refuse_drop(spec: Spec) -> None:
     )
 
 
-def _example(root: nn.Module, example: Any) -> tuple[torch.Tensor, ...]:
+def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, ...]:
+    """The model's input on meta, with a batch of one."""
     known = root.__dict__["example"] if example is None else example
     args, kwargs = inputs.as_arguments(known)
     batch = inputs.batch_of(known)

@@ -31,10 +31,18 @@ class Propagation:
     Attributes:
         macs: multiply-accumulates of every convolution and matrix product, SDPA's two included;
             no norms, softmax, elementwise operations or sampling.
+
+    Args:
+        root: a tree on meta.
+        inputs: what it is called with.
+        known: a run of a similar tree; what both have in common is not run again.
     """
 
-    def __init__(self, root: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.entries: dict[Hashable, _Entry] = {}
+    def __init__(
+        self, root: nn.Module, inputs: tuple[torch.Tensor, ...], known: Propagation | None = None
+    ) -> None:
+        self.entries: dict[Hashable, _Entry] = known.entries if known else {}
+        self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
         with FlopCounterMode(display=False) as self.counter, torch.no_grad():
             self.top = self._run(root, inputs)
@@ -100,6 +108,12 @@ class Propagation:
             self.fingerprints[id(module)] = _intern(self._describe(module))
         return self.fingerprints[id(module)]
 
+    def _program(self, unit: Unit) -> Hashable:
+        key = id(unit.template)
+        if key not in self.programs:
+            self.programs[key] = unit.template and _intern(unit.template.signature())
+        return self.programs[key]
+
     def _describe(self, module: nn.Module) -> Hashable:
         state = tuple(
             (name, None if t is None else tuple(t.shape))
@@ -110,7 +124,7 @@ class Propagation:
             for name, child in module._modules.items()
         )
         if isinstance(module, Unit):
-            own: Hashable = id(module.template)
+            own = self._program(module)
         else:
             skipped = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
             own = tuple((k, freeze(v)) for k, v in module.__dict__.items() if k not in skipped)

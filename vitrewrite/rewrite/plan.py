@@ -86,21 +86,21 @@ def step_json(step: Step) -> dict[str, Any]:
     }
 
 
-def measure(rewritten: Rewrite, base_macs: int) -> Measures:
+def measure(rewritten: Rewrite, base: Propagation) -> Measures:
     """Counts of a rewritten tree, and of what it lowers to."""
     root = rewritten.root
     meta = root if _is_meta(root) else on_meta(root)
-    run = Propagation(meta, rewritten.example)
-    lowered = base_macs
+    run = Propagation(meta, rewritten.example, base)
+    lowered = base.macs
     if rewritten.editor.insertions:
         twin = duplicate(meta, lambda p: p, lambda b: b)
         lower_tree(twin, rewritten.editor.insertions, rewritten.methods)
-        lowered = Propagation(twin, rewritten.example).macs
+        lowered = Propagation(twin, rewritten.example, base).macs
     blocks = rewritten.anatomy.blocks
     places = [b.input for b in blocks] + [b.output for b in blocks[-1:]]
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
-    return Measures(params, run.macs, lowered, base_macs, tokens)
+    return Measures(params, run.macs, lowered, base.macs, tokens)
 
 
 def _is_meta(root: torch.nn.Module) -> bool:

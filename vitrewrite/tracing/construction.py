@@ -94,10 +94,12 @@ class _Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if args and isinstance(args[0], nn.Parameter):
+            # Initialisation of weights; on meta there is nothing to initialise, and it is slow.
+            idle = args[0].is_meta and is_inplace(func)
+            return args[0] if idle else func(*args, **kwargs)
         result = func(*args, **kwargs)
         kind, target, args, kwargs = canonical(func, args, kwargs)
-        if args and isinstance(args[0], nn.Parameter):
-            return result  # initialisation of weights
         first = result[0] if isinstance(result, (tuple, list)) and result else result
         if isinstance(first, torch.Tensor) or target is operator.setitem:
             self._record(kind, target, args, kwargs, result)

@@ -9,9 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import catalog, files
+from ..catalog import is_file
 from ..errors import FileError
 from ..language import parse_spec
+from ..models import load_weights
 from ..rewrite.apply import apply, lower
 from ..rewrite.rewritten import Rewritten
 from .checks import Check, verify_rewritten
@@ -34,9 +36,17 @@ save_file({"output": first.contiguous()}, sys.argv[4])
 """
 
 
+# What has to be in a lock file to make the model again.
+_FIELDS = {
+    "lowered": bool, "spec_name": str, "spec": str, "model": str, "model_options": dict,
+    "weights": str, "seed": int, "files": dict,
+}  # fmt: skip
+
+
 def is_folder(target: str) -> bool:
     """Whether the argument means a folder rather than a spec."""
-    return (Path(target) / files.LOCK).is_file()
+    folder = Path(target)
+    return is_file(folder / files.LOCK) or (folder.is_dir() and target not in catalog.specs())
 
 
 def read_lock(folder: Path) -> dict[str, Any]:
@@ -47,15 +57,18 @@ def read_lock(folder: Path) -> dict[str, Any]:
     """
     try:
         lock = json.loads((folder / files.LOCK).read_text(encoding="utf-8"))
-        if lock["made_by"] == files.MADE_BY:
+        if lock["made_by"] == files.MADE_BY and all(
+            isinstance(lock[key], kind) for key, kind in _FIELDS.items()
+        ):
             return dict(lock)
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise FileError("VR703", f"'{folder}' is no folder that vitrewrite wrote")
+    message = f"'{folder}' is no folder that vitrewrite wrote, or was changed since"
+    raise FileError("VR703", message)
 
 
 def load_folder(folder: Path) -> Rewritten:
-    """The rewritten model of a folder, with its delta.
+    """The rewritten model of a folder, with its delta; a lowered one with its weights.
 
     Raises:
         FileError: VR703, VR704 if its base weights cannot be had again, or what loading raises.
@@ -67,14 +80,18 @@ def load_folder(folder: Path) -> Rewritten:
             f"'{folder}' was made from a model object, which cannot be built again from the folder",
             suggestion="apply the spec in Python and use vitrewrite.load",
         )
-    spec = parse_spec(lock["spec"] if "\n" in lock["spec"] else lock["spec"] + "\n")
+    spec = parse_spec(lock["spec"] + "\n")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in lock["model_options"].items()}
     rewritten = apply(
-        spec, lock["model"], weights=lock["weights"], seed=lock["seed"],
-        model_options=lock["model_options"],
-    )  # fmt: skip
+        spec, lock["model"], weights=lock["weights"], seed=lock["seed"], model_options=options
+    )
     rewritten.result.spec = spec.renamed(lock["spec_name"])
-    files.load_delta(rewritten, folder / "delta.safetensors")
     rewritten.trained = True
+    if lock["lowered"]:  # what was folded is in no delta
+        rewritten = lower(rewritten)
+        load_weights(rewritten.module, folder / "weights.safetensors")
+    else:
+        files.load_delta(rewritten, folder / "delta.safetensors")
     return rewritten
 
 
@@ -83,8 +100,6 @@ def verify_folder(folder: Path, *, compiled: bool = False) -> list[Check]:
     lock = read_lock(folder)
     checks = [_unchanged(folder, lock)]
     rewritten = load_folder(folder)
-    if lock["lowered"]:
-        rewritten = lower(rewritten)
     checks += verify_rewritten(rewritten, compiled=compiled)
     if (folder / "weights.safetensors").is_file():
         checks.append(_clean_interpreter(folder, rewritten))
@@ -111,7 +126,7 @@ def _clean_interpreter(folder: Path, rewritten: Rewritten) -> Check:
     with tempfile.TemporaryDirectory() as temporary:
         given, result = Path(temporary, "inputs"), Path(temporary, "output")
         save_file({f"{i:02}": v for i, v in enumerate(inputs)}, given)
-        command = [sys.executable, "-I", "-c", _RUN, str(folder / "model.py")]
+        command = [sys.executable, "-I", "-B", "-c", _RUN, str(folder / "model.py")]
         command += [str(folder / "weights.safetensors"), str(given), str(result)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

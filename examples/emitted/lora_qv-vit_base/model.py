@@ -18,24 +18,22 @@ from torch import nn
 
 
 class LowRank(nn.Module):
-    """A low-rank update of some rows of a linear layer: y + scale * up(down(x))."""
+    """A low-rank update of row ranges of a linear layer: y + scale * up(down(x))."""
 
     inserted_by = "lora"
 
     def __init__(
         self,
         in_features: int,
-        out_features: int,
+        rows: tuple[tuple[int, int], ...],
         rank: int,
         scale: float,
-        rows: tuple[tuple[int, int], ...],
         dropout: float = 0.0,
         drop_input: bool = False,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.rank, self.scale, self.rows = rank, scale, rows
+        self.in_features, self.rows, self.rank, self.scale = in_features, rows, rank, scale
         self.dropout, self.drop_input, self.drop_path = dropout, drop_input, drop_path
         self.down = nn.Parameter(torch.empty(len(rows) * rank, in_features))
         self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
@@ -46,40 +44,26 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.up)
 
-    def parts(self) -> list[tuple[int, int, torch.Tensor, torch.Tensor]]:
-        """(start, stop, down, up) of each row range."""
-        downs = torch.split(self.down, self.rank)
-        ups = torch.split(self.up, [b - a for a, b in self.rows])
-        return [(a, b, d, u) for (a, b), d, u in zip(self.rows, downs, ups, strict=True)]
-
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The output y of the linear, updated; x is the linear's input."""
         if self.drop_input:
-            x = F.dropout(x, self.dropout, self.training)
-        code = F.linear(x, self.down)
-        if not self.drop_input:
-            code = F.dropout(code, self.dropout, self.training)
-        if self.drop_path and self.training:
-            keep = code.new_empty((len(code),) + (1,) * (code.dim() - 1)).bernoulli_(
-                1 - self.drop_path
-            )
-            code = code * (keep / (1 - self.drop_path))
+            code = F.linear(F.dropout(x, self.dropout, self.training), self.down)
+        else:
+            code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
+        if self.drop_path:
+            ones = code.new_ones((len(code),) + (1,) * (code.dim() - 1))
+            code = code * F.dropout(ones, self.drop_path, self.training)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
-        if torch.is_grad_enabled():
-            return torch.addmm(out, code, self.matrix().T, alpha=self.scale).view_as(y)
-        for i, (start, stop, _, up) in enumerate(self.parts()):
-            part = code[:, i * self.rank : (i + 1) * self.rank]
-            out[:, start:stop].addmm_(part, up.T, alpha=self.scale)
-        return y
-
-    def matrix(self) -> torch.Tensor:
-        """All ups as one matrix over the rows of the whole layer."""
-        if self.rows == ((0, self.out_features),):
-            return self.up
-        matrix = self.up.new_zeros(self.out_features, len(self.rows) * self.rank)
-        for i, (start, stop, _, up) in enumerate(self.parts()):
-            matrix[start:stop, i * self.rank : (i + 1) * self.rank] = up
-        return matrix
+        ups = torch.split(self.up, [b - a for a, b in self.rows])
+        if torch.is_grad_enabled():  # all rows in one product
+            padded = [
+                F.pad(up, (0, 0, a, y.shape[-1] - b))
+                for (a, b), up in zip(self.rows, ups, strict=True)
+            ]
+            return torch.addmm(out, code, torch.cat(padded, 1).T, alpha=self.scale).view_as(y)
+        for (a, b), part, up in zip(self.rows, torch.split(code, self.rank, 1), ups, strict=True):
+            out[:, a:b].addmm_(part, up.T, alpha=self.scale)
+        return out.view_as(y)
 
 
 class PatchEmbed(nn.Module):
@@ -97,7 +81,7 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv = nn.Linear(768, 2304)
         self.proj = nn.Linear(768, 768)
-        self.qkv_lora = LowRank(768, 2304, 8, 1.0, ((0, 768), (1536, 2304)), dropout=0.1)
+        self.qkv_lora = LowRank(768, ((0, 768), (1536, 2304)), 8, 1.0, dropout=0.1)
 
     def forward(self, x):
         B, N, _ = x.shape

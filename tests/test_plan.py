@@ -1,0 +1,74 @@
+"""Planning: what it says, and that it touches no weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import vitrewrite as vr
+from tests.test_capture import tiny
+
+PEAK = """
+import resource, vitrewrite as vr
+vr.plan("lora_qv", "vit_tiny_patch16_224")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+plan = vr.plan("lora_qv", "vit_giant_patch14_224")
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(plan.measures.params.total, (after - before) // 1024)
+"""
+
+
+def test_a_plan_of_a_billion_parameters_allocates_no_weight() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    total, megabytes = map(int, done.stdout.split())
+    assert total > 1_000_000_000
+    assert megabytes < 200
+
+
+def test_a_plan_names_clauses_counts_and_claims() -> None:
+    spec = (
+        "insert lora(rank=2) at blocks[0].attn.{q, v}\ntrain head\nfreeze head\n"
+        "require trainable == 128\nrequire identity at init\nrequire tokens at blocks[1] == 17\n"
+    )
+    plan = vr.plan(spec, tiny())
+    data = json.loads(json.dumps(plan.to_json()))
+    assert [c["change"] for c in data["clauses"]] == ["+", "~", "~"]
+    assert data["clauses"][0]["sites"] == ["blocks[0].attn.q", "blocks[0].attn.v"]
+    assert data["clauses"][0]["parameters"] == data["params"]["trainable"] == 128
+    assert data["tokens"] == [17, 17, 17]
+    assert [c["holds"] for c in data["claims"]] == [True, None, True]
+    assert "insert lora(rank=2) at blocks[0].attn.{q, v}" in str(plan)
+
+
+def test_plan_and_apply_count_the_same() -> None:
+    spec = "insert lora(rank=3) at every linear in blocks\ntrain norm\n"
+    model = tiny()
+    planned, applied = vr.plan(spec, model).to_json(), vr.apply(spec, model).report
+    for key in ("params", "macs", "macs_lowered", "flops", "tokens", "clauses"):
+        assert planned[key] == applied[key]
+
+
+def test_what_is_odd_but_not_wrong_is_a_warning() -> None:
+    plan = vr.plan("param k: int = 3\ninsert lora(rank=12) at blocks[*].attn.q\n", tiny())
+    assert len(plan.warnings) == 2
+    assert "never used" in plan.warnings[0]
+    assert "more than half" in plan.warnings[1]
+
+
+@pytest.mark.parametrize("clause", ["drop blocks[1]", "drop blocks[*].mlp"])
+def test_drop_is_refused_clearly(clause: str) -> None:
+    with pytest.raises(vr.VitrewriteError, match="VR409"):
+        vr.plan(f"{clause}\n", tiny())
+
+
+def test_a_spec_without_a_model_asks_for_one() -> None:
+    with pytest.raises(vr.VitrewriteError, match="VR312"):
+        vr.plan("train head\n")
+
+
+def test_the_command_lines_model_overrides_the_specs() -> None:
+    assert vr.plan(vr.parse("lora_qv", model="vit_tiny_patch16_224")).model == "vit_tiny_patch16_224"
+    assert vr.plan("lora_qv", "vit_tiny_patch16_224").model == "vit_tiny_patch16_224"
