@@ -110,10 +110,10 @@ def test_no_size_is_ever_silently_baked(how: str) -> None:
     for n in (8, 7, 5, 16):
         x = torch.randn(2, n, 4)
         try:
-            assert same(captured, model, x)
+            agrees, refused = same(captured, model, x), ""
         except ValueError as error:
-            assert "captured for" in str(error)
-            assert n != 8
+            agrees, refused = False, str(error)
+        assert agrees or (n != 8 and "captured for" in refused)
     if how in ("plain", "divmod"):
         assert same(captured, model, torch.randn(2, 5, 4))
 

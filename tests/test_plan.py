@@ -70,5 +70,7 @@ def test_a_spec_without_a_model_asks_for_one() -> None:
 
 
 def test_the_command_lines_model_overrides_the_specs() -> None:
-    assert vr.plan(vr.parse("lora_qv", model="vit_tiny_patch16_224")).model == "vit_tiny_patch16_224"
+    assert (
+        vr.plan(vr.parse("lora_qv", model="vit_tiny_patch16_224")).model == "vit_tiny_patch16_224"
+    )
     assert vr.plan("lora_qv", "vit_tiny_patch16_224").model == "vit_tiny_patch16_224"

@@ -124,7 +124,7 @@ def _created(name: str, timm_name: str, options: Mapping[str, Any], **more: Any)
     import timm
 
     try:
-        return timm.create_model(timm_name, **options, **more)  # type: ignore[no-any-return]
+        return timm.create_model(timm_name, **options, **more)
     except Exception as error:  # whatever a constructor raises for arguments that make no sense
         given = ", ".join(f"{k}={v}" for k, v in options.items()) or "no arguments"
         raise MatchError(
@@ -163,7 +163,7 @@ def _download(name: str, repository: str) -> str:
             return cached
         # The download itself tries again for a minute where there is no network at all.
         hub.get_hf_file_metadata(hub.hf_hub_url(**where), timeout=10)
-        return hub.hf_hub_download(**where)
+        return str(hub.hf_hub_download(**where))
     except Exception as error:  # whatever the hub's client raises
         raise _not_to_be_had(name, f"download failed: {_first_line(error)}") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 from vitrewrite.errors import Span, SpecError, listing, shown
 
 _TYPES = ("int", "float", "str", "bool")
-_CLASS_VALUES = ("verbs", "attaches", "source", "claims")
+_CLASS_VALUES = ("verbs", "attaches", "source", "claims", "after")
 
 
 @dataclass(frozen=True)

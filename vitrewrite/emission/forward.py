@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from ..tracing.guards import check_input
 from ..tracing.nodes import arg, is_size, operand
-from .expressions import ATOM, CALL, INPLACE, Text, render, structure, subscript
+from .expressions import ATOM, CALL, INPLACE, Text, constant, render, structure, subscript
 from .names import Names
 from .statements import Plan, Statement
 from .wrap import WIDTH, wrap
@@ -155,7 +155,7 @@ class _Printer:
         if node.target is operator.setitem:
             place = f"{self.text(node.args[0]).code}[{subscript(node.args[1], self.text)}]"
             change = arg(node, 2)
-            if change in self.plan.augmented:
+            if isinstance(change, fx.Node) and change in self.plan.augmented:
                 amount = self.text(change.args[1]).code
                 self._write(f"{place} {INPLACE[change.target][0]} {amount}", node)
                 return
@@ -170,7 +170,7 @@ class _Printer:
         else:
             condition = self.text(node.args[0]).within(ATOM)
             self.out.append(f"if not {condition}:")
-            self.out.append(f'    raise ValueError("{node.args[1]}")')
+            self.out.append(f"    raise ValueError({constant(node.args[1])})")
 
     def _return(self, statement: Statement, number: int) -> None:
         value = statement.node.args[0]

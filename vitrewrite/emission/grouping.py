@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import fx
 
@@ -36,9 +37,14 @@ def unpacked(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return found
 
 
+def _item_order(item: fx.Node) -> tuple[str, Any]:
+    key: Any = item.args[1]
+    return type(key).__name__, key
+
+
 def _items(node: fx.Node) -> list[fx.Node]:
     result = []
-    for user in sorted(node.users, key=lambda u: str(u.args[1])):
+    for user in sorted(node.users, key=_item_order):
         result += _items(user) if "arity" in user.meta else [user]
     return result
 

@@ -18,7 +18,7 @@ from .grouping import augmented, is_scalar, sized, unpacked
 from .loops import Loop, find_loops
 
 MAX_DEPTH = 5
-MAX_LENGTH = 70  # estimated characters of an expression that is written inside another
+MAX_LENGTH = 80  # estimated characters of an expression that is written inside another
 
 
 @dataclass
