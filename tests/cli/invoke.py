@@ -31,6 +31,11 @@ train head
 require trainable == 1024 excluding head
 require identity at init
 """
+FILES = {
+    *("model.py", "weights.safetensors", "delta.safetensors", "report.json", "lock.json"),
+    *("test_model.py", "graph.svg", "plan.md"),
+}
+COUNTS = {"params", "macs", "macs_lowered", "flops", "tokens", "clauses", "claims"}
 
 
 @dataclass(frozen=True)

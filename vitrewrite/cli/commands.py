@@ -10,7 +10,7 @@ import click
 
 from .. import __version__
 from ..errors import FileError, UsageError, VitrewriteError, raise_all
-from .common import busy, check_device, echo_json, request
+from .common import busy, check_device, echo_json, is_folder, request
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -183,14 +183,19 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
 @_json
 def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: bool) -> None:
     """Verifies a folder that apply wrote, or a spec on its model."""
+    wanted = None if is_folder(target) else request(target, overrides)
+    if wanted is None and overrides:
+        raise UsageError(
+            "VR905", f"'{target}' is a folder, which takes no overrides such as {overrides[0]}"
+        )
     with busy("starting torch"):
         from ..verification import verify_rewritten
-        from ..verification.folder import is_folder, verify_folder
+        from ..verification.folder import verify_folder
     with busy(f"verifying {target}"):
-        if is_folder(target):
+        if wanted is None:
             checks = verify_folder(Path(target), compiled=compiled)
         else:
-            checks = verify_rewritten(request(target, overrides).apply(), compiled=compiled)
+            checks = verify_rewritten(wanted.apply(), compiled=compiled)
     if as_json:
         echo_json({"ok": all(c.holds for c in checks), "checks": [c.to_json() for c in checks]})
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import catalog
 from ..errors import UsageError, shown
 from ..language import RESERVED, parse_overrides, parse_spec
 from ..language.model import Spec
@@ -77,6 +79,14 @@ def _seed(text: str) -> int:
         if 0 <= (seed := int(text)) < 1 << 64:
             return seed
     raise UsageError("VR903", f"seed must be an int from 0 to 2^64 - 1, got {shown(text)}")
+
+
+def is_folder(target: str) -> bool:
+    """Whether the argument means a folder that `apply` wrote, rather than a spec."""
+    folder = Path(target)
+    if catalog.is_file(folder / "lock.json"):
+        return True
+    return os.path.isdir(target) and target not in catalog.specs()  # noqa: PTH112 - never raises
 
 
 def check_device(name: str) -> None:

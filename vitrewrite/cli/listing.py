@@ -116,13 +116,12 @@ def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
         try:
             old = read_source(path, name).text
             new = format_text(old, name)
+            if new != old and not only_check:
+                _rewrite(path, new)
         except VitrewriteError as error:
             errors.append(error)
-            continue
-        if new != old:
-            changed.append(name)
-            if not only_check:
-                _rewrite(path, new)
+        else:
+            changed += [name] * (new != old)
     raise_all(errors)
     return changed
 
@@ -145,7 +144,7 @@ def differences(first: str, second: str) -> list[str]:
     """A unified diff of two resolved specs, then the counts that differ."""
     texts, reports = zip(*(_content(name) for name in (first, second)), strict=True)
     lines = list(difflib.unified_diff(texts[0], texts[1], first, second, lineterm="", n=1))
-    for key in sorted(reports[0].keys() | reports[1].keys()):
+    for key in sorted(reports[0].keys() & reports[1].keys()):
         a, b = (report.get(key) for report in reports)
         if a != b:
             lines.append(f"{key}: {a} -> {b}")
@@ -154,7 +153,7 @@ def differences(first: str, second: str) -> list[str]:
 
 def _content(name: str) -> tuple[list[str], dict[str, Any]]:
     folder = Path(name)
-    if not (folder / "lock.json").is_file():
+    if not catalog.is_file(folder / "lock.json"):
         return str(parse_spec(name)).splitlines(), {}
     try:
         lock = json.loads((folder / "lock.json").read_text(encoding="utf-8"))

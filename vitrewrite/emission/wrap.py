@@ -12,25 +12,41 @@ def wrap(line: str, width: int) -> list[str]:
     """The line as it is, or broken after an opening bracket with its contents indented."""
     if len(line) <= width:
         return [line]
-    split = _bracket(line)
-    if split is None:
+    pairs = _brackets(line)
+    if not pairs:
         return [line]
-    start, stop = split
-    head, inner, tail = line[: start + 1], line[start + 1 : stop], line[stop:]
-    if len(inner) + 4 <= width and len(tail) <= width:
-        return [head, f"    {inner}", tail]
+    for start, stop in pairs:
+        head, tail = line[: start + 1], line[stop:]
+        if max(len(head), len(tail)) <= width:
+            return [head, *_inside(line[start + 1 : stop], width - 4), tail]
+    first, loop, rest = _at_loop(line)
+    if loop:
+        return [*wrap(first, width), *wrap(loop + rest, width)]
+    start, stop = pairs[0]
+    return [line[: start + 1], *_inside(line[start + 1 : stop], width - 4), line[stop:]]
+
+
+def _inside(inner: str, width: int) -> list[str]:
+    if len(inner) <= width:
+        return [f"    {inner}"]
     items = _items(inner)
     if len(items) == 1:
-        return [head, *(f"    {part}" for part in wrap(inner, width - 4)), tail]
-    lines = [head]
-    for item in items:
-        parts = wrap(f"{item},", width - 4)
-        lines += [f"    {part}" for part in parts]
-    return [*lines, tail]
+        return [f"    {part}" for part in wrap(inner, width)]
+    return [f"    {part}" for item in items for part in wrap(f"{item},", width)]
 
 
-def _bracket(line: str) -> tuple[int, int] | None:
-    """The longest pair of brackets that no other pair encloses."""
+def _at_loop(line: str) -> tuple[str, str, str]:
+    """The parts of a generator expression: what is made, and the loop that makes it."""
+    depth = 0
+    for i, char in _unquoted(line):
+        depth += (char in _OPEN) - (char in _CLOSE)
+        if depth == 0 and line.startswith(" for ", i):
+            return line[:i], "for ", line[i + 5 :]
+    return line, "", ""
+
+
+def _brackets(line: str) -> list[tuple[int, int]]:
+    """Pairs of brackets that no other pair encloses, the longest first."""
     pairs, stack = [], []
     for i, char in _unquoted(line):
         if char in _OPEN:
@@ -39,7 +55,7 @@ def _bracket(line: str) -> tuple[int, int] | None:
             start = stack.pop()
             if not stack:
                 pairs.append((start, i))
-    return max(pairs, key=lambda p: p[1] - p[0], default=None)
+    return sorted(pairs, key=lambda p: p[0] - p[1])
 
 
 def _items(text: str) -> list[str]:

@@ -9,8 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .. import catalog, files
-from ..catalog import is_file
+from .. import files
 from ..errors import FileError
 from ..language import parse_spec
 from ..models import load_weights
@@ -41,12 +40,6 @@ _FIELDS = {
     "lowered": bool, "spec_name": str, "spec": str, "model": str, "model_options": dict,
     "weights": str, "seed": int, "files": dict,
 }  # fmt: skip
-
-
-def is_folder(target: str) -> bool:
-    """Whether the argument means a folder rather than a spec."""
-    folder = Path(target)
-    return is_file(folder / files.LOCK) or (folder.is_dir() and target not in catalog.specs())
 
 
 def read_lock(folder: Path) -> dict[str, Any]:

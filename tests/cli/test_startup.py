@@ -1,0 +1,79 @@
+"""What needs no model starts without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"torch", "timm", "transformers", "numpy", "networkx", "jinja2", "rich", "lark"}
+PROGRAM = """
+import json, sys
+import vitrewrite
+if len(sys.argv) > 1:
+    from vitrewrite.__main__ import main
+    status = main(sys.argv[1:])
+    assert status == 0, status
+sys.stderr.write(json.dumps(sorted(m for m in sys.modules if "." not in m)))
+"""
+LIGHT = [
+    "",
+    "--help",
+    "--version",
+    "apply --help",
+    "list passes",
+    "list specs --json",
+    "explain VR203",
+    "explain lora",
+    "explain insert",
+    "fmt spec.peft",
+    "check spec.peft other.peft rank=2",
+    "diff spec.peft other.peft",
+]
+
+
+@pytest.mark.parametrize("line", LIGHT, ids=lambda line: line.replace(" ", "-") or "import")
+def test_starts_without_torch(line: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.peft").write_text("param rank: int=4\ninsert lora(rank=rank) at blocks\n")
+    (tmp_path / "other.peft").write_text("include 'spec.peft'\ntrain head\nrequire macs < 1G\n")
+    command = [sys.executable, "-c", PROGRAM, *line.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY & set(json.loads(done.stderr))
+
+
+def test_a_wrong_command_line_is_answered_at_once(tmp_path: Path) -> None:
+    (tmp_path / "wrong.peft").write_text("model vit_base\ninsert lroa() at blocks\n")
+    times = []
+    for line in ("apply wrong.peft", "plan lora_qv rnak=3", "verify nothing"):
+        start = time.perf_counter()
+        command = [sys.executable, "-c", PROGRAM.replace("== 0", "!= 0"), *line.split()]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert not HEAVY & set(json.loads(done.stderr.splitlines()[-1]))
+    assert min(times) < 1
+
+
+def test_the_api_is_imported_when_it_is_used() -> None:
+    program = """
+import sys
+import vitrewrite
+assert "torch" not in sys.modules
+assert vitrewrite.Pass and vitrewrite.VitrewriteError
+assert "torch" not in sys.modules
+for name in vitrewrite.__all__:
+    assert getattr(vitrewrite, name) is not None
+assert "torch" in sys.modules
+try:
+    vitrewrite.nothing
+except AttributeError:
+    pass
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
