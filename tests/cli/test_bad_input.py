@@ -223,7 +223,6 @@ def test_bad_command_lines(here: Path, case: tuple[str, int, str]) -> None:
     assert snapshot(here) == before
 
 
-@pytest.mark.xfail(reason="the first parameter is asked for its device", raises=AssertionError)
 def test_a_model_without_parameters(here: Path) -> None:
     (here / "cannot.py").write_text(CANNOT)
     (here / "no_clause.peft").write_text("# nothing\n")

@@ -21,7 +21,6 @@ from vitrewrite.cli.common import busy
 
 from .invoke import COUNTS, LORA, invoke, snapshot
 
-
 # -- plan, check, sites ---------------------------------------------------------------------------
 
 

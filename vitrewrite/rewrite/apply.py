@@ -88,7 +88,7 @@ def plan(
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed)
     root = trace(request.build(meta=True), example)
-    root = on_meta(root) if request.module is not None else root
+    root = on_meta(root)
     original = _run(root)
     with torch.device("meta"):
         result = rewrite(spec, root)
@@ -163,8 +163,7 @@ def lower(rewritten: Rewritten) -> Rewritten:
 
 def _run(root: nn.Module) -> Propagation:
     """The original model, run on meta."""
-    meta = root if next(root.parameters()).device.type == "meta" else on_meta(root)
-    return Propagation(meta, example_of_one(root))
+    return Propagation(on_meta(root), example_of_one(root))
 
 
 def _shared(parameter: nn.Parameter) -> nn.Parameter:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..anatomy.sites import Anatomy
 from ..language.model import Spec
 from ..tracing.unit import duplicate, on_meta
@@ -89,7 +87,7 @@ def step_json(step: Step) -> dict[str, Any]:
 def measure(rewritten: Rewrite, base: Propagation) -> Measures:
     """Counts of a rewritten tree, and of what it lowers to."""
     root = rewritten.root
-    meta = root if _is_meta(root) else on_meta(root)
+    meta = on_meta(root)
     run = Propagation(meta, rewritten.example, base)
     lowered = base.macs
     if rewritten.editor.insertions:
@@ -101,10 +99,6 @@ def measure(rewritten: Rewrite, base: Propagation) -> Measures:
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
     return Measures(params, run.macs, lowered, base.macs, tokens)
-
-
-def _is_meta(root: torch.nn.Module) -> bool:
-    return all(p.device.type == "meta" for p in root.parameters())
 
 
 def _tokens(shape: Sequence[int] | None, layout: str) -> int | None:

@@ -21,7 +21,7 @@ def example_input(model: nn.Module) -> torch.Tensor:
         CaptureError: if it does not say.
     """
     size = image_size(model)
-    if size is None:
+    if size is None or min(size) < 1:
         raise CaptureError(
             "VR601",
             f"a {type(model).__name__} does not say what its input is",

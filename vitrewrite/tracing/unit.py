@@ -203,7 +203,9 @@ def duplicate(
 
 
 def on_meta(root: nn.Module) -> nn.Module:
-    """The same tree without weights, in float32 whatever the weights are in."""
+    """The same tree without weights, in float32; the tree itself if it has none."""
+    if all(t.is_meta for t in (*root.parameters(), *root.buffers())):
+        return root
 
     def meta(tensor: torch.Tensor) -> torch.Tensor:
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype

@@ -1,0 +1,141 @@
+"""What the tree must look like: sizes, imports, headings of passes, shipped specs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vitrewrite import catalog
+from vitrewrite.language import format_text, parse_spec
+from vitrewrite.language.tokens import VERBS
+
+ROOT = Path(__file__).parent.parent
+FILE_LIMIT, FUNCTION_LIMIT = 400, 60
+HEADINGS = (
+    "What it does", "Source", "Attaches to", "Parameters", "Forward", "Exactness", "Example",
+)  # fmt: skip
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", sources("vitrewrite", "passes", "tests"), ids=name)
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LIMIT
+
+
+@pytest.mark.parametrize("path", sources("vitrewrite", "passes"), ids=name)
+def test_functions_are_short(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < FUNCTION_LIMIT, node.name
+
+
+# -- imports --------------------------------------------------------------------------------------
+
+
+def imported(path: Path, package: str) -> Iterator[str]:
+    """Full names of the modules that a file imports; `package` is what `.` means in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def package_of(path: Path, top: str) -> str:
+    return ".".join([top, *path.relative_to(ROOT).parent.parts[1:]])
+
+
+@pytest.mark.parametrize("path", sources("vitrewrite"), ids=name)
+def test_the_core_imports_no_method(path: Path) -> None:
+    for module in imported(path, package_of(path, "vitrewrite")):
+        assert not re.match(r"(vitrewrite\.)?(passes|tests)(\.|$)", module), module
+
+
+@pytest.mark.parametrize("path", sources("passes"), ids=name)
+def test_a_pass_imports_the_core_and_its_own_folder(path: Path) -> None:
+    package = package_of(path, "vitrewrite.passes")
+    methods = {f"vitrewrite.passes.{each}" for each in catalog.passes()}
+    allowed = {"torch", "vitrewrite", *sys.stdlib_module_names}
+    for module in imported(path, package):
+        assert module.split(".")[0] in allowed, module
+        if module.startswith("vitrewrite.passes"):
+            assert module == package or module.startswith(f"{package}."), module
+            assert module not in methods - {package}, module
+
+
+def test_only_the_declared_dependencies_are_imported() -> None:
+    declared = re.search(r"^dependencies = \[(.*?)^\]", _pyproject(), re.MULTILINE | re.DOTALL)
+    assert declared
+    names = {re.split(r"[>\[=]", each)[0] for each in re.findall(r'"(.*?)"', declared[1])}
+    names |= {"huggingface_hub"}  # timm's own dependency
+    for path in sources("vitrewrite"):
+        for module in imported(path, package_of(path, "vitrewrite")):
+            top = module.split(".")[0]
+            optional = name(path) == "vitrewrite/models.py" and top == "transformers"
+            assert top in names | {"vitrewrite"} | sys.stdlib_module_names or optional, path
+
+
+def _pyproject() -> str:
+    return (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+# -- passes and specs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", catalog.passes())
+def test_the_docstring_of_a_pass_has_the_fixed_headings(method: str) -> None:
+    text = ast.get_docstring(ast.parse(catalog.signature(method).path.read_text()))
+    assert text
+    first, *lines = text.splitlines()
+    assert re.fullmatch(r"[^:]+: .+\.", first)
+    found = [line for line in lines if line and not line.startswith(" ")]
+    assert found == list(HEADINGS)
+    for heading in HEADINGS:
+        assert re.search(rf"^{heading}\n    \S", text, re.MULTILINE), heading
+    example = text.partition("\nExample\n")[2]
+    clauses = [line.strip() for line in example.splitlines() if line.split()[:1]]
+    clauses = [line for line in clauses if line.split()[0] in VERBS]
+    assert clauses, "the example has no clause"
+    for clause in clauses:
+        parse_spec(clause + "\n")
+
+
+@pytest.mark.parametrize("method", catalog.passes())
+def test_a_pass_declares_what_it_is(method: str) -> None:
+    tree = ast.parse(catalog.signature(method).path.read_text())
+    (declared,) = (
+        node for node in tree.body
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "Pass" for b in node.bases)
+    )  # fmt: skip
+    given = {ast.unparse(n.target) for n in declared.body if isinstance(n, ast.AnnAssign)}
+    assert given >= {"verbs", "attaches", "source", "claims"}
+    for option in catalog.signature(method).options.values():
+        assert option.help, option.name
+
+
+@pytest.mark.parametrize("spec", catalog.specs())
+def test_shipped_specs_are_formatted_and_right(spec: str) -> None:
+    text = catalog.spec_path(spec).read_text(encoding="utf-8")
+    assert format_text(text) == text
+    parsed = parse_spec(spec)
+    assert not parsed.warnings
+    assert text.startswith("# ")
+    assert parsed.model is not None
+    assert parsed.requires, "a shipped spec carries claims"
