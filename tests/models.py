@@ -52,6 +52,17 @@ def spread(model: Any) -> Any:
     return model
 
 
+def without_fused_attention(model: Any) -> Any:
+    """With matrix products and a softmax for attention: what `torch.fx.symbolic_trace` can follow.
+
+    Before torch 2.9, scaled_dot_product_attention refuses the proxies of that tracer.
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    return model
+
+
 SMALL_VIT = {"depth": 3}
 RATES = {"drop_rate": 0.1, "drop_path_rate": 0.3}
 ALL_RATES = {**RATES, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import fx
 
+from tests.models import without_fused_attention
 from vitrewrite.anatomy import Anatomy, analyse
 from vitrewrite.tracing import trace
 
@@ -31,6 +32,7 @@ def test_flat_graph() -> None:
     model = timm.create_model(
         "vit_tiny_patch16_224", depth=3, img_size=32, embed_dim=48, num_heads=4, num_classes=5
     ).eval()
+    model = without_fused_attention(model)
     image = torch.zeros(2, 3, 32, 32)
     nested = analyse(trace(model, image))
     root = trace(fx.symbolic_trace(model), image)
