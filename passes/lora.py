@@ -39,13 +39,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitrewrite.declare import Pass, option
-from vitrewrite.rewrite.sites import Folding, LinearSite
+from vitrewrite.rewrite.sites import LinearSite
 
 
 class LowRank(nn.Module):
     """A low-rank update of row ranges of a linear layer: y + scale * up(down(x))."""
 
     inserted_by = "lora"
+    changes = (1,)
 
     def __init__(
         self,
@@ -127,11 +128,12 @@ class Lora(Pass):
             )
         )
 
-    def lower(self, linear: Folding, branch: LowRank) -> None:
+    def lower(self, linear: LinearSite, branch: LowRank) -> bool:
         """W += s * up @ down."""
         linear.fold(
             [branch.scale * t["up"].float() @ t["down"].float() for t in self.delta(branch)]
         )
+        return True
 
     def delta(self, branch: LowRank) -> list[dict[str, torch.Tensor]]:
         """The tensors of each site, as the method names them."""

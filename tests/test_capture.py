@@ -17,6 +17,7 @@ from tests.models import spread, without_fused_attention
 
 
 def tiny(**options: Any) -> Any:
+    torch.manual_seed(0)
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
     model = timm.models.vision_transformer.VisionTransformer(**small, num_classes=5, **options)
     return spread(model).eval()

@@ -72,7 +72,7 @@ def _layer_steps(rewritten: Any, batch: int, device: torch.device) -> dict[str, 
     insertions = rewritten.result.editor.insertions
     if not insertions:
         return {}
-    site = insertions[0].sites[0]
+    site = insertions[0].site.parts[0]
     layer = rewritten.module.get_submodule(site.weight.removesuffix(".weight"))
     branch = rewritten.module.get_submodule(insertions[0].path)
     tokens = rewritten.measures.tokens[0] or 1

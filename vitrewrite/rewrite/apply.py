@@ -150,10 +150,9 @@ def lower(rewritten: Rewritten) -> Rewritten:
     The originals stay in `rewritten`, which is unchanged.
     """
     root = duplicate(rewritten.module, _shared, lambda b: b.clone())
-    left = lower_tree(root, rewritten.result.editor.insertions, rewritten.result.methods)
-    result = replace(rewritten.result, root=root, editor=type(rewritten.result.editor)(root, left))
-    counted = measure(result, _run(rewritten.base))
-    measures = replace(counted, macs_lowered=counted.macs)
+    editor = lower_tree(root, rewritten.result.editor, rewritten.result.methods)
+    result = replace(rewritten.result, root=root, editor=editor)
+    measures = measure(result, _run(rewritten.base), lowered=True)
     root.eval()
     source = realise(root)
     return replace(

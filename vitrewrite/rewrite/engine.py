@@ -11,16 +11,18 @@ from torch import nn
 
 from .. import catalog
 from ..anatomy import analyse
-from ..anatomy.sites import Anatomy, Linear
+from ..anatomy.sites import Anatomy, Attention, Block, Linear
 from ..declare import Pass
 from ..errors import RewriteError, VitrewriteError, listing, raise_all
 from ..language.model import Clause as SpecClause
 from ..language.model import Spec
 from ..tracing import inputs
+from .clause import Clause
 from .editor import Editor
 from .schedule import Job, overlapping, schedule
 from .select import KINDS, Named, Selection, Site, parts
-from .sites import Clause, LinearSite
+from .sites import AttentionSite, BlockSite, BoundSite, Context, LinearSite
+from .stream import Stream
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Rewrite:
         root: the tree of units.
         anatomy: its sites, as they were before.
         example: meta input of batch size one.
+        stream: what is known of the tokens, as passes changed it.
         steps: what each clause did, in the order of the spec.
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
@@ -57,6 +60,7 @@ class Rewrite:
     anatomy: Anatomy
     example: tuple[torch.Tensor, ...]
     editor: Editor
+    stream: Stream
     steps: list[Step] = field(default_factory=list)
     methods: dict[int, Pass] = field(default_factory=dict)
     base_trained: set[str] = field(default_factory=set)
@@ -81,7 +85,9 @@ def rewrite(spec: Spec, root: nn.Module, example: Any = None) -> Rewrite:
     """
     _refuse_drop(spec)
     anatomy = analyse(root)
-    result = Rewrite(spec, root, anatomy, example_of_one(root, example), Editor(root))
+    result = Rewrite(
+        spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
+    )
     selection = Selection(anatomy, root)
     found = _select(spec, selection)
     jobs = []
@@ -160,21 +166,43 @@ def _kind(site: Site) -> str:
 
 def _carry_out(job: Job, result: Rewrite) -> None:
     before = sum(p.numel() for p in result.root.parameters())
-    for parts_ in _grouped(job.sites):
-        job.method.rewrite(LinearSite(result.editor, job.clause, parts_))
+    scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
+    roles = tuple(site.role for site in job.sites)
+    context = Context(result.editor, job.clause, result.anatomy, result.stream, scope, roles)
+    for bound in _bound(job.sites, context):
+        job.method.rewrite(bound)
     result.editor.clean()
     added = sum(p.numel() for p in result.root.parameters()) - before
     roles = tuple(s.role for s in job.sites)
     result.steps.append(Step(job.clause, "insert", roles, "+", added))
 
 
-def _grouped(sites: Sequence[Site]) -> list[tuple[Linear, ...]]:
-    """Row ranges of one layer go to the pass together."""
+def _unit(site: Site) -> str:
+    """The unit whose graph holds a site."""
+    if isinstance(site, Linear):
+        return site.call.unit
+    if isinstance(site, Attention):
+        return site.core.unit
+    assert isinstance(site, Block)
+    return site.input.unit
+
+
+def _bound(sites: Sequence[Site], context: Context) -> list[BoundSite]:
+    """The sites as a pass gets them; row ranges of one layer come together."""
     groups: dict[Any, list[Linear]] = {}
+    bound: list[BoundSite] = []
+    owners = {b.attn.role: b for b in context.anatomy.blocks if b.attn is not None}
     for site in sites:
-        assert isinstance(site, Linear)
-        groups.setdefault((site.call, site.weight), []).append(site)
-    return [tuple(sorted(g, key=lambda s: s.rows or (0, 0))) for g in groups.values()]
+        if isinstance(site, Linear):
+            groups.setdefault((site.call, site.weight), []).append(site)
+        elif isinstance(site, Attention):
+            bound.append(AttentionSite(context, site, owners.get(site.role)))
+        elif isinstance(site, Block):
+            bound.append(BlockSite(context, site))
+    for made in bound:
+        made.refuse_twice()
+    in_order = (tuple(sorted(g, key=lambda s: s.rows or (0, 0))) for g in groups.values())
+    return [*(LinearSite(context, parts_) for parts_ in in_order), *bound]
 
 
 # -- what is trained ------------------------------------------------------------------------------

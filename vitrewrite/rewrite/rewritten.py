@@ -12,6 +12,7 @@ from torch import nn
 from ..emission.source import Source
 from ..language.model import Spec
 from .claims import Verdict
+from .editor import join
 from .engine import Rewrite
 from .plan import Measures, step_json
 
@@ -72,9 +73,9 @@ class Rewritten:
         for insertion in self.result.editor.insertions:
             method = self.result.methods[insertion.clause]
             module = self.module.get_submodule(insertion.path)
-            for site, tensors in zip(insertion.sites, method.delta(module), strict=True):
+            for owner, tensors in zip(insertion.owners, method.delta(module), strict=True):
                 for name, tensor in tensors.items():
-                    yield f"{site.path}.{insertion.pass_name}.{name}", tensor.detach()
+                    yield join(owner, insertion.pass_name, name), tensor.detach()
         parameters = dict(self.module.named_parameters())
         for name in sorted(self.result.base_trained):
             yield name, parameters[name].detach()

@@ -21,6 +21,7 @@ class LowRank(nn.Module):
     """A low-rank update of row ranges of a linear layer: y + scale * up(down(x))."""
 
     inserted_by = "lora"
+    changes = (1,)
 
     def __init__(
         self,
