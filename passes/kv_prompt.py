@@ -79,7 +79,7 @@ class KeyValuePrompt(nn.Module):
 
     def join(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The rows on their side of the tokens, in every image."""
-        rows = rows.to(tokens.dtype).expand(len(tokens), -1, -1, -1)
+        rows = rows.to(tokens.dtype).expand(tokens.shape[0], -1, -1, -1)
         return torch.cat([rows, tokens] if self.before else [tokens, rows], dim=2)
 
 

@@ -65,7 +65,7 @@ class Prompt(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The tokens with the prompts; mask is [count, C]."""
         rows = self.prompt if mask is None else self.prompt * mask
-        rows = F.dropout(rows.to(x.dtype).expand(len(x), -1, -1), self.dropout, self.training)
+        rows = F.dropout(rows.to(x.dtype).expand(x.shape[0], -1, -1), self.dropout, self.training)
         behind = self.start + self.count if self.replace else self.start
         return torch.cat([x[:, : self.start], rows, x[:, behind:]], dim=1)
 
@@ -136,7 +136,7 @@ class ConstantRows(nn.Module):
 
     def forward(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Keys and values with the rows, and the bias of all keys if there is one."""
-        rows = (r.to(k.dtype).expand(len(k), -1, -1, -1) for r in (self.k, self.v))
+        rows = (r.to(k.dtype).expand(k.shape[0], -1, -1, -1) for r in (self.k, self.v))
         grown = tuple(torch.cat(pair, dim=2) for pair in zip(rows, (k, v), strict=True))
         if self.weighted:
             return *grown, F.pad(self.bias.to(k.dtype), (0, k.shape[2]))[None, None, None]

@@ -122,7 +122,7 @@ class BipartiteMerge(nn.Module):
 
     def merge_hard(self, scores: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """b with every row of a added to its best match."""
-        first = torch.arange(len(b), device=b.device)[:, None] * b.shape[1]
+        first = torch.arange(b.shape[0], device=b.device)[:, None] * b.shape[1]
         into = (scores.argmax(dim=-1) + first).flatten()
         return b.flatten(0, 1).index_add(0, into, a.flatten(0, 1)).view_as(b)
 

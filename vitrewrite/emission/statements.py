@@ -13,7 +13,7 @@ from ..tracing.guards import check_input, check_size
 from ..tracing.nodes import is_size
 from ..tracing.operators import is_impure, is_inplace
 from .effects import has_effect
-from .expressions import INPLACE
+from .expressions import INPLACE, named_arguments
 from .grouping import augmented, is_scalar, sized, unpacked
 from .loops import Loop, find_loops
 
@@ -159,7 +159,8 @@ class Plan:
             return False
         if is_impure(node) and not node.users:
             return False
-        if node.target is operator.setitem or node.meta.get("origin"):
+        returned = len(node.users) == 1 and next(iter(node.users)).op == "output"
+        if node.target is operator.setitem or (node.meta.get("origin") and not returned):
             return False
         if not isinstance(node.meta.get("val"), torch.Tensor) and is_scalar(node):
             return len(node.users) == 1 or not node.meta.get("hint")
@@ -189,8 +190,9 @@ class Plan:
         """About how many characters the expression for a node takes."""
         target: Any = node.target
         name = target if isinstance(target, str) else target.__name__
-        inner = (*node.args, *node.kwargs.values())
-        extra = sum(len(k) + 1 for k in node.kwargs)
+        named = named_arguments(node)
+        inner = (*node.args, *named.values())
+        extra = sum(len(k) + 1 for k in named)
         return min(len(name), 24) + 4 + extra + sum(self._length(v) + 2 for v in inner)
 
     def _length(self, value: Any) -> int:

@@ -55,7 +55,7 @@ class LowRank(nn.Module):
         else:
             code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
         if self.drop_path:
-            ones = code.new_ones((len(code),) + (1,) * (code.dim() - 1))
+            ones = code.new_ones(code.shape[:1] + (1,) * (code.dim() - 1))
             code = code * F.dropout(ones, self.drop_path, self.training)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         ups = torch.split(self.up, [b - a for a, b in self.rows])
@@ -148,7 +148,7 @@ class BipartiteMerge(nn.Module):
 
     def merge_hard(self, scores: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """b with every row of a added to its best match."""
-        first = torch.arange(len(b), device=b.device)[:, None] * b.shape[1]
+        first = torch.arange(b.shape[0], device=b.device)[:, None] * b.shape[1]
         into = (scores.argmax(dim=-1) + first).flatten()
         return b.flatten(0, 1).index_add(0, into, a.flatten(0, 1)).view_as(b)
 

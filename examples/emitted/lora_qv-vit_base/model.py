@@ -52,7 +52,7 @@ class LowRank(nn.Module):
         else:
             code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
         if self.drop_path:
-            ones = code.new_ones((len(code),) + (1,) * (code.dim() - 1))
+            ones = code.new_ones(code.shape[:1] + (1,) * (code.dim() - 1))
             code = code * F.dropout(ones, self.drop_path, self.training)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         ups = torch.split(self.up, [b - a for a, b in self.rows])
