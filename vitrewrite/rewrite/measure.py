@@ -16,7 +16,7 @@ from ..tracing.configuration import freeze
 from ..tracing.unit import Unit, run_node
 
 # The counter knows `addmm`, and not that it can be done in place.
-_MORE = {torch.ops.aten.addmm_: lambda c, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
+MORE_FLOPS = {torch.ops.aten.addmm_: lambda c, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Propagation:
         self.entries: dict[Hashable, _Entry] = known.entries if known else {}
         self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
-        counter = FlopCounterMode(display=False, custom_mapping=_MORE)
+        counter = FlopCounterMode(display=False, custom_mapping=MORE_FLOPS)
         with counter as self.counter, torch.no_grad():
             self.top = self._run(root, inputs)
         self.macs = self.entries[self.top].macs
