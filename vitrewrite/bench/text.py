@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..report.text import giga
+from ..report.text import giga, plural
 from ..report.text import table as columns
 
 KINDS = {
@@ -29,7 +29,7 @@ PEAK = {
 }
 SAVED = "saved: what autograd keeps for backward, each storage once, without parameters and inputs."
 RATIO = "time / base: median of the ratios within a round, smallest to largest in brackets."
-COMPILE = "compile: the first step of a compiled model, in seconds; no part of the times."
+COMPILE = "compile: the first step of a compiled model without caches; no part of the times."
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -45,8 +45,8 @@ def table(result: Mapping[str, Any]) -> str:
 def _head(result: Mapping[str, Any]) -> str:
     return (
         f"{result['spec']} on {result['model']}: batch {result['batch']}, {result['dtype']}, "
-        f"{result['rounds']} interleaved rounds\n"
-        f"{result['device']} ({result['device_name']}), {result['threads']} threads, "
+        f"{plural(result['rounds'], 'interleaved round')}\n"
+        f"{result['device']} ({result['device_name']}), {plural(result['threads'], 'thread')}, "
         f"torch {result['torch']}"
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..bench.text import KINDS
 from ..emission.file import render
 from .picture import COLOURS
+from .text import plural
 
 _STEPS = (0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _TICKS = 8  # at most
@@ -54,9 +55,10 @@ def chart(result: Mapping[str, Any]) -> str:
     return render(
         "bench.svg.jinja", groups=groups, end=count * step,
         ticks=[(i * step, f"{i * step:g}") for i in range(count + 1)],
-        title=f"{result['model']}: {result['spec']}",
-        subtitle=f"{result['device_name']}, {result['threads']} threads, batch {result['batch']}, "
-        f"{result['dtype']}, torch {result['torch']}, {result['rounds']} rounds",
+        title=f"{result['spec']} on {result['model']}",
+        subtitle=f"{result['device_name']}, {plural(result['threads'], 'thread')}, "
+        f"batch {result['batch']}, {result['dtype']}, torch {result['torch']}, "
+        f"{plural(result['rounds'], 'round')}",
     )  # fmt: skip
 
 
