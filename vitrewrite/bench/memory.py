@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-Step = Callable[[], object]
+from .timing import Step, wait
 
 
 def peak_bytes(step: Step, device: torch.device) -> int | None:
@@ -30,11 +30,11 @@ def peak_bytes(step: Step, device: torch.device) -> int | None:
     module = torch.get_device_module(device)
     if not hasattr(module, "max_memory_allocated"):
         return None
-    module.synchronize()
+    wait(device)
     before = module.memory_allocated(device)
     module.reset_peak_memory_stats(device)
     step()
-    module.synchronize()
+    wait(device)
     return int(module.max_memory_allocated(device) - before)
 
 

@@ -16,12 +16,17 @@ WARM_UP = 2
 
 def seconds(step: Step, device: torch.device) -> float:
     """How long one step takes, until the device is done."""
-    module = torch.get_device_module(device)
-    module.synchronize()
+    wait(device)
     start = time.perf_counter()
     step()
-    module.synchronize()
+    wait(device)
     return time.perf_counter() - start
+
+
+def wait(device: torch.device) -> None:
+    """Until an accelerator has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def timed(
