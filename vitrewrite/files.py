@@ -371,3 +371,26 @@ def _replacing_file(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_file(target: Path) -> None:
+    """Refuses a file that cannot be written, before the work is done.
+
+    Raises:
+        FileError: VR702.
+    """
+    with _reported(target):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"'{target.parent}' takes no files")
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes a file, all or nothing.
+
+    Raises:
+        FileError: VR702 if it cannot be written.
+    """
+    with _replacing_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")

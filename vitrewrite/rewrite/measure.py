@@ -16,7 +16,7 @@ from ..tracing.configuration import freeze
 from ..tracing.unit import Unit, run_node
 
 # The counter knows `addmm`, and not that it can be done in place.
-_MORE = {torch.ops.aten.addmm_: lambda c, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
+MORE_FLOPS = {torch.ops.aten.addmm_: lambda c, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Propagation:
         self.entries: dict[Hashable, _Entry] = known.entries if known else {}
         self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
-        counter = FlopCounterMode(display=False, custom_mapping=_MORE)
+        counter = FlopCounterMode(display=False, custom_mapping=MORE_FLOPS)
         with counter as self.counter, torch.no_grad():
             # The tree computes in float32, whatever the model it stands for does.
             floats = tuple(v.float() if v.is_floating_point() else v for v in inputs)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..errors import VerifyError
+from .check import Check
+from .compiled import compiled as compiles
+from .compiled import compiled_gradients, compiled_training, exported, recompiled
 from .numeric import difference, lowering_error, randomised, relative, sample
 
 if TYPE_CHECKING:
@@ -17,30 +18,6 @@ if TYPE_CHECKING:
 
 LOWERING = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 """Largest relative error of an exact lowering by dtype; bfloat16 rounds the folded weights."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One claim, whether it holds, and what was measured."""
-
-    name: str
-    holds: bool
-    measured: Any
-    note: str = ""
-
-    def __str__(self) -> str:
-        shown = f"{self.measured:.3g}" if isinstance(self.measured, float) else str(self.measured)
-        return f"{self.name}: {shown}" + (f" ({self.note})" if self.note else "")
-
-    def to_json(self) -> dict[str, Any]:
-        """The check as data."""
-        return {
-            "check": self.name, "holds": self.holds, "measured": self.measured, "note": self.note,
-        }  # fmt: skip
-
-    def error(self) -> VerifyError:
-        """The failed check as an error."""
-        return VerifyError("VR503", f"{self.name}: measured {self.measured}", notes=[self.note])
 
 
 def quick(rewritten: Rewritten) -> list[Check]:
@@ -62,7 +39,11 @@ def verify_rewritten(rewritten: Rewritten, *, compiled: bool = False) -> list[Ch
         _images_apart(rewritten),
         *_lowering(rewritten),
         *_guards(rewritten),
-        _compiled(rewritten, "inductor" if compiled else "eager"),
+        exported(rewritten),
+        compiles(rewritten, "inductor" if compiled else "eager"),
+        compiled_training(rewritten),
+        *(compiled_gradients(rewritten, "inductor") if compiled else ()),
+        recompiled(rewritten),
         *_claims(rewritten),
     ]
 
@@ -168,24 +149,6 @@ def _guards(rewritten: Rewritten) -> Iterator[Check]:
     except ValueError as error:
         message = str(error)
     yield Check("another image size is refused", message.startswith("captured for"), message)
-
-
-def _compiled(rewritten: Rewritten, backend: str) -> Check:
-    """`torch.compile` makes one graph of the model, and its code agrees."""
-    import torch._dynamo
-
-    inputs = sample(rewritten)
-    torch._dynamo.reset()
-    try:
-        with torch.no_grad():
-            made = torch.compile(rewritten.module.eval(), backend=backend, fullgraph=True)(*inputs)
-            plain = rewritten.module(*inputs)
-    except Exception as error:  # dynamo has many ways to say that it cannot
-        return Check("compiles to one graph", False, str(error).strip().splitlines()[0])
-    first = plain if isinstance(plain, torch.Tensor) else next(iter(plain))
-    other = made if isinstance(made, torch.Tensor) else next(iter(made))
-    apart = float((first - other).abs().max() / first.abs().max().clamp_min(1e-12))
-    return Check("compiles to one graph", apart < 1e-3, apart, f"backend {backend}")
 
 
 def _claims(rewritten: Rewritten) -> Iterator[Check]:

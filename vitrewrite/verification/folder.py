@@ -15,7 +15,8 @@ from ..language import parse_spec
 from ..models import load_weights
 from ..rewrite.apply import apply, lower
 from ..rewrite.rewritten import Rewritten
-from .checks import Check, verify_rewritten
+from .check import Check
+from .checks import verify_rewritten
 from .numeric import sample
 
 _RUN = """
