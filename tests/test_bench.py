@@ -277,6 +277,9 @@ def test_a_step_that_does_not_run() -> None:
 
 def test_the_chart() -> None:
     result = bench.run(request(tiny()), replace(SETTINGS, rounds=3))
+    for rows in (result["forward"], result["training"], result["layer_forward_backward"]):
+        for row in rows.values():  # what was measured on a busy machine can be anything
+            row.update(ratio=1.0, ratio_min=0.9, ratio_max=1.1)
     slow = result["training"]["rewritten"]
     slow.update(ratio=2.0, ratio_min=1.5, ratio_max=3.75, macs_ratio=1.25)
     result["model"] = "a <model> & more"
