@@ -49,11 +49,14 @@ def contenders(
     The lowered model trains what is left of what the spec trains, which may be the head alone.
     """
     lowered = lower(rewritten)
-    trained = {n for n, p in rewritten.module.named_parameters() if p.requires_grad}
+    trained, left = (
+        {n for n, p in each.module.named_parameters() if p.requires_grad}
+        for each in (rewritten, lowered)
+    )
     made = [
         ("base", rewritten.base, rewritten.result.head, rewritten.measures.macs_base),
         ("rewritten", rewritten.module, trained, rewritten.measures.macs),
-        ("lowered", lowered.module, trained, lowered.measures.macs),
+        ("lowered", lowered.module, left, lowered.measures.macs),
     ]
     eager = []
     for name, root, names, macs in made:
