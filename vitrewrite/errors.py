@@ -125,6 +125,10 @@ class FileError(VitrewriteError):
     """A folder, weights file or delta cannot be read, written or used here."""
 
 
+class ProfileError(VitrewriteError):
+    """Measurements do not fit the model, or do not allow what is asked of them."""
+
+
 class EmitError(VitrewriteError):
     """Source cannot be written for a model."""
 
