@@ -135,6 +135,10 @@ class Lora(Pass):
         )
         return True
 
+    def cost(self, out_features: int, in_features: int) -> int:
+        """Parameters at a matrix."""
+        return self.rank * (in_features + out_features)
+
     def delta(self, branch: LowRank) -> list[dict[str, torch.Tensor]]:
         """The tensors of each site, as the method names them."""
         downs = torch.split(branch.down, branch.rank)

@@ -58,6 +58,10 @@ class Pass:
         """Carries the pass out at a site, through the verbs that the site offers."""
         raise NotImplementedError
 
+    def cost(self, out_features: int, in_features: int, /) -> int:
+        """Parameters that the pass adds at a matrix, which budgets ask for."""
+        raise NotImplementedError
+
     def lower(self, site: Any, module: Any, /) -> bool:
         """Makes what the pass inserted cheaper, through the verbs that the site offers.
 

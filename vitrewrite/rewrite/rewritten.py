@@ -57,6 +57,7 @@ class Rewritten:
             "lowered": self.lowered,
             "clauses": [step_json(step) for step in self.result.steps],
             **self.measures.to_json(),
+            "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": self.result.warnings,
         }

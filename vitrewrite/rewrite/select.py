@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -24,6 +24,7 @@ from ..language.selectors import (
     Where,
 )
 from ..language.selectors import Optional as Maybe
+from ..sensitivity.sites import Entries
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ class _Group:
     children: Mapping[str, Any] | None = None
 
 
-Site = Block | Attention | Mlp | Linear | Named
+Site = Block | Attention | Mlp | Linear | Named | Entries
 KINDS: Mapping[str, type[Site]] = {
     "linear": Linear,
     "attention": Attention,
     "mlp": Mlp,
     "block": Block,
+    "entries": Entries,
 }
 
 
@@ -59,10 +61,17 @@ class Selection:
     Args:
         anatomy: what its places are.
         root: the captured tree, for modules and parameters by name.
+        measured: evaluates selectors that measure, such as `sensitive(...)`.
     """
 
-    def __init__(self, anatomy: Anatomy, root: nn.Module) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        root: nn.Module,
+        measured: Callable[[Call], tuple[Site, ...]] | None = None,
+    ) -> None:
         self.anatomy = anatomy
+        self.measured = measured
         self.root = root
         self.modules = dict(root.named_modules())
         self.parameters = dict(root.named_parameters(remove_duplicate=False))
@@ -105,12 +114,9 @@ class Selection:
         if isinstance(node, ModuleGlob):
             return self._glob(node)
         if isinstance(node, Call):
-            raise MatchError(
-                "VR306",
-                f"'{node.name}' needs measurements, and none are given",
-                span=node.span,
-                suggestion="run 'vitrewrite profile' first",
-            )
+            if self.measured is None:
+                raise MatchError("VR306", f"'{node.name}' makes no sense here", span=node.span)
+            return self.measured(node)
         return self.sites(node)
 
     # -- sets -----------------------------------------------------------------------------------

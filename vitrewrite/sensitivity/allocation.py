@@ -1,8 +1,8 @@
 """Spends a budget of parameters where a model is most sensitive.
 
-The rule of "Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning" (He et al., ICCV 2023): the tau
-most sensitive entries of the whole model are ranked together; a matrix that holds enough of them
-gets a structured module, else these entries alone are trained.
+The rule of "Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning" (He et al., ICCV 2023): the
+tau most sensitive entries of the whole model are ranked together; a matrix that holds enough of
+them gets a structured module, else these entries alone are trained.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ class Candidate:
         rows: half-open range of the parameter's rows, or None for all of them.
         part: `q`, `k` or `v` for rows of a fused layer, else "".
         site: the linear layer, or rows of one, whose weight a matrix is.
+        layer: the linear layer that it belongs to, for biases too.
         null: whether its gradient is zero by construction: the bias of keys, which adds one number
             to all scores of a query.
     """
@@ -33,6 +34,7 @@ class Candidate:
     rows: tuple[int, int] | None = None
     part: str = ""
     site: Linear | None = None
+    layer: Linear | None = None
     null: bool = False
 
     @property
@@ -93,8 +95,8 @@ def _candidates(
             assert rows is not None, "several sites of one weight are rows of it"
             yield Candidate(
                 name, (rows[1] - rows[0], *shape[1:]), rows, part,
-                None if vector else site, null=vector and part == "k",
+                None if vector else site, site, null=vector and part == "k",
             )  # fmt: skip
         return
     null = vector and len(split) == 1 and split[0].role.endswith(".k")
-    yield Candidate(name, shape, site=None if vector else whole, null=null)
+    yield Candidate(name, shape, site=None if vector else whole, layer=whole, null=null)

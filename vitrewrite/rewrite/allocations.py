@@ -1,0 +1,116 @@
+"""`sensitive(...)` in a spec: one allocation for all clauses that name it alike.
+
+A clause takes of the allocation what its pass attaches to: a pass for linear layers the matrices
+that hold enough sensitive entries, one for entries the single entries, `train` the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..anatomy.sites import Anatomy
+from ..errors import MatchError
+from ..language.model import Clause, Spec
+from ..language.selectors import Call
+from ..sensitivity import Allocation, Decision, Rule, allocate, candidates
+from ..sensitivity.profile import Profile
+from ..sensitivity.sites import Entries
+from .passes import method_of
+from .select import KINDS, Named, Site
+
+
+class Allocations:
+    """Evaluates `sensitive(...)` on one model.
+
+    Args:
+        spec: whose clauses share allocations.
+        root: the model.
+        anatomy: its sites.
+        profile: measured sensitivities, or None.
+        extra: parameters that the spec trains in any case, the head excluded.
+    """
+
+    def __init__(
+        self, spec: Spec, root: nn.Module, anatomy: Anatomy, profile: Profile | None, extra: int
+    ) -> None:
+        self.spec, self.root, self.anatomy = spec, root, anatomy
+        self.profile, self.extra = profile, extra
+        self.made: dict[str, Allocation] = {}
+
+    def sites(self, clause: Clause, call: Call) -> tuple[Site, ...]:
+        """What a clause gets of the allocation.
+
+        Raises:
+            MatchError: VR306 without measurements.
+            ProfileError: VR760 for those of another model, VR761 for a budget out of reach.
+        """
+        kinds: tuple[type, ...] = (Named,)
+        if clause.use is not None:
+            kinds = tuple(KINDS[kind] for kind in method_of(clause).attaches)
+        found = (site for d in self.allocation(call).decisions for site in _sites(d))
+        return tuple(site for site in found if isinstance(site, kinds))
+
+    def allocation(self, call: Call) -> Allocation:
+        """The allocation of a selector."""
+        if self.profile is None:
+            raise MatchError(
+                "VR306", f"'{call.name}' needs measurements, and none are given", span=call.span,
+                suggestion="give data=..., or run 'vitrewrite profile' and give its file",
+            )  # fmt: skip
+        if str(call) not in self.made:
+            values: dict[str, Any] = dict(call.values)
+            budget = values.pop("budget")
+            rule = Rule(
+                cost=self._cost(call), extra=self.extra,
+                **{k: v for k, v in values.items() if k in Rule.__dataclass_fields__},
+            )  # fmt: skip
+            listed = candidates(self.root, self.anatomy)
+            measured = self.profile.sensitivities(listed)
+            with torch.device("cpu"):  # also where the model has no data
+                self.made[str(call)] = allocate(listed, measured, int(budget), rule)
+        return self.made[str(call)]
+
+    def _cost(self, call: Call) -> Any:
+        """What the structured pass of the allocation costs, if there is one."""
+        for clause in self.spec.clauses:
+            if clause.use is not None and str(call) in map(str, calls(clause.sites)):
+                method = method_of(clause)
+                if "linear" in method.attaches:
+                    return method.cost
+        return None
+
+
+def calls(selector: Any) -> Iterator[Call]:
+    """The parts of a selector that measure."""
+    if isinstance(selector, Call):
+        yield selector
+    for name in ("selector", "start", "within"):
+        yield from calls(getattr(selector, name)) if hasattr(selector, name) else ()
+    for name in ("parts", "removed"):
+        for part in getattr(selector, name, ()):
+            yield from calls(part)
+
+
+def _sites(decision: Decision) -> Iterator[Site]:
+    candidate = decision.candidate
+    kind = candidate.parameter.rpartition(".")[2]
+    path = candidate.parameter.rpartition(".")[0]
+    if candidate.part:
+        path = f"{path.rpartition('.')[0]}.{candidate.part}".lstrip(".")
+    if decision.kind == "structured" and candidate.site is not None:
+        yield candidate.site
+    elif decision.kind == "vector" and candidate.rows is None:
+        yield Named(candidate.parameter, candidate.parameter, "parameter")
+    elif decision.kind in ("vector", "entries"):
+        places = decision.entries
+        if decision.kind == "vector":  # a third of a fused bias: all of its entries
+            places = torch.arange(candidate.shape[0], device="cpu")
+        width = candidate.shape[1] if candidate.is_matrix else 1
+        first = 0 if candidate.rows is None else candidate.rows[0] * width
+        yield Entries(
+            candidate.name, candidate.parameter, f"{path}.{kind}", places + first, candidate.layer
+        )
