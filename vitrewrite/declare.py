@@ -70,6 +70,10 @@ class Pass:
         """
         return False
 
+    def errors(self, module: Any, inputs: Any, outputs: Any, /) -> dict[str, float]:
+        """What must hold of one call of an inserted module: by claim, how far off it is."""
+        return {}
+
     def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
         """The tensors of each site of an inserted module, named and shaped as its card has them."""
         raise NotImplementedError

@@ -164,6 +164,6 @@ def test_random_specs_verify_or_are_refused(strategy: Any, data: st.DataObject) 
         assert refused.count("VR") >= 1
         return
     assume(rewritten.result.steps)
-    vr.verify(rewritten)
+    vr.verify(rewritten, graphs=False)
     lowered = vr.lower(rewritten)
     assert lowered.report["macs"] == rewritten.report["macs_lowered"]

@@ -14,6 +14,7 @@ from .compiled import compiled_gradients, compiled_training, exported, recompile
 from .numeric import difference, lowering_error, randomised, relative, sample
 
 if TYPE_CHECKING:
+    from ..rewrite.editor import Insertion
     from ..rewrite.rewritten import Rewritten
 
 LOWERING = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
@@ -25,27 +26,36 @@ def quick(rewritten: Rewritten) -> list[Check]:
     return [*_identity(rewritten), *_frozen(rewritten), _keys(rewritten), _emitted(rewritten)]
 
 
-def verify_rewritten(rewritten: Rewritten, *, compiled: bool = False) -> list[Check]:
+def verify_rewritten(
+    rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True
+) -> list[Check]:
     """All checks.
 
     Args:
         rewritten: the model; it is not changed.
         compiled: whether to compare with inductor's code too, which takes minutes on a CPU;
             otherwise only that the model compiles to one graph is checked.
+        graphs: whether to export and compile it at all.
     """
     return [
         *quick(rewritten),
         *_gradients(rewritten),
         _images_apart(rewritten),
+        *_properties(rewritten),
         *_lowering(rewritten),
         *_guards(rewritten),
-        exported(rewritten),
-        compiles(rewritten, "inductor" if compiled else "eager"),
-        compiled_training(rewritten),
-        *(compiled_gradients(rewritten, "inductor") if compiled else ()),
-        recompiled(rewritten),
+        *(_graphs(rewritten, compiled=compiled) if graphs else ()),
         *_claims(rewritten),
     ]
+
+
+def _graphs(rewritten: Rewritten, *, compiled: bool) -> Iterator[Check]:
+    yield exported(rewritten)
+    yield compiles(rewritten, "inductor" if compiled else "eager")
+    yield compiled_training(rewritten)
+    if compiled:
+        yield from compiled_gradients(rewritten, "inductor")
+    yield recompiled(rewritten)
 
 
 def _identity(rewritten: Rewritten) -> Iterator[Check]:
@@ -123,6 +133,31 @@ def _images_apart(rewritten: Rewritten) -> Check:
 
     error = relative(module, Alone(), inputs)
     return Check("images do not see each other", error < 1e-4, error)
+
+
+@torch.no_grad()
+def _properties(rewritten: Rewritten) -> Iterator[Check]:
+    """What passes claim of each call of their modules."""
+    module = rewritten.module.eval()
+    found: dict[str, float] = {}
+
+    def watch(insertion: Insertion) -> Any:
+        method = rewritten.result.methods[insertion.clause]
+
+        def hook(child: nn.Module, inputs: Any, outputs: Any) -> None:
+            for claim, error in method.errors(child, inputs, outputs).items():
+                found[claim] = max(error, found.get(claim, 0.0))
+
+        return module.get_submodule(insertion.path).register_forward_hook(hook)
+
+    handles = [watch(insertion) for insertion in rewritten.result.editor.insertions]
+    try:
+        module(*sample(rewritten))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for claim, error in found.items():
+        yield Check(claim, error < 1e-3, error)
 
 
 def _lowering(rewritten: Rewritten) -> Iterator[Check]:
