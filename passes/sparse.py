@@ -46,6 +46,8 @@ class SparseDelta(nn.Module):
 
     inserted_by = "sparse"
     changes = (1,)
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
     weight_index: torch.Tensor
     bias_index: torch.Tensor
 
@@ -67,7 +69,7 @@ class SparseDelta(nn.Module):
             ctx.save_for_backward(x, values, index)
 
         @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             """Of x, and of the values."""
             x, values, index = ctx.saved_tensors
             full = values.new_zeros(ctx.rows * x.shape[-1]).index_add(0, index, values)

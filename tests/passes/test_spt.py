@@ -14,12 +14,20 @@ from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.sensitivity.profile import Profile
 
 CALL = "sensitive(budget=4K, scale=10K)"
-SPT = """insert {structured} at """ + CALL + """
-insert sparse() at """ + CALL + """
-train """ + CALL + """
+SPT = (
+    """insert {structured} at """
+    + CALL
+    + """
+insert sparse() at """
+    + CALL
+    + """
+train """
+    + CALL
+    + """
 train cls_token
 train head
 """
+)
 STRUCTURED = {
     "spt-lora-vit": "lora(rank=2, convention=spt, dropout=0, drop_path=0)",
     "spt-adapter-vit": "adapter(hidden=2, dropout=0, drop_path=0)",
@@ -83,7 +91,9 @@ def test_golden(name: str) -> None:
             parameter.data = parameter.grad
     found = {names[k]: v for k, v in rewritten.delta().items() if k in names}
     # A third of a fused bias that is trained whole is a plain vector to the case.
-    whole = {k.removesuffix(".delta"): v for k, v in found.items() if f"grad.{k}" not in case.tensors}
+    whole = {
+        k.removesuffix(".delta"): v for k, v in found.items() if f"grad.{k}" not in case.tensors
+    }
     case.gradients_close({**found, **whole})
 
 
