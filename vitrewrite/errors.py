@@ -7,8 +7,10 @@ VitrewriteError
 ├── RewriteError     clauses in conflict, a pass that cannot do what it was asked (VR4xx)
 ├── VerifyError      a claim that does not hold (VR5xx)
 ├── CaptureError     a model that cannot be captured, or was captured for something else (VR6xx)
-├── FileError        folders, weights and deltas on disk (VR7xx)
-├── EmitError        source that cannot be written (VR8xx)
+├── FileError        folders, weights, deltas and checkpoints on disk (VR70x to VR73x)
+├── DataError        images and labels (VR74x)
+├── EmitError        source that cannot be written (VR80x)
+├── TuneError        training that cannot start or go on (VR85x)
 ├── UsageError       a command line that makes no sense (VR9xx)
 └── ErrorList        several of the above, reported together
 ```
@@ -125,8 +127,16 @@ class FileError(VitrewriteError):
     """A folder, weights file or delta cannot be read, written or used here."""
 
 
+class DataError(VitrewriteError):
+    """Images or labels are missing, broken, or do not fit the model."""
+
+
 class EmitError(VitrewriteError):
     """Source cannot be written for a model."""
+
+
+class TuneError(VitrewriteError):
+    """Training cannot start here, or cannot go on."""
 
 
 class UsageError(VitrewriteError):
