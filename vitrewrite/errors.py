@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # What moves the cursor, colours a terminal, reorders or hides text: control characters, marks of
 # direction and zero width, lone surrogates. Tab and newline are the two exceptions.
@@ -101,6 +102,18 @@ class VitrewriteError(Exception):
 
     def __str__(self) -> str:
         return self.render()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled by the arguments of their base; worker processes send ours back.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    cls: type[VitrewriteError], args: tuple[object, ...], state: dict[str, Any]
+) -> VitrewriteError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class SpecError(VitrewriteError):

@@ -126,10 +126,11 @@ def batches(
 
 
 def _loaded(images: Images, order: Any, workers: int) -> Iterator[Batch]:
-    pin = torch.cuda.is_available()
     loader = DataLoader(
-        images, batch_sampler=order, collate_fn=_collate, num_workers=workers, pin_memory=pin
-    )
+        images, batch_sampler=order, collate_fn=_collate, num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # otherwise starting it draws from the global one
+    )  # fmt: skip
     for found in loader:
         if isinstance(found, DataError):
             raise found

@@ -40,7 +40,7 @@ class Engine:
                 "VR851", "tune needs accelerate", suggestion="pip install 'vitrewrite[tune]'"
             ) from error
         gpu = device != "cpu" and torch.accelerator.is_available()
-        _refuse_fsdp_of_accelerate(gpu)
+        launched = _launched_for_fsdp(gpu)
         if settings.precision == "fp16" and not gpu:
             raise TuneError(
                 "VR852", "precision fp16 needs a GPU", suggestion="take bf16, or no mixing"
@@ -51,8 +51,8 @@ class Engine:
         self.processes: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
         self.is_main: bool = self.accelerator.is_main_process
-        self.sharded = settings.shard
-        if settings.shard and not torch.distributed.is_initialized():
+        self.sharded = settings.shard or launched
+        if self.sharded and not torch.distributed.is_initialized():
             raise TuneError(
                 "VR852",
                 "sharding needs several processes",
@@ -130,15 +130,19 @@ class Engine:
         return result
 
 
-def _refuse_fsdp_of_accelerate(gpu: bool) -> None:
+def _launched_for_fsdp(gpu: bool) -> bool:
+    """Whether `accelerate launch` asks for FSDP2; it then takes our sharded module as it is.
+
+    Raises:
+        TuneError: VR852 on a CPU, where accelerate runs DDP without a word, and for FSDP1.
+    """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("1", "true", "yes", "on"):
-        return
-    where = "here" if gpu else "on a CPU, where accelerate would run DDP without a word"
-    raise TuneError(
-        "VR852",
-        f"accelerate's own FSDP is not supported {where}",
-        suggestion="launch without --use_fsdp and set tune.shard=true",
-    )
+        return False
+    if gpu and os.environ.get("FSDP_VERSION") == "2":
+        return True
+    what = "FSDP1 is not supported" if gpu else "accelerate's FSDP would be DDP on a CPU"
+    suggestion = "launch without --use_fsdp and set tune.shard=true"
+    raise TuneError("VR852", what, suggestion=suggestion)
 
 
 # -- FSDP2 ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,8 @@ class RunFolder:
         Raises:
             FileError: VR702 if it cannot be written; the checkpoints are still there.
         """
+        for left in self.path.glob(".files.*"):  # by a run that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         emit_into(rewritten, self.path)
 
 

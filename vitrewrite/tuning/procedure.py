@@ -41,7 +41,7 @@ An extra loss with its schedule is a hook alone:
 class Distil(Procedure):
     def terms(self, run, batch, output):
         with torch.no_grad():
-            wanted = run.original.base(batch.images)
+            wanted = run.base(batch.images)
         return {"distillation": (1 - run.progress) * F.mse_loss(output, wanted)}
 ```
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +73,16 @@ class Run:
     def progress(self) -> float:
         """How much of the phase is done, from 0 to 1."""
         return self.step / self.steps if self.steps else 1.0
+
+    @functools.cached_property
+    def base(self) -> nn.Module:
+        """The model before it was rewritten, frozen, in eval mode, on the device: a teacher."""
+        device = next(self.module.parameters()).device
+
+        def parameter(old: nn.Parameter) -> nn.Parameter:
+            return nn.Parameter(old.detach().to(device), requires_grad=False)
+
+        return duplicate(self.original.base, parameter, lambda b: b.to(device)).eval()
 
     @property
     def hooks(self) -> tuple[Hooks, ...]:
