@@ -1,4 +1,4 @@
-"""What the tests of training share: a folder with a tiny model and a spec, and folders of images."""
+"""What the tests of training share: a folder with a tiny model and a spec, and one of images."""
 
 from __future__ import annotations
 

@@ -171,15 +171,13 @@ def test_a_validation_class_that_training_lacks(pictures: Path) -> None:
     (pictures / "dark").rename(pictures / "train" / "dark")
     (pictures / "val").mkdir()
     (pictures / "light").rename(pictures / "val" / "light")
-    with pytest.raises(DataError, match="VR740 .*'light' that 'train' lacks"):
+    with pytest.raises(DataError, match=r"VR740 .*'light' that 'train' lacks"):
         open_data(str(pictures), COLOUR)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("content", [b"", b"no image at all", "cut"])
-def test_an_image_that_cannot_be_read(
-    content: bytes | str, workers: int, pictures: Path
-) -> None:
+def test_an_image_that_cannot_be_read(content: bytes | str, workers: int, pictures: Path) -> None:
     path = pictures / "light" / "05.png"
     path.write_bytes(path.read_bytes()[:200] if isinstance(content, str) else content)
     data = open_data(str(pictures), COLOUR)
@@ -191,7 +189,7 @@ def test_an_image_that_cannot_be_read(
 
 def test_labels_have_to_fit_the_head(pictures: Path) -> None:
     data = open_data(str(pictures), COLOUR)
-    with pytest.raises(DataError, match="VR743 .* has 2 classes and the head 1 outputs"):
+    with pytest.raises(DataError, match=r"VR743 .* has 2 classes and the head 1 outputs"):
         data.check_head(1)
     data.check_head(2)
     odd = Data("odd", data.train, data.val, ())

@@ -23,7 +23,10 @@ from vitrewrite.tuning import Group, Phase, Procedure, Run, Settings, tune
 from vitrewrite.tuning.loop import Loop
 
 SETTINGS = Settings(steps=3, batch=32, log_every=1, checkpoint_every=2, lr=1e-2, keep=20)
-SPEC = "model tiny.py:build(num_classes=4)\ninsert lora(rank={rank}) at blocks[*].attn.q\ntrain head\n"
+SPEC = """model tiny.py:build(num_classes=4)
+insert lora(rank={rank}) at blocks[*].attn.q
+train head
+"""
 
 
 class Score(Phase):
@@ -126,7 +129,7 @@ def test_phases_score_rebuild_and_rewind(here: Path, attach: Any) -> None:
     assert end[up].shape[1] == 1 + int(scored["/run/memory/score"].argmax())
 
 
-@pytest.mark.parametrize("updates", [2, 4, 7, 8, 9, 12])
+@pytest.mark.parametrize("updates", [2, 7, 8, 11])
 def test_a_procedure_goes_on_where_it_was(
     updates: int, here: Path, attach: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

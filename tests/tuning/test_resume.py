@@ -155,8 +155,10 @@ def test_what_does_not_change_the_result_may_change(whole: Path, here: Path) -> 
 def test_a_full_disk_leaves_the_checkpoints_that_are_there(
     when: int, kind: str, whole: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, name = ("safetensors.torch", "save_file") if kind == "tensors" else (checkpoints, "_flush")
-    module: Any = sys.modules[owner] if isinstance(owner, str) else owner
+    import safetensors.torch
+
+    places = {"tensors": (safetensors.torch, "save_file"), "state": (checkpoints, "_flush")}
+    module, name = places[kind]
     original, calls = getattr(module, name), []
 
     def full(*args: Any, **kwargs: Any) -> Any:

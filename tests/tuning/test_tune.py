@@ -152,7 +152,7 @@ def test_bad_runs_are_refused(here: Path, given: list[str], code: str, status: i
     given = given if any("=dig" in g or "classes" in g for g in given) else [*given, "data=digits"]
     result = invoke("tune", "lora.peft", *given, "--out", "out")
     assert (result.status, result.codes) == (status, [code])
-    assert not (here / "out" / "lock.json").exists()
+    assert not (here / "out").exists()
 
 
 def test_nothing_to_train(here: Path) -> None:
@@ -184,7 +184,10 @@ def test_a_corrupt_image_stops_the_run_and_is_named(pictures: Path) -> None:
     result = invoke("tune", "lora.peft", *given, "--out", "out")
     assert result.codes == ["VR742"]
     assert "light/07.png" in result.err
+    assert "--resume" in result.err
     (pictures / "light" / "07.png").write_bytes((pictures / "light" / "06.png").read_bytes())
+    assert invoke("tune", "lora.peft", *given, "--out", "out", "--resume").status == 0
+    (pictures / "light" / "07.png").unlink()
     assert invoke("tune", "lora.peft", *given, "--out", "out", "--resume").codes == ["VR732"]
 
 
@@ -198,6 +201,26 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(here: Path
     kept = load_file("out/checkpoints/00-00000000/tensors.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
     assert lines("out", "stopped")
+
+
+def test_the_table_shows_evaluations_and_the_last_step(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    tune(rewritten(), "digits:0,1", Settings(epochs=3, batch=96, log_every=1), out="out", live=True)
+    shown = capsys.readouterr().err
+    rows = [line.split() for line in shown.splitlines() if line.split()[:1] == ["train"]]
+    assert [row[1] for row in rows[-3:]] == ["1.00", "2.00", "3.00"]
+    assert all(row[4].endswith("%") for row in rows[-3:])
+
+
+def test_training_leaves_the_global_generators_alone(here: Path) -> None:
+    model = rewritten()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    tune(model, "digits:0,1", Settings(steps=1), out="out")
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_settings_are_explained() -> None:

@@ -74,7 +74,7 @@ class Images(Dataset[Any]):
             return DataError(
                 "VR742",
                 f"cannot read the image {self.source.where(index)}: {reason}",
-                suggestion="repair or remove it",
+                suggestion="repair it and go on with --resume, or remove it and start a new run",
             )
         if label < 0 or (self.outputs is not None and label >= self.outputs):
             return DataError(
@@ -114,7 +114,10 @@ class Data:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies names, sizes, labels and split of the images, without reading them."""
+        """Identifies names, labels and split of the images, without reading them.
+
+        Contents are left out, so that a run can go on when a broken image was repaired.
+        """
         digest = hashlib.blake2b(digest_size=20)
         for images in (self.train, self.val):
             digest.update(f"{len(images)}\n".encode())

@@ -27,10 +27,17 @@ def seed_all(seed: int) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seeds the CPU's global generators in the body and restores them after it."""
+    with restored():
+        random.seed(seed)
+        np.random.seed(seed % (1 << 32))
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Restores the CPU's global generators after the body."""
     saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % (1 << 32))
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data import Data, Preprocessing, open_data
-from ..data.seeding import mixed, seed_all
+from ..data.seeding import mixed, restored, seed_all
 from ..errors import TuneError
 from ..rewrite.rewritten import Rewritten
 from ..tracing.unit import on_meta
@@ -63,9 +63,11 @@ def tune(
         opened.check_head(outputs(rewritten))
         run = Run(rewritten, opened, settings, seed, contributions(rewritten))
         run.phases = phases(run)
+        for phase in run.phases:
+            check_batch(settings.changed(phase.settings), len(opened.train), engine)
         wanted = identity(rewritten, opened, settings, seed)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
-        with Metrics(folder.metrics, main=engine.is_main, live=live) as metrics:
+        with restored(), Metrics(folder.metrics, main=engine.is_main, live=live) as metrics:
             result = Trainer(run, engine, folder, metrics).train()
         engine.on_main(lambda: folder.finish(result))
     finally:
@@ -77,6 +79,22 @@ def outputs(rewritten: Rewritten) -> int:
     """How many classes the head tells apart."""
     with torch.no_grad():
         return int(logits(on_meta(rewritten.module)(*rewritten.result.example)).shape[-1])
+
+
+def check_batch(settings: Settings, count: int, engine: Engine) -> None:
+    """Whether `count` images fill a batch that can be shared out.
+
+    Raises:
+        TuneError: VR853 if they do not, or it cannot.
+    """
+    if settings.batch % (engine.processes * settings.accumulate):
+        reason = f"it has to be divided among {engine.processes} processes"
+        reason += f", in {settings.accumulate} pieces each"
+    elif settings.batch > count:
+        reason = f"there are only {count} images"
+    else:
+        return
+    raise TuneError("VR853", f"a batch of {settings.batch} cannot be: {reason}")
 
 
 class Trainer:
@@ -130,13 +148,7 @@ class Trainer:
         """How many steps the phase has."""
         run, settings = self.run, self.run.settings
         count = len(run.phase.images(run))
-        pieces = self.engine.processes * settings.accumulate
-        if settings.batch % pieces or settings.batch > count:
-            reason = f"there are only {count} images"
-            if settings.batch % pieces:
-                reason = f"it has to be divided among {self.engine.processes} processes"
-                reason += f", in {settings.accumulate} pieces each"
-            raise TuneError("VR853", f"a batch of {settings.batch} cannot be: {reason}")
+        check_batch(settings, count, self.engine)
         run.per_epoch = count // settings.batch
         epochs = settings.epochs * run.per_epoch
         run.steps = epochs if settings.steps is None else settings.steps
