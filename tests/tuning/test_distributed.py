@@ -69,10 +69,12 @@ def test_two_processes_end_where_one_ends(name: str, folder: Path) -> None:
     one, two = deltas(folder / "one", folder / name)
     assert one.keys() == two.keys()
     start = vr.apply(SPEC.format(dropout=0).replace("tiny.py", f"{folder}/tiny.py")).delta()
-    for key in one:
-        moved, apart = (float((one[key] - each[key]).abs().max()) for each in (start, two))
-        assert apart <= 1e-6, key
-        assert moved > 100 * apart, key
+    moved, apart = (
+        {key: float((one[key] - each[key]).abs().max()) for key in one} for each in (start, two)
+    )
+    assert max(apart.values()) <= 1e-6
+    assert min(moved.values()) > 0
+    assert max(moved.values()) > 1e-3
     assert {p.name for p in (folder / name).iterdir()} >= FILES
     assert all((folder / "dropout" / name).is_file() for name in FILES)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,12 @@ def _like(
 
 def _save_shards(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     checkpoint = _distributed()
-    writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    made = checkpoint.HuggingFaceStorageWriter
+    # In torch 2.8 the argument had another name.
+    name = (
+        "save_distributed" if "save_distributed" in signature(made).parameters else "save_sharded"
+    )
+    writer = made(str(folder), **{name: True})
     with reported(folder):
         checkpoint.save(tensors, storage_writer=writer)
 
