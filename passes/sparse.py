@@ -100,7 +100,7 @@ class SparseDelta(nn.Module):
         """The output y of the layer, changed; x is its input."""
         if self.weight is not None and self.eps is None:
             y = y + self.Product.apply(x, self.weight, self.weight_index, self.shape[0])
-        elif self.weight is not None:
+        elif self.weight is not None and self.eps is not None:
             scale = y.new_zeros(self.shape).index_add(0, self.weight_index, self.weight.to(y.dtype))
             y = y + F.layer_norm(x, self.shape, eps=self.eps) * scale
         if self.bias is not None:

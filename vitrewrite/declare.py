@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     import torch
 
+    from .tuning.procedure import Procedure
+
 
 def option(
     default: Any = dataclasses.MISSING,
@@ -77,3 +79,7 @@ class Pass:
     def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
         """The tensors of each site of an inserted module, named and shaped as its card has them."""
         raise NotImplementedError
+
+    def procedure(self) -> Procedure | None:
+        """What it contributes to training: losses, phases, schedules; see `tuning.procedure`."""
+        return None

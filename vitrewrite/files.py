@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .rewrite.rewritten import Rewritten
 
 LOCK = "lock.json"
+RUN = "tune.json"  # in folders of `tune`
 MADE_BY = "vitrewrite"
 DELTA_FORMAT = "vitrewrite delta 1"
 
@@ -42,6 +43,22 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
     with _replacing(target) as folder:
         _write_all(rewritten, folder, weights)
     return target
+
+
+def emit_into(rewritten: Rewritten, folder: Path, *, weights: bool = True) -> None:
+    """Writes the files of a rewritten model into a folder that holds other things too.
+
+    File by file; the lock file, which makes it a folder of vitrewrite, is the last.
+
+    Raises:
+        FileError: VR702 if it cannot be written.
+    """
+    with _reported(folder), tempfile.TemporaryDirectory(prefix=".files.", dir=folder) as name:
+        temporary = Path(name)
+        _write_all(rewritten, temporary, weights)
+        _open_to_readers(temporary)
+        for path in sorted(temporary.iterdir(), key=lambda p: p.name == LOCK):
+            path.replace(folder / path.name)
 
 
 def _write_all(rewritten: Rewritten, folder: Path, weights: bool) -> None:
@@ -267,9 +284,10 @@ def _check_place(target: Path, place: Path) -> None:
     if place in (here, *here.parents):
         what = "the folder that we are in"
     elif place.is_dir():
-        if not any(place.iterdir()) or _is_ours(place):
+        trained = (place / RUN).exists()
+        if not trained and (not any(place.iterdir()) or _is_ours(place)):
             return
-        what = "a folder that vitrewrite did not make"
+        what = "a folder of 'tune'" if trained else "a folder that vitrewrite did not make"
     elif place.exists():
         what = "a file that vitrewrite did not make"
     else:

@@ -41,6 +41,7 @@ class Rewritten:
     seed: int = 0
     weights_request: str = "random"
     trained: bool = False  # whether a delta was loaded, so that it is not at initialisation
+    training: dict[str, Any] = field(default_factory=dict)  # what `tune` measured
 
     @property
     def spec(self) -> Spec:
@@ -60,6 +61,7 @@ class Rewritten:
             "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": self.result.warnings,
+            **({"training": self.training} if self.training else {}),
         }
 
     def delta(self) -> dict[str, torch.Tensor]:
