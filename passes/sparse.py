@@ -63,13 +63,13 @@ class SparseDelta(nn.Module):
             return x @ full.view(rows, x.shape[-1]).to(x.dtype).T
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
             """Keeps the inputs."""
             x, values, index, ctx.rows = inputs
             ctx.save_for_backward(x, values, index)
 
         @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        def backward(ctx, grad):  # type: ignore[no-untyped-def]
             """Of x, and of the values."""
             x, values, index = ctx.saved_tensors
             full = values.new_zeros(ctx.rows * x.shape[-1]).index_add(0, index, values)

@@ -100,6 +100,9 @@ def lock(rewritten: Rewritten, folder: Path) -> dict[str, Any]:
         "model_options": rewritten.model_options,
         "weights": rewritten.weights_request,
         "seed": rewritten.seed,
+        "allocations": {
+            k: a.to_json(entries=True) for k, a in rewritten.result.allocations.items()
+        },
         "base_fingerprint": fingerprint(rewritten),
         "versions": {
             "vitrewrite": __version__,

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import click
 
 from ..errors import FileError, UsageError, VitrewriteError, shown
-from . import commands, tuning
+from . import commands, profiling, tuning
 
-__all__ = ["commands", "run", "tuning"]
+__all__ = ["commands", "profiling", "run", "tuning"]
 
 
 def run(argv: list[str]) -> int:

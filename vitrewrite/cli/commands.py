@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 from .. import __version__
 from ..errors import UsageError, VitrewriteError, raise_all
-from .common import busy, check_device, echo_json, is_folder, progress_bar, request
+from .common import busy, check_device, echo_json, is_folder, keep_profile, progress_bar, request
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +21,15 @@ def cli(debug: bool) -> None:
     """Rewrites vision transformers by specs: verified, readable, standalone."""
 
 
-_overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def _overrides(command: Callable[..., Any]) -> Callable[..., Any]:
+    """KEY=VALUE arguments, and the file of measurements that `sensitive(...)` uses."""
+    command = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
+    return click.option(
+        "--profile", type=click.Path(path_type=Path), expose_value=False, callback=keep_profile,
+        help="Measurements of 'vitrewrite profile'; without, 'sensitive(...)' runs data=DATA.",
+    )(command)  # fmt: skip
+
+
 _COUNT = click.IntRange(min=1)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -110,7 +119,7 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
 def _check(name: str, overrides: tuple[str, ...]) -> list[VitrewriteError]:
     try:
         wanted = request(name, overrides)
-        if wanted.names_model:
+        if wanted.names_model and not wanted.lacks_measurements:
             return [v.error() for v in wanted.plan().claims if v.holds is False]
     except VitrewriteError as error:
         return list(getattr(error, "errors", [error]))

@@ -6,7 +6,7 @@ that hold enough sensitive entries, one for entries the single entries, `train` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ..errors import MatchError
 from ..language.model import Clause, Spec
 from ..language.selectors import Call
 from ..sensitivity import Allocation, Decision, Rule, allocate, candidates
+from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
 from ..sensitivity.sites import Entries
 from .passes import method_of
@@ -32,13 +33,15 @@ class Allocations:
         anatomy: its sites.
         profile: measured sensitivities, or None.
         extra: parameters that the spec trains in any case, the head excluded.
+        known: allocations that were made before, as data.
     """
 
     def __init__(
-        self, spec: Spec, root: nn.Module, anatomy: Anatomy, profile: Profile | None, extra: int
-    ) -> None:
+        self, spec: Spec, root: nn.Module, anatomy: Anatomy, profile: Profile | None, extra: int,
+        known: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.spec, self.root, self.anatomy = spec, root, anatomy
-        self.profile, self.extra = profile, extra
+        self.profile, self.extra, self.known = profile, extra, known or {}
         self.made: dict[str, Allocation] = {}
 
     def sites(self, clause: Clause, call: Call) -> tuple[Site, ...]:
@@ -56,23 +59,24 @@ class Allocations:
 
     def allocation(self, call: Call) -> Allocation:
         """The allocation of a selector."""
+        if str(call) in self.made:
+            return self.made[str(call)]
+        listed = candidates(self.root, self.anatomy)
+        if str(call) in self.known:
+            with torch.device("cpu"):
+                stored = Allocation.from_json(self.known[str(call)], listed)
+            return self.made.setdefault(str(call), stored)
         if self.profile is None:
             raise MatchError(
                 "VR306", f"'{call.name}' needs measurements, and none are given", span=call.span,
                 suggestion="give data=..., or run 'vitrewrite profile' and give its file",
             )  # fmt: skip
-        if str(call) not in self.made:
-            values: dict[str, Any] = dict(call.values)
-            budget = values.pop("budget")
-            rule = Rule(
-                cost=self._cost(call), extra=self.extra,
-                **{k: v for k, v in values.items() if k in Rule.__dataclass_fields__},
-            )  # fmt: skip
-            listed = candidates(self.root, self.anatomy)
-            measured = self.profile.sensitivities(listed)
-            with torch.device("cpu"):  # also where the model has no data
-                self.made[str(call)] = allocate(listed, measured, int(budget), rule)
-        return self.made[str(call)]
+        values: dict[str, Any] = dict(call.values)
+        options = {k: v for k, v in values.items() if k in Rule.__dataclass_fields__}
+        rule = Rule(cost=self._cost(call), extra=self.extra, **options)
+        with torch.device("cpu"):  # also where the model has no data
+            made = allocate(listed, self.profile.sensitivities(listed), int(values["budget"]), rule)
+        return self.made.setdefault(str(call), made)
 
     def _cost(self, call: Call) -> Any:
         """What the structured pass of the allocation costs, if there is one."""
@@ -82,17 +86,6 @@ class Allocations:
                 if "linear" in method.attaches:
                     return method.cost
         return None
-
-
-def calls(selector: Any) -> Iterator[Call]:
-    """The parts of a selector that measure."""
-    if isinstance(selector, Call):
-        yield selector
-    for name in ("selector", "start", "within"):
-        yield from calls(getattr(selector, name)) if hasattr(selector, name) else ()
-    for name in ("parts", "removed"):
-        for part in getattr(selector, name, ()):
-            yield from calls(part)
 
 
 def _sites(decision: Decision) -> Iterator[Site]:

@@ -111,7 +111,8 @@ def plan(
 def apply(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
-    profile: Profile | str | Path | None = None, **overrides: object,
+    profile: Profile | str | Path | None = None,
+    allocations: Mapping[str, Any] | None = None, **overrides: object,
 ) -> Rewritten:  # fmt: skip
     """Rewrites a model; the input model is unchanged and shares its frozen weights.
 
@@ -123,6 +124,7 @@ def apply(
         seed: of random weights, and of what the passes add.
         model_options: constructor arguments of a model by name.
         profile: measurements for `sensitive(...)`, or the file of one.
+        allocations: what each `sensitive(...)` bought before, as a lock file has it.
         overrides: params and pass options of the spec.
 
     Raises:
@@ -134,7 +136,7 @@ def apply(
     base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
     original = _run(base)
-    result = rewrite(spec, root, profile=as_profile(profile))
+    result = rewrite(spec, root, profile=as_profile(profile), allocations=allocations)
     _initialise(result, seed)
     _own_trained(result)
     measures = measure(result, original)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,11 @@ from ..errors import RewriteError, VitrewriteError, listing, raise_all
 from ..language.model import Clause as SpecClause
 from ..language.model import Spec
 from ..sensitivity import Allocation
+from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
 from ..sensitivity.sites import Entries
 from ..tracing import inputs
-from .allocations import Allocations, calls
+from .allocations import Allocations
 from .clause import Clause
 from .editor import Editor
 from .passes import method_of
@@ -86,8 +87,9 @@ class Rewrite:
 
 
 def rewrite(
-    spec: Spec, root: nn.Module, example: Any = None, profile: Profile | None = None
-) -> Rewrite:
+    spec: Spec, root: nn.Module, example: Any = None, profile: Profile | None = None,
+    allocations: Mapping[str, Any] | None = None,
+) -> Rewrite:  # fmt: skip
     """Carries out all clauses of `spec` on the tree `root`, in place.
 
     Args:
@@ -95,6 +97,7 @@ def rewrite(
         root: a captured tree.
         example: what it is called with, if that is not what it was captured with.
         profile: measurements for `sensitive(...)`.
+        allocations: what each `sensitive(...)` bought before, as data; goes before `profile`.
 
     Raises:
         VitrewriteError: all errors of selection together, else the first one of rewriting.
@@ -104,7 +107,7 @@ def rewrite(
     result = Rewrite(
         spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
     )
-    found = _select(spec, result, profile)
+    found = _select(spec, result, profile, allocations)
     jobs = []
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.use is not None:
@@ -136,11 +139,13 @@ def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, 
     )  # fmt: skip
 
 
-def _select(spec: Spec, result: Rewrite, profile: Profile | None) -> list[tuple[Site, ...]]:
+def _select(
+    spec: Spec, result: Rewrite, profile: Profile | None, known: Mapping[str, Any] | None
+) -> list[tuple[Site, ...]]:
     errors: list[VitrewriteError] = []
     found: list[tuple[Site, ...]] = []
     extra = _trained_anyway(spec, result)
-    allocations = Allocations(spec, result.root, result.anatomy, profile, extra)
+    allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known)
     for clause in spec.clauses:
         measured = functools.partial(allocations.sites, clause)
         selection = Selection(result.anatomy, result.root, measured)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import ProfileError
-from .candidates import Candidate
+from .listing import Candidate
 
 STEPS = 79
 """Values of tau that are tried: ceil(0.02 k scale) for k = 1 to 79."""
@@ -79,17 +79,32 @@ class Allocation:
     total: int
     decisions: tuple[Decision, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """The allocation as data."""
-        return {
-            "budget": self.budget,
-            "tau": self.tau,
-            "total": self.total,
-            "decisions": {
-                d.candidate.name: {"sensitive": d.count, "kind": d.kind, "parameters": d.parameters}
-                for d in self.decisions
-            },
+    def to_json(self, *, entries: bool = False) -> dict[str, Any]:
+        """The allocation as data; with `entries`, all that `from_json` needs."""
+        decisions: dict[str, dict[str, Any]] = {
+            d.candidate.name: {"sensitive": d.count, "kind": d.kind, "parameters": d.parameters}
+            for d in self.decisions
         }
+        for decision in self.decisions if entries else ():
+            if len(decision.entries):
+                decisions[decision.candidate.name]["entries"] = decision.entries.tolist()
+        return {
+            "budget": self.budget, "tau": self.tau, "total": self.total, "decisions": decisions,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], candidates: Sequence[Candidate]) -> Allocation:
+        """An allocation that was stored with its entries."""
+        decisions = []
+        for candidate in candidates:
+            stored = data["decisions"][candidate.name]
+            entries = torch.tensor(stored.get("entries", []), dtype=torch.long)
+            decisions.append(
+                Decision(
+                    candidate, stored["sensitive"], stored["kind"], stored["parameters"], entries
+                )
+            )
+        return cls(data["budget"], data["tau"], data["total"], tuple(decisions))
 
 
 def allocate(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import ProfileError
-from .candidates import Candidate
+from .listing import Candidate
 
 SENSITIVITY = "sensitivity."
 """Prefix of sums of squared gradients, by parameter name."""
@@ -42,10 +42,8 @@ class Profile:
         found = {}
         for name in dict.fromkeys(c.parameter for c in candidates):
             tensor = self.tensors.get(f"{SENSITIVITY}{name}")
-            rows = max(
-                (c.rows[1] if c.rows else c.shape[0]) for c in candidates if c.parameter == name
-            )
-            if tensor is None or tensor.shape[0] != rows:
+            ends = [c.rows[1] if c.rows else c.shape[0] for c in candidates if c.parameter == name]
+            if tensor is None or tensor.shape[0] != max(ends):
                 shown = "missing" if tensor is None else f"shaped {list(tensor.shape)}"
                 raise ProfileError(
                     "VR760", f"the profile is of another model: {name} is {shown}",
@@ -102,13 +100,11 @@ def squared_gradients(
     sums = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in parameters.items()}
     count = 0
     for images, labels in batches:
-        steps = (
-            zip(images.split(1), labels.split(1), strict=True) if per_sample else [(images, labels)]
-        )
-        for x, y in steps:
+        size = 1 if per_sample else len(labels)
+        for x, y in zip(images.split(size), labels.split(size), strict=True):
             loss = nn.functional.cross_entropy(model(x), y)
             if not bool(loss.isfinite()):
-                raise ProfileError("VR762", f"the loss is {float(loss)} after {count} samples")
+                raise ProfileError("VR762", f"the loss is {loss.item()} after {count} samples")
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
             for (name, total), gradient in zip(sums.items(), gradients, strict=True):
                 if gradient is None:

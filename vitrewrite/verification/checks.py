@@ -91,7 +91,7 @@ def _emitted(rewritten: Rewritten) -> Check:
     from ..files import model_text
 
     space: dict[str, Any] = {"__name__": "emitted"}
-    exec(compile(model_text(rewritten), "model.py", "exec"), space)
+    exec(compile(model_text(rewritten), "model.py", "exec", dont_inherit=True), space)
     twin: nn.Module = space["build"]()
     twin.load_state_dict(rewritten.module.state_dict())
     error = difference(rewritten.module, twin, sample(rewritten))

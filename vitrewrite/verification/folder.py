@@ -77,7 +77,12 @@ def load_folder(folder: Path) -> Rewritten:
     spec = parse_spec(lock["spec"] + "\n")
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in lock["model_options"].items()}
     rewritten = apply(
-        spec, lock["model"], weights=lock["weights"], seed=lock["seed"], model_options=options
+        spec,
+        lock["model"],
+        weights=lock["weights"],
+        seed=lock["seed"],
+        model_options=options,
+        allocations=lock.get("allocations"),
     )
     rewritten.result.spec = spec.renamed(lock["spec_name"])
     rewritten.trained = True
