@@ -155,7 +155,7 @@ def _shard(module: nn.Module, blocks: list[str], device: torch.device) -> None:
     be gathered by one group only.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     uses = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
@@ -165,6 +165,10 @@ def _shard(module: nn.Module, blocks: list[str], device: torch.device) -> None:
         if all(uses[each] == count for each, count in inside.items()):
             fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
+    if device.type == "cpu":  # gloo of torch 2.8 takes an average of gradients for a sum
+        for each in module.modules():
+            if isinstance(each, FSDPModule):
+                each.set_force_sum_reduction_for_comms(True)
 
 
 def _block_paths(run: Run) -> list[str]:
