@@ -66,7 +66,7 @@ class LowRank(nn.Module):
             ]
             return torch.addmm(out, code, torch.cat(padded, 1).T, alpha=self.scale).view_as(y)
         for (a, b), part, up in zip(self.rows, torch.split(code, self.rank, 1), ups, strict=True):
-            out[:, a:b].addmm_(part, up.T, alpha=self.scale)
+            out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
         return out.view_as(y)
 
 
