@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vitrewrite.passes.prompt.pruning import level, pruned
 
 import vitrewrite as vr
 from tests import goldens
@@ -207,3 +209,71 @@ def test_applying_twice_is_detected() -> None:
     once = vr.apply("prepend prompt(count=2) to blocks[*]\n", model())
     with pytest.raises(vr.VitrewriteError, match="already"):
         vr.apply("prepend prompt(count=2) to blocks[*]\n", once.module, example=EXAMPLE)
+
+
+def test_pruning_golden() -> None:
+    """Importance, the sets masked at every level, and outputs with masks at 0."""
+    case = goldens.case("e2vpt-pruning-vit")
+    rewritten = vr.apply(CASES["e2vpt-vit-before"], case.base())
+    load(rewritten, case)
+    delta, module = rewritten.delta(), rewritten.module.eval()
+    masks = module.get_submodule("prompt_masks")
+    parameters = [masks.get_parameter(f"{kind}_mask") for kind in ("token", "segment")]
+    importance = [torch.zeros_like(p) for p in parameters]
+    x, y = case.tensors["images"], case.tensors["labels"].long()
+    for images, labels in zip(x.split(6), y.split(6), strict=True):
+        loss = torch.nn.functional.cross_entropy(module(images), labels)
+        for total, gradient in zip(importance, torch.autograd.grad(loss, parameters), strict=True):
+            total += gradient / 2
+    case.close(importance[0], "importance.token")
+    case.close(importance[1], "importance.segment")
+    levels = case.about["levels"]
+    for count, masked in levels["tokens"].items():
+        zero = (pruned(importance[0], int(count)) == 0).nonzero()[:, 0]
+        assert zero.tolist() == masked
+    for count, by_token in levels["segments"].items():
+        zero = pruned(importance[1], int(count)) == 0
+        assert {str(k): row.nonzero()[:, 0].tolist() for k, row in enumerate(zero)} == by_token
+    assert [level(10, p, 1) for p in (10, 50, 90, 99)] == [1, 5, 9, 9]
+    assert [level(8, p, 4) for p in (10, 20, 50, 90)] == [0, 1, 4, 4]
+    for about in case.about["pruned_cases"]:
+        name = f"pruned.t{about['n_tokens']}.s{about['n_segments']}"
+        delta["prompt.token_mask"].copy_(case.tensors[f"{name}.token_mask"])
+        delta["prompt.segment_mask"].copy_(case.tensors[f"{name}.segment_mask"])
+        with torch.no_grad():
+            case.close(module(case.tensors["input"]), f"{name}.output")
+            case.close(vr.lower(rewritten).module(case.tensors["input"]), f"{name}.output")
+
+
+def test_prune_and_rewind(tmp_path: Path) -> None:
+    """Every pair of levels is retrained; the masks of the chosen one are in the result."""
+    tuning = pytest.importorskip("vitrewrite.tuning")
+    torch.manual_seed(0)
+    small = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "num_heads": 2, "num_classes": 10}
+    spec = (
+        "prepend prompt(count=4, masks=true, prune_tokens=[25, 50], prune_segments=[0, 25]) "
+        "to blocks[*]\ntrain head\n"
+    )
+    rewritten = vr.apply(spec, model(**small))
+    settings = tuning.Settings(steps=2, batch=64, lr=1e-2)
+    result = tuning.tune(rewritten, "digits", settings, out=tmp_path / "run")
+    assert len(result.training["phases"]) == 2 + 4
+    delta = result.delta()
+    assert int((delta["prompt.token_mask"] == 0).sum()) in (1, 2)
+    assert set(delta["prompt.segment_mask"].unique().tolist()) <= {0.0, 1.0}
+    frozen = result.module.get_submodule("prompt_masks").parameters()
+    assert not any(p.requires_grad for p in frozen)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ("prune_tokens=[10]", "masks=true"),
+        ("count=1, masks=true, prune_tokens=[10]", "single prompt"),
+        ("masks=true, segments=4, prune_segments=[10]", "have to stay"),
+        ("masks=true, prune_tokens=[100]", "out of range"),
+    ],
+)
+def test_bad_pruning(options: str, word: str) -> None:
+    with pytest.raises(vr.VitrewriteError, match=word):
+        vr.apply(f"prepend prompt({options}) to blocks[*]\n", model())

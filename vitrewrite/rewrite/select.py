@@ -55,6 +55,20 @@ KINDS: Mapping[str, type[Site]] = {
 }
 
 
+_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "bias": ("bias", "q_bias", "v_bias", "in_proj_bias"),
+    "parameter": ("weight", "bias"),
+}
+"""Kinds of parameters by their own names."""
+
+
+def _path_of(site: Site) -> str:
+    """The module or parameter that a site is."""
+    if isinstance(site, Linear):
+        return site.weight.rpartition(".")[0]
+    return str(getattr(site, "path", ""))
+
+
 class Selection:
     """Evaluates selectors on one model.
 
@@ -159,10 +173,13 @@ class Selection:
 
     def _every(self, node: Every) -> tuple[Site, ...]:
         kind = KINDS.get(node.kind)
+        if node.kind in _PARAMETERS:
+            return self._every_parameter(node)
         if kind is None:
             raise MatchError(
                 "VR301", f"no kind of site '{node.kind}'", span=node.span,
-                notes=[f"kinds: {listing(KINDS)}"], suggestion=did_you_mean(node.kind, KINDS),
+                notes=[f"kinds: {listing([*KINDS, *_PARAMETERS])}"],
+                suggestion=did_you_mean(node.kind, [*KINDS, *_PARAMETERS]),
             )  # fmt: skip
         if node.within is None:
             inside = [site for _, site in self.anatomy.roles()]
@@ -171,6 +188,20 @@ class Selection:
         else:
             inside = [part for site in self.sites(node.within) for part in parts(site)]
         return tuple({s.role: s for s in inside if isinstance(s, kind)}.values())
+
+    def _every_parameter(self, node: Every) -> tuple[Site, ...]:
+        """Parameters of one kind: all of the model, or those in the sites of `within`."""
+        wanted = _PARAMETERS[node.kind]
+        inside = set(self.parameters)
+        if node.within is not None:
+            sites = [part for site in self.sites(node.within) for part in parts(site)]
+            paths = [p for site in sites if (p := _path_of(site))]
+            inside = {n for n in inside if any(n == p or n.startswith(f"{p}.") for p in paths)}
+        return tuple(
+            Named(name, name, "parameter")
+            for name in self.parameters
+            if name in inside and name.rpartition(".")[2] in wanted
+        )
 
     def _glob(self, node: ModuleGlob) -> tuple[Site, ...]:
         linears = {s.weight.removesuffix(".weight"): s for s in self.anatomy.linears if not s.rows}

@@ -31,9 +31,11 @@ Example
     adds 9,216 parameters per prompt to ViT-B/16.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,9 @@ from torch import nn
 
 from vitrewrite.declare import Pass, option
 from vitrewrite.rewrite.sites import BlockSite
+
+if TYPE_CHECKING:
+    from .pruning import PruneAndRewind
 
 
 class Prompt(nn.Module):
@@ -169,9 +174,30 @@ class VisualPrompt(Pass):
         help="what the model's pooling sees: no prompts as it is, none as they go, or all",
     )
 
+    prune_tokens: tuple[int, ...] = option(
+        (), minimum=0, maximum=99, help="percents of prompts to try masked, when trained (E2VPT)"
+    )
+    prune_segments: tuple[int, ...] = option(
+        (), minimum=0, maximum=99, help="percents of each prompt's segments to try masked"
+    )
+    importance: str = option(
+        "signed", choices=("signed", "absolute"), help="gradient per batch, or its size per sample"
+    )
+
+    def procedure(self) -> PruneAndRewind | None:
+        """Prunes and retrains, if any level is to be tried."""
+        if not (self.prune_tokens or self.prune_segments):
+            return None
+        from .pruning import PruneAndRewind
+
+        signed = self.importance == "signed"
+        return PruneAndRewind(self.prune_tokens, self.prune_segments, signed)
+
     def rewrite(self, block: BlockSite) -> None:
         """x = [class; P; patches], and at every further block P anew."""
         tokens, start = block.input.tokens, self.start(block)
+        if (self.prune_tokens or self.prune_segments) and not self.masks:
+            raise block.reject("masks", "pruning needs masks", suggestion="write masks=true")
         bound = math.sqrt(6 / (block.patch_features + block.dim))
         deep = block.role != block.siblings[0]
         prompt = Prompt(self.count, block.dim, start, bound, deep, self.dropout)
@@ -210,7 +236,11 @@ class VisualPrompt(Pass):
         return [{**dict(module.named_parameters()), **dict(module.named_buffers())}]
 
     def new_masks(self, block: BlockSite) -> PromptMasks:
-        """The masks, which must divide the channels evenly."""
+        """The masks, which must divide the channels evenly and leave something to prune."""
+        if self.prune_tokens and self.count < 2:
+            raise block.reject("prune_tokens", "a single prompt cannot be pruned")
+        if self.prune_segments and self.segments < 5:
+            raise block.reject("prune_segments", f"4 of {self.segments} segments have to stay")
         if block.dim % self.segments:
             valid = ", ".join(str(n) for n in range(1, 33) if block.dim % n == 0)
             raise block.reject(
