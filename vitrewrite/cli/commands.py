@@ -47,7 +47,8 @@ def apply(
     wanted = request(spec, overrides)
     target = out or wanted.default_folder()
     with busy("starting torch"):
-        from ..files import check_target, emit
+        from ..disk import check_target
+        from ..files import emit
         from ..report.text import plan_text
         from ..rewrite.apply import apply as run
         from ..verification import quick
@@ -220,7 +221,8 @@ def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: boo
 def lower(folder: Path, out: Path, as_json: bool) -> None:
     """Turns a rewritten model into the cheapest equal one."""
     with busy("starting torch"):
-        from ..files import check_target, emit
+        from ..disk import check_target
+        from ..files import emit
         from ..rewrite.apply import lower as run
         from ..verification.folder import load_folder
         from ..verification.numeric import relative, sample
@@ -282,7 +284,7 @@ def bench(
     wanted = request(spec, overrides)
     with busy("starting torch"):
         from ..bench import Settings, run, table
-        from ..files import check_file, write_text
+        from ..disk import check_file, write_text
         from ..report.chart import chart
     check_device(wanted.device)
     for target in (out, svg):

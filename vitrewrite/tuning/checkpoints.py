@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
+from ..disk import open_to_readers, reported
 from ..errors import FileError
-from ..files import _open_to_readers
-from ..files import _reported as reported
 from .engine import Engine
 from .run import Run, persistent_buffers
 from .tensors import named, optimiser_state, pack, restore_optimiser, unpack
@@ -89,7 +88,7 @@ class Checkpoints:
         writing, target = self.folder / _WRITING, self.folder / name
         with reported(target):
             (writing / _STATE).write_text(json.dumps(packed), encoding="utf-8")
-            _open_to_readers(writing)
+            open_to_readers(writing)
             for path in (*writing.iterdir(), writing):
                 _flush(path)
             writing.rename(target)

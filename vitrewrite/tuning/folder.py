@@ -16,17 +16,9 @@ from typing import Any
 
 from .. import __version__
 from ..data import Data
+from ..disk import LOCK, MADE_BY, RUN, replacing_file, reported
 from ..errors import FileError, shown
-from ..files import (
-    LOCK,
-    MADE_BY,
-    RUN,
-    emit_into,
-    fingerprint,
-)
-from ..files import _json as json_text
-from ..files import _replacing_file as replacing_file
-from ..files import _reported as reported
+from ..files import emit_into, fingerprint, json_text
 from ..language.model import Tune
 from ..rewrite.rewritten import Rewritten
 from .settings import Settings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..files import _reported as reported
+from ..disk import reported
 
 if TYPE_CHECKING:
     from rich.live import Live

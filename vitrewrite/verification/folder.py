@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..disk import LOCK, MADE_BY
 from ..errors import FileError
 from ..language import parse_spec
 from ..models import load_weights
@@ -50,8 +51,8 @@ def read_lock(folder: Path) -> dict[str, Any]:
         FileError: VR703 if the folder has none, or a broken one.
     """
     try:
-        lock = json.loads((folder / files.LOCK).read_text(encoding="utf-8"))
-        if lock["made_by"] == files.MADE_BY and all(
+        lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        if lock["made_by"] == MADE_BY and all(
             isinstance(lock[key], kind) for key, kind in _FIELDS.items()
         ):
             return dict(lock)
