@@ -88,7 +88,7 @@ def test_only_the_declared_dependencies_are_imported() -> None:
     for path in sources("vitrewrite"):
         for module in imported(path, package_of(path, "vitrewrite")):
             top = module.split(".")[0]
-            optional = name(path) == "vitrewrite/models.py" and top == "transformers"
+            optional = name(path) == "vitrewrite/hugging_face.py" and top == "transformers"
             assert top in names | {"vitrewrite"} | sys.stdlib_module_names or optional, path
 
 
