@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -92,14 +93,13 @@ def _linears(
     flow: Flow, blocks: tuple[Block, ...], head: tuple[Linear, ...], parts: Parts
 ) -> tuple[Linear, ...]:
     """Every matrix once; those outside of blocks and heads are numbered over the model."""
-    known = {s.weight: s for s in head}
-    known.update((s.weight, s) for b in blocks for s in b.linears)
-    sites: dict[str, Linear] = {}
+    known = {(s.weight, s.rows): s for s in (*head, *(s for b in blocks for s in b.linears))}
+    sites: dict[Any, Linear] = {}
     for op in flow.ops:
         weight = matrix(op)
-        if weight is not None and weight.path not in sites:
-            name = _outer_name(op, parts, len(sites))
-            sites[weight.path] = known.get(weight.path) or site(name, op)
+        if weight is not None and (weight.path, weight.rows) not in sites:
+            key, name = (weight.path, weight.rows), _outer_name(op, parts, len(sites))
+            sites[key] = known.get(key) or site(name, op)
     return tuple(sites.values())
 
 

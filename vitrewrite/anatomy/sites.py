@@ -32,6 +32,7 @@ class Linear:
     in_features: int
     out_features: int  # number of rows of this site
     rows: tuple[int, int] | None = None  # half-open range of a fused weight, None for all of it
+    offset: int = 0  # the first row that the call applies, where it applies a piece of the weight
 
     @property
     def path(self) -> str:

@@ -166,8 +166,8 @@ class Plan:
         if len(node.users) != 1:
             return False
         user = next(iter(node.users))
-        if user.op == "output":
-            return True
+        if user.op == "output" or _mentions(user, node) > 1:
+            return _mentions(user, node) == 1
         if user in self.in_loop or user in self.loops or user.target is operator.setitem:
             return user.target is operator.setitem
         if node.target in INPLACE:
@@ -213,6 +213,13 @@ class Plan:
             found.add(current := stack.pop())
             stack += [n for n in current.all_input_nodes if n in self.inlined]
         return found
+
+
+def _mentions(user: fx.Node, node: fx.Node) -> int:
+    """How often `node` stands in the arguments of `user`."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((user.args, user.kwargs), found.append)
+    return found.count(node)
 
 
 def _place_item(item: fx.Node, order: dict[fx.Node, None]) -> None:

@@ -69,8 +69,9 @@ class LinearSite:
 
     @property
     def rows(self) -> tuple[tuple[int, int], ...]:
-        """The half-open row range of each part."""
-        return tuple(p.rows or (0, p.out_features) for p in self.parts)
+        """The half-open range of each part, in the rows that the call applies."""
+        ranges = [(p.offset, p.rows or (0, p.out_features)) for p in self.parts]
+        return tuple((first - offset, last - offset) for offset, (first, last) in ranges)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -102,6 +103,8 @@ class LinearSite:
         node = self.editor.node(place)
         self._refuse_twice(node)
         layer = self.parts[0].weight.removesuffix(".weight")
+        if layer == self.parts[0].weight:  # a matrix that is no layer's, such as `in_proj_weight`
+            layer = self.parts[0].path
         near = layer[len(place.unit) + 1 :] if place.unit else layer
         suffix = self.clause.pass_name.replace(".", "_")
         name = f"{near.rpartition('.')[2]}_{suffix}"
