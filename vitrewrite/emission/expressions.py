@@ -112,11 +112,9 @@ def render(node: fx.Node, of: Callable[[Any], Text]) -> Text:
 
 def child(target: str) -> str:
     """`self.blocks[0].attn` for `blocks.0.attn`."""
-    text = "self"
-    for part in target.split("."):
-        text += f"[{part}]" if part.isdigit() and text != "self" else f".{part}"
-    # The children of a Sequential are called by index on the container itself.
-    return f"self[{text[5:]}]" if text[5:].isdigit() else text
+    first, *parts = target.split(".")
+    text = f'getattr(self, "{first}")' if first.isdigit() else f"self.{first}"
+    return text + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
 
 
 def _function(node: fx.Node, of: Callable[[Any], Text]) -> Text:

@@ -107,7 +107,8 @@ class LinearSite:
             layer = self.parts[0].path
         near = layer[len(place.unit) + 1 :] if place.unit else layer
         suffix = self.clause.pass_name.replace(".", "_")
-        name = f"{near.rpartition('.')[2]}_{suffix}"
+        last = near.rpartition(".")[2]
+        name = f"linear{last}_{suffix}" if last.isdigit() else f"{last}_{suffix}"
         relative, path = self.editor.adopt(place.unit, near, name, branch)
         with node.graph.inserting_after(node):
             new = node.graph.call_module(relative, (node.args[0], node))

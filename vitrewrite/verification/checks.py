@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import VerifyError
-from .numeric import difference, lowering_error, randomised, relative, sample
+from .numeric import difference, lowering_error, randomised, sample, tensors
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -110,13 +110,13 @@ def _emitted(rewritten: Rewritten) -> Check:
 def _gradients(rewritten: Rewritten) -> Iterator[Check]:
     """With random inserted parameters, so that no branch is zero and hides another."""
     module = randomised(rewritten).module.eval()
-    output = module(*sample(rewritten))
-    first = output if isinstance(output, torch.Tensor) else next(iter(output))
-    probe = torch.randn(first.shape, generator=torch.Generator().manual_seed(1))
-    if not first.requires_grad:
+    outputs = [t for t in tensors(module(*sample(rewritten))) if t.requires_grad]
+    if not outputs:
         yield Check("nothing is trained", not rewritten.measures.params.trainable, "no gradient")
         return
-    (first * probe).sum().backward()
+    generator = torch.Generator().manual_seed(1)
+    probes = [torch.randn(t.shape, generator=generator) for t in outputs]
+    sum((t * probe).sum() for t, probe in zip(outputs, probes, strict=True)).backward()  # type: ignore[union-attr]
     wrong = [n for n, p in module.named_parameters() if not _gradient_fits(p)]
     trained = sum(p.requires_grad for p in module.parameters())
     yield Check(
@@ -131,16 +131,20 @@ def _gradient_fits(parameter: nn.Parameter) -> bool:
     return parameter.grad is not None and bool(parameter.grad.isfinite().all())
 
 
+@torch.no_grad()
 def _images_apart(rewritten: Rewritten) -> Check:
     """An image's output does not depend on what else is in the batch."""
     inputs = sample(rewritten, batch=3, seed=2)
     module = rewritten.module.eval()
-
-    class Alone(nn.Module):
-        def forward(self, *values: torch.Tensor) -> torch.Tensor:
-            return torch.cat([module(*(v[i : i + 1] for v in values)) for i in range(3)])
-
-    error = relative(module, Alone(), inputs)
+    together = tensors(module(*inputs))
+    apart = [tensors(module(*(v[i : i + 1] for v in inputs))) for i in range(3)]
+    pairs = [
+        (whole, torch.cat(each))
+        for whole, *each in zip(together, *apart, strict=True)
+        if len(whole) == 3 and all(len(one) == 1 for one in each)  # a batch comes first
+    ]
+    scale = max((float(a.abs().max()) for a, _ in pairs), default=0.0) or 1.0
+    error = max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / scale
     return Check("images do not see each other", error < 1e-4, error)
 
 
@@ -182,8 +186,7 @@ def _compiled(rewritten: Rewritten, backend: str) -> Check:
             plain = rewritten.module(*inputs)
     except Exception as error:  # dynamo has many ways to say that it cannot
         return Check("compiles to one graph", False, str(error).strip().splitlines()[0])
-    first = plain if isinstance(plain, torch.Tensor) else next(iter(plain))
-    other = made if isinstance(made, torch.Tensor) else next(iter(made))
+    first, other = tensors(plain)[0], tensors(made)[0]
     apart = float((first - other).abs().max() / first.abs().max().clamp_min(1e-12))
     return Check("compiles to one graph", apart < 1e-3, apart, f"backend {backend}")
 
