@@ -7,8 +7,6 @@ from functools import cache
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-
 import vitrewrite as vr
 from tests.cli.invoke import invoke
 from tests.hf.zoo import ZOO

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-
 import vitrewrite as vr
 from tests.hf.zoo import ZOO, tensors
 from tests.models import spread

@@ -16,8 +16,6 @@ from vitrewrite import hugging_face, models
 from vitrewrite.errors import FileError, MatchError
 from vitrewrite.tracing.inputs import example_input
 
-pytest.importorskip("transformers")
-
 TINY_VIT: dict[str, Any] = {
     "architectures": ["ViTForImageClassification"], "model_type": "vit", "hidden_size": 32,
     "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32,

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("transformers")
-
 import vitrewrite as vr
 from tests.hf.zoo import ZOO, tensors
 from tests.models import spread
