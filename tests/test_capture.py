@@ -131,13 +131,38 @@ def test_a_built_in_batch_size_is_an_error() -> None:
 
 class DecidesOnValues(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.isfinite().all():
+            x = x.nan_to_num()
         return x if x.sum() > 0 else -x
 
 
-def test_deciding_on_values_is_an_error_that_names_the_place() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), DecidesOnValues())
+class DrawsOnValues(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else torch.rand_like(x)
+
+
+class ReadsValues(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x.sum().item()
+
+
+@pytest.mark.parametrize("last", [DrawsOnValues(), ReadsValues()])
+def test_deciding_on_values_is_an_error_that_names_the_place(last: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), last)
     with pytest.raises(vr.VitrewriteError, match="'1' decides on the values of a tensor"):
         vr.capture(model, torch.zeros(2, 4))
+
+
+def test_where_both_ways_only_compute_a_decision_on_values_selects() -> None:
+    model = DecidesOnValues()
+    captured = vr.capture(model, torch.zeros(2, 4))
+    for first in (1.0, -9.0, float("nan"), float("inf")):
+        x = torch.tensor([[first, 2.0]], requires_grad=True)
+        y = x.detach().clone().requires_grad_()
+        assert torch.equal(captured(x), model(y))
+        captured(x).sum().backward()
+        model(y).sum().backward()
+        assert torch.equal(x.grad, y.grad)
 
 
 def test_a_model_without_a_known_input_asks_for_an_example() -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 FILE_LIMIT, FUNCTION_LIMIT = 400, 60
 # What parts of the package import where it is installed.
 OPTIONAL = {
-    "vitrewrite/models.py": {"transformers"},
+    "vitrewrite/hugging_face.py": {"transformers"},
     "vitrewrite/tuning/": {"accelerate"},
     "vitrewrite/data/": {"sklearn", "PIL", "numpy"},
 }

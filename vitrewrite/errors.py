@@ -200,3 +200,10 @@ def listing(valid: Iterable[str], limit: int = 12) -> str:
     names = list(valid)
     rest = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else says, in one line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return text if " " in text else f"{type(error).__name__} {text}".strip()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from . import __version__
 from .disk import LOCK, MADE_BY, open_to_readers, replacing, replacing_file, reported
@@ -153,9 +153,10 @@ def test_text(rewritten: Rewritten) -> str:
     unit: Any = rewritten.result.root
     fixed = any(n.target is check_input for n in unit.template.graph.nodes)
     params = rewritten.measures.params
+    single = isinstance(unit.template.graph.output_node().args[0], fx.Node)
     return render(
         "test_model.py.jinja", shape=tuple(rewritten.result.example[0].shape[1:]), fixed=fixed,
-        total=params.total, trainable=params.trainable,
+        single=single, total=params.total, trainable=params.trainable,
     )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import hugging_face
 from .catalog import is_file
-from .errors import FileError, MatchError, did_you_mean, shown
+from .errors import FileError, MatchError, did_you_mean, first_line, shown
 from .tracing.construction import construct
 
 ALIASES = {
@@ -51,23 +52,27 @@ def create(
     """Builds a model.
 
     Args:
-        name: a timm name, an alias, or `file.py:callable`.
-        options: arguments of the constructor.
+        name: a timm name, an alias, `hf:` and a model of Hugging Face, or `file.py:callable`.
+        options: arguments of the constructor, or entries of a Hugging Face configuration.
         weights: `random` (seeded), `pretrained`, or a safetensors file.
         seed: of random weights.
         meta: allocate and read no weights.
 
     Raises:
-        MatchError: VR310 for an unknown model, VR311 for arguments that its constructor refuses.
+        MatchError: VR310 for an unknown model, VR311 for arguments that its constructor refuses,
+            VR313 where transformers is missing.
         FileError: VR710 to VR712 for weights that cannot be had or do not fit.
     """
     options = dict(options or {})
     if meta:
         with torch.device("meta"):
-            return construct(lambda: _build(name, options))
+            model = construct(lambda: _build(name, options))
+        return model.to("meta")  # `torch.Tensor(3, 4)` heeds no device
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
+        if weights == "pretrained" and name.startswith(hugging_face.PREFIX):
+            return hugging_face.pretrained(name, options)
         if weights == "pretrained":
             return construct(lambda: _pretrained(name, options))
         model = construct(lambda: _build(name, options))
@@ -87,6 +92,8 @@ _READING = (
 def _build(name: str, options: dict[str, Any]) -> nn.Module:
     if ".py:" in name:
         return _from_file(name, options)
+    if name.startswith(hugging_face.PREFIX):
+        return hugging_face.build(name, options)
     timm_name = _known(name)
     for key in _READING:
         if key in options:
@@ -106,8 +113,6 @@ def _known(name: str) -> str:
     """
     import timm
 
-    if name.startswith("hf:"):
-        raise MatchError("VR310", f"no model '{name}': Hugging Face models are not supported yet")
     timm_name = full_name(name)
     # A colon names another source: a repository or a folder.
     if ":" in timm_name or not timm.is_model(timm_name):
@@ -128,52 +133,33 @@ def _created(name: str, timm_name: str, options: Mapping[str, Any], **more: Any)
     except Exception as error:  # whatever a constructor raises for arguments that make no sense
         given = ", ".join(f"{k}={v}" for k, v in options.items()) or "no arguments"
         raise MatchError(
-            "VR311", f"'{name}' cannot be built with {given}: {_first_line(error)}"
+            "VR311", f"'{name}' cannot be built with {given}: {first_line(error)}"
         ) from error
 
 
 def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
     """With weights from the hub, and from safetensors only; timm itself takes pickles as well."""
     if ".py:" in name:
-        raise _not_to_be_had(name, "only models of timm have some")
+        raise hugging_face.not_to_be_had(name, "only models of timm have some")
     import timm
 
     timm_name = _known(name)
     try:
         config = timm.models.get_pretrained_cfg(timm_name)
     except RuntimeError as error:
-        raise MatchError("VR310", _first_line(error)) from error
+        raise MatchError("VR310", first_line(error)) from error
     if config is None or not config.hf_hub_id:
-        raise _not_to_be_had(name, "the hub has no safetensors of it")
+        raise hugging_face.not_to_be_had(name, "the hub has no safetensors of it")
     source = {"file": _download(name, config.hf_hub_id), "custom_load": False}
     return _created(name, timm_name, options, pretrained=True, pretrained_cfg_overlay=source)
 
 
 def _download(name: str, repository: str) -> str:
     """The local path of the weights of a repository."""
-    import huggingface_hub as hub
-
-    repository, _, revision = repository.partition("@")
-    where: dict[str, Any] = {
-        "repo_id": repository, "filename": "model.safetensors", "revision": revision or None,
-    }  # fmt: skip
     try:
-        cached = hub.try_to_load_from_cache(**where)
-        if isinstance(cached, str):
-            return cached
-        # The download itself tries again for a minute where there is no network at all.
-        hub.get_hf_file_metadata(hub.hf_hub_url(**where), timeout=10)
-        return str(hub.hf_hub_download(**where))
+        return hugging_face.download(repository, "model.safetensors")
     except Exception as error:  # whatever the hub's client raises
-        raise _not_to_be_had(name, f"download failed: {_first_line(error)}") from error
-
-
-def _not_to_be_had(name: str, reason: str) -> FileError:
-    return FileError(
-        "VR710",
-        f"no pretrained weights of '{name}': {reason}",
-        suggestion="download them elsewhere and give weights=FILE.safetensors",
-    )
+        raise hugging_face.not_to_be_had(name, f"download failed: {first_line(error)}") from error
 
 
 def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
@@ -192,7 +178,7 @@ def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
         spec.loader.exec_module(module)
         model = getattr(module, function)(**options)
     except (Exception, SystemExit) as error:
-        raise MatchError("VR311", f"'{name}' cannot be built: {_first_line(error)}") from error
+        raise MatchError("VR311", f"'{name}' cannot be built: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise MatchError("VR311", f"'{name}' returned a {type(model).__name__}, not a module")
     return model
@@ -209,7 +195,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         state = load_file(path)
     except Exception as error:  # the library raises several kinds for what is wrong with a file
-        raise FileError("VR711", f"cannot read weights '{path}': {_first_line(error)}") from error
+        raise FileError("VR711", f"cannot read weights '{path}': {first_line(error)}") from error
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     odd = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
@@ -221,9 +207,3 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ]
         raise FileError("VR712", f"the weights in '{path}' do not fit the model", notes=notes)
     model.load_state_dict(state)
-
-
-def _first_line(error: BaseException) -> str:
-    """What an error of somebody else says, in one line."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    return text if " " in text else f"{type(error).__name__} {text}".strip()

@@ -184,14 +184,21 @@ def test_long_skips_are_noted() -> None:
     assert "sums that reach over whole blocks: 1" in _analysed(skip=True).notes
 
 
-def test_fused_torch_attention_is_noted() -> None:
+def test_packed_attention_of_torch() -> None:
     class Fused(nn.MultiheadAttention):
         def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             result, _ = super().forward(x, x, x, need_weights=False)
             return result
 
     found = _analysed(attention=lambda: Fused(DIM, HEADS, batch_first=True))
-    assert any("one fused call" in note for note in found.notes)
+    attn = found.blocks[0].attn
+    assert attn is not None
+    assert attn.heads == HEADS
+    assert [s and s.rows for s in (attn.q, attn.k, attn.v)] == [
+        (0, DIM), (DIM, 2 * DIM), (2 * DIM, 3 * DIM),
+    ]  # fmt: skip
+    assert attn.proj is not None
+    assert attn.proj.path.endswith("out_proj")
 
 
 def test_model_without_blocks() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from ..tracing.unit import Unit
 from .attention import Core, cores
 from .blocks import Assembler, Notes, Parts, site
+from .decoder import Decoder, PixelDecoder
 from .flow import Flow, Op, flatten, union
 from .kinds import FUSED_ATTENTION, matrix
+from .pixels import joins, pixel_decoder
+from .queries import Finder, find_chain
 from .sites import Anatomy, Attention, Block, Linear, Stream
 from .stream import final_norms, find_stem, find_stream, heads, late_tokens, patch_embed
-from .trunk import Sets, Trunk, find_trunk
+from .trunk import Sets, Trunk, find_trunk, residual_sums
 
 
 def analyse(root: nn.Module) -> Anatomy:
@@ -28,15 +32,27 @@ def analyse(root: nn.Module) -> Anatomy:
 def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
     attentions = cores(flow)
     sets = Sets(flow, attentions)
-    trunk = find_trunk(flow, attentions, sets)
+    residuals = residual_sums(flow, sets)
+    chain = find_chain(attentions, residuals, sets)
+    joined = [] if chain is None else joins(flow, chain, sets)
+    behind = 0 if chain is None else chain.start.after  # what is no part of the backbone
+    scales = union(()) if not joined else joined[0].after & ~behind
+    trunk = find_trunk(flow, attentions, sets, residuals, ~(behind | scales))
     assembler = Assembler(flow, trunk, sets)
     blocks = assembler.blocks()
     parts = Parts()
-    pool = _pool(attentions, assembler, parts)
+    pool = _pool([c for c in attentions if not c.op.bit & behind], assembler, parts)
     notes = assembler.notes
-    norm = _final_norm(flow, trunk, assembler, notes)
+    norm = None if chain else _final_norm(flow, trunk, assembler, notes)
     head = heads(flow, trunk.sums)
     stem = find_stem(trunk.groups[0].first.point, sets) if blocks else None
+    pixels = decoder = None
+    if chain is not None:
+        inner = find_trunk(flow, attentions, sets, residuals, scales)
+        pixels = pixel_decoder(flow, joined, inner, assembler, sets)
+        decoder = Finder(flow, chain, attentions, residuals, assembler, sets).decoder(head)
+        uses = [p.norm for p in decoder.predictions]
+        norm = uses[-1] if uses else norm
     anatomy = Anatomy(
         model=_name(root),
         blocks=blocks,
@@ -44,8 +60,10 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
         patch_embed=None,
         norm=norm,
         head=head,
-        linears=_linears(flow, blocks, head, parts),
+        linears=_linears(flow, _known(blocks, head, pixels, decoder), parts),
         pool=pool,
+        pixel_decoder=pixels,
+        decoder=decoder,
     )
     if stem is not None:
         first = blocks[0].linears
@@ -88,18 +106,25 @@ def _final_norm(flow: Flow, trunk: Trunk, assembler: Assembler, notes: Notes) ->
     return found[0] if found else None
 
 
-def _linears(
-    flow: Flow, blocks: tuple[Block, ...], head: tuple[Linear, ...], parts: Parts
-) -> tuple[Linear, ...]:
-    """Every matrix once; those outside of blocks and heads are numbered over the model."""
-    known = {s.weight: s for s in head}
-    known.update((s.weight, s) for b in blocks for s in b.linears)
-    sites: dict[str, Linear] = {}
+def _known(
+    blocks: tuple[Block, ...], head: tuple[Linear, ...], pixels: PixelDecoder | None,
+    decoder: Decoder | None,
+) -> dict[Any, Linear]:  # fmt: skip
+    """The matrices that have a role, by weight and rows."""
+    found = [*head, *(s for b in blocks for s in b.linears)]
+    for part in (pixels, decoder):
+        found += [s for _, s in part.roles() if isinstance(s, Linear)] if part else []
+    return {(s.weight, s.rows): s for s in reversed(found)}
+
+
+def _linears(flow: Flow, known: dict[Any, Linear], parts: Parts) -> tuple[Linear, ...]:
+    """Every matrix once; those without a role are numbered over the model."""
+    sites: dict[Any, Linear] = {}
     for op in flow.ops:
         weight = matrix(op)
-        if weight is not None and weight.path not in sites:
-            name = _outer_name(op, parts, len(sites))
-            sites[weight.path] = known.get(weight.path) or site(name, op)
+        if weight is not None and (weight.path, weight.rows) not in sites:
+            key, name = (weight.path, weight.rows), _outer_name(op, parts, len(sites))
+            sites[key] = known.get(key) or site(name, op)
     return tuple(sites.values())
 
 

@@ -83,7 +83,7 @@ def _manual(softmax: Op) -> Core | None:
     core = _product_with_values(softmax, 24)
     if scores is None or core is None or len(scores.inputs) < 2 or len(core.inputs) < 2:
         return None
-    query, key = scores.inputs[:2]
+    query, key = scores.inputs[-2:]  # of `baddbmm` the first is a bias
     values = [i for i in core.inputs if not i.before & softmax.bit]
     if not values:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .attention import (
     Core,
@@ -288,8 +289,11 @@ def site(role: str, op: Op, rows: tuple[int, int] | None = None) -> Linear:
 
 
 def _linear(role: str, op: Op, weight: Matrix, rows: tuple[int, int] | None) -> Linear:
-    out_features = weight.out_features if rows is None else rows[1] - rows[0]
-    return Linear(role, place(op), weight.path, weight.in_features, out_features, rows)
+    first, last = rows or (0, weight.out_features)
+    offset = 0 if weight.rows is None else weight.rows[0]
+    if weight.rows is not None:
+        rows = (first + offset, last + offset)
+    return Linear(role, place(op), weight.path, weight.in_features, last - first, rows, offset)
 
 
 def _rows_site(role: str, found: Operand) -> Linear | None:
@@ -303,11 +307,11 @@ def _rows_site(role: str, found: Operand) -> Linear | None:
 
 def _sites(role: str, layers: Sequence[Op], parts: Parts) -> tuple[Linear, ...]:
     """The layers of a block, each once; those without a part are numbered."""
-    sites: dict[str, Linear] = {}
+    sites: dict[Any, Linear] = {}
     for number, op in enumerate(layers):
         name = parts.names.get(op, f"linear[{number}]")
         made = site(f"{role}.{name}", op)
-        sites.setdefault(made.weight, made)
+        sites.setdefault((made.weight, made.rows), made)
     return tuple(sites.values())
 
 

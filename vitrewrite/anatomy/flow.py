@@ -253,6 +253,8 @@ class _Builder:
             if isinstance(container, (tuple, list, dict)):
                 index: Any = node.args[1]
                 return container[index]
+        if step.name == "by_mode" and isinstance(node.args[2], fx.Node):
+            return env.get(node.args[2])  # what it is outside of training
         if node.op in ("placeholder", "get_attr"):
             op = self._add(frame, step, step.name)
             op.path = f"{frame.path}.{node.target}" if frame.path else str(node.target)

@@ -24,7 +24,7 @@ MOVES = frozenset({"roll", "pad", "constant_pad_nd"})
 JOINS = frozenset({"cat", "concat", "concatenate", "stack"})
 ADDS = frozenset({"add", "iadd", "add_"})
 PRODUCTS = frozenset({"mul", "imul", "mul_", "multiply"})
-MATMULS = frozenset({"matmul", "bmm", "einsum"})
+MATMULS = frozenset({"matmul", "bmm", "baddbmm", "einsum"})
 FUSED_ATTENTION = "multi_head_attention_forward"
 SDPA = "scaled_dot_product_attention"
 _ACTIVATIONS = frozenset({
@@ -44,6 +44,7 @@ class Matrix(NamedTuple):
     path: str
     out_features: int
     in_features: int
+    rows: tuple[int, int] | None = None  # of the parameter, if only some are applied
 
 
 def matrix(op: Op) -> Matrix | None:
@@ -53,10 +54,32 @@ def matrix(op: Op) -> Matrix | None:
     if op.name != "linear":
         return None
     weight = op.operand(1, "weight")
-    if weight is None or weight.name != "get_attr":
+    if weight is None or len(weight.shape) != 2:
         return None
     out_features, in_features = weight.shape
-    return Matrix(weight.path, out_features, in_features)
+    if weight.name == "get_attr":
+        return Matrix(weight.path, out_features, in_features)
+    rows = _piece(weight)
+    source = weight.inputs[0].inputs[0] if rows is not None else weight
+    return None if rows is None else Matrix(source.path, out_features, in_features, rows)
+
+
+def _piece(weight: Op) -> tuple[int, int] | None:
+    """The rows of a parameter that an item of its `chunk` or `split` holds."""
+    split = weight.inputs[0] if weight.name == "getitem" and weight.inputs else None
+    if split is None or split.name not in ("chunk", "split", "split_with_sizes", "tensor_split"):
+        return None
+    number = weight.node.args[1]
+    owner = split.inputs[0]
+    if owner.name != "get_attr" or not isinstance(number, int):
+        return None
+    items = {u.node.args[1]: u.shape for u in split.users if u.name == "getitem"}
+    sizes = split.node.args[1] if len(split.node.args) > 1 else None
+    if isinstance(sizes, (tuple, list)) and all(type(s) is int for s in sizes):
+        start = sum(sizes[:number])
+    else:
+        start = number * items.get(0, weight.shape)[0]
+    return (start, start + weight.shape[0])
 
 
 def is_norm(op: Op) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from .decoder_report import rows
 from .sites import Anatomy, Attention, Block, Linear, Mlp
 
 _WIDTH = 100
@@ -19,6 +20,10 @@ def to_text(anatomy: Anatomy) -> str:
     lines += [f"{name:<16}{value}" for name, value in _facts(anatomy)]
     if anatomy.blocks:
         lines += ["", *_table(anatomy)]
+    lines += [""] * (anatomy.decoder is not None)
+    for role, text in rows(anatomy.pixel_decoder, anatomy.decoder):
+        first, *more = _wrapped(f"{role:<27}{text}")
+        lines += [first, *(f"{'':<27}{line.strip()}" for line in more)]
     if anatomy.notes:
         lines += ["", "notes", *(f"  {line}" for n in anatomy.notes for line in _wrapped(n))]
     return "\n".join(lines) + "\n"

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .decoder import Decoder, PixelDecoder
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Linear:
     in_features: int
     out_features: int  # number of rows of this site
     rows: tuple[int, int] | None = None  # half-open range of a fused weight, None for all of it
+    offset: int = 0  # the first row that the call applies, where it applies a piece of the weight
 
     @property
     def path(self) -> str:
@@ -133,6 +137,8 @@ class Anatomy:
     linears: tuple[Linear, ...] = ()  # every matrix of the model, in order of use
     notes: tuple[str, ...] = field(default=())  # what could not be told, and why
     pool: Attention | None = None  # an attention outside of the blocks, such as a pooling head
+    pixel_decoder: PixelDecoder | None = None  # of a segmentation model, as is its decoder
+    decoder: Decoder | None = None
 
     @property
     def stages(self) -> tuple[tuple[Block, ...], ...]:
@@ -144,13 +150,16 @@ class Anatomy:
         """Every site with its role, in model order."""
         for block in self.blocks:
             yield block.role, block
-            for part in (block.attn, block.mlp):
-                if part is not None:
-                    yield part.role, part
+            for piece in (block.attn, block.mlp):
+                if piece is not None:
+                    yield piece.role, piece
             yield from ((s.role, s) for s in _distinct(block.attn, block.mlp, *block.linears))
         if self.pool is not None:
             yield self.pool.role, self.pool
             yield from ((s.role, s) for s in _distinct(self.pool))
+        for part in (self.pixel_decoder, self.decoder):
+            if part is not None:
+                yield from part.roles()
         for linear in self.head:
             yield linear.role, linear
 

@@ -78,13 +78,24 @@ class Sets:
         self.cores = union(c.op for c in cores)
 
 
-def find_trunk(flow: Flow, cores: Sequence[Core], sets: Sets) -> Trunk:
-    """All blocks in order of execution."""
-    residuals = _residuals(flow, sets)
+def find_trunk(
+    flow: Flow, cores: Sequence[Core], sets: Sets, residuals: Sequence[Residual], within: int = ~0
+) -> Trunk:
+    """All blocks in order of execution.
+
+    Args:
+        flow: the whole model.
+        cores: its attentions.
+        sets: of its ops.
+        residuals: its residual sums.
+        within: set of the sums that may belong to blocks.
+    """
     sums = union(r.sum for r in residuals)
     trunk = Trunk([], sums)
     kept = []
     for residual in residuals:
+        if not residual.sum.bit & within:
+            continue
         if residual.region & sums & ~residual.sum.bit:
             trunk.skips.append(residual)
         elif _is_pooled(residual.point, sums, sets):
@@ -96,7 +107,7 @@ def find_trunk(flow: Flow, cores: Sequence[Core], sets: Sets) -> Trunk:
     return trunk
 
 
-def _residuals(flow: Flow, sets: Sets) -> list[Residual]:
+def residual_sums(flow: Flow, sets: Sets) -> list[Residual]:
     """The sums whose branch has weights that mix channels; others only encode position."""
     chain = dominators(flow)
     found: dict[Op, Residual] = {}
@@ -109,7 +120,13 @@ def _residuals(flow: Flow, sets: Sets) -> list[Residual]:
         residual = _residual(op) or _parallel(op, found) or _projected(op, chain, sets)
         if residual is not None and residual.region & sets.mixing:
             found[op] = residual
-    return list(found.values())
+    # Positions that are added in front of every layer are no stream, whatever depends on them.
+    sums = union(found)
+    return [
+        r
+        for r in found.values()
+        if r.point.before & sets.images or not r.region & sums & ~r.sum.bit
+    ]
 
 
 def _residual(op: Op) -> Residual | None:

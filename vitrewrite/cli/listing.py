@@ -49,10 +49,12 @@ def entries(what: str) -> list[tuple[str, str]]:
         return [(n, _about_spec(catalog.spec_path(n))) for n in catalog.specs()]
     import timm
 
+    from .. import hugging_face
     from ..models import ALIASES
 
     aliases = [(name, f"alias of {full}") for name, full in ALIASES.items()]
-    return [*aliases, *((name, "") for name in timm.list_models())]
+    shipped = [(name, hugging_face.about(name)) for name in hugging_face.names()]
+    return [*aliases, *shipped, *((name, "") for name in timm.list_models())]
 
 
 def first_line(text: str) -> str:

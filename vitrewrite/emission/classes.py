@@ -191,6 +191,8 @@ def is_chain(unit: Unit) -> bool:
     """Whether the unit just calls its numbered children in turn: an `nn.Sequential`."""
     if unit.template is None or unit.template.training or unit._parameters or unit._buffers:
         return False
+    if "example" in unit.__dict__:  # the root is a class of its own
+        return False
     names = list(unit._modules)
     nodes = [n for n in unit.template.graph.nodes if n.op != "output"]
     if names != [str(i) for i in range(len(names))] or len(nodes) != len(names) + 1:

@@ -14,13 +14,13 @@ from ..tracing.unit import Unit
 from . import layers
 from .classes import Class, Classes, is_chain
 from .effects import is_nothing
-from .expressions import Symbol
+from .expressions import Symbol, constant
 from .functions import Functions
 from .parameters import Parameters
 from .tables import table
 from .wrap import WIDTH, wrap
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,9 @@ class Constructors:
             for column in columns
         ]
         kind = _container_name(modules[0])
+        if kind == "nn.ModuleDict":
+            named = zip(modules[0]._modules, items, strict=True)
+            return f"{kind}({{{', '.join(f'{constant(k)}: {v}' for k, v in named)}}})"
         parts = _runs(items)
         if kind == "nn.ModuleList":
             loop = len(parts) == 1 and parts[0].startswith("*(")
@@ -166,7 +169,8 @@ def _shape(parameters: Parameters, tensors: Sequence[Any]) -> str:
 def _container_name(module: nn.Module) -> str:
     if isinstance(module, Unit):
         return "nn.Sequential" if is_chain(module) else "nn.Module"
-    return "nn.Sequential" if isinstance(module, nn.Sequential) else "nn.ModuleList"
+    names = {nn.Sequential: "nn.Sequential", nn.ModuleDict: "nn.ModuleDict"}
+    return next((n for c, n in names.items() if isinstance(module, c)), "nn.ModuleList")
 
 
 def _runs(items: list[Any]) -> list[str]:

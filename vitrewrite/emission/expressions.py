@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,16 @@ _DEFAULTS: dict[Any, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Symbol:
-    """A constant that is written as a name, such as `self.num_heads`."""
+    """A constant that is written as a name, such as `self.num_heads`, or in terms of one."""
 
     text: str
+
+    @property
+    def binds(self) -> int:
+        """How tightly `1 - self.rate`, `2 * self.dim` or `self.dim // 2` binds; a name is whole."""
+        if self.text.startswith("1 - "):
+            return SUM
+        return TERM if re.match(r"\d+ \* |[\w.]+ // \d+$", self.text) else ATOM
 
 
 @dataclass(frozen=True)
@@ -104,11 +112,9 @@ def render(node: fx.Node, of: Callable[[Any], Text]) -> Text:
 
 def child(target: str) -> str:
     """`self.blocks[0].attn` for `blocks.0.attn`."""
-    text = "self"
-    for part in target.split("."):
-        text += f"[{part}]" if part.isdigit() and text != "self" else f".{part}"
-    # The children of a Sequential are called by index on the container itself.
-    return f"self[{text[5:]}]" if text[5:].isdigit() else text
+    first, *parts = target.split(".")
+    text = f'getattr(self, "{first}")' if first.isdigit() else f"self.{first}"
+    return text + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
 
 
 def _function(node: fx.Node, of: Callable[[Any], Text]) -> Text:
@@ -129,6 +135,8 @@ def _function(node: fx.Node, of: Callable[[Any], Text]) -> Text:
     if target in INPLACE:
         return Text(f"{of(args[0]).within(CALL)}.{INPLACE[target][1]}({of(args[1]).code})", CALL)
     if target is by_mode:
+        if args[1:] == (True, False):
+            return of(args[0])
         training, yes, no = (of(a).within(CHOICE + 1) for a in args)
         return Text(f"{yes} if {training} else {no}", CHOICE)
     assert callable(target)
@@ -190,4 +198,6 @@ def structure(value: Any, of: Callable[[fx.Node], Text]) -> Text:
         return Text(f"{{{inner}}}")
     if isinstance(value, slice):
         return Text(f"slice({', '.join(structure(v, of).code for v in _parts(value))})", CALL)
+    if isinstance(value, Symbol):
+        return Text(value.text, value.binds)
     return Text(constant(value), UNARY if isinstance(value, (int, float)) and value < 0 else ATOM)

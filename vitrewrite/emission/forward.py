@@ -12,6 +12,7 @@ from torch import fx, nn
 from ..tracing.guards import check_input
 from ..tracing.nodes import arg, is_size, operand
 from .expressions import ATOM, CALL, INPLACE, Text, constant, render, structure, subscript
+from .grouping import is_nested
 from .names import Names
 from .statements import Plan, Statement
 from .wrap import WIDTH, wrap
@@ -104,7 +105,10 @@ class _Printer:
 
     def _unpack(self, statement: Statement, number: int) -> None:
         code = render(statement.node, self.text).code
-        self._write(f"{self._targets(statement.node, number)} = {code}", statement.node)
+        targets = self._targets(statement.node, number)
+        if len(targets) > WIDTH - 16:
+            targets = f"({targets})"
+        self._write(f"{targets} = {code}", statement.node)
 
     def _targets(self, node: fx.Node, number: int, nested: bool = False) -> str:
         by_key = {u.args[1]: u for u in node.users}
@@ -113,7 +117,7 @@ class _Printer:
             item = by_key.get(i)
             if item is None:
                 names.append("_")
-            elif "arity" in item.meta:
+            elif is_nested(item):
                 names.append(self._targets(item, number, nested=True))
             else:
                 names.append(self.names.take(item, _wishes(item), number))
@@ -147,7 +151,8 @@ class _Printer:
         self.out += [f"# {line}" for o in sorted(origins) for line in o.splitlines()]
         length = len(self.plan.module.get_submodule(loop.container)._modules)
         self.out.append(f"for {loop.variable} in {loop.slice(length)}:")
-        self.out.append(f"    {name} = {loop.variable}({name}{extra})")
+        call = f"{name} = {loop.variable}({name}{extra})"
+        self.out += [f"    {line}" for line in wrap(call, WIDTH - 12)]
 
     def _effect(self, statement: Statement, number: int) -> None:
         node = statement.node
@@ -167,16 +172,23 @@ class _Printer:
         if node.target is check_input:
             self.out += _input_check(node, self.text)
         else:
-            condition = self.text(node.args[0]).within(ATOM)
-            self.out.append(f"if not {condition}:")
-            self.out.append(f"    raise ValueError({constant(node.args[1])})")
+            condition = self.text(node.args[0])
+            self._write(f"if not {condition.within(ATOM)}:")
+            message = f"captured for sizes where {condition.code}"
+            self.out += [f"    {line}" for line in wrap(_raised(message), WIDTH - 12)]
 
     def _return(self, statement: Statement, number: int) -> None:
         value = statement.node.args[0]
         code = self.text(value).code
-        bare = isinstance(value, tuple) and len(value) > 1
+        bare = isinstance(value, tuple) and len(value) > 1 and len(code) < WIDTH - 16
         inside = [n for n in statement.node.all_input_nodes if n in self.plan.inlined]
         self._write(f"return {code[1:-1] if bare else code}", *inside)
+
+
+def _raised(message: str) -> str:
+    if len(message) + 24 > WIDTH - 12:
+        message = "captured for other sizes"
+    return f"raise ValueError({constant(message)})"
 
 
 def _input_check(node: fx.Node, of: Callable[[Any], Text]) -> list[str]:
@@ -192,10 +204,8 @@ def _input_check(node: fx.Node, of: Callable[[Any], Text]) -> list[str]:
     want = "x".join(map(str, captured))
     got = "x".join(f"{{{owner}.shape[{d}]}}" for d in dims)
     literal = f"({', '.join(map(str, captured))}{',' if len(captured) == 1 else ''})"
-    return [
-        f"if {shape} != {literal}:",
-        f'    raise ValueError(f"captured for {want}, got {got}")',
-    ]
+    error = wrap(f'raise ValueError(f"captured for {want}, got {got}")', WIDTH - 12)
+    return [f"if {shape} != {literal}:", *(f"    {line}" for line in error)]
 
 
 def _wishes(node: fx.Node) -> list[str | None]:

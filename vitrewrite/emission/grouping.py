@@ -45,8 +45,15 @@ def _item_order(item: fx.Node) -> tuple[str, Any]:
 def _items(node: fx.Node) -> list[fx.Node]:
     result = []
     for user in sorted(node.users, key=_item_order):
-        result += _items(user) if "arity" in user.meta else [user]
+        result += _items(user) if is_nested(user) else [user]
     return result
+
+
+def is_nested(item: fx.Node) -> bool:
+    """Whether an item of a tuple is a tuple of which only items are read."""
+    return "arity" in item.meta and all(
+        u.target is operator.getitem and u.args[0] is item for u in item.users
+    )
 
 
 def sized(graph: fx.Graph, order: dict[fx.Node, int]) -> dict[fx.Node, dict[int, fx.Node]]:

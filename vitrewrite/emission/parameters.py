@@ -49,7 +49,7 @@ class Parameters:
 
     def module(self, name: str, modules: Sequence[Any]) -> str:
         """A child that differs in kind between instances is handed in by the parent."""
-        return self._new(name, tuple(modules))
+        return self._new(f"layer{name}" if name.isdigit() else name, tuple(modules))
 
     def _equal(self, vector: Vector) -> tuple[str, str] | None:
         for name, known in self.vectors.items():

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..tracing.guards import check_input, check_size
+from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
 from ..tracing.operators import is_impure, is_inplace
 from .effects import has_effect
@@ -43,6 +44,7 @@ class Plan:
         self.sized = sized(graph, self.order)
         self.augmented = augmented(graph)
         self.inlined: set[fx.Node] = set()
+        self.one_mode = _of_one_mode(graph)
         self.statements: list[Statement] = []
         self._plan()
 
@@ -157,18 +159,21 @@ class Plan:
             return True
         if node.op == "output" or node in self.loops or node in self.unpacked or node in self.sized:
             return False
-        if is_impure(node) and not node.users:
-            return False
+        unread = is_impure(node) and not node.users
         returned = len(node.users) == 1 and next(iter(node.users)).op == "output"
-        if node.target is operator.setitem or (node.meta.get("origin") and not returned):
+        named = node.meta.get("origin") and not returned
+        if unread or node.target is operator.setitem or named:
             return False
         if not isinstance(node.meta.get("val"), torch.Tensor) and is_scalar(node):
             return len(node.users) == 1 or not node.meta.get("hint")
-        if len(node.users) != 1:
-            return False
-        user = next(iter(node.users))
-        if user.op == "output":
-            return True
+        return len(node.users) == 1 and self._can_join(node, next(iter(node.users)))
+
+    def _can_join(self, node: fx.Node, user: fx.Node) -> bool:
+        """Whether a node is written inside the line of the only one that reads it."""
+        if user.op == "output" or _mentions(user, node) > 1:
+            return _mentions(user, node) == 1
+        if node in self.one_mode:
+            return self._reads_stay(node, user)
         if user in self.in_loop or user in self.loops or user.target is operator.setitem:
             return user.target is operator.setitem
         if node.target in INPLACE:
@@ -215,6 +220,24 @@ class Plan:
             found.add(current := stack.pop())
             stack += [n for n in current.all_input_nodes if n in self.inlined]
         return found
+
+
+def _of_one_mode(graph: fx.Graph) -> set[fx.Node]:
+    """What one mode alone needs: written inside the choice, so that the other is spared it."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op in ("call_function", "call_method") and len(node.users) == 1:
+            (user,) = node.users
+            if (user.target is by_mode or user in found) and _mentions(user, node) == 1:
+                found.add(node)
+    return found
+
+
+def _mentions(user: fx.Node, node: fx.Node) -> int:
+    """How often `node` stands in the arguments of `user`."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((user.args, user.kwargs), found.append)
+    return found.count(node)
 
 
 def _place_item(item: fx.Node, order: dict[fx.Node, None]) -> None:

@@ -31,8 +31,20 @@ def _inside(inner: str, width: int) -> list[str]:
         return [f"    {inner}"]
     items = _items(inner)
     if len(items) == 1:
-        return [f"    {part}" for part in wrap(inner, width)]
+        parts = wrap(inner, width)
+        parts = parts if max(map(len, parts)) <= width else _at_operators(inner)
+        return [f"    {part}" for part in parts]
     return [f"    {part}" for item in items for part in wrap(f"{item},", width)]
+
+
+def _at_operators(text: str) -> list[str]:
+    """The terms of a sum or a comparison, each line but the first with its operator in front."""
+    cuts, depth = [0], 0
+    for i, char in _unquoted(text):
+        depth += (char in _OPEN) - (char in _CLOSE)
+        if depth == 0 and text.startswith((" + ", " - ", " == ", " != ", " < ", " > "), i):
+            cuts.append(i + 1)
+    return [text[a:b].strip() for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
 def _at_loop(line: str) -> tuple[str, str, str]:

@@ -199,7 +199,8 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
 def _kind(site: Site) -> str:
     if isinstance(site, Named):
         return site.kind
-    return next(name for name, cls in KINDS.items() if isinstance(site, cls))
+    kinds = (name for name, cls in KINDS.items() if isinstance(site, cls))
+    return next(kinds, f"{type(site).__name__.lower()} of a decoder")
 
 
 def _carry_out(job: Job, result: Rewrite) -> None:

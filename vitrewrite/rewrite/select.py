@@ -9,6 +9,15 @@ from typing import Any
 
 from torch import nn
 
+from ..anatomy.decoder import (
+    Decoder,
+    DecoderLayer,
+    Level,
+    PixelDecoder,
+    PixelLevel,
+    Prediction,
+    Queries,
+)
 from ..anatomy.sites import Anatomy, Attention, Block, Linear, Mlp
 from ..errors import MatchError, Span, did_you_mean, listing
 from ..language.selectors import (
@@ -45,7 +54,8 @@ class _Group:
     children: Mapping[str, Any] | None = None
 
 
-Site = Block | Attention | Mlp | Linear | Named | Entries
+DecoderSite = DecoderLayer | Queries | Level | Prediction | PixelLevel
+Site = Block | Attention | Mlp | Linear | Named | Entries | DecoderSite
 KINDS: Mapping[str, type[Site]] = {
     "linear": Linear,
     "attention": Attention,
@@ -236,7 +246,13 @@ class Selection:
             path = getattr(anatomy, name)
             if path:
                 root[name] = Named(name, path, "module")
-        return {k: v for k, v in root.items() if not isinstance(v, _Group) or v.items}
+        for name, part in (("pixel_decoder", anatomy.pixel_decoder), ("decoder", anatomy.decoder)):
+            if part is not None:
+                root[name] = _Group(name, (), _decoder_parts(part))
+        empty = [
+            k for k, v in root.items() if isinstance(v, _Group) and not (v.items or v.children)
+        ]
+        return {k: v for k, v in root.items() if k not in empty}
 
     def _step(self, current: list[Any], step: Step, node: Path) -> list[Any]:
         found: list[Any] = []
@@ -287,7 +303,7 @@ class Selection:
             path = name
         elif isinstance(owner, Named) and owner.kind == "module":
             path = f"{owner.path}.{name}"
-        elif isinstance(owner, Block) and owner.unit:
+        elif isinstance(owner, (Block, DecoderLayer)) and owner.unit:
             path = f"{owner.unit}.{name}"
         else:
             return None
@@ -319,8 +335,22 @@ def _flat(site: Any) -> list[Any]:
     return [site]
 
 
+def _decoder_parts(part: Decoder | PixelDecoder) -> dict[str, Any]:
+    """The sites of a decoder by the language's names."""
+    groups = {n: getattr(part, n, ()) for n in ("levels", "layers", "predictions", "mask_head")}
+    found: dict[str, Any] = {n: _Group(f"{part.role}.{n}", v) for n, v in groups.items() if v}
+    if isinstance(part, Decoder):
+        found |= {"queries": part.queries, "class_head": part.class_head}
+    return {k: v for k, v in found.items() if v is not None}
+
+
 def children(site: Site) -> dict[str, Any]:
     """The sites in a site by the language's names."""
+    if isinstance(site, DecoderLayer):
+        return site.children()
+    if isinstance(site, Queries):
+        paths = (("content", site.content), ("position", site.position))
+        return {n: Named(f"{site.role}.{n}", path, "parameter") for n, path in paths if path}
     if isinstance(site, Block):
         norms = {
             n: Named(f"{site.role}.{n}", path, "module")
@@ -341,6 +371,10 @@ def parts(site: Site) -> list[Site]:
     """A site and everything in it."""
     if isinstance(site, Block):
         return [site, *(p for p in (site.attn, site.mlp) if p is not None), *site.linears]
+    if isinstance(site, DecoderLayer):
+        return [site, *(p for p in site.children().values() if p is not None), *site.linears]
+    if isinstance(site, Queries):
+        return [site, *children(site).values()]
     inner = [s for s in children(site).values() if isinstance(s, Linear)]
     if isinstance(site, Attention) and site.qkv is not None:
         inner = [s for s in inner if s is not site.qkv]  # its rows are q, k and v
@@ -357,6 +391,8 @@ def attributes(site: Site) -> dict[str, Any]:
         }
     if isinstance(site, Block):
         return {"dim": site.dim, "index": site.index, "stage": site.stage}
+    if isinstance(site, DecoderLayer):
+        return {"dim": site.dim, "index": site.index, "level": site.level}
     if isinstance(site, Attention):
         dim = site.proj.out_features if site.proj else 0
         return {"heads": site.heads, "dim": dim, "windows": site.windows is not None}

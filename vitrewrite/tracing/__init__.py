@@ -10,8 +10,9 @@ from torch import nn
 from ..errors import CaptureError, VitrewriteError
 from . import calls, construction, inputs, modes, tree
 from .guards import check_input, is_guard
+from .pruning import pass_on, prune
 from .recorder import Recorder
-from .state import calls_seen_by, preserved, uncached
+from .state import calls_seen_by, preserved, tracked_builtins, uncached
 from .template import Template
 from .unit import copy_tree
 from .witness import IMAGE
@@ -29,7 +30,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
         CaptureError: if a forward cannot be followed.
     """
     example = inputs.example_input(model) if example is None else example
-    with preserved(model), uncached(model):
+    with preserved(model), uncached(model), tracked_builtins(model):
         evaluation = _trace(model, example, training=False)
         training = _trace(model, example, training=True, other=evaluation.recorder)
     merged = modes.merge(evaluation.assignments, training.assignments)
@@ -37,6 +38,8 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
         _drop_settled_guards(template, set(fixed))
         template.clean()
+    prune(merged)
+    pass_on(merged)
     if IMAGE in fixed:
         _guard_input_size(merged[""], example)
     root = copy_tree(model, merged, {**evaluation.constants, **training.constants})

@@ -9,9 +9,10 @@ import torch
 from torch import fx, nn
 
 from ..errors import CaptureError
-from . import tree
+from . import hooks, tree
+from .branches import Outcome, explore
 from .frame import Frame, getitem
-from .leaves import is_leaf, run_leaf, torch_base
+from .leaves import is_leaf, leaf_class, run_leaf, torch_base
 from .memo import Entry
 from .numbers import Tracked
 from .recorder import Recorder
@@ -30,12 +31,16 @@ def call_module(
     if path is None:
         return run()  # built on the fly: its operations belong to the frame that is open
     recorder.harvest()
+    return hooks.call(module, args, kwargs, lambda a, k: _called(recorder, module, path, a, k))
+
+
+def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
     entry = _entry(recorder, module, path, args, kwargs)
     outputs = entry.fresh(recorder)
     frame = recorder.frame
     target = str(tree.relative(path, frame.path))
     if isinstance(entry.template, Template):
-        inputs = tuple(frame.arg(v) for v in tree.leaves((args, kwargs)))
+        inputs = tuple(frame.arg(v) for v in tree.passed(frame, (args, kwargs)))
         node = frame.graph.call_module(target, inputs)
     else:
         node = frame.graph.call_module(target, frame.arg(args), frame.arg(kwargs))
@@ -46,13 +51,18 @@ def call_module(
 
 def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
     key = recorder.memo.key(module, (args, kwargs), recorder)
-    found = recorder.memo.entries.get(key) or recorder.memo.leaves.get(key)
+    found = recorder.memo.leaves.get(key)
+    if found is None and not hooks.hooked_below(module):
+        found = recorder.memo.entries.get(key)
     if found is None and is_leaf(module):
-        found = recorder.memo.leaves[key] = _leaf(recorder, module, type(module), args, kwargs)
+        found = recorder.memo.leaves[key] = _leaf(
+            recorder, module, leaf_class(module), args, kwargs
+        )
     if found is None:
         before = tree.signature_of_dict(module)
         found = _first_call(recorder, module, path, args, kwargs)
-        if before == tree.signature_of_dict(module):  # else its effects could not be replayed
+        # Else the effects of the call could not be replayed.
+        if before == tree.signature_of_dict(module) and not hooks.hooked_below(module):
             recorder.memo.entries[key] = found
     return found
 
@@ -86,15 +96,20 @@ def _is_just(
 def trace_forward(
     recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any, forward: Any
 ) -> Entry:
-    """Runs `forward` in a frame of its own."""
-    with recorder.open(module, path) as frame:
-        tree.bind_arguments(frame, module, args, kwargs)
-        outputs = forward(*args, **kwargs)
-        frame.graph.output(frame.arg(outputs))
-    template = Template.of(module, frame.graph)
-    with recorder.off():
-        witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
-    return Entry(template, outputs, witnesses, frame.assignments)
+    """Runs `forward` in a frame of its own, once for each way it may go."""
+
+    def run(decisions: tuple[bool, ...]) -> Outcome:
+        with recorder.open(module, path, decisions) as frame:
+            tree.bind_arguments(frame, module, args, kwargs)
+            outputs = forward(*args, **kwargs)
+            frame.graph.output(frame.arg(outputs))
+        template = Template.of(module, frame.graph)
+        with recorder.off():
+            witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
+        entry = Entry(template, outputs, witnesses, frame.assignments)
+        return Outcome(entry, tuple(frame.asked))
+
+    return explore(run, recorder.off, path).entry
 
 
 def _leaf(

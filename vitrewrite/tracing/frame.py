@@ -23,7 +23,9 @@ class Frame:
     Node meta: `val` the primary meta value, `hint` the name of the local variable that held it.
     """
 
-    def __init__(self, recorder: Recorder, module: nn.Module, path: str) -> None:
+    def __init__(
+        self, recorder: Recorder, module: nn.Module, path: str, decisions: tuple[bool, ...] = ()
+    ) -> None:
         self.recorder = recorder
         self.module = module
         self.path = path
@@ -33,6 +35,8 @@ class Frame:
         self.reads: list[tuple[Any, fx.Node, str]] = []  # dtypes and devices that were read
         self.assignments: dict[str, Any] = {}  # relative path -> template of what was called
         self.hinted: set[int] = set()
+        self.decisions = decisions  # answers to the first questions about values of tensors
+        self.asked: list[fx.Node] = []  # what was asked
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
 
     def bind(self, value: Any, node: fx.Node) -> None:
@@ -45,8 +49,11 @@ class Frame:
         """Adds an input."""
         node = self.graph.placeholder(_identifier(name))
         node.meta["hint"] = name
-        self.nodes.setdefault(id(value), node)
         node.meta["val"] = value
+        if isinstance(value, (torch.dtype, torch.device)):
+            self.reads.append((value, node, ""))
+        else:
+            self.nodes.setdefault(id(value), node)
         return node
 
     def emit_function(self, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
@@ -98,8 +105,12 @@ class Frame:
         """A dtype or device that this forward read off a tensor stays that reading."""
         for read, node, what in reversed(self.reads):
             if read == value and type(read) is type(value):
-                return self._getattr(node, what)
+                return self._getattr(node, what) if what else node
         return value
+
+    def has_read(self, value: torch.dtype | torch.device) -> bool:
+        """Whether this forward read the dtype or device off a tensor, or was given it."""
+        return any(read == value and type(read) is type(value) for read, _, _ in self.reads)
 
     def _getattr(self, node: fx.Node, what: str) -> fx.Node:
         for user in node.users:

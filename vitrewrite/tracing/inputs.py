@@ -34,10 +34,11 @@ def example_input(model: nn.Module) -> torch.Tensor:
 def image_size(model: nn.Module) -> tuple[int, int, int] | None:
     """Channels, height and width from timm's or Hugging Face's own records."""
     config: Any = getattr(model, "config", None)
-    if hasattr(config, "image_size"):
-        side = config.image_size
-        height, width = (side, side) if isinstance(side, int) else tuple(side)
-        return int(getattr(config, "num_channels", 3)), height, width
+    for each in (config, getattr(config, "backbone_config", None)):
+        side = getattr(each, "image_size", None)
+        if isinstance(side, (int, tuple, list)):
+            height, width = (side, side) if isinstance(side, int) else side
+            return int(getattr(each, "num_channels", 3)), int(height), int(width)
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     embed = getattr(model, "patch_embed", None)
     image = getattr(embed, "img_size", None) or getattr(model, "img_size", None)

@@ -41,6 +41,17 @@ def torch_base(module: nn.Module) -> type[nn.Module] | None:
     return bases[0] if bases else None
 
 
+def leaf_class(module: nn.Module) -> type[nn.Module]:
+    """The public class of a leaf: that of a hidden subclass which only tells it apart."""
+    cls = type(module)
+    while is_torch_class(cls) and getattr(nn, cls.__name__, None) is not cls:
+        base = cls.__bases__[0]
+        if "forward" in vars(cls) or not is_torch_class(base) or base is nn.Module:
+            break
+        cls = base
+    return cls
+
+
 def run_leaf(
     module: nn.Module, args: Any, kwargs: Any, meta: Callable[[torch.Tensor], torch.Tensor]
 ) -> Any:

@@ -17,13 +17,14 @@ from torch import nn
 
 from . import tree
 from .configuration import freeze
+from .hooks import TABLES
 from .numbers import Float, Int, plain
 
 if TYPE_CHECKING:
     from .recorder import Recorder
 
-_STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
-"""Not configuration: state, looked at apart, and the mode, which is one for a whole trace."""
+_STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", *TABLES}
+"""Not configuration: state, looked at apart, the mode of the whole trace, and hooks."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,9 @@ class Memo:
     def key(self, module: nn.Module, arguments: Any, recorder: Recorder) -> Hashable:
         """What the call depends on."""
         order: dict[int, int] = {}
+        read = tuple(freeze(v) for v in tree.passed(recorder.frame, arguments) if _is_kind(v))
         with recorder.off():
-            return self.fingerprint(module), _signature(arguments, recorder, order)
+            return self.fingerprint(module), _signature(arguments, recorder, order), read
 
     def fingerprint(self, module: nn.Module) -> Hashable:
         """The configuration of a module and everything below it."""
@@ -112,6 +114,10 @@ class Memo:
         )
         # Hashing nested tuples again and again is quadratic in depth: intern each as a number.
         return _intern((type(module), config, state, children))
+
+
+def _is_kind(value: Any) -> bool:
+    return isinstance(value, (torch.dtype, torch.device))
 
 
 _INTERNED: dict[Hashable, int] = {}

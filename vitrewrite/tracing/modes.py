@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx
 
+from .operators import is_impure
 from .template import Template, copy_graph, signature
 
 
@@ -39,23 +40,54 @@ def _merge(evaluation: Any, training: Any) -> Any:
 
 
 def _select(evaluation: fx.Graph, training: fx.Graph) -> fx.Graph | None:
-    """The graph of both, if they differ in constants only."""
+    """The graph of both, if they differ in constants, or in what only training computes."""
     graph = copy_graph(evaluation)
-    pairs = list(zip(graph.nodes, training.nodes, strict=False))
-    if len(graph.nodes) != len(training.nodes):
-        return None
-    match = {t: e for e, t in pairs}
-    for node, other in pairs:
-        if node.op != other.op or (node.op != "placeholder" and node.target != other.target):
-            return None
+    *nodes, end = graph.nodes
+    *others, other_end = training.nodes
+    match: dict[fx.Node, fx.Node] = {}
+    more: list[fx.Node] = []
+    for other in others:
         try:
-            with graph.inserting_before(node):
-                args = _join(graph, node.args, other.args, match)
-                kwargs = _join(graph, dict(node.kwargs), dict(other.kwargs), match)
+            _match(graph, nodes[len(match)] if len(match) < len(nodes) else end, other, match)
+        except _DifferentError:
+            more.append(other)
+    if len(match) < len(nodes) or any(is_impure(n) or n.op == "call_module" for n in more):
+        return None
+    with graph.inserting_before(end):
+        for other in more:
+            match[other] = graph.node_copy(other, lambda n: match[n])
+            match[other].meta = dict(other.meta)
+        try:
+            end.args = (_outputs(graph, end.args[0], other_end.args[0], match),)
         except _DifferentError:
             return None
-        node.args, node.kwargs = args, kwargs
     return graph
+
+
+def _match(graph: fx.Graph, node: fx.Node, other: fx.Node, match: dict[fx.Node, fx.Node]) -> None:
+    """Takes two nodes for one, if they are the same but for constants."""
+    if node.op != other.op or (node.op != "placeholder" and node.target != other.target):
+        raise _DifferentError
+    with graph.inserting_before(node):
+        args = _join(graph, node.args, other.args, match)
+        kwargs = _join(graph, dict(node.kwargs), dict(other.kwargs), match)
+    node.args, node.kwargs = args, kwargs
+    if other.meta.get("hint") and node.op != "placeholder":
+        node.meta.setdefault("hint", other.meta["hint"])
+    match[other] = node
+
+
+def _outputs(graph: fx.Graph, a: Any, b: Any, match: dict[fx.Node, fx.Node]) -> Any:
+    """The outputs of both, each that of its mode."""
+    if isinstance(a, fx.Node) and isinstance(b, fx.Node) and match[b] is not a:
+        node = graph.call_function(by_mode, (_training(graph), match[b], a))
+        node.meta["val"] = a.meta.get("val")
+        return node
+    if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+        return type(a)(_outputs(graph, x, y, match) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return {k: _outputs(graph, a[k], b[k], match) for k in a}
+    return _join(graph, a, b, match)
 
 
 class _DifferentError(Exception):

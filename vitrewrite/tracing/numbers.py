@@ -88,6 +88,8 @@ def make(
 
 def apply(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """`op(*args)` on numbers, recorded in the frame that is open now."""
+    if len(args) == 2 and (same := _unchanged(op, *args)) is not None:
+        return same
     tracked = [a for a in args if isinstance(a, Tracked)]
     recorder = tracked[0].frame.recorder
     frame = recorder.frame
@@ -103,6 +105,38 @@ def apply(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         alive = [a.deps for a in tracked]
         result.deps = frozenset().union(*alive)
     return result
+
+
+def minimum(*args: Any, **kwargs: Any) -> Any:
+    """`min`, recorded where all operands are numbers."""
+    return _extreme(min, args, kwargs)
+
+
+def maximum(*args: Any, **kwargs: Any) -> Any:
+    """`max`, recorded where all operands are numbers."""
+    return _extreme(max, args, kwargs)
+
+
+def _extreme(op: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    several = len(args) == 1 and isinstance(args[0], (tuple, list)) and not kwargs
+    operands = tuple(args[0]) if several else args
+    tracked = any(isinstance(a, Tracked) for a in operands)
+    if kwargs or not tracked or len(operands) < 2 or _foreign(operands):
+        return op(*args, **kwargs)
+    return apply(op, operands)
+
+
+_NEUTRAL = {operator.add: 0, operator.sub: 0, operator.mul: 1, operator.floordiv: 1}
+
+
+def _unchanged(op: Callable[..., Any], a: Any, b: Any) -> Any:
+    """The size that `op` gives back: `0 + n` (as `sum` starts), `n - 0`, `1 * n`."""
+    if op not in _NEUTRAL:
+        return None
+    if isinstance(a, Int) and type(b) is int and b == _NEUTRAL[op]:
+        return a
+    commutes = op in (operator.add, operator.mul) and isinstance(b, Int)
+    return b if commutes and type(a) is int and a == _NEUTRAL[op] else None
 
 
 def _evaluate(op: Callable[..., Any], args: list[Any]) -> Any:

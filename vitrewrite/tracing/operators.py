@@ -67,6 +67,8 @@ def _is_method(func: Any, name: str) -> bool:
 
 def is_inplace(target: Any) -> bool:
     """Whether a call changes its first argument."""
+    if target == "requires_grad_":
+        return False
     if isinstance(target, str):
         return target.endswith("_") and not target.endswith("__")
     name = getattr(target, "__name__", "")

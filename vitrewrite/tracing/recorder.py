@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from . import tree
+from .branches import decide
+from .decompose import PROGRAMS
 from .frame import Frame, getitem
 from .guards import require
 from .memo import Memo
@@ -36,7 +39,7 @@ _CONSTANT_METHODS = {
     "is_inference", "has_names", "is_conj", "is_neg",
 }  # fmt: skip
 _READS_DATA = {
-    "__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "__contains__",
+    "__int__", "__float__", "__index__", "item", "tolist", "numpy", "__contains__",
     "__complex__", "data_ptr", "storage", "untyped_storage",
 }  # fmt: skip
 
@@ -66,10 +69,17 @@ class Recorder(TorchFunctionMode):
         """The forward that runs now."""
         return self.frames[-1]
 
+    @property
+    def caller(self) -> Frame | None:
+        """The forward that called the one that runs now."""
+        return self.frames[-2] if len(self.frames) > 1 else None
+
     @contextmanager
-    def open(self, module: nn.Module, path: str) -> Iterator[Frame]:
+    def open(
+        self, module: nn.Module, path: str, decisions: tuple[bool, ...] = ()
+    ) -> Iterator[Frame]:
         """A frame for a forward of `module`."""
-        self.frames.append(Frame(self, module, path))
+        self.frames.append(Frame(self, module, path, decisions))
         try:
             yield self.frame
         except Exception:
@@ -128,7 +138,29 @@ class Recorder(TorchFunctionMode):
                 return special
         if target is torch._assert and isinstance(args[0], bool):
             return func(*args, **kwargs)  # the comparison has become a guard already
+        if target in PROGRAMS:
+            with self:
+                result = PROGRAMS[target](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if target is F.linear and (layer := self._layer(*args, **kwargs)) is not None:
+            with self:
+                return layer(args[0] if args else kwargs["input"])
+        if target is F.dropout and _never_drops(*args, **kwargs):
+            return args[0] if args else kwargs["input"]
         return self._record(kind, target, args, kwargs)
+
+    def _layer(self, input: Any, weight: Any, bias: Any = None) -> nn.Linear | None:
+        """The child whose weight and bias a forward uses itself, as torch's attention does."""
+        for path in self.owners.get(id(weight), []):
+            near = tree.relative(path, self.frame.path) or ""
+            if not near.endswith(".weight"):
+                continue
+            layer = self.frame.module.get_submodule(near.removesuffix(".weight"))
+            if isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward:
+                own = layer._parameters.get("weight"), layer._parameters.get("bias")
+                return layer if own[0] is weight and own[1] is bias else None
+        return None
 
     def _attribute(self, name: str, tensor: torch.Tensor) -> Any:
         if name == "shape":
@@ -157,6 +189,8 @@ class Recorder(TorchFunctionMode):
         if name in _CONSTANT_METHODS:
             with self.off():
                 return getattr(self.values.meta(tensor), name)(*rest, **kwargs)
+        if name == "__bool__":
+            return decide(self.frame, tensor)
         if name in _READS_DATA:
             raise CaptureError(
                 "VR602",
@@ -230,6 +264,10 @@ class Recorder(TorchFunctionMode):
             if "/torch/" not in here.f_code.co_filename and here.f_code not in _OURS:
                 self.frame.hint(here.f_locals)
             here = here.f_back
+
+
+def _never_drops(input: Any, p: float = 0.5, *_: Any, **__: Any) -> bool:
+    return type(p) in (int, float) and p == 0
 
 
 def _execute(kind: str, target: Any, args: Any, kwargs: Any) -> Any:

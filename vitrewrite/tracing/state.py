@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+
+from . import numbers
 
 
 @contextmanager
@@ -45,26 +49,82 @@ def _refill(container: Any, content: Any) -> None:
 
 
 @contextmanager
-def uncached(model: nn.Module) -> Iterator[None]:
-    """Bypasses `functools.lru_cache` around functions of the model's modules.
-
-    A cache filled while tracing would hand traced values to the user's model later on.
-    """
-    names = {type(m).__module__ for m in model.modules()}
-    spaces = [vars(sys.modules[n]) for n in names if n in sys.modules and not n.startswith("torch")]
-    cached = [
-        (space, name, value)
-        for space in spaces
-        for name, value in space.items()
-        if isinstance(value, functools._lru_cache_wrapper)
-    ]
-    for space, name, value in cached:
-        space[name] = value.__wrapped__
+def tracked_builtins(model: nn.Module) -> Iterator[None]:
+    """Lets `min` and `max` of sizes be operations, where the built-in ones would compare."""
+    made = {"min": numbers.minimum, "max": numbers.maximum}
+    changed = [(s, name) for s in _spaces(model) for name in made if name not in s]
+    for space, name in changed:
+        space[name] = made[name]
     try:
         yield
     finally:
-        for space, name, value in cached:
-            space[name] = value
+        for space, name in changed:
+            del space[name]
+
+
+@contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """Bypasses `functools.lru_cache` around functions and methods of the model's modules.
+
+    A cache filled while tracing would hand traced values to the user's model later on.
+    """
+    undo: list[Callable[[], None]] = []
+    try:
+        for space in _spaces(model):
+            for name, value in list(space.items()):
+                undo += _bypassed(functools.partial(space.__setitem__, name), value)
+        for cls in _classes(model):
+            for name, value in list(vars(cls).items()):
+                undo += _bypassed(functools.partial(setattr, cls, name), value)
+        yield
+    finally:
+        for each in reversed(undo):
+            each()
+
+
+def _classes(model: nn.Module) -> list[type]:
+    """The classes that the model's forwards are in, without torch's."""
+    found = {c: None for m in model.modules() for c in type(m).__mro__}
+    foreign = ("torch", "builtins", "abc", "typing")
+    return [c for c in found if c.__module__.partition(".")[0] not in foreign]
+
+
+def _spaces(model: nn.Module) -> list[dict[str, Any]]:
+    """The global names of the files that the model's classes are in."""
+    found: dict[int, dict[str, Any]] = {}
+    for cls in _classes(model):
+        forward = vars(cls).get("forward")
+        spaces = [getattr(inspect.unwrap(forward), "__globals__", None)] if forward else []
+        module = sys.modules.get(cls.__module__)
+        for space in (*spaces, vars(module) if module else None):
+            if space is not None:
+                found[id(space)] = space
+    return list(found.values())
+
+
+def _bypassed(put: Callable[[Any], None], value: Any) -> list[Callable[[], None]]:
+    """Takes the cache off an attribute or out of a wrapper's closure; how to put it back."""
+    kind = type(value) if isinstance(value, (staticmethod, classmethod)) else None
+    function = value.__func__ if kind else value
+    if isinstance(function, functools._lru_cache_wrapper):
+        plain = function.__wrapped__
+        put(kind(plain) if kind else plain)
+        return [functools.partial(put, value)]
+    undo: list[Callable[[], None]] = []
+    closure = function.__closure__ if isinstance(function, FunctionType) else None
+    for cell in closure or ():
+        cached = _content(cell)
+        if isinstance(cached, functools._lru_cache_wrapper):
+            cell.cell_contents = cached.__wrapped__
+            undo.append(functools.partial(setattr, cell, "cell_contents", cached))
+    return undo
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # an empty cell
+        return None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,21 @@ def leaves(value: Any) -> Iterator[Any]:
         yield from leaves((value.start, value.stop, value.step))
 
 
+def passed(frame: Frame | None, value: Any) -> Iterator[Any]:
+    """What a call hands over: leaves, and dtypes and devices that the caller read off a tensor."""
+    if isinstance(value, (torch.dtype, torch.device)):
+        if frame is not None and frame.has_read(value):
+            yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from passed(frame, item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from passed(frame, item)
+    else:
+        yield from leaves(value)
+
+
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     """The same structure with `function` applied to tensors and tracked numbers."""
     if isinstance(value, (torch.Tensor, Tracked)):
@@ -71,22 +87,34 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, list):
         return [map_leaves(function, v) for v in value]
     if isinstance(value, dict):
-        return type(value)(**{k: map_leaves(function, v) for k, v in value.items()})
+        return _like(value, {k: map_leaves(function, v) for k, v in value.items()})
     if isinstance(value, slice):
         parts = (value.start, value.stop, value.step)
         return slice(*(map_leaves(function, v) for v in parts))
     return value
 
 
+def _like(value: dict[str, Any], items: dict[str, Any]) -> Any:
+    """A dict of the same type and order; dataclass outputs bring an order of their own."""
+    if type(value) is dict:
+        return items
+    result = type(value)(**items)
+    if isinstance(result, OrderedDict):
+        for key in items:
+            result.move_to_end(key)
+    return result
+
+
 def bind_arguments(frame: Frame, module: nn.Module, args: Any, kwargs: Any) -> None:
     """One placeholder for each tensor or number in the call, named as the forward names it."""
     bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    caller = frame.recorder.caller
     for name, value in bound.arguments.items():
-        found = list(leaves(value))
-        direct = isinstance(value, (torch.Tensor, Tracked)) or len(found) == 1
+        found = list(passed(caller, value))
         for i, leaf in enumerate(found):
             plain = "x" if name in ("args", "input", "inputs") else name
-            frame.placeholder(plain if direct else f"{plain}_{i}", leaf)
+            node = frame.placeholder(plain if len(found) == 1 else f"{plain}_{i}", leaf)
+            node.meta["argument"] = plain
 
 
 def signature_of_dict(module: nn.Module) -> dict[str, int]:

@@ -11,7 +11,7 @@ from torch import nn
 from .check import Check
 from .compiled import compiled as compiles
 from .compiled import compiled_gradients, compiled_training, exported, recompiled
-from .numeric import difference, lowering_error, randomised, relative, sample
+from .numeric import difference, lowering_error, randomised, sample, tensors
 
 if TYPE_CHECKING:
     from ..rewrite.editor import Insertion
@@ -101,13 +101,13 @@ def _emitted(rewritten: Rewritten) -> Check:
 def _gradients(rewritten: Rewritten) -> Iterator[Check]:
     """With random inserted parameters, so that no branch is zero and hides another."""
     module = randomised(rewritten).module.eval()
-    output = module(*sample(rewritten))
-    first = output if isinstance(output, torch.Tensor) else next(iter(output))
-    probe = torch.randn(first.shape, generator=torch.Generator().manual_seed(1))
-    if not first.requires_grad:
+    outputs = [t for t in tensors(module(*sample(rewritten))) if t.requires_grad]
+    if not outputs:
         yield Check("nothing is trained", not rewritten.measures.params.trainable, "no gradient")
         return
-    (first * probe).sum().backward()
+    generator = torch.Generator().manual_seed(1)
+    probes = [torch.randn(t.shape, generator=generator) for t in outputs]
+    sum((t * probe).sum() for t, probe in zip(outputs, probes, strict=True)).backward()  # type: ignore[union-attr]
     wrong = [n for n, p in module.named_parameters() if not _gradient_fits(p)]
     trained = sum(p.requires_grad for p in module.parameters())
     yield Check(
@@ -122,16 +122,20 @@ def _gradient_fits(parameter: nn.Parameter) -> bool:
     return parameter.grad is not None and bool(parameter.grad.isfinite().all())
 
 
+@torch.no_grad()
 def _images_apart(rewritten: Rewritten) -> Check:
     """An image's output does not depend on what else is in the batch."""
     inputs = sample(rewritten, batch=3, seed=2)
     module = rewritten.module.eval()
-
-    class Alone(nn.Module):
-        def forward(self, *values: torch.Tensor) -> torch.Tensor:
-            return torch.cat([module(*(v[i : i + 1] for v in values)) for i in range(3)])
-
-    error = relative(module, Alone(), inputs)
+    together = tensors(module(*inputs))
+    apart = [tensors(module(*(v[i : i + 1] for v in inputs))) for i in range(3)]
+    pairs = [
+        (whole, torch.cat(each))
+        for whole, *each in zip(together, *apart, strict=True)
+        if len(whole) == 3 and all(len(one) == 1 for one in each)  # a batch comes first
+    ]
+    scale = max((float(a.abs().max()) for a, _ in pairs), default=0.0) or 1.0
+    error = max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / scale
     return Check("images do not see each other", error < 1e-4, error)
 
 

@@ -18,7 +18,7 @@ from ..rewrite.apply import apply, lower
 from ..rewrite.rewritten import Rewritten
 from .check import Check
 from .checks import verify_rewritten
-from .numeric import sample
+from .numeric import sample, tensors
 
 _RUN = """
 import importlib.util, sys
@@ -30,10 +30,14 @@ spec.loader.exec_module(module)
 import torch
 from safetensors.torch import load_file, save_file
 inputs = [v for _, v in sorted(load_file(sys.argv[3]).items())]
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    return [t for v in items for t in tensors(v)] if isinstance(value, (dict, list, tuple)) else []
 with torch.no_grad():
-    output = module.load(sys.argv[2])(*inputs)
-first = output if isinstance(output, torch.Tensor) else next(iter(output))
-save_file({"output": first.contiguous()}, sys.argv[4])
+    outputs = tensors(module.load(sys.argv[2])(*inputs))
+save_file({f"{i:04}": t.contiguous().float() for i, t in enumerate(outputs)}, sys.argv[4])
 """
 
 
@@ -132,9 +136,8 @@ def _clean_interpreter(folder: Path, rewritten: Rewritten) -> Check:
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             return Check("model.py runs alone", False, reason)
-        output = load_file(result)["output"]
+        outputs = [value for _, value in sorted(load_file(result).items())]
     with torch.no_grad():
-        plain = rewritten.module.eval()(*inputs)
-    first = plain if isinstance(plain, torch.Tensor) else next(iter(plain))
-    error = float((first - output).abs().max())
+        plain = tensors(rewritten.module.eval()(*inputs))
+    error = max(float((a - b).abs().max()) for a, b in zip(plain, outputs, strict=True))
     return Check("model.py runs alone and gives the same output", error == 0, error)

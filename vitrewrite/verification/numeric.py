@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,26 +26,47 @@ def sample(rewritten: Rewritten, batch: int = 2, seed: int = 0) -> tuple[torch.T
     )
 
 
+@contextmanager
+def _frozen(*modules: nn.Module) -> Iterator[None]:
+    """Without trainable parameters.
+
+    torch multiplies a transposed [B, N, C] by a weight in one of two ways, which round differently,
+    and takes `requires_grad` of the weight as a hint, also where no gradients are computed.
+    """
+    trained = [p for m in modules for p in m.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 @torch.no_grad()
 def difference(first: nn.Module, second: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     """Largest absolute difference of the outputs, in eval mode."""
-    a, b = (_flat(m.eval()(*inputs)) for m in (first, second))
+    with _frozen(first, second):
+        a, b = (tensors(m.eval()(*inputs)) for m in (first, second))
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
 @torch.no_grad()
 def relative(first: nn.Module, second: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     """Largest difference of the outputs over the largest output of the first."""
-    a, b = (_flat(m.eval()(*inputs)) for m in (first, second))
+    with _frozen(first, second):
+        a, b = (tensors(m.eval()(*inputs)) for m in (first, second))
     scale = max(float(x.abs().max()) for x in a) or 1.0
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) / scale
 
 
-def _flat(value: Any) -> list[torch.Tensor]:
+def tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors in an output, nested in tuples, lists and dicts, in order and in float32."""
     if isinstance(value, torch.Tensor):
         return [value.float()]
     items = value.values() if isinstance(value, dict) else value
-    return [t for item in items for t in _flat(item)]
+    nested = isinstance(value, (dict, list, tuple))
+    return [t for item in items for t in tensors(item)] if nested else []
 
 
 def randomised(rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = None) -> Rewritten:

@@ -39,8 +39,9 @@ class LinearSite(BoundSite):
 
     @property
     def rows(self) -> tuple[tuple[int, int], ...]:
-        """The half-open row range of each part."""
-        return tuple(p.rows or (0, p.out_features) for p in self.parts)
+        """The half-open range of each part, in the rows that the call applies."""
+        ranges = [(p.offset, p.rows or (0, p.out_features)) for p in self.parts]
+        return tuple((first - offset, last - offset) for offset, (first, last) in ranges)
 
     @property
     def weight(self) -> nn.Parameter:
@@ -54,7 +55,9 @@ class LinearSite(BoundSite):
 
     @property
     def _layer(self) -> str:
-        return self.parts[0].weight.removesuffix(".weight")
+        weight = self.parts[0].weight
+        # A matrix that is no layer's, such as `in_proj_weight`, is named by its part.
+        return weight.removesuffix(".weight") if weight.endswith(".weight") else self.parts[0].path
 
     def parallel(self, branch: nn.Module) -> None:
         """`y = linear(x)` becomes `y = branch(x, linear(x))`.
@@ -66,6 +69,7 @@ class LinearSite(BoundSite):
         node = self.editor.node(place)
         self._refuse_rows(node)
         name = self._layer.rpartition(".")[2]
+        name = f"linear{name}" if name.isdigit() else name
         hint = str(node.meta.pop("hint", None) or name)
         x = node.args[0]
         assert isinstance(x, fx.Node)
@@ -101,7 +105,8 @@ class LinearSite(BoundSite):
         weight = layer._parameters[name]
         assert weight is not None
         folded = weight.detach().to(torch.float32, copy=True)
-        for (start, stop), update in zip(self.rows, updates, strict=True):
+        for part, update in zip(self.parts, updates, strict=True):
+            start, stop = part.rows or (0, part.out_features)
             folded[start:stop] += update.detach().to(torch.float32)
         setattr(layer, name, nn.Parameter(folded.to(weight.dtype), requires_grad=False))
         self.drop()

@@ -1,0 +1,153 @@
+"""Decisions on the values of tensors: both ways are traced, and the values are selected.
+
+`if not torch.isfinite(x).all(): x = torch.clamp(x, ...)` becomes
+`torch.where(torch.isfinite(x).all(), x, torch.clamp(x, ...))`: the same values and gradients, and
+a program without jumps. That needs both ways to do nothing but compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..errors import CaptureError
+from .frame import Frame
+from .memo import Entry
+from .operators import is_impure
+from .template import Template
+
+_MOST = 3  # decisions in one forward, each of which doubles the work
+
+
+class UndecidedError(BaseException):
+    """A forward asks for the value of a tensor; not an `Exception`, so that no model catches it.
+
+    Attributes:
+        frame: the forward that asks.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One way through a forward: its graph, and the conditions that were decided."""
+
+    entry: Entry
+    conditions: tuple[fx.Node, ...]
+
+
+def decide(frame: Frame, condition: torch.Tensor) -> bool:
+    """The truth of a tensor on the way that is traced now.
+
+    Raises:
+        UndecidedError: if it is a new question.
+    """
+    if len(frame.asked) == len(frame.decisions):
+        raise UndecidedError(frame)
+    frame.asked.append(frame.arg(condition))
+    return frame.decisions[len(frame.asked) - 1]
+
+
+def explore(
+    run: Callable[[tuple[bool, ...]], Outcome],
+    off: Callable[[], AbstractContextManager[None]],
+    where: str,
+    decisions: tuple[bool, ...] = (),
+) -> Outcome:
+    """Traces a forward on every way through it.
+
+    Args:
+        run: traces it with the first decisions given.
+        off: the context in which nothing is recorded.
+        where: the path of the module.
+        decisions: those taken so far.
+
+    Raises:
+        CaptureError: VR602 if the ways differ in more than values, or are too many.
+    """
+    try:
+        return run(decisions)
+    except UndecidedError as question:
+        if question.frame.path != where:
+            raise
+    if len(decisions) == _MOST:
+        raise _too_much(where, "too often")
+    no, yes = (explore(run, off, where, (*decisions, answer)) for answer in (False, True))
+    with off():
+        return _joined(no, yes, len(decisions), where)
+
+
+def _too_much(where: str, why: str) -> CaptureError:
+    return CaptureError(
+        "VR602",
+        f"'{where or 'the root'}' decides on the values of a tensor, which are not known when it "
+        f"is captured, {why}",
+    )
+
+
+def _joined(no: Outcome, yes: Outcome, number: int, where: str) -> Outcome:
+    graph = no.entry.template.graph
+    condition = no.conditions[number]
+    end = graph.output_node()
+    same: dict[fx.Node, fx.Node] = {}
+    pairs = zip(graph.nodes, yes.entry.template.graph.nodes, strict=False)
+    shared = True
+    for mine, theirs in pairs:
+        if not shared:
+            break
+        same[theirs] = mine
+        shared = mine is not condition
+    _pure(graph, set(same.values()), where)
+    _pure(yes.entry.template.graph, set(same), where)
+    with graph.inserting_before(end):
+        for node in yes.entry.template.graph.nodes:
+            if node not in same and node.op != "output":
+                same[node] = graph.node_copy(node, lambda n: same[n])
+                same[node].meta = dict(node.meta)
+        other = fx.node.map_arg(yes.entry.template.graph.output_node().args[0], lambda n: same[n])
+        end.args = (_selected(graph, condition, other, end.args[0], where),)
+    entry = replace(
+        no.entry,
+        template=Template(no.entry.template.name, graph),
+        assignments={**yes.entry.assignments, **no.entry.assignments},
+    )
+    return Outcome(entry, no.conditions)
+
+
+def _pure(graph: fx.Graph, shared: set[fx.Node], where: str) -> None:
+    own = (n for n in graph.nodes if n not in shared and n.op != "output")
+    if any(is_impure(n) or n.op == "call_module" for n in own):
+        raise _too_much(where, "to do more than to compute")
+
+
+def _selected(graph: fx.Graph, condition: fx.Node, yes: Any, no: Any, where: str) -> Any:
+    """The outputs of either way, node by node."""
+    if yes is no or (not _nodes(yes) and not _nodes(no) and yes == no):
+        return no
+    if isinstance(yes, fx.Node) and isinstance(no, fx.Node):
+        a, b = yes.meta.get("val"), no.meta.get("val")
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape:
+            node = graph.call_function(torch.where, (condition, yes, no))
+            node.meta["val"] = b
+            return node
+    if isinstance(yes, (tuple, list)) and type(yes) is type(no) and len(yes) == len(no):
+        return type(no)(
+            _selected(graph, condition, a, b, where) for a, b in zip(yes, no, strict=True)
+        )
+    if isinstance(yes, dict) and isinstance(no, dict) and yes.keys() == no.keys():
+        return {k: _selected(graph, condition, yes[k], no[k], where) for k in no}
+    raise _too_much(where, "to return something else")
+
+
+def _nodes(value: Any) -> bool:
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return bool(found)

@@ -1,0 +1,41 @@
+"""Forward hooks while tracing: they run where the module is called, as torch runs them.
+
+What they compute belongs to the calling forward. Libraries record hidden states that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+TABLES = frozenset({
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+})  # fmt: skip
+
+
+def hooked_below(module: nn.Module) -> bool:
+    """Whether anything inside of the module is hooked, so that its call cannot be replayed."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks for m in module.modules() if m is not module
+    )
+
+
+def call(module: nn.Module, args: Any, kwargs: Any, run: Callable[[Any, Any], Any]) -> Any:
+    """`run(args, kwargs)` between the hooks of the module."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if key in module._forward_pre_hooks_with_kwargs:
+            changed = hook(module, args, kwargs)
+            args, kwargs = (args, kwargs) if changed is None else changed
+        else:
+            changed = hook(module, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+    result = run(args, kwargs)
+    for key, hook in list(module._forward_hooks.items()):
+        given = (args, kwargs) if key in module._forward_hooks_with_kwargs else (args,)
+        changed = hook(module, *given, result)
+        result = result if changed is None else changed
+    return result
