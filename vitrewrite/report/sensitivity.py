@@ -45,9 +45,10 @@ class Sensitivity:
         for name, decision in allocation["decisions"].items():
             block, kind = _split(name)
             shares[kind, block] = Share(kind, block, decision["sensitive"], decision["kind"])
+        spent = allocation["tau"]
         return cls(
             title=call,
-            bought=f"{allocation['tau']:,} sensitive entries buy {allocation['total']:,} parameters",
+            bought=f"{spent:,} sensitive entries buy {allocation['total']:,} parameters",
             blocks=tuple(dict.fromkeys(b for _, b in shares)),
             kinds=tuple(dict.fromkeys(k for k, _ in shares)),
             shares=shares,
