@@ -153,6 +153,31 @@ def test_deciding_on_values_is_an_error_that_names_the_place(last: nn.Module) ->
         vr.capture(model, torch.zeros(2, 4))
 
 
+def test_a_layer_that_is_never_skipped_is_no_decision() -> None:
+    class Layers(nn.Module):
+        def __init__(self, rate: float) -> None:
+            super().__init__()
+            self.linear, self.rate = nn.Linear(4, 4), rate
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            draw = torch.rand([])
+            if self.training and draw < self.rate:
+                return x
+            return self.linear(x) + torch.rand_like(x)
+
+    for rate in (0.0, 1.0):
+        model = Layers(rate)
+        captured = vr.capture(model, torch.zeros(2, 4))
+        for training in (False, True):
+            outputs = []
+            for each in (model, captured):
+                torch.manual_seed(3)
+                outputs.append(each.train(training)(torch.ones(3, 4)))
+            assert torch.equal(*outputs)
+    with pytest.raises(vr.VitrewriteError, match="VR602"):
+        vr.capture(Layers(0.5), torch.zeros(2, 4))
+
+
 def test_where_both_ways_only_compute_a_decision_on_values_selects() -> None:
     model = DecidesOnValues()
     captured = vr.capture(model, torch.zeros(2, 4))

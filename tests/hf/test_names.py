@@ -33,11 +33,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("hf:mask2former-r50", 44.041), ("hf:mask2former-swin-t", 47.441)]
+    ("name", "millions"), [("hf:mask2former-r50", 44.04), ("hf:mask2former-swin-t", 47.44)]
 )
 def test_shipped_models_have_the_published_size(name: str, millions: float) -> None:
     model = models.create(name, meta=True)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == millions
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
     assert all(p.is_meta for p in model.parameters())
     assert example_input(model).shape == (1, 3, 512, 512)
     assert model.class_predictor.out_features == 151

@@ -305,7 +305,10 @@ def _step(node: fx.Node) -> _Step | None:
         return _Step(node, node.op, (), False)
     if value is None and name in _NO_TENSOR:
         return None
-    return _Step(node, name, tuple(node.all_input_nodes), is_inplace(target))
+    sources = tuple(node.all_input_nodes)
+    if name == "type_as":  # reads its second argument for the type only
+        sources = sources[:1]
+    return _Step(node, name, sources, is_inplace(target))
 
 
 def _resolve(env: dict[fx.Node, Any], value: Any) -> Any:

@@ -9,7 +9,7 @@ from .blocks import Assembler, place
 from .decoder import PixelDecoder, PixelLevel
 from .flow import Flow, Op
 from .kinds import ADDS, JOINS, is_conv, strip
-from .queries import Chain
+from .queries import Chain, grid_of
 from .sites import Block
 from .trunk import Sets, Trunk
 
@@ -57,14 +57,13 @@ def _level(index: int, source: Op, position: Op | None) -> PixelLevel:
     layer: Op | None = values
     while layer is not None and not is_conv(layer):
         layer = layer.inputs[0] if layer.inputs else None
-    shape = values.shape
     return PixelLevel(
         role=f"pixel_decoder.levels[{index}]",
         index=index,
         features=place(source),
         projection=layer.path if layer is not None else None,
         position=None if position is None else place(strip(position)),
-        grid=(shape[-2], shape[-1]) if len(shape) == 4 else None,
+        grid=grid_of(source),
     )
 
 

@@ -9,7 +9,7 @@ from .attention import Core, Operand
 from .blocks import Assembler, Parts, _sites, place, site
 from .decoder import Decoder, DecoderLayer, Level, Prediction, Queries
 from .flow import Flow, Frame, Op, union
-from .kinds import ADDS, MATMULS, is_norm, matrix, norm_path, strip
+from .kinds import ADDS, MATMULS, is_norm, is_transparent, matrix, norm_path, strip
 from .sites import Linear, Mlp
 from .trunk import Group, Residual, Sets
 
@@ -138,15 +138,14 @@ class Finder:
             p for i in source.inputs if not i.before & self.sets.images
             for p in self._parameters(i.before)
         ]  # fmt: skip
-        maps = [strip(i) for i in source.inputs if i.before & self.sets.images] or [source]
-        shape = maps[0].shape
+        maps = [i for i in source.inputs if i.before & self.sets.images] or [source]
         return Level(
             role=f"decoder.levels[{index}]",
             index=index,
             features=place(features),
             position=None if position is None else place(position),
             embedding=embeddings[0].path if source.name in ADDS and embeddings else None,
-            grid=(shape[-2], shape[-1]) if len(shape) == 4 else None,
+            grid=grid_of(maps[0]),
             layers=tuple(layers),
         )
 
@@ -282,6 +281,15 @@ class Finder:
             return None
         made = site("decoder.class_head", found[0])
         return next((h for h in head if h.weight == made.weight), made)
+
+
+def grid_of(op: Op) -> tuple[int, int] | None:
+    """Height and width of the map [B, C, H, W] that a tensor shows."""
+    while len(op.shape) != 4:
+        if not is_transparent(op):
+            return None
+        op = op.inputs[0]
+    return op.shape[2], op.shape[3]
 
 
 def _fed(operand: Operand) -> Op | None:

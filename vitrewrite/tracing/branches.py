@@ -7,6 +7,7 @@ a program without jumps. That needs both ways to do nothing but compute.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -50,10 +51,25 @@ def decide(frame: Frame, condition: torch.Tensor) -> bool:
     Raises:
         UndecidedError: if it is a new question.
     """
+    node = frame.arg(condition)
+    certain = _certain(node)
+    if certain is not None:
+        return certain
     if len(frame.asked) == len(frame.decisions):
         raise UndecidedError(frame)
-    frame.asked.append(frame.arg(condition))
+    frame.asked.append(node)
     return frame.decisions[len(frame.asked) - 1]
+
+
+def _certain(node: fx.Node) -> bool | None:
+    """The truth of `torch.rand([]) < p`, as libraries skip layers, where p is 0 or 1."""
+    if node.target not in (operator.lt, operator.ge) or len(node.args) != 2:
+        return None
+    drawn, p = node.args
+    uniform = isinstance(drawn, fx.Node) and drawn.target in (torch.rand, torch.rand_like)
+    if not uniform or not isinstance(p, (int, float)) or 0 < p < 1:
+        return None
+    return (p >= 1) == (node.target is operator.lt)
 
 
 def explore(
