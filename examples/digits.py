@@ -98,16 +98,16 @@ def plot(rows: list[tuple[str, float, float, float]]) -> str:
     most = max(p for _, p, _, _ in rows)
 
     def x(count: float) -> float:
-        return 70 + 470 * (count / most) ** 0.35  # so that the small ones stand apart
+        return 70 + 430 * (count / most) ** 0.35  # so that the small ones stand apart
 
     def y(accuracy: float) -> float:
         return 300 - 250 * (accuracy - low) / (100 - low)
 
     out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 360" font-family="sans-serif" '
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 350" font-family="sans-serif" '
         'font-size="13"><rect width="100%" height="100%" fill="white"/>',
         '<text x="20" y="26" font-size="16" font-weight="bold">From the digits 0-4 to 5-9</text>',
-        '<text x="305" y="348" text-anchor="middle" fill="#555">trained parameters, '
+        '<text x="305" y="330" text-anchor="middle" fill="#555">trained parameters, '
         "without the head</text>",
     ]
     for tick in range(int(low), 101, 5):
@@ -117,13 +117,17 @@ def plot(rows: list[tuple[str, float, float, float]]) -> str:
         )
     for name, count, accuracy, spread in rows:
         top, bottom = y(min(100, accuracy + spread)), y(accuracy - spread)
+        crowded = any(
+            0 < x(other) - x(count) < 90 and abs(y(value) - y(accuracy)) < 16
+            for _, other, value, _ in rows
+        )
+        side = 'text-anchor="end"' if crowded else ""
         out.append(
             f'<line x1="{x(count):.1f}" x2="{x(count):.1f}" y1="{top:.1f}" y2="{bottom:.1f}" '
             'stroke="#0072b2" stroke-width="2"/>'
             f'<circle cx="{x(count):.1f}" cy="{y(accuracy):.1f}" r="5" fill="#0072b2"/>'
-            f'<text x="{x(count) + 9:.1f}" y="{y(accuracy) + 4:.1f}">{name}</text>'
-            f'<text x="{x(count):.1f}" y="322" text-anchor="middle" fill="#555" font-size="11">'
-            f"{count:,.0f}</text>"
+            f'<text x="{x(count) + (-9 if crowded else 9):.1f}" y="{y(accuracy) + 4:.1f}" {side}>'
+            f"{name}: {count:,.0f}</text>"
         )
     return "\n".join([*out, "</svg>"]) + "\n"
 
