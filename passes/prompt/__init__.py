@@ -198,6 +198,11 @@ class VisualPrompt(Pass):
         tokens, start = block.input.tokens, self.start(block)
         if (self.prune_tokens or self.prune_segments) and not self.masks:
             raise block.reject("masks", "pruning needs masks", suggestion="write masks=true")
+        if self.prune_tokens:
+            block.warn(
+                "a mask of whole prompts acts on attention only through the eps of norm1: with "
+                "prompts far above it their ranking is rounding noise, that of segments is not"
+            )
         bound = math.sqrt(6 / (block.patch_features + block.dim))
         deep = block.role != block.siblings[0]
         prompt = Prompt(self.count, block.dim, start, bound, deep, self.dropout)

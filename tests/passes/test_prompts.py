@@ -255,6 +255,7 @@ def test_prune_and_rewind(tmp_path: Path) -> None:
         "to blocks[*]\ntrain head\n"
     )
     rewritten = vr.apply(spec, model(**small))
+    assert any("rounding noise" in w for w in rewritten.report["warnings"])
     settings = tuning.Settings(steps=2, batch=64, lr=1e-2)
     result = tuning.tune(rewritten, "digits", settings, out=tmp_path / "run")
     assert len(result.training["phases"]) == 2 + 4
