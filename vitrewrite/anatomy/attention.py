@@ -23,7 +23,7 @@ class Core:
     """One attention: the op that yields the attended values, and what it attends with.
 
     Attributes:
-        op: SDPA, or the product of the probabilities with the values.
+        op: SDPA, the product of the probabilities with the values, or an inserted module.
         scores: the product of queries and keys; the SDPA itself.
         inside: ops between `scores` and `op`, both included.
     """
@@ -65,6 +65,8 @@ def cores(flow: Flow) -> list[Core]:
             core = _fused(op)
         elif op.name in ("softmax", "Softmax"):
             core = _manual(op)
+        elif getattr(op.module, "attends", False):
+            core = _inserted(op)
         if core is not None:
             found.setdefault(core.op, core)
     return sorted(found.values(), key=lambda c: c.op.index)
@@ -76,6 +78,12 @@ def _fused(op: Op) -> Core | None:
     if query is None or key is None or value is None:
         return None
     return Core(op, "sdpa", query, key, value, op, op.bit)
+
+
+def _inserted(op: Op) -> Core:
+    """A module of a pass that attends with its first three arguments."""
+    query, key, value = op.inputs[:3]
+    return Core(op, "inserted", query, key, value, op, op.bit)
 
 
 def _manual(softmax: Op) -> Core | None:

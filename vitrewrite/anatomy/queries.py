@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..tracing.leaves import changed_by
-from .attention import Core, Operand
+from .attention import Core
 from .blocks import Assembler, Parts, _sites, place, site
 from .decoder import Addend, Decoder, DecoderLayer, Level, Prediction, Queries
 from .flow import Flow, Frame, Op, union
 from .kinds import ADDS, MATMULS, is_conv, is_norm, is_transparent, matrix, norm_path, strip
 from .sites import Linear, Mlp
-from .trunk import Group, Residual, Sets
+from .trunk import Group, Residual, Sets, layer_of
 
 
 @dataclass
@@ -43,17 +43,24 @@ def find_chain(
     for core in attentions:
         if not core.value.before & sets.images:
             continue
-        if chain is None and core.query.before & sets.images:
-            continue
         own = [r for r in residuals if r.region & core.op.bit and r.branch.before & core.op.bit]
         first = min(own, key=lambda r: r.sum.index, default=None)
         if first is None:
             continue
         if chain is None and not first.point.before & sets.images:
+            if core.query.before & sets.images and not _is_placed(core, first.point):
+                continue
             chain = Chain(first.point, [(core, first)])
         elif chain is not None and _goes_on(chain, core, first):
             chain.links.append((core, first))
     return chain
+
+
+def _is_placed(core: Core, stream: Op) -> bool:
+    """Whether queries are the stream and positions, which may come from the image."""
+    layer = layer_of(core.query)
+    total = None if layer is None else strip(layer.inputs[0])
+    return total is not None and total.name in ADDS and stream in map(strip, total.inputs)
 
 
 def _goes_on(chain: Chain, core: Core, first: Residual) -> bool:
@@ -134,7 +141,7 @@ class Finder:
         layers: list[int] = []
         features, position = source, None
         for number, (core, _) in enumerate(self.chain.links):
-            key, value = (_fed(self.assembler.operands.of(o)) for o in (core.key, core.value))
+            key, value = (self._fed(core, o) for o in (core.key, core.value))
             if value is not None and strip(_whole(value)) is source:
                 features = features if layers else _whole(value)
                 layers.append(number)
@@ -192,7 +199,7 @@ class Finder:
         self.ends.append(sums[-1].sum if sums else first.sum)
         layers = [o for o in ops if o.bit & self.sets.linears]
         ffn = self._ffn(role, sums[-1] if sums else first, layers, parts)
-        value = _fed(self.assembler.operands.of(core.value))
+        value = self._fed(core, core.value)
         last = next((o for o in reversed(ops) if is_norm(o)), self.ends[-1])
         return DecoderLayer(
             role=role,
@@ -200,7 +207,7 @@ class Finder:
             unit=None if frame is None else frame.path,
             dim=first.sum.shape[-1],
             level=self._level_of(core.value if value is None else value),
-            whole=value is None or _whole(value) is value,
+            whole=core.form != "inserted" and (value is None or _whole(value) is value),
             input=place(first.point),
             cross_position=self._position(core, first.point),
             output=place(last if last.before & self.ends[-1].bit else self.ends[-1]),
@@ -212,10 +219,17 @@ class Finder:
             linears=_sites(role, layers, parts),
         )
 
+    def _fed(self, core: Core, operand: Op) -> Op | None:
+        """What the layer behind an operand reads."""
+        if core.form == "inserted":
+            return operand
+        linear = self.assembler.operands.of(operand).linear
+        return None if linear is None else linear.inputs[0]
+
     def _position(self, core: Core, stream: Op | None = None) -> Addend | None:
         """What is added to the stream, which values are made from if it is not given, for q."""
-        query = _fed(self.assembler.operands.of(core.query))
-        source = stream or _fed(self.assembler.operands.of(core.value))
+        query = self._fed(core, core.query)
+        source = stream or self._fed(core, core.value)
         total = None if query is None else strip(query)
         if total is None or source is None or total.name not in ADDS or len(total.inputs) != 2:
             return None
@@ -312,11 +326,6 @@ def grid_of(op: Op) -> tuple[int, int] | None:
             return None
         op = op.inputs[0]
     return op.shape[2], op.shape[3]
-
-
-def _fed(operand: Operand) -> Op | None:
-    """What the layer behind an operand reads."""
-    return None if operand.linear is None else operand.linear.inputs[0]
 
 
 def _added(key: Op | None, source: Op) -> Op | None:

@@ -205,7 +205,7 @@ def _apply(op: Op, index: Any) -> Any:
     if op.name in _REDUCTIONS or op.name in MOVES:
         return _on_compact(op, index)
     if op.name in _RESHAPES:
-        return _reshape(index, op.shape)
+        return _reshape(index, op.shape) if index.numel() else None
     node = op.node
     first = op.arguments[0]
     args = tuple(index if a is first else concrete(a) for a in node.args)

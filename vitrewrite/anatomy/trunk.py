@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 
 from .attention import Core
 from .flow import Flow, Frame, Op, union
-from .kinds import ADDS, FUSED_ATTENTION, is_conv, is_depthwise, is_norm, matrix, strip
+from .kinds import (
+    ADDS,
+    FUSED_ATTENTION,
+    PRODUCTS,
+    is_conv,
+    is_depthwise,
+    is_norm,
+    is_transparent,
+    matrix,
+    strip,
+)
 
 
 @dataclass(eq=False)
@@ -76,6 +86,10 @@ class Sets:
         fused = (o for o in flow.ops if o.name == FUSED_ATTENTION)
         self.mixing = self.linears | union(dense) | union(fused)
         self.cores = union(c.op for c in cores)
+        values = {layer_of(c.value) for c in cores}
+        compared = {layer_of(o) for c in cores for o in (c.query, c.key)}
+        # Layers that make queries or keys of what no values are made of: positions are in it.
+        self.placed = union(o for o in compared - values if o is not None)
 
 
 def find_trunk(
@@ -117,6 +131,8 @@ def residual_sums(flow: Flow, sets: Sets) -> list[Residual]:
         a, b = op.inputs
         if a.shape != b.shape or len(a.shape) < 3:
             continue
+        if _is_placed(op, sets):
+            continue
         residual = _residual(op) or _parallel(op, found) or _projected(op, chain, sets)
         if residual is not None and residual.region & sets.mixing:
             found[op] = residual
@@ -127,6 +143,29 @@ def residual_sums(flow: Flow, sets: Sets) -> list[Residual]:
         for r in found.values()
         if r.point.before & sets.images or not r.region & sums & ~r.sum.bit
     ]
+
+
+def layer_of(operand: Op) -> Op | None:
+    """The linear layer that an operand of an attention is a view, or a multiple, of."""
+    while matrix(operand) is None:
+        if not (is_transparent(operand) or operand.name in PRODUCTS) or not operand.inputs:
+            return None
+        operand = operand.inputs[0]
+    return operand
+
+
+def _is_placed(op: Op, sets: Sets) -> bool:
+    """Whether a sum is read by layers that compare queries with keys, and by nobody else."""
+    readers, queue = 0, [op]
+    while queue:
+        for user in queue.pop().users:
+            if is_transparent(user):
+                queue.append(user)
+            elif not user.bit & sets.placed:
+                return False
+            else:
+                readers += 1
+    return readers > 0
 
 
 def _residual(op: Op) -> Residual | None:

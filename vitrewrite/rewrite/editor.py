@@ -51,6 +51,7 @@ class Editor:
         edited: ids of units whose template is their own at the moment.
         warnings: what is odd but not wrong.
         moved: where a place of the original model is now.
+        removed: paths of modules of the original model that are gone.
     """
 
     root: nn.Module
@@ -58,11 +59,13 @@ class Editor:
     edited: set[int] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     moved: dict[Place, Place] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
 
     def on(self, root: nn.Module) -> Editor:
         """An editor of a copy of the tree, before anything is done to the copy."""
         insertions = [replace(i, module=root.get_submodule(i.path)) for i in self.insertions]
-        return Editor(root, insertions, set(), list(self.warnings), dict(self.moved))
+        known = list(self.warnings), dict(self.moved), list(self.removed)
+        return Editor(root, insertions, set(), *known)
 
     def unit(self, path: str) -> Unit:
         """The unit at `path`."""

@@ -28,9 +28,9 @@ from .within import KINDS, Group, Named, Site, attributes, children, decoder_par
 
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "bias": ("bias", "q_bias", "v_bias", "in_proj_bias"),
-    "parameter": ("weight", "bias"),
+    "parameter": (),
 }
-"""Kinds of parameters by their own names."""
+"""Kinds of parameters by their own names; empty for all of them."""
 
 
 def _path_of(site: Site) -> str:
@@ -171,7 +171,7 @@ class Selection:
         return tuple(
             Named(name, name, "parameter")
             for name in self.parameters
-            if name in inside and name.rpartition(".")[2] in wanted
+            if name in inside and (not wanted or name.rpartition(".")[2] in wanted)
         )
 
     def _glob(self, node: ModuleGlob) -> tuple[Site, ...]:

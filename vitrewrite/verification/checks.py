@@ -72,7 +72,7 @@ def _frozen(rewritten: Rewritten) -> Iterator[Check]:
         return
     now = rewritten.module.state_dict()
     trained = rewritten.result.base_trained
-    frozen = {k: v for k, v in rewritten.base.state_dict().items() if k not in trained}
+    frozen = {k: v for k, v in _kept(rewritten).items() if k not in trained}
     changed = [k for k, v in frozen.items() if k not in now or not torch.equal(v, now[k])]
     yield Check(
         f"{len(frozen)} frozen tensors bit-identical", not changed, f"{len(changed)} changed",
@@ -80,8 +80,14 @@ def _frozen(rewritten: Rewritten) -> Iterator[Check]:
     )  # fmt: skip
 
 
+def _kept(rewritten: Rewritten) -> dict[str, torch.Tensor]:
+    """The state of the original model without that of modules which the spec replaces."""
+    gone = tuple(f"{path}." for path in rewritten.result.editor.removed)
+    return {k: v for k, v in rewritten.base.state_dict().items() if not k.startswith(gone)}
+
+
 def _keys(rewritten: Rewritten) -> Check:
-    lost = rewritten.base.state_dict().keys() - rewritten.module.state_dict().keys()
+    lost = _kept(rewritten).keys() - rewritten.module.state_dict().keys()
     note = ", ".join(sorted(lost)[:3])
     return Check("state-dict keys of the base kept", not lost, f"{len(lost)} lost", note)
 

@@ -14,6 +14,7 @@ from ...anatomy.canonical import canonicalise_at
 from ...anatomy.explicit import write_out
 from ...anatomy.sites import Attention, Block, Place
 from ...tracing.leaves import changed_by
+from .. import wiring
 from ..editor import after
 from ..evaluate import Evaluation
 from ..slices import erase_unread
@@ -23,6 +24,7 @@ from .value import Value
 
 if TYPE_CHECKING:
     from .block import BlockSite
+    from .layer import LayerSite
 
 _OPERANDS = ("query", "key", "value", "attn_mask")
 
@@ -52,6 +54,25 @@ class AttentionSite(BoundSite):
         if self.owner is None:
             raise self.unfit("it is in no block")
         return BlockSite(self.context, self.owner)
+
+    @property
+    def layer(self) -> LayerSite:
+        """The layer of a decoder whose cross-attention it is."""
+        from .decoder import DecoderSite
+
+        found = self.context.anatomy.decoder
+        site = None if found is None else DecoderSite(self.context, found)
+        for layer in () if site is None else site.layers:
+            if layer.layer.cross_attn.role == self.role:
+                return layer
+        raise self.unfit("it attends to no feature map of a decoder")
+
+    @property
+    def dim(self) -> int:
+        """Channels of what it yields."""
+        if self.attention.proj is None:
+            raise self.unfit("no linear layer follows it")
+        return self.attention.proj.out_features
 
     @property
     def windowed(self) -> bool:
@@ -102,6 +123,11 @@ class AttentionSite(BoundSite):
         return grid
 
     @property
+    def masked(self) -> bool:
+        """Whether its scores have a mask or bias."""
+        return _bias(self._core()) is not None
+
+    @property
     def keys(self) -> Value:
         """The keys of the tokens, [batch, heads, tokens, width]; not those that passes added."""
         core = self._core()
@@ -111,6 +137,8 @@ class AttentionSite(BoundSite):
     def weights(self) -> Value:
         """The softmax of the scores averaged over heads, [batch, queries, keys]."""
         unit, core = self._unit, self.editor.node(self.attention.core)
+        if self.attention.form == "inserted":
+            raise self.unfit("its weights are not those of a softmax over keys")
         if core.target is F.scaled_dot_product_attention:
             core = write_out(core)
             self.editor.moved[self.editor.where(self.attention.core)] = Place(unit, core.name)
@@ -123,6 +151,47 @@ class AttentionSite(BoundSite):
         return Value(Place(unit, mean.name))
 
     # -- verbs ----------------------------------------------------------------------------------
+
+    def become(self, module: nn.Module, *values: Value) -> None:
+        """`y = module(query, key, value, *values)` instead of `y = attention(...)`.
+
+        Query, key and value are what the layers of q, k and v read.
+        """
+        unit, call = self._call
+        inputs: list[Any] = [call.args[i] for i in self._inputs]
+        inputs += [value.read(self.editor, unit) for value in values]
+        hint = str(call.meta.pop("hint", None) or self.path.rpartition(".")[2])
+        owner, _, name = self.path.rpartition(".")
+        new = f"{name}_{self._stem}"
+        made = self.put(module, unit, inputs, (hint,), owner=owner, name=new)
+        call.replace_all_uses_with(made[0])
+        call.graph.erase_node(call)
+        del self.editor.root.get_submodule(owner)._modules[name]
+        self.editor.removed.append(self.path)
+        wiring.release(self.editor, unit)
+
+    @property
+    def _call(self) -> tuple[str, fx.Node]:
+        """The unit that calls the attention, and the call."""
+        if self.path != self._unit:
+            raise self.unfit("it is no module of its own")
+        unit, calls = wiring.caller(self.editor, self.path)
+        if len(calls) > 1:
+            raise self.unfit(f"'{self.path}' runs {len(calls)} times")
+        target = calls[0].target
+        return unit, next(n for n in self.editor.graph(unit).nodes if n.target == target)
+
+    @property
+    def _inputs(self) -> list[int]:
+        """Which inputs of its unit the layers of q, k and v read."""
+        nodes = [n for n in self.editor.graph(self._unit).nodes if n.op == "placeholder"]
+        found = []
+        for layer in (self.attention.q, self.attention.k, self.attention.v):
+            source = None if layer is None else self.editor.node(layer.call).args[0]
+            if source not in nodes:
+                raise self.unfit("its q, k and v are not made of its inputs as they are")
+            found.append(nodes.index(source))
+        return found
 
     def unmask(self) -> None:
         """Every query attends to every key."""

@@ -1,0 +1,221 @@
+"""DFPQ, HRCA and RCDA on whole models: counts, layers and results in their places, bad input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from vitrewrite.passes.dfpq import PositionalQueries
+from vitrewrite.passes.hrca import CellSelection
+from vitrewrite.passes.rcda import RowColumnAttention
+
+import vitrewrite as vr
+from tests.hf.zoo import mask2former, tensors
+from vitrewrite import catalog
+from vitrewrite.anatomy import analyse
+
+IMAGES = torch.zeros(2, 3, 128, 128)
+FASEG = "add dfpq() to decoder\nadd hrca(omega=4) to decoder\n"
+RCDA = "add hrca(cells=all) to decoder\nreplace decoder.layers[3, 7].cross_attn with rcda()\n"
+
+
+def _model(**more: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return mask2former("resnet", **more)
+
+
+def _images() -> torch.Tensor:
+    return torch.randn(IMAGES.shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def faseg() -> vr.Rewritten:
+    """All of FASeg on a model that returns auxiliary predictions."""
+    return vr.apply(FASEG, _model(output_auxiliary_logits=True), example=IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("model", "total"), [("hf:mask2former-r50", 50.565e6), ("hf:mask2former-swin-t", 53.923e6)]
+)
+def test_published_sizes(model: str, total: float) -> None:
+    parameters = vr.plan("faseg", model).measures.params.total
+    assert parameters == pytest.approx(total, rel=2e-5)
+
+
+def test_what_each_pass_adds_is_what_the_card_says() -> None:
+    steps = vr.plan("faseg").steps
+    assert steps[0].parameters == 131_584 + 4 * 2_560 + 66_304
+    assert steps[1].parameters == 4 * 1_578_752 + 256
+
+
+def test_a_layer_per_round_and_one_at_the_end(faseg: vr.Rewritten) -> None:
+    decoder = faseg.result.anatomy.decoder
+    assert decoder is not None
+    assert [layer.level for layer in decoder.layers] == [0, 1, 2, 3] * 3 + [0]
+    assert [layer.whole for layer in decoder.layers] == [True, True, True, False] * 3 + [True]
+    grids = [(4, 4), (8, 8), (16, 16), (32, 32)]
+    assert [level.grid for level in decoder.levels] == grids
+
+
+def test_thirteen_auxiliary_predictions_in_order(faseg: vr.Rewritten) -> None:
+    seen: list[torch.Tensor] = []
+    module = faseg.module.eval()
+    norm = module.get_submodule("model.transformer_module.decoder.layernorm")
+    handle = norm.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    with torch.no_grad():
+        out = module(_images())
+    handle.remove()
+    assert len(out["auxiliary_logits"]) == 13
+    head = module.get_submodule("class_predictor")
+    classes = [a["class_queries_logits"] for a in out["auxiliary_logits"]]
+    for state, found in zip(seen, [*classes, out["class_queries_logits"]], strict=True):
+        assert torch.equal(head(state.transpose(0, 1)), found)
+
+
+def test_the_result_is_the_same_without_auxiliary_predictions(faseg: vr.Rewritten) -> None:
+    plain = vr.apply(FASEG, _model(), example=IMAGES)
+    plain.module.load_state_dict(faseg.module.state_dict())
+    with torch.no_grad():
+        with_them, without = (tensors(r.module.eval()(_images())) for r in (faseg, plain))
+    assert all(torch.equal(value, with_them[name]) for name, value in without.items())
+
+
+def test_the_order_of_the_clauses_does_not_matter(faseg: vr.Rewritten) -> None:
+    turned = "".join(reversed(FASEG.splitlines(keepends=True)))
+    other = vr.apply(turned, _model(output_auxiliary_logits=True), example=IMAGES)
+    other.module.load_state_dict(faseg.module.state_dict())
+    with torch.no_grad():
+        first, second = (tensors(r.module.eval()(_images())) for r in (faseg, other))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_new_layers_are_sites_of_the_other_clauses() -> None:
+    spec = (
+        FASEG + "insert lora(rank=2) at decoder.layers[*].cross_attn.q\ntrain decoder.layers[3]\n"
+    )
+    rewritten = vr.apply(spec, _model(), example=IMAGES)
+    assert len(rewritten.report["clauses"][2]["sites"]) == 13
+    layer = "model.transformer_module.decoder.hrca_layers.0.fc1.weight"
+    assert rewritten.module.get_parameter(layer).requires_grad
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        FASEG,
+        "add dfpq(queries=foreground, pool=foreground) to decoder\n",
+        "add dfpq(queries=dynamic_anchor, keys=learned) to decoder\n",
+        "add dfpq(queries=grid_anchor, keys=unchanged) to decoder\n",
+        "add dfpq(queries=learned) to decoder\n",
+        "add hrca(cells=bilinear) to decoder\n",
+        "add hrca(omega=2, cells=random) to decoder\n",
+        RCDA + "add dfpq() to decoder\n",
+    ],
+)
+def test_every_variant_holds_what_is_claimed(spec: str) -> None:
+    spec = spec.replace("cells=bilinear", "cells=bilinear, omega=4")
+    rewritten = vr.apply(spec, _model(), example=IMAGES)
+    for check in vr.verify(rewritten, graphs=False):
+        assert check.holds, check
+
+
+def test_what_is_emitted_is_captured_again_as_the_same_source(faseg: vr.Rewritten) -> None:
+    again = vr.capture(faseg.module, IMAGES)
+    found, known = analyse(again).decoder, faseg.result.anatomy.decoder
+    assert found is not None
+    assert known is not None
+    assert [a.level for a in found.layers] == [a.level for a in known.layers]
+    with torch.no_grad():
+        first, second = (tensors(m.eval()(_images())) for m in (faseg.module, again))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_another_size_of_image(faseg: vr.Rewritten) -> None:
+    with torch.no_grad():
+        out = faseg.module.eval()(torch.randn(1, 3, 128, 192))
+    assert out["masks_queries_logits"].shape[2:] == (32, 48)
+    with pytest.raises(ValueError, match="sides must be multiples of 32"):
+        faseg.module.eval()(torch.randn(1, 3, 64, 32))
+
+
+def test_gathered_pixels_are_the_windows_of_the_partition() -> None:
+    score = torch.rand(3, 8)  # cells of 4x4 pixels on a map of 8x16
+    pixels = CellSelection(omega=2).pixels(score, 8, 16)
+    windows = torch.arange(128).view(2, 4, 4, 4).transpose(1, 2).reshape(8, 16)
+    best = score.argsort(dim=1, descending=True)[:, :4]
+    assert torch.equal(pixels, windows[best].flatten(1))
+
+
+def test_all_cells_are_all_pixels_in_another_order() -> None:
+    keys, positions = torch.randn(64, 2, 8), torch.randn(64, 2, 8)
+    attention, like = torch.rand(2, 5, 4), torch.empty(2, 1, 8, 8)
+    chosen, where = CellSelection(omega=1)(attention, keys, positions, like)
+    for made, given in ((chosen, keys), (where, positions)):
+        assert torch.equal(made.sort(0).values, given.sort(0).values)
+
+
+def test_rows_and_columns_are_an_outer_product() -> None:
+    torch.manual_seed(0)
+    module = RowColumnAttention(8, 2)
+    query, key, value = torch.randn(3, 2, 8), torch.randn(24, 2, 8), torch.randn(24, 2, 8)
+    tall, wide = torch.empty(2, 1, 6, 4), torch.empty(2, 1, 4, 6)
+    for like, size in ((tall, (6, 4)), (wide, (4, 6))):
+        grid = key.view(*size, 2, 8)
+        a_x, a_y = module.weights(query, grid.mean(0), 0), module.weights(query, grid.mean(1), 1)
+        both = (a_y[..., None] * a_x[..., None, :]).flatten(3)
+        v = module.split(value @ module.weight[4].T)
+        expected = (both @ v).permute(2, 0, 1, 3).flatten(2) @ module.weight[5].T
+        torch.testing.assert_close(module(query, key, value, like), expected)
+
+
+def test_anchors_encode_where_the_attention_is() -> None:
+    module = PositionalQueries(8, "anchor")
+    like = torch.empty(1, 1, 2, 2)
+    points = torch.tensor([[[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]])
+    assert torch.equal(torch.eye(4)[None] @ module.centres(like), points)
+    assert module.encoded(points).shape == (1, 4, 8)
+
+
+def test_replaced_attention_is_gone() -> None:
+    plan = vr.plan("replace decoder.layers[2].cross_attn with rcda()\n", _model(), example=IMAGES)
+    assert plan.steps[0].parameters == 2 * (32 * 32 + 32)
+    assert any("masks block no pixel" in w for w in plan.warnings)
+
+
+@pytest.mark.parametrize("name", [s for s in catalog.specs() if s.startswith("faseg")])
+def test_ablations_are_right_on_a_small_model(name: str) -> None:
+    spec = vr.parse(name)
+    clauses = [str(c).replace("omega=32", "omega=4") for c in spec.clauses]
+    text = "\n".join(c.replace("to decoder", "to decoder") for c in clauses)
+    text = text.replace("hrca()", "hrca(omega=4)").replace('cells="', 'omega=4, cells="')
+    assert vr.plan(text + "\n", _model(), example=IMAGES).measures.params.trainable > 150_000
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "message"),
+    [
+        ("add hrca() to decoder", 128, "one of 32 cells leaves none of 16"),
+        ("add hrca(omega=0) to decoder", 128, "omega"),
+        ("add dfpq(threshold=2) to decoder", 128, "threshold"),
+        ("add hrca(omega=1) to decoder", 80, "multiples of 32"),
+        ("replace decoder.layers[0].cross_attn with rcda()", (64, 32), "one row or column"),
+        ("replace decoder.layers[0].self_attn with rcda()", 128, "attends to no feature map"),
+        ("add hrca() to decoder.layers[0]", 128, "hrca attaches to decoder"),
+    ],
+)
+def test_bad_input(spec: str, size: int | tuple[int, int], message: str) -> None:
+    sides = (size, size) if isinstance(size, int) else size
+    with pytest.raises(vr.VitrewriteError, match=message):
+        vr.plan(spec + "\n", _model(), example=torch.zeros(1, 3, *sides))
+
+
+def test_a_model_without_a_decoder() -> None:
+    with pytest.raises(vr.VitrewriteError, match="has no site 'decoder'"):
+        vr.plan("add dfpq() to decoder\n", "vit_tiny_patch16_224")
+
+
+def test_a_model_without_queries() -> None:
+    with pytest.raises(vr.VitrewriteError, match="it has no queries"):
+        vr.plan("add dfpq() to decoder\n", _model(num_queries=0), example=IMAGES)
