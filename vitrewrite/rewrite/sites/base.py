@@ -230,6 +230,17 @@ class BoundSite:
         node.graph.erase_node(node)
         self.remove(insertion)
 
+    def foldable(self, layer: fx.Node, rows: Sequence[tuple[int, int]]) -> bool:
+        """Whether the module acts on what a layer yields in some rows, with nothing between."""
+        y = self.call_of(self.insertion).args[1]
+        while y is not layer and isinstance(y, fx.Node) and y.op == "call_module":
+            other = self.editor.unit(self.insertion.unit).get_submodule(str(y.target))
+            taken = getattr(other, "rows", None)
+            if not taken or any(start < b and a < stop for start, stop in rows for a, b in taken):
+                return False
+            y = y.args[1]
+        return y is layer
+
     def swap(self, module: nn.Module) -> None:
         """Puts another module of the same inputs and outputs in its place."""
         owner, _, name = self.insertion.path.rpartition(".")
