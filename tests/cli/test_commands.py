@@ -202,7 +202,9 @@ def test_lower(inside: Path) -> None:
     result = invoke("lower", "out", "--out", "low")
     assert (result.status, result.err) == (0, "")
     assert re.search(r"modules +float32 +bfloat16 +float16\n", result.out)
-    assert re.search(r"insert lora\(rank=4\) at blocks\[\*\]\.attn\.\{q, v\} +2 -> 0 +\d", result.out)
+    assert re.search(
+        r"insert lora\(rank=4\) at blocks\[\*\]\.attn\.\{q, v\} +2 -> 0 +\d", result.out
+    )
     assert result.out.endswith("\nwritten   low/\n")
 
 

@@ -1,7 +1,8 @@
-"""What lowering says of its errors, and where its tensors went, against models that are run here."""
+"""What lowering says of its errors and names, against models that are run here."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from typing import Any
@@ -21,14 +22,20 @@ from .models import ADAPTER, ANY, DEEP, LORA, MASKED, MERGE, SPARSE, SPECS, appl
 ALLOWED = {"float32": 2e-6, "bfloat16": 6e-2, "float16": 6e-3}
 
 
-@pytest.fixture(scope="module")
+@functools.cache
+def lowered_of(name: str) -> Rewritten:
+    """To be left as it is."""
+    return vr.lower(applied(*SPECS[name]))
+
+
+@pytest.fixture
 def together() -> Rewritten:
-    return vr.lower(applied(*SPECS["all"]))
+    return lowered_of("all")
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_every_error_is_rounding(name: str) -> None:
-    lowered = vr.lower(applied(*SPECS[name]))
+    lowered = lowered_of(name)
     found = json.loads(json.dumps(lowered.report, allow_nan=False))["lowering"]
     assert found["error"].keys() == ALLOWED.keys()
     assert found["unmeasured"] == {}
@@ -166,12 +173,12 @@ def test_a_dtype_that_an_operation_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def refusing(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         if dtype == torch.float16:
-            raise RuntimeError('"addmm_impl_cpu_" not implemented for \'Half\'\nand more')
+            raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'\nand more")
         return cast(module, dtype)
 
     monkeypatch.setattr(measuring, "_cast", refusing)
     found = vr.lower(applied(SPECS["deep prompts"][0])).report["lowering"]
-    assert found["unmeasured"] == {"float16": '"addmm_impl_cpu_" not implemented for \'Half\''}
+    assert found["unmeasured"] == {"float16": "\"addmm_impl_cpu_\" not implemented for 'Half'"}
 
 
 # -- names ----------------------------------------------------------------------------------------
@@ -179,7 +186,7 @@ def test_a_dtype_that_an_operation_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", SPECS)
 def test_the_key_map_accounts_for_every_name(name: str) -> None:
-    lowered = vr.lower(applied(*SPECS[name]))
+    lowered = lowered_of(name)
     assert lowered.unlowered is not None
     report = lowered.report
     old, new = lowered.unlowered.module.state_dict(), lowered.module.state_dict()
