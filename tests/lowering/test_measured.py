@@ -127,6 +127,19 @@ def test_rows_of_a_fused_matrix_that_nothing_else_changes_are_folded() -> None:
         assert found["error"]["float32"]["relative"] < ALLOWED["float32"]
 
 
+def test_a_layer_that_runs_twice_keeps_its_branch() -> None:
+    """Folded in, the update would be in the other call too; tied weights come apart instead."""
+    model = vit()
+    model.blocks[2].mlp.fc1 = model.blocks[0].mlp.fc1
+    model.blocks[2].mlp.fc2.weight = model.blocks[0].mlp.fc2.weight
+    clause = "insert lora(rank=2) at blocks[0].mlp.{fc1, fc2}\n"
+    lowered = vr.lower(fill(vr.apply(clause, model)))
+    found = lowered.report["lowering"]
+    assert found["clauses"][0]["modules"] == {"before": 2, "after": 1}
+    assert found["error"]["float32"]["relative"] < ALLOWED["float32"]
+    assert found["changed"] == ["blocks.0.mlp.fc2.weight"]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_model_in_another_dtype(dtype: torch.dtype) -> None:
     """The sum is made in float32 or better and rounded once; the report says what that costs."""

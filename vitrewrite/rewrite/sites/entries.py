@@ -87,9 +87,9 @@ class EntriesSite(BoundSite):
         """At lowering: adds each part's values to its entries, and drops the branch.
 
         Returns:
-            Whether it could: not if another branch acts on these rows before this one does.
+            Whether it could; see `foldable`.
         """
-        if not self.foldable(self._call()[1], self._rows):
+        if not self.foldable(self.layer, self._call()[1], self._rows):
             return False
         before = _same(self.layer)
         for part, values in zip(self.parts, updates, strict=True):

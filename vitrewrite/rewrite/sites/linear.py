@@ -102,12 +102,12 @@ class LinearSite(BoundSite):
         The sum is made in float32 or better.
 
         Returns:
-            Whether it could: not if another branch acts on these rows before this one does.
+            Whether it could; see `foldable`.
         """
-        if not self.foldable(self.editor.node(self.parts[0].call), self.rows):
-            return False
         owner, _, name = self.parts[0].weight.rpartition(".")
         layer = self.editor.root.get_submodule(owner)
+        if not self.foldable(layer, self.editor.node(self.parts[0].call), self.rows):
+            return False
         weight = layer._parameters[name]
         assert weight is not None
         wide = torch.promote_types(weight.dtype, torch.float32)
