@@ -130,10 +130,9 @@ class Lora(Pass):
 
     def lower(self, linear: LinearSite, branch: LowRank) -> bool:
         """W += s * up @ down."""
-        linear.fold(
-            [branch.scale * t["up"].float() @ t["down"].float() for t in self.delta(branch)]
-        )
-        return True
+        wide = torch.promote_types(branch.up.dtype, torch.float32)
+        pairs = [(t["up"].to(wide), t["down"].to(wide)) for t in self.delta(branch)]
+        return linear.fold([branch.scale * up @ down for up, down in pairs])
 
     def cost(self, out_features: int, in_features: int) -> int:
         """Parameters at a matrix."""

@@ -133,8 +133,7 @@ class Sparse(Pass):
 
     def lower(self, site: EntriesSite, branch: SparseDelta) -> bool:
         """W[index] += values."""
-        site.fold([t["values"] for t in self.delta(branch)])
-        return True
+        return site.fold([t["values"] for t in self.delta(branch)])
 
     def delta(self, branch: SparseDelta) -> list[dict[str, torch.Tensor]]:
         """The values of each site, and where they go."""

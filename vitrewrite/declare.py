@@ -69,7 +69,7 @@ class Pass:
         """Makes what the pass inserted cheaper, through the verbs that the site offers.
 
         Returns:
-            Whether anything was done; a module that is as cheap as it can be stays.
+            Whether the module is gone; one that is as cheap as it can be stays.
         """
         return False
 

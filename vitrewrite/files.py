@@ -58,6 +58,7 @@ def emit_into(rewritten: Rewritten, folder: Path, *, weights: bool = True) -> No
 def _write_all(rewritten: Rewritten, folder: Path, weights: bool) -> None:
     from safetensors.torch import save_file
 
+    from .originals import save_originals
     from .report.picture import picture
 
     texts = {
@@ -71,6 +72,8 @@ def _write_all(rewritten: Rewritten, folder: Path, weights: bool) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     if weights:
         save_file(state_of(rewritten.module), folder / "weights.safetensors")
+        if rewritten.unlowered is not None:
+            save_originals(rewritten, folder)
     save_delta(rewritten, folder / "delta.safetensors")
     (folder / LOCK).write_text(json_text(lock(rewritten, folder)), encoding="utf-8")
 

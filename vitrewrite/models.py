@@ -190,12 +190,29 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         FileError: VR711 if it cannot be read, VR712 if it does not fit.
     """
+    load_state(model, read_weights(path), str(path))
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        FileError: VR711 if it cannot be read.
+    """
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path)
+        return load_file(path)
     except Exception as error:  # the library raises several kinds for what is wrong with a file
         raise FileError("VR711", f"cannot read weights '{path}': {first_line(error)}") from error
+
+
+def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Loads tensors by name, strictly.
+
+    Raises:
+        FileError: VR712 if they do not fit; nothing is changed then.
+    """
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     odd = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
@@ -205,5 +222,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
             for what, names in (("missing", missing), ("unexpected", extra), ("other shape", odd))
             if names
         ]
-        raise FileError("VR712", f"the weights in '{path}' do not fit the model", notes=notes)
+        raise FileError("VR712", f"the weights in '{source}' do not fit the model", notes=notes)
     model.load_state_dict(state)

@@ -19,7 +19,7 @@ import vitrewrite
 from vitrewrite import catalog
 from vitrewrite.cli.common import busy, progress_bar
 
-from .invoke import COUNTS, LORA, invoke, snapshot
+from .invoke import COUNTS, FILES, LORA, invoke, snapshot
 
 # -- plan, check, sites ---------------------------------------------------------------------------
 
@@ -191,13 +191,38 @@ def test_lower(inside: Path) -> None:
     update = trained["blocks.0.attn.q.lora.up"] @ trained["blocks.0.attn.q.lora.down"]
     base = load_file("out/weights.safetensors")["blocks.0.attn.qkv.weight"]
     torch.testing.assert_close(weights["blocks.0.attn.qkv.weight"][:32], base[:32] + update)
-    # A lowered folder can be verified and lowered like any other.
+    assert found["lowering"]["error"]["float32"]["relative"] == found["max_error"]
     assert invoke("verify", "low").status == 0
-    result = invoke("lower", "low", "--out", "lower")
+    assert invoke("lower", "low", "--out", "lower").codes == ["VR705"]
+    assert {p.name for p in (inside / "low").iterdir()} == FILES | {"originals.safetensors"}
+    assert set(load_file("low/originals.safetensors")) == {
+        f"blocks.{i}.attn.{name}" for i in range(2)
+        for name in ("qkv.weight", "qkv_lora.down", "qkv_lora.up")
+    }  # fmt: skip
+    result = invoke("lower", "out", "--out", "low")
     assert (result.status, result.err) == (0, "")
-    assert result.out.endswith("written   lower/\n")
-    again = load_file("lower/weights.safetensors")
-    assert all(torch.equal(again[k], v) for k, v in weights.items())
+    assert re.search(r"modules +float32 +bfloat16 +float16\n", result.out)
+    assert re.search(
+        r"insert lora\(rank=4\) at blocks\[\*\]\.attn\.\{q, v\} +2 -> 0 +\d", result.out
+    )
+    assert result.out.endswith("\nwritten   low/\n")
+
+
+def test_lower_and_undo(inside: Path) -> None:
+    assert invoke("lower", "out", "--out", "low").status == 0
+    result = invoke("lower", "low", "--undo", "--out", "back")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith("restored  ")
+    assert {p.name for p in (inside / "back").iterdir()} == FILES
+    for name in ("weights.safetensors", "delta.safetensors"):
+        first, second = (load_file(inside / folder / name) for folder in ("out", "back"))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(v, second[k]) for k, v in first.items())
+    assert invoke("verify", "back").status == 0
+    assert invoke("lower", "back", "--undo", "--out", "again").codes == ["VR706"]
+    found = invoke("lower", "low", "--undo", "--out", "low", "--json").json  # in place
+    assert (found["lowered"], found["max_error"]) == (False, None)
+    assert {p.name for p in (inside / "low").iterdir()} == FILES
 
 
 def test_bench(here: Path) -> None:

@@ -217,28 +217,39 @@ def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: boo
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--undo", is_flag=True, help="Turn a lowered folder back, bit for bit.")
 @_json
-def lower(folder: Path, out: Path, as_json: bool) -> None:
-    """Turns a rewritten model into the cheapest equal one."""
+def lower(folder: Path, out: Path, undo: bool, as_json: bool) -> None:
+    """Turns a rewritten model into the cheapest equal one, and measures what that changes.
+
+    The originals of what it changes are kept in the folder, so that --undo gives back every bit.
+    """
     with busy("starting torch"):
         from ..disk import check_target
         from ..files import emit
+        from ..report.lowering import lowering_text
         from ..rewrite.apply import lower as run
-        from ..verification.folder import load_folder
-        from ..verification.numeric import relative, sample
+        from ..verification.folder import rewritten_folder, unlowered_folder
     check_target(out)
-    with busy(f"lowering {folder}"):
-        rewritten = load_folder(folder)
-        lowered = run(rewritten)
-        error = relative(rewritten.module, lowered.module, sample(rewritten))
+    if undo:
+        with busy(f"restoring {folder}"):
+            result = unlowered_folder(folder)
+    else:
+        with busy(f"lowering {folder}"):
+            result = run(rewritten_folder(folder))
+        with busy("measuring"):
+            text = lowering_text(result)
     with busy(f"writing {out}"):
-        emit(lowered, out)
-    report: dict[str, Any] = {**lowered.report, "max_error": error, "out": str(out)}
+        emit(result, out)
     if as_json:
-        echo_json(report)
+        found = result.report.get("lowering", {}).get("error", {}).get("float32", {})
+        echo_json({**result.report, "max_error": found.get("relative"), "out": str(out)})
         return
-    click.echo(f"MACs      {rewritten.measures.macs:,} -> {lowered.measures.macs:,}")
-    click.echo(f"error     {error:.2g} of the largest output")
+    if undo:
+        count = len(result.module.state_dict())
+        click.echo(f"restored  {count} tensors, equal bit for bit to those that were lowered")
+    else:
+        click.echo(text)
     click.echo(f"written   {out}/")
 
 

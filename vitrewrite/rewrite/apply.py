@@ -20,7 +20,7 @@ from ..tracing import trace
 from ..tracing.unit import duplicate, on_meta
 from .claims import judge
 from .engine import Rewrite, example_of_one, rewrite
-from .lowering import lower_tree
+from .lowering import lowered_tree
 from .measure import Propagation
 from .plan import Plan, measure
 from .rewritten import Rewritten
@@ -41,9 +41,10 @@ class Request:
 
     def __init__(
         self, spec: Spec, model: nn.Module | str | None, weights: str, seed: int,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None, state: Mapping[str, torch.Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.module = model if isinstance(model, nn.Module) else None
+        self.state = state
         self.options = {**(options or {}), **spec.model_arguments}
         self.weights, self.seed = weights, seed
         if isinstance(model, str):
@@ -64,9 +65,12 @@ class Request:
         """The model."""
         if self.module is not None:
             return self.module
-        return models.create(
-            self.name, self.options, weights=self.weights, seed=self.seed, meta=meta
-        )
+        weights = self.weights if self.state is None else "random"
+        model = models.create(self.name, self.options, weights=weights, seed=self.seed, meta=meta)
+        if self.state is not None:
+            own = model.state_dict().keys()
+            models.load_state(model, {k: v for k, v in self.state.items() if k in own}, self.name)
+        return model
 
     @property
     def described(self) -> str:
@@ -112,7 +116,8 @@ def apply(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
-    allocations: Mapping[str, Any] | None = None, **overrides: object,
+    allocations: Mapping[str, Any] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None, **overrides: object,
 ) -> Rewritten:  # fmt: skip
     """Rewrites a model; the input model is unchanged and shares its frozen weights.
 
@@ -125,13 +130,14 @@ def apply(
         model_options: constructor arguments of a model by name.
         profile: measurements for `sensitive(...)`, or the file of one.
         allocations: what each `sensitive(...)` bought before, as a lock file has it.
+        state: tensors to take for those that `weights` names, where they are at hand.
         overrides: params and pass options of the spec.
 
     Raises:
         VitrewriteError: everything that is wrong, claims that do not hold included.
     """
     spec = as_spec(spec, overrides)
-    request = Request(spec, model, weights, seed, model_options)
+    request = Request(spec, model, weights, seed, model_options, state)
     base = trace(request.build(meta=False), example)
     base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
@@ -158,17 +164,19 @@ def apply(
 def lower(rewritten: Rewritten) -> Rewritten:
     """The cheapest equal model: what can be folded into weights is folded.
 
-    The originals stay in `rewritten`, which is unchanged.
+    `rewritten` is unchanged, and stays in the result as `unlowered`. The result's report has the
+    error of every fold and clause by dtype, measured when it is first asked for; see
+    `verification.lowered`. A model that is lowered already is its own cheapest equal.
     """
-    root = duplicate(rewritten.module, _shared, lambda b: b.clone())
-    editor = lower_tree(root, rewritten.result.editor, rewritten.result.methods)
+    if rewritten.lowered:
+        return rewritten
+    root, editor = lowered_tree(rewritten)
     result = replace(rewritten.result, root=root, editor=editor)
     measures = measure(result, _run(rewritten.base), lowered=True)
-    root.eval()
-    source = realise(root)
     return replace(
-        rewritten, module=root, result=result, source=source, measures=measures, lowered=True
-    )
+        rewritten, module=root, result=result, source=realise(root), measures=measures,
+        lowered=True, unlowered=rewritten,
+    )  # fmt: skip
 
 
 def _run(root: nn.Module) -> Propagation:

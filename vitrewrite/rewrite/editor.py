@@ -41,6 +41,38 @@ class Insertion:
     owners: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """A branch beside a layer that went into the layer's weights at lowering.
+
+    Attributes:
+        insertion: the branch, `y = branch(x, before(x))`.
+        names: the parameters that took it.
+        before: the layer without it.
+        after: the layer with it, sharing its weights with the lowered model.
+    """
+
+    insertion: Insertion
+    names: tuple[str, ...]
+    before: nn.Module
+    after: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """What became of an inserted module at lowering.
+
+    Attributes:
+        insertion: the module as it was.
+        folds: where it went, if into weights.
+        made: the modules that took its place.
+    """
+
+    insertion: Insertion
+    folds: tuple[Fold, ...]
+    made: tuple[Insertion, ...]
+
+
 @dataclass
 class Editor:
     """The tree verbs: what site verbs are made of.
@@ -52,6 +84,8 @@ class Editor:
         warnings: what is odd but not wrong.
         moved: where a place of the original model is now.
         removed: paths of modules of the original model that are gone.
+        folds: branches that went into weights, at lowering.
+        lowered: what became of each inserted module, at lowering.
     """
 
     root: nn.Module
@@ -60,6 +94,8 @@ class Editor:
     warnings: list[str] = field(default_factory=list)
     moved: dict[Place, Place] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
+    folds: list[Fold] = field(default_factory=list)
+    lowered: list[Lowered] = field(default_factory=list)
 
     def on(self, root: nn.Module) -> Editor:
         """An editor of a copy of the tree, before anything is done to the copy."""

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..declare import Pass
+from ..tracing.unit import duplicate
 from . import wiring
-from .editor import Editor
+from .editor import Editor, Insertion, Lowered
+
+if TYPE_CHECKING:
+    from .rewritten import Rewritten
 
 
 @torch.no_grad()
-def lower_tree(root: nn.Module, original: Editor, methods: Mapping[int, Pass]) -> Editor:
+def lower_tree(
+    root: nn.Module,
+    original: Editor,
+    methods: Mapping[int, Pass],
+    only: Collection[int] | None = None,
+) -> Editor:
     """Lowers what can be lowered, last insertion first, in place.
 
     Args:
         root: a tree of its own: weights are replaced, never changed.
         original: the editor of the tree that `root` is a copy of.
         methods: the pass of each clause.
+        only: the clauses to lower; all by default.
 
     Returns:
         The editor of `root`, with the insertions that stay.
@@ -27,13 +38,22 @@ def lower_tree(root: nn.Module, original: Editor, methods: Mapping[int, Pass]) -
     root.eval()
     editor = original.on(root)
     for insertion in reversed(list(editor.insertions)):
-        site = insertion.site.at_lowering(editor, insertion)
-        if methods[insertion.clause].lower(site, insertion.module):
-            editor.insertions.remove(insertion)
+        if only is None or insertion.clause in only:
+            _lower(editor, insertion, methods[insertion.clause])
     wiring.prune(editor)
     editor.clean()
     _remove_uncalled(editor)
     return editor
+
+
+def _lower(editor: Editor, insertion: Insertion, method: Pass) -> None:
+    folds, made = len(editor.folds), len(editor.insertions)
+    site = insertion.site.at_lowering(editor, insertion)
+    gone = method.lower(site, insertion.module)
+    became = Lowered(insertion, tuple(editor.folds[folds:]), tuple(editor.insertions[made:]))
+    editor.lowered.append(became)
+    if gone:
+        editor.insertions.remove(insertion)
 
 
 def _remove_uncalled(editor: Editor) -> None:
@@ -45,3 +65,25 @@ def _remove_uncalled(editor: Editor) -> None:
         if not any(n.target == target for n in unit.template.graph.nodes):
             editor.insertions.remove(insertion)
             insertion.site.at_lowering(editor, insertion).remove(insertion)
+
+
+def lowered_tree(
+    rewritten: Rewritten, only: Collection[int] | None = None
+) -> tuple[nn.Module, Editor]:
+    """A lowered copy of a rewritten model, that shares the frozen weights, and its editor."""
+
+    def own(parameter: nn.Parameter) -> nn.Parameter:
+        value = parameter.detach()
+        if parameter.requires_grad:  # may be trained on: not what it was lowered from
+            value = value.clone()
+        return nn.Parameter(value, requires_grad=parameter.requires_grad)
+
+    root = duplicate(rewritten.module, own, lambda b: b.clone())
+    return root, lower_tree(root, rewritten.result.editor, rewritten.result.methods, only)
+
+
+def lowerable(rewritten: Rewritten) -> tuple[int, ...]:
+    """The clauses that lowering can do something about, in the order in which it does."""
+    clauses = dict.fromkeys(i.clause for i in reversed(rewritten.result.editor.insertions))
+    methods = rewritten.result.methods
+    return tuple(c for c in clauses if type(methods[c]).lower is not Pass.lower)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Rewritten:
         base: the captured original; shares the frozen weights.
         result: the tree, sites and clauses.
         source: the printed classes.
+        unlowered: what a lowered model was lowered from, if that is known.
     """
 
     module: nn.Module
@@ -42,6 +44,7 @@ class Rewritten:
     weights_request: str = "random"
     trained: bool = False  # whether a delta was loaded, so that it is not at initialisation
     training: dict[str, Any] = field(default_factory=dict)  # what `tune` measured
+    unlowered: Rewritten | None = field(default=None, repr=False)
 
     @property
     def spec(self) -> Spec:
@@ -62,7 +65,21 @@ class Rewritten:
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": self.result.warnings,
             **({"training": self.training} if self.training else {}),
+            **self.lowering,
         }
+
+    @cached_property
+    def lowering(self) -> dict[str, Any]:
+        """Of a lowered model: the errors of `lowering`, and the `keys` that changed.
+
+        Measured when first asked for, which takes a few forwards.
+        """
+        if self.unlowered is None:
+            return {}
+        from ..verification.lowered import measured
+        from .unlowering import key_map
+
+        return {"lowering": measured(self), "keys": key_map(self)}
 
     def delta(self) -> dict[str, torch.Tensor]:
         """What the spec added or trains: `<site>.<pass>.<tensor>`, and base parameters by name.

@@ -7,18 +7,23 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..disk import LOCK, MADE_BY
-from ..errors import FileError
+from ..errors import FileError, listing
 from ..language import parse_spec
-from ..models import load_weights
+from ..models import load_state, load_weights, read_weights
+from ..originals import ORIGINALS, WEIGHTS, unlowered_state
 from ..rewrite.apply import apply, lower
 from ..rewrite.rewritten import Rewritten
+from ..rewrite.unlowering import same_bits
 from .check import Check
 from .checks import verify_rewritten
 from .numeric import sample, tensors
+
+if TYPE_CHECKING:
+    import torch
 
 _RUN = """
 import importlib.util, sys
@@ -73,6 +78,83 @@ def load_folder(folder: Path) -> Rewritten:
         FileError: VR703, VR704 if its base weights cannot be had again, or what loading raises.
     """
     lock = read_lock(folder)
+    if lock["lowered"]:  # what was folded is in no delta
+        known = (folder / ORIGINALS).is_file() and not _retrained(folder, lock)
+        rewritten = lower(unlowered_folder(folder) if known else _applied(folder, lock))
+        load_weights(rewritten.module, folder / WEIGHTS)
+        return rewritten
+    rewritten = _applied(folder, lock)
+    files.load_delta(rewritten, folder / "delta.safetensors")
+    return rewritten
+
+
+def rewritten_folder(folder: Path) -> Rewritten:
+    """The rewritten model of a folder that is not lowered.
+
+    Raises:
+        FileError: VR705 if it is, VR714 if its weights are not what its delta makes of the base,
+            and what `load_folder` raises.
+    """
+    lock = read_lock(folder)
+    if lock["lowered"]:
+        raise FileError(
+            "VR705", f"'{folder}' is lowered already",
+            suggestion="'vitrewrite lower --undo' turns it back",
+        )  # fmt: skip
+    rewritten = load_folder(folder)
+    if _retrained(folder, lock):
+        _refuse_others(rewritten, folder / WEIGHTS)
+    return rewritten
+
+
+def _retrained(folder: Path, lock: dict[str, Any]) -> bool:
+    """Whether the weights are others than those that were written with the folder."""
+    path = folder / WEIGHTS
+    return path.is_file() and files._hash(path) != lock["files"].get(WEIGHTS)
+
+
+def _refuse_others(rewritten: Rewritten, path: Path) -> None:
+    """Weights that somebody changed count only if the delta has the change too."""
+    own = rewritten.module.state_dict()
+    found = read_weights(path)
+    odd = [k for k in sorted(own.keys() | found.keys())
+           if k not in own or k not in found or not same_bits(own[k], found[k])]  # fmt: skip
+    if odd:
+        raise FileError(
+            "VR714",
+            f"'{path}' was changed since, and not as 'delta.safetensors' was: {listing(odd, 3)}",
+            suggestion="save what was trained with vitrewrite.save, into the delta",
+        )
+
+
+def unlowered_folder(folder: Path) -> Rewritten:
+    """The model that a lowered folder was made from, bit for bit, out of that folder alone.
+
+    Raises:
+        FileError: VR703; VR706 if it is not lowered; VR704 if its model cannot be built again;
+            VR711, VR713 or VR714 if its weights or originals are damaged; VR720 if they are not
+            those of the lock file.
+    """
+    lock = read_lock(folder)
+    if not lock["lowered"]:
+        raise FileError(
+            "VR706", f"'{folder}' is not lowered, so there is nothing to turn back",
+            suggestion="leave out --undo to lower it",
+        )  # fmt: skip
+    state, _ = unlowered_state(folder)
+    rewritten = _applied(folder, lock, state)
+    load_state(rewritten.module, state, str(folder))
+    restored = all(same_bits(v, state[k]) for k, v in rewritten.module.state_dict().items())
+    if not restored or files.fingerprint(rewritten) != lock.get("base_fingerprint"):
+        message = f"the weights in '{folder}' are not those that its {LOCK} is about"
+        raise FileError("VR720", message)
+    return rewritten
+
+
+def _applied(
+    folder: Path, lock: dict[str, Any], state: dict[str, torch.Tensor] | None = None
+) -> Rewritten:
+    """The spec of a lock file, carried out again; with `state`, on the base weights in that."""
     if lock["weights"] == "given":
         raise FileError(
             "VR704",
@@ -88,14 +170,10 @@ def load_folder(folder: Path) -> Rewritten:
         seed=lock["seed"],
         model_options=options,
         allocations=lock.get("allocations"),
+        state=state,
     )
     rewritten.result.spec = spec.renamed(lock["spec_name"])
     rewritten.trained = True
-    if lock["lowered"]:  # what was folded is in no delta
-        rewritten = lower(rewritten)
-        load_weights(rewritten.module, folder / "weights.safetensors")
-    else:
-        files.load_delta(rewritten, folder / "delta.safetensors")
     return rewritten
 
 
@@ -105,7 +183,7 @@ def verify_folder(folder: Path, *, compiled: bool = False) -> list[Check]:
     checks = [_unchanged(folder, lock)]
     rewritten = load_folder(folder)
     checks += verify_rewritten(rewritten, compiled=compiled)
-    if (folder / "weights.safetensors").is_file():
+    if (folder / WEIGHTS).is_file():
         checks.append(_clean_interpreter(folder, rewritten))
     return checks
 
@@ -131,7 +209,7 @@ def _clean_interpreter(folder: Path, rewritten: Rewritten) -> Check:
         given, result = Path(temporary, "inputs"), Path(temporary, "output")
         save_file({f"{i:02}": v for i, v in enumerate(inputs)}, given)
         command = [sys.executable, "-I", "-B", "-c", _RUN, str(folder / "model.py")]
-        command += [str(folder / "weights.safetensors"), str(given), str(result)]
+        command += [str(folder / WEIGHTS), str(given), str(result)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

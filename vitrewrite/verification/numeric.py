@@ -60,13 +60,13 @@ def relative(first: nn.Module, second: nn.Module, inputs: tuple[torch.Tensor, ..
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) / scale
 
 
-def tensors(value: Any) -> list[torch.Tensor]:
-    """The tensors in an output, nested in tuples, lists and dicts, in order and in float32."""
+def tensors(value: Any, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """The tensors in an output, nested in tuples, lists and dicts, in order and in one dtype."""
     if isinstance(value, torch.Tensor):
-        return [value.float()]
+        return [value.to(dtype)]
     items = value.values() if isinstance(value, dict) else value
     nested = isinstance(value, (dict, list, tuple))
-    return [t for item in items for t in tensors(item)] if nested else []
+    return [t for item in items for t in tensors(item, dtype)] if nested else []
 
 
 def randomised(rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = None) -> Rewritten:

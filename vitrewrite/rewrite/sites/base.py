@@ -234,6 +234,29 @@ class BoundSite:
         node.graph.erase_node(node)
         self.remove(insertion)
 
+    def foldable(self, owner: nn.Module, layer: fx.Node, rows: Sequence[tuple[int, int]]) -> bool:
+        """Whether the weights of a layer can take what the module does to some of its rows.
+
+        Not if another branch changes those rows before, and not if the layer runs elsewhere too.
+
+        Args:
+            owner: the module that has the weights.
+            layer: the node that applies them.
+            rows: half-open ranges.
+        """
+        children = (c for m in self.editor.root.modules() for c in m._modules.values())
+        same = (n for n in layer.graph.nodes if n.op == "call_module" and n.target == layer.target)
+        if sum(c is owner for c in children) > 1 or len(list(same)) > 1:
+            return False
+        y = self.call_of(self.insertion).args[1]
+        while y is not layer and isinstance(y, fx.Node) and y.op == "call_module":
+            other = self.editor.unit(self.insertion.unit).get_submodule(str(y.target))
+            taken = getattr(other, "rows", None)
+            if not taken or any(start < b and a < stop for start, stop in rows for a, b in taken):
+                return False
+            y = y.args[1]
+        return y is layer
+
     def swap(self, module: nn.Module) -> None:
         """Puts another module of the same inputs and outputs in its place."""
         owner, _, name = self.insertion.path.rpartition(".")

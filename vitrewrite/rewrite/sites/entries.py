@@ -9,7 +9,9 @@ from torch import fx, nn
 
 from ...anatomy.sites import Linear, Place
 from ...sensitivity.sites import Entries
+from ...tracing.unit import duplicate
 from .. import wiring
+from ..editor import Fold
 from .base import BoundSite
 
 
@@ -81,14 +83,35 @@ class EntriesSite(BoundSite):
                 if getattr(module, "inserted_by", None) == self.pass_name:
                     raise self.clause.error("VR402", f"'{self.role}' has {self.pass_name} already")
 
-    def fold(self, updates: list[torch.Tensor]) -> None:
-        """At lowering: adds each part's values to its entries, and drops the branch."""
+    def fold(self, updates: list[torch.Tensor]) -> bool:
+        """At lowering: adds each part's values to its entries, and drops the branch.
+
+        Returns:
+            Whether it could; see `foldable`.
+        """
+        if not self.foldable(self.layer, self._call()[1], self._rows):
+            return False
+        before = _same(self.layer)
         for part, values in zip(self.parts, updates, strict=True):
-            owner = self.editor.root.get_submodule(part.module)
-            old = owner._parameters[part.kind]
+            old = self.layer._parameters[part.kind]
             assert old is not None
-            folded = old.detach().to(torch.float32, copy=True).flatten()
-            folded[part.positions.to(folded.device)] += values.detach().to(torch.float32)
+            wide = torch.promote_types(old.dtype, torch.float32)
+            folded = old.detach().to(wide, copy=True).flatten()
+            folded[part.positions.to(folded.device)] += values.detach().to(wide)
             new = nn.Parameter(folded.view_as(old).to(old.dtype), requires_grad=False)
-            owner._parameters[part.kind] = new
+            self.layer._parameters[part.kind] = new
+        names = tuple(dict.fromkeys(p.parameter for p in self.parts))
+        self.editor.folds.append(Fold(self.insertion, names, before, _same(self.layer)))
         self.drop()
+        return True
+
+    @property
+    def _rows(self) -> tuple[tuple[int, int], ...]:
+        """The rows of the layer that the entries lie in, q, k or v of a fused one at a time."""
+        whole = (0, self.layer.get_parameter(self.parts[0].kind).shape[0])
+        return tuple((p.layer.rows if p.layer else None) or whole for p in self.parts)
+
+
+def _same(layer: nn.Module) -> nn.Module:
+    """The layer as it is now, on the same memory."""
+    return duplicate(layer, lambda p: p, lambda b: b)

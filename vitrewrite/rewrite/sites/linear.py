@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from ...anatomy.sites import Linear
+from ..editor import Fold
 from .base import BoundSite
 
 
@@ -95,18 +96,36 @@ class LinearSite(BoundSite):
                     suggestion="apply it to a model that was not rewritten, or lower that first",
                 )
 
-    def fold(self, updates: Sequence[torch.Tensor]) -> None:
+    def fold(self, updates: Sequence[torch.Tensor]) -> bool:
         """At lowering: adds each part's update to its rows of the weight, and drops the branch.
 
-        The sum is made in float32.
+        The sum is made in float32 or better.
+
+        Returns:
+            Whether it could; see `foldable`.
         """
         owner, _, name = self.parts[0].weight.rpartition(".")
         layer = self.editor.root.get_submodule(owner)
+        if not self.foldable(layer, self.editor.node(self.parts[0].call), self.rows):
+            return False
         weight = layer._parameters[name]
         assert weight is not None
-        folded = weight.detach().to(torch.float32, copy=True)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        folded = weight.detach().to(wide, copy=True)
         for part, update in zip(self.parts, updates, strict=True):
             start, stop = part.rows or (0, part.out_features)
-            folded[start:stop] += update.detach().to(torch.float32)
-        setattr(layer, name, nn.Parameter(folded.to(weight.dtype), requires_grad=False))
+            folded[start:stop] += update.detach().to(wide)
+        new = nn.Parameter(folded.to(weight.dtype), requires_grad=False)
+        setattr(layer, name, new)
+        pair = (_applied(self.parts[0], matrix) for matrix in (weight, new))
+        self.editor.folds.append(Fold(self.insertion, (self.parts[0].weight,), *pair))
         self.drop()
+        return True
+
+
+def _applied(part: Linear, weight: nn.Parameter) -> nn.Linear:
+    """What the call of a site multiplies with, as a layer on the same memory."""
+    rows = nn.Parameter(weight.detach()[part.offset :], requires_grad=False)
+    layer = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
+    layer.weight = rows
+    return layer

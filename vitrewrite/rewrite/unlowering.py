@@ -1,0 +1,77 @@
+"""The way back from a lowered model: where its tensors came from, and what they were."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .editor import Lowered
+
+if TYPE_CHECKING:
+    from .rewritten import Rewritten
+
+
+def key_map(lowered: Rewritten) -> dict[str, dict[str, Any]]:
+    """Which names of the state dict are gone: what is in `to` now, None for nowhere, and why.
+
+    Empty where no name changed.
+    """
+    assert lowered.unlowered is not None
+    old, new = (m.module.state_dict().keys() for m in (lowered.unlowered, lowered))
+    found = {}
+    for name in (n for n in old if n not in new):
+        step = next(
+            s for s in lowered.result.editor.lowered if name.startswith(f"{s.insertion.path}.")
+        )
+        to = _heirs(step, lowered, new - old)
+        found[name] = {"to": to or None, "clause": step.insertion.site.clause.text}
+    return found
+
+
+def _heirs(step: Lowered, lowered: Rewritten, added: Collection[str]) -> list[str]:
+    """The tensors that an inserted module went into."""
+    made = step.made
+    if not (made or step.folds):  # shared by all sites of the clause, such as masks
+        steps = lowered.result.editor.lowered
+        made = tuple(i for s in steps for i in s.made if i.clause == step.insertion.clause)
+    paths = tuple(f"{insertion.path}." for insertion in made)
+    folded = [name for fold in step.folds for name in fold.names]
+    return sorted([*folded, *(name for name in added if name.startswith(paths))])
+
+
+def changed(lowered: Rewritten) -> list[str]:
+    """The tensors that both models have by name, with other values."""
+    names = lowered.module.state_dict().keys()
+    return sorted(originals(lowered).keys() & names)
+
+
+def originals(lowered: Rewritten) -> dict[str, torch.Tensor]:
+    """The tensors of the unlowered model that the lowered one lacks, or has with other values."""
+    assert lowered.unlowered is not None
+    new, old = lowered.module.state_dict(), lowered.unlowered.module.state_dict()
+    return {k: v for k, v in old.items() if k not in new or not same_bits(v, new[k])}
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors are the same to the last bit: a zero and its negative are not."""
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
+        return True
+    return torch.equal(_raw(first), _raw(second))
+
+
+def state_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """Identifies a state dict by its names and bits."""
+    digest = hashlib.blake2b(digest_size=20)
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_raw(tensor).numpy().data)
+    return digest.hexdigest()
+
+
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
