@@ -20,6 +20,9 @@ from .listing import Candidate
 STEPS = 79
 """Values of tau that are tried: ceil(0.02 k scale) for k = 1 to 79."""
 
+ROUNDING = 1e-9
+"""A squared gradient that is zero but for rounding is below this share of its layer's largest."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -120,8 +123,10 @@ def allocate(
         rule: how entries become decisions.
 
     Raises:
-        ProfileError: VR761 if no tau comes within the budget's own size of it.
+        ProfileError: VR761 if no tau comes within the budget's own size of it, VR766 without
+            candidates, or if the structured module costs no less than any matrix itself.
     """
+    _check(candidates, rule)
     owners, places = _ranking(candidates, sensitivities, math.ceil(0.02 * STEPS * rule.scale))
     taus = [math.ceil(0.02 * k * rule.scale) for k in range(1, STEPS + 1)]
     taus = [t for t in taus if t <= len(owners)]
@@ -152,13 +157,27 @@ def _decide(candidate: Candidate, count: int, rule: Rule) -> tuple[str, int]:
     size = math.prod(candidate.shape)
     if candidate.is_matrix and rule.cost is not None:
         cost = rule.cost(*candidate.shape)
-        if count >= cost / rule.alpha:
+        if count >= cost / rule.alpha and cost < size:
             return "structured", cost
     elif not candidate.is_matrix and rule.vectors and count >= size / rule.beta:
         return "vector", size
-    if rule.structured_only or not count:
+    if rule.structured_only or not count or not candidate.entries:
         return "nothing", 0
     return "entries", count
+
+
+def _check(candidates: Sequence[Candidate], rule: Rule) -> None:
+    """There is something to choose, and some matrix is larger than what would adapt it."""
+    if not candidates:
+        raise ProfileError("VR766", "the model has no blocks whose parameters could be chosen")
+    shapes = {c.shape for c in candidates if c.is_matrix}
+    if rule.cost is None or not shapes or any(rule.cost(*s) < math.prod(s) for s in shapes):
+        return
+    shape = max(shapes, key=math.prod)
+    raise ProfileError(
+        "VR766", f"the structured module costs {rule.cost(*shape):,} parameters at the largest "
+        f"matrix, which is {shape[0]}x{shape[1]}", suggestion="give a smaller rank or width",
+    )  # fmt: skip
 
 
 def _ranking(
@@ -166,12 +185,10 @@ def _ranking(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The most sensitive entries of all candidates, in order: whose they are, and where in it.
 
-    Ties go to what comes first in the model, so that equal runs decide equally.
+    Ties go to what comes first in the model, so that equal runs decide equally. What has no
+    gradient but for rounding is not ranked.
     """
-    values = [
-        torch.zeros(math.prod(c.shape)) if c.null else c.of(sensitivities[c.parameter]).flatten()
-        for c in candidates
-    ]
+    values = [_values(c, sensitivities) for c in candidates]
     lengths = torch.tensor([len(v) for v in values])
     flat = torch.cat(values).float()
     most = min(most, len(flat))
@@ -183,3 +200,14 @@ def _ranking(
     starts = torch.cumsum(lengths, 0) - lengths
     owners = torch.bucketize(chosen, starts, right=True) - 1
     return owners, chosen - starts[owners]
+
+
+def _values(candidate: Candidate, sensitivities: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What is ranked of a candidate: everything, or nothing if its gradient is only rounding."""
+    values = candidate.of(sensitivities[candidate.parameter]).flatten()
+    if candidate.null and candidate.layer is not None:
+        weight = sensitivities[candidate.layer.weight]
+        weight = weight[slice(*candidate.rows)] if candidate.rows else weight
+        if float(values.max()) <= ROUNDING * float(weight.max()):
+            return values[:0]
+    return values

@@ -11,6 +11,7 @@ import torch
 from ..anatomy import analyse
 from ..data import Batch, Preprocessing, batches, open_data
 from ..emission.realise import realise
+from ..errors import ProfileError
 from ..language.model import Spec
 from ..rewrite.apply import Request
 from ..tracing import trace
@@ -51,6 +52,8 @@ def measure(
     request = Request(spec, model, weights, seed)
     base = trace(request.build(meta=False)).eval()
     listed = candidates(base, analyse(base))
+    if not listed:
+        raise ProfileError("VR766", f"{request.name} has no blocks to measure")
     options = {**DEFAULTS, **(dict(wanted_by(spec)[0].values) if wanted_by(spec) else {})}
     images = open_data(str(data), Preprocessing.of_captured(base)).train
     realise(base)
