@@ -137,11 +137,7 @@ def allocate(
         totals[tau] = rule.extra + sum(_decide(c, n, rule)[1] for c, n in pairs)
     reachable = {t: n for t, n in totals.items() if abs(n - budget) <= budget}
     if not reachable:
-        near = sorted(set(totals.values()), key=lambda n: abs(n - budget))[:3]
-        raise ProfileError(
-            "VR761", f"no allocation comes near a budget of {budget:,}",
-            notes=[f"the nearest totals are {', '.join(f'{n:,}' for n in sorted(near))}"],
-        )  # fmt: skip
+        raise _unreachable(budget, totals, len(owners), rule)
     tau = min(reachable, key=lambda t: (abs(reachable[t] - budget), -t))
     decisions = []
     for i, candidate in enumerate(candidates):
@@ -150,6 +146,18 @@ def allocate(
         entries = mine.sort().values if kind == "entries" else mine[:0]
         decisions.append(Decision(candidate, len(mine), kind, parameters, entries))
     return Allocation(budget, tau, totals[tau], tuple(decisions))
+
+
+def _unreachable(budget: int, totals: Mapping[int, int], entries: int, rule: Rule) -> ProfileError:
+    near = sorted(set(totals.values()), key=lambda n: abs(n - budget))[:3]
+    note = f"the nearest totals are {', '.join(f'{n:,}' for n in sorted(near))}"
+    suggestion = None
+    if not totals:
+        first = math.ceil(0.02 * rule.scale)
+        note = f"there are {entries:,} entries, and at least {first:,} are tried"
+        suggestion = f"give a smaller scale, such as scale={max(1, 50 * entries)}"
+    message = f"no allocation comes near a budget of {budget:,}"
+    return ProfileError("VR761", message, notes=[note], suggestion=suggestion)
 
 
 def _decide(candidate: Candidate, count: int, rule: Rule) -> tuple[str, int]:
