@@ -66,6 +66,14 @@ class Decision:
     parameters: int
     entries: torch.Tensor = field(repr=False, default_factory=lambda: torch.empty(0).long())
 
+    def to_json(self) -> dict[str, Any]:
+        """The decision as data, without the entries."""
+        candidate = self.candidate
+        return {
+            "block": candidate.block, "tensor": candidate.tensor, "shape": list(candidate.shape),
+            "sensitive": self.count, "kind": self.kind, "parameters": self.parameters,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -84,10 +92,7 @@ class Allocation:
 
     def to_json(self, *, entries: bool = False) -> dict[str, Any]:
         """The allocation as data; with `entries`, all that `from_json` needs."""
-        decisions: dict[str, dict[str, Any]] = {
-            d.candidate.name: {"sensitive": d.count, "kind": d.kind, "parameters": d.parameters}
-            for d in self.decisions
-        }
+        decisions = {d.candidate.name: d.to_json() for d in self.decisions}
         for decision in self.decisions if entries else ():
             if len(decision.entries):
                 decisions[decision.candidate.name]["entries"] = decision.entries.tolist()

@@ -11,7 +11,7 @@ for more axes and freezes positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -33,6 +33,8 @@ class Candidate:
         null: whether its gradient may be zero by construction: the bias of keys adds one number to
             all scores of a query, unless keys are normalised or rotated behind it.
         entries: whether single entries can be trained; else all of it or nothing.
+        block: the index of the block it belongs to, or None.
+        tensor: its name in the block, or the model without numbers: `attn.qkv.weight[q]`.
     """
 
     parameter: str
@@ -43,6 +45,8 @@ class Candidate:
     layer: Linear | None = None
     null: bool = False
     entries: bool = True
+    block: int | None = None
+    tensor: str = ""
 
     @property
     def name(self) -> str:
@@ -79,7 +83,17 @@ def candidates(root: nn.Module, anatomy: Anatomy) -> tuple[Candidate, ...]:
             continue  # a table that no linear layer applies
         entries = weight.endswith(".weight") if whole else _is_layer_norm(root, name)
         found += _candidates(name, tuple(parameter.shape), whole, split, entries)
-    return tuple(found)
+    return tuple(_placed(candidate, anatomy) for candidate in found)
+
+
+def _placed(candidate: Candidate, anatomy: Anatomy) -> Candidate:
+    """The candidate with the block that it belongs to."""
+    for block in anatomy.blocks:
+        if block.path and _below(candidate.name, [block.path]):
+            name = candidate.name[len(block.path) + 1 :]
+            return replace(candidate, block=block.index, tensor=name)
+    parts = [part for part in candidate.name.split(".") if not part.isdigit()]
+    return replace(candidate, tensor=".".join(parts))
 
 
 def _trunk(anatomy: Anatomy) -> list[str]:
