@@ -13,11 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import ProfileError
+from ..disk import replacing_file
+from ..errors import ProfileError, listing
 from .listing import Candidate
 
 SENSITIVITY = "sensitivity."
 """Prefix of sums of squared gradients, by parameter name."""
+
+ACTIVATION = "activation."
+"""Prefix of activations [samples, tokens, channels], by site and side: `blocks[3].output`."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Profile:
     """Named measurements and how they were made.
 
     Attributes:
-        tensors: by name, such as `sensitivity.blocks.0.attn.qkv.weight`.
+        tensors: by name: `sensitivity.<parameter>`, `activation.<site>.output` (and `.input`).
         about: how many samples, which rule, the model's fingerprint.
     """
 
@@ -54,13 +58,44 @@ class Profile:
             found[name] = tensor
         return found
 
+    def check(self, fingerprint: str) -> None:
+        """Whether it was measured on these weights, as far as the file says.
+
+        Raises:
+            ProfileError: VR760 if it was measured on others.
+        """
+        if self.about.get("fingerprint", fingerprint) != fingerprint:
+            raise ProfileError(
+                "VR760", "the profile was measured on other weights than the model's",
+                notes=[f"on {self.about.get('model')}, weights {self.about.get('weights')}"],
+                suggestion="run 'vitrewrite profile' on these weights",
+            )  # fmt: skip
+
+    def activation(self, site: str, side: str = "output") -> torch.Tensor:
+        """Values [samples, tokens, channels] that leave a site, or enter it with side `input`.
+
+        Raises:
+            ProfileError: VR767 if they were not kept.
+        """
+        name = f"{site}.{side}"
+        name = self.about.get("activations", {}).get("same", {}).get(name, name)
+        if f"{ACTIVATION}{name}" not in self.tensors:
+            kept = [n.removeprefix(ACTIVATION) for n in self.tensors if n.startswith(ACTIVATION)]
+            raise ProfileError(
+                "VR767", f"the profile holds no {name}", notes=[f"it holds: {listing(kept)}"],
+                suggestion=f"profile with --activations '{site}'",
+            )  # fmt: skip
+        return self.tensors[f"{ACTIVATION}{name}"]
+
     def save(self, path: str | Path) -> None:
-        """Writes the file, all or nothing."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
+        """Writes the file, all or nothing.
+
+        Raises:
+            FileError: VR702 if it cannot be written.
+        """
         metadata = {"vitrewrite": json.dumps(dict(self.about))}
-        save_file({k: v.contiguous() for k, v in self.tensors.items()}, temporary, metadata)
-        temporary.replace(path)
+        with replacing_file(Path(path)) as temporary:
+            save_file({k: v.contiguous() for k, v in self.tensors.items()}, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
