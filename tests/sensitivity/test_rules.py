@@ -18,7 +18,7 @@ from vitrewrite import catalog
 from vitrewrite.anatomy import analyse
 from vitrewrite.errors import ProfileError
 from vitrewrite.sensitivity import Allocation, Candidate, Rule, allocate, candidates
-from vitrewrite.sensitivity.profile import squared_gradients
+from vitrewrite.sensitivity.gradients import squared_gradients
 from vitrewrite.tracing import trace
 
 WITHOUT_HEAD = 85_798_656

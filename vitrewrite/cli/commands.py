@@ -272,6 +272,10 @@ def diff(first: str, second: str, as_json: bool) -> None:
 )  # fmt: skip
 @click.option("--train/--no-train", default=True, show_default=True, help="Training steps too.")
 @click.option("--compile", is_flag=True, help="The models under torch.compile too.")
+@click.option(
+    "--profiling/--no-profiling", default=None,
+    help="Profiling the base too; by default if the spec has sensitive(...).",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there too.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Draw the time ratios there.")
 @_json

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from ..disk import replacing_file
 from ..errors import ProfileError, listing
@@ -110,42 +109,3 @@ class Profile:
                 return cls({k: file.get_tensor(k) for k in file.keys()}, about)  # noqa: SIM118
         except (OSError, SafetensorError, ValueError) as error:
             raise ProfileError("VR763", f"the profile '{path}' cannot be read: {error}") from error
-
-
-def squared_gradients(
-    model: nn.Module, batches: Any, *, per_sample: bool, names: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """Sums of squared gradients of the cross-entropy, by parameter name.
-
-    Published: one sample per step. As released: one batch per step, the gradient of the batch's
-    mean loss. The two differ, a sum of squares or a square of means.
-
-    Args:
-        model: in eval mode, so that nothing is dropped and the result is not random.
-        batches: pairs of images and labels.
-        per_sample: whether each sample is a step of its own.
-        names: the parameters to measure.
-
-    Raises:
-        ProfileError: VR762 for a loss that is not finite, VR764 for a parameter without gradient,
-            VR765 without any batch.
-    """
-    parameters = {n: p for n, p in model.named_parameters() if n in set(names)}
-    wanted = list(parameters.values())
-    sums = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in parameters.items()}
-    count = 0
-    for images, labels in batches:
-        size = 1 if per_sample else len(labels)
-        for x, y in zip(images.split(size), labels.split(size), strict=True):
-            loss = nn.functional.cross_entropy(model(x), y)
-            if not bool(loss.isfinite()):
-                raise ProfileError("VR762", f"the loss is {loss.item()} after {count} samples")
-            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
-            for (name, total), gradient in zip(sums.items(), gradients, strict=True):
-                if gradient is None:
-                    raise ProfileError("VR764", f"the loss does not depend on {name}")
-                total.addcmul_(gradient.float(), gradient.float())
-            count += len(y)
-    if not count:
-        raise ProfileError("VR765", "there is no sample to measure with")
-    return sums

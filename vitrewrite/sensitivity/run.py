@@ -22,8 +22,9 @@ from ..rewrite.apply import Request
 from ..tracing import trace
 from .activations import Activations, Recorder, collect, selected
 from .calls import wanted_by
+from .gradients import squared_gradients
 from .listing import candidates
-from .profile import ACTIVATION, SENSITIVITY, Profile, squared_gradients
+from .profile import ACTIVATION, SENSITIVITY, Profile
 
 DEFAULTS: dict[str, Any] = {"samples": 800, "per": "sample"}
 """How a spec that does not say it is measured: the published rule."""
