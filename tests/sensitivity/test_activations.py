@@ -37,7 +37,7 @@ def profile(sites: str, model: nn.Module, samples: int = 5, tokens: int | None =
 def images(model: nn.Module, count: int) -> torch.Tensor:
     """The images that a profile measures on."""
     data = open_data("digits", Preprocessing.of_captured(vr.capture(model)))
-    return torch.cat([b.images for b in batches(data.train, 2, limit=count)])
+    return torch.cat([b.images for b in batches(data.train, 2, seed=0, limit=count)])
 
 
 def seen(model: nn.Module, path: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

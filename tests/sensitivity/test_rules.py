@@ -256,3 +256,32 @@ COSTS_OF_TWO = cost_of("lora", rank=2)
 def test_a_model_without_blocks() -> None:
     with pytest.raises(ProfileError, match="VR766"):
         allocate([], {}, 100, Rule(None))
+
+
+class Grouped(torch.nn.Module):
+    """Attention whose four heads share one key and one value: rows 16, 4 and 4 of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = torch.nn.Linear(16, 24), torch.nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor, **_: Any) -> torch.Tensor:
+        q, k, v = self.qkv(x).split([16, 4, 4], -1)
+        q = q.unflatten(-1, (4, 4)).transpose(1, 2)
+        k, v = (t.unsqueeze(1).expand(-1, 4, -1, -1) for t in (k, v))
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+def test_a_fused_weight_is_cut_where_its_parts_are() -> None:
+    model = tiny()
+    for block in model.blocks:
+        block.attn = Grouped()
+    root = trace(model.eval())
+    found = {c.name: c for c in candidates(root, analyse(root)) if "blocks.0.attn.qkv" in c.name}
+    rows = {name: c.rows for name, c in found.items() if c.is_matrix}
+    assert rows == {
+        f"blocks.0.attn.qkv.weight[{part}]": span
+        for part, span in (("q", (0, 16)), ("k", (16, 20)), ("v", (20, 24)))
+    }
+    assert [c.shape for c in found.values() if not c.is_matrix] == [(16,), (4,), (4,)]

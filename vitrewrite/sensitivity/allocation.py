@@ -7,6 +7,8 @@ them gets a structured module, else these entries alone are trained.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +101,12 @@ class Allocation:
         return {
             "budget": self.budget, "tau": self.tau, "total": self.total, "decisions": decisions,
         }  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """Identifies all of it."""
+        text = json.dumps(self.to_json(entries=True))
+        return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], candidates: Sequence[Candidate]) -> Allocation:

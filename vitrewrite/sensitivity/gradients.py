@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ProfileError
+from ..tracing import tree
 
 
 def squared_gradients(
@@ -35,7 +37,7 @@ def squared_gradients(
 
     Raises:
         ProfileError: VR762 for a loss that is not finite, VR764 for a parameter without gradient,
-            VR765 without any batch.
+            VR765 without any batch, VR770 for a model that gives no class scores.
     """
     parameters = dict(model.named_parameters())
     wanted = {name: parameters[name] for name in names}
@@ -47,7 +49,7 @@ def squared_gradients(
             parts = (torch.split(tensor, size) for tensor in (images, labels))
             for x, y in zip(*parts, strict=True):
                 seen.clear()
-                loss = nn.functional.cross_entropy(model(x), y)
+                loss = nn.functional.cross_entropy(_scores(model(x)), y)
                 if not bool(loss.isfinite()):
                     raise ProfileError("VR762", f"the loss is {loss.item()} after {count} samples")
                 if loss.requires_grad:
@@ -58,6 +60,15 @@ def squared_gradients(
     if not count:
         raise ProfileError("VR765", "there is no sample to measure with")
     return sums
+
+
+def _scores(output: Any) -> torch.Tensor:
+    """The class scores [B, classes] in an output: itself, or its first tensor."""
+    scores = next(tree.leaves(output), None)
+    if not isinstance(scores, torch.Tensor) or scores.dim() != 2:
+        shape = "nothing" if scores is None else f"{list(scores.shape)}"
+        raise ProfileError("VR770", f"the model gives {shape}, which is no score for each class")
+    return scores
 
 
 @contextmanager

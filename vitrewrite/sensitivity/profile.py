@@ -40,8 +40,13 @@ class Profile:
 
         Raises:
             ProfileError: VR760 if parameters are missing or shaped otherwise, VR762 for numbers
-                that are not finite.
+                that are not finite, VR769 if it holds other measurements only.
         """
+        if not any(name.startswith(SENSITIVITY) for name in self.tensors):
+            raise ProfileError(
+                "VR769", "the profile holds no sensitivities",
+                suggestion="profile a spec with sensitive(...)",
+            )  # fmt: skip
         found = {}
         for name in dict.fromkeys(c.parameter for c in candidates):
             tensor = self.tensors.get(f"{SENSITIVITY}{name}")
@@ -68,6 +73,23 @@ class Profile:
                 "VR760", "the profile was measured on other weights than the model's",
                 notes=[f"on {self.about.get('model')}, weights {self.about.get('weights')}"],
                 suggestion="run 'vitrewrite profile' on these weights",
+            )  # fmt: skip
+
+    def check_way(self, wanted: Mapping[str, Any]) -> None:
+        """Whether it was measured as a selector wants it, as far as the file says.
+
+        Args:
+            wanted: `samples` and `per`.
+
+        Raises:
+            ProfileError: VR769 if it was measured another way.
+        """
+        made = {key: self.about.get("way", wanted).get(key) for key in wanted}
+        if made != wanted:
+            old, new = (f"{w['samples']} samples, per {w['per']}" for w in (made, wanted))
+            raise ProfileError(
+                "VR769", f"the profile was made from {old}, and the spec wants {new}",
+                suggestion="run 'vitrewrite profile' on this spec",
             )  # fmt: skip
 
     def activation(self, site: str, side: str = "output") -> torch.Tensor:
@@ -105,7 +127,12 @@ class Profile:
         """
         try:
             with safe_open(str(path), "pt") as file:
-                about = json.loads((file.metadata() or {}).get("vitrewrite", "{}"))
-                return cls({k: file.get_tensor(k) for k in file.keys()}, about)  # noqa: SIM118
+                about = json.loads((file.metadata() or {})["vitrewrite"])
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError) as error:
             raise ProfileError("VR763", f"the profile '{path}' cannot be read: {error}") from error
+        except KeyError:
+            about = None
+        if not isinstance(about, dict):
+            raise ProfileError("VR763", f"'{path}' is no file that 'vitrewrite profile' wrote")
+        return cls(tensors, about)

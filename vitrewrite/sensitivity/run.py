@@ -21,13 +21,10 @@ from ..language.model import Spec
 from ..rewrite.apply import Request
 from ..tracing import trace
 from .activations import Activations, Recorder, collect, selected
-from .calls import wanted_by
+from .calls import wanted_by, way
 from .gradients import squared_gradients
 from .listing import candidates
 from .profile import ACTIVATION, SENSITIVITY, Profile
-
-DEFAULTS: dict[str, Any] = {"samples": 800, "per": "sample"}
-"""How a spec that does not say it is measured: the published rule."""
 
 
 def measure(
@@ -43,7 +40,7 @@ def measure(
     activations: Activations | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Profile:
-    """Measures a spec's model on training images, in the data's own order.
+    """Measures a spec's model on training images, shuffled: folders come class by class.
 
     Sums of squared gradients, and activations if they are asked for. Only activations if the spec
     has no `sensitive(...)`.
@@ -54,7 +51,7 @@ def measure(
         data: as `open_data` takes it.
         example: what the model is called with, if it does not say so itself.
         weights: of a model by name.
-        seed: of random weights.
+        seed: of random weights, and of the order of images.
         batch: images per batch; a step of its own with `per=batch`.
         device: where to compute.
         activations: which to keep.
@@ -65,7 +62,7 @@ def measure(
     """
     request = Request(spec, model, weights, seed)
     base = trace(request.build(meta=False), example).eval()
-    job = _Job(base, analyse(base), str(data), batch, torch.device(device), progress)
+    job = _Job(base, analyse(base), str(data), batch, seed, torch.device(device), progress)
     about: dict[str, Any] = {
         "model": request.name, "weights": request.described, "data": str(data), "batch": batch,
         "fingerprint": trunk_fingerprint(base, job.anatomy),
@@ -81,6 +78,24 @@ def measure(
     return Profile(tensors, about)
 
 
+def _way(spec: Spec) -> dict[str, Any]:
+    """How a spec wants to be measured.
+
+    Raises:
+        ProfileError: VR769 if its selectors want it in several ways.
+    """
+    found = wanted_by(spec)
+    first = way(found[0] if found else None)
+    for call in found[1:]:
+        if way(call) != first:
+            raise ProfileError(
+                "VR769", "two selectors of the spec want to be measured in different ways",
+                span=call.span, notes=[f"the first: {found[0]}"],
+                suggestion="give them the same samples= and per=",
+            )  # fmt: skip
+    return first
+
+
 @dataclass(frozen=True)
 class _Job:
     """A model on data; each measurement gives the part of a profile."""
@@ -89,6 +104,7 @@ class _Job:
     anatomy: Anatomy
     data: str
     batch: int
+    seed: int
     device: torch.device
     progress: Callable[[str, float], None] | None
 
@@ -108,7 +124,7 @@ class _Job:
         listed = candidates(self.base, self.anatomy)
         if not listed:
             raise ProfileError("VR766", f"{self.anatomy.model} has no blocks to measure")
-        options = {**DEFAULTS, **(dict(wanted_by(spec)[0].values) if wanted_by(spec) else {})}
+        options = _way(spec)
         images = self._images(self.base)
         realise(self.base)
         self.base.to(self.device)
@@ -119,14 +135,17 @@ class _Job:
             names=list(dict.fromkeys(c.parameter for c in listed)),
         )  # fmt: skip
         tensors = {f"{SENSITIVITY}{k}": v.cpu() for k, v in sums.items()}
-        return Profile(tensors, {"samples": samples, "per": options["per"]})
+        return Profile(tensors, {"samples": samples, "per": options["per"], "way": options})
 
     def _images(self, base: nn.Module) -> Images:
-        return open_data(self.data, Preprocessing.of_captured(base)).train
+        found = open_data(self.data, Preprocessing.of_captured(base))
+        if self.anatomy.head:
+            found.check_head(self.anatomy.head[0].out_features)
+        return found.train
 
     def _batches(self, images: Images, samples: int, what: str) -> Iterator[Batch]:
         done = 0
-        for found in batches(images, self.batch, limit=samples):
+        for found in batches(images, self.batch, seed=self.seed, limit=samples):
             yield found.to(self.device)
             done += len(found.labels)
             if self.progress is not None:

@@ -41,6 +41,7 @@ def identity(rewritten: Rewritten, data: Data, settings: Settings, seed: int) ->
         "images": data.fingerprint,
         "seed": seed,
         "tune": settings.binding(),
+        "allocations": {k: a.digest for k, a in rewritten.result.allocations.items()},
     }
 
 
