@@ -193,7 +193,7 @@ def test_one_file_holds_both_measurements(here: Path) -> None:
 
 def test_a_profile_of_other_weights_is_refused(here: Path) -> None:
     with Path("spec.peft").open("a") as file:
-        file.write("insert sparse() at sensitive(budget=100, samples=4, scale=1K)\n")
+        file.write("insert sparse() at sensitive(budget=100, samples=4, scale=1K, vectors=false)\n")
     assert invoke(*command()).status == 0
     given = ("spec.peft", "--profile", "p")
     assert invoke("plan", *given, "seed=1").status == 0  # it looks at no weights
