@@ -224,7 +224,8 @@ def test_a_whole_benchmark(build: Callable[[], nn.Module]) -> None:
     assert 0.9 < told[-1] <= 1
     assert json.loads(json.dumps(result)) == result
     names = {"base", "rewritten", "lowered"}
-    kinds = ("forward", "training", "layer_forward_backward")
+    kinds = ("forward", "training", "layer_forward_backward", "profiling")
+    assert result["profiling"] == {}
     assert result.keys() == ABOUT | {*kinds, "macs", "tokens"}
     assert result["forward"].keys() == result["training"].keys() == names
     assert all(row.keys() == FORWARD for row in result["forward"].values())
@@ -249,6 +250,39 @@ def test_without_training_and_with_other_dtypes() -> None:
     assert "training" not in bench.table(result)
     assert result["dtype"] == "bfloat16"
     assert all(row["peak_bytes"] > 0 for row in result["forward"].values())
+
+
+def test_profiling() -> None:
+    model = tiny(embed_dim=32)
+    result = bench.run(request(model), replace(SETTINGS, profiling=True, train=False, batch=4))
+    rows = result["profiling"]
+    assert rows.keys() == {"base", "per batch", "per sample"}
+    blocks = sum(p.numel() for n, p in model.named_parameters() if n.startswith(("blocks", "norm")))
+    assert {row["copy_bytes"] for row in rows.values()} == {4 * blocks}
+    # At most the sums are held beside what a plain backward holds.
+    assert rows["per batch"]["above_base_bytes"] <= 4 * blocks
+    assert rows["per sample"]["peak_bytes"] < rows["per batch"]["peak_bytes"]
+    assert rows["base"]["ratio"] == 1
+    text = bench.table(result)
+    assert "profiling a batch" in text
+    assert f"copy is {4 * blocks / 2**20:.2f} MiB" in text
+    assert ET.fromstring(chart(result)).tag.endswith("svg")
+
+
+def test_a_spec_that_measures_has_its_profiling_measured() -> None:
+    from vitrewrite.sensitivity.run import measure
+
+    spec = "insert sparse() at sensitive(budget=100, samples=4, scale=1K)\ntrain head\n"
+    small = tiny(in_chans=1, num_classes=10)
+    profile = measure(vr.parse(spec), small, data="digits", batch=4)
+    wanted = Request(vr.parse(spec), {"model": small, "profile": profile})
+    assert bench.run(wanted, replace(SETTINGS, train=False))["profiling"]
+    off = replace(SETTINGS, train=False, profiling=False)
+    assert bench.run(wanted, off)["profiling"] == {}
+    features = request(
+        tiny(num_classes=0, global_pool=""), "insert lora(rank=2) at blocks[0].attn.q\n"
+    )
+    assert bench.run(features, replace(SETTINGS, train=False, profiling=True))["profiling"] == {}
 
 
 def test_compiled_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch import fx, nn
 from . import __version__
 from .disk import LOCK, MADE_BY, open_to_readers, replacing, replacing_file, reported
 from .errors import FileError
+from .fingerprint import fingerprint_of
 
 if TYPE_CHECKING:
     from .rewrite.rewritten import Rewritten
@@ -120,14 +121,7 @@ def _hash(path: Path) -> str:
 
 def fingerprint(rewritten: Rewritten) -> str:
     """Identifies the frozen weights of the original model."""
-    digest = hashlib.blake2b(digest_size=20)
-    trained = rewritten.result.base_trained
-    for name, tensor in sorted(rewritten.base.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if name not in trained:
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(memoryview(raw.numpy()))
-    return digest.hexdigest()
+    return fingerprint_of(rewritten.base.state_dict(), rewritten.result.base_trained)
 
 
 # -- texts ----------------------------------------------------------------------------------------
@@ -165,10 +159,11 @@ def test_text(rewritten: Rewritten) -> str:
 
 def plan_markdown(rewritten: Rewritten) -> str:
     """The text of `plan.md`: what changed."""
-    from .report.text import claim_lines, clause_lines, measure_lines
+    from .report.text import allocation_lines, claim_lines, clause_lines, measure_lines
 
     blocks = [
         clause_lines(rewritten.result.steps),
+        allocation_lines(rewritten.result.allocations)[:-1],
         measure_lines(rewritten.measures),
         claim_lines(rewritten.claims),
     ]

@@ -14,7 +14,8 @@ import vitrewrite as vr
 from tests import goldens
 from vitrewrite.anatomy import analyse
 from vitrewrite.sensitivity import Allocation, Rule, allocate, candidates
-from vitrewrite.sensitivity.profile import Profile, squared_gradients
+from vitrewrite.sensitivity.gradients import squared_gradients
+from vitrewrite.sensitivity.profile import Profile
 from vitrewrite.tracing import trace
 
 CASE = goldens.case("spt-allocation")
@@ -146,6 +147,22 @@ def test_bad_measurements(code: str, batches: list[Any] | None) -> None:
             CASE.base(), [(x * float("inf"), y)] if batches is None else batches,
             per_sample=False, names=["norm.weight"],
         )  # fmt: skip
+
+
+def test_measuring_leaves_the_model_as_it_was() -> None:
+    model = CASE.base()
+    model.requires_grad_(False)  # a frozen model can be measured too
+    model.norm.bias.requires_grad_()
+    model.norm.bias.grad = torch.ones(model.norm.bias.shape)
+    x, y = CASE.tensors["input"], CASE.tensors["labels"].long()
+    names = ["norm.weight", "blocks.0.mlp.fc1.weight"]
+    found = squared_gradients(model, [(x, y)], per_sample=False, names=names)
+    assert list(found) == names
+    assert all(bool(v.any()) for v in found.values())
+    flags = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert flags == {"norm.bias"}
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {"norm.bias"}
+    assert bool(model.norm.bias.grad.eq(1).all())
 
 
 def test_a_parameter_that_plays_no_part() -> None:

@@ -14,10 +14,12 @@ import torch
 from ..cli.common import Request
 from ..errors import UsageError
 from ..rewrite.rewritten import Rewritten
+from ..sensitivity.calls import wanted_by
 from ..verification.numeric import randomised, sample
 from .contenders import Contender, compile_apart, contenders
 from .layer import layer_steps
 from .memory import peak_bytes, saved_bytes
+from .profiling import profiling
 from .steps import Forward, Tensors, Training, training_macs, training_steps
 from .timing import WARM_UP, Step, seconds, summary, timed
 
@@ -35,6 +37,7 @@ class Settings:
         dtype: of weights and inputs: `float32`, `bfloat16` or `float16`.
         train: whether to measure training steps too.
         compile: whether to measure torch.compile's forms too.
+        profiling: whether to measure profiling too; by default if the spec has `sensitive(...)`.
     """
 
     batch: int = 8
@@ -43,6 +46,7 @@ class Settings:
     dtype: str = "float32"
     train: bool = True
     compile: bool = False
+    profiling: bool | None = None
 
 
 def run(
@@ -86,6 +90,10 @@ class _Bench:
         each = 1 + WARM_UP + settings.rounds
         kinds = 1 + settings.train
         self.total = each * len(self.models) * kinds + 2 * (WARM_UP + 3 * settings.rounds)
+        self.profiling = settings.profiling
+        if self.profiling is None:
+            self.profiling = bool(wanted_by(rewritten.spec))
+        self.total += 3 * each if self.profiling else 0
 
     def measured(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -106,6 +114,7 @@ class _Bench:
             "forward": self._forward(),
             "training": self._training() if settings.train else {},
             "layer_forward_backward": self._layer(),
+            "profiling": self._profiling() if self.profiling else {},
             "macs": {c.name: c.macs for c in self.models if not c.compiled},
             "tokens": list(measures.tokens),
         }
@@ -151,6 +160,23 @@ class _Bench:
         module = next(c.module for c in self.models if c.name == "rewritten").eval()
         steps = layer_steps(self.rewritten, module, self.settings.batch, self.inputs[0])
         return self._compared("layer", steps, {}, 3 * self.settings.rounds)
+
+    def _profiling(self) -> dict[str, Any]:
+        with self._running("profiling"):
+            found = profiling(self.rewritten, self.inputs[0])
+        if found is None:
+            return {}
+        peaks = {}
+        for name, step in found.steps.items():
+            self._tick(f"profiling: memory of {name}")
+            with self._running(f"profiling {name}"):
+                peaks[name] = peak_bytes(step, self.device)
+        plain, facts = peaks["base"], {}
+        for name, peak in peaks.items():
+            facts[name] = {"peak_bytes": peak, "copy_bytes": found.copy_bytes}
+            if peak is not None and plain is not None and name != "base":
+                facts[name]["above_base_bytes"] = peak - plain
+        return self._compared("profiling", found.steps, facts)
 
     def _compared(
         self, what: str, steps: Mapping[str, Step], facts: Mapping[str, Mapping[str, Any]],

@@ -12,6 +12,7 @@ KINDS = {
     "forward": "forward",
     "training": "training step",
     "layer_forward_backward": "first adapted layer, forward and backward",
+    "profiling": "profiling a batch",
 }
 """What is measured, as in the JSON and in words."""
 
@@ -28,6 +29,10 @@ PEAK = {
     "other": "peak: the most that torch's caching allocator held above weights and inputs.",
 }
 SAVED = "saved: what autograd keeps for backward, each storage once, without parameters and inputs."
+PROFILING = (
+    "profiling: squared gradients of every matrix and vector that an allocation decides on, whose "
+    "float32\ncopy is {copy} MiB. Base: forward, cross-entropy, backward of all parameters."
+)
 RATIO = "time / base: median of the ratios within a round, smallest to largest in brackets."
 COMPILE = "compile: the first step of a compiled model without caches; no part of the times."
 
@@ -54,7 +59,7 @@ def _head(result: Mapping[str, Any]) -> str:
 def _rows(measured: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """Cells, a heading first; columns that nothing fills are left out by `_aligned`."""
     yield ("model", "median ms", "quartiles", "min", "max", "time / base", "MACs / base", "MACs",
-           "peak MiB", "saved MiB", "trained", "compile s")  # fmt: skip
+           "peak MiB", "above base MiB", "saved MiB", "trained", "compile s")  # fmt: skip
     for name, row in measured.items():
         yield (
             name,
@@ -67,6 +72,7 @@ def _rows(measured: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]
             f"{row['macs_ratio']:.3f}" if "macs_ratio" in row else "",
             giga(row["macs"]) if "macs" in row else "",
             _mebibytes(row.get("peak_bytes")),
+            _mebibytes(row.get("above_base_bytes")),
             _mebibytes(row.get("saved_bytes")),
             f"{row['trained']:,}" if "trained" in row else "",
             f"{row['compile_s']:.1f}" if row.get("compile_s") is not None else "",
@@ -89,6 +95,9 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     if result["training"]:
         yield SAVED
         yield TRAINING
+    if result["profiling"]:
+        copy = _mebibytes(result["profiling"]["base"]["copy_bytes"])
+        yield PROFILING.format(copy=copy)
     if any(name.endswith("compiled") for name in result["forward"]):
         yield COMPILE
 

@@ -58,7 +58,7 @@ def apply(
     if not as_json:
         click.echo(plan_text(plan))
     with busy(f"rewriting {plan.model}"):
-        rewritten = run(wanted.spec, **wanted.arguments)
+        rewritten = run(wanted.spec, **wanted.measured)
     with busy("verifying"):
         checks = quick(rewritten)
     raise_all([c.error() for c in checks if not c.holds])
@@ -258,7 +258,10 @@ def lower(folder: Path, out: Path, undo: bool, as_json: bool) -> None:
 @click.argument("second")
 @_json
 def diff(first: str, second: str, as_json: bool) -> None:
-    """Compares two specs, or two folders that apply wrote."""
+    """Compares two specs, two folders that apply wrote, or two reports or plans as JSON.
+
+    Of allocations it says which matrices and vectors are decided otherwise.
+    """
     from .listing import differences
 
     found = differences(first, second)
@@ -280,6 +283,10 @@ def diff(first: str, second: str, as_json: bool) -> None:
 )  # fmt: skip
 @click.option("--train/--no-train", default=True, show_default=True, help="Training steps too.")
 @click.option("--compile", is_flag=True, help="The models under torch.compile too.")
+@click.option(
+    "--profiling/--no-profiling", default=None,
+    help="Profiling the base too; by default if the spec has sensitive(...).",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there too.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Draw the time ratios there.")
 @_json

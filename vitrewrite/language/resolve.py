@@ -41,7 +41,7 @@ from .params import check_new, param_value
 from .problems import Problems
 from .scope import Scope
 from .selectors import Option, Selector
-from .sites import check_selector
+from .sites import check_selector, words_of
 from .source import Source
 from .values import Value, python_value
 
@@ -121,7 +121,8 @@ class Resolver:
     def _resolved_sites(self, sites: Selector | None) -> Selector | None:
         if sites is None:
             return None
-        resolved = self._resolved(sites)
+        words = words_of(sites)
+        resolved = map_expressions(sites, lambda e: self._scope.resolve(e, self._problems, words))
         check_selector(resolved, self._problems)
         return resolved
 

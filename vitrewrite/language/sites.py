@@ -64,6 +64,13 @@ def check_selector(selector: Selector, problems: Problems) -> None:
                 check_type(part.pattern.value, "str", "a pattern", part.pattern.span)
 
 
+def words_of(selector: Selector) -> tuple[str, ...]:
+    """What bare words the options of its measuring parts may be, such as `batch`."""
+    calls = (part for part in _parts(selector) if isinstance(part, Call))
+    infos = (info for call in calls for info in CALLS.get(call.name, {}).values())
+    return tuple(str(choice) for info in infos for choice in info.choices or ())
+
+
 def _parts(selector: Selector) -> Iterator[Selector]:
     yield selector
     for inner in _inner(selector):

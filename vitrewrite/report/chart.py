@@ -64,7 +64,8 @@ def chart(result: Mapping[str, Any]) -> str:
 
 def _bar(name: str, row: Mapping[str, Any]) -> Bar:
     kind = name.removesuffix(" compiled")
-    colour = {"base": "#888888", "rewritten": COLOURS[0], "lowered": COLOURS[2]}[kind]
+    known = {"base": "#888888", "rewritten": COLOURS[0], "lowered": COLOURS[2]}
+    colour = known.get(kind, COLOURS[1])
     return Bar(
         name, row["ratio"], row["ratio_min"], row["ratio_max"], row.get("macs_ratio"), colour,
         kind != name, f"{row['median_ms']:.3g} ms",

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from ..anatomy.sites import Anatomy
-from ..errors import MatchError
+from ..errors import MatchError, ProfileError
 from ..language.model import Clause, Spec
 from ..language.selectors import Call
-from ..sensitivity import Allocation, Decision, Rule, allocate, candidates
-from ..sensitivity.calls import calls
+from ..sensitivity import Allocation, Candidate, Decision, Rule, allocate, candidates
+from ..sensitivity.calls import calls, way
 from ..sensitivity.profile import Profile
 from ..sensitivity.sites import Entries
 from .passes import method_of
@@ -49,7 +49,8 @@ class Allocations:
 
         Raises:
             MatchError: VR306 without measurements.
-            ProfileError: VR760 for those of another model, VR761 for a budget out of reach.
+            ProfileError: VR760 for those of another model, VR761 for a budget out of reach, VR769
+                for those made another way.
         """
         kinds: tuple[type, ...] = (Named,)
         if clause.use is not None:
@@ -71,12 +72,22 @@ class Allocations:
                 "VR306", f"'{call.name}' needs measurements, and none are given", span=call.span,
                 suggestion="give data=..., or run 'vitrewrite profile' and give its file",
             )  # fmt: skip
+        try:
+            made = self._allocate(call, listed, self.profile)
+        except ProfileError as error:
+            raise ProfileError(
+                error.code, error.message, span=call.span, notes=error.notes,
+                suggestion=error.suggestion,
+            ) from error  # fmt: skip
+        return self.made.setdefault(str(call), made)
+
+    def _allocate(self, call: Call, listed: tuple[Candidate, ...], profile: Profile) -> Allocation:
         values: dict[str, Any] = dict(call.values)
         options = {k: v for k, v in values.items() if k in Rule.__dataclass_fields__}
         rule = Rule(cost=self._cost(call), extra=self.extra, **options)
+        profile.check_way(way(call))
         with torch.device("cpu"):  # also where the model has no data
-            made = allocate(listed, self.profile.sensitivities(listed), int(values["budget"]), rule)
-        return self.made.setdefault(str(call), made)
+            return allocate(listed, profile.sensitivities(listed), int(values["budget"]), rule)
 
     def _cost(self, call: Call) -> Any:
         """What the structured pass of the allocation costs, if there is one."""

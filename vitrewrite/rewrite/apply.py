@@ -13,6 +13,7 @@ from torch import nn
 from .. import models
 from ..emission.realise import realise
 from ..errors import MatchError, raise_all
+from ..fingerprint import trunk_fingerprint
 from ..language import parse_spec
 from ..language.model import Spec
 from ..sensitivity.profile import Profile
@@ -108,7 +109,7 @@ def plan(
     claims = judge(spec, measures, result)
     return Plan(
         spec, request.name, request.described, result.anatomy, tuple(result.steps), measures,
-        claims, tuple(result.warnings),
+        claims, tuple(result.warnings), result.allocations,
     )  # fmt: skip
 
 
@@ -142,7 +143,10 @@ def apply(
     base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
     original = _run(base)
-    result = rewrite(spec, root, profile=as_profile(profile), allocations=allocations)
+    profile = as_profile(profile)
+    result = rewrite(spec, root, profile=profile, allocations=allocations)
+    if profile is not None and result.allocations:
+        profile.check(trunk_fingerprint(base, result.anatomy))
     _initialise(result, seed)
     _own_trained(result)
     measures = measure(result, original)

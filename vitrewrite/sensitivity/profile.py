@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
-from ..errors import ProfileError
+from ..disk import replacing_file
+from ..errors import ProfileError, listing
 from .listing import Candidate
 
 SENSITIVITY = "sensitivity."
 """Prefix of sums of squared gradients, by parameter name."""
+
+ACTIVATION = "activation."
+"""Prefix of activations [samples, tokens, channels], by site and side: `blocks[3].output`."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Profile:
     """Named measurements and how they were made.
 
     Attributes:
-        tensors: by name, such as `sensitivity.blocks.0.attn.qkv.weight`.
+        tensors: by name: `sensitivity.<parameter>`, `activation.<site>.output` (and `.input`).
         about: how many samples, which rule, the model's fingerprint.
     """
 
@@ -37,8 +40,13 @@ class Profile:
 
         Raises:
             ProfileError: VR760 if parameters are missing or shaped otherwise, VR762 for numbers
-                that are not finite.
+                that are not finite, VR769 if it holds other measurements only.
         """
+        if not any(name.startswith(SENSITIVITY) for name in self.tensors):
+            raise ProfileError(
+                "VR769", "the profile holds no sensitivities",
+                suggestion="profile a spec with sensitive(...)",
+            )  # fmt: skip
         found = {}
         for name in dict.fromkeys(c.parameter for c in candidates):
             tensor = self.tensors.get(f"{SENSITIVITY}{name}")
@@ -54,13 +62,61 @@ class Profile:
             found[name] = tensor
         return found
 
+    def check(self, fingerprint: str) -> None:
+        """Whether it was measured on these weights, as far as the file says.
+
+        Raises:
+            ProfileError: VR760 if it was measured on others.
+        """
+        if self.about.get("fingerprint", fingerprint) != fingerprint:
+            raise ProfileError(
+                "VR760", "the profile was measured on other weights than the model's",
+                notes=[f"on {self.about.get('model')}, weights {self.about.get('weights')}"],
+                suggestion="run 'vitrewrite profile' on these weights",
+            )  # fmt: skip
+
+    def check_way(self, wanted: Mapping[str, Any]) -> None:
+        """Whether it was measured as a selector wants it, as far as the file says.
+
+        Args:
+            wanted: `samples` and `per`.
+
+        Raises:
+            ProfileError: VR769 if it was measured another way.
+        """
+        made = {key: self.about.get("way", wanted).get(key) for key in wanted}
+        if made != wanted:
+            old, new = (f"{w['samples']} samples, per {w['per']}" for w in (made, wanted))
+            raise ProfileError(
+                "VR769", f"the profile was made from {old}, and the spec wants {new}",
+                suggestion="run 'vitrewrite profile' on this spec",
+            )  # fmt: skip
+
+    def activation(self, site: str, side: str = "output") -> torch.Tensor:
+        """Values [samples, tokens, channels] that leave a site, or enter it with side `input`.
+
+        Raises:
+            ProfileError: VR767 if they were not kept.
+        """
+        name = f"{site}.{side}"
+        name = self.about.get("activations", {}).get("same", {}).get(name, name)
+        if f"{ACTIVATION}{name}" not in self.tensors:
+            kept = [n.removeprefix(ACTIVATION) for n in self.tensors if n.startswith(ACTIVATION)]
+            raise ProfileError(
+                "VR767", f"the profile holds no {name}", notes=[f"it holds: {listing(kept)}"],
+                suggestion=f"profile with --activations '{site}'",
+            )  # fmt: skip
+        return self.tensors[f"{ACTIVATION}{name}"]
+
     def save(self, path: str | Path) -> None:
-        """Writes the file, all or nothing."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
+        """Writes the file, all or nothing.
+
+        Raises:
+            FileError: VR702 if it cannot be written.
+        """
         metadata = {"vitrewrite": json.dumps(dict(self.about))}
-        save_file({k: v.contiguous() for k, v in self.tensors.items()}, temporary, metadata)
-        temporary.replace(path)
+        with replacing_file(Path(path)) as temporary:
+            save_file({k: v.contiguous() for k, v in self.tensors.items()}, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -71,46 +127,12 @@ class Profile:
         """
         try:
             with safe_open(str(path), "pt") as file:
-                about = json.loads((file.metadata() or {}).get("vitrewrite", "{}"))
-                return cls({k: file.get_tensor(k) for k in file.keys()}, about)  # noqa: SIM118
+                about = json.loads((file.metadata() or {})["vitrewrite"])
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError) as error:
             raise ProfileError("VR763", f"the profile '{path}' cannot be read: {error}") from error
-
-
-def squared_gradients(
-    model: nn.Module, batches: Any, *, per_sample: bool, names: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """Sums of squared gradients of the cross-entropy, by parameter name.
-
-    Published: one sample per step. As released: one batch per step, the gradient of the batch's
-    mean loss. The two differ, a sum of squares or a square of means.
-
-    Args:
-        model: in eval mode, so that nothing is dropped and the result is not random.
-        batches: pairs of images and labels.
-        per_sample: whether each sample is a step of its own.
-        names: the parameters to measure.
-
-    Raises:
-        ProfileError: VR762 for a loss that is not finite, VR764 for a parameter without gradient,
-            VR765 without any batch.
-    """
-    parameters = {n: p for n, p in model.named_parameters() if n in set(names)}
-    wanted = list(parameters.values())
-    sums = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in parameters.items()}
-    count = 0
-    for images, labels in batches:
-        size = 1 if per_sample else len(labels)
-        for x, y in zip(images.split(size), labels.split(size), strict=True):
-            loss = nn.functional.cross_entropy(model(x), y)
-            if not bool(loss.isfinite()):
-                raise ProfileError("VR762", f"the loss is {loss.item()} after {count} samples")
-            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
-            for (name, total), gradient in zip(sums.items(), gradients, strict=True):
-                if gradient is None:
-                    raise ProfileError("VR764", f"the loss does not depend on {name}")
-                total.addcmul_(gradient.float(), gradient.float())
-            count += len(y)
-    if not count:
-        raise ProfileError("VR765", "there is no sample to measure with")
-    return sums
+        except KeyError:
+            about = None
+        if not isinstance(about, dict):
+            raise ProfileError("VR763", f"'{path}' is no file that 'vitrewrite profile' wrote")
+        return cls(tensors, about)

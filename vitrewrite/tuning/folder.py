@@ -32,7 +32,7 @@ def identity(rewritten: Rewritten, data: Data, settings: Settings, seed: int) ->
     bare = dataclasses.replace(spec, tune=Tune((), spec.tune.span))
     return {
         "spec": str(bare),
-        "spec_hash": bare.hash,
+        "spec_hash": spec.hash,
         "model": rewritten.model_name,
         "model_options": {k: str(v) for k, v in rewritten.model_options.items()},
         "weights": rewritten.weights,
@@ -41,6 +41,7 @@ def identity(rewritten: Rewritten, data: Data, settings: Settings, seed: int) ->
         "images": data.fingerprint,
         "seed": seed,
         "tune": settings.binding(),
+        "allocations": {k: a.digest for k, a in rewritten.result.allocations.items()},
     }
 
 
