@@ -21,7 +21,8 @@ from .common import busy, check_device, echo_json, request
 def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json: bool) -> None:
     """Trains a rewritten model on data=DATA and writes it.
 
-    DATA is 'digits', 'digits:0-4', a folder with a subfolder per class, or 'timm:NAME@FOLDER'.
+    DATA is 'digits', 'digits:0-4', a folder with a subfolder per class, 'timm:NAME@FOLDER', or a
+    folder with label maps for segmentation: images/training/a.jpg, annotations/training/a.png.
     Hyperparameters stand in the spec's 'tune { ... }', or are given as tune.NAME=VALUE;
     'vitrewrite explain tune' lists them.
     """
@@ -58,6 +59,7 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
         echo_json({**trained.report, "out": str(out)})
         return
     result = trained.training
-    click.echo(f"accuracy  {result['accuracy']:.2%} of {result['images']['val']} images")
+    metric = result["metric"]
+    click.echo(f"{metric:<8}  {result[metric]:.2%} of {result['images']['val']} images")
     click.echo(f"trained   {result['steps']:,} steps in {result['seconds']:.1f} s")
     click.echo(f"written   {out}/")
