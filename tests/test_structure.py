@@ -21,6 +21,7 @@ OPTIONAL = {
     "vitrewrite/hugging_face.py": {"transformers"},
     "vitrewrite/tuning/": {"accelerate"},
     "vitrewrite/data/": {"sklearn", "PIL", "numpy"},
+    "vitrewrite/tasks/": {"transformers"},
 }
 HEADINGS = (
     "What it does", "Source", "Attaches to", "Parameters", "Forward", "Exactness", "Example",

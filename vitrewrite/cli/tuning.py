@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -33,12 +34,13 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
     with busy("starting torch"):
         import torch
 
+        from ..tasks.supervision import supervised
         from ..tuning.folder import RunFolder
         from ..tuning.trainer import tune as run
     if "device" in given:
         check_device(wanted.device)
     with busy(f"rewriting for {wanted.spec.name}"):
-        rewritten = wanted.apply()
+        rewritten = replace(wanted, spec=supervised(wanted.spec)).apply()
     try:
         trained = run(
             rewritten, given["data"], out=out, device=given.get("device"), resume=resume, live=True

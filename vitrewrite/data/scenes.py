@@ -7,8 +7,9 @@ FOLDER/classes.txt                    one name per line, if there are names
 ```
 
 Without the folders of the splits, a fifth of the images is held out. `masks` may stand for
-`annotations`. A map is a picture of one channel or with a palette whose pixels are class indices from 0 on; 255 is no
-class. ADE20K's own maps start at 1, and 0 is no class: `ade20k:FOLDER` reads them.
+`annotations`. A map is a picture of one channel, or with a palette, whose pixels are class indices
+from 0 on; 255 is no class. ADE20K's own maps start at 1, and 0 is no class: `ade20k:FOLDER` reads
+them.
 """
 
 from __future__ import annotations
@@ -158,7 +159,8 @@ def open_scenes(name: str, wanted: Preprocessing, split: int) -> Data:
     if not training:
         training = tuple(_paired(name, root / "images", maps))
     if not training:
-        raise DataError("VR741", f"the data {shown(name)} is empty: no image in '{root / 'images'}'")
+        message = f"the data {shown(name)} is empty: no image in '{root / 'images'}'"
+        raise DataError("VR741", message)
     source = _Scenes((*training, *held), shifted)
     parts = _divided(name, len(training), len(held), split)
     first, second = (Scenes(source, part, wanted) for part in parts)

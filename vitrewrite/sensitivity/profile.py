@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,15 @@ class Profile:
             raise ProfileError("VR763", f"the profile '{path}' cannot be read: {error}") from error
 
 
+def _cross_entropy(output: Any, labels: torch.Tensor, seed: int) -> torch.Tensor:
+    return nn.functional.cross_entropy(output, labels)
+
+
 def squared_gradients(
-    model: nn.Module, batches: Any, *, per_sample: bool, names: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """Sums of squared gradients of the cross-entropy, by parameter name.
+    model: nn.Module, batches: Any, *, per_sample: bool, names: Sequence[str],
+    loss: Callable[[Any, torch.Tensor, int], torch.Tensor] = _cross_entropy,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Sums of squared gradients of a loss, by parameter name.
 
     Published: one sample per step. As released: one batch per step, the gradient of the batch's
     mean loss. The two differ, a sum of squares or a square of means.
@@ -90,6 +95,7 @@ def squared_gradients(
         batches: pairs of images and labels.
         per_sample: whether each sample is a step of its own.
         names: the parameters to measure.
+        loss: of an output and labels; the number of samples before seeds what it draws.
 
     Raises:
         ProfileError: VR762 for a loss that is not finite, VR764 for a parameter without gradient,
@@ -102,10 +108,10 @@ def squared_gradients(
     for images, labels in batches:
         size = 1 if per_sample else len(labels)
         for x, y in zip(images.split(size), labels.split(size), strict=True):
-            loss = nn.functional.cross_entropy(model(x), y)
-            if not bool(loss.isfinite()):
-                raise ProfileError("VR762", f"the loss is {loss.item()} after {count} samples")
-            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+            value = loss(model(x), y, count)
+            if not bool(value.isfinite()):
+                raise ProfileError("VR762", f"the loss is {value.item()} after {count} samples")
+            gradients = torch.autograd.grad(value, wanted, allow_unused=True)
             for (name, total), gradient in zip(sums.items(), gradients, strict=True):
                 if gradient is None:
                     raise ProfileError("VR764", f"the loss does not depend on {name}")

@@ -13,6 +13,8 @@ from ..data import Batch, Preprocessing, batches, open_data
 from ..emission.realise import realise
 from ..language.model import Spec
 from ..rewrite.apply import Request
+from ..tasks import task_for
+from ..tasks.supervision import supervised
 from ..tracing import trace
 from .calls import wanted_by
 from .listing import candidates
@@ -48,11 +50,13 @@ def measure(
     Raises:
         VitrewriteError: for what is wrong with the spec, the model or the data.
     """
-    request = Request(spec, model, weights, seed)
+    request = Request(supervised(spec, model), model, weights, seed)
     base = trace(request.build(meta=False)).eval()
-    listed = candidates(base, analyse(base))
+    anatomy = analyse(base)
+    listed = candidates(base, anatomy)
     options = {**DEFAULTS, **(dict(wanted_by(spec)[0].values) if wanted_by(spec) else {})}
-    images = open_data(str(data), Preprocessing.of_captured(base)).train
+    opened = open_data(str(data), Preprocessing.of_captured(base))
+    task, images = task_for(opened, base, anatomy), opened.train
     realise(base)
     base.to(device)
     samples = min(int(options["samples"]), len(images))
@@ -66,7 +70,10 @@ def measure(
                 progress(f"{done} of {samples} images", done / samples)
 
     names = list(dict.fromkeys(c.parameter for c in listed))
-    sums = squared_gradients(base, loaded(), per_sample=options["per"] == "sample", names=names)
+    sums = squared_gradients(
+        base, loaded(), per_sample=options["per"] == "sample", names=names,
+        loss=lambda output, labels, done: task.loss(output, labels, seed=done),
+    )  # fmt: skip
     about = {
         "model": request.name, "weights": request.described, "data": str(data),
         "samples": samples, "per": options["per"], "batch": batch,

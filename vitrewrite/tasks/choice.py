@@ -69,8 +69,8 @@ def check_sides(anatomy: Anatomy, size: tuple[int, int]) -> None:
     grids = [] if anatomy.decoder is None else [v.grid for v in anatomy.decoder.levels if v.grid]
     if not grids:
         return
-    coarsest = min(grids)
-    strides = [1 << max(0, math.ceil(math.log2(s / g))) for s, g in zip(size, coarsest, strict=True)]
+    pairs = zip(size, min(grids), strict=True)
+    strides = [1 << max(0, math.ceil(math.log2(side / cells))) for side, cells in pairs]
     if any(side % stride for side, stride in zip(size, strides, strict=True)):
         height, width = size
         near = [max(1, round(s / d)) * d for s, d in zip(size, strides, strict=True)]

@@ -98,16 +98,18 @@ def semantic(classes: torch.Tensor, masks: torch.Tensor, size: tuple[int, int]) 
 def _criterion(config: Any, classes: int) -> Any:
     """transformers' own loss."""
     try:
-        from transformers.models.mask2former import modeling_mask2former as its
+        from transformers import Mask2FormerConfig
+        from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
         if getattr(config, "train_num_points", None) is None:
-            config = its.Mask2FormerConfig(num_labels=classes)
+            made: Any = Mask2FormerConfig
+            config = made(num_labels=classes)
         weights = {
             "loss_cross_entropy": config.class_weight,
             "loss_mask": config.mask_weight,
             "loss_dice": config.dice_weight,
         }
-        return its.Mask2FormerLoss(config, weights)
+        return Mask2FormerLoss(config, weights)
     except ImportError as error:
         raise TuneError(
             "VR857", "the loss of a model with queries needs transformers and scipy",

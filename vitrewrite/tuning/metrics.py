@@ -42,7 +42,8 @@ class Metrics:
     def __init__(self, path: Path, task: Task, *, main: bool, live: bool) -> None:
         self.path, self.task, self.main = path, task, main
         self.rows: list[tuple[str, ...]] = []
-        self.table: Live | None = _live(task.metric) if main and live and sys.stderr.isatty() else None
+        shows = main and live and sys.stderr.isatty()
+        self.table: Live | None = _live(task.metric) if shows else None
         self.images, self.since = 0, time.perf_counter()
 
     def __enter__(self) -> Metrics:
