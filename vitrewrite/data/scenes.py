@@ -155,8 +155,8 @@ def open_scenes(name: str, wanted: Preprocessing, split: int) -> Data:
             suggestion="put images/training/a.jpg beside annotations/training/a.png",
         )  # fmt: skip
     training = _split(name, root / "images", maps, _TRAINING)
-    held = _split(name, root / "images", maps, _VALIDATION)
-    if not training:
+    held = () if training is None else _split(name, root / "images", maps, _VALIDATION) or ()
+    if training is None:
         training = tuple(_paired(name, root / "images", maps))
     if not training:
         message = f"the data {shown(name)} is empty: no image in '{root / 'images'}'"
@@ -167,11 +167,12 @@ def open_scenes(name: str, wanted: Preprocessing, split: int) -> Data:
     return Data(name, first, second, _classes(root), maps=True)
 
 
-def _split(name: str, images: Path, maps: Path, names: tuple[str, ...]) -> tuple[Scene, ...]:
+def _split(name: str, images: Path, maps: Path, names: tuple[str, ...]) -> tuple[Scene, ...] | None:
+    """The scenes of a split, or None if there is no folder of it."""
     for each in names:
         if (images / each).is_dir():
             return tuple(_paired(name, images / each, maps / each))
-    return ()
+    return None
 
 
 def _paired(name: str, images: Path, maps: Path) -> Iterator[Scene]:

@@ -67,9 +67,7 @@ def tune(
             check_smoothing(settings.changed(phase.settings), task)
         wanted = identity(rewritten, opened, settings, seed)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
-        with restored(), Metrics(
-            folder.metrics, task, main=engine.is_main, live=live
-        ) as metrics:
+        with restored(), Metrics(folder.metrics, task, main=engine.is_main, live=live) as metrics:
             result = Trainer(run, engine, folder, metrics).train()
         engine.on_main(lambda: folder.finish(result))
     finally:
