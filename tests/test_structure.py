@@ -22,6 +22,8 @@ OPTIONAL = {
     "vitrewrite/tuning/": {"accelerate"},
     "vitrewrite/data/": {"sklearn", "PIL", "numpy"},
     "vitrewrite/tasks/": {"transformers"},
+    "vitrewrite/report/": {"PIL"},
+    "vitrewrite/cli/showing.py": {"sklearn", "PIL"},
 }
 HEADINGS = (
     "What it does", "Source", "Attaches to", "Parameters", "Forward", "Exactness", "Example",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IGNORED = 255
+"""The index in a label map of what is no class."""
+
 _SCALES = (0.5, 2.0)
 _COLOURS = 0.4  # brightness, contrast and saturation change by so much at most
 

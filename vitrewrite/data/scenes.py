@@ -24,7 +24,7 @@ import torch
 
 from ..errors import DataError, shown
 from .images import Data, Images, Key
-from .joint import JointTransform
+from .joint import IGNORED, JointTransform
 from .loading import shuffled
 from .preprocessing import Preprocessing
 from .seeding import mixed, seeded
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ADE20K = "ade20k:"
-IGNORED = 255
 _MAPS = ("annotations", "masks")
 _TRAINING, _VALIDATION = ("training", "train"), ("validation", "val", "test")
 _HELD_OUT = 5  # one of so many images

@@ -66,11 +66,7 @@ def check_sides(anatomy: Anatomy, size: tuple[int, int]) -> None:
     Raises:
         DataError: VR748 if not: each level would be scaled by another factor.
     """
-    grids = [] if anatomy.decoder is None else [v.grid for v in anatomy.decoder.levels if v.grid]
-    if not grids:
-        return
-    pairs = zip(size, min(grids), strict=True)
-    strides = [1 << max(0, math.ceil(math.log2(side / cells))) for side, cells in pairs]
+    strides = coarsest_strides(anatomy, size)
     if any(side % stride for side, stride in zip(size, strides, strict=True)):
         height, width = size
         near = [max(1, round(s / d)) * d for s, d in zip(size, strides, strict=True)]
@@ -79,3 +75,16 @@ def check_sides(anatomy: Anatomy, size: tuple[int, int]) -> None:
             notes=[f"valid: sides that are multiples of {max(strides)}"],
             suggestion=f"build the model for {near[0]}x{near[1]}",
         )  # fmt: skip
+
+
+def coarsest_strides(anatomy: Anatomy, size: tuple[int, int]) -> tuple[int, int]:
+    """Pixels per cell of the coarsest level, down and across: powers of two.
+
+    Args:
+        anatomy: of a model; without a decoder both are 1.
+        size: height and width of the images that it was captured for.
+    """
+    grids = [] if anatomy.decoder is None else [v.grid for v in anatomy.decoder.levels if v.grid]
+    pairs = zip(size, min(grids, default=size), strict=True)
+    down, across = (1 << max(0, math.ceil(math.log2(side / cells))) for side, cells in pairs)
+    return down, across

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..data.joint import IGNORED
 from .classification import logits
-from .overlap import IGNORED, valid
+from .overlap import valid
 from .segmentation import Segmentation
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-IGNORED = 255
-"""The index in a label map of what is no class."""
+from ..data.joint import IGNORED
 
 
 def valid(labels: torch.Tensor) -> torch.Tensor:
