@@ -71,7 +71,7 @@ def test_maps_of_ade20k_start_at_one(tmp_path: Path) -> None:
     assert labels[::31, ::63].tolist() == [[255, 0], [149, 1]]
     plain = open_data(str(tmp_path), PLAIN)
     plain.check_head(150)
-    with pytest.raises(DataError, match="VR743 the label 150 of .*a.jpg' is outside the head"):
+    with pytest.raises(DataError, match=r"VR743 the label 150 of .*a.jpg' is outside the head"):
         list(batches(plain.train, 1))
 
 
@@ -125,14 +125,14 @@ def test_folders_that_are_empty_or_otherwise(folder: Path, tmp_path: Path) -> No
         open_data(f"ade20k:{tmp_path}", PLAIN)
     for path in (folder / "images" / "training").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="VR741 .* no image in"):
+    with pytest.raises(DataError, match=r"VR741 .* no image in"):
         open_data(str(folder), PLAIN)
     write(folder / "images" / "one.png", np.zeros((2, 2, 3)))
     for kind in ("images", "annotations"):
         for split in ("training", "validation"):
             (folder / kind / split).rename(tmp_path / f"{kind}-{split}")
     write(folder / "annotations" / "one.png", np.zeros((2, 2)))
-    with pytest.raises(DataError, match="VR741 .* two images"):
+    with pytest.raises(DataError, match=r"VR741 .* two images"):
         open_data(str(folder), PLAIN)
 
 

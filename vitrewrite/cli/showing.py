@@ -55,7 +55,7 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
 @show.command()
 @click.argument("target")
 @_overrides
-@click.option("--image", type=click.Path(path_type=Path), help="Default: a picture of scikit-learn.")
+@click.option("--image", type=click.Path(path_type=Path), help="Default: one of scikit-learn.")
 @click.option("--query", type=click.IntRange(0), help="Default: the most certain one.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
 @_json

@@ -76,7 +76,7 @@ def resized(pixels: torch.Tensor, size: tuple[int, int], *, smooth: bool = True)
 
 
 def palette(count: int) -> torch.Tensor:
-    """Colours [count, 3] that neighbours differ in; the first eight for colour-blind readers too."""
+    """Colours [count, 3]; the first eight can be told apart by colour-blind readers too."""
     found = [tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in COLOURS]
     for index in range(len(found), count):
         hue = index * 0.61803398875 % 1  # the golden ratio spreads hues whatever their number

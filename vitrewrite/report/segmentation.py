@@ -96,7 +96,7 @@ class Segmentation:
         chosen = _chosen(shares, query)
         best = int(shares[chosen].argmax())
         return cls(
-            title=f"{rewritten.model_name}: {rewritten.spec.name}",
+            title=f"{rewritten.spec.name} on {rewritten.model_name}, weights {_weights(rewritten)}",
             image=image,
             labels=semantic(classes, masks, size).argmax(0),
             names=class_names(rewritten, shares.shape[-1]),
@@ -129,7 +129,8 @@ class Segmentation:
         upper = (_WIDTH - _LEGEND - 4 * _MARGIN) // 2
         lower = (_WIDTH - (2 + len(self.looks)) * _MARGIN) // (1 + len(self.looks))
         lower = min(lower, upper)
-        sides = [round(width * self.image.shape[-2] / self.image.shape[-1]) for width in (upper, lower)]
+        ratio = self.image.shape[-2] / self.image.shape[-1]
+        sides = [round(width * ratio) for width in (upper, lower)]
         first = 62
         second = first + _CAPTION + sides[0] + 58
         page = Canvas(_WIDTH, second + _CAPTION + sides[1] + _MARGIN + 26)
@@ -233,6 +234,10 @@ def class_names(rewritten: Rewritten, count: int) -> tuple[str, ...]:
     known: Mapping[int, str] = getattr(rewritten.base.__dict__.get("config"), "id2label", {})
     names = (str(known.get(k, k)) for k in range(count))
     return tuple(f"class {k}" if n in (str(k), f"LABEL_{k}") else n for k, n in enumerate(names))
+
+
+def _weights(rewritten: Rewritten) -> str:
+    return f"{rewritten.weights}, tuned" if rewritten.trained else rewritten.weights
 
 
 def _chosen(shares: torch.Tensor, query: int | None) -> int:

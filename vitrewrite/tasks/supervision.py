@@ -11,7 +11,6 @@ from ..language.expressions import Literal
 from ..language.model import Spec
 from ..language.selectors import Option
 
-
 _NOWHERE = Span("", 1, 1, 1, 1)
 
 
