@@ -54,6 +54,15 @@ def test_save_and_load_a_delta(tmp_path: Path) -> None:
         assert torch.equal(first.module.eval()(x), second.module.eval()(x))
 
 
+def test_a_delta_fits_whatever_it_was_trained_with(tmp_path: Path) -> None:
+    model = tiny()
+    first = vr.apply(SPEC + "tune { lr = 1e-2 }\n", model)
+    first.delta()["head.bias"].fill_(3.0)
+    vr.save(first, tmp_path / "d.safetensors")
+    claimed = vr.apply(SPEC + "require identity at init\ntune { lr = 1e-4 }\n", model)
+    assert vr.load(claimed, tmp_path / "d.safetensors").delta()["head.bias"].eq(3.0).all()
+
+
 @pytest.mark.parametrize("what", ["base", "spec", "missing", "extra", "shape", "cut", "foreign"])
 def test_a_delta_that_does_not_fit_is_refused_and_changes_nothing(
     what: str, tmp_path: Path

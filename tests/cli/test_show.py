@@ -10,17 +10,30 @@ import pytest
 
 from .invoke import invoke
 
+
+def decision(
+    block: int | None, tensor: str, shape: list[int], sensitive: int, kind: str, parameters: int
+) -> dict[str, object]:
+    return {
+        "block": block, "tensor": tensor, "shape": shape, "sensitive": sensitive, "kind": kind,
+        "parameters": parameters,
+    }  # fmt: skip
+
+
+Q = "attn.qkv.weight[q]"
 DECISIONS = {
-    "blocks.0.attn.qkv.weight[q]": {"sensitive": 30, "kind": "structured", "parameters": 8},
-    "blocks.0.mlp.fc1.bias": {"sensitive": 10, "kind": "vector", "parameters": 16},
-    "blocks.1.attn.qkv.weight[q]": {"sensitive": 60, "kind": "entries", "parameters": 60},
-    "norm.weight": {"sensitive": 0, "kind": "nothing", "parameters": 0},
+    f"blocks.0.{Q}": decision(0, Q, [8, 8], 30, "structured", 8),
+    "blocks.0.mlp.fc1.bias": decision(0, "mlp.fc1.bias", [32], 10, "vector", 32),
+    f"blocks.1.{Q}": decision(1, Q, [8, 8], 40, "entries", 40),
+    "down.0.norm.weight": decision(None, "down.norm.weight", [8], 12, "vector", 8),
+    "down.1.norm.weight": decision(None, "down.norm.weight", [8], 8, "entries", 8),
+    "norm.weight": decision(None, "norm.weight", [8], 0, "nothing", 0),
 }
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    allocation = {"budget": 80, "tau": 100, "total": 84, "decisions": DECISIONS}
+    allocation = {"budget": 80, "tau": 100, "total": 100, "decisions": DECISIONS}
     report = {"allocations": {"sensitive(budget=80)": allocation}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     return tmp_path
@@ -30,18 +43,19 @@ def test_table(folder: Path) -> None:
     result = invoke("show", "sensitivity", str(folder))
     assert result.status == 0
     title, _, head, *rows = result.out.splitlines()
-    assert title == "sensitive(budget=80): 100 sensitive entries buy 84 parameters"
-    assert head.split() == ["0", "1", "all"]
+    assert title == "sensitive(budget=80): 100 sensitive entries buy 100 parameters"
+    assert head.split() == ["0", "1", "other", "all"]
     found = {row.split()[0]: row.split()[1:] for row in rows}
-    assert found["attn.qkv.weight[q]"] == ["30.0", "60.0", "0.0", "90.0"]
-    assert found["all"] == ["40.0", "60.0", "0.0", "100.0"]
+    assert found[Q] == ["30.0", "40.0", "0.0", "70.0"]
+    assert found["down.norm.weight"] == ["0.0", "0.0", "20.0", "20.0"]
+    assert found["all"] == ["40.0", "40.0", "20.0", "100.0"]
 
 
 def test_picture(folder: Path) -> None:
     svg = folder / "s.svg"
     assert invoke("show", "sensitivity", str(folder), "--svg", str(svg)).status == 0
     texts = [t.text for t in ET.parse(svg).getroot().iter("{http://www.w3.org/2000/svg}text")]
-    assert {"30.0", "60.0", "10.0", "■", "●", "·"} <= set(texts)
+    assert {"30.0", "40.0", "20.0", "70.0", "■", "●·", "·", "other"} <= set(texts)
 
 
 def test_json(folder: Path) -> None:

@@ -199,6 +199,8 @@ def test_hash_depends_on_what_a_spec_means() -> None:
     assert parse(LORA, rank=10).hash != base.hash
     assert parse(LORA + "train head").hash != base.hash
     assert parse(LORA + "insert lora(rank=8) at x").hash == parse(LORA + "insert lora() at x").hash
+    trained, claimed = LORA + "tune { lr = 1e-3 }", LORA + "require params <= 1"
+    assert parse(trained, **{"tune.epochs": 3}).hash == parse(claimed).hash == base.hash
 
 
 def test_warnings() -> None:

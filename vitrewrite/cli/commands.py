@@ -58,7 +58,7 @@ def apply(
     if not as_json:
         click.echo(plan_text(plan))
     with busy(f"rewriting {plan.model}"):
-        rewritten = run(wanted.spec, **wanted.arguments)
+        rewritten = run(wanted.spec, **wanted.measured)
     with busy("verifying"):
         checks = quick(rewritten)
     raise_all([c.error() for c in checks if not c.holds])
@@ -247,7 +247,10 @@ def lower(folder: Path, out: Path, as_json: bool) -> None:
 @click.argument("second")
 @_json
 def diff(first: str, second: str, as_json: bool) -> None:
-    """Compares two specs, or two folders that apply wrote."""
+    """Compares two specs, two folders that apply wrote, or two reports or plans as JSON.
+
+    Of allocations it says which matrices and vectors are decided otherwise.
+    """
     from .listing import differences
 
     found = differences(first, second)

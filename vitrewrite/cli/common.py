@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -59,7 +60,7 @@ class Request:
 
         return bool(wanted_by(self.spec)) and "profile" not in self.arguments and not self.data
 
-    @property
+    @functools.cached_property
     def measured(self) -> dict[str, Any]:
         """The arguments, with measurements if the spec asks for some and there is data for them."""
         from ..sensitivity.calls import wanted_by

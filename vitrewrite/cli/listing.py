@@ -16,6 +16,7 @@ from ..errors import FileError, SpecError, VitrewriteError, did_you_mean, listin
 from ..explain import explain_code
 from ..language import format_text, parse_spec
 from ..language.source import read_source
+from ..report.allocation import changes
 from ..signature import OptionInfo, PassInfo
 from ..tuning.settings import options as settings_of_tune
 
@@ -152,25 +153,43 @@ def _rewrite(name: Path, text: str) -> None:
 
 
 def differences(first: str, second: str) -> list[str]:
-    """A unified diff of two resolved specs, then the counts that differ."""
-    texts, reports = zip(*(_content(name) for name in (first, second)), strict=True)
-    lines = list(difflib.unified_diff(texts[0], texts[1], first, second, lineterm="", n=1))
+    """A unified diff of two resolved specs, then counts and allocations that differ.
+
+    Args:
+        first: a spec, a folder that vitrewrite wrote, or a JSON file of its report or a plan.
+        second: what to compare with.
+
+    Raises:
+        VitrewriteError: for specs that are wrong; VR703 for a folder or file that is not ours.
+    """
+    specs, reports, bought = zip(*(_content(name) for name in (first, second)), strict=True)
+    lines = list(difflib.unified_diff(specs[0], specs[1], first, second, lineterm="", n=1))
     for key in sorted(reports[0].keys() & reports[1].keys()):
         a, b = (report.get(key) for report in reports)
         if a != b:
             lines.append(f"{key}: {a} -> {b}")
-    return lines
-
-
-def _content(name: str) -> tuple[list[str], dict[str, Any]]:
-    folder = Path(name)
-    if not catalog.is_file(folder / "lock.json"):
-        return str(parse_spec(name)).splitlines(), {}
     try:
-        lock = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return [*lines, *changes(*bought)]
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        message = f"an allocation of '{first}' or '{second}' was changed since it was written"
+        raise FileError("VR703", message) from error
+
+
+def _content(name: str) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """The lines of a spec, counts of its model, and allocations."""
+    path = Path(name)
+    is_report = path.suffix == ".json" and catalog.is_file(path)
+    if not is_report and not catalog.is_file(path / "lock.json"):
+        return str(parse_spec(name)).splitlines(), {}, {}
+    try:
+        report = json.loads((path if is_report else path / "report.json").read_text("utf-8"))
         counts = {k: report[k] for k in ("macs", "macs_lowered", "tokens", "weights", "model")}
-        return lock["spec"].splitlines(), {**counts, **report["params"]}
+        counts |= report["params"]
+        if is_report:
+            return [c["clause"] for c in report["clauses"]], counts, report["allocations"]
+        lock = json.loads((path / "lock.json").read_text("utf-8"))
+        return lock["spec"].splitlines(), counts, lock["allocations"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"'{folder}' is no folder that vitrewrite wrote, or was changed since"
+        what = "report" if is_report else "folder"
+        message = f"'{path}' is no {what} that vitrewrite wrote, or was changed since"
         raise FileError("VR703", message) from error

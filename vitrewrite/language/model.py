@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -273,12 +272,17 @@ class Spec:
 
     @property
     def hash(self) -> str:
-        """Identifies what the spec means: resolved values and defaults, not layout or comments."""
+        """Identifies the model that the spec makes: its clauses with all values and defaults.
+
+        Layout and comments are left out, and so are claims and hyperparameters of training: a delta
+        fits whatever it was trained with and however it is checked.
+        """
         import hashlib
 
-        clauses = map(_canonical, self.clauses, self.defaults)
-        whole = dataclasses.replace(self, clauses=tuple(clauses))
-        return hashlib.sha256(str(whole).encode()).hexdigest()
+        clauses = tuple(map(_canonical, self.clauses, self.defaults))
+        tune = replace(self.tune, settings=())
+        bare = replace(self, clauses=clauses, requires=(), tune=tune)
+        return hashlib.sha256(str(bare).encode()).hexdigest()
 
 
 def _canonical(clause: Clause, defaults: Mapping[str, Value]) -> Clause:
@@ -288,5 +292,4 @@ def _canonical(clause: Clause, defaults: Mapping[str, Value]) -> Clause:
     span = clause.use.span
     left_out = (Option(name, Literal(value, span), span) for name, value in defaults.items())
     options = sorted((*clause.use.options, *left_out), key=lambda option: option.name)
-    use = dataclasses.replace(clause.use, options=tuple(options))
-    return dataclasses.replace(clause, use=use)
+    return replace(clause, use=replace(clause.use, options=tuple(options)))

@@ -12,12 +12,14 @@ from .text import table
 
 @dataclass(frozen=True)
 class Share:
-    """How many of the sensitive entries lie in one kind of tensor of one block."""
+    """How many of the sensitive entries lie in one kind of tensor of one block.
 
-    kind: str
-    block: str
+    Attributes:
+        decisions: what was decided for it; several where several layers share a name.
+    """
+
     count: int
-    decision: str
+    decisions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Sensitivity:
     Attributes:
         title: the selector.
         bought: what it came to.
-        blocks: the blocks in order; "" is what belongs to none, such as the final norm.
+        blocks: the blocks in order; "" is what belongs to none, such as a final norm, the last.
         kinds: the kinds of tensors in the order of the model.
     """
 
@@ -42,14 +44,17 @@ class Sensitivity:
     def of(cls, call: str, allocation: Mapping[str, Any]) -> Sensitivity:
         """From an allocation as `report.json` has it."""
         shares: dict[tuple[str, str], Share] = {}
-        for name, decision in allocation["decisions"].items():
-            block, kind = _split(name)
-            shares[kind, block] = Share(kind, block, decision["sensitive"], decision["kind"])
+        for decision in allocation["decisions"].values():
+            block = "" if decision["block"] is None else str(decision["block"])
+            place = decision["tensor"], block
+            known = shares.get(place, Share(0, ()))
+            kinds = tuple(dict.fromkeys((*known.decisions, decision["kind"])))
+            shares[place] = Share(known.count + decision["sensitive"], kinds)
         spent = allocation["tau"]
         return cls(
             title=call,
             bought=f"{spent:,} sensitive entries buy {allocation['total']:,} parameters",
-            blocks=tuple(dict.fromkeys(b for _, b in shares)),
+            blocks=tuple(sorted({b for _, b in shares}, key=lambda b: (not b, int(b or 0)))),
             kinds=tuple(dict.fromkeys(k for k, _ in shares)),
             shares=shares,
             total=sum(s.count for s in shares.values()) or 1,
@@ -60,28 +65,41 @@ class Sensitivity:
         found = self.shares.get((kind, block))
         return found.count / self.total if found else 0.0
 
+    @property
+    def by_kind(self) -> list[float]:
+        """The part of all sensitive entries in each kind of tensor."""
+        return [sum(self.share(kind, block) for block in self.blocks) for kind in self.kinds]
+
+    @property
+    def by_block(self) -> list[float]:
+        """The part of all sensitive entries in each block."""
+        return [sum(self.share(kind, block) for kind in self.kinds) for block in self.blocks]
+
     def text(self) -> str:
         """A table: kinds by blocks, in percent of all sensitive entries."""
-        rows = [("", *self.blocks, "all")]
-        for kind in self.kinds:
-            parts = [self.share(kind, block) for block in self.blocks]
-            rows.append((kind, *(f"{100 * p:.1f}" for p in parts), f"{100 * sum(parts):.1f}"))
-        columns = [sum(self.share(k, b) for k in self.kinds) for b in self.blocks]
-        rows.append(("all", *(f"{100 * c:.1f}" for c in columns), "100.0"))
+        rows = [("", *(block or "other" for block in self.blocks), "all")]
+        for kind, whole in zip(self.kinds, self.by_kind, strict=True):
+            parts = (self.share(kind, block) for block in self.blocks)
+            rows.append((kind, *map(_percent, parts), _percent(whole)))
+        rows.append(("all", *map(_percent, self.by_block), "100.0"))
         return "\n".join([f"{self.title}: {self.bought}", "", *table(rows)])
 
     def picture(self) -> str:
-        """An SVG: a cell per kind and block, darker where more is sensitive."""
+        """An SVG: a cell per kind and block, darker where more is sensitive, and both sums."""
         most = max(self.share(k, b) for k in self.kinds for b in self.blocks) or 1.0
         rows = [
-            (kind, [self._cell(kind, block, most) for block in self.blocks]) for kind in self.kinds
+            (kind, [self._cell(kind, block, most) for block in self.blocks], share, _percent(share))
+            for kind, share in zip(self.kinds, self.by_kind, strict=True)
         ]
         return render(
             "sensitivity.svg.jinja",
             title=self.title,
             bought=self.bought,
-            blocks=self.blocks,
+            blocks=[block or "other" for block in self.blocks],
             rows=rows,
+            columns=[(share, _percent(share)) for share in self.by_block],
+            most_of_a_block=max(self.by_block) or 1.0,
+            most_of_a_kind=max(self.by_kind) or 1.0,
         )
 
     def _cell(self, kind: str, block: str, most: float) -> tuple[str, str, str, str]:
@@ -94,12 +112,8 @@ class Sensitivity:
         fill = "#" + "".join(f"{round(255 - level * (255 - c)):02x}" for c in (0, 90, 156))
         marks = {"structured": "■", "vector": "●", "entries": "·"}
         ink = "white" if level > 0.55 else "#333333"
-        return fill, ink, f"{100 * share:.1f}", marks.get(found.decision, "")
+        return fill, ink, _percent(share), "".join(marks.get(d, "") for d in found.decisions)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """The block and the kind: `layers.0.blocks.1.mlp.fc1.weight` is `0.1` and `mlp.fc1.weight`."""
-    parts = name.split(".")
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    rest = parts[numbers[-1] + 1 :] if numbers else parts
-    return ".".join(parts[i] for i in numbers), ".".join(rest)
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..rewrite.claims import Verdict
     from ..rewrite.engine import Step
     from ..rewrite.plan import Measures, Plan
+    from ..sensitivity import Allocation
 
 _MARKS = {True: "ok", False: "FAILS", None: "open"}
 
@@ -21,6 +22,7 @@ def plan_text(plan: Plan) -> str:
         "",
         *clause_lines(plan.steps),
         "",
+        *allocation_lines(plan.allocations),
         *measure_lines(plan.measures),
         *claim_lines(plan.claims),
         *(f"warning: {warning}" for warning in plan.warnings),
@@ -41,6 +43,13 @@ def clause_lines(steps: Iterable[Step]) -> list[str]:
         for step in steps
     ]
     return table(rows) if rows else ["nothing to change"]
+
+
+def allocation_lines(allocations: Mapping[str, Allocation]) -> list[str]:
+    """What each `sensitive(...)` bought, by block."""
+    from .allocation import summary
+
+    return [line for k, a in allocations.items() for line in (*summary(k, a.to_json()), "")]
 
 
 def measure_lines(measures: Measures) -> list[str]:

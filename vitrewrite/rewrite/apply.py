@@ -104,7 +104,7 @@ def plan(
     claims = judge(spec, measures, result)
     return Plan(
         spec, request.name, request.described, result.anatomy, tuple(result.steps), measures,
-        claims, tuple(result.warnings),
+        claims, tuple(result.warnings), result.allocations,
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from ..anatomy.sites import Anatomy
 from ..errors import RewriteError
 from ..language.model import Spec
+from ..sensitivity import Allocation
 from ..tracing.unit import duplicate, on_meta
 from .claims import Verdict
 from .engine import Rewrite, Step
@@ -56,6 +57,7 @@ class Plan:
     measures: Measures
     claims: tuple[Verdict, ...]
     warnings: tuple[str, ...] = ()
+    allocations: Mapping[str, Allocation] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as data."""
@@ -65,6 +67,7 @@ class Plan:
             "weights": self.weights,
             "clauses": [step_json(step) for step in self.steps],
             **self.measures.to_json(),
+            "allocations": {k: a.to_json() for k, a in self.allocations.items()},
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": list(self.warnings),
         }

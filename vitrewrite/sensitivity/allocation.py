@@ -20,6 +20,9 @@ from .listing import Candidate
 STEPS = 79
 """Values of tau that are tried: ceil(0.02 k scale) for k = 1 to 79."""
 
+ROUNDING = 1e-9
+"""A squared gradient that is zero but for rounding is below this share of its layer's largest."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -63,6 +66,14 @@ class Decision:
     parameters: int
     entries: torch.Tensor = field(repr=False, default_factory=lambda: torch.empty(0).long())
 
+    def to_json(self) -> dict[str, Any]:
+        """The decision as data, without the entries."""
+        candidate = self.candidate
+        return {
+            "block": candidate.block, "tensor": candidate.tensor, "shape": list(candidate.shape),
+            "sensitive": self.count, "kind": self.kind, "parameters": self.parameters,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -81,10 +92,7 @@ class Allocation:
 
     def to_json(self, *, entries: bool = False) -> dict[str, Any]:
         """The allocation as data; with `entries`, all that `from_json` needs."""
-        decisions: dict[str, dict[str, Any]] = {
-            d.candidate.name: {"sensitive": d.count, "kind": d.kind, "parameters": d.parameters}
-            for d in self.decisions
-        }
+        decisions = {d.candidate.name: d.to_json() for d in self.decisions}
         for decision in self.decisions if entries else ():
             if len(decision.entries):
                 decisions[decision.candidate.name]["entries"] = decision.entries.tolist()
@@ -120,8 +128,10 @@ def allocate(
         rule: how entries become decisions.
 
     Raises:
-        ProfileError: VR761 if no tau comes within the budget's own size of it.
+        ProfileError: VR761 if no tau comes within the budget's own size of it, VR766 without
+            candidates, or if the structured module costs no less than any matrix itself.
     """
+    _check(candidates, rule)
     owners, places = _ranking(candidates, sensitivities, math.ceil(0.02 * STEPS * rule.scale))
     taus = [math.ceil(0.02 * k * rule.scale) for k in range(1, STEPS + 1)]
     taus = [t for t in taus if t <= len(owners)]
@@ -132,11 +142,7 @@ def allocate(
         totals[tau] = rule.extra + sum(_decide(c, n, rule)[1] for c, n in pairs)
     reachable = {t: n for t, n in totals.items() if abs(n - budget) <= budget}
     if not reachable:
-        near = sorted(set(totals.values()), key=lambda n: abs(n - budget))[:3]
-        raise ProfileError(
-            "VR761", f"no allocation comes near a budget of {budget:,}",
-            notes=[f"the nearest totals are {', '.join(f'{n:,}' for n in sorted(near))}"],
-        )  # fmt: skip
+        raise _unreachable(budget, totals, len(owners), rule)
     tau = min(reachable, key=lambda t: (abs(reachable[t] - budget), -t))
     decisions = []
     for i, candidate in enumerate(candidates):
@@ -147,18 +153,44 @@ def allocate(
     return Allocation(budget, tau, totals[tau], tuple(decisions))
 
 
+def _unreachable(budget: int, totals: Mapping[int, int], entries: int, rule: Rule) -> ProfileError:
+    near = sorted(set(totals.values()), key=lambda n: abs(n - budget))[:3]
+    note = f"the nearest totals are {', '.join(f'{n:,}' for n in sorted(near))}"
+    suggestion = None
+    if not totals:
+        first = math.ceil(0.02 * rule.scale)
+        note = f"there are {entries:,} entries, and at least {first:,} are tried"
+        suggestion = f"give a smaller scale, such as scale={max(1, 50 * entries)}"
+    message = f"no allocation comes near a budget of {budget:,}"
+    return ProfileError("VR761", message, notes=[note], suggestion=suggestion)
+
+
 def _decide(candidate: Candidate, count: int, rule: Rule) -> tuple[str, int]:
     """What a candidate with so many sensitive entries gets, and what that costs."""
     size = math.prod(candidate.shape)
     if candidate.is_matrix and rule.cost is not None:
         cost = rule.cost(*candidate.shape)
-        if count >= cost / rule.alpha:
+        if count >= cost / rule.alpha and cost < size:
             return "structured", cost
     elif not candidate.is_matrix and rule.vectors and count >= size / rule.beta:
         return "vector", size
-    if rule.structured_only or not count:
+    if rule.structured_only or not count or not candidate.entries:
         return "nothing", 0
     return "entries", count
+
+
+def _check(candidates: Sequence[Candidate], rule: Rule) -> None:
+    """There is something to choose, and some matrix is larger than what would adapt it."""
+    if not candidates:
+        raise ProfileError("VR766", "the model has no blocks whose parameters could be chosen")
+    shapes = {c.shape for c in candidates if c.is_matrix}
+    if rule.cost is None or not shapes or any(rule.cost(*s) < math.prod(s) for s in shapes):
+        return
+    shape = max(shapes, key=math.prod)
+    raise ProfileError(
+        "VR766", f"the structured module costs {rule.cost(*shape):,} parameters at the largest "
+        f"matrix, which is {shape[0]}x{shape[1]}", suggestion="give a smaller rank or width",
+    )  # fmt: skip
 
 
 def _ranking(
@@ -166,12 +198,10 @@ def _ranking(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The most sensitive entries of all candidates, in order: whose they are, and where in it.
 
-    Ties go to what comes first in the model, so that equal runs decide equally.
+    Ties go to what comes first in the model, so that equal runs decide equally. What has no
+    gradient but for rounding is not ranked.
     """
-    values = [
-        torch.zeros(math.prod(c.shape)) if c.null else c.of(sensitivities[c.parameter]).flatten()
-        for c in candidates
-    ]
+    values = [_values(c, sensitivities) for c in candidates]
     lengths = torch.tensor([len(v) for v in values])
     flat = torch.cat(values).float()
     most = min(most, len(flat))
@@ -183,3 +213,14 @@ def _ranking(
     starts = torch.cumsum(lengths, 0) - lengths
     owners = torch.bucketize(chosen, starts, right=True) - 1
     return owners, chosen - starts[owners]
+
+
+def _values(candidate: Candidate, sensitivities: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What is ranked of a candidate: everything, or nothing if its gradient is only rounding."""
+    values = candidate.of(sensitivities[candidate.parameter]).flatten()
+    if candidate.null and candidate.layer is not None:
+        weight = sensitivities[candidate.layer.weight]
+        weight = weight[slice(*candidate.rows)] if candidate.rows else weight
+        if float(values.max()) <= ROUNDING * float(weight.max()):
+            return values[:0]
+    return values

@@ -1,12 +1,17 @@
-"""The tensors that an allocation decides on: matrices and vectors of blocks and of the final norm.
+"""The tensors that an allocation decides on: what stands between patch embedding and head.
 
-The rows q, k and v of a fused layer are three matrices, and three vectors of its bias.
+Matrices are the weights of linear layers; rows q, k and v of a fused one are three matrices, and
+three vectors of its bias. Vectors are what else has one axis: biases, norms, layer scales. So in a
+hierarchical model the layers between stages belong to it: of Swin the reduction of a patch merging,
+of ConvNeXt the norm and the bias of a downsampling. Neither are the kernels of convolutions
+(depthwise ones too) and tables, such as relative positions: SPT, which this follows, has no rule
+for more axes and freezes positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,8 +30,11 @@ class Candidate:
         part: `q`, `k` or `v` for rows of a fused layer, else "".
         site: the linear layer, or rows of one, whose weight a matrix is.
         layer: the linear layer that it belongs to, for biases too.
-        null: whether its gradient is zero by construction: the bias of keys, which adds one number
-            to all scores of a query.
+        null: whether its gradient may be zero by construction: the bias of keys adds one number to
+            all scores of a query, unless keys are normalised or rotated behind it.
+        entries: whether single entries can be trained; else all of it or nothing.
+        block: the index of the block it belongs to, or None.
+        tensor: its name in the block, or the model without numbers: `attn.qkv.weight[q]`.
     """
 
     parameter: str
@@ -36,6 +44,9 @@ class Candidate:
     site: Linear | None = None
     layer: Linear | None = None
     null: bool = False
+    entries: bool = True
+    block: int | None = None
+    tensor: str = ""
 
     @property
     def name(self) -> str:
@@ -57,21 +68,52 @@ def candidates(root: nn.Module, anatomy: Anatomy) -> tuple[Candidate, ...]:
 
     Not among them: the head, the patch embedding, tokens and positions.
     """
-    inside = [b.path for b in anatomy.blocks] + ([anatomy.norm] if anatomy.norm else [])
-    matrices = {s.weight: s for b in anatomy.blocks for s in b.linears}
+    inside = [*_trunk(anatomy), *([anatomy.norm] if anatomy.norm else [])]
+    outside = [s.weight.rpartition(".")[0] for s in anatomy.head]
+    outside += [anatomy.patch_embed] if anatomy.patch_embed else []
+    matrices = {s.weight: s for s in anatomy.linears}
     parts = _parts(anatomy)
     found: list[Candidate] = []
     for name, parameter in root.named_parameters():
-        if not any(name.startswith(f"{path}.") for path in inside):
+        if not _below(name, inside) or _below(name, outside) or parameter.dim() not in (1, 2):
             continue
-        layer, _, kind = name.rpartition(".")
-        whole, split = matrices.get(f"{layer}.weight"), parts.get(f"{layer}.weight", ())
-        if kind == "weight" and parameter.dim() == 2 and whole is None:
+        weight = f"{name.removesuffix('bias')}weight" if name.endswith("bias") else name
+        whole, split = matrices.get(weight), parts.get(weight, ())
+        if parameter.dim() == 2 and whole is None:
             continue  # a table that no linear layer applies
-        if kind not in ("weight", "bias") or parameter.dim() > 2:
-            continue
-        found += _candidates(name, tuple(parameter.shape), whole, split)
-    return tuple(found)
+        entries = weight.endswith(".weight") if whole else _is_layer_norm(root, name)
+        found += _candidates(name, tuple(parameter.shape), whole, split, entries)
+    return tuple(_placed(candidate, anatomy) for candidate in found)
+
+
+def _placed(candidate: Candidate, anatomy: Anatomy) -> Candidate:
+    """The candidate with the block that it belongs to."""
+    for block in anatomy.blocks:
+        if block.path and _below(candidate.name, [block.path]):
+            name = candidate.name[len(block.path) + 1 :]
+            return replace(candidate, block=block.index, tensor=name)
+    parts = [part for part in candidate.name.split(".") if not part.isdigit()]
+    return replace(candidate, tensor=".".join(parts))
+
+
+def _trunk(anatomy: Anatomy) -> list[str]:
+    """The module that holds all blocks and what stands between them, else the blocks alone."""
+    blocks = [b.path for b in anatomy.blocks]
+    shared = list[str]()
+    for parts in zip(*(path.split(".") for path in blocks), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return [".".join(shared)] if shared else blocks
+
+
+def _below(name: str, paths: Sequence[str]) -> bool:
+    return any(name.startswith(f"{path}.") for path in paths)
+
+
+def _is_layer_norm(root: nn.Module, name: str) -> bool:
+    """Whether a parameter is that of a plain layer norm, whose entries the pass can change."""
+    return type(root.get_submodule(name.rpartition(".")[0])) is nn.LayerNorm
 
 
 def _parts(anatomy: Anatomy) -> dict[str, list[Linear]]:
@@ -86,17 +128,21 @@ def _parts(anatomy: Anatomy) -> dict[str, list[Linear]]:
 
 
 def _candidates(
-    name: str, shape: tuple[int, ...], whole: Linear | None, split: list[Linear] | tuple[()]
+    name: str, shape: tuple[int, ...], whole: Linear | None, split: Sequence[Linear], entries: bool
 ) -> Iterator[Candidate]:
     vector = len(shape) == 1
     if len(split) > 1:
+        if vector and not entries:
+            return  # a third of a bias is trained entry by entry
         for site in split:
             rows, part = site.rows, site.role.rpartition(".")[2]
             assert rows is not None, "several sites of one weight are rows of it"
             yield Candidate(
                 name, (rows[1] - rows[0], *shape[1:]), rows, part,
-                None if vector else site, site, null=vector and part == "k",
+                None if vector else site, site, vector and part == "k", entries,
             )  # fmt: skip
         return
     null = vector and len(split) == 1 and split[0].role.endswith(".k")
-    yield Candidate(name, shape, site=None if vector else whole, layer=whole, null=null)
+    yield Candidate(
+        name, shape, site=None if vector else whole, layer=whole, null=null, entries=entries
+    )

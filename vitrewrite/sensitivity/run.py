@@ -11,6 +11,7 @@ import torch
 from ..anatomy import analyse
 from ..data import Batch, Preprocessing, batches, open_data
 from ..emission.realise import realise
+from ..errors import ProfileError
 from ..language.model import Spec
 from ..rewrite.apply import Request
 from ..tasks import task_for
@@ -54,6 +55,8 @@ def measure(
     base = trace(request.build(meta=False)).eval()
     anatomy = analyse(base)
     listed = candidates(base, anatomy)
+    if not listed:
+        raise ProfileError("VR766", f"{request.name} has no blocks to measure")
     options = {**DEFAULTS, **(dict(wanted_by(spec)[0].values) if wanted_by(spec) else {})}
     opened = open_data(str(data), Preprocessing.of_captured(base))
     task, images = task_for(opened, base, anatomy), opened.train

@@ -32,7 +32,7 @@ def identity(rewritten: Rewritten, data: Data, settings: Settings, seed: int) ->
     bare = dataclasses.replace(spec, tune=Tune((), spec.tune.span))
     return {
         "spec": str(bare),
-        "spec_hash": bare.hash,
+        "spec_hash": spec.hash,
         "model": rewritten.model_name,
         "model_options": {k: str(v) for k, v in rewritten.model_options.items()},
         "weights": rewritten.weights,
