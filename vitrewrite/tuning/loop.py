@@ -163,8 +163,8 @@ class Loop:
 
 
 def _training_mode(module: nn.Module) -> None:
-    """Training mode, except for frozen batch norms: their statistics belong to the base."""
+    """Training mode, except for batch norms: their statistics are the base's, in no delta."""
     module.train()
     for each in module.modules():
         if isinstance(each, nn.modules.batchnorm._BatchNorm):
-            each.train(any(p.requires_grad for p in each.parameters()))
+            each.eval()
