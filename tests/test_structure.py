@@ -21,6 +21,9 @@ OPTIONAL = {
     "vitrewrite/hugging_face.py": {"transformers"},
     "vitrewrite/tuning/": {"accelerate"},
     "vitrewrite/data/": {"sklearn", "PIL", "numpy"},
+    "vitrewrite/tasks/": {"transformers"},
+    "vitrewrite/report/": {"PIL"},
+    "vitrewrite/cli/showing.py": {"sklearn", "PIL"},
 }
 HEADINGS = (
     "What it does", "Source", "Attaches to", "Parameters", "Forward", "Exactness", "Example",

@@ -17,6 +17,7 @@ from .errors import FileError, MatchError, did_you_mean, first_line, listing, sh
 from .tracing.construction import construct
 
 PREFIX = "hf:"
+SUPERVISION = "output_auxiliary_logits"  # as configurations call it
 _FOLDER = Path(__file__).parent / "configs"
 
 
@@ -45,6 +46,16 @@ def build(name: str, options: Mapping[str, Any]) -> nn.Module:
     """
     config, cls = _configured(name, options)
     return _created(name, cls, config, options)
+
+
+def supervised(name: str) -> dict[str, Any]:
+    """Options that make a model return every prediction that its loss supervises, if it has some.
+
+    Raises:
+        MatchError: as `build`.
+    """
+    config, _ = _configured(name, {})
+    return {SUPERVISION: True} if hasattr(config, SUPERVISION) else {}
 
 
 def pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:

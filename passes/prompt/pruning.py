@@ -84,7 +84,7 @@ class Retrain(Phase):
 
     def finish(self, run: Run) -> None:
         """Keeps the best so far; at the end, that is the result."""
-        key = [run.accuracy or 0.0, float(self.percents[0])]
+        key = [run.score or 0.0, float(self.percents[0])]
         delta = run.rewritten.delta()
         if key > run.memory.get("best", [-1.0, 0.0]):
             run.memory["best"] = key

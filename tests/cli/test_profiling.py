@@ -79,7 +79,7 @@ DATA = [
     ("data=digits in_chans=2", "VR744", "no batch of images"),
     ("data=digits weights=missing.safetensors", "VR711", "missing.safetensors"),
     ("data=digits device=cuda:99", "VR904", "no device"),
-    ("data=digits num_classes=0", "VR770", "no score for each class"),
+    ("data=digits num_classes=0", "VR746", "one label for each image"),
 ]
 
 

@@ -62,7 +62,7 @@ class Retrain(Phase):
             run.rewritten.module.head.bias.fill_(0.5)  # type: ignore[union-attr, operator]
 
     def finish(self, run: Run) -> None:
-        run.memory["accuracies"] = [*run.memory.get("accuracies", []), run.accuracy]
+        run.memory["accuracies"] = [*run.memory.get("accuracies", []), run.score]
 
 
 class PruneAndRewind(Procedure):

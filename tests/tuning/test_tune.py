@@ -119,12 +119,13 @@ def test_a_folder_of_pictures(pictures: Path) -> None:
     assert result.json["training"]["accuracy"] == 1
 
 
-def test_frozen_batch_norms_keep_their_statistics(here: Path) -> None:
+@pytest.mark.parametrize("clauses", ["train head\n", "train head + stem\n"])
+def test_batch_norms_keep_their_statistics(clauses: str, here: Path) -> None:
     import timm
 
     model = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), in_chans=1, num_classes=10)
     model.stem[1] = torch.nn.BatchNorm2d(model.stem[0].out_channels)
-    changed = vr.apply("train head\n", model, example=torch.zeros(1, 1, 32, 32))
+    changed = vr.apply(clauses, model, example=torch.zeros(1, 1, 32, 32))
     tune(changed, "digits", Settings(steps=2), out="out")
     assert torch.equal(changed.module.stem[1].running_mean, model.stem[1].running_mean)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,7 +22,8 @@ from .common import busy, check_device, echo_json, request
 def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json: bool) -> None:
     """Trains a rewritten model on data=DATA and writes it.
 
-    DATA is 'digits', 'digits:0-4', a folder with a subfolder per class, or 'timm:NAME@FOLDER'.
+    DATA is 'digits', 'digits:0-4', a folder with a subfolder per class, 'timm:NAME@FOLDER', or a
+    folder with label maps for segmentation: images/training/a.jpg, annotations/training/a.png.
     Hyperparameters stand in the spec's 'tune { ... }', or are given as tune.NAME=VALUE;
     'vitrewrite explain tune' lists them.
     """
@@ -32,12 +34,13 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
     with busy("starting torch"):
         import torch
 
+        from ..tasks.supervision import supervised
         from ..tuning.folder import RunFolder
         from ..tuning.trainer import tune as run
     if "device" in given:
         check_device(wanted.device)
     with busy(f"rewriting for {wanted.spec.name}"):
-        rewritten = wanted.apply()
+        rewritten = replace(wanted, spec=supervised(wanted.spec)).apply()
     try:
         trained = run(
             rewritten, given["data"], out=out, device=given.get("device"), resume=resume, live=True
@@ -58,6 +61,7 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
         echo_json({**trained.report, "out": str(out)})
         return
     result = trained.training
-    click.echo(f"accuracy  {result['accuracy']:.2%} of {result['images']['val']} images")
+    metric = result["metric"]
+    click.echo(f"{metric:<8}  {result[metric]:.2%} of {result['images']['val']} images")
     click.echo(f"trained   {result['steps']:,} steps in {result['seconds']:.1f} s")
     click.echo(f"written   {out}/")

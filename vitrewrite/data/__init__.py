@@ -7,6 +7,8 @@
 | `digits` | scikit-learn's 1,797 handwritten digits, 8x8 grey |
 | `digits:0-4`, `digits:5,7,9` | some of the classes, relabelled from 0 in the order of the digits |
 | `FOLDER` | a subfolder per class, below `train/` and `val/`, or split by us |
+| `FOLDER` | `images/` and `annotations/` with a label map for each image: see `scenes` |
+| `ade20k:FOLDER` | the same, where 0 in a map is no class and the classes start at 1 |
 | `timm:NAME@FOLDER` | `timm.data.create_dataset(NAME, FOLDER)`, such as `timm:torch/cifar10@data` |
 
 Where there is no validation split, a fifth of each class is held out. Which fifth does not depend

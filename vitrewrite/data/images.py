@@ -28,8 +28,8 @@ class Source(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
-    def load(self, index: int) -> tuple[Image, int]:
-        """An image and its label; whatever goes wrong may be raised."""
+    def load(self, index: int) -> tuple[Image, Any]:
+        """An image with its label, or its map of labels; whatever goes wrong may be raised."""
 
     def where(self, index: int) -> str:
         """What to call an image in a message."""
@@ -64,11 +64,13 @@ class Images(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int] | DataError:
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, Any] | DataError:
         index = self.indices[key.place]
         try:
             image, label = self.source.load(index)
-            image = image.convert(self.mode)
+            return self._sample(index, image.convert(self.mode), label, key)
+        except DataError as error:
+            return error
         except Exception as error:  # Pillow raises many kinds, and data sets of others any kind
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return DataError(
@@ -76,13 +78,22 @@ class Images(Dataset[Any]):
                 f"cannot read the image {self.source.where(index)}: {reason}",
                 suggestion="repair it and go on with --resume, or remove it and start a new run",
             )
+
+    def _sample(
+        self, index: int, image: Image, label: Any, key: Key
+    ) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """The image as the model takes it, and its label, or -1 for padding."""
         if label < 0 or (self.outputs is not None and label >= self.outputs):
-            return DataError(
-                "VR743",
-                f"the label {label} of {self.source.where(index)} is outside the head",
-                notes=[f"valid: 0..{self.outputs - 1}"] if self.outputs else [],
-            )
+            raise self.outside(index, label)
         return self._transformed(image, key.seed), label if key.real else -1
+
+    def outside(self, index: int, label: int) -> DataError:
+        """VR743, for a label that the head has no output for."""
+        return DataError(
+            "VR743",
+            f"the label {label} of {self.source.where(index)} is outside the head",
+            notes=[f"valid: 0..{self.outputs - 1}"] if self.outputs else [],
+        )
 
     def _transformed(self, image: Image, seed: int | None) -> torch.Tensor:
         if seed is None:
@@ -105,12 +116,14 @@ class Data:
     Attributes:
         name: what `data=` says.
         classes: names by label; empty if the source does not say.
+        maps: whether each image has a map of labels, rather than one label.
     """
 
     name: str
     train: Images
     val: Images
     classes: tuple[str, ...]
+    maps: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -135,7 +148,7 @@ class Data:
             raise DataError(
                 "VR743",
                 f"'{self.name}' has {len(self.classes)} classes and the head {outputs} outputs",
-                suggestion=f"give num_classes={len(self.classes)}",
+                suggestion=f"give num_{'labels' if self.maps else 'classes'}={len(self.classes)}",
             )
         for images in (self.train, self.val):
             images.outputs = outputs

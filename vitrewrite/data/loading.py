@@ -15,7 +15,7 @@ from .seeding import mixed
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W) with labels (B,); the label -1 marks padding."""
+    """Images (B, C, H, W) with labels (B,), or (B, H, W) for maps; labels of padding are -1."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -142,4 +142,5 @@ def _collate(samples: list[Any]) -> Batch | DataError:
     if errors:
         return errors[0]
     images, labels = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels))
+    maps = isinstance(labels[0], torch.Tensor)
+    return Batch(torch.stack(images), torch.stack(labels) if maps else torch.tensor(labels))

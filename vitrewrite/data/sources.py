@@ -12,6 +12,7 @@ from ..errors import DataError, shown
 from .images import Data, Images, Source
 from .loading import shuffled
 from .preprocessing import Preprocessing
+from .scenes import ADE20K, has_maps, open_scenes
 from .seeding import mixed
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ def open_data(name: str, wanted: Preprocessing, *, split: int = 0) -> Data:
 
     Raises:
         DataError: VR740 if there is no such data, VR741 if it is empty, VR745 if a library that
-            reads it is missing.
+            reads it is missing, VR747 if an image has no label map.
     """
     if name.startswith("digits"):
         return _digits(name, wanted, split)
     if name.startswith("timm:"):
         return _timm(name, wanted, split)
+    if name.startswith(ADE20K) or has_maps(Path(name)):
+        return open_scenes(name, wanted, split)
     return _folder(name, wanted, split)
 
 

@@ -23,6 +23,7 @@ MODEL_ARGUMENTS = (
     *("num_classes", "img_size", "patch_size", "in_chans", "depth", "embed_dim", "num_heads"),
     *("mlp_ratio", "global_pool", "class_token", "reg_tokens", "qkv_bias", "init_values"),
     *("drop_rate", "drop_path_rate", "dynamic_img_size"),
+    *("num_labels", "image_size", "output_auxiliary_logits"),  # of Hugging Face
 )
 COMMAND_LINE = "<command line>"
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)

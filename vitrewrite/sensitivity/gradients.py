@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,7 +11,12 @@ import torch
 from torch import nn
 
 from ..errors import ProfileError
-from ..tracing import tree
+from ..tasks import logits
+
+
+def cross_entropy(output: Any, labels: torch.Tensor, seed: int) -> torch.Tensor:
+    """The mean over a batch of -log p(label)."""
+    return nn.functional.cross_entropy(logits(output), labels)
 
 
 def squared_gradients(
@@ -20,8 +25,9 @@ def squared_gradients(
     *,
     per_sample: bool,
     names: Sequence[str],
+    loss: Callable[[Any, torch.Tensor, int], torch.Tensor] = cross_entropy,
 ) -> dict[str, torch.Tensor]:
-    """Sums of squared gradients of the cross-entropy, by parameter name.
+    """Sums of squared gradients of a loss, by parameter name.
 
     Published: one sample per step. As released: one batch per step, the gradient of the batch's
     mean loss. The two differ, a sum of squares or a square of means.
@@ -34,10 +40,11 @@ def squared_gradients(
         batches: pairs of images and labels.
         per_sample: whether each sample is a step of its own.
         names: the parameters to measure.
+        loss: of an output and labels; the number of samples before seeds what it draws.
 
     Raises:
         ProfileError: VR762 for a loss that is not finite, VR764 for a parameter without gradient,
-            VR765 without any batch, VR770 for a model that gives no class scores.
+            VR765 without any batch.
     """
     parameters = dict(model.named_parameters())
     wanted = {name: parameters[name] for name in names}
@@ -49,26 +56,17 @@ def squared_gradients(
             parts = (torch.split(tensor, size) for tensor in (images, labels))
             for x, y in zip(*parts, strict=True):
                 seen.clear()
-                loss = nn.functional.cross_entropy(_scores(model(x)), y)
-                if not bool(loss.isfinite()):
-                    raise ProfileError("VR762", f"the loss is {loss.item()} after {count} samples")
-                if loss.requires_grad:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                value = loss(model(x), y, count)
+                if not bool(value.isfinite()):
+                    raise ProfileError("VR762", f"the loss is {value.item()} after {count} samples")
+                if value.requires_grad:
+                    value.backward()  # type: ignore[no-untyped-call]
                 if left := next((n for n in wanted if n not in seen), None):
                     raise ProfileError("VR764", f"the loss does not depend on {left}")
                 count += len(y)
     if not count:
         raise ProfileError("VR765", "there is no sample to measure with")
     return sums
-
-
-def _scores(output: Any) -> torch.Tensor:
-    """The class scores [B, classes] in an output: itself, or its first tensor."""
-    scores = next(tree.leaves(output), None)
-    if not isinstance(scores, torch.Tensor) or scores.dim() != 2:
-        shape = "nothing" if scores is None else f"{list(scores.shape)}"
-        raise ProfileError("VR770", f"the model gives {shape}, which is no score for each class")
-    return scores
 
 
 @contextmanager

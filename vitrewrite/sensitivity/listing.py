@@ -6,6 +6,8 @@ hierarchical model the layers between stages belong to it: of Swin the reduction
 of ConvNeXt the norm and the bias of a downsampling. Neither are the kernels of convolutions
 (depthwise ones too) and tables, such as relative positions: SPT, which this follows, has no rule
 for more axes and freezes positions.
+
+Of a segmentation model the layers of both decoders and the mask head are candidates too.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 
 from ..anatomy.sites import Anatomy, Linear
+from . import decoders
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def candidates(root: nn.Module, anatomy: Anatomy) -> tuple[Candidate, ...]:
     Not among them: the head, the patch embedding, tokens and positions.
     """
     inside = [*_trunk(anatomy), *([anatomy.norm] if anatomy.norm else [])]
+    inside += decoders.paths(anatomy)
+    whole_only = decoders.repeated(anatomy)
     outside = [s.weight.rpartition(".")[0] for s in anatomy.head]
     outside += [anatomy.patch_embed] if anatomy.patch_embed else []
     matrices = {s.weight: s for s in anatomy.linears}
@@ -82,6 +87,7 @@ def candidates(root: nn.Module, anatomy: Anatomy) -> tuple[Candidate, ...]:
         if parameter.dim() == 2 and whole is None:
             continue  # a table that no linear layer applies
         entries = weight.endswith(".weight") if whole else _is_layer_norm(root, name)
+        entries = entries and not _below(name, whole_only)
         found += _candidates(name, tuple(parameter.shape), whole, split, entries)
     return tuple(_placed(candidate, anatomy) for candidate in found)
 
@@ -119,9 +125,9 @@ def _is_layer_norm(root: nn.Module, name: str) -> bool:
 def _parts(anatomy: Anatomy) -> dict[str, list[Linear]]:
     """The rows q, k and v of fused layers by the weight's name."""
     found: dict[str, list[Linear]] = {}
-    for block in anatomy.blocks:
-        attn = block.attn
-        for site in () if attn is None else (attn.q, attn.k, attn.v):
+    of_blocks = (block.attn for block in anatomy.blocks if block.attn is not None)
+    for attn in (*of_blocks, *decoders.attentions(anatomy)):
+        for site in (attn.q, attn.k, attn.v):
             if site is not None:
                 found.setdefault(site.weight, []).append(site)
     return found

@@ -19,6 +19,8 @@ from ..errors import ProfileError
 from ..fingerprint import trunk_fingerprint
 from ..language.model import Spec
 from ..rewrite.apply import Request
+from ..tasks import task_for
+from ..tasks.supervision import supervised
 from ..tracing import trace
 from .activations import Activations, Recorder, collect, selected
 from .calls import wanted_by, way
@@ -60,7 +62,7 @@ def measure(
     Raises:
         VitrewriteError: for what is wrong with the spec, the model or the data.
     """
-    request = Request(spec, model, weights, seed)
+    request = Request(supervised(spec, model), model, weights, seed)
     base = trace(request.build(meta=False), example).eval()
     job = _Job(base, analyse(base), str(data), batch, seed, torch.device(device), progress)
     about: dict[str, Any] = {
@@ -112,7 +114,7 @@ class _Job:
         """Values at sites, by a walk over the graphs."""
         points = selected(wanted.sites, self.anatomy, self.base)
         recorder = Recorder(self.base.to(self.device), points, self.anatomy.stream.layout)
-        images = self._images(self.base)
+        images = open_data(self.data, Preprocessing.of_captured(self.base)).train
         wanted = replace(wanted, samples=min(wanted.samples, len(images)))
         found = (b.images for b in self._batches(images, wanted.samples, "activations"))
         tensors, same = collect(recorder, found, wanted)
@@ -125,7 +127,8 @@ class _Job:
         if not listed:
             raise ProfileError("VR766", f"{self.anatomy.model} has no blocks to measure")
         options = _way(spec)
-        images = self._images(self.base)
+        found = open_data(self.data, Preprocessing.of_captured(self.base))
+        task, images = task_for(found, self.base, self.anatomy), found.train
         realise(self.base)
         self.base.to(self.device)
         samples = min(int(options["samples"]), len(images))
@@ -133,15 +136,10 @@ class _Job:
             self.base, self._batches(images, samples, "gradients"),
             per_sample=options["per"] == "sample",
             names=list(dict.fromkeys(c.parameter for c in listed)),
+            loss=lambda output, labels, done: task.loss(output, labels, seed=done),
         )  # fmt: skip
         tensors = {f"{SENSITIVITY}{k}": v.cpu() for k, v in sums.items()}
         return Profile(tensors, {"samples": samples, "per": options["per"], "way": options})
-
-    def _images(self, base: nn.Module) -> Images:
-        found = open_data(self.data, Preprocessing.of_captured(base))
-        if self.anatomy.head:
-            found.check_head(self.anatomy.head[0].out_features)
-        return found.train
 
     def _batches(self, images: Images, samples: int, what: str) -> Iterator[Batch]:
         done = 0

@@ -46,6 +46,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
     root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
+    root.__dict__["config"] = getattr(model, "config", None)
     return root
 
 

@@ -20,7 +20,7 @@ from .tensors import named, optimiser_state, pack, restore_optimiser, unpack
 FORMAT = "vitrewrite checkpoint 1"
 _STATE, _TENSORS, _WRITING = "state.json", "tensors.safetensors", ".writing"
 # What of a run is in a checkpoint as it is.
-_FIELDS = ("position", "step", "total", "accuracy", "seconds", "memory")
+_FIELDS = ("position", "step", "total", "results", "seconds", "memory")
 
 
 class Checkpoints:

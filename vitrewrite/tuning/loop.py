@@ -148,29 +148,23 @@ class Loop:
     def _evaluate(self) -> None:
         run, engine = self.run, self.engine
         run.module.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+        tallies = []
         batches = evaluation_batches(
             run.data.val, run.settings.evaluation_batch, engine.share(), run.settings.workers
         )
         for batch in batches:
             images, labels = batch.to(engine.device)
             with engine.accelerator.autocast():
-                scores = run.phase.predict(run, images).float()
-            real = labels >= 0
-            scores, labels = scores[real], labels[real]
-            loss = nn.functional.cross_entropy(scores, labels, reduction="sum")
-            right = (scores.argmax(-1) == labels).sum()
-            sums += torch.stack([loss.double(), right.double(), real.sum().double()])
-        loss_sum, right_sum, count = (engine.mean(sums) * engine.processes).tolist()
-        run.accuracy = right_sum / count
-        self.metrics.write(
-            run, "evaluation", loss=loss_sum / count, accuracy=run.accuracy, images=round(count)
-        )
+                output = run.phase.predict(run, images)
+            tallies.append(run.task.tally(output, labels))
+        sums = engine.mean(torch.stack(tallies).sum(0)) * engine.processes
+        run.results = run.task.results(sums)
+        self.metrics.write(run, "evaluation", **run.results)
 
 
 def _training_mode(module: nn.Module) -> None:
-    """Training mode, except for frozen batch norms: their statistics belong to the base."""
+    """Training mode, except for batch norms: their statistics are the base's, in no delta."""
     module.train()
     for each in module.modules():
         if isinstance(each, nn.modules.batchnorm._BatchNorm):
-            each.train(any(p.requires_grad for p in each.parameters()))
+            each.eval()

@@ -16,9 +16,10 @@ from ..disk import reported
 if TYPE_CHECKING:
     from rich.live import Live
 
+    from ..tasks import Task
     from .run import Run
 
-_COLUMNS = ("phase", "epoch", "step", "loss", "accuracy", "rate", "images/s")
+_COLUMNS = ("phase", "epoch", "step", "loss", "{}", "rate", "images/s")  # {}: what counts
 _ROWS = 12
 
 
@@ -29,17 +30,20 @@ class Metrics:
     `{"event": "step", "phase": "train", "epoch": 0.5, "step": 10, "total": 10, "loss": 1.9,
     "terms": {...}, "gradient": 0.4, "rates": {"weights": 0.001}, "seconds": 1.5,
     "images_per_second": 410.0, "peak_memory_mb": 512.0}`;
-    an evaluation has `accuracy` (a fraction), `loss` and `images`.
+    an evaluation has `loss`, `images` and the task's figures as fractions: `accuracy`, or `mIoU`
+    and `pixel_accuracy`.
 
     Args:
         path: the file; lines of steps that were lost by an interruption are taken out.
+        task: whose figure the table shows.
         live: whether there may be a table.
     """
 
-    def __init__(self, path: Path, *, main: bool, live: bool) -> None:
-        self.path, self.main = path, main
+    def __init__(self, path: Path, task: Task, *, main: bool, live: bool) -> None:
+        self.path, self.task, self.main = path, task, main
         self.rows: list[tuple[str, ...]] = []
-        self.table: Live | None = _live() if main and live and sys.stderr.isatty() else None
+        shows = main and live and sys.stderr.isatty()
+        self.table: Live | None = _live(task.metric) if shows else None
         self.images, self.since = 0, time.perf_counter()
 
     def __enter__(self) -> Metrics:
@@ -97,7 +101,7 @@ class Metrics:
             f"{line['epoch']:.2f}",
             str(line["step"]),
             f"{line['loss']:.4f}" if "loss" in line else "",
-            f"{line['accuracy']:.2%}" if "accuracy" in line else "",
+            f"{line[self.task.metric]:.2%}" if self.task.metric in line else "",
             " ".join(f"{rate:.2g}" for rate in rates.values()),
             f"{line['images_per_second']:.0f}" if "images_per_second" in line else "",
         )
@@ -105,7 +109,7 @@ class Metrics:
         if self.rows and not self.rows[-1][4]:
             self.rows.pop()
         self.rows = [*self.rows, row][-_ROWS:]
-        self.table.update(_table(self.rows), refresh=True)
+        self.table.update(_table(self.rows, self.task.metric), refresh=True)
 
 
 def _total(line: str) -> float:
@@ -123,20 +127,20 @@ def peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
-def _live() -> Live:
+def _live(title: str) -> Live:
     from rich.console import Console
     from rich.live import Live
 
-    return Live(_table([]), console=Console(stderr=True), auto_refresh=False)
+    return Live(_table([], title), console=Console(stderr=True), auto_refresh=False)
 
 
-def _table(rows: list[tuple[str, ...]]) -> Any:
+def _table(rows: list[tuple[str, ...]], title: str) -> Any:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
     for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "phase" else "right")
+        table.add_column(name.format(title), justify="left" if name == "phase" else "right")
     for row in rows:
         table.add_row(*row)
     return table

@@ -52,8 +52,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
-
 if TYPE_CHECKING:
     import torch
 
@@ -135,17 +133,15 @@ class Phase(Hooks):
         return run.data.train
 
     def loss(self, run: Run, batch: Batch, output: Any) -> torch.Tensor:
-        """The main loss, averaged over the batch."""
-        return F.cross_entropy(
-            logits(output), batch.labels, label_smoothing=run.settings.label_smoothing
-        )
+        """The main loss, averaged over the batch: that of the task."""
+        return run.task.loss(output, batch.labels, smoothing=run.settings.label_smoothing)
 
-    def predict(self, run: Run, images: torch.Tensor) -> torch.Tensor:
-        """The class scores (B, classes) that an evaluation counts."""
-        return logits(run.module(images))
+    def predict(self, run: Run, images: torch.Tensor) -> Any:
+        """The output that an evaluation counts, such as class scores (B, classes)."""
+        return run.module(images)
 
     def finish(self, run: Run) -> None:
-        """Once, after the last step: `run.rewritten` holds the result, `run.accuracy` is known."""
+        """Once, after the last step: `run.rewritten` holds the result, `run.score` is known."""
 
 
 class Procedure(Hooks):
@@ -154,11 +150,3 @@ class Procedure(Hooks):
     def phases(self, run: Run) -> Sequence[Phase]:
         """The phases in order; the same for the same `run.original` and settings."""
         return ()
-
-
-def logits(output: Any) -> torch.Tensor:
-    """The class scores (B, classes) in an output: itself, or its first item."""
-    while not hasattr(output, "dim"):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    found: torch.Tensor = output
-    return found

@@ -13,6 +13,7 @@ from torch import nn
 from ..data import Data
 from ..data.seeding import mixed
 from ..rewrite.rewritten import Rewritten
+from ..tasks import Task
 from ..tracing.unit import duplicate
 from .procedure import Group, Hooks, Phase, Procedure
 from .settings import Settings
@@ -29,12 +30,14 @@ class Run:
         memory: what procedures want to remember; in every checkpoint.
         phase: the current phase, and `settings` are its settings.
         step: steps done in this phase, out of `steps`; `total` counts over all phases.
-        accuracy: of the last evaluation, as a fraction.
+        task: the loss, and what an evaluation counts.
+        results: of the last evaluation.
         seconds: spent, in earlier sessions too.
     """
 
     original: Rewritten
     data: Data
+    task: Task
     base_settings: Settings
     seed: int
     procedures: tuple[Procedure, ...] = ()
@@ -42,7 +45,7 @@ class Run:
     position: int = 0
     step: int = 0
     total: int = 0
-    accuracy: float | None = None
+    results: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     phases: tuple[Phase, ...] = ()
     rewritten: Rewritten = field(init=False)
@@ -83,6 +86,11 @@ class Run:
             return nn.Parameter(old.detach().to(device), requires_grad=False)
 
         return duplicate(self.original.base, parameter, lambda b: b.to(device)).eval()
+
+    @property
+    def score(self) -> float | None:
+        """The figure that the task is judged by, in the last evaluation; a fraction."""
+        return self.results.get(self.task.metric)
 
     @property
     def hooks(self) -> tuple[Hooks, ...]:

@@ -10,14 +10,13 @@ from ..data import Data, Preprocessing, open_data
 from ..data.seeding import mixed, restored, seed_all
 from ..errors import TuneError
 from ..rewrite.rewritten import Rewritten
-from ..tracing.unit import on_meta
+from ..tasks import Task, task_for
 from .checkpoints import Checkpoints, own_tensors
 from .contributions import contributions, phases
 from .engine import Engine
 from .folder import RunFolder, identity
 from .loop import Loop
 from .metrics import Metrics
-from .procedure import logits
 from .run import Run
 from .settings import Settings
 from .tensors import whole
@@ -51,8 +50,8 @@ def tune(
 
     Raises:
         FileError: VR702, VR730 to VR733 for what is wrong with the folder.
-        DataError: VR740 to VR745 for what is wrong with the data.
-        TuneError: VR850 to VR855 if training cannot start or go on; the last checkpoint stays.
+        DataError: VR740 to VR748 for what is wrong with the data.
+        TuneError: VR850 to VR858 if training cannot start or go on; the last checkpoint stays.
     """
     folder = RunFolder(Path(out))
     settings = settings or Settings().changed(rewritten.spec.tune.values)
@@ -60,25 +59,20 @@ def tune(
     engine = Engine(settings, device)
     try:
         opened = open_data(data, Preprocessing.of(rewritten)) if isinstance(data, str) else data
-        opened.check_head(outputs(rewritten))
-        run = Run(rewritten, opened, settings, seed, contributions(rewritten))
+        task = task_for(opened, rewritten.module, rewritten.result.anatomy)
+        run = Run(rewritten, opened, task, settings, seed, contributions(rewritten))
         run.phases = phases(run)
         for phase in run.phases:
             check_batch(settings.changed(phase.settings), len(opened.train), engine)
+            check_smoothing(settings.changed(phase.settings), task)
         wanted = identity(rewritten, opened, settings, seed)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
-        with restored(), Metrics(folder.metrics, main=engine.is_main, live=live) as metrics:
+        with restored(), Metrics(folder.metrics, task, main=engine.is_main, live=live) as metrics:
             result = Trainer(run, engine, folder, metrics).train()
         engine.on_main(lambda: folder.finish(result))
     finally:
         engine.close()
     return result
-
-
-def outputs(rewritten: Rewritten) -> int:
-    """How many classes the head tells apart."""
-    with torch.no_grad():
-        return int(logits(on_meta(rewritten.module)(*rewritten.result.example)).shape[-1])
 
 
 def check_batch(settings: Settings, count: int, engine: Engine) -> None:
@@ -95,6 +89,18 @@ def check_batch(settings: Settings, count: int, engine: Engine) -> None:
     else:
         return
     raise TuneError("VR853", f"a batch of {settings.batch} cannot be: {reason}")
+
+
+def check_smoothing(settings: Settings, task: Task) -> None:
+    """Whether the task's loss knows label smoothing, if the settings ask for it.
+
+    Raises:
+        TuneError: VR858 if it does not.
+    """
+    if settings.label_smoothing and not task.smooths:
+        what = f"label_smoothing = {settings.label_smoothing:g} is for cross-entropy"
+        message = f"{what}, and this model is trained with a matching loss"
+        raise TuneError("VR858", message, suggestion="leave it out")
 
 
 class Trainer:
@@ -119,7 +125,8 @@ class Trainer:
                 self._phase(packed if position == reached else None)
         run.rewritten.trained = True
         run.rewritten.training = {
-            "accuracy": run.accuracy,
+            **{k: v for k, v in run.results.items() if k not in ("loss", "images")},
+            "metric": run.task.metric,
             "steps": run.total,
             "phases": [phase.name for phase in run.phases],
             "images": {"train": len(run.data.train), "val": len(run.data.val)},

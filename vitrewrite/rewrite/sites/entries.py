@@ -57,6 +57,7 @@ class EntriesSite(BoundSite):
         """`y = layer(x)` becomes `y = branch(x, layer(x))`."""
         unit, node = self._call()
         name = self._layer.rpartition(".")[2]
+        name = f"layer{name}" if name.isdigit() else name
         hint = str(node.meta.pop("hint", None) or name)
         x = node.args[0]
         assert isinstance(x, fx.Node)

@@ -1,0 +1,215 @@
+"""Images with a map of class indices each, in the layout of ADE20K.
+
+```
+FOLDER/images/training/a.jpg          FOLDER/annotations/training/a.png
+FOLDER/images/validation/b.jpg        FOLDER/annotations/validation/b.png
+FOLDER/classes.txt                    one name per line, if there are names
+```
+
+Without the folders of the splits, a fifth of the images is held out. `masks` may stand for
+`annotations`. A map is a picture of one channel, or with a palette, whose pixels are class indices
+from 0 on; 255 is no class. ADE20K's own maps start at 1, and 0 is no class: `ade20k:FOLDER` reads
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import DataError, shown
+from .images import Data, Images, Key
+from .joint import IGNORED, JointTransform
+from .loading import shuffled
+from .preprocessing import Preprocessing
+from .seeding import mixed, seeded
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ADE20K = "ade20k:"
+_MAPS = ("annotations", "masks")
+_TRAINING, _VALIDATION = ("training", "train"), ("validation", "val", "test")
+_HELD_OUT = 5  # one of so many images
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The files of an image and of its map."""
+
+    image: Path
+    labels: Path
+
+
+@dataclass(frozen=True)
+class _Scenes:
+    files: tuple[Scene, ...]
+    shifted: bool  # whether classes start at 1
+    symbols: bool = False
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, index: int) -> tuple[Image, Any]:
+        from PIL import Image
+
+        scene = self.files[index]
+        with Image.open(scene.image) as image:
+            image.load()
+        labels = _read_map(scene)
+        if labels.shape != (image.height, image.width):
+            raise _bad_map(
+                scene, f"it is {labels.shape[1]}x{labels.shape[0]}, and the image "
+                f"{image.width}x{image.height}",
+            )  # fmt: skip
+        if self.shifted:
+            labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+        return image, labels
+
+    def where(self, index: int) -> str:
+        return shown(self.files[index].image, 200)
+
+    def key(self, index: int) -> str:
+        return "/".join(self.files[index].image.parts[-3:])
+
+
+def _read_map(scene: Scene) -> np.ndarray[Any, np.dtype[np.int64]]:
+    from PIL import Image
+
+    try:
+        with Image.open(scene.labels) as opened:
+            labels = np.asarray(opened)
+    except Exception as error:  # Pillow raises many kinds
+        raise _bad_map(scene, (str(error).splitlines() or [type(error).__name__])[0]) from error
+    if labels.ndim != 2:
+        raise _bad_map(scene, f"it has {labels.shape[-1]} channels, and class indices are one")
+    return labels.astype(np.int64)
+
+
+def _bad_map(scene: Scene, reason: str) -> DataError:
+    return DataError(
+        "VR747", f"cannot use the label map {shown(scene.labels, 200)}: {reason}",
+        notes=["valid: a picture of one channel, as large as the image, whose pixels are classes"],
+    )  # fmt: skip
+
+
+class Scenes(Images):
+    """Some images with their maps, at the model's size."""
+
+    def __init__(
+        self, source: Any, indices: Any, wanted: Preprocessing, outputs: int | None = None
+    ) -> None:
+        self.source, self.indices, self.outputs = source, tuple(indices), outputs
+        self.mode = wanted.mode
+        self.joint = JointTransform.of(wanted)
+
+    def _sample(
+        self, index: int, image: Image, label: Any, key: Key
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.from_numpy(label)
+        known = labels[labels != IGNORED]
+        if len(known) and self.outputs is not None and not 0 <= int(known.max()) < self.outputs:
+            raise self.outside(index, int(known.max()))
+        if key.seed is None:
+            pixels, labels = self.joint.plain(image, labels)
+        else:
+            with seeded(key.seed):
+                pixels, labels = self.joint.random(image, labels)
+        return pixels, labels if key.real else torch.full_like(labels, -1)
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def has_maps(folder: Path) -> bool:
+    """Whether a folder looks like one of images with label maps."""
+    try:
+        return (folder / "images").is_dir() and _maps(folder) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _maps(folder: Path) -> Path | None:
+    return next((folder / name for name in _MAPS if (folder / name).is_dir()), None)
+
+
+def open_scenes(name: str, wanted: Preprocessing, split: int) -> Data:
+    """Opens a folder.
+
+    Raises:
+        DataError: VR740 if it has another layout, VR741 if it is empty, VR747 if an image has no
+            map.
+    """
+    shifted = name.startswith(ADE20K)
+    root = Path(name.removeprefix(ADE20K))
+    maps = _maps(root)
+    if maps is None or not (root / "images").is_dir():
+        raise DataError(
+            "VR740", f"no data {shown(name)}: it is no folder with 'images' and 'annotations'",
+            suggestion="put images/training/a.jpg beside annotations/training/a.png",
+        )  # fmt: skip
+    training = _split(name, root / "images", maps, _TRAINING)
+    held = () if training is None else _split(name, root / "images", maps, _VALIDATION) or ()
+    if training is None:
+        training = tuple(_paired(name, root / "images", maps))
+    if not training:
+        message = f"the data {shown(name)} is empty: no image in '{root / 'images'}'"
+        raise DataError("VR741", message)
+    source = _Scenes((*training, *held), shifted)
+    parts = _divided(name, len(training), len(held), split)
+    first, second = (Scenes(source, part, wanted) for part in parts)
+    return Data(name, first, second, _classes(root), maps=True)
+
+
+def _split(name: str, images: Path, maps: Path, names: tuple[str, ...]) -> tuple[Scene, ...] | None:
+    """The scenes of a split, or None if there is no folder of it."""
+    for each in names:
+        if (images / each).is_dir():
+            return tuple(_paired(name, images / each, maps / each))
+    return None
+
+
+def _paired(name: str, images: Path, maps: Path) -> Iterator[Scene]:
+    """The images below a folder with their maps, of the same name but for the suffix."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    for path in sorted(images.rglob("*")):
+        if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():
+            continue
+        labels = (maps / path.relative_to(images)).with_suffix(".png")
+        if not labels.is_file():
+            raise DataError(
+                "VR747", f"the image {shown(path, 200)} of {shown(name)} has no label map",
+                suggestion=f"put it at '{labels}', or remove the image",
+            )  # fmt: skip
+        yield Scene(path, labels)
+
+
+def _divided(name: str, training: int, held: int, split: int) -> tuple[list[int], list[int]]:
+    """Which images are trained on and which are measured on."""
+    if held:
+        return list(range(training)), list(range(training, training + held))
+    if training < 2:
+        message = f"the data {shown(name)} is empty: it needs two images, one to measure on"
+        raise DataError("VR741", message)
+    order = shuffled(training, mixed("split", split, 0))
+    count = max(1, training // _HELD_OUT)
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    """Names of the classes, if a file has them: ours, or that of ADE20K."""
+    names, table = root / "classes.txt", root / "objectInfo150.txt"
+    if names.is_file():
+        lines = names.read_text(encoding="utf-8").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    if table.is_file():
+        rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
+        return tuple(row[-1].partition(",")[0].strip() for row in rows if len(row) > 1)
+    return ()

@@ -1,0 +1,106 @@
+"""Values inside a model while it runs: read off its graphs, without hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ..anatomy.sites import Attention, Place
+from ..tracing.unit import Unit, run_node
+from .editor import Editor, join
+
+
+def observe(
+    root: nn.Module, inputs: tuple[Any, ...], places: Collection[Place]
+) -> tuple[Any, dict[Place, Any]]:
+    """Runs a tree of units, and keeps the values at some places.
+
+    Args:
+        root: the tree, in the mode that it is to run in.
+        inputs: what it is called with.
+        places: where to look; of a unit that is called more than once, the last call counts.
+
+    Returns:
+        The output, and the values by place.
+    """
+    seen: dict[Place, Any] = {}
+    return _run(root, "", inputs, frozenset(places), seen), seen
+
+
+def _run(
+    module: nn.Module, path: str, args: tuple[Any, ...], places: frozenset[Place],
+    seen: dict[Place, Any],
+) -> Any:  # fmt: skip
+    inside = {p for p in places if not path or p.unit == path or p.unit.startswith(f"{path}.")}
+    if not inside or not isinstance(module, Unit) or module.template is None:
+        return module(*args)
+    values: dict[fx.Node, Any] = {}
+    given = iter(args)
+    for node in module.template.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(given)
+        elif node.op == "output":
+            return fx.node.map_arg(node.args[0], lambda n: values[n])
+        elif node.op == "call_module" and not node.kwargs:
+            child, below = module.get_submodule(str(node.target)), join(path, str(node.target))
+            inner = fx.node.map_arg(node.args, lambda n: values[n])
+            values[node] = _run(child, below, inner, places, seen)
+        else:
+            values[node] = run_node(node, module, values)
+        if (place := Place(path, node.name)) in inside:
+            seen[place] = values[node]
+    return None
+
+
+@dataclass(frozen=True)
+class WeightsTap:
+    """The weights of a softmax attention, in a model as it is after rewriting.
+
+    Attributes:
+        places: the values that they are read off.
+    """
+
+    heads: int
+    places: tuple[Place, ...]
+    scale: float | None = None
+
+    @classmethod
+    def of(cls, editor: Editor, attention: Attention) -> WeightsTap | None:
+        """The tap of an attention, or None if it is not there any more."""
+        place = editor.where(attention.core)
+        module = dict(editor.root.named_modules()).get(place.unit)
+        if not isinstance(module, Unit) or module.template is None:
+            return None
+        nodes = {n.name: n for n in module.template.graph.nodes}
+        core = nodes.get(place.node)
+        if core is None:
+            return None
+        if core.target is not F.scaled_dot_product_attention:
+            return cls(attention.heads, (Place(place.unit, str(core.args[0])),))
+        mask = core.args[3] if len(core.args) > 3 else core.kwargs.get("attn_mask")
+        operands = [*core.args[:2], *([mask] if isinstance(mask, fx.Node) else [])]
+        scale: Any = core.kwargs.get("scale")
+        places = tuple(Place(place.unit, str(node)) for node in operands)
+        return cls(attention.heads, places, scale)
+
+    def weights(self, seen: Mapping[Place, Any]) -> torch.Tensor:
+        """The weights [batch, queries, keys], the mean over heads."""
+        values = [seen[place] for place in self.places]
+        found = values[0] if len(values) == 1 else self._softmax(*values)
+        return found.unflatten(0, (-1, self.heads)).mean(1) if found.dim() == 3 else found.mean(1)
+
+    def _softmax(
+        self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        scores = query @ key.transpose(-2, -1) * scale
+        if mask is not None and mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        elif mask is not None:
+            scores = scores + mask
+        return scores.softmax(-1)
