@@ -13,24 +13,28 @@ from ..tracing.guards import check_input
 from ..tracing.nodes import arg, is_size, operand
 from .expressions import ATOM, CALL, INPLACE, Text, constant, render, structure, subscript
 from .grouping import is_nested
+from .growing import roll_up
 from .names import Names
+from .rolls import spread
 from .statements import Plan, Statement
+from .turns import roll_lines
 from .wrap import WIDTH, wrap
 
 
 def body_lines(graph: fx.Graph, module: nn.Module, parameters: list[str]) -> list[str]:
     """The statements of a forward of `module`, given the names of its inputs.
 
-    The nodes of `graph` are put in the order in which they are printed.
+    The nodes of `graph` are put in the order in which they are printed, unless a loop is rolled up.
     """
-    return _Printer(Plan.of(graph, module), parameters).print()
+    return Printer(Plan.of(roll_up(graph, module), module), parameters).print()
 
 
-class _Printer:
-    """Names the variables and writes the lines."""
+class Printer:
+    """Names the variables and writes the lines, at most `width` characters wide."""
 
-    def __init__(self, plan: Plan, parameters: list[str]) -> None:
+    def __init__(self, plan: Plan, parameters: list[str], width: int = WIDTH - 8) -> None:
         self.plan = plan
+        self.width = width
         self.out: list[str] = []
         last_use: dict[fx.Node, int] = {}
         for number, statement in enumerate(plan.statements):
@@ -75,18 +79,31 @@ class _Printer:
             return Text(self.names.name_of[node])
         if is_size(node):
             return Text(f"{self._node(operand(node)).within(CALL)}.shape[{node.args[1]}]", CALL)
+        if node.target is spread:
+            return Text(f"*{self._node(operand(node)).code}")
         return render(node, self.text)
 
     def print(self) -> list[str]:
+        """All lines."""
         for number, statement in enumerate(self.plan.statements):
             getattr(self, f"_{statement.kind}")(statement, number)
         return self.out
+
+    def print_all_but_return(self) -> None:
+        """Writes what leads to the outputs, which are then expressions or variables."""
+        for number, statement in enumerate(self.plan.statements):
+            if statement.kind != "return":
+                getattr(self, f"_{statement.kind}")(statement, number)
+
+    def wrapped(self, line: str) -> list[str]:
+        """The line, broken where it is too long."""
+        return wrap(line, self.width)
 
     def _write(self, line: str, node: fx.Node | None = None) -> None:
         origin = node.meta.get("origin") if node is not None else None
         if origin:
             self.out.append(f"# {origin}")
-        self.out += wrap(line, WIDTH - 8)
+        self.out += wrap(line, self.width)
 
     def _assign(self, statement: Statement, number: int) -> None:
         node = statement.node
@@ -107,7 +124,7 @@ class _Printer:
     def _unpack(self, statement: Statement, number: int) -> None:
         code = render(statement.node, self.text).code
         targets = self._targets(statement.node, number)
-        if len(targets) > WIDTH - 16:
+        if len(targets) > self.width - 8:
             targets = f"({targets})"
         self._write(f"{targets} = {code}", statement.node)
 
@@ -153,7 +170,10 @@ class _Printer:
         length = len(self.plan.module.get_submodule(loop.container)._modules)
         self.out.append(f"for {loop.variable} in {loop.slice(length)}:")
         call = f"{name} = {loop.variable}({name}{extra})"
-        self.out += [f"    {line}" for line in wrap(call, WIDTH - 12)]
+        self.out += [f"    {line}" for line in wrap(call, self.width - 4)]
+
+    def _roll(self, statement: Statement, number: int) -> None:
+        self.out += roll_lines(self, statement.node, number)
 
     def _effect(self, statement: Statement, number: int) -> None:
         node = statement.node
@@ -176,7 +196,7 @@ class _Printer:
             condition = self.text(node.args[0])
             self._write(f"if not {condition.within(ATOM)}:")
             message = f"captured for sizes where {condition.code}"
-            self.out += [f"    {line}" for line in wrap(_raised(message), WIDTH - 12)]
+            self.out += [f"    {line}" for line in wrap(_raised(message), self.width - 4)]
 
     def _return(self, statement: Statement, number: int) -> None:
         value = statement.node.args[0]

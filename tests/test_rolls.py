@@ -1,0 +1,172 @@
+"""Loops with carried state: printed as loops, and computing what the straight program does."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vitrewrite as vr
+
+DEPTH = 5
+
+
+class Pair(nn.Module):
+    """Returns two values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor, level: torch.Tensor) -> Any:
+        x = self.first(x + state) * level
+        return x, self.second(x) - state
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Pair() for _ in range(DEPTH))
+        self.norm = nn.LayerNorm(4)
+        self.drop = nn.Dropout(0.3)
+        self.levels = nn.Parameter(torch.randn(3, 4))
+
+
+class TwoCarried(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        state, level = torch.tanh(x), self.levels[0]
+        for layer in self.layers:
+            x, state = layer(x, state, level)
+        return x, state
+
+
+class Swapped(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        state, level = torch.tanh(x), self.levels[0]
+        for layer in self.layers:
+            state, x = layer(x, state, level)
+        return x - state
+
+
+class Alternating(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        levels = [level * 2 for level in self.levels]
+        for i, layer in enumerate(self.layers):
+            mask = self.norm(x).sigmoid()
+            x, _ = layer(x, mask, levels[i % 3])
+            x = self.drop(x)
+        return self.norm(x)
+
+
+class Collecting(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        states, seen, scale = [x], (), self.levels.sum()
+        for layer in self.layers:
+            x, state = layer(x, states[-1], scale)
+            states.append(state)
+            seen += (self.norm(x),)
+        return {"x": x, "states": tuple(states), "seen": seen, "first": seen[0].sum(), "s": scale}
+
+
+class Whole(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        state, level, seen = torch.tanh(x), self.levels[1], []
+        for layer in self.layers:
+            x, state = layer(x, state, level)
+            seen.append(self.norm(x))
+        return {"x": x, "seen": tuple(seen), "level": level}
+
+
+class Uneven(Base):
+    """The third turn does something else."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        state = torch.tanh(x)
+        for i, layer in enumerate(self.layers):
+            x, state = layer(x.relu() if i == 2 else x, state, self.levels[0])
+        return x, state
+
+
+class LastReturnsLess(Base):
+    """What nobody reads of the last layer is no part of its program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers[-1].extra = nn.Linear(4, 4)  # another class than the others
+
+    def forward(self, x: torch.Tensor) -> Any:
+        state = torch.tanh(x)
+        for layer in self.layers:
+            x, state = layer(x, state, self.levels[0])
+        return self.norm(x)
+
+
+ROLLED = {TwoCarried: ["x, state = layer"], Swapped: ["for layer in"], Alternating: ["[i % 3]"],
+          Whole: [".append(", "tuple("]}  # fmt: skip
+STRAIGHT = (Collecting, Uneven, LastReturnsLess)
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    return [t for item in items for t in tensors(item)]
+
+
+@pytest.mark.parametrize("cls", [*ROLLED, *STRAIGHT])
+def test_the_same_values(cls: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = cls()
+    captured = vr.capture(model, torch.zeros(2, 4))
+    for training in (False, True):
+        outputs = []
+        for each in (model, captured):
+            torch.manual_seed(1)
+            outputs.append(tensors(each.train(training)(torch.ones(3, 4))))
+        assert len(outputs[0]) == len(outputs[1])
+        assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize("cls", ROLLED)
+def test_printed_as_a_loop(cls: type[nn.Module]) -> None:
+    text = inspect.getsource(type(vr.capture(cls(), torch.zeros(2, 4))).forward)
+    assert text.count("in self.layers") + text.count("in enumerate(self.layers)") == 1
+    assert "self.layers[" not in text
+    for part in ROLLED[cls]:
+        assert part in text
+
+
+@pytest.mark.parametrize("cls", STRAIGHT)
+def test_what_is_no_loop_stays_straight(cls: type[nn.Module]) -> None:
+    text = inspect.getsource(type(vr.capture(cls(), torch.zeros(2, 4))).forward)
+    assert "self.layers[4]" in text
+
+
+@pytest.mark.parametrize("cls", [*ROLLED, *STRAIGHT])
+def test_printing_is_a_fixed_point(cls: type[nn.Module]) -> None:
+    def forward(model: Any) -> str:
+        return inspect.getsource(type(model).forward)
+
+    first = vr.capture(cls(), torch.zeros(2, 4))
+    again = vr.capture(first, torch.zeros(2, 4))
+    assert forward(again) == forward(first)
+
+
+def test_a_rewritten_turn_is_no_loop() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = Alternating(), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x))
+
+    clause = 'insert lora(rank=1) at module("body.layers.2.first")\n'
+    rewritten = vr.apply(clause, Head(), example=torch.zeros(2, 4))
+    x = torch.randn(3, 4)
+    rewritten.base.eval()
+    rewritten.module.eval()
+    assert torch.equal(rewritten.base(x), rewritten.module(x))

@@ -1,0 +1,150 @@
+"""The lines of a loop whose turns are more than one call."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from .expressions import ATOM
+from .loops import Loop
+from .rolls import Roll, is_item
+from .statements import Plan
+
+if TYPE_CHECKING:
+    from .forward import Printer
+
+_NEVER = 1 << 30  # a statement after all others
+
+
+def roll_lines(printer: Printer, node: fx.Node, number: int) -> list[str]:
+    """The loop for a node that `roll_up` made, in statement `number` of a forward."""
+    return _Loop(printer, node, number).lines()
+
+
+class _Loop:
+    def __init__(self, printer: Printer, node: fx.Node, number: int) -> None:
+        assert isinstance(node.target, Roll)
+        self.printer, self.node, self.number = printer, node, number
+        self.roll = node.target
+        self.module = printer.plan.module
+        self.before: list[str] = []
+        loop = Loop(self.roll.container, self.roll.start, (node,) * self.roll.turns)
+        self.variable = loop.variable
+        length = len(self.module.get_submodule(self.roll.container)._modules)
+        self.over = loop.slice(length)
+        self.results = {u.args[1]: u for u in node.users if is_item(u)}
+        self._reserve("i", self.variable)
+
+    def lines(self) -> list[str]:
+        """Assignments before the loop, and the loop."""
+        started, fixed, cycles = self.node.args
+        assert isinstance(started, tuple)
+        assert isinstance(fixed, tuple)
+        assert isinstance(cycles, tuple)
+        outputs: Any = self.roll.graph.output_node().args[0]
+        carried = [self._carried(*pair) for pair in enumerate(zip(started, outputs, strict=False))]
+        texts = [self._text(value) for value in fixed]
+        texts += [self._cycle(cycle) for cycle in cycles]
+        lists = [self._list(i) for i in range(len(self.roll.collected))]
+        body = self._body([*carried, *texts], carried, lists)
+        counted = bool(cycles)
+        head = f"for {'i, ' if counted else ''}{self.variable} in "
+        head += f"enumerate({self.over}):" if counted else f"{self.over}:"
+        origins = [f"# {origin}" for origin in self.roll.origins]
+        return [*self.before, *origins, head, *(f"    {line}" for line in body)]
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def _reserve(self, *names: str) -> None:
+        for name in names:
+            self.printer.names.holder.setdefault(name, self.node)
+            self.printer.names.last_use[self.node] = max(
+                self.printer.names.last_use.get(self.node, -1), self.number + 1
+            )
+
+    def _text(self, value: Any) -> str:
+        return str(self.printer.text(value).within(ATOM))
+
+    def _carried(self, index: int, pair: tuple[fx.Node, fx.Node]) -> str:
+        """The variable of a carried value, which has its first value before the loop."""
+        start, end = pair
+        result = self.results.get(self.roll.carried[index])
+        holder = result if result is not None else end
+        text = self._text(start)
+        wishes = [end.meta.get("hint"), text]
+        name = self.printer.names.take(holder, wishes, self.number)
+        if name != text:
+            self.before.append(f"{name} = {text}")
+        return name
+
+    def _cycle(self, values: Any) -> str:
+        """An item of a tuple of the values that alternate."""
+        period = next(
+            k
+            for k in range(1, len(values) + 1)
+            if all(v is values[i % k] for i, v in enumerate(values))
+        )
+        texts = [self._text(v) for v in values[:period]]
+        alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+        stem = "".join(letters[0] for letters in alike).rstrip("_0123456789") or "values"
+        holder = fx.Graph().placeholder("cycle")  # holds the variable, and nothing else
+        name = self.printer.names.take(holder, [stem], self.number)
+        self.printer.names.last_use[holder] = self.number + 1
+        self.before += self.printer.wrapped(f"{name} = ({', '.join(texts)})")
+        return f"{name}[i % {period}]" if period < len(values) else f"{name}[i]"
+
+    def _list(self, index: int) -> str:
+        """The variable of a result that is not carried on."""
+        number = sum(c is not None for c in self.roll.carried) + index
+        result = self.results[number]
+        hint = (result.meta.get("hint") or "x").rstrip("0123456789")
+        whole = self.roll.collected[index]
+        plural = "values" if hint in "xyz" else f"all_{hint}" if hint.endswith("s") else f"{hint}s"
+        name = self.printer.names.take(result, [plural if whole else hint], self.number)
+        if whole:
+            self.before.append(f"{name} = []")
+        return name
+
+    # -- the turn -------------------------------------------------------------------------------
+
+    def _body(self, texts: list[str], carried: list[str], others: list[str]) -> list[str]:
+        turn = self._turn(texts, carried)
+        turn.print_all_but_return()
+        outputs: Any = self.roll.graph.output_node().args[0]
+        ends = [turn.text(n).code for n in outputs]
+        results = zip(others, ends[len(carried) :], self.roll.collected, strict=True)
+        for name, code, whole in results:
+            if whole:
+                turn.out += turn.wrapped(f"{name}.append({code})")
+            elif name != code:
+                turn.out += turn.wrapped(f"{name} = {code}")
+        changed = [(n, c) for n, c in zip(carried, ends, strict=False) if n != c]
+        if changed:
+            names, codes = zip(*changed, strict=True)
+            turn.out += turn.wrapped(f"{', '.join(names)} = {', '.join(codes)}")
+        return turn.out
+
+    def _turn(self, texts: list[str], carried: list[str]) -> Printer:
+        """A printer for one turn, to which names that are needed around it are taken."""
+        from .forward import Printer
+
+        outputs: Any = self.roll.graph.output_node().args[0]
+        inputs = [n for n in self.roll.graph.nodes if n.op == "placeholder"]
+        for node in self.roll.graph.nodes:
+            if node.meta.get("callee"):
+                node.meta["callee"] = self.variable
+        for node, name in zip(outputs, carried, strict=False):
+            if node.op != "placeholder":
+                node.meta["hint"] = name
+        turn = Printer(Plan.of(self.roll.graph, self.module), texts, self.printer.width - 4)
+        around = self.printer.names
+        for name, holder in around.holder.items():
+            if name not in carried and around.last_use.get(holder, -1) >= self.number:
+                turn.names.holder[name] = holder
+                turn.names.last_use[holder] = _NEVER
+        for node, name in zip(inputs, texts, strict=True):
+            if name not in carried:
+                turn.names.last_use[node] = _NEVER
+        return turn
