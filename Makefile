@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 .PHONY: demo test lint format fuzz bench clean
 
 demo: $(STAMP)
-	$(BIN)/vitrewrite apply lora_qv model=vit_base --out build/demo
+	$(BIN)/vitrewrite apply fpet_lora model=vit_base --out build/demo
 	$(BIN)/python examples/run_on_image.py build/demo
 
 test: $(STAMP) lint
@@ -32,7 +32,7 @@ fuzz: $(STAMP)
 	$(PYTEST) tests/properties tests/passes tests/language/test_properties.py tests/cli/test_fuzz.py
 
 bench: $(STAMP)
-	$(BIN)/vitrewrite bench lora_qv model=vit_base
+	$(BIN)/vitrewrite bench fpet_lora model=vit_base
 
 clean:
 	rm -rf build .venv

@@ -42,7 +42,7 @@ require tokens at blocks[7] == 99
 require identity at init
 tune {
     lr = 1e-3
-    schedule = [1, 2, "x"]
+    schedule = cosine
 }
 """
 

@@ -33,11 +33,15 @@ class Case:
     def close(self, actual: torch.Tensor, name: str) -> None:
         """Asserts that `actual` is the golden tensor, within the case's own tolerance."""
         tolerance = self.about["tolerance"]
+        if "output" in tolerance:
+            tolerance = {"rtol": 0, "atol": tolerance["output"]}
         torch.testing.assert_close(actual, self.tensors[name], **tolerance)
 
     def gradients_close(self, gradients: dict[str, torch.Tensor]) -> None:
         """Asserts every `grad.*`; zero gradients are noise on the scale of the largest one."""
         tolerance = self.about["tolerance"]
+        if "grad" in tolerance:  # "1e-3 relative to max abs"
+            tolerance = {"rtol": 1e-3, "atol": float(tolerance["grad"].split()[0])}
         names = [k.removeprefix("grad.") for k in self.tensors if k.startswith("grad.")]
         assert names
         largest = max(float(self.tensors[f"grad.{n}"].abs().max()) for n in names)

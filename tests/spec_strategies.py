@@ -23,6 +23,7 @@ from vitrewrite.signature import OptionInfo, PassInfo
 SITES = ("blocks", "blocks[*].attn", "blocks[*].mlp", "head", "norm", "patch_embed")
 KINDS = ("linear", "norm", "attention")
 ATTRIBUTES = ("dim", "in_features", "depth")
+RATES = ("1e-3", "0.5", "1%", "1 / 3")
 METRICS = ("params", "trainable", "macs", "macs_lowered", "flops", "max_error")
 
 words = st.sampled_from(("alpha", "beta", "gamma", "delta"))
@@ -192,7 +193,7 @@ def specs(
     lines += draw(st.lists(clauses(catalog, names, sites), max_size=5))
     lines += [f"require {claim}" for claim in draw(st.lists(claims(names), max_size=3))]
     if draw(st.booleans()):
-        lines.append(f"tune {{ lr = {draw(numbers())}, epochs = 3 name = {draw(strings)} }}")
+        lines.append(f"tune {{ lr = {draw(st.sampled_from(RATES))}, epochs = 3 optimiser = sgd }}")
     return "\n".join(lines) + "\n"
 
 

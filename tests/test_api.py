@@ -124,7 +124,7 @@ def test_training_reaches_the_delta_and_lowering_keeps_what_was_learnt() -> None
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     with torch.no_grad():
         expected = module.eval()(x)
         lowered = vr.lower(rewritten)

@@ -17,6 +17,7 @@ from tests.models import spread, without_fused_attention
 
 
 def tiny(**options: Any) -> Any:
+    torch.manual_seed(0)
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
     model = timm.models.vision_transformer.VisionTransformer(**small, num_classes=5, **options)
     return spread(model).eval()
@@ -54,7 +55,7 @@ def test_a_flat_graph_module_is_accepted_and_given_back() -> None:
     x = torch.randn(3, 3, 32, 32)
     assert same(flat, model, x)
     rewritten = vr.apply("insert lora(rank=2) at blocks[*].attn.{q, v}\n", flat, example=x)
-    vr.verify(rewritten)
+    vr.verify(rewritten, graphs=False)
     again = rewritten.module.flat()  # type: ignore[operator]
     assert isinstance(again, fx.GraphModule)
     assert same(again, rewritten.module, x)

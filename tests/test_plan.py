@@ -74,3 +74,15 @@ def test_the_command_lines_model_overrides_the_specs() -> None:
         vr.plan(vr.parse("lora_qv", model="vit_tiny_patch16_224")).model == "vit_tiny_patch16_224"
     )
     assert vr.plan("lora_qv", "vit_tiny_patch16_224").model == "vit_tiny_patch16_224"
+
+
+def test_every_bias_is_a_selector() -> None:
+    model = tiny()
+    spec = (
+        "train every bias in blocks\ntrain every bias in blocks[0] - every bias in blocks[0].attn\n"
+    )
+    plan = vr.plan(spec, model)
+    biases = [n for n, _ in model.blocks.named_parameters() if n.endswith("bias")]
+    assert len(plan.steps[0].sites) == len(biases) == 12
+    outside = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
+    assert plan.steps[1].sites == tuple(f"blocks.0.{n}.bias" for n in outside)

@@ -16,6 +16,12 @@ from vitrewrite.language.tokens import VERBS
 
 ROOT = Path(__file__).parent.parent
 FILE_LIMIT, FUNCTION_LIMIT = 400, 60
+# What parts of the package import where it is installed.
+OPTIONAL = {
+    "vitrewrite/hugging_face.py": {"transformers"},
+    "vitrewrite/tuning/": {"accelerate"},
+    "vitrewrite/data/": {"sklearn", "PIL", "numpy"},
+}
 HEADINGS = (
     "What it does", "Source", "Attaches to", "Parameters", "Forward", "Exactness", "Example",
 )  # fmt: skip
@@ -88,7 +94,9 @@ def test_only_the_declared_dependencies_are_imported() -> None:
     for path in sources("vitrewrite"):
         for module in imported(path, package_of(path, "vitrewrite")):
             top = module.split(".")[0]
-            optional = name(path) == "vitrewrite/hugging_face.py" and top == "transformers"
+            optional = any(
+                name(path).startswith(p) and top in found for p, found in OPTIONAL.items()
+            )
             assert top in names | {"vitrewrite"} | sys.stdlib_module_names or optional, path
 
 

@@ -56,17 +56,18 @@ def capture(model: nn.Module, example: Any = None) -> Captured:
     return root
 
 
-def verify(rewritten: Rewritten, *, compiled: bool = False) -> list[Check]:
+def verify(rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True) -> list[Check]:
     """Checks a rewritten model; see `verify.checks` for what is checked.
 
     Args:
         rewritten: the model; it is not changed.
         compiled: whether to compare with inductor's code too.
+        graphs: whether to export and compile it, which takes most of the time.
 
     Raises:
         VerifyError: for every check that fails, together.
     """
-    checks = verify_rewritten(rewritten, compiled=compiled)
+    checks = verify_rewritten(rewritten, compiled=compiled, graphs=graphs)
     raise_all([check.error() for check in checks if not check.holds])
     return checks
 

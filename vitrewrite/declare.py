@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     import torch
 
+    from .tuning.procedure import Procedure
+
 
 def option(
     default: Any = dataclasses.MISSING,
     *,
     minimum: float | None = None,
     maximum: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[str, ...] | tuple[int, ...] | None = None,
     help: str = "",
 ) -> Any:
     """A field of a pass that a spec can set; without `default` it must be set.
@@ -27,7 +29,7 @@ def option(
         default: the paper's value.
         minimum: smallest value allowed (inclusive).
         maximum: largest value allowed (inclusive).
-        choices: the words allowed, for a `str`.
+        choices: the words or numbers allowed.
         help: one line for `vitrewrite explain`.
     """
     metadata = {"minimum": minimum, "maximum": maximum, "choices": choices, "help": help}
@@ -43,23 +45,41 @@ class Pass:
         attaches: the roles of the sites it accepts, such as `("linear",)`.
         source: the paper.
         claims: what the verifier checks, out of `same_output_at_init`, `lowers_exactly`.
-        after: passes that are carried out before this one, whatever the order in the spec.
+        reads: facts of the stream that it asks for, out of `prefix`, `grid`, `size`.
+        writes: facts that it changes. Writers come before readers, whatever the order in the spec.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ()
     attaches: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str] = ""
     claims: ClassVar[tuple[str, ...]] = ()
-    after: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
 
     def rewrite(self, site: Any, /) -> None:
         """Carries the pass out at a site, through the verbs that the site offers."""
         raise NotImplementedError
 
-    def lower(self, folding: Any, module: Any, /) -> None:
-        """Folds what the pass inserted into the base; needed for `lowers_exactly`."""
+    def cost(self, out_features: int, in_features: int, /) -> int:
+        """Parameters that the pass adds at a matrix, which budgets ask for."""
         raise NotImplementedError
+
+    def lower(self, site: Any, module: Any, /) -> bool:
+        """Makes what the pass inserted cheaper, through the verbs that the site offers.
+
+        Returns:
+            Whether anything was done; a module that is as cheap as it can be stays.
+        """
+        return False
+
+    def errors(self, module: Any, inputs: Any, outputs: Any, /) -> dict[str, float]:
+        """What must hold of one call of an inserted module: by claim, how far off it is."""
+        return {}
 
     def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
         """The tensors of each site of an inserted module, named and shaped as its card has them."""
         raise NotImplementedError
+
+    def procedure(self) -> Procedure | None:
+        """What it contributes to training: losses, phases, schedules; see `tuning.procedure`."""
+        return None

@@ -7,8 +7,10 @@ VitrewriteError
 ├── RewriteError     clauses in conflict, a pass that cannot do what it was asked (VR4xx)
 ├── VerifyError      a claim that does not hold (VR5xx)
 ├── CaptureError     a model that cannot be captured, or was captured for something else (VR6xx)
-├── FileError        folders, weights and deltas on disk (VR7xx)
-├── EmitError        source that cannot be written (VR8xx)
+├── FileError        folders, weights, deltas and checkpoints on disk (VR70x to VR73x)
+├── DataError        images and labels (VR74x)
+├── EmitError        source that cannot be written (VR80x)
+├── TuneError        training that cannot start or go on (VR85x)
 ├── UsageError       a command line that makes no sense (VR9xx)
 └── ErrorList        several of the above, reported together
 ```
@@ -22,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # What moves the cursor, colours a terminal, reorders or hides text: control characters, marks of
 # direction and zero width, lone surrogates. Tab and newline are the two exceptions.
@@ -100,6 +103,18 @@ class VitrewriteError(Exception):
     def __str__(self) -> str:
         return self.render()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled by the arguments of their base; worker processes send ours back.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    cls: type[VitrewriteError], args: tuple[object, ...], state: dict[str, Any]
+) -> VitrewriteError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class SpecError(VitrewriteError):
     """The text of a spec is wrong: syntax, a name, a type, a range."""
@@ -125,8 +140,20 @@ class FileError(VitrewriteError):
     """A folder, weights file or delta cannot be read, written or used here."""
 
 
+class ProfileError(VitrewriteError):
+    """Measurements do not fit the model, or do not allow what is asked of them."""
+
+
+class DataError(VitrewriteError):
+    """Images or labels are missing, broken, or do not fit the model."""
+
+
 class EmitError(VitrewriteError):
     """Source cannot be written for a model."""
+
+
+class TuneError(VitrewriteError):
+    """Training cannot start here, or cannot go on."""
 
 
 class UsageError(VitrewriteError):

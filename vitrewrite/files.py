@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +13,12 @@ import torch
 from torch import fx, nn
 
 from . import __version__
+from .disk import LOCK, MADE_BY, open_to_readers, replacing, replacing_file, reported
 from .errors import FileError
 
 if TYPE_CHECKING:
     from .rewrite.rewritten import Rewritten
 
-LOCK = "lock.json"
-MADE_BY = "vitrewrite"
 DELTA_FORMAT = "vitrewrite delta 1"
 
 
@@ -39,9 +34,25 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
         FileError: VR701 if the folder is something else, VR702 if it cannot be written.
     """
     target = Path(out)
-    with _replacing(target) as folder:
+    with replacing(target) as folder:
         _write_all(rewritten, folder, weights)
     return target
+
+
+def emit_into(rewritten: Rewritten, folder: Path, *, weights: bool = True) -> None:
+    """Writes the files of a rewritten model into a folder that holds other things too.
+
+    File by file; the lock file, which makes it a folder of vitrewrite, is the last.
+
+    Raises:
+        FileError: VR702 if it cannot be written.
+    """
+    with reported(folder), tempfile.TemporaryDirectory(prefix=".files.", dir=folder) as name:
+        temporary = Path(name)
+        _write_all(rewritten, temporary, weights)
+        open_to_readers(temporary)
+        for path in sorted(temporary.iterdir(), key=lambda p: p.name == LOCK):
+            path.replace(folder / path.name)
 
 
 def _write_all(rewritten: Rewritten, folder: Path, weights: bool) -> None:
@@ -52,7 +63,7 @@ def _write_all(rewritten: Rewritten, folder: Path, weights: bool) -> None:
     texts = {
         "model.py": model_text(rewritten),
         "test_model.py": test_text(rewritten),
-        "report.json": _json(rewritten.report),
+        "report.json": json_text(rewritten.report),
         "graph.svg": picture(rewritten),
         "plan.md": plan_markdown(rewritten),
     }
@@ -61,7 +72,7 @@ def _write_all(rewritten: Rewritten, folder: Path, weights: bool) -> None:
     if weights:
         save_file(state_of(rewritten.module), folder / "weights.safetensors")
     save_delta(rewritten, folder / "delta.safetensors")
-    (folder / LOCK).write_text(_json(lock(rewritten, folder)), encoding="utf-8")
+    (folder / LOCK).write_text(json_text(lock(rewritten, folder)), encoding="utf-8")
 
 
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -83,6 +94,9 @@ def lock(rewritten: Rewritten, folder: Path) -> dict[str, Any]:
         "model_options": rewritten.model_options,
         "weights": rewritten.weights_request,
         "seed": rewritten.seed,
+        "allocations": {
+            k: a.to_json(entries=True) for k, a in rewritten.result.allocations.items()
+        },
         "base_fingerprint": fingerprint(rewritten),
         "versions": {
             "vitrewrite": __version__,
@@ -162,7 +176,8 @@ def plan_markdown(rewritten: Rewritten) -> str:
     )
 
 
-def _json(value: Mapping[str, Any]) -> str:
+def json_text(value: Mapping[str, Any]) -> str:
+    """The text of a JSON file."""
     return json.dumps(value, indent=2) + "\n"
 
 
@@ -187,7 +202,7 @@ def save_delta(rewritten: Rewritten, path: str | Path) -> None:
         "torch": torch.__version__,
     }
     tensors = {k: v.cpu().clone().contiguous() for k, v in rewritten.delta().items()}
-    with _replacing_file(Path(path)) as temporary:
+    with replacing_file(Path(path)) as temporary:
         save_file(tensors, temporary, metadata)
 
 
@@ -243,132 +258,3 @@ def _check_delta(
     notes = [f"{what}: {', '.join(names[:4])}" for what, names in found if names]
     if notes:
         raise FileError("VR722", f"the delta '{path}' does not fit", notes=notes)
-
-
-# -- all or nothing -------------------------------------------------------------------------------
-
-
-def check_target(target: Path) -> None:
-    """Refuses a folder that vitrewrite did not make, or that cannot be written.
-
-    Raises:
-        FileError: VR701 or VR702.
-    """
-    with _reported(target):
-        _check_place(target, _place(target))
-
-
-def _place(target: Path) -> Path:
-    """Where a folder lies really; a link to it stays a link."""
-    return Path(os.path.realpath(target))
-
-
-def _check_place(target: Path, place: Path) -> None:
-    here = Path.cwd()
-    if place in (here, *here.parents):
-        what = "the folder that we are in"
-    elif place.is_dir():
-        if not any(place.iterdir()) or _is_ours(place):
-            return
-        what = "a folder that vitrewrite did not make"
-    elif place.exists():
-        what = "a file that vitrewrite did not make"
-    else:
-        parent = next(p for p in place.parents if p.exists())
-        if not parent.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"'{parent}' is a file")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, f"no permission to write to '{parent}'")
-        return
-    raise FileError(
-        "VR701",
-        f"'{target}' is {what}, and is left alone",
-        suggestion="give another folder with --out",
-    )
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        text = (folder / LOCK).read_text(encoding="utf-8")
-        return bool(json.loads(text)["made_by"] == MADE_BY)
-    except (ValueError, KeyError, TypeError, OSError):
-        return False
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `target` when everything is written."""
-    with _reported(target):
-        place = _place(target)
-        old = place.with_name(f".{place.name}.old")
-        if not place.exists() and _is_ours(old):
-            old.rename(place)  # a run was killed between the two renames of `_swap`
-        _check_place(target, place)
-        made = [p for p in place.parents if not p.exists()]  # the innermost first
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
-        with _reported(target):
-            yield temporary
-            _open_to_readers(temporary)
-            _swap(temporary, place, old)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not place.exists():
-            for parent in made:
-                with suppress(OSError):
-                    parent.rmdir()
-
-
-def _swap(temporary: Path, place: Path, old: Path) -> None:
-    if not place.exists():
-        temporary.rename(place)
-        return
-    if _is_ours(old):  # left by a run that was killed
-        shutil.rmtree(old)
-    place.rename(old)
-    try:
-        temporary.rename(place)
-    except BaseException:
-        old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _reported(target: Path) -> Iterator[None]:
-    """What the system refuses, as an error of ours."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise FileError("VR702", f"cannot write '{target}': {reason}") from error
-    except SafetensorError as error:  # its own kind of error for a full disk
-        raise FileError("VR702", f"cannot write '{target}': {error}") from error
-
-
-def _open_to_readers(path: Path) -> None:
-    """Temporary folders and safetensors files are private; ours are as the umask says."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-    for file in path.glob("*.safetensors"):
-        _open_to_readers(file)
-
-
-@contextmanager
-def _replacing_file(target: Path) -> Iterator[Path]:
-    with _reported(target):
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(descriptor)
-    temporary = Path(name)
-    try:
-        with _reported(target):
-            yield temporary
-            _open_to_readers(temporary)
-            temporary.replace(target)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

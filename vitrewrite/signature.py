@@ -15,7 +15,7 @@ from typing import Any
 from vitrewrite.errors import Span, SpecError, listing, shown
 
 _TYPES = ("int", "float", "str", "bool")
-_CLASS_VALUES = ("verbs", "attaches", "source", "claims", "after")
+_CLASS_VALUES = ("verbs", "attaches", "source", "claims", "reads", "writes")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class PassInfo:
     attaches: tuple[str, ...] = ()
     source: str = ""
     claims: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
 
 class _Malformed(Exception):  # noqa: N818 - becomes a SpecError as soon as the file is known

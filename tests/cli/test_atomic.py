@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vitrewrite import files
+from vitrewrite import disk, files
 
 from .invoke import FILES, LORA, invoke, snapshot
 
@@ -62,12 +62,13 @@ def test_a_write_that_fails_leaves_the_old_output(
     inside: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     before = snapshot(inside)
-    monkeypatch.setattr(files, name, failing(OSError(errno.ENOSPC, "No space left on device")))
+    owner = disk if name == "_swap" else files
+    monkeypatch.setattr(owner, name, failing(OSError(errno.ENOSPC, "No space left on device")))
     for out in ("out", "new/folder"):
         result = invoke("apply", "lora.peft", "--out", out)
         assert (result.status, result.codes) == (1, ["VR702"])
         assert "No space left" in result.err
-    monkeypatch.setattr(files, name, failing(KeyboardInterrupt()))
+    monkeypatch.setattr(owner, name, failing(KeyboardInterrupt()))
     result = invoke("apply", "lora.peft", "--out", "out")
     assert (result.status, result.err) == (130, "interrupted; nothing was written\n")
     assert snapshot(inside) == before
@@ -103,8 +104,8 @@ def test_a_full_disk_that_safetensors_reports_in_its_own_way(
 KILLED = """
 import os, signal
 from pathlib import Path
-from vitrewrite import files
-with files._replacing(Path("out")) as folder:
+from vitrewrite import disk, files
+with disk.replacing(Path("out")) as folder:
     (folder / "lock.json").write_text("half of it")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -122,7 +123,7 @@ def test_a_run_killed_between_two_renames_is_made_good(inside: Path) -> None:
     (inside / "out").rename(inside / ".out.old")
     before = snapshot(inside / ".out.old")
     (inside / "bad.peft").write_text(LORA)
-    with files._replacing(Path("out")):
+    with disk.replacing(Path("out")):
         assert snapshot(inside / "out") == before
     assert invoke("apply", "lora.peft", "--out", "out").status == 0
     assert not list(inside.glob(".*"))

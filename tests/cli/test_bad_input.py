@@ -178,7 +178,12 @@ COMMANDS: list[tuple[str, int, str]] = [
     ("bench lora.peft --batch many", 2, ""),
     ("bench lora.peft device=cuda:99", 2, "VR904"),
     ("bench lora.peft device=graphics", 2, "VR904"),
-    ("bench lora.peft --rounds 1 --batch 1 --out folder", 1, "VR702"),
+    ("bench lora.peft --threads 0", 2, ""),
+    ("bench lora.peft --dtype float64", 2, ""),
+    ("bench lora.peft --batch 100000000000000", 2, "VR906"),
+    ("bench lora.peft --out folder", 1, "VR702"),
+    ("bench lora.peft --svg folder", 1, "VR702"),
+    ("bench lora.peft --svg missing/b.svg", 1, "VR702"),
 ]
 CANNOT = """
 import torch

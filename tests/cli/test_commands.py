@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import vitrewrite
 from vitrewrite import catalog
-from vitrewrite.cli.common import busy
+from vitrewrite.cli.common import busy, progress_bar
 
 from .invoke import COUNTS, LORA, invoke, snapshot
 
@@ -201,15 +201,24 @@ def test_lower(inside: Path) -> None:
 
 
 def test_bench(here: Path) -> None:
-    result = invoke("bench", "lora.peft", "--rounds", "1", "--batch", "2", "--out", "b.json")
+    common = ("bench", "lora.peft", "--rounds", "1", "--batch", "2", "--threads", "1")
+    result = invoke(*common, "--out", "b.json", "--svg", "b.svg")
     assert (result.status, result.err) == (0, "")
-    assert "lora on tiny.py:build: batch 2, cpu" in result.out
+    assert "lora on tiny.py:build: batch 2, float32, 1 interleaved round\n" in result.out
+    assert "\ntraining step\n" in result.out
     found = json.loads((here / "b.json").read_text())
-    assert found["forward"].keys() == {"base", "rewritten", "lowered"}
+    assert found["forward"].keys() == found["training"].keys() == {"base", "rewritten", "lowered"}
     assert found["forward"]["base"]["ratio"] == 1
+    assert found["threads"] == 1
     assert found["macs"]["base"] == found["macs"]["lowered"] < found["macs"]["rewritten"]
-    again = invoke("bench", "lora.peft", "--rounds", "1", "--batch", "2", "--json").json
+    assert (here / "b.svg").read_text().strip().startswith("<svg ")
+    assert {p.name for p in here.iterdir()} - {"__pycache__"} == {
+        "tiny.py", "lora.peft", "b.json", "b.svg",
+    }  # fmt: skip
+    again = invoke(*common, "--json", "--no-train", "--dtype", "bfloat16").json
     assert again.keys() == found.keys()
+    assert again["training"] == {}
+    assert again["dtype"] == "bfloat16"
 
 
 # -- the command itself ---------------------------------------------------------------------------
@@ -236,8 +245,8 @@ class Terminal(io.StringIO):
 def test_progress_is_for_terminals_and_without_colour_on_request(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with busy("planning"):
-        pass
+    with busy("planning"), progress_bar() as progress:
+        progress("measuring", 0.5)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("TERM", "xterm-256color")
     for no_colour in ("", "1"):
@@ -245,8 +254,11 @@ def test_progress_is_for_terminals_and_without_colour_on_request(
         monkeypatch.setattr(sys, "stderr", Terminal())
         with busy("planning"):
             pass
+        with progress_bar() as progress:
+            progress("measuring", 0.5)
         shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
         assert "planning" in shown
+        assert "measuring" in shown
         assert bool(re.search(r"\x1b\[[\d;]*m", shown)) == (not no_colour)
     assert capsys.readouterr().out == ""
 

@@ -30,6 +30,8 @@ LIGHT = [
     "explain VR203",
     "explain lora",
     "explain insert",
+    "explain tune",
+    "tune --help",
     "fmt spec.peft",
     "check spec.peft other.peft rank=2",
     "diff spec.peft other.peft",

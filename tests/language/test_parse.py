@@ -58,8 +58,9 @@ def selector(text: str) -> Selector:
     ],
 )
 def test_values(text: str, value: Value) -> None:
-    spec = parse(f"param rank: int = 8\ntune {{ a = {text}, b = rank }}")
-    found = spec.tune.values["a"]
+    spec = parse(f"param rank: int = 8\nmodel vit(a = {text}, b = rank)")
+    assert spec.model is not None
+    found = spec.model.values["a"]
     assert found == value
     assert type(found) is type(value)
 
@@ -253,6 +254,7 @@ def test_nodes_are_immutable_and_hashable() -> None:
 
 
 def test_numbers_are_exact_until_they_are_used() -> None:
-    spec = parse("let third = 1 / 3\ntune { a = third * 3, b = third }")
-    assert spec.tune.settings[1].value.value == Fraction(1, 3)  # type: ignore[union-attr]
-    assert spec.tune.values == {"a": 1, "b": 1 / 3}
+    spec = parse("let third = 1 / 3\nmodel vit(a = third * 3, b = third)")
+    assert spec.model is not None
+    assert spec.model.options[1].value.value == Fraction(1, 3)  # type: ignore[union-attr]
+    assert spec.model.values == {"a": 1, "b": 1 / 3}

@@ -63,9 +63,9 @@ def test_overrides_of_options_reach_all_clauses_of_the_pass() -> None:
 
 
 def test_overrides_of_settings_and_models() -> None:
-    given = {"tune.lr": "0.1", "tune.new": "adamw", "num_classes": "10", "model.foo": True}
+    given = {"tune.lr": "0.1", "tune.optimiser": "sgd", "num_classes": "10", "model.foo": True}
     spec = parse_spec(LORA + "tune { lr = 1 }\n", given, catalog=CATALOG)
-    assert spec.tune.values == {"lr": 0.1, "new": "adamw"}
+    assert spec.tune.values == {"lr": 0.1, "optimiser": "sgd"}
     assert spec.model is not None
     assert spec.model.values == {"depth": 3, "foo": True, "num_classes": 10}
     assert [option.name for option in spec.model_overrides] == ["foo", "num_classes"]
@@ -111,10 +111,29 @@ def test_bad_overrides(given: dict[str, object], code: str) -> None:
 
 
 def test_a_text_is_a_string_where_a_string_is_wanted() -> None:
-    text = 'param word: str = "a"\ntune { word = word }'
-    assert parse(text, word="4").tune.values == {"word": "4"}
-    assert parse(text, word='"4"').tune.values == {"word": "4"}
-    assert parse(text, word="runs/a b.txt").tune.values == {"word": "runs/a b.txt"}
+    text = 'param word: str = "a"\nmodel vit(word = word)'
+    for given, value in (("4", "4"), ('"4"', "4"), ("runs/a b.txt", "runs/a b.txt")):
+        model = parse(text, word=given).model
+        assert model is not None
+        assert model.values == {"word": value}
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [("lrr = 1", "VR202"), ("epochs = -1", "VR203"), ("epochs = 1.5", "VR204"),
+     ("optimiser = adam", "VR209"), ('optimiser = "adam"', "VR205"), ("lr = none", "VR204")],
+)  # fmt: skip
+def test_bad_settings(settings: str, code: str) -> None:
+    assert codes(f"tune {{ {settings} }}") == [code]
+    name, _, value = settings.partition(" = ")
+    given = codes("train head", **{f"tune.{name}": value.strip('"')})
+    assert given == ["VR205" if code == "VR209" else code]
+
+
+def test_settings_have_their_types_and_words_need_no_quotes() -> None:
+    spec = parse("tune { optimiser = sgd, lr = 1, clip = none, shard = true }")
+    assert spec.tune.values == {"optimiser": "sgd", "lr": 1.0, "clip": None, "shard": True}
+    assert type(spec.tune.values["lr"]) is float
 
 
 def test_command_line() -> None:

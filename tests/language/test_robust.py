@@ -61,7 +61,7 @@ LONG = [
     "train a" + ".a" * LONG_N,
     "let x = " + "-" * LONG_N + "1",
     "let x = 0" + " + 1" * LONG_N,
-    "tune { x = [" + "1, " * LONG_N + "] }",
+    "model vit(x = [" + "1, " * LONG_N + "])",
     "# " + "x" * LONG_N,
     "\n" * LONG_N,
 ]

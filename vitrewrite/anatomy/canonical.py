@@ -51,10 +51,26 @@ def canonicalise(root: nn.Module) -> int:
 
 def _rewrite_all(graph: fx.Graph, units: list[Unit]) -> int:
     found = [m for n in graph.nodes if _is_softmax(n, units) and (m := _match(n, units))]
-    done = [_Rewriter(graph, match).run() for match in found]
+    done = [_Rewriter(graph, match).run() is not None for match in found]
     if found:
         eliminate_dead_code(graph)
     return sum(done)
+
+
+def canonicalise_at(unit: Unit, core: fx.Node) -> fx.Node | None:
+    """Rewrites the manual attention whose last product is `core`, in a graph of that unit alone.
+
+    Returns:
+        the call of SDPA, or None if the attention is of another form.
+    """
+    for node in core.graph.nodes:
+        match = _match(node, [unit]) if _is_softmax(node, [unit]) else None
+        if match is not None and match.core is core:
+            graph = core.graph
+            made = _Rewriter(graph, match).run()
+            eliminate_dead_code(graph)
+            return made
+    return None
 
 
 @dataclass
@@ -226,7 +242,7 @@ class _Rewriter:
         self.scale = 1.0
         self.bias: fx.Node | None = None
 
-    def run(self) -> bool:
+    def run(self) -> fx.Node | None:
         """Rewrites, unless the scores turn out to be more than scaled and biased."""
         match, graph = self.match, self.graph
         query, key = (a for a in match.scores.args[:2] if isinstance(a, fx.Node))
@@ -234,7 +250,7 @@ class _Rewriter:
             try:
                 query = self._follow_path(self._unscaled(query), key)
             except _AbortError:
-                return False
+                return None
             key = self._unscaled(self._untransposed(self._unscaled(key)))
             kwargs: dict[str, Any] = {}
             if self.bias is not None:
@@ -249,7 +265,7 @@ class _Rewriter:
         match.core.replace_all_uses_with(call)
         for node in match.gone:
             graph.erase_node(node)
-        return True
+        return call
 
     def _follow_path(self, query: fx.Node, key: fx.Node) -> fx.Node:
         """Turns what happens to the scores into scale, factors of the query, and bias."""

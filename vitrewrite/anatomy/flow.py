@@ -8,13 +8,14 @@ parameters.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
-from ..tracing.leaves import is_inserted
+from ..tracing.leaves import changed_by
 from ..tracing.operators import is_inplace
 from ..tracing.unit import Unit
 
@@ -232,12 +233,18 @@ class _Builder:
         if isinstance(module, Unit):
             args = tuple(_resolve(frame.env, a) for a in step.node.args)
             return self.call(module, path, frame, args)
-        beside = _resolve(frame.env, step.node.args[-1]) if step.node.args else None
-        if is_inserted(module) and len(step.node.args) > 1:
-            return beside  # a branch beside a layer: what it yields is the layer's output, changed
-        op = self._add(frame, step, type(module).__name__)
-        op.module, op.path = module, path
-        return op
+        changes = changed_by(module)
+        nodes = [step.node] if len(changes) < 2 else _items(step.node, len(changes))
+        found = []
+        for node, changed in zip(nodes, changes or (None,), strict=True):
+            original = None if changed is None else _resolve(frame.env, step.node.args[changed])
+            if isinstance(original, Op) and _same_shape(node, original):
+                found.append(original)  # a changed form of an argument stands for it
+                continue
+            op = self._add(frame, step._replace(node=node), type(module).__name__)
+            op.module, op.path = module, path
+            found.append(op)
+        return found[0] if len(changes) < 2 else tuple(found)
 
     def _compute(self, frame: Frame, step: _Step) -> Any:
         node, env = step.node, frame.env
@@ -271,6 +278,18 @@ class _Builder:
             source.users.append(op)
         self.flow.ops.append(op)
         return op
+
+
+def _items(call: fx.Node, count: int) -> list[fx.Node]:
+    """The nodes that take the results of a call apart; the call itself if nobody reads one."""
+    users = {u.args[1]: u for u in call.users if u.target is operator.getitem}
+    return [users.get(i, call) for i in range(count)]
+
+
+def _same_shape(node: fx.Node, original: Op) -> bool:
+    """Whether a node is as long as what it is a changed form of; unknown lengths count as such."""
+    value = node.meta.get("val")
+    return not isinstance(value, torch.Tensor) or tuple(value.shape) == original.shape
 
 
 def _step(node: fx.Node) -> _Step | None:

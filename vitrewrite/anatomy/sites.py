@@ -66,6 +66,12 @@ class Attention:
     over: str = "tokens"
     windows: tuple[int, int] | None = None  # attention inside windows of this size
 
+    @property
+    def path(self) -> str:
+        """The module that the attention is: its unit, or in a flat graph what its layers share."""
+        layers = [s.weight for s in (self.qkv, self.q, self.k, self.v, self.proj) if s is not None]
+        return self.core.unit or _shared_path(layers)
+
 
 @dataclass(frozen=True)
 class Mlp:
@@ -99,6 +105,11 @@ class Block:
     norm2: str | None
     linears: tuple[Linear, ...] = ()  # every matrix in the block, in order of use
 
+    @property
+    def path(self) -> str:
+        """The module that the block is; in a flat graph what its layers share."""
+        return self.unit or _shared_path([s.weight for s in self.linears])
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -108,6 +119,9 @@ class Stream:
     prefix: tuple[str, ...]  # names of the parameters put before the patches, in order
     tokens: int | None  # N at the first block, prefix included
     grid: tuple[int, int] | None  # height and width in patches at the first block
+    prefix_tokens: int = 0  # how many tokens the prefix is
+    suffix_tokens: int = 0  # how many tokens stand behind the patches
+    readout: tuple[int, ...] | None = None  # the tokens that the head reads; None: others too
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,17 @@ class Anatomy:
                 yield from part.roles()
         for linear in self.head:
             yield linear.role, linear
+
+
+def _shared_path(weights: list[str]) -> str:
+    """The longest module path that all weights lie under."""
+    paths = [w.split(".")[:-2] for w in weights]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
 
 
 def _distinct(*parts: Attention | Mlp | Linear | None) -> list[Linear]:

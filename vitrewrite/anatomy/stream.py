@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from .blocks import site
 from .flow import Flow, Frame, Op, union
-from .kinds import ADDS, JOINS, is_conv, is_norm, is_transparent, matrix, norm_path, strip
+from .kinds import (
+    ADDS,
+    JOINS,
+    PASSES,
+    PRODUCTS,
+    is_conv,
+    is_norm,
+    is_transparent,
+    matrix,
+    norm_path,
+    strip,
+)
 from .layout import layout_of, tokens_of, width_of
 from .sites import Linear, Stream
 from .trunk import Group, Sets, Trunk
@@ -93,7 +105,28 @@ def find_stream(flow: Flow, groups: list[Group], stem: Stem, width: int | None) 
     else:
         extra = sum(n for _, n in stem.prefix + stem.suffix)
         grid = _patches(flow, entry, tokens - extra)
-    return Stream(layout, tuple(p for p, _ in stem.prefix), tokens, grid)
+    return Stream(
+        layout, tuple(p for p, _ in stem.prefix), tokens, grid,
+        prefix_tokens=sum(n for _, n in stem.prefix),
+        suffix_tokens=sum(n for _, n in stem.suffix),
+        readout=readout(groups[-1].last.sum),
+    )  # fmt: skip
+
+
+def readout(last: Op) -> tuple[int, ...] | None:
+    """The tokens of the last block's result that are read, if these are a few by position."""
+    queue, found = [last], set[int]()
+    while queue:
+        op = queue.pop()
+        for user in op.users:
+            index: Any = user.node.args[1] if user.name == "getitem" else None
+            if is_norm(user) or user.name in PASSES | PRODUCTS | {"Dropout"}:
+                queue.append(user)
+            elif isinstance(index, tuple) and len(index) > 1 and type(index[1]) is int:
+                found.add(index[1])
+            else:
+                return None
+    return tuple(sorted(found)) or None
 
 
 def _entry(group: Group) -> Op:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import click
 
 from ..errors import FileError, UsageError, VitrewriteError, shown
-from . import commands
+from . import commands, profiling, showing, tuning
+
+__all__ = ["commands", "profiling", "run", "showing", "tuning"]
 
 
 def run(argv: list[str]) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import __version__
-from ..errors import FileError, UsageError, VitrewriteError, raise_all
-from .common import busy, check_device, echo_json, is_folder, request
+from ..errors import UsageError, VitrewriteError, raise_all
+from .common import busy, check_device, echo_json, is_folder, keep_profile, progress_bar, request
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,7 +21,15 @@ def cli(debug: bool) -> None:
     """Rewrites vision transformers by specs: verified, readable, standalone."""
 
 
-_overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def _overrides(command: Callable[..., Any]) -> Callable[..., Any]:
+    """KEY=VALUE arguments, and the file of measurements that `sensitive(...)` uses."""
+    command = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
+    return click.option(
+        "--profile", type=click.Path(path_type=Path), expose_value=False, callback=keep_profile,
+        help="Measurements of 'vitrewrite profile'; without, 'sensitive(...)' runs data=DATA.",
+    )(command)  # fmt: skip
+
+
 _COUNT = click.IntRange(min=1)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -38,7 +47,8 @@ def apply(
     wanted = request(spec, overrides)
     target = out or wanted.default_folder()
     with busy("starting torch"):
-        from ..files import check_target, emit
+        from ..disk import check_target
+        from ..files import emit
         from ..report.text import plan_text
         from ..rewrite.apply import apply as run
         from ..verification import quick
@@ -110,7 +120,7 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
 def _check(name: str, overrides: tuple[str, ...]) -> list[VitrewriteError]:
     try:
         wanted = request(name, overrides)
-        if wanted.names_model:
+        if wanted.names_model and not wanted.lacks_measurements:
             return [v.error() for v in wanted.plan().claims if v.holds is False]
     except VitrewriteError as error:
         return list(getattr(error, "errors", [error]))
@@ -211,7 +221,8 @@ def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: boo
 def lower(folder: Path, out: Path, as_json: bool) -> None:
     """Turns a rewritten model into the cheapest equal one."""
     with busy("starting torch"):
-        from ..files import check_target, emit
+        from ..disk import check_target
+        from ..files import emit
         from ..rewrite.apply import lower as run
         from ..verification.folder import load_folder
         from ..verification.numeric import relative, sample
@@ -251,20 +262,38 @@ def diff(first: str, second: str, as_json: bool) -> None:
 @_overrides
 @click.option("--batch", type=_COUNT, default=8, show_default=True, help="Images per step.")
 @click.option("--rounds", type=_COUNT, default=7, show_default=True, help="Interleaved rounds.")
+@click.option("--threads", type=_COUNT, help="Threads of the CPU; default torch's own.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+    show_default=True, help="Of weights and inputs.",
+)  # fmt: skip
+@click.option("--train/--no-train", default=True, show_default=True, help="Training steps too.")
+@click.option("--compile", is_flag=True, help="The models under torch.compile too.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there too.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Draw the time ratios there.")
 @_json
 def bench(
-    spec: str, overrides: tuple[str, ...], batch: int, rounds: int, out: Path | None, as_json: bool
-) -> None:
-    """Times base, rewritten and lowered side by side."""
+    spec: str, overrides: tuple[str, ...], out: Path | None, svg: Path | None, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Measures base, rewritten and lowered model side by side.
+
+    Time of a forward and of a training step, peak memory, bytes saved for backward, and MACs.
+    `device=cuda` measures on a GPU. The base trains its head only.
+    """
     wanted = request(spec, overrides)
     with busy("starting torch"):
-        from ..bench import run, table
+        from ..bench import Settings, run, table
+        from ..disk import check_file, write_text
+        from ..report.chart import chart
     check_device(wanted.device)
-    result = run(wanted, batch=batch, rounds=rounds)
+    for target in (out, svg):
+        if target:
+            check_file(target)
+    with progress_bar() as progress:
+        result = run(wanted, Settings(**options), progress)
     if out:
-        try:
-            out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise FileError("VR702", f"cannot write '{out}': {error.strerror}") from error
+        write_text(out, json.dumps(result, indent=2) + "\n")
+    if svg:
+        write_text(svg, chart(result))
     echo_json(result) if as_json else click.echo(table(result))

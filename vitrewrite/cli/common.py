@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
 
 
+_PROFILE = "vitrewrite.profile"
+
+
 @dataclass(frozen=True)
 class Request:
     """A spec with the reserved overrides taken out of the command line."""
@@ -30,6 +33,7 @@ class Request:
     spec: Spec
     arguments: dict[str, Any]
     device: str = "cpu"
+    data: str | None = None
 
     @property
     def names_model(self) -> bool:
@@ -40,13 +44,35 @@ class Request:
         """The plan; imports torch."""
         from ..rewrite.apply import plan
 
-        return plan(self.spec, **self.arguments)
+        return plan(self.spec, **self.measured)
 
     def apply(self) -> Rewritten:
         """The rewritten model; imports torch."""
         from ..rewrite.apply import apply
 
-        return apply(self.spec, **self.arguments)
+        return apply(self.spec, **self.measured)
+
+    @property
+    def lacks_measurements(self) -> bool:
+        """Whether the spec asks for measurements, and there are none."""
+        from ..sensitivity.calls import wanted_by
+
+        return bool(wanted_by(self.spec)) and "profile" not in self.arguments and not self.data
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The arguments, with measurements if the spec asks for some and there is data for them."""
+        from ..sensitivity.calls import wanted_by
+
+        if self.data is None or "profile" in self.arguments or not wanted_by(self.spec):
+            return self.arguments
+        from ..sensitivity.run import measure
+
+        with progress_bar() as told:
+            found = measure(
+                self.spec, data=self.data, device=self.device, progress=told, **self.arguments
+            )
+        return {**self.arguments, "profile": found}
 
     def default_folder(self) -> Path:
         """`./<spec>-<model>`, without the folders and the suffix of a model's file."""
@@ -71,7 +97,15 @@ def request(spec: str, overrides: tuple[str, ...]) -> Request:
     if "seed" in found:
         arguments["seed"] = _seed(found["seed"])
     parsed = parse_spec(spec, {k: v for k, v in found.items() if k not in RESERVED or k == "model"})
-    return Request(parsed, arguments, found.get("device", "cpu"))
+    context = click.get_current_context(silent=True)
+    if context is not None and (path := context.meta.get(_PROFILE)) is not None:
+        arguments["profile"] = path
+    return Request(parsed, arguments, found.get("device", "cpu"), found.get("data"))
+
+
+def keep_profile(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    """Keeps the file of measurements for `request`."""
+    context.meta[_PROFILE] = value
 
 
 def _seed(text: str) -> int:
@@ -119,3 +153,18 @@ def busy(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(what):
         yield
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr, where that is a terminal; told what is done, and which share of it is."""
+    if not sys.stderr.isatty():
+        yield lambda what, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    shown = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)

@@ -7,6 +7,7 @@ import difflib
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..errors import FileError, SpecError, VitrewriteError, did_you_mean, listin
 from ..explain import explain_code
 from ..language import format_text, parse_spec
 from ..language.source import read_source
-from ..signature import PassInfo
+from ..signature import OptionInfo, PassInfo
+from ..tuning.settings import options as settings_of_tune
 
 CLAUSES = {
     "insert": "insert P at|before|after SITES: puts a pass at sites of the model.",
@@ -34,7 +36,7 @@ CLAUSES = {
     "param": "param NAME: TYPE = DEFAULT in LOW..HIGH: a value that NAME=VALUE overrides.",
     "let": "let NAME = EXPRESSION: a name for a value.",
     "include": "include SPEC: the clauses of another spec, in this place.",
-    "tune": "tune { key = value ... }: hyperparameters of training.",
+    "tune": "tune { key = value ... }: hyperparameters of training; tune.key=value overrides one.",
     "model": "model NAME(key=value, ...): the model to rewrite, and its constructor arguments.",
 }
 
@@ -73,6 +75,8 @@ def explanation(topic: str) -> str:
     """
     if re.fullmatch(r"[Vv][Rr]\d{3}", topic):
         return str(explain_code(topic))
+    if topic == "tune":
+        return "\n".join([CLAUSES[topic], "", "Settings", *option_lines(settings_of_tune())])
     if topic in CLAUSES:
         return CLAUSES[topic]
     if topic in catalog.passes():
@@ -88,8 +92,13 @@ def explanation(topic: str) -> str:
 
 def pass_page(info: PassInfo) -> str:
     """The reference page of a pass: its docstring and its options."""
-    lines = [info.doc.strip(), "", "Options"]
-    for option in info.options.values():
+    return "\n".join([info.doc.strip(), "", "Options", *option_lines(info.options)])
+
+
+def option_lines(options: Mapping[str, OptionInfo]) -> list[str]:
+    """A line about each option."""
+    lines = []
+    for option in options.values():
         default = "required" if option.required else f"default {_shown(option.default)}"
         limits = [
             f"{n} {v}" for n in ("minimum", "maximum") if (v := getattr(option, n)) is not None
@@ -98,11 +107,11 @@ def pass_page(info: PassInfo) -> str:
             limits.append(f"one of {', '.join(map(str, option.choices))}")
         facts = ", ".join([str(option), default, *limits])
         lines.append(f"    {option.name}: {facts}. {option.help}".rstrip())
-    return "\n".join(lines)
+    return lines
 
 
 def _shown(value: Any) -> str:
-    return {None: "none", True: "true", False: "false"}.get(value, str(value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
+from .distinction import distinguish
 from .expressions import Symbol
 from .inlining import inline_small_calls
 from .parameters import Parameters
@@ -127,7 +128,8 @@ class Classes:
         return needed
 
     def _name(self) -> None:
-        """Two classes of one name: the later one is numbered."""
+        """Two classes of one name: one says what it has besides, or it is numbered."""
+        distinguish(self.all)
         taken: set[str] = set()
         for cls in self.all:
             stem, number = cls.name, 2

@@ -159,12 +159,14 @@ def _parts(index: slice) -> tuple[Any, Any, Any]:
 
 
 def _arguments(node: fx.Node, of: Callable[[Any], Text], skip: int = 0) -> str:
-    defaults = _defaults(node.target)
     given = [of(a).code for a in node.args[skip:]]
-    named = [
-        f"{k}={of(v).code}" for k, v in node.kwargs.items() if not _is(v, defaults.get(k, ...))
-    ]
-    return ", ".join(given + named)
+    return ", ".join(given + [f"{k}={of(v).code}" for k, v in named_arguments(node).items()])
+
+
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """The keyword arguments of a call that are not its defaults."""
+    defaults = _defaults(node.target)
+    return {k: v for k, v in node.kwargs.items() if not _is(v, defaults.get(k, ...))}
 
 
 def _is(value: Any, default: Any) -> bool:

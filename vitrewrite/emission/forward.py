@@ -99,10 +99,9 @@ class Printer:
         """The line, broken where it is too long."""
         return wrap(line, self.width)
 
-    def _write(self, line: str, node: fx.Node | None = None) -> None:
-        origin = node.meta.get("origin") if node is not None else None
-        if origin:
-            self.out.append(f"# {origin}")
+    def _write(self, line: str, *nodes: fx.Node) -> None:
+        origins = [str(o) for n in nodes if (o := n.meta.get("origin"))]
+        self.out += [f"# {line}" for origin in origins for line in origin.splitlines()]
         self.out += wrap(line, self.width)
 
     def _assign(self, statement: Statement, number: int) -> None:
@@ -166,7 +165,7 @@ class Printer:
             self._write(f"{name} = {start}")
         extra = "".join(f", {self.text(a).code}" for a in loop.nodes[0].args[1:])
         origins = {str(o) for n in loop.nodes if (o := n.meta.get("origin")) is not None}
-        self.out += [f"# {o}" for o in sorted(origins)]
+        self.out += [f"# {line}" for o in sorted(origins) for line in o.splitlines()]
         length = len(self.plan.module.get_submodule(loop.container)._modules)
         self.out.append(f"for {loop.variable} in {loop.slice(length)}:")
         call = f"{name} = {loop.variable}({name}{extra})"
@@ -202,7 +201,8 @@ class Printer:
         value = statement.node.args[0]
         code = self.text(value).code
         bare = isinstance(value, tuple) and len(value) > 1 and len(code) < WIDTH - 16
-        self._write(f"return {code[1:-1] if bare else code}", None)
+        inside = [n for n in statement.node.all_input_nodes if n in self.plan.inlined]
+        self._write(f"return {code[1:-1] if bare else code}", *inside)
 
 
 def _raised(message: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tracing.leaves import is_torch_class
+
 _RENAMED = {"in_features": "dim", "normalized_shape": "dim", "num_features": "dim",
             "in_channels": "dim", "out_features": "out_dim", "out_channels": "out_dim"}  # fmt: skip
 
@@ -31,7 +33,9 @@ def arguments(layer: nn.Module) -> dict[str, Any]:
     for parameter in _signature(cls):
         if not hasattr(layer, parameter.name):
             continue
-        value = _simple(getattr(layer, parameter.name), isinstance(parameter.default, bool))
+        value = getattr(layer, parameter.name)
+        if is_torch_class(cls):
+            value = _simple(value, isinstance(parameter.default, bool))
         default = parameter.default
         if (
             default is inspect.Parameter.empty

@@ -14,7 +14,7 @@ from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
 from ..tracing.operators import is_impure, is_inplace
 from .effects import has_effect
-from .expressions import INPLACE
+from .expressions import INPLACE, named_arguments
 from .grouping import augmented, is_scalar, sized, unpacked
 from .loops import Loop, find_loops
 from .rolls import Roll, is_item, spread
@@ -165,7 +165,9 @@ class Plan:
         if isinstance(node.target, Roll) or any(isinstance(u.target, Roll) for u in node.users):
             return False
         unread = is_impure(node) and not node.users
-        if unread or node.target is operator.setitem or node.meta.get("origin"):
+        returned = len(node.users) == 1 and next(iter(node.users)).op == "output"
+        named = node.meta.get("origin") and not returned
+        if unread or node.target is operator.setitem or named:
             return False
         if not isinstance(node.meta.get("val"), torch.Tensor) and is_scalar(node):
             return len(node.users) == 1 or not node.meta.get("hint")
@@ -198,8 +200,9 @@ class Plan:
         """About how many characters the expression for a node takes."""
         target: Any = node.target
         name = target if isinstance(target, str) else target.__name__
-        inner = (*node.args, *node.kwargs.values())
-        extra = sum(len(k) + 1 for k in node.kwargs)
+        named = named_arguments(node)
+        inner = (*node.args, *named.values())
+        extra = sum(len(k) + 1 for k in named)
         return min(len(name), 24) + 4 + extra + sum(self._length(v) + 2 for v in inner)
 
     def _length(self, value: Any) -> int:

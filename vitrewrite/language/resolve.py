@@ -9,6 +9,7 @@ from functools import singledispatchmethod
 from vitrewrite.catalog import Catalog
 from vitrewrite.errors import Span, SpecError, shown
 from vitrewrite.signature import OptionInfo, PassInfo
+from vitrewrite.tuning.settings import options as settings_of_tune
 
 from .check import (
     check_form,
@@ -133,7 +134,8 @@ class Resolver:
         with self._problems.catch():
             check_repeated(use.options)
         options = self._overridden(use, info)
-        resolved = [self._resolved_option(option, info) for option in options]
+        known = info.options if info else {}
+        resolved = [self._resolved_option(option, known) for option in options]
         if info is None:
             return dataclasses.replace(use, options=tuple(resolved)), {}
         checked = check_options(tuple(resolved), info.options, use.name, self._problems)
@@ -155,8 +157,8 @@ class Resolver:
         replaced = {option.name for option in given}
         return (*(option for option in use.options if option.name not in replaced), *given)
 
-    def _resolved_option(self, option: Option, info: PassInfo | None) -> Option:
-        known = info.options.get(option.name) if info else None
+    def _resolved_option(self, option: Option, infos: Mapping[str, OptionInfo]) -> Option:
+        known = infos.get(option.name)
         words = (known.choices or ()) if known else ()
         value = self._scope.resolve(option.value, self._problems, words)
         return dataclasses.replace(option, value=value)
@@ -172,9 +174,9 @@ class Resolver:
 
     @_take.register
     def _(self, statement: Tune) -> None:
-        resolved = self._resolved(statement)
-        for setting in resolved.settings:
+        for given in statement.settings:
             with self._problems.catch():
+                setting = self._resolved_option(given, settings_of_tune())
                 if setting.name in {each.name for each in self._settings}:
                     message = f"setting {shown(setting.name)} is given twice"
                     raise SpecError("VR225", message, span=setting.span)
@@ -208,11 +210,13 @@ class Resolver:
         )
 
     def _tuned(self) -> tuple[Option, ...]:
+        known = settings_of_tune()
         settings = {setting.name: setting for setting in self._settings}
         for name in [*settings, *self._overrides.under("tune.")]:
-            if value := self._overrides.use(f"tune.{name}"):
+            kind = known[name].type if name in known else ""
+            if value := self._overrides.use(f"tune.{name}", kind):
                 settings[name] = Option(name, value, value.span)
-        return tuple(settings.values())
+        return check_options(tuple(settings.values()), known, "tune", self._problems)
 
     def _final_model(self) -> tuple[ModelRef | None, tuple[Option, ...]]:
         arguments: dict[str, Option] = {}

@@ -37,6 +37,12 @@ CALLS: Mapping[str, Mapping[str, OptionInfo]] = {
     "sensitive": {
         "budget": OptionInfo("budget", "int", False, False, True, minimum=1),
         "samples": OptionInfo("samples", "int", False, False, False, 800, minimum=1),
+        "per": OptionInfo("per", "str", False, False, False, "sample", choices=("sample", "batch")),
+        "alpha": OptionInfo("alpha", "float", False, False, False, 10.0, minimum=1e-12),
+        "beta": OptionInfo("beta", "float", False, False, False, 5.0, minimum=1e-12),
+        "vectors": OptionInfo("vectors", "bool", False, False, False, True),
+        "structured_only": OptionInfo("structured_only", "bool", False, False, False, False),
+        "scale": OptionInfo("scale", "int", False, False, False, 1_000_000, minimum=1),
     },
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..anatomy.sites import Block
 from ..emission.file import render
 
 if TYPE_CHECKING:
@@ -15,11 +17,19 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A matrix of a block, coloured if a clause changed it."""
+class Part:
+    """A stretch of a cell: a matrix or rows of one, with the colours of the clauses about it."""
 
     label: str
-    colour: str | None
+    colours: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A layer of a block, or a bar for what a clause put at the block or its attention."""
+
+    parts: tuple[Part, ...]
+    bar: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,29 +43,47 @@ class Column:
 
 
 def picture(rewritten: Rewritten) -> str:
-    """The SVG: one column per block, one cell per matrix, a colour per clause."""
-    touched = {
-        role: COLOURS[step.clause.number % len(COLOURS)]
-        for step in rewritten.result.steps
-        for role in step.sites
-    }
-    legend = [
-        (COLOURS[step.clause.number % len(COLOURS)], f"{step.change} {step.clause.text}")
-        for step in rewritten.result.steps
-    ]
+    """The SVG: one column per block, one cell per layer, a colour per clause."""
+    touched: dict[str, tuple[str, ...]] = {}
+    legend = []
+    for step in rewritten.result.steps:
+        colour = COLOURS[step.clause.number % len(COLOURS)]
+        legend.append((colour, f"{step.change} {step.clause.text}"))
+        for role in step.sites:
+            touched[role] = (*touched.get(role, ()), colour)
     tokens = rewritten.measures.tokens
     columns = []
     for block in rewritten.result.anatomy.blocks:
-        cells = []
-        for part in block.linears:
-            name = part.role.rpartition(".")[2]
-            mark = touched.get(part.role) or touched.get(block.role)
-            cells.append(Cell(name.partition("[")[0], mark))
         count = tokens[block.index] if block.index < len(tokens) else None
-        columns.append(Column(str(block.index), block.stage, str(count or ""), tuple(cells)))
-    head = next((c for r, c in touched.items() if r.startswith("head")), None)
+        cells = tuple(_cells(block, touched))
+        columns.append(Column(str(block.index), block.stage, str(count or ""), cells))
+    head = next((c[0] for r, c in touched.items() if r.startswith("head")), None)
     return render(
         "graph.svg.jinja", columns=columns, legend=legend, head=head,
-        rows=max((len(c.cells) for c in columns), default=1),
+        tall=max((sum(_height(c) for c in column.cells) for column in columns), default=26),
         title=f"{rewritten.model_name}: {rewritten.spec.name}",
     )  # fmt: skip
+
+
+def _height(cell: Cell) -> int:
+    """Pixels that a cell takes, the gap below it included; the template knows them too."""
+    return 12 if cell.bar else 26
+
+
+def _cells(block: Block, touched: Mapping[str, tuple[str, ...]]) -> Iterator[Cell]:
+    """The layers in order of use; bars before them for the block, behind attention's for that."""
+    if block.role in touched:
+        yield Cell((Part("", touched[block.role]),), bar=True)
+    attn = block.attn
+    rows = [] if attn is None else [s for s in (attn.q, attn.k, attn.v) if s and s.rows]
+    bar = None if attn is None else touched.get(attn.role)
+    last = max((i for i, s in enumerate(block.linears) if ".attn." in s.role), default=-1)
+    for i, site in enumerate(block.linears):
+        inside = [s for s in rows if s.weight == site.weight]
+        colours = touched.get(site.role, ())
+        name = site.role.rpartition(".")[2].partition("[")[0]
+        whole = Part(name, colours)
+        split = [Part(s.role[-1], colours + touched.get(s.role, ())) for s in inside]
+        yield Cell(tuple(split) if any(p.colours for p in split) else (whole,))
+        if bar and i == last:
+            yield Cell((Part("", bar),), bar=True)

@@ -15,6 +15,7 @@ from ..emission.realise import realise
 from ..errors import MatchError, raise_all
 from ..language import parse_spec
 from ..language.model import Spec
+from ..sensitivity.profile import Profile
 from ..tracing import trace
 from ..tracing.unit import duplicate, on_meta
 from .claims import judge
@@ -28,6 +29,11 @@ from .rewritten import Rewritten
 def as_spec(spec: Spec | str | Path, overrides: Mapping[str, object]) -> Spec:
     """The spec itself, or what a path, shipped name or text says."""
     return spec if isinstance(spec, Spec) else parse_spec(spec, overrides)
+
+
+def as_profile(profile: Profile | str | Path | None) -> Profile | None:
+    """The profile itself, or that of a file."""
+    return Profile.load(profile) if isinstance(profile, (str, Path)) else profile
 
 
 class Request:
@@ -70,7 +76,8 @@ class Request:
 
 def plan(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
-    weights: str = "random", seed: int = 0, **overrides: object,
+    weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
+    **overrides: object,
 ) -> Plan:  # fmt: skip
     """What `spec` would change in `model`; no weight is allocated or read.
 
@@ -80,6 +87,7 @@ def plan(
         example: what the model is called with, if it does not say so itself.
         weights: what `apply` would start from; only named here.
         seed: of random weights.
+        profile: measurements for `sensitive(...)`, or the file of one.
         overrides: params and pass options of the spec.
 
     Raises:
@@ -91,7 +99,7 @@ def plan(
     root = on_meta(root)
     original = _run(root)
     with torch.device("meta"):
-        result = rewrite(spec, root)
+        result = rewrite(spec, root, profile=as_profile(profile))
     measures = measure(result, original)
     claims = judge(spec, measures, result)
     return Plan(
@@ -103,7 +111,8 @@ def plan(
 def apply(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
-    **overrides: object,
+    profile: Profile | str | Path | None = None,
+    allocations: Mapping[str, Any] | None = None, **overrides: object,
 ) -> Rewritten:  # fmt: skip
     """Rewrites a model; the input model is unchanged and shares its frozen weights.
 
@@ -114,6 +123,8 @@ def apply(
         weights: `random`, `pretrained` or a safetensors file, for a model by name.
         seed: of random weights, and of what the passes add.
         model_options: constructor arguments of a model by name.
+        profile: measurements for `sensitive(...)`, or the file of one.
+        allocations: what each `sensitive(...)` bought before, as a lock file has it.
         overrides: params and pass options of the spec.
 
     Raises:
@@ -125,7 +136,7 @@ def apply(
     base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
     original = _run(base)
-    result = rewrite(spec, root)
+    result = rewrite(spec, root, profile=as_profile(profile), allocations=allocations)
     _initialise(result, seed)
     _own_trained(result)
     measures = measure(result, original)
@@ -150,10 +161,9 @@ def lower(rewritten: Rewritten) -> Rewritten:
     The originals stay in `rewritten`, which is unchanged.
     """
     root = duplicate(rewritten.module, _shared, lambda b: b.clone())
-    left = lower_tree(root, rewritten.result.editor.insertions, rewritten.result.methods)
-    result = replace(rewritten.result, root=root, editor=type(rewritten.result.editor)(root, left))
-    counted = measure(result, _run(rewritten.base))
-    measures = replace(counted, macs_lowered=counted.macs)
+    editor = lower_tree(root, rewritten.result.editor, rewritten.result.methods)
+    result = replace(rewritten.result, root=root, editor=editor)
+    measures = measure(result, _run(rewritten.base), lowered=True)
     root.eval()
     source = realise(root)
     return replace(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from ..anatomy.sites import Linear, Place
+from ..anatomy.sites import Place
 from ..errors import RewriteError
+from ..tracing.leaves import changed_by
 from ..tracing.template import Template
 from ..tracing.unit import Unit
 
+if TYPE_CHECKING:
+    from .sites import BoundSite
 
-@dataclass
+
+@dataclass(eq=False)
 class Insertion:
     """A module that a pass put into the tree.
 
@@ -21,14 +27,18 @@ class Insertion:
         pass_name: which pass.
         clause: position of the clause in the spec.
         path: module path of the new module.
-        sites: the sites it serves, in the order of its parts.
+        unit: path of the unit whose graph calls it.
+        site: where the pass put it.
+        owners: module paths that its parts belong to, which name them in a delta.
     """
 
     pass_name: str
     clause: int
     path: str
-    sites: tuple[Linear, ...]
+    unit: str
     module: nn.Module
+    site: BoundSite
+    owners: tuple[str, ...]
 
 
 @dataclass
@@ -38,18 +48,31 @@ class Editor:
     Attributes:
         root: the tree of units, changed in place.
         insertions: what passes put in, in order.
+        edited: ids of units whose template is their own at the moment.
         warnings: what is odd but not wrong.
+        moved: where a place of the original model is now.
     """
 
     root: nn.Module
     insertions: list[Insertion] = field(default_factory=list)
     edited: set[int] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
+    moved: dict[Place, Place] = field(default_factory=dict)
+
+    def on(self, root: nn.Module) -> Editor:
+        """An editor of a copy of the tree, before anything is done to the copy."""
+        insertions = [replace(i, module=root.get_submodule(i.path)) for i in self.insertions]
+        return Editor(root, insertions, set(), list(self.warnings), dict(self.moved))
+
+    def unit(self, path: str) -> Unit:
+        """The unit at `path`."""
+        unit = self.root.get_submodule(path)
+        assert isinstance(unit, Unit)
+        return unit
 
     def own(self, path: str) -> Unit:
         """The unit at `path`, with a template that no other unit uses."""
-        unit = self.root.get_submodule(path)
-        assert isinstance(unit, Unit)
+        unit = self.unit(path)
         if id(unit) not in self.edited:
             template = unit.template
             assert template is not None
@@ -69,24 +92,65 @@ class Editor:
 
     def node(self, place: Place) -> fx.Node:
         """The node at a place, in a graph that may be edited."""
+        place = self.where(place)
         graph = self.graph(place.unit)
         node: fx.Node = next(n for n in graph.nodes if n.name == place.node)
         return node
 
-    def adopt(self, unit: str, near: str, name: str, module: nn.Module) -> tuple[str, str]:
-        """Puts `module` beside the layer `near` of a unit.
+    def where(self, place: Place) -> Place:
+        """Where a place of the original model is now."""
+        while place in self.moved:
+            place = self.moved[place]
+        return place
+
+    def adopt(self, unit: str, owner: str, name: str, module: nn.Module) -> tuple[str, str]:
+        """Makes `module` a child of the module at `owner`, which lies in the unit at `unit`.
 
         Returns:
             Its path relative to the unit, and its full path.
         """
-        parent = near.rpartition(".")[0]
-        relative = f"{parent}.{name}" if parent else name
-        owner = self.root.get_submodule(".".join(p for p in (unit, parent) if p))
-        stem, number = relative, 2
-        while relative.rpartition(".")[2] in owner._modules:
-            relative, number = f"{stem}{number}", number + 1
-        owner.add_module(relative.rpartition(".")[2], module)
-        return relative, ".".join(p for p in (unit, relative) if p)
+        parent = self.root.get_submodule(owner)
+        stem, number = name, 2
+        while name in parent._modules or name in parent._parameters or name in parent._buffers:
+            name, number = f"{stem}{number}", number + 1
+        parent.add_module(name, module)
+        path = f"{owner}.{name}" if owner else name
+        return relative(path, unit), path
+
+    def call(
+        self,
+        unit: str,
+        target: str,
+        args: Iterable[fx.Node],
+        *,
+        origin: str,
+        hints: tuple[str, ...],
+    ) -> tuple[fx.Node, ...]:
+        """Calls a child of a unit right after its last argument is known.
+
+        Args:
+            unit: path of the unit.
+            target: the child's path in it.
+            args: nodes of the unit's graph.
+            origin: the comment above the call.
+            hints: variable names of the results; more than one for a tuple.
+        """
+        graph, args = self.graph(unit), tuple(args)
+        with after(graph, args):
+            node = graph.call_module(target, args)
+            node.meta = {"origin": origin}
+            changes = changed_by(self.unit(unit).get_submodule(target))
+            if len(hints) == 1:
+                results: tuple[fx.Node, ...] = (node,)
+            else:
+                node.meta["arity"] = len(hints)
+                items = range(len(hints))
+                results = tuple(graph.call_function(operator.getitem, (node, i)) for i in items)
+        for i, (result, hint) in enumerate(zip(results, hints, strict=True)):
+            changed = changes[i] if i < len(changes) else None
+            value = None if changed is None else args[changed].meta.get("val")
+            result.meta |= {"hint": hint, **({} if value is None else {"val": value})}
+        return results
 
     def clean(self) -> None:
         """Drops dead code, checks that the rest is sound, and lets equal units share again."""
@@ -97,9 +161,28 @@ class Editor:
             unit.template.clean()
             for graph in unit.template.graphs:
                 _lint(graph, unit, path)
-            shared = known.setdefault(unit.template.signature(), unit.template)
-            unit.__dict__["template"] = shared
+            # Places are node names, so what is shared has the same names too.
+            names = tuple(n.name for n in unit.template.graph.nodes)
+            key = unit.template.signature(), names
+            unit.__dict__["template"] = known.setdefault(key, unit.template)
         self.edited.clear()
+
+
+def relative(path: str, unit: str) -> str:
+    """A module path as seen from a unit above it."""
+    return path[len(unit) + 1 :] if unit else path
+
+
+def join(*parts: str) -> str:
+    """A module path from its parts, which may be empty."""
+    return ".".join(p for p in parts if p)
+
+
+def after(graph: fx.Graph, nodes: Iterable[fx.Node]) -> Any:
+    """Inserts behind the last of `nodes`, and behind all inputs of the graph."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    return graph.inserting_before(max((*inputs, *nodes), key=order.__getitem__).next)
 
 
 def units(root: nn.Module) -> Iterator[tuple[str, Unit]]:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from .. import catalog
 from ..anatomy import analyse
-from ..anatomy.sites import Anatomy, Linear
+from ..anatomy.sites import Anatomy, Attention, Block, Linear
 from ..declare import Pass
 from ..errors import RewriteError, VitrewriteError, listing, raise_all
 from ..language.model import Clause as SpecClause
 from ..language.model import Spec
+from ..sensitivity import Allocation
+from ..sensitivity.calls import calls
+from ..sensitivity.profile import Profile
+from ..sensitivity.sites import Entries
 from ..tracing import inputs
+from .allocations import Allocations
+from .clause import Clause
 from .editor import Editor
+from .passes import method_of
 from .schedule import Job, overlapping, schedule
 from .select import KINDS, Named, Selection, Site, parts
-from .sites import Clause, LinearSite
+from .sites import AttentionSite, BlockSite, BoundSite, Context, EntriesSite, LinearSite
+from .stream import Stream
 
 
 @dataclass
@@ -47,9 +56,11 @@ class Rewrite:
         root: the tree of units.
         anatomy: its sites, as they were before.
         example: meta input of batch size one.
+        stream: what is known of the tokens, as passes changed it.
         steps: what each clause did, in the order of the spec.
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
+        allocations: what each `sensitive(...)` of the spec bought.
     """
 
     spec: Spec
@@ -57,9 +68,11 @@ class Rewrite:
     anatomy: Anatomy
     example: tuple[torch.Tensor, ...]
     editor: Editor
+    stream: Stream
     steps: list[Step] = field(default_factory=list)
     methods: dict[int, Pass] = field(default_factory=dict)
     base_trained: set[str] = field(default_factory=set)
+    allocations: dict[str, Allocation] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
@@ -73,17 +86,28 @@ class Rewrite:
         return {n for n, _ in self.root.named_parameters() if n.rpartition(".")[0] in layers}
 
 
-def rewrite(spec: Spec, root: nn.Module, example: Any = None) -> Rewrite:
+def rewrite(
+    spec: Spec, root: nn.Module, example: Any = None, profile: Profile | None = None,
+    allocations: Mapping[str, Any] | None = None,
+) -> Rewrite:  # fmt: skip
     """Carries out all clauses of `spec` on the tree `root`, in place.
+
+    Args:
+        spec: what to do.
+        root: a captured tree.
+        example: what it is called with, if that is not what it was captured with.
+        profile: measurements for `sensitive(...)`.
+        allocations: what each `sensitive(...)` bought before, as data; goes before `profile`.
 
     Raises:
         VitrewriteError: all errors of selection together, else the first one of rewriting.
     """
     _refuse_drop(spec)
     anatomy = analyse(root)
-    result = Rewrite(spec, root, anatomy, example_of_one(root, example), Editor(root))
-    selection = Selection(anatomy, root)
-    found = _select(spec, selection)
+    result = Rewrite(
+        spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
+    )
+    found = _select(spec, result, profile, allocations)
     jobs = []
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.use is not None:
@@ -115,24 +139,44 @@ def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, 
     )  # fmt: skip
 
 
-def _select(spec: Spec, selection: Selection) -> list[tuple[Site, ...]]:
+def _select(
+    spec: Spec, result: Rewrite, profile: Profile | None, known: Mapping[str, Any] | None
+) -> list[tuple[Site, ...]]:
     errors: list[VitrewriteError] = []
     found: list[tuple[Site, ...]] = []
+    extra = _trained_anyway(spec, result)
+    allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known)
     for clause in spec.clauses:
+        measured = functools.partial(allocations.sites, clause)
+        selection = Selection(result.anatomy, result.root, measured)
         try:
             found.append(selection.sites(clause.sites) if clause.sites is not None else ())
         except VitrewriteError as error:
             errors.append(error)
             found.append(())
     raise_all(errors)
+    result.allocations = dict(allocations.made)
     return found
+
+
+def _trained_anyway(spec: Spec, result: Rewrite) -> int:
+    """Parameters of `train` clauses that measure nothing, the head excluded."""
+    selection = Selection(result.anatomy, result.root)
+    names: set[str] = set()
+    for clause in spec.clauses:
+        if clause.verb == "train" and clause.sites is not None and not any(calls(clause.sites)):
+            with contextlib.suppress(VitrewriteError):  # told when the clause itself is selected
+                sites = selection.sites(clause.sites)
+                names |= {n for site in sites for n in parameters_of(site, result.root)}
+    parameters = dict(result.root.named_parameters())
+    return sum(parameters[n].numel() for n in names - result.head if n in parameters)
 
 
 def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewrite) -> Job:
     assert clause.use is not None
     spans = {option.name: option.span for option in clause.use.options}
     described = Clause(number, clause.use.name, str(clause), clause.span, spans)
-    method = catalog.load(clause.use.name)(**clause.use.values)
+    method = method_of(clause)
     result.methods[number] = method
     for site in sites:
         if not any(isinstance(site, KINDS[kind]) for kind in method.attaches):
@@ -161,21 +205,49 @@ def _kind(site: Site) -> str:
 
 def _carry_out(job: Job, result: Rewrite) -> None:
     before = sum(p.numel() for p in result.root.parameters())
-    for parts_ in _grouped(job.sites):
-        job.method.rewrite(LinearSite(result.editor, job.clause, parts_))
+    scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
+    roles = tuple(site.role for site in job.sites)
+    context = Context(result.editor, job.clause, result.anatomy, result.stream, scope, roles)
+    for bound in _bound(job.sites, context):
+        job.method.rewrite(bound)
     result.editor.clean()
     added = sum(p.numel() for p in result.root.parameters()) - before
     roles = tuple(s.role for s in job.sites)
     result.steps.append(Step(job.clause, "insert", roles, "+", added))
 
 
-def _grouped(sites: Sequence[Site]) -> list[tuple[Linear, ...]]:
-    """Row ranges of one layer go to the pass together."""
+def _unit(site: Site) -> str:
+    """The unit whose graph holds a site."""
+    if isinstance(site, Linear):
+        return site.call.unit
+    if isinstance(site, Attention):
+        return site.core.unit
+    if isinstance(site, Entries):
+        return site.layer.call.unit if site.layer is not None else ""
+    assert isinstance(site, Block)
+    return site.input.unit
+
+
+def _bound(sites: Sequence[Site], context: Context) -> list[BoundSite]:
+    """The sites as a pass gets them; row ranges of one layer come together."""
     groups: dict[Any, list[Linear]] = {}
+    layers: dict[str, list[Entries]] = {}
+    bound: list[BoundSite] = []
+    owners = {b.attn.role: b for b in context.anatomy.blocks if b.attn is not None}
     for site in sites:
-        assert isinstance(site, Linear)
-        groups.setdefault((site.call, site.weight), []).append(site)
-    return [tuple(sorted(g, key=lambda s: s.rows or (0, 0))) for g in groups.values()]
+        if isinstance(site, Linear):
+            groups.setdefault((site.call, site.weight), []).append(site)
+        elif isinstance(site, Attention):
+            bound.append(AttentionSite(context, site, owners.get(site.role)))
+        elif isinstance(site, Block):
+            bound.append(BlockSite(context, site))
+        elif isinstance(site, Entries):
+            layers.setdefault(site.module, []).append(site)
+    bound += [EntriesSite(context, tuple(parts_)) for parts_ in layers.values()]
+    for made in bound:
+        made.refuse_twice()
+    in_order = (tuple(sorted(g, key=lambda s: s.rows or (0, 0))) for g in groups.values())
+    return [*(LinearSite(context, parts_) for parts_ in in_order), *bound]
 
 
 # -- what is trained ------------------------------------------------------------------------------

@@ -1,37 +1,47 @@
-"""Lowering: from a rewritten tree to the cheapest equal one."""
+"""The cheapest equal model: what passes put in, folded into what was there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from ..declare import Pass
-from .editor import Editor, Insertion
-from .sites import Folding
+from . import wiring
+from .editor import Editor
 
 
-def lower_tree(
-    root: nn.Module, insertions: Sequence[Insertion], methods: Mapping[int, Pass]
-) -> list[Insertion]:
+@torch.no_grad()
+def lower_tree(root: nn.Module, original: Editor, methods: Mapping[int, Pass]) -> Editor:
     """Lowers what can be lowered, last insertion first, in place.
 
     Args:
         root: a tree of its own: weights are replaced, never changed.
-        insertions: what passes put in; their paths are looked up in `root`.
+        original: the editor of the tree that `root` is a copy of.
         methods: the pass of each clause.
 
     Returns:
-        The insertions that stay.
+        The editor of `root`, with the insertions that stay.
     """
-    editor = Editor(root)
-    left = []
-    for insertion in reversed(insertions):
-        method = methods[insertion.clause]
-        if "lowers_exactly" not in method.claims:
-            left.append(insertion)
-            continue
-        module = root.get_submodule(insertion.path)
-        method.lower(Folding(editor, insertion), module)
+    root.eval()
+    editor = original.on(root)
+    for insertion in reversed(list(editor.insertions)):
+        site = insertion.site.at_lowering(editor, insertion)
+        if methods[insertion.clause].lower(site, insertion.module):
+            editor.insertions.remove(insertion)
+    wiring.prune(editor)
     editor.clean()
-    return left[::-1]
+    _remove_uncalled(editor)
+    return editor
+
+
+def _remove_uncalled(editor: Editor) -> None:
+    """Modules of passes that no graph calls any more go."""
+    for insertion in list(editor.insertions):
+        unit = editor.unit(insertion.unit)
+        assert unit.template is not None
+        target = insertion.path[len(insertion.unit) + 1 :] if insertion.unit else insertion.path
+        if not any(n.target == target for n in unit.template.graph.nodes):
+            editor.insertions.remove(insertion)
+            insertion.site.at_lowering(editor, insertion).remove(insertion)

@@ -16,7 +16,7 @@ from ..tracing.configuration import freeze
 from ..tracing.unit import Unit, run_node
 
 # The counter knows `addmm`, and not that it can be done in place.
-_MORE = {torch.ops.aten.addmm_: lambda c, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
+MORE_FLOPS = {torch.ops.aten.addmm_: lambda c, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
 
 
 @dataclass
@@ -26,6 +26,19 @@ class _Entry:
     shapes: dict[str, tuple[int, ...]]  # node -> shape
     children: dict[str, Hashable] = field(default_factory=dict)
     seen_in_children: int = 0  # what the counter moved by while children ran
+
+
+class BrokenError(Exception):
+    """A unit cannot run on what it is given.
+
+    Attributes:
+        path: of the unit, as far as it is known yet.
+        reason: what torch says.
+    """
+
+    def __init__(self, path: str, reason: Exception) -> None:
+        super().__init__(f"in '{path}': {reason}")
+        self.path, self.reason = path, reason
 
 
 class Propagation:
@@ -47,9 +60,11 @@ class Propagation:
         self.entries: dict[Hashable, _Entry] = known.entries if known else {}
         self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
-        counter = FlopCounterMode(display=False, custom_mapping=_MORE)
+        counter = FlopCounterMode(display=False, custom_mapping=MORE_FLOPS)
         with counter as self.counter, torch.no_grad():
-            self.top = self._run(root, inputs)
+            # The tree computes in float32, whatever the model it stands for does.
+            floats = tuple(v.float() if v.is_floating_point() else v for v in inputs)
+            self.top = self._run(root, floats)
         self.macs = self.entries[self.top].macs
 
     def shape(self, place: Place) -> tuple[int, ...] | None:
@@ -73,8 +88,7 @@ class Propagation:
             if isinstance(module, Unit) and module.template is not None:
                 entry = self._graph(module.template.graph, module, args)
             else:
-                # Not a call: the counter's own module hooks need gradients.
-                entry = _Entry(module.forward(*args), 0, {})
+                entry = _Entry(_leaf(module, args), 0, {})
             own = self.counter.get_total_flops() - before - entry.seen_in_children
             entry.macs += own // 2
             self.entries[key] = entry
@@ -92,17 +106,27 @@ class Propagation:
             elif node.op == "call_module" and not node.kwargs:
                 values[node] = self._child(node, unit, values, entry)
             else:
-                values[node] = run_node(node, unit, values)
+                values[node] = self._step(node, unit, values)
             if isinstance(values.get(node), torch.Tensor):
                 entry.shapes[node.name] = tuple(values[node].shape)
         return entry
+
+    def _step(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any]) -> Any:
+        try:
+            return run_node(node, unit, values)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise BrokenError("", error) from error
 
     def _child(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any], entry: _Entry) -> Any:
         inputs = fx.node.map_arg(node.args, lambda n: values[n])
         name = str(node.target)
         child = unit.get_submodule(name)
         before = self.counter.get_total_flops()
-        key = entry.children[name] = self._run(child, inputs)
+        try:
+            key = entry.children[name] = self._run(child, inputs)
+        except BrokenError as error:
+            path = f"{name}.{error.path}" if error.path else name
+            raise BrokenError(path, error.reason) from error
         entry.seen_in_children += self.counter.get_total_flops() - before
         entry.macs += self.entries[key].macs
         return self.entries[key].outputs
@@ -133,6 +157,14 @@ class Propagation:
             skipped = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
             own = tuple((k, freeze(v)) for k, v in module.__dict__.items() if k not in skipped)
         return type(module), own, state, children
+
+
+def _leaf(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """What a layer yields; not a call, because the counter's own module hooks need gradients."""
+    try:
+        return module.forward(*args)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise BrokenError("", error) from error
 
 
 _INTERNED: dict[Hashable, int] = {}

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from ..anatomy.sites import Anatomy
+from ..errors import RewriteError
 from ..language.model import Spec
 from ..tracing.unit import duplicate, on_meta
 from .claims import Verdict
 from .engine import Rewrite, Step
 from .lowering import lower_tree
-from .measure import Parameters, Propagation, count_parameters
+from .measure import BrokenError, Parameters, Propagation, count_parameters
 
 
 @dataclass(frozen=True)
@@ -84,21 +87,42 @@ def step_json(step: Step) -> dict[str, Any]:
     }
 
 
-def measure(rewritten: Rewrite, base: Propagation) -> Measures:
-    """Counts of a rewritten tree, and of what it lowers to."""
+def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> Measures:
+    """Counts of a rewritten tree, and of what it lowers to unless it is `lowered` already."""
     root = rewritten.root
     meta = on_meta(root)
-    run = Propagation(meta, rewritten.example, base)
-    lowered = base.macs
-    if rewritten.editor.insertions:
+    run = _propagated(meta, rewritten, base)
+    cheapest = run.macs
+    if rewritten.editor.insertions and not lowered:
         twin = duplicate(meta, lambda p: p, lambda b: b)
-        lower_tree(twin, rewritten.editor.insertions, rewritten.methods)
-        lowered = Propagation(twin, rewritten.example, base).macs
+        lower_tree(twin, rewritten.editor, rewritten.methods)
+        cheapest = Propagation(twin, rewritten.example, base).macs
     blocks = rewritten.anatomy.blocks
     places = [b.input for b in blocks] + [b.output for b in blocks[-1:]]
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
-    return Measures(params, run.macs, lowered, base.macs, tokens)
+    return Measures(params, run.macs, cheapest, base.macs, tokens)
+
+
+def _propagated(meta: nn.Module, rewritten: Rewrite, base: Propagation) -> Propagation:
+    """A run of the rewritten model on meta.
+
+    Raises:
+        RewriteError: VR410 if a part of the model cannot take tokens that a clause changed, VR405
+            if no clause changed any.
+    """
+    try:
+        return Propagation(meta, rewritten.example, base)
+    except BrokenError as error:
+        clauses = list(dict.fromkeys(c.origin for _, _, c in rewritten.stream.changes))
+        if not clauses:
+            raise RewriteError("VR405", f"the rewritten model does not run: {error}") from error
+        cause = rewritten.stream.changes[-1][2]
+        raise cause.error(
+            "VR410",
+            f"{cause.pass_name} changes the tokens, and '{error.path}' needs them as they were",
+            notes=[str(error.reason), *(f"tokens are changed by: {c}" for c in clauses[:-1])],
+        ) from error
 
 
 def _tokens(shape: Sequence[int] | None, layout: str) -> int | None:

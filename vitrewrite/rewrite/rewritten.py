@@ -12,6 +12,7 @@ from torch import nn
 from ..emission.source import Source
 from ..language.model import Spec
 from .claims import Verdict
+from .editor import join
 from .engine import Rewrite
 from .plan import Measures, step_json
 
@@ -40,6 +41,7 @@ class Rewritten:
     seed: int = 0
     weights_request: str = "random"
     trained: bool = False  # whether a delta was loaded, so that it is not at initialisation
+    training: dict[str, Any] = field(default_factory=dict)  # what `tune` measured
 
     @property
     def spec(self) -> Spec:
@@ -56,8 +58,10 @@ class Rewritten:
             "lowered": self.lowered,
             "clauses": [step_json(step) for step in self.result.steps],
             **self.measures.to_json(),
+            "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": self.result.warnings,
+            **({"training": self.training} if self.training else {}),
         }
 
     def delta(self) -> dict[str, torch.Tensor]:
@@ -72,9 +76,9 @@ class Rewritten:
         for insertion in self.result.editor.insertions:
             method = self.result.methods[insertion.clause]
             module = self.module.get_submodule(insertion.path)
-            for site, tensors in zip(insertion.sites, method.delta(module), strict=True):
+            for owner, tensors in zip(insertion.owners, method.delta(module), strict=True):
                 for name, tensor in tensors.items():
-                    yield f"{site.path}.{insertion.pass_name}.{name}", tensor.detach()
+                    yield join(owner, insertion.pass_name, name), tensor.detach()
         parameters = dict(self.module.named_parameters())
         for name in sorted(self.result.base_trained):
             yield name, parameters[name].detach()

@@ -12,8 +12,8 @@ import networkx as nx
 from ..anatomy.sites import Linear
 from ..declare import Pass
 from ..errors import RewriteError
+from .clause import Clause
 from .select import Site
-from .sites import Clause
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Job:
 
 
 def schedule(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs in order: that of the spec, except where a pass says it comes `after` another.
+    """The jobs in order: that of the spec, except that facts are written before they are read.
 
     Raises:
         RewriteError: VR401 for two clauses in conflict, VR407 for a circle.
@@ -37,7 +37,7 @@ def schedule(jobs: Sequence[Job]) -> list[Job]:
     graph.add_nodes_from(range(len(jobs)))
     for i, first in enumerate(jobs):
         for j, second in enumerate(jobs):
-            if first.clause.pass_name in second.method.after:
+            if _feeds(first.method, second.method) and not _feeds(second.method, first.method):
                 graph.add_edge(i, j)
     try:
         return [jobs[i] for i in nx.lexicographical_topological_sort(graph)]
@@ -49,6 +49,11 @@ def schedule(jobs: Sequence[Job]) -> list[Job]:
             span=circle[0].span,
             notes=[f"the other clause: {circle[-1].origin}"],
         ) from None
+
+
+def _feeds(first: Pass, second: Pass) -> bool:
+    """Whether one pass changes a fact of the stream that the other reads."""
+    return type(first) is not type(second) and bool(set(first.writes) & set(second.reads))
 
 
 def _check_conflict(first: Job, second: Job) -> None:

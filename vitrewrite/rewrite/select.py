@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -33,6 +33,7 @@ from ..language.selectors import (
     Where,
 )
 from ..language.selectors import Optional as Maybe
+from ..sensitivity.sites import Entries
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,28 @@ class _Group:
 
 
 DecoderSite = DecoderLayer | Queries | Level | Prediction | PixelLevel
-Site = Block | Attention | Mlp | Linear | Named | DecoderSite
+Site = Block | Attention | Mlp | Linear | Named | Entries | DecoderSite
 KINDS: Mapping[str, type[Site]] = {
     "linear": Linear,
     "attention": Attention,
     "mlp": Mlp,
     "block": Block,
+    "entries": Entries,
 }
+
+
+_PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "bias": ("bias", "q_bias", "v_bias", "in_proj_bias"),
+    "parameter": ("weight", "bias"),
+}
+"""Kinds of parameters by their own names."""
+
+
+def _path_of(site: Site) -> str:
+    """The module or parameter that a site is."""
+    if isinstance(site, Linear):
+        return site.weight.rpartition(".")[0]
+    return str(getattr(site, "path", ""))
 
 
 class Selection:
@@ -69,10 +85,17 @@ class Selection:
     Args:
         anatomy: what its places are.
         root: the captured tree, for modules and parameters by name.
+        measured: evaluates selectors that measure, such as `sensitive(...)`.
     """
 
-    def __init__(self, anatomy: Anatomy, root: nn.Module) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        root: nn.Module,
+        measured: Callable[[Call], tuple[Site, ...]] | None = None,
+    ) -> None:
         self.anatomy = anatomy
+        self.measured = measured
         self.root = root
         self.modules = dict(root.named_modules())
         self.parameters = dict(root.named_parameters(remove_duplicate=False))
@@ -115,12 +138,9 @@ class Selection:
         if isinstance(node, ModuleGlob):
             return self._glob(node)
         if isinstance(node, Call):
-            raise MatchError(
-                "VR306",
-                f"'{node.name}' needs measurements, and none are given",
-                span=node.span,
-                suggestion="run 'vitrewrite profile' first",
-            )
+            if self.measured is None:
+                raise MatchError("VR306", f"'{node.name}' makes no sense here", span=node.span)
+            return self.measured(node)
         return self.sites(node)
 
     # -- sets -----------------------------------------------------------------------------------
@@ -163,10 +183,13 @@ class Selection:
 
     def _every(self, node: Every) -> tuple[Site, ...]:
         kind = KINDS.get(node.kind)
+        if node.kind in _PARAMETERS:
+            return self._every_parameter(node)
         if kind is None:
             raise MatchError(
                 "VR301", f"no kind of site '{node.kind}'", span=node.span,
-                notes=[f"kinds: {listing(KINDS)}"], suggestion=did_you_mean(node.kind, KINDS),
+                notes=[f"kinds: {listing([*KINDS, *_PARAMETERS])}"],
+                suggestion=did_you_mean(node.kind, [*KINDS, *_PARAMETERS]),
             )  # fmt: skip
         if node.within is None:
             inside = [site for _, site in self.anatomy.roles()]
@@ -175,6 +198,20 @@ class Selection:
         else:
             inside = [part for site in self.sites(node.within) for part in parts(site)]
         return tuple({s.role: s for s in inside if isinstance(s, kind)}.values())
+
+    def _every_parameter(self, node: Every) -> tuple[Site, ...]:
+        """Parameters of one kind: all of the model, or those in the sites of `within`."""
+        wanted = _PARAMETERS[node.kind]
+        inside = set(self.parameters)
+        if node.within is not None:
+            sites = [part for site in self.sites(node.within) for part in parts(site)]
+            paths = [p for site in sites if (p := _path_of(site))]
+            inside = {n for n in inside if any(n == p or n.startswith(f"{p}.") for p in paths)}
+        return tuple(
+            Named(name, name, "parameter")
+            for name in self.parameters
+            if name in inside and name.rpartition(".")[2] in wanted
+        )
 
     def _glob(self, node: ModuleGlob) -> tuple[Site, ...]:
         linears = {s.weight.removesuffix(".weight"): s for s in self.anatomy.linears if not s.rows}

@@ -45,6 +45,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     root = copy_tree(model, merged, {**evaluation.constants, **training.constants})
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
+    root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
     return root
 
 

@@ -27,7 +27,8 @@ def example_input(model: nn.Module) -> torch.Tensor:
             f"a {type(model).__name__} does not say what its input is",
             suggestion="pass example=, a tensor such as torch.zeros(1, 3, 224, 224)",
         )
-    return torch.empty(1, *size, device="meta")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return torch.empty(1, *size, dtype=dtype, device="meta")
 
 
 def image_size(model: nn.Module) -> tuple[int, int, int] | None:

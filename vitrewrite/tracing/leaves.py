@@ -25,6 +25,14 @@ def is_inserted(module: nn.Module) -> bool:
     return hasattr(type(module), "inserted_by")
 
 
+def changed_by(module: nn.Module) -> tuple[int | None, ...]:
+    """For each output of an inserted module the argument that it is a changed form of.
+
+    An output that is something new has None; a module that only makes new values has no entries.
+    """
+    return getattr(module, "changes", ()) if is_inserted(module) else ()
+
+
 def torch_base(module: nn.Module) -> type[nn.Module] | None:
     """The `torch.nn` layer that a childless module's class derives from, if any."""
     if module._modules:

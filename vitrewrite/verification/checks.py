@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..errors import VerifyError
+from .check import Check
+from .compiled import compiled as compiles
+from .compiled import compiled_gradients, compiled_training, exported, recompiled
 from .numeric import difference, lowering_error, randomised, sample, tensors
 
 if TYPE_CHECKING:
+    from ..rewrite.editor import Insertion
     from ..rewrite.rewritten import Rewritten
 
 LOWERING = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 """Largest relative error of an exact lowering by dtype; bfloat16 rounds the folded weights."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One claim, whether it holds, and what was measured."""
-
-    name: str
-    holds: bool
-    measured: Any
-    note: str = ""
-
-    def __str__(self) -> str:
-        shown = f"{self.measured:.3g}" if isinstance(self.measured, float) else str(self.measured)
-        return f"{self.name}: {shown}" + (f" ({self.note})" if self.note else "")
-
-    def to_json(self) -> dict[str, Any]:
-        """The check as data."""
-        return {
-            "check": self.name, "holds": self.holds, "measured": self.measured, "note": self.note,
-        }  # fmt: skip
-
-    def error(self) -> VerifyError:
-        """The failed check as an error."""
-        return VerifyError("VR503", f"{self.name}: measured {self.measured}", notes=[self.note])
 
 
 def quick(rewritten: Rewritten) -> list[Check]:
@@ -48,23 +26,36 @@ def quick(rewritten: Rewritten) -> list[Check]:
     return [*_identity(rewritten), *_frozen(rewritten), _keys(rewritten), _emitted(rewritten)]
 
 
-def verify_rewritten(rewritten: Rewritten, *, compiled: bool = False) -> list[Check]:
+def verify_rewritten(
+    rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True
+) -> list[Check]:
     """All checks.
 
     Args:
         rewritten: the model; it is not changed.
         compiled: whether to compare with inductor's code too, which takes minutes on a CPU;
             otherwise only that the model compiles to one graph is checked.
+        graphs: whether to export and compile it at all.
     """
     return [
         *quick(rewritten),
         *_gradients(rewritten),
         _images_apart(rewritten),
+        *_properties(rewritten),
         *_lowering(rewritten),
         *_guards(rewritten),
-        _compiled(rewritten, "inductor" if compiled else "eager"),
+        *(_graphs(rewritten, compiled=compiled) if graphs else ()),
         *_claims(rewritten),
     ]
+
+
+def _graphs(rewritten: Rewritten, *, compiled: bool) -> Iterator[Check]:
+    yield exported(rewritten)
+    yield compiles(rewritten, "inductor" if compiled else "eager")
+    yield compiled_training(rewritten)
+    if compiled:
+        yield from compiled_gradients(rewritten, "inductor")
+    yield recompiled(rewritten)
 
 
 def _identity(rewritten: Rewritten) -> Iterator[Check]:
@@ -100,7 +91,7 @@ def _emitted(rewritten: Rewritten) -> Check:
     from ..files import model_text
 
     space: dict[str, Any] = {"__name__": "emitted"}
-    exec(compile(model_text(rewritten), "model.py", "exec"), space)
+    exec(compile(model_text(rewritten), "model.py", "exec", dont_inherit=True), space)
     twin: nn.Module = space["build"]()
     twin.load_state_dict(rewritten.module.state_dict())
     error = difference(rewritten.module, twin, sample(rewritten))
@@ -148,6 +139,31 @@ def _images_apart(rewritten: Rewritten) -> Check:
     return Check("images do not see each other", error < 1e-4, error)
 
 
+@torch.no_grad()
+def _properties(rewritten: Rewritten) -> Iterator[Check]:
+    """What passes claim of each call of their modules."""
+    module = rewritten.module.eval()
+    found: dict[str, float] = {}
+
+    def watch(insertion: Insertion) -> Any:
+        method = rewritten.result.methods[insertion.clause]
+
+        def hook(child: nn.Module, inputs: Any, outputs: Any) -> None:
+            for claim, error in method.errors(child, inputs, outputs).items():
+                found[claim] = max(error, found.get(claim, 0.0))
+
+        return module.get_submodule(insertion.path).register_forward_hook(hook)
+
+    handles = [watch(insertion) for insertion in rewritten.result.editor.insertions]
+    try:
+        module(*sample(rewritten))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for claim, error in found.items():
+        yield Check(claim, error < 1e-3, error)
+
+
 def _lowering(rewritten: Rewritten) -> Iterator[Check]:
     if rewritten.lowered or not rewritten.result.editor.insertions:
         return
@@ -172,23 +188,6 @@ def _guards(rewritten: Rewritten) -> Iterator[Check]:
     except ValueError as error:
         message = str(error)
     yield Check("another image size is refused", message.startswith("captured for"), message)
-
-
-def _compiled(rewritten: Rewritten, backend: str) -> Check:
-    """`torch.compile` makes one graph of the model, and its code agrees."""
-    import torch._dynamo
-
-    inputs = sample(rewritten)
-    torch._dynamo.reset()
-    try:
-        with torch.no_grad():
-            made = torch.compile(rewritten.module.eval(), backend=backend, fullgraph=True)(*inputs)
-            plain = rewritten.module(*inputs)
-    except Exception as error:  # dynamo has many ways to say that it cannot
-        return Check("compiles to one graph", False, str(error).strip().splitlines()[0])
-    first, other = tensors(plain)[0], tensors(made)[0]
-    apart = float((first - other).abs().max() / first.abs().max().clamp_min(1e-12))
-    return Check("compiles to one graph", apart < 1e-3, apart, f"backend {backend}")
 
 
 def _claims(rewritten: Rewritten) -> Iterator[Check]:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..disk import LOCK, MADE_BY
 from ..errors import FileError
 from ..language import parse_spec
 from ..models import load_weights
 from ..rewrite.apply import apply, lower
 from ..rewrite.rewritten import Rewritten
-from .checks import Check, verify_rewritten
+from .check import Check
+from .checks import verify_rewritten
 from .numeric import sample, tensors
 
 _RUN = """
@@ -53,8 +55,8 @@ def read_lock(folder: Path) -> dict[str, Any]:
         FileError: VR703 if the folder has none, or a broken one.
     """
     try:
-        lock = json.loads((folder / files.LOCK).read_text(encoding="utf-8"))
-        if lock["made_by"] == files.MADE_BY and all(
+        lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        if lock["made_by"] == MADE_BY and all(
             isinstance(lock[key], kind) for key, kind in _FIELDS.items()
         ):
             return dict(lock)
@@ -80,7 +82,12 @@ def load_folder(folder: Path) -> Rewritten:
     spec = parse_spec(lock["spec"] + "\n")
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in lock["model_options"].items()}
     rewritten = apply(
-        spec, lock["model"], weights=lock["weights"], seed=lock["seed"], model_options=options
+        spec,
+        lock["model"],
+        weights=lock["weights"],
+        seed=lock["seed"],
+        model_options=options,
+        allocations=lock.get("allocations"),
     )
     rewritten.result.spec = spec.renamed(lock["spec_name"])
     rewritten.trained = True

@@ -21,7 +21,7 @@ def sample(rewritten: Rewritten, batch: int = 2, seed: int = 0) -> tuple[torch.T
     """Random inputs of the model's own shapes."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(
-        torch.randn((batch, *value.shape[1:]), generator=generator)
+        torch.randn((batch, *value.shape[1:]), generator=generator).to(value.dtype)
         for value in rewritten.result.example
     )
 
@@ -85,11 +85,7 @@ def randomised(rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = 
         return old.to(dtype) if dtype and old.is_floating_point() else old.clone()
 
     root = duplicate(rewritten.module, parameter, buffer)
-    insertions = [
-        replace(i, module=root.get_submodule(i.path)) for i in rewritten.result.editor.insertions
-    ]
-    editor = replace(rewritten.result.editor, root=root, insertions=insertions)
-    result = replace(rewritten.result, root=root, editor=editor)
+    result = replace(rewritten.result, root=root, editor=rewritten.result.editor.on(root))
     return replace(rewritten, module=root, result=result, source=realise(root))
 
 

@@ -21,6 +21,7 @@ class LowRank(nn.Module):
     """A low-rank update of row ranges of a linear layer: y + scale * up(down(x))."""
 
     inserted_by = "lora"
+    changes = (1,)
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class LowRank(nn.Module):
         else:
             code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
         if self.drop_path:
-            ones = code.new_ones((len(code),) + (1,) * (code.dim() - 1))
+            ones = code.new_ones(code.shape[:1] + (1,) * (code.dim() - 1))
             code = code * F.dropout(ones, self.drop_path, self.training)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         ups = torch.split(self.up, [b - a for a, b in self.rows])
@@ -62,7 +63,7 @@ class LowRank(nn.Module):
             ]
             return torch.addmm(out, code, torch.cat(padded, 1).T, alpha=self.scale).view_as(y)
         for (a, b), part, up in zip(self.rows, torch.split(code, self.rank, 1), ups, strict=True):
-            out[:, a:b].addmm_(part, up.T, alpha=self.scale)
+            out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
         return out.view_as(y)
 
 

@@ -1,0 +1,332 @@
+"""vit_base rewritten by fpet_lora, written by vitrewrite.
+
+    model vit_base
+
+    insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
+    insert merge.bdm() after blocks[6].attn
+    train head
+
+    require trainable <= 310000 excluding head
+    require tokens at blocks[7] == 99
+    require macs_lowered within 1% of 13400000000
+    require lowers exactly
+"""
+
+import math
+from fnmatch import fnmatch
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LowRank(nn.Module):
+    """A low-rank update of row ranges of a linear layer: y + scale * up(down(x))."""
+
+    inserted_by = "lora"
+    changes = (1,)
+
+    def __init__(
+        self,
+        in_features: int,
+        rows: tuple[tuple[int, int], ...],
+        rank: int,
+        scale: float,
+        dropout: float = 0.0,
+        drop_input: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.rows, self.rank, self.scale = in_features, rows, rank, scale
+        self.dropout, self.drop_input, self.drop_path = dropout, drop_input, drop_path
+        self.down = nn.Parameter(torch.empty(len(rows) * rank, in_features))
+        self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws `down` and zeroes `up`, so that the update starts at zero."""
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.up)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The output y of the linear, updated; x is the linear's input."""
+        if self.drop_input:
+            code = F.linear(F.dropout(x, self.dropout, self.training), self.down)
+        else:
+            code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
+        if self.drop_path:
+            ones = code.new_ones(code.shape[:1] + (1,) * (code.dim() - 1))
+            code = code * F.dropout(ones, self.drop_path, self.training)
+        code, out = code.flatten(0, -2), y.flatten(0, -2)
+        ups = torch.split(self.up, [b - a for a, b in self.rows])
+        if torch.is_grad_enabled():  # all rows in one product
+            padded = [
+                F.pad(up, (0, 0, a, y.shape[-1] - b))
+                for (a, b), up in zip(self.rows, ups, strict=True)
+            ]
+            return torch.addmm(out, code, torch.cat(padded, 1).T, alpha=self.scale).view_as(y)
+        for (a, b), part, up in zip(self.rows, torch.split(code, self.rank, 1), ups, strict=True):
+            out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
+        return out.view_as(y)
+
+
+class BipartiteMerge(nn.Module):
+    """Merges one half of the patches into the other: x [B, T, C] and sizes [B, T] shrink.
+
+    The last tokens are the patches of the grid, row by row; k is [B, heads, T, d]. Once `hard`,
+    matches are found by argmax and merged by index-add.
+    """
+
+    inserted_by = "merge.bdm"
+    changes = (0, None)
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        dim: int,
+        hidden: int = 32,
+        bits: int = 1,
+        scale: float = 1.0,
+        dropout: float = 0.1,
+        hard: bool = False,
+    ) -> None:
+        super().__init__()
+        self.grid, self.dim, self.hidden, self.hard = grid, dim, hidden, hard
+        self.bits, self.scale, self.dropout = bits, scale, dropout
+        self.down = nn.Parameter(torch.empty(hidden, dim))
+        self.up = nn.Parameter(torch.empty(dim, hidden))
+        for name, parities in (("a", ((0, 0), (1, 1))), ("b", ((1, 0), (0, 1)))):
+            order = [
+                i * grid[1] + j
+                for start in parities
+                for i in range(start[0], grid[0], 2)
+                for j in range(start[1], grid[1], 2)
+            ]
+            self.register_buffer(name, torch.tensor(order), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the adapter so that it changes little or nothing."""
+        nn.init.kaiming_uniform_(self.down, a=5**0.5, generator=generator)
+        if self.bits == 1:
+            nn.init.trunc_normal_(self.up, std=1e-3, a=-2e-3, b=2e-3, generator=generator)
+        else:
+            nn.init.zeros_(self.up)
+
+    def forward(
+        self, x: torch.Tensor, k: torch.Tensor, size: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The merged tokens, and how many patches each stands for."""
+        prefix = x.shape[1] - self.grid[0] * self.grid[1]
+        size = x.new_ones(x.shape[:2]) if size is None else size
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            scores = self.match(k[:, :, prefix:])
+            weight = size[:, prefix:, None].float()
+            both = torch.cat([weight * x[:, prefix:].float(), weight], dim=2)
+            merge = self.merge_hard if self.hard else self.merge_soft
+            both = merge(scores, both[:, self.a], both[:, self.b])
+            patches, count = both[..., :-1] / both[..., -1:], both[..., -1]
+        x = torch.cat([x[:, :prefix], patches.to(x.dtype)], dim=1)
+        return x, torch.cat([size[:, :prefix], count.to(size.dtype)], dim=1)
+
+    def match(self, k: torch.Tensor) -> torch.Tensor:
+        """Cosines of A and B, [B, N_A, N_B]; no gradient reaches the keys."""
+        m = k.detach().float().mean(dim=1)
+        code = F.relu(F.linear(m, self.snapped(self.down)))
+        code = F.dropout(code, self.dropout, self.training)
+        m = m + self.scale * F.linear(code, self.snapped(self.up))
+        m = m / m.norm(dim=-1, keepdim=True)
+        return torch.bmm(m[:, self.a], m[:, self.b].transpose(1, 2))
+
+    def merge_soft(self, scores: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """b + W^T a, with W the match made hard and the gradient of the sigmoid."""
+        gate = torch.sigmoid(scores - scores.topk(2, dim=-1).values.mean(dim=-1, keepdim=True))
+        chosen = gate + ((gate > 0.5).to(gate.dtype) - gate).detach()
+        return b + chosen.transpose(1, 2) @ a
+
+    def merge_hard(self, scores: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """b with every row of a added to its best match."""
+        first = torch.arange(b.shape[0], device=b.device)[:, None] * b.shape[1]
+        into = (scores.argmax(dim=-1) + first).flatten()
+        return b.flatten(0, 1).index_add(0, into, a.flatten(0, 1)).view_as(b)
+
+    def snapped(self, weight: torch.Tensor) -> torch.Tensor:
+        """With 1 bit the weight on two levels, its gradient straight through."""
+        weight = weight.float()
+        if self.bits != 1:
+            return weight
+        mean, std = weight.mean(), weight.std()
+        z = (weight - mean) / (std + 1e-5)
+        level = torch.where(z < 0, -0.6744897501960817, 0.6744897501960817)
+        return (z + (level - z).detach()) * std + mean
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Conv2d(3, 768, 16, stride=16)
+
+    def forward(self, x):
+        x = self.proj(x)
+        return x.flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(768, 2304)
+        self.proj = nn.Linear(768, 768)
+        self.qkv_lora = LowRank(768, ((0, 768), (1536, 2304)), 8, 1.0, dropout=0.1)
+
+    def forward(self, x):
+        B, N, _ = x.shape
+        # fpet_lora.peft:8: insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
+        qkv = self.qkv_lora(x, self.qkv(x))
+        qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v)
+        x = x.transpose(1, 2).reshape(B, N, 768)
+        return self.proj(x)
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(768, 3072)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(3072, 768)
+
+    def forward(self, x):
+        x = self.fc1(x)
+        x = self.act(x)
+        return self.fc2(x)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(768, eps=1e-06)
+        self.attn = Attention()
+        self.norm2 = nn.LayerNorm(768, eps=1e-06)
+        self.mlp = Mlp()
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class AttentionWithK(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(768, 2304)
+        self.proj = nn.Linear(768, 768)
+        self.qkv_lora = LowRank(768, ((0, 768), (1536, 2304)), 8, 1.0, dropout=0.1)
+
+    def forward(self, x):
+        B, N, _ = x.shape
+        # fpet_lora.peft:8: insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
+        qkv = self.qkv_lora(x, self.qkv(x))
+        qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v)
+        x = x.transpose(1, 2).reshape(B, N, 768)
+        return self.proj(x), k
+
+
+class BlockWithMerge(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(768, eps=1e-06)
+        self.attn = AttentionWithK()
+        self.norm2 = nn.LayerNorm(768, eps=1e-06)
+        self.mlp = Mlp()
+        self.merge = BipartiteMerge((14, 14), 64)
+
+    def forward(self, x):
+        y, k = self.attn(self.norm1(x))
+        x = x + y
+        # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
+        x, size = self.merge(x, k)
+        return x + self.mlp(self.norm2(x)), size
+
+
+class AttentionWithSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(768, 2304)
+        self.proj = nn.Linear(768, 768)
+        self.qkv_lora = LowRank(768, ((0, 768), (1536, 2304)), 8, 1.0, dropout=0.1)
+
+    def forward(self, x, size):
+        B, N, _ = x.shape
+        # fpet_lora.peft:8: insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
+        qkv = self.qkv_lora(x, self.qkv(x))
+        qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=size.log()[:, None, None])
+        x = x.transpose(1, 2).reshape(B, N, 768)
+        return self.proj(x)
+
+
+class BlockWithSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(768, eps=1e-06)
+        self.attn = AttentionWithSize()
+        self.norm2 = nn.LayerNorm(768, eps=1e-06)
+        self.mlp = Mlp()
+
+    def forward(self, x, size):
+        x = x + self.attn(self.norm1(x), size)
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 768))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 197, 768))
+        self.patch_embed = PatchEmbed()
+        self.blocks = nn.ModuleList(
+            [*(Block() for _ in range(6)), BlockWithMerge(), *(BlockWithSize() for _ in range(5))]
+        )
+        self.norm = nn.LayerNorm(768, eps=1e-06)
+        self.head = nn.Linear(768, 1000)
+
+    def forward(self, x):
+        if x.shape[2:] != (224, 224):
+            raise ValueError(f"captured for 224x224, got {x.shape[2]}x{x.shape[3]}")
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = x + self.pos_embed
+        for block in self.blocks[:6]:
+            x = block(x)
+        x, size = self.blocks[6](x)
+        for block in self.blocks[7:]:
+            x = block(x, size)
+        x = self.norm(x)
+        x = x[:, 0]
+        return self.head(x)
+
+
+TRAINABLE = ("*.qkv_lora.*", "*.merge.*", "head.*")
+
+
+def build():
+    """The model with fresh weights; see `load` for those of this folder."""
+    model = VisionTransformer()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in TRAINABLE))
+    return model
+
+
+def load(path):
+    """The model with the weights of a safetensors file, in eval mode."""
+    from safetensors.torch import load_file
+
+    model = build()
+    model.load_state_dict(load_file(path))
+    return model.eval()

@@ -1,0 +1,60 @@
+"""Properties of this rewritten model, for your CI: `pytest test_model.py`.
+
+Needs torch, safetensors, hypothesis and pytest; vitrewrite and timm are not used.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+HERE = Path(__file__).parent
+SHAPE = (3, 224, 224)
+TOTAL, TRAINABLE = 86866664, 1068008
+
+
+def _source():
+    spec = importlib.util.spec_from_file_location("rewritten_model", HERE / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model():
+    weights = HERE / "weights.safetensors"
+    source = _source()
+    return source.load(weights) if weights.exists() else source.build().eval()
+
+
+def test_parameter_counts(model):
+    assert sum(p.numel() for p in model.parameters()) == TOTAL
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == TRAINABLE
+
+
+@settings(max_examples=3, deadline=None)
+@given(batch=st.integers(1, 3), seed=st.integers(0, 1000))
+def test_images_do_not_see_each_other(model, batch, seed):
+    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        together, alone = model(x), torch.cat([model(x[i : i + 1]) for i in range(batch)])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_reach_what_is_trained_and_nothing_else(model):
+    model.train()
+    model(torch.randn(2, *SHAPE)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    model.zero_grad(set_to_none=True)
+    model.eval()
+
+
+def test_another_image_size_is_refused(model):
+    height, width = SHAPE[-2:]
+    with pytest.raises(ValueError, match="captured for"):
+        model(torch.randn(1, *SHAPE[:-2], height + 32, width))
+

@@ -1,0 +1,208 @@
+"""What a pass can contribute: phases that score, prune and start again, losses, groups, schedules.
+
+The procedures here are attached to LoRA, which has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+import vitrewrite as vr
+from vitrewrite import catalog
+from vitrewrite.data import Batch
+from vitrewrite.errors import TuneError
+from vitrewrite.rewrite.rewritten import Rewritten
+from vitrewrite.tuning import Group, Phase, Procedure, Run, Settings, tune
+from vitrewrite.tuning.loop import Loop
+
+SETTINGS = Settings(steps=3, batch=32, log_every=1, checkpoint_every=2, lr=1e-2, keep=20)
+SPEC = """model tiny.py:build(num_classes=4)
+insert lora(rank={rank}) at blocks[*].attn.q
+train head
+"""
+
+
+class Score(Phase):
+    """Adds up gradients over the data; trains nothing."""
+
+    name, update, settings = "score", False, {"steps": 5}
+
+    def after_backward(self, run: Run) -> None:
+        gradient = run.inserted("lora")[0].up.grad
+        assert isinstance(gradient, torch.Tensor)
+        run.memory["score"] = run.memory.get("score", 0) + gradient.abs().sum(0)
+        run.memory.setdefault("steps", []).append(run.step)
+
+    def finish(self, run: Run) -> None:
+        run.memory["best"] = int(run.memory["score"].argmax())
+
+
+class Retrain(Phase):
+    """A smaller model, one of its matrices frozen, from new random weights."""
+
+    name, settings = "retrain", {"steps": 4, "lr": 0.02}
+
+    def build(self, run: Run, rewritten: Rewritten) -> Rewritten:
+        small = vr.apply(SPEC.format(rank=1 + run.memory["best"]))
+        for insertion in small.result.editor.insertions:
+            insertion.module.down.requires_grad_(False)
+        return small
+
+    def start(self, run: Run) -> None:
+        for insertion in run.rewritten.result.editor.insertions:
+            insertion.module.reset_parameters(run.generator("rewind"))  # type: ignore[operator]
+        with torch.no_grad():
+            run.rewritten.module.head.bias.fill_(0.5)  # type: ignore[union-attr, operator]
+
+    def finish(self, run: Run) -> None:
+        run.memory["accuracies"] = [*run.memory.get("accuracies", []), run.accuracy]
+
+
+class PruneAndRewind(Procedure):
+    def phases(self, run: Run) -> Sequence[Phase]:
+        return [Phase(), Score(), Retrain()]
+
+
+class Distil(Procedure):
+    """A loss towards the base that fades, a group of its own, and a random path."""
+
+    skips_parameters = True
+
+    def groups(self, run: Run) -> Iterable[Group]:
+        return [Group("head", ("head.",), lr=0.5, schedule="constant", weight_decay=0.0)]
+
+    def before_step(self, run: Run) -> None:
+        draw = torch.rand((), generator=run.generator("path"))
+        run.memory["paths"] = [*run.memory.get("paths", []), float(draw)]
+
+    def terms(self, run: Run, batch: Batch, output: Any) -> Mapping[str, torch.Tensor]:
+        with torch.no_grad():
+            wanted = run.base(batch.images)
+        return {"distillation": (1 - run.progress) * F.mse_loss(output, wanted)}
+
+    def after_step(self, run: Run) -> None:
+        run.memory["done"] = run.step
+
+
+@pytest.fixture
+def attach(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives the pass `lora` a procedure."""
+    return lambda made: monkeypatch.setattr(catalog.load("lora"), "procedure", lambda _: made)
+
+
+def run(out: str, **more: Any) -> Rewritten:
+    return tune(vr.apply(SPEC.format(rank=3)), "digits:0-3", SETTINGS, out=out, **more)
+
+
+def same(first: str, second: str) -> bool:
+    a, b = (load_file(Path(each) / "delta.safetensors") for each in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_phases_score_rebuild_and_rewind(here: Path, attach: Any) -> None:
+    attach(PruneAndRewind())
+    given = vr.apply(SPEC.format(rank=3))
+    result = tune(given, "digits:0-3", SETTINGS, out="out")
+    assert result is not given
+    assert result.training["phases"] == ["train", "score", "retrain"]
+    assert result.training["steps"] == 3 + 5 + 4
+    names = [p.name for p in sorted(Path("out/checkpoints").iterdir())]
+    totals = [(0, 0), (0, 2), (0, 3), (1, 3), (1, 5), (1, 7), (1, 8), (2, 8), (2, 10), (2, 12)]
+    assert names == [f"{phase:02}-{total:08}" for phase, total in totals]
+    folder = {n: load_file(f"out/checkpoints/{n}/tensors.safetensors") for n in names}
+    trained, scored = folder["00-00000003"], folder["01-00000008"]
+    for name in (n for n in trained if n.startswith("/model/")):
+        assert torch.equal(trained[name], scored[name]), name
+    assert scored["/run/memory/score"].shape == (3,)
+    start, end = folder["02-00000008"], folder["02-00000012"]
+    assert torch.equal(start["/model/head.bias"], torch.full((4,), 0.5))
+    down, up = (f"/model/blocks.0.attn.qkv_lora.{n}" for n in ("down", "up"))
+    assert torch.equal(start[down], end[down])
+    assert not torch.equal(start[up], end[up])
+    assert end[up].shape[1] == 1 + int(scored["/run/memory/score"].argmax())
+
+
+@pytest.mark.parametrize("updates", [2, 7, 8, 11])
+def test_a_procedure_goes_on_where_it_was(
+    updates: int, here: Path, attach: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach(PruneAndRewind())
+    run("whole")
+    original, calls = Loop._update, []
+
+    def interrupted(loop: Loop, sums: Any) -> None:
+        calls.append(1)
+        if len(calls) == updates:
+            raise KeyboardInterrupt
+        original(loop, sums)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run("out")
+    run("out", resume=True)
+    assert same("out", "whole")
+
+
+def test_losses_groups_and_random_choices(here: Path, attach: Any) -> None:
+    import json
+
+    attach(Distil())
+    result = run("out")
+    lines = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    for line in steps:
+        assert line["terms"].keys() == {"task", "distillation"}
+        assert line["loss"] == pytest.approx(sum(line["terms"].values()))
+        assert line["rates"]["head"] == 0.5
+    # At first the model is the base, so there is nothing to distil.
+    assert steps[0]["terms"]["distillation"] < 1e-9 < steps[1]["terms"]["distillation"]
+    assert [line["rates"]["weights"] for line in steps] == pytest.approx([0.01, 0.0075, 0.0025])
+    state = json.loads(Path("out/checkpoints/00-00000003/state.json").read_text())
+    memory = state["run"]["memory"]
+    assert memory["done"] == 3
+    assert len(set(memory["paths"])) == 3
+    assert result.training["phases"] == ["train"]
+
+
+def test_hooks_of_all_passes_act_but_only_one_brings_phases(here: Path, attach: Any) -> None:
+    spec = "insert lora(rank=2) at blocks[0].attn.q\ninsert lora(rank=2) at blocks[1].attn.q\n"
+    both = f"model tiny.py:build\n{spec}"
+    attach(Distil())
+    tune(vr.apply(both), "digits", Settings(steps=1), out="hooks")
+    attach(PruneAndRewind())
+    with pytest.raises(TuneError, match="VR854"):
+        tune(vr.apply(both), "digits", Settings(steps=1), out="phases")
+
+
+def test_what_cannot_be_in_a_checkpoint_is_refused(here: Path, attach: Any) -> None:
+    class Odd(Procedure):
+        def before_step(self, run: Run) -> None:
+            run.memory["odd"] = {"inner": object()}
+
+    attach(Odd())
+    with pytest.raises(TypeError, match="/run/memory/odd/inner"):
+        run("out")
+
+
+def test_a_phase_without_steps_is_measured(here: Path, attach: Any) -> None:
+    class Choose(Phase):
+        name, settings = "choose", {"epochs": 0, "steps": None}
+
+    class Measured(Procedure):
+        def phases(self, run: Run) -> Sequence[Phase]:
+            return [Phase(), Choose()]
+
+    attach(Measured())
+    result = run("out")
+    text = Path("out/metrics.jsonl").read_text().splitlines()
+    accuracies = [line.partition('"accuracy": ')[2].split(",")[0] for line in text]
+    first, second = (float(a) for a in accuracies if a)
+    assert first == second == result.training["accuracy"]

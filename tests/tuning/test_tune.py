@@ -1,0 +1,229 @@
+"""Training in one process: what it learns, writes and measures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vitrewrite as vr
+from tests.cli.invoke import FILES, invoke
+from vitrewrite.tuning import Settings, tune
+
+WRITTEN = FILES | {"metrics.jsonl", "tune.json", "checkpoints"}
+
+
+def rewritten(spec: str = "lora.peft", **overrides: object) -> Any:
+    return vr.apply(vr.parse(spec, **overrides))
+
+
+def lines(folder: str, event: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["event"] == event]
+
+
+def largest_difference(first: str, second: str) -> float:
+    a, b = (load_file(Path(folder) / "delta.safetensors") for folder in (first, second))
+    assert a.keys() == b.keys()
+    return max(float((a[key] - b[key]).abs().max()) for key in a)
+
+
+def test_a_model_learns_digits_and_the_folder_is_whole(here: Path) -> None:
+    given = ("data=digits:0-4", "num_classes=5", "lora.dropout=0", "tune.keep=3")
+    given += ("tune.epochs=12", "tune.warmup_epochs=1", "tune.lr=5e-3")
+    result = invoke("tune", "lora.peft", *given, "--out", "out")
+    assert result.status == 0, result.err
+    assert result.err == ""
+    evaluations, steps = lines("out", "evaluation"), lines("out", "step")
+    assert evaluations[-1]["accuracy"] > 0.85
+    assert f"accuracy  {evaluations[-1]['accuracy']:.2%} of 178 images" in result.out
+    assert [e["epoch"] for e in evaluations] == list(range(1, 13))
+    assert evaluations[-1]["loss"] < 0.3 * evaluations[0]["loss"]
+    assert [s["step"] for s in steps][:3] == [5, 10, 15]
+    assert all(s["images_per_second"] > 0 and s["peak_memory_mb"] > 0 for s in steps)
+    seconds = [s["seconds"] for s in steps]
+    assert seconds == sorted(seconds)
+    assert {p.name for p in (here / "out").iterdir()} == WRITTEN
+    totals = [int(p.name.partition("-")[2]) for p in sorted(Path("out/checkpoints").iterdir())]
+    assert totals == [10 * 22, 11 * 22, 12 * 22]
+    assert not list(Path("out/checkpoints").rglob("*.pt*"))
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["training"]["accuracy"] == evaluations[-1]["accuracy"]
+    for command in (["verify", "out"], ["lower", "out", "--out", "lowered"]):
+        assert invoke(*command).status == 0
+
+
+def test_warm_up_then_cosine(here: Path) -> None:
+    tune(rewritten(), "digits:0,1", Settings(epochs=2, lr=1.0, min_lr=0.1, warmup_epochs=1,
+         optimiser="sgd", log_every=1, batch=48), out="out")  # fmt: skip
+    rates = [line["rates"]["weights"] for line in lines("out", "step")]
+    assert rates[:6] == pytest.approx([k / 6 for k in range(1, 7)])
+    assert rates[6] == 1
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+    assert 0.1 < rates[-1] < 0.2
+
+
+def test_the_api_trains_in_place_and_leaves_the_base(here: Path) -> None:
+    model = rewritten("model tiny.py:build\ninsert lora(rank=2) at blocks[*].attn.q\ntrain head\n")
+    frozen = {k: v.clone() for k, v in model.base.state_dict().items()}
+    before = {k: v.clone() for k, v in model.delta().items()}
+    assert tune(model, "digits", Settings(steps=3), out="out") is model
+    assert all(torch.equal(v, frozen[k]) for k, v in model.base.state_dict().items())
+    changed = {k for k, v in model.delta().items() if not torch.equal(v, before[k])}
+    assert changed == before.keys()
+    assert model.report["training"]["steps"] == 3
+    vr.verify(model)
+    again = vr.load(rewritten(str(model.spec)), "out/delta.safetensors")
+    assert all(torch.equal(v, model.delta()[k]) for k, v in again.delta().items())
+
+
+def test_pieces_do_not_change_the_result(here: Path) -> None:
+    for name, pieces in (("one", 1), ("four", 4)):
+        settings = Settings(steps=6, optimiser="sgd", lr=0.05, batch=32, accumulate=pieces)
+        tune(rewritten(**{"lora.dropout": 0}), "digits", settings, out=name)
+    assert 0 < largest_difference("one", "four") < 1e-6
+
+
+def test_the_same_seed_gives_the_same_bits_also_with_workers(here: Path) -> None:
+    for name, workers, seed in (("a", 0, 0), ("b", 2, 0), ("c", 0, 1)):
+        settings = Settings(steps=6, augment=True, workers=workers)
+        tune(rewritten(), "digits", settings, out=name, seed=seed)
+    assert largest_difference("a", "b") == 0
+    assert largest_difference("a", "c") > 0
+
+
+def test_bf16_is_near_and_clipping_limits_the_step(here: Path) -> None:
+    plain = {"steps": 4, "optimiser": "sgd", "lr": 0.05, "schedule": "constant", "log_every": 1,
+             "weight_decay": 0}  # fmt: skip
+    for name, more in (("plain", {}), ("bf16", {"precision": "bf16"}), ("clip", {"clip": 1e-6})):
+        tune(rewritten(**{"lora.dropout": 0}), "digits", Settings(**plain, **more), out=name)
+    losses = {n: [s["loss"] for s in lines(n, "step")] for n in ("plain", "bf16", "clip")}
+    assert losses["plain"] != losses["bf16"]
+    assert losses["plain"] == pytest.approx(losses["bf16"], abs=0.03)
+    start = rewritten().delta()
+    moved = load_file("clip/delta.safetensors")
+    assert max(float((moved[k] - start[k]).abs().max()) for k in start) < 1e-6
+
+
+def test_a_folder_of_pictures(pictures: Path) -> None:
+    result = invoke(
+        "tune", "lora.peft", "data=pictures", "num_classes=2", "in_chans=3", "tune.batch=4",
+        "tune.augment=true", "--out", "out", "--json",
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    assert result.json["training"]["images"] == {"train": 20, "val": 4}
+    assert result.json["training"]["accuracy"] == 1
+
+
+def test_frozen_batch_norms_keep_their_statistics(here: Path) -> None:
+    import timm
+
+    model = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), in_chans=1, num_classes=10)
+    model.stem[1] = torch.nn.BatchNorm2d(model.stem[0].out_channels)
+    changed = vr.apply("train head\n", model, example=torch.zeros(1, 1, 32, 32))
+    tune(changed, "digits", Settings(steps=2), out="out")
+    assert torch.equal(changed.module.stem[1].running_mean, model.stem[1].running_mean)
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "status"),
+    [
+        (["tune.lrr=1"], "VR202", 1),
+        (["tune.epochs=-1"], "VR203", 1),
+        (["tune.optimiser=adam"], "VR205", 1),
+        (["data=digts"], "VR740", 1),
+        (["data=digits", "num_classes=9"], "VR743", 1),
+        (["data=digits", "tune.precision=fp16"], "VR852", 1),
+        (["data=digits", "tune.shard=true"], "VR852", 1),
+        (["data=digits", "tune.batch=2000"], "VR853", 1),
+        (["data=digits", "tune.batch=10", "tune.accumulate=3"], "VR853", 1),
+        (["data=digits", "device=nonsense"], "VR904", 2),
+        (["num_classes=9"], "VR907", 2),
+    ],
+)
+def test_bad_runs_are_refused(here: Path, given: list[str], code: str, status: int) -> None:
+    given = given if any("=dig" in g or "classes" in g for g in given) else [*given, "data=digits"]
+    result = invoke("tune", "lora.peft", *given, "--out", "out")
+    assert (result.status, result.codes) == (status, [code])
+    assert not (here / "out").exists()
+
+
+def test_nothing_to_train(here: Path) -> None:
+    (here / "empty.peft").write_text("model tiny.py:build\ntrain head\nfreeze head\n")
+    assert invoke("tune", "empty.peft", "data=digits", "--out", "out").codes == ["VR855"]
+
+
+def test_accelerate_is_optional(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "accelerate", None)
+    result = invoke("tune", "lora.peft", "data=digits", "--out", "out")
+    assert result.codes == ["VR851"]
+    assert "pip install 'vitrewrite[tune]'" in result.err
+    assert not (here / "out").exists()
+
+
+def test_fsdp_of_accelerate_is_refused_on_a_cpu(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    result = invoke("tune", "lora.peft", "data=digits", "device=cpu", "--out", "out")
+    assert result.codes == ["VR852"]
+    assert "DDP on a CPU" in result.err
+
+
+def test_a_corrupt_image_stops_the_run_and_is_named(pictures: Path) -> None:
+    given = ("data=pictures", "num_classes=2", "in_chans=3", "tune.batch=4", "tune.epochs=1")
+    (pictures / "light" / "07.png").write_bytes(b"nothing")
+    result = invoke("tune", "lora.peft", *given, "--out", "out")
+    assert result.codes == ["VR742"]
+    assert "light/07.png" in result.err
+    assert "--resume" in result.err
+    (pictures / "light" / "07.png").write_bytes((pictures / "light" / "06.png").read_bytes())
+    assert invoke("tune", "lora.peft", *given, "--out", "out", "--resume").status == 0
+    (pictures / "light" / "07.png").unlink()
+    assert invoke("tune", "lora.peft", *given, "--out", "out", "--resume").codes == ["VR732"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(here: Path) -> None:
+    given = ("tune.optimiser=sgd", "tune.lr=1e30", "tune.warmup_epochs=0")
+    result = invoke("tune", "lora.peft", "data=digits", *given, "--out", "out")
+    assert result.codes == ["VR850"]
+    assert "in phase 'train', epoch 0.0" in result.err
+    assert "the largest gradient was that of weights" in result.err
+    assert "the last good checkpoint is 'out/checkpoints/00-00000000'" in result.err
+    kept = load_file("out/checkpoints/00-00000000/tensors.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
+    assert lines("out", "stopped")
+
+
+def test_the_table_shows_evaluations_and_the_last_step(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    tune(rewritten(), "digits:0,1", Settings(epochs=3, batch=96, log_every=1), out="out", live=True)
+    shown = capsys.readouterr().err
+    rows = [line.split() for line in shown.splitlines() if line.split()[:1] == ["train"]]
+    assert [row[1] for row in rows[-3:]] == ["1.00", "2.00", "3.00"]
+    assert all(row[4].endswith("%") for row in rows[-3:])
+
+
+def test_training_leaves_the_global_generators_alone(here: Path) -> None:
+    model = rewritten()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    tune(model, "digits:0,1", Settings(steps=1), out="out")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_settings_are_explained() -> None:
+    text = invoke("explain", "tune").out
+    assert "batch: int, default 64, minimum 1. images per step" in text
+    assert "optimiser: str, default adamw, one of adamw, sgd" in text

@@ -1,0 +1,106 @@
+"""What each of two processes runs; started by `test_distributed`, not collected.
+
+Every scenario ends in a folder of its own; what cannot be read from it is asserted here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+import vitrewrite as vr
+from vitrewrite import catalog
+from vitrewrite.errors import DataError, FileError
+from vitrewrite.tuning import Procedure, Run, Settings, tune
+from vitrewrite.tuning.loop import Loop
+
+SPEC = """model tiny.py:tied(num_classes=4)
+insert lora(rank=2, dropout={dropout}) at blocks[*].attn.{{q, v}}
+train head + norm
+"""
+SETTINGS = Settings(
+    steps=8, batch=32, accumulate=2, lr=0.05, optimiser="sgd", checkpoint_every=2, log_every=1
+)
+
+
+class Agreement(Procedure):
+    """Ranks see the same choices, and have the same tensors after each step."""
+
+    def before_step(self, run: Run) -> None:
+        chosen = torch.rand(3, generator=run.generator())
+        assert torch.equal(*gathered(chosen))
+
+    def after_step(self, run: Run) -> None:
+        for name, parameter in run.module.named_parameters():
+            assert torch.equal(*gathered(parameter.detach())), name
+
+
+class Sharded(Procedure):
+    """All parameters are in parts; the tied block belongs to the root's group."""
+
+    def before_step(self, run: Run) -> None:
+        parameters = dict(run.module.named_parameters())
+        assert all(isinstance(p, DTensor) for p in parameters.values())
+        assert sum(p.requires_grad for p in parameters.values()) < len(parameters) / 2
+        blocks: Any = run.module.blocks
+        assert [isinstance(b, FSDPModule) for b in blocks] == [False, False, True]
+        assert blocks[0].mlp.fc1.weight is blocks[1].mlp.fc1.weight
+
+
+def gathered(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensor of each rank."""
+    found = [torch.empty_like(tensor) for _ in range(2)]
+    dist.all_gather(found, tensor.contiguous())
+    return found
+
+
+def run(out: str, procedure: Procedure | None, **more: Any) -> None:
+    """One scenario."""
+    catalog.load("lora").procedure = lambda _: procedure  # type: ignore[method-assign, assignment]
+    settings = SETTINGS.changed(more.pop("settings", {}))
+    spec = SPEC.format(dropout=more.pop("dropout", 0))
+    tune(vr.apply(spec), more.pop("data", "digits:0-3"), settings, out=out, **more)
+
+
+def interrupted(out: str, updates: int) -> None:
+    """A sharded run that stops in the middle of a step."""
+    original, calls = Loop._update, []
+
+    def update(loop: Loop, sums: Any) -> None:
+        calls.append(1)
+        if len(calls) == updates:
+            raise KeyboardInterrupt
+        original(loop, sums)
+
+    Loop._update = update  # type: ignore[method-assign]
+    try:
+        run(out, None, settings={"shard": True}, dropout=0.1)
+    except KeyboardInterrupt:
+        assert len(calls) == updates
+    finally:
+        Loop._update = original  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """All scenarios."""
+    run("ddp", Agreement())
+    run("dropout", Agreement(), dropout=0.3)
+    run("fsdp", Sharded(), settings={"shard": True})
+    run("whole", None, settings={"shard": True}, dropout=0.1)
+    interrupted("again", 6)
+    run("again", None, settings={"shard": True}, dropout=0.1, resume=True)
+    # Only the main process says what is wrong with the folder, and all of them stop.
+    with pytest.raises(SystemExit if dist.get_rank() else FileError):
+        run("ddp", None)
+    with pytest.raises(DataError):
+        run("nothing", None, data="nowhere")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Carries out a benchmark."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..cli.common import Request
+from ..errors import UsageError
+from ..rewrite.rewritten import Rewritten
+from ..verification.numeric import randomised, sample
+from .contenders import Contender, compile_apart, contenders
+from .layer import layer_steps
+from .memory import peak_bytes, saved_bytes
+from .steps import Forward, Tensors, Training, training_macs, training_steps
+from .timing import WARM_UP, Step, seconds, summary, timed
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        batch: images per step.
+        rounds: timed rounds.
+        threads: of the CPU; by default torch's own number.
+        dtype: of weights and inputs: `float32`, `bfloat16` or `float16`.
+        train: whether to measure training steps too.
+        compile: whether to measure torch.compile's forms too.
+    """
+
+    batch: int = 8
+    rounds: int = 7
+    threads: int | None = None
+    dtype: str = "float32"
+    train: bool = True
+    compile: bool = False
+
+
+def run(
+    request: Request, settings: Settings, progress: Progress = lambda what, share: None
+) -> dict[str, Any]:
+    """Measures time, memory and arithmetic of base, rewritten and lowered model.
+
+    What the passes added is random, so that no branch is zero.
+
+    Args:
+        request: what to rewrite; `device` says where to run it.
+        settings: how to measure.
+        progress: told what is measured, and which share of the whole is done.
+
+    Raises:
+        UsageError: VR906 if a step does not run on this device in this dtype.
+    """
+    progress("rewriting", 0.0)
+    rewritten = randomised(request.apply())
+    with _threads(settings.threads):
+        return _Bench(rewritten, settings, torch.device(request.device), progress).measured()
+
+
+class _Bench:
+    """One benchmark: its models, its inputs, and how far it is."""
+
+    def __init__(
+        self, rewritten: Rewritten, settings: Settings, device: torch.device, progress: Progress
+    ) -> None:
+        self.rewritten, self.settings, self.device = rewritten, settings, device
+        self.progress, self.ticks = progress, 0
+        dtype = getattr(torch, settings.dtype)
+        with self._running("preparing"):
+            self.models = contenders(rewritten, device, dtype, compile=settings.compile)
+            self.inputs: Tensors = tuple(
+                v.to(device, dtype) for v in sample(rewritten, settings.batch)
+            )
+            if settings.compile:  # what the compiler does once is not the first model's cost
+                compile_apart(lambda x: x.sin() + 1)(self.inputs[0])
+        # Of each model a first step, warm-up and rounds; three times the rounds of the layer.
+        each = 1 + WARM_UP + settings.rounds
+        kinds = 1 + settings.train
+        self.total = each * len(self.models) * kinds + 2 * (WARM_UP + 3 * settings.rounds)
+
+    def measured(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        measures, settings = self.rewritten.measures, self.settings
+        return {
+            "spec": self.rewritten.spec.name,
+            "model": self.rewritten.model_name,
+            "batch": settings.batch,
+            "rounds": settings.rounds,
+            "dtype": settings.dtype,
+            "device": str(self.device),
+            "device_name": device_name(self.device),
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "forward": self._forward(),
+            "training": self._training() if settings.train else {},
+            "layer_forward_backward": self._layer(),
+            "macs": {c.name: c.macs for c in self.models if not c.compiled},
+            "tokens": list(measures.tokens),
+        }
+
+    def _forward(self) -> dict[str, Any]:
+        steps = {c.name: Forward(c, self.inputs) for c in self.models}
+        for contender in self.models:
+            contender.module.eval()
+        facts = {
+            c.name: {"macs": c.macs, **self._facts("forward", c, steps[c.name])}
+            for c in self.models
+        }
+        return self._compared("forward", steps, facts)
+
+    def _training(self) -> dict[str, Any]:
+        with self._running("training"):
+            steps = training_steps(self.models, self.inputs)
+        counts = {
+            s.contender.module: training_macs(s.contender.module, self.rewritten.result.example)
+            for s in steps.values()
+        }
+        facts = {}
+        for name, step in steps.items():
+            contender = step.contender
+            contender.module.train()
+            facts[name] = {
+                "macs": counts[contender.module],
+                "trained": sum(p.numel() for p in contender.trained),
+                **self._facts("training", contender, step),
+                "saved_bytes": saved_bytes(step.loss, step.living),
+            }
+        return self._compared("training", steps, facts)
+
+    def _facts(self, what: str, contender: Contender, step: Forward | Training) -> dict[str, Any]:
+        """Compile time, which is that of the first step, and memory."""
+        self._tick(f"{what}: memory of {contender.name}")
+        with self._running(f"{what} of {contender.name}"):
+            first = seconds(step, self.device)
+            peak = peak_bytes(step, self.device)
+        return {"peak_bytes": peak, "compile_s": first if contender.compiled else None}
+
+    def _layer(self) -> dict[str, Any]:
+        module = next(c.module for c in self.models if c.name == "rewritten").eval()
+        steps = layer_steps(self.rewritten, module, self.settings.batch, self.inputs[0])
+        return self._compared("layer", steps, {}, 3 * self.settings.rounds)
+
+    def _compared(
+        self, what: str, steps: Mapping[str, Step], facts: Mapping[str, Mapping[str, Any]],
+        rounds: int = 0,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Timings of steps with what else is known of them; ratios are to `base`."""
+        rounds = rounds or self.settings.rounds
+        times = timed(steps, rounds, self.device, lambda: self._tick(f"{what}: rounds"))
+        result = {}
+        for name, measured in times.items():
+            known = dict(facts.get(name, {}))
+            base = facts.get("base", {}).get("macs")
+            if base:
+                known["macs_ratio"] = known["macs"] / base
+            result[name] = {**summary(measured, times.get("base")), **known}
+        return result
+
+    def _tick(self, what: str) -> None:
+        self.progress(what, min(1.0, self.ticks / self.total))
+        self.ticks += 1
+
+    @contextmanager
+    def _running(self, what: str) -> Iterator[None]:
+        """What the first run of a step raises, as an error of ours."""
+        try:
+            yield
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            settings = self.settings
+            raise UsageError(
+                "VR906",
+                f"{what} does not run on {self.device} in {settings.dtype} with batch "
+                f"{settings.batch}: {reason}",
+                suggestion="try a smaller --batch, or another --dtype",
+            ) from error
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's own name, as far as the system tells."""
+    module = torch.get_device_module(device)
+    if hasattr(module, "get_device_name"):
+        return str(module.get_device_name(device))
+    info = Path("/proc/cpuinfo")
+    if device.type == "cpu" and info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,63 @@
+"""The command `tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..errors import UsageError
+from ..language import parse_overrides
+from .commands import _json, _overrides, cli
+from .common import busy, check_device, echo_json, request
+
+
+@cli.command()
+@click.argument("spec")
+@_overrides
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder.")
+@_json
+def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json: bool) -> None:
+    """Trains a rewritten model on data=DATA and writes it.
+
+    DATA is 'digits', 'digits:0-4', a folder with a subfolder per class, or 'timm:NAME@FOLDER'.
+    Hyperparameters stand in the spec's 'tune { ... }', or are given as tune.NAME=VALUE;
+    'vitrewrite explain tune' lists them.
+    """
+    wanted = request(spec, overrides)
+    given = parse_overrides(overrides)
+    if "data" not in given:
+        raise UsageError("VR907", "tune needs images", suggestion="add data=digits, or a folder")
+    with busy("starting torch"):
+        import torch
+
+        from ..tuning.folder import RunFolder
+        from ..tuning.trainer import tune as run
+    if "device" in given:
+        check_device(wanted.device)
+    with busy(f"rewriting for {wanted.spec.name}"):
+        rewritten = wanted.apply()
+    try:
+        trained = run(
+            rewritten, given["data"], out=out, device=given.get("device"), resume=resume, live=True
+        )
+        main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    except KeyboardInterrupt:
+        last = "nothing was written"
+        if RunFolder(out).checkpoints.is_dir():
+            last = "go on from the last checkpoint with --resume"
+        click.echo(f"interrupted; {last}", err=True)
+        raise click.exceptions.Exit(130) from None
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    if not main:
+        return
+    if as_json:
+        echo_json({**trained.report, "out": str(out)})
+        return
+    result = trained.training
+    click.echo(f"accuracy  {result['accuracy']:.2%} of {result['images']['val']} images")
+    click.echo(f"trained   {result['steps']:,} steps in {result['seconds']:.1f} s")
+    click.echo(f"written   {out}/")

@@ -1,0 +1,50 @@
+"""Names for classes that a rewrite made differ: `BlockWithMerge` beside `Block`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from ..tracing.leaves import is_inserted
+
+if TYPE_CHECKING:
+    from .classes import Class
+
+
+def distinguish(classes: Sequence[Class]) -> None:
+    """Renames classes of one name by what only some of them have: modules, inputs, outputs.
+
+    A name stays as it is where that does not tell the classes apart.
+    """
+    by_name: dict[str, list[Class]] = {}
+    for cls in classes:
+        by_name.setdefault(cls.name, []).append(cls)
+    for same in by_name.values():
+        if len(same) == 1:
+            continue
+        features = [list(dict.fromkeys(_features(cls))) for cls in same]
+        common = set.intersection(*map(set, features))
+        labels = [next((f for f in found if f not in common), "") for found in features]
+        if len(set(labels)) == len(labels):
+            for cls, label in zip(same, labels, strict=True):
+                words = "".join(w.capitalize() for w in label.split("_"))
+                cls.name += f"With{words}" if words else ""
+
+
+def _features(cls: Class) -> Iterator[str]:
+    """What passes gave a class, the most telling first."""
+    graph: fx.Graph | None = cls.graphs[0] if cls.graphs else None
+    if graph is None:
+        return
+    for node in graph.nodes:
+        if node.op == "call_module" and is_inserted(cls.sample.get_submodule(str(node.target))):
+            yield str(node.target).rpartition(".")[2]
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.meta.get("wired"):
+            yield str(node.meta.get("hint") or node.name)
+    results = next(n for n in graph.nodes if n.op == "output").args[0]
+    for node in results[1:] if isinstance(results, tuple) else ():
+        if isinstance(node, fx.Node):
+            yield str(node.meta.get("hint") or node.name)

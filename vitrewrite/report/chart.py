@@ -1,0 +1,71 @@
+"""The picture of a benchmark: time ratios to the base as bars, with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..bench.text import KINDS
+from ..emission.file import render
+from .picture import COLOURS
+from .text import plural
+
+_STEPS = (0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+_TICKS = 8  # at most
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One model: the median of its ratios, smallest and largest, and its ratio of MACs."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+    macs: float | None
+    colour: str
+    compiled: bool
+    ms: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """A measurement."""
+
+    title: str
+    bars: tuple[Bar, ...]
+
+    @property
+    def has_compiled(self) -> bool:
+        """Whether one of its bars is about a compiled model."""
+        return any(bar.compiled for bar in self.bars)
+
+
+def chart(result: Mapping[str, Any]) -> str:
+    """The SVG: a group per measurement, a bar per model."""
+    groups = [
+        Group(title, tuple(_bar(name, row) for name, row in result[kind].items() if "ratio" in row))
+        for kind, title in KINDS.items()
+    ]
+    groups = [group for group in groups if group.bars]
+    largest = max((max(b.high, b.macs or 0) for g in groups for b in g.bars), default=1.0)
+    step = next((s for s in _STEPS if largest / s < _TICKS), largest)
+    count = int(largest / step) + 1
+    return render(
+        "bench.svg.jinja", groups=groups, end=count * step,
+        ticks=[(i * step, f"{i * step:g}") for i in range(count + 1)],
+        title=f"{result['spec']} on {result['model']}",
+        subtitle=f"{result['device_name']}, {plural(result['threads'], 'thread')}, "
+        f"batch {result['batch']}, {result['dtype']}, torch {result['torch']}, "
+        f"{plural(result['rounds'], 'round')}",
+    )  # fmt: skip
+
+
+def _bar(name: str, row: Mapping[str, Any]) -> Bar:
+    kind = name.removesuffix(" compiled")
+    colour = {"base": "#888888", "rewritten": COLOURS[0], "lowered": COLOURS[2]}[kind]
+    return Bar(
+        name, row["ratio"], row["ratio_min"], row["ratio_max"], row.get("macs_ratio"), colour,
+        kind != name, f"{row['median_ms']:.3g} ms",
+    )  # fmt: skip

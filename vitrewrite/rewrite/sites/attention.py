@@ -1,0 +1,251 @@
+"""Verbs of attention: its keys and values, and the one summed bias of its scores."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ...anatomy.canonical import canonicalise_at
+from ...anatomy.sites import Attention, Block, Place
+from ...tracing.leaves import changed_by
+from ..editor import after
+from ..evaluate import Evaluation
+from ..stream import Tokens
+from .base import BoundSite
+from .value import Value
+
+if TYPE_CHECKING:
+    from .block import BlockSite
+
+_OPERANDS = ("query", "key", "value", "attn_mask")
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSite(BoundSite):
+    """One softmax attention, softmax(q k^T * scale + bias) v over heads."""
+
+    attention: Attention
+    owner: Block | None = None
+
+    @property
+    def role(self) -> str:
+        """The site in words."""
+        return self.attention.role
+
+    @property
+    def path(self) -> str:
+        """The module that the attention is."""
+        return self.attention.path
+
+    @property
+    def block(self) -> BlockSite:
+        """The block that it is in."""
+        from .block import BlockSite
+
+        if self.owner is None:
+            raise self.unfit("it is in no block")
+        return BlockSite(self.context, self.owner)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether tokens attend within windows only."""
+        return self.attention.windows is not None
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return self.attention.heads
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether every head attends over tokens: keys of shape [batch, heads, tokens, width]."""
+        return self.attention.over == "tokens" and len(self._shape(1)) == 4
+
+    @property
+    def head_dim(self) -> tuple[int, int]:
+        """Width of the keys and of the values of one head."""
+        return self._shape(1)[-1], self._shape(2)[-1]
+
+    @property
+    def position(self) -> int:
+        """The position in the stream of what it attends to."""
+        return 0 if self.owner is None else 2 * self.owner.index
+
+    @property
+    def tokens(self) -> Tokens:
+        """What is known of the tokens that it attends to."""
+        return self.context.stream.at(self.position)
+
+    @property
+    def full_grid(self) -> tuple[int, int]:
+        """Height and width in patches of what it attends to and what is behind it in the block.
+
+        Raises:
+            RewriteError: VR410 if that is not a whole grid, or if later parts need it.
+        """
+        if not self.block.mid.is_sequence or self.windowed or not self.over_tokens:
+            raise self.unfit("it does not attend over one sequence of tokens")
+        grid = self.block.mid.tokens.grid
+        if grid is None:
+            by = self.block.cause("grid")
+            notes = [f"merged by: {by}"] if by else []
+            raise self.unfit("no full grid of patches is left there", notes=notes)
+        if len(self.context.anatomy.stages) > 1:
+            raise self.unfit("later stages of the model need the grid of patches")
+        return grid
+
+    @property
+    def keys(self) -> Value:
+        """The keys of the tokens, [batch, heads, tokens, width]; not those that passes added."""
+        core = self._core()
+        return Value(Place(self._unit, _of_tokens(_operand(core, 1)).name))
+
+    # -- verbs ----------------------------------------------------------------------------------
+
+    def extend_kv(self, module: nn.Module, rows: int, *, before: bool = True) -> None:
+        """`k, v = module(k, v)`, which puts rows before or behind those of the tokens.
+
+        The bias of the scores grows with them: zero on the new rows. A module with a third output
+        gives the bias of the new keys, [batch or 1, 1, 1, keys], itself.
+
+        Args:
+            module: what makes the new keys and values.
+            rows: how many it adds.
+            before: on which side.
+        """
+        core = self._core()
+        k, v = _operand(core, 1), _operand(core, 2)
+        biased = len(changed_by(module)) == 3
+        hints = ("keys", "values", "bias") if biased else ("keys", "values")
+        results = self.put(module, self._unit, (k, v), hints)
+        _set_operand(core, 1, results[0])
+        _set_operand(core, 2, results[1])
+        pads = (rows, 0) if before else (0, rows)
+        mask = _bias(core)
+        if mask is not None:
+            _set_operand(core, 3, self._padded(mask, pads))
+        old = core.meta.get("rows", (0, 0))
+        core.meta["rows"] = old[0] + pads[0], old[1] + pads[1]
+        if biased:
+            self._add_bias(core, results[2])
+
+    def bias_keys(self, value: Value) -> None:
+        """Adds a number per token to the scores of its key, on every head and query.
+
+        Args:
+            value: [batch, tokens].
+        """
+        core = self._core()
+        numbers = value.read(self.editor, self._unit)
+        with after(core.graph, [numbers]):
+            index = (slice(None), None, None)
+            bias = core.graph.call_function(operator.getitem, (numbers, index))
+        if self.tokens.joined:
+            bias = self._filled(bias, _of_tokens(_operand(core, 1)))
+        if any(rows := core.meta.get("rows", (0, 0))):
+            bias = self._padded(bias, rows)
+        self._add_bias(core, bias)
+        origin = core.meta.get("origin")
+        core.meta["origin"] = f"{origin}\n{self.clause.origin}" if origin else self.clause.origin
+
+    def keys_and_values(self, at: Place, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """At lowering: the keys and values that tokens at a place of the stream have.
+
+        Args:
+            at: a place in the block, before the attention.
+            rows: [tokens, channels].
+
+        Returns:
+            Keys and values, each [heads, tokens, width].
+        """
+        core = self._core()
+        run = Evaluation(self.editor, {at: rows[None]})
+        k, v = (run.value(self._unit, _of_tokens(_operand(core, i))) for i in (1, 2))
+        return k[0], v[0]
+
+    # -- the node that attends ------------------------------------------------------------------
+
+    @property
+    def _unit(self) -> str:
+        return self.editor.where(self.attention.core).unit
+
+    def _core(self) -> fx.Node:
+        """The call of scaled_dot_product_attention, in a graph that may be edited."""
+        place = self.editor.where(self.attention.core)
+        node = self.editor.node(place)
+        if node.target is F.scaled_dot_product_attention:
+            return node
+        found = canonicalise_at(self.editor.unit(place.unit), node)
+        if found is None:
+            raise self.unfit("its scores are not softmax(q k^T * scale + bias)")
+        self.editor.moved[place] = Place(place.unit, found.name)
+        return found
+
+    def _shape(self, operand: int) -> tuple[int, ...]:
+        value = _of_tokens(_operand(self._core(), operand)).meta.get("val")
+        return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+    def _add_bias(self, core: fx.Node, bias: fx.Node) -> None:
+        old = _bias(core)
+        if old is not None:
+            with after(core.graph, [old, bias]):
+                bias = core.graph.call_function(operator.add, (old, bias))
+        _set_operand(core, 3, bias)
+
+    def _padded(self, bias: fx.Node, rows: tuple[int, int]) -> fx.Node:
+        value = bias.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.dtype == torch.bool:
+            raise self.unfit("its mask is boolean, and more keys need a bias")
+        known: Any = bias.args[1] if bias.target is F.pad else ()
+        if known and all(isinstance(n, int) for n in known):  # by an earlier clause: once is enough
+            bias.update_arg(1, tuple(a + b for a, b in zip(known, rows, strict=True)))
+            return bias
+        with after(bias.graph, [bias]):
+            return bias.graph.call_function(F.pad, (bias, rows))
+
+    def _filled(self, bias: fx.Node, keys: fx.Node) -> fx.Node:
+        """Zeros in front for the tokens that joined since the numbers were made."""
+        graph = bias.graph
+        with after(graph, [bias, keys]):
+            length = graph.call_method("size", (keys, 2))
+            known = graph.call_method("size", (bias, 3))
+            missing = graph.call_function(operator.sub, (length, known))
+            for node in (length, known, missing):
+                node.meta["val"] = 1
+            return graph.call_function(F.pad, (bias, (missing, 0)))
+
+
+def _operand(core: fx.Node, index: int) -> fx.Node:
+    value = core.args[index] if len(core.args) > index else core.kwargs.get(_OPERANDS[index])
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def _bias(core: fx.Node) -> fx.Node | None:
+    value: Any = core.args[3] if len(core.args) > 3 else core.kwargs.get("attn_mask")
+    return value if isinstance(value, fx.Node) else None
+
+
+def _set_operand(core: fx.Node, index: int, value: fx.Node) -> None:
+    if len(core.args) > index:
+        core.update_arg(index, value)
+    else:
+        core.update_kwarg(_OPERANDS[index], value)
+
+
+def _of_tokens(node: fx.Node) -> fx.Node:
+    """The keys or values before passes added rows to them."""
+    while node.target is operator.getitem:
+        call, index = node.args
+        if not (isinstance(call, fx.Node) and call.op == "call_module" and "origin" in call.meta):
+            break
+        inner = call.args[index] if isinstance(index, int) and index < len(call.args) else None
+        if not isinstance(inner, fx.Node):
+            break
+        node = inner
+    return node

@@ -1,0 +1,246 @@
+"""What all sites offer to a pass: messages, modules of its own, values shared between sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+
+from ...anatomy.sites import Anatomy, Place
+from ...errors import RewriteError
+from ...tracing import inputs
+from ...tracing.leaves import changed_by
+from .. import wiring
+from ..clause import Clause
+from ..editor import Editor, Insertion, relative
+from ..stream import Stream
+from .value import Value
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a clause is carried out in.
+
+    Attributes:
+        scope: paths of the units that hold the sites of the clause.
+        roles: of the sites of the clause, in order.
+        shared: values that the sites of the clause have in common.
+        insertion: at lowering, the module that is lowered.
+    """
+
+    editor: Editor
+    clause: Clause
+    anatomy: Anatomy
+    stream: Stream
+    scope: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    shared: dict[str, Value] = field(default_factory=dict)
+    insertion: Insertion | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BoundSite:
+    """A site that a clause acts on."""
+
+    context: Context
+
+    @property
+    def role(self) -> str:
+        """The site in words."""
+        raise NotImplementedError
+
+    @property
+    def path(self) -> str:
+        """The module that the site is."""
+        raise NotImplementedError
+
+    @property
+    def editor(self) -> Editor:
+        """The tree verbs."""
+        return self.context.editor
+
+    @property
+    def clause(self) -> Clause:
+        """The clause that acts on the site."""
+        return self.context.clause
+
+    @property
+    def pass_name(self) -> str:
+        """The pass that acts on the site."""
+        return self.clause.pass_name
+
+    @property
+    def patch_features(self) -> int:
+        """Numbers in one patch of the image, channels included: 3 * 16 * 16."""
+        path = self.context.anatomy.patch_embed
+        layers = () if path is None else self.editor.root.get_submodule(path).parameters()
+        sizes = [p.shape[1:].numel() for p in layers if p.dim() > 1]
+        if not sizes:
+            raise self.unfit("the model has no patch embedding to draw the scale from")
+        return sizes[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        args, kwargs = inputs.as_arguments(self.editor.root.__dict__["example"])
+        images: list[torch.Tensor] = [*args, *kwargs.values()]
+        return next(v.dtype for v in images if v.is_floating_point())
+
+    @property
+    def siblings(self) -> tuple[str, ...]:
+        """The roles of all sites of the clause, this one included, in order."""
+        return self.context.roles
+
+    # -- messages -------------------------------------------------------------------------------
+
+    def reject(self, option: str, message: str, **extra: Any) -> RewriteError:
+        """An error about an option that this site does not allow."""
+        return self.clause.error("VR403", f"{message} at '{self.role}'", option, **extra)
+
+    def unfit(self, message: str, **extra: Any) -> RewriteError:
+        """An error about a site that cannot have the pass, whatever its options."""
+        return self.clause.error("VR410", f"{self.pass_name} at '{self.role}': {message}", **extra)
+
+    def warn(self, message: str) -> None:
+        """Notes what is odd but not wrong, once per clause."""
+        text = f"{self.clause.place}: {message}" if self.clause.place else message
+        if text not in self.editor.warnings:
+            self.editor.warnings.append(text)
+
+    # -- modules --------------------------------------------------------------------------------
+
+    def put(
+        self,
+        module: nn.Module,
+        unit: str,
+        args: Iterable[fx.Node],
+        hints: Sequence[str],
+        *,
+        owner: str | None = None,
+        name: str | None = None,
+        owners: tuple[str, ...] | None = None,
+    ) -> tuple[fx.Node, ...]:
+        """Makes `module` part of the model and calls it.
+
+        Args:
+            module: what is put in.
+            unit: path of the unit whose graph calls it.
+            args: nodes of that graph.
+            hints: variable names of the results.
+            owner: path of the module that gets the new child; the site's by default.
+            name: of the new child; that of the pass by default.
+            owners: module paths that name the parts of the module in a delta.
+        """
+        owner = self.path if owner is None else owner
+        name = name or self.pass_name.partition(".")[0]
+        target, path = self.editor.adopt(unit, owner, name, module)
+        found = Insertion(
+            self.pass_name, self.clause.number, path, unit, module, self, owners or (owner,)
+        )
+        self.editor.insertions.append(found)
+        origin = self.clause.origin
+        return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
+
+    def refuse_twice(self) -> None:
+        """Raises VR402 if the pass is at the site already."""
+        module = self.editor.root.get_submodule(self.path)
+        if any(getattr(m, "inserted_by", None) == self.pass_name for m in module.modules()):
+            raise self.clause.error(
+                "VR402",
+                f"'{self.role}' has {self.pass_name} already",
+                suggestion="apply it to a model that was not rewritten, or lower that first",
+            )
+
+    def shared(self, name: str, make: Callable[[], nn.Module]) -> Value:
+        """What a module without inputs yields, made once for all sites of the clause.
+
+        The lowest unit above all of them owns the module and passes the value down, so tied
+        parameters are read in one place.
+        """
+        known = self.context.shared
+        if name not in known:
+            owner = wiring.common(self.editor, self.context.scope)
+            module = make()
+            first = self._first_call(owner)
+            (node,) = self.put(module, owner, (), (name,), owner=owner, name=f"{self._stem}_{name}")
+            first.prepend(node)
+            known[name] = Value(Place(owner, node.name))
+        return known[name]
+
+    @property
+    def _stem(self) -> str:
+        return self.pass_name.replace(".", "_")
+
+    def _first_call(self, owner: str) -> fx.Node:
+        """The call in the graph of `owner` that leads to the first site of the clause."""
+        below = self.context.scope[0]
+        for path in wiring.callers(self.editor, self.context.scope[0]):
+            if path == owner:
+                break
+            below = path
+        graph = self.editor.graph(owner)
+        nodes: list[fx.Node] = list(graph.nodes)
+        if below == owner:
+            return next(n for n in nodes if n.op not in ("placeholder", "get_attr"))
+        return next(n for n in nodes if n.target == relative(below, owner))
+
+    # -- lowering -------------------------------------------------------------------------------
+
+    @property
+    def insertion(self) -> Insertion:
+        """The module that is lowered."""
+        assert self.context.insertion is not None, "only at lowering"
+        return self.context.insertion
+
+    def call_of(self, insertion: Insertion) -> fx.Node:
+        """The node that calls an inserted module."""
+        target = relative(insertion.path, insertion.unit)
+        nodes: list[fx.Node] = list(self.editor.graph(insertion.unit).nodes)
+        return next(n for n in nodes if n.op == "call_module" and n.target == target)
+
+    @property
+    def inserted_at(self) -> Place:
+        """The place of what the module yields."""
+        return Place(self.insertion.unit, self.call_of(self.insertion).name)
+
+    def sibling(self, kind: type[_M]) -> _M | None:
+        """The first module of a kind that the same clause put in, if there is one."""
+        same = (i.module for i in self.editor.insertions if i.clause == self.clause.number)
+        return next((m for m in same if isinstance(m, kind)), None)
+
+    def drop(self) -> None:
+        """Takes the module out: what it changed passes as it was."""
+        insertion = self.insertion
+        node = self.call_of(insertion)
+        for item in list(node.users) if "arity" in node.meta else [node]:
+            index = item.args[1] if item is not node else 0
+            original = node.args[changed_by(insertion.module)[index] or 0]  # type: ignore[index]
+            assert isinstance(original, fx.Node)
+            original.meta["hint"] = original.meta.get("hint") or item.meta.get("hint")
+            item.replace_all_uses_with(original)
+            moved = self.editor.moved
+            moved[Place(insertion.unit, item.name)] = Place(insertion.unit, original.name)
+            if item is not node:
+                node.graph.erase_node(item)
+        node.graph.erase_node(node)
+        self.remove(insertion)
+
+    def swap(self, module: nn.Module) -> None:
+        """Puts another module of the same inputs and outputs in its place."""
+        owner, _, name = self.insertion.path.rpartition(".")
+        self.editor.root.get_submodule(owner)._modules[name] = module
+
+    def remove(self, insertion: Insertion) -> None:
+        """Takes an inserted module that nothing calls any more out of the tree."""
+        owner, _, name = insertion.path.rpartition(".")
+        del self.editor.root.get_submodule(owner)._modules[name]
+
+    def at_lowering(self, editor: Editor, insertion: Insertion) -> BoundSite:
+        """The same site in a tree that is lowered."""
+        context = replace(self.context, editor=editor, insertion=insertion)
+        return replace(self, context=context)

@@ -1,0 +1,112 @@
+"""Verbs of linear layers and of rows of fused ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from ...anatomy.sites import Linear
+from .base import BoundSite
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSite(BoundSite):
+    """A linear layer, or some row ranges of a fused one, that a clause adapts at once.
+
+    Attributes:
+        parts: the selected matrices, all rows of one weight, in row order.
+    """
+
+    parts: tuple[Linear, ...]
+
+    @property
+    def role(self) -> str:
+        """The sites in words."""
+        return ", ".join(p.role for p in self.parts)
+
+    @property
+    def path(self) -> str:
+        """The module that holds the layer."""
+        return self._layer.rpartition(".")[0]
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input."""
+        return self.parts[0].in_features
+
+    @property
+    def rows(self) -> tuple[tuple[int, int], ...]:
+        """The half-open range of each part, in the rows that the call applies."""
+        ranges = [(p.offset, p.rows or (0, p.out_features)) for p in self.parts]
+        return tuple((first - offset, last - offset) for offset, (first, last) in ranges)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight of the whole layer, [out_features, in_features]."""
+        return self.editor.root.get_parameter(self.parts[0].weight)
+
+    @property
+    def out_features(self) -> int:
+        """Number of rows of the whole layer."""
+        return int(self.weight.shape[0])
+
+    @property
+    def _layer(self) -> str:
+        weight = self.parts[0].weight
+        # A matrix that is no layer's, such as `in_proj_weight`, is named by its part.
+        return weight.removesuffix(".weight") if weight.endswith(".weight") else self.parts[0].path
+
+    def parallel(self, branch: nn.Module) -> None:
+        """`y = linear(x)` becomes `y = branch(x, linear(x))`.
+
+        Raises:
+            RewriteError: VR402 if the pass is there already.
+        """
+        place = self.editor.where(self.parts[0].call)
+        node = self.editor.node(place)
+        self._refuse_rows(node)
+        name = self._layer.rpartition(".")[2]
+        name = f"linear{name}" if name.isdigit() else name
+        hint = str(node.meta.pop("hint", None) or name)
+        x = node.args[0]
+        assert isinstance(x, fx.Node)
+        (new,) = self.put(
+            branch, place.unit, (x, node), (hint,),
+            name=f"{name}_{self._stem}", owners=tuple(p.path for p in self.parts),
+        )  # fmt: skip
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+    def _refuse_rows(self, node: fx.Node) -> None:
+        for user in list(node.users):
+            if user.op != "call_module" or user.args[1:2] != (node,):
+                continue
+            unit = self.editor.where(self.parts[0].call).unit
+            branch = self.editor.own(unit).get_submodule(str(user.target))
+            if getattr(branch, "inserted_by", None) != self.pass_name:
+                continue
+            taken = set(getattr(branch, "rows", ()) or [(0, self.out_features)])
+            if any(start < b and a < stop for start, stop in self.rows for a, b in taken):
+                raise self.clause.error(
+                    "VR402",
+                    f"'{self.role}' has {self.pass_name} already",
+                    suggestion="apply it to a model that was not rewritten, or lower that first",
+                )
+
+    def fold(self, updates: Sequence[torch.Tensor]) -> None:
+        """At lowering: adds each part's update to its rows of the weight, and drops the branch.
+
+        The sum is made in float32.
+        """
+        owner, _, name = self.parts[0].weight.rpartition(".")
+        layer = self.editor.root.get_submodule(owner)
+        weight = layer._parameters[name]
+        assert weight is not None
+        folded = weight.detach().to(torch.float32, copy=True)
+        for part, update in zip(self.parts, updates, strict=True):
+            start, stop = part.rows or (0, part.out_features)
+            folded[start:stop] += update.detach().to(torch.float32)
+        setattr(layer, name, nn.Parameter(folded.to(weight.dtype), requires_grad=False))
+        self.drop()

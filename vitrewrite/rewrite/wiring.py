@@ -1,0 +1,204 @@
+"""Takes a value from the place that makes it to other places, as explicit inputs and outputs.
+
+The way leads through the lowest common ancestor: every unit up to there returns the value besides
+its result, every unit down from there takes it as another argument. No hooks, no globals.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from ..anatomy.sites import Place
+from ..errors import RewriteError
+from ..tracing.unit import Unit
+from .editor import Editor, after, relative, units
+
+
+def read(editor: Editor, place: Place, unit: str) -> fx.Node:
+    """The node that holds the value of a place in the graph of `unit`, wired there if needed.
+
+    Raises:
+        RewriteError: VR411 if the value is made after it is needed.
+    """
+    place = editor.where(place)
+    top = common(editor, (place.unit, unit))
+    node, at = editor.node(place), place.unit
+    while at != top:
+        at, node = _give(editor, at, node)
+    for below in reversed(list(_up(editor, unit, top))):
+        node = _take(editor, below, node)
+    return node
+
+
+def common(editor: Editor, paths: tuple[str, ...]) -> str:
+    """The lowest unit that all of `paths` are or are called in; containers on the way are opened.
+
+    A container such as the `Sequential` of blocks has no line of its own for a value to cross.
+    """
+    chains = [list(callers(editor, path)) for path in paths]
+    shared = [c for c in chains[0] if all(c in other for other in chains)]
+    for path in {p for chain in chains for p in chain[: chain.index(shared[0]) + 1]}:
+        if path not in paths and is_container(editor.unit(path)):
+            open_container(editor, path)
+            return common(editor, paths)
+    return shared[0]
+
+
+def callers(editor: Editor, path: str) -> Iterator[str]:
+    """The unit itself, the unit that calls it, and so on up to the root."""
+    yield path
+    while path:
+        path = caller(editor, path)[0]
+        yield path
+
+
+def caller(editor: Editor, path: str) -> tuple[str, list[fx.Node]]:
+    """The unit whose graph calls the one at `path`, and the calls."""
+    parts = path.split(".")
+    for length in range(len(parts) - 1, -1, -1):
+        above = ".".join(parts[:length])
+        unit = editor.root.get_submodule(above)
+        if isinstance(unit, Unit) and unit.template is not None:
+            target = relative(path, above)
+            graph = unit.template.graph
+            calls = [n for n in graph.nodes if n.op == "call_module" and n.target == target]
+            if calls:
+                return above, calls
+    raise RewriteError("VR405", f"nothing calls '{path}'")
+
+
+def is_container(unit: Unit) -> bool:
+    """Whether a unit only calls numbered children."""
+    names = list(unit._modules)
+    return bool(names) and names == [str(i) for i in range(len(names))]
+
+
+def open_container(editor: Editor, path: str) -> None:
+    """Writes the program of a container into its caller; names and keys stay."""
+    above, _ = caller(editor, path)
+    graph, unit = editor.graph(above), editor.unit(path)
+    assert unit.template is not None
+    for call in [n for n in graph.nodes if n.target == relative(path, above)]:
+        with graph.inserting_before(call):
+            result = _inline(graph, unit.template.graph, call)
+        call.replace_all_uses_with(result)
+        graph.erase_node(call)
+    children = nn.ModuleList(unit.children())
+    children.training = unit.training
+    owner, _, name = path.rpartition(".")
+    editor.root.get_submodule(owner)._modules[name] = children
+
+
+def _inline(graph: fx.Graph, program: fx.Graph, call: fx.Node) -> fx.Node:
+    values: dict[fx.Node, Any] = {}
+    given = iter(call.args)
+    for node in program.nodes:
+        if node.op == "placeholder":
+            values[node] = next(given)
+        elif node.op == "output":
+            result = values[node.args[0]]
+            assert isinstance(result, fx.Node)
+            return result
+        else:
+            values[node] = new = graph.node_copy(node, lambda n: values[n])
+            new.meta = {**node.meta, "hint": call.meta.get("hint")}
+            if node.op in ("call_module", "get_attr"):
+                new.target = f"{call.target}.{node.target}"
+    raise AssertionError("a program ends with its output")
+
+
+def _up(editor: Editor, path: str, top: str) -> Iterator[str]:
+    """The units from `path` up to, without, `top`."""
+    while path != top:
+        yield path
+        path = caller(editor, path)[0]
+
+
+def _give(editor: Editor, unit: str, node: fx.Node) -> tuple[str, fx.Node]:
+    """The caller of a unit, and the node there that holds what `node` is inside."""
+    output = next(n for n in editor.graph(unit).nodes if n.op == "output")
+    above, _ = caller(editor, unit)
+    graph = editor.graph(above)
+    calls = [n for n in graph.nodes if n.target == relative(unit, above)]
+    if len(calls) > 1:
+        raise RewriteError("VR411", f"'{unit}' runs {len(calls)} times, so it has no one value")
+    (call,), results = calls, output.args[0]
+    if results is node:
+        return above, call
+    if not isinstance(results, tuple):
+        results = (results,)
+        _return_tuple(graph, call)
+    if node not in results:
+        output.args = ((*results, node),)
+        call.meta["arity"] = len(results) + 1
+    index = (*results, node).index(node)
+    for user in call.users:
+        if user.target is operator.getitem and user.args[1] == index:
+            return above, user
+    with after(graph, [call, *(u for u in call.users if u.target is operator.getitem)]):
+        item = graph.call_function(operator.getitem, (call, index))
+    item.meta = {k: node.meta[k] for k in ("val", "hint") if k in node.meta}
+    item.meta.setdefault("hint", node.name)
+    return above, item
+
+
+def _return_tuple(graph: fx.Graph, call: fx.Node) -> None:
+    """What read the result of a call now reads its first item."""
+    with graph.inserting_before(call.next):
+        first = graph.call_function(operator.getitem, (call, 0))
+    call.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
+    first.meta = {k: v for k, v in call.meta.items() if k in ("val", "hint")}
+    call.meta.pop("val", None)
+    call.meta.pop("hint", None)
+
+
+def _take(editor: Editor, unit: str, node: fx.Node) -> fx.Node:
+    """The input of a unit that is given `node` by its caller."""
+    graph = editor.graph(unit)
+    inputs: list[fx.Node] = [n for n in graph.nodes if n.op == "placeholder"]
+    above, _ = caller(editor, unit)
+    calls = [n for n in editor.graph(above).nodes if n.target == relative(unit, above)]
+    for i, placeholder in enumerate(inputs):
+        if all(len(c.args) > i and c.args[i] is node for c in calls):
+            return placeholder
+    order = {n: i for i, n in enumerate(calls[0].graph.nodes)}
+    if any(order[c] < order[node] for c in calls):
+        raise RewriteError("VR411", f"'{unit}' needs a value that is made behind it")
+    hint = str(node.meta.get("hint") or node.name)
+    with graph.inserting_before(inputs[-1].next):
+        placeholder = graph.placeholder(hint)
+    placeholder.meta = {**({"val": v} if (v := node.meta.get("val")) is not None else {})}
+    placeholder.meta |= {"hint": hint, "wired": True}
+    for call in calls:
+        call.args = (*call.args, node)
+    return placeholder
+
+
+def prune(editor: Editor) -> None:
+    """Takes out wired inputs that nobody reads any more."""
+    changed = True
+    while changed:
+        changed = False
+        for path, unit in list(units(editor.root)):
+            if path and unit.template is not None and _unread(unit.template.graph):
+                _drop_inputs(editor, path)
+                changed = True
+
+
+def _unread(graph: fx.Graph) -> list[fx.Node]:
+    return [n for n in graph.nodes if n.op == "placeholder" and n.meta.get("wired") and not n.users]
+
+
+def _drop_inputs(editor: Editor, path: str) -> None:
+    graph = editor.graph(path)
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    dead = [inputs.index(n) for n in _unread(graph)]
+    above, _ = caller(editor, path)
+    for call in [n for n in editor.graph(above).nodes if n.target == relative(path, above)]:
+        call.args = tuple(a for i, a in enumerate(call.args) if i not in dead)
+    for i in dead:
+        graph.erase_node(inputs[i])

@@ -1,0 +1,45 @@
+"""Training: the engine is Hugging Face accelerate's, the procedure is the pass's.
+
+```python
+from vitrewrite.tuning import Settings, tune
+
+rewritten = vr.apply("lora_qv", model, num_classes=10)
+tune(rewritten, "digits", Settings(lr=1e-3, epochs=10), out="build/tuned")
+rewritten.module, rewritten.report["training"]["accuracy"]
+```
+
+| file | what it holds |
+|---|---|
+| `settings` | the hyperparameters, as `tune { ... }` sets them |
+| `procedure` | what a pass may contribute: `Hooks`, `Phase`, `Procedure` |
+| `run` | the state that a procedure sees |
+| `trainer` | `tune`: phases, from data to a folder |
+| `loop` | a phase: steps and evaluations |
+| `engine` | processes, devices, precision, sharding |
+| `optimisation` | parameter groups, schedules, gradients |
+| `checkpoints`, `tensors` | all-or-nothing checkpoints in safetensors and JSON |
+| `folder`, `metrics` | what is written and shown |
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .procedure import Group, Hooks, Phase, Procedure
+    from .run import Run
+    from .trainer import tune
+
+__all__ = ["Group", "Hooks", "Phase", "Procedure", "Run", "Settings", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch only when something needs it: the language reads the settings without."""
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from . import procedure, run, trainer
+
+    for module in (procedure, run, trainer):
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AssertionError(name)

@@ -1,0 +1,178 @@
+"""Processes, devices, precision and sharding: the part of training that accelerate does."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..data.loading import Share
+from ..errors import TuneError
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .run import Run
+
+T = TypeVar("T")
+
+
+class Engine:
+    """One of the processes of a run.
+
+    Args:
+        settings: `precision` and `shard` hold for the whole run.
+        device: `cpu`, `cuda`, or None for what there is.
+
+    Raises:
+        TuneError: VR851 without accelerate, VR852 for what this machine cannot do.
+    """
+
+    def __init__(self, settings: Settings, device: str | None = None) -> None:
+        try:
+            from accelerate import Accelerator
+        except ImportError as error:
+            raise TuneError(
+                "VR851", "tune needs accelerate", suggestion="pip install 'vitrewrite[tune]'"
+            ) from error
+        gpu = device != "cpu" and torch.accelerator.is_available()
+        launched = _launched_for_fsdp(gpu)
+        if settings.precision == "fp16" and not gpu:
+            raise TuneError(
+                "VR852", "precision fp16 needs a GPU", suggestion="take bf16, or no mixing"
+            )
+        # Unless told that it is on a CPU, accelerate leaves processes without a GPU unconnected.
+        self.accelerator: Any = Accelerator(mixed_precision=settings.precision, cpu=not gpu)
+        self.device: torch.device = self.accelerator.device
+        self.processes: int = self.accelerator.num_processes
+        self.rank: int = self.accelerator.process_index
+        self.is_main: bool = self.accelerator.is_main_process
+        self.sharded = settings.shard or launched
+        if self.sharded and not torch.distributed.is_initialized():
+            raise TuneError(
+                "VR852",
+                "sharding needs several processes",
+                suggestion="start it with 'torchrun --nproc-per-node 2 -m vitrewrite tune ...'",
+            )
+
+    def share(self, pieces: int = 1) -> Share:
+        """This process's part of the images of a step."""
+        return Share(self.rank, self.processes, pieces)
+
+    # -- models -----------------------------------------------------------------------------------
+
+    def place(self, run: Run) -> nn.Module:
+        """A trainable copy of the phase's model on the device, in parts if sharded."""
+        module = run.replicate().to(self.device)
+        if self.sharded:
+            _shard(module, _block_paths(run), self.device)
+        return module
+
+    def prepare(
+        self, objective: nn.Module, optimiser: torch.optim.Optimizer, *, skips: bool
+    ) -> tuple[nn.Module, Any]:
+        """The objective under DDP and mixed precision, the optimiser under loss scaling."""
+        if self.sharded:
+            return objective, self.accelerator.prepare_optimizer(optimiser)
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=skips)
+        model, prepared = self.accelerator.prepare(objective, optimiser)
+        return model, prepared
+
+    @contextmanager
+    def piece(self, objective: nn.Module, module: nn.Module, *, last: bool) -> Iterator[None]:
+        """The computation of one piece of a step; gradients are exchanged in the last one."""
+        if self.sharded:
+            module.set_requires_gradient_sync(last)  # type: ignore[operator]
+        alone = nullcontext() if last or self.sharded else self.accelerator.no_sync(objective)
+        with alone, self.accelerator.autocast():
+            yield
+
+    def release(self) -> None:
+        """Forgets the objects of a phase."""
+        self.accelerator.free_memory()
+
+    def close(self) -> None:
+        """Lets another run in this process start with other settings."""
+        from accelerate.state import AcceleratorState
+
+        self.release()
+        AcceleratorState._reset_state(reset_partial_state=self.processes == 1)
+
+    # -- processes --------------------------------------------------------------------------------
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over all processes, on the CPU."""
+        reduced: torch.Tensor = self.accelerator.reduce(values, "mean")
+        return reduced.cpu()
+
+    def on_main(self, action: Callable[[], T]) -> T | None:
+        """Runs something on the main process; if it fails, all processes stop."""
+        result, failure = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except BaseException as error:
+                failure = error
+        if self.processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            (failed,) = broadcast_object_list([failure is not None])
+            if failed and not self.is_main:
+                raise SystemExit(1)  # the main process says what is wrong
+        if failure is not None:
+            raise failure
+        return result
+
+
+def _launched_for_fsdp(gpu: bool) -> bool:
+    """Whether `accelerate launch` asks for FSDP2; it then takes our sharded module as it is.
+
+    Raises:
+        TuneError: VR852 on a CPU, where accelerate runs DDP without a word, and for FSDP1.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() not in ("1", "true", "yes", "on"):
+        return False
+    if gpu and os.environ.get("FSDP_VERSION") == "2":
+        return True
+    what = "FSDP1 is not supported" if gpu else "accelerate's FSDP would be DDP on a CPU"
+    suggestion = "launch without --use_fsdp and set tune.shard=true"
+    raise TuneError("VR852", what, suggestion=suggestion)
+
+
+# -- FSDP2 ----------------------------------------------------------------------------------------
+
+
+def _shard(module: nn.Module, blocks: list[str], device: torch.device) -> None:
+    """Blocks are groups of their own, the root takes the rest.
+
+    A block that shares a parameter with another module stays in the root's group: a tensor can
+    be gathered by one group only.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    uses = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
+    for path in blocks:
+        block = module.get_submodule(path)
+        inside = Counter(id(p) for _, p in block.named_parameters(remove_duplicate=False))
+        if all(uses[each] == count for each, count in inside.items()):
+            fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    if device.type == "cpu":  # gloo of torch 2.8 takes an average of gradients for a sum
+        for each in module.modules():
+            if isinstance(each, FSDPModule):
+                each.set_force_sum_reduction_for_comms(True)
+
+
+def _block_paths(run: Run) -> list[str]:
+    """Paths of the blocks that are modules and hold parameters, inner ones first."""
+    units = {str(block.unit) for block in run.rewritten.result.anatomy.blocks if block.unit}
+    known = {n: m for n, m in run.rewritten.module.named_modules() if n in units}
+    return sorted((n for n, m in known.items() if any(True for _ in m.parameters())), reverse=True)

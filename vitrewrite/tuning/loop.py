@@ -1,0 +1,176 @@
+"""A phase on this process: steps, evaluations, and the checkpoints between them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..data import Batch, evaluation_batches, training_batches
+from ..data.loading import TrainingOrder
+from ..data.seeding import mixed, seed_all
+from ..errors import TuneError
+from . import optimisation
+from .checkpoints import Checkpoints
+from .engine import Engine
+from .metrics import Metrics
+from .run import Run
+
+
+class Objective(nn.Module):
+    """All losses of a batch in one forward, so that DDP sees one forward per backward."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.model = run.module
+        self.__dict__["run"] = run
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The losses by name; that of the phase is `task`."""
+        run: Run = self.__dict__["run"]
+        output = self.model(batch.images)
+        terms = {"task": run.phase.loss(run, batch, output)}
+        for hooks in run.hooks:
+            terms.update(hooks.terms(run, batch, output))
+        return terms
+
+
+class Loop:
+    """Carries out the current phase of a run; `run.module` is its model, on the device.
+
+    Args:
+        packed: the checkpoint to go on from, or None to start.
+    """
+
+    def __init__(
+        self, run: Run, engine: Engine, checkpoints: Checkpoints, metrics: Metrics, packed: object
+    ) -> None:
+        self.run, self.engine, self.checkpoints, self.metrics = run, engine, checkpoints, metrics
+        self.optimiser = optimisation.create(run)
+        skips = any(hooks.skips_parameters for hooks in run.hooks)
+        self.objective, self.stepper = engine.prepare(Objective(run), self.optimiser, skips=skips)
+        self.gradients = optimisation.Gradients(self.optimiser)
+        if packed is None:
+            checkpoints.save(run, self.optimiser)
+        else:
+            checkpoints.restore(run, self.optimiser, packed)
+
+    def steps(self) -> None:
+        """All steps that are left."""
+        run, settings = self.run, self.run.settings
+        order = TrainingOrder(
+            len(run.phase.images(run)), settings.batch, range(run.step, run.steps),
+            mixed(run.seed, "data", run.position), self.engine.share(settings.accumulate),
+            augment=settings.augment,
+        )  # fmt: skip
+        batches = training_batches(run.phase.images(run), order, settings.workers)
+        if run.steps == 0:
+            self._evaluate()
+        self.metrics.speed()
+        while run.step < run.steps:
+            begun = time.perf_counter()
+            self._step(batches)
+            ends = run.step == run.steps
+            if ends or run.step % (settings.evaluate_every * run.per_epoch) == 0:
+                self._evaluate()
+            run.seconds += time.perf_counter() - begun
+            if ends or run.step % (settings.checkpoint_every or run.per_epoch) == 0:
+                self.checkpoints.save(run, self.optimiser)
+
+    # -- a step -----------------------------------------------------------------------------------
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        run, settings, engine = self.run, self.run.settings, self.engine
+        # What a step draws depends on its number, not on what came before: a resumed run draws
+        # the same, and there is no state of generators to keep.
+        seed_all(mixed(run.seed, "step", run.position, run.step, engine.rank))
+        _training_mode(run.module)
+        optimisation.set_rates(self.optimiser, run)
+        for hooks in run.hooks:
+            hooks.before_step(run)
+        self.optimiser.zero_grad()
+        sums: dict[str, torch.Tensor] = {}
+        for piece in range(settings.accumulate):
+            batch = next(batches).to(engine.device)
+            last = piece == settings.accumulate - 1
+            with engine.piece(self.objective, run.module, last=last):
+                terms = self.objective(batch)
+                total = sum(terms.values(), torch.zeros((), device=engine.device))
+                engine.accelerator.backward(total / settings.accumulate)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() / settings.accumulate
+        self._update(sums)
+
+    def _update(self, sums: dict[str, torch.Tensor]) -> None:
+        run, engine = self.run, self.engine
+        means = engine.mean(torch.stack([*sums.values()])).tolist()
+        terms = dict(zip(sums, means, strict=True))
+        loss = sum(means)
+        if not math.isfinite(loss):
+            raise self._stopped(f"the loss is {loss}", terms)
+        scaler = engine.accelerator.scaler
+        if scaler:
+            scaler.unscale_(self.optimiser)
+        norm = self.gradients.norm()
+        if not math.isfinite(norm) and not scaler:  # loss scaling skips such steps by itself
+            raise self._stopped("the gradient is not finite", terms)
+        for hooks in run.hooks:
+            hooks.after_backward(run)
+        if run.phase.update:
+            self.gradients.clip(norm, run.settings)
+            self.stepper.step()
+        run.step, run.total = run.step + 1, run.total + 1
+        for hooks in run.hooks:
+            hooks.after_step(run)
+        self.metrics.images += run.settings.batch
+        if run.step % run.settings.log_every == 0 or run.step == run.steps:
+            self.metrics.write(
+                run, "step", loss=loss, terms=terms, gradient=norm,
+                rates=optimisation.rates(self.optimiser), images_per_second=self.metrics.speed(),
+            )  # fmt: skip
+
+    def _stopped(self, what: str, terms: dict[str, float]) -> TuneError:
+        run, last = self.run, self.checkpoints.latest()
+        self.metrics.write(run, "stopped", reason=what)
+        odd = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
+        notes = [f"loss terms: {', '.join(odd)}"] if odd and len(terms) > 1 else []
+        return TuneError(
+            "VR850",
+            f"{what} in phase '{run.phase.name}', epoch {run.epoch:.2f}, step {run.step + 1}",
+            notes=[*notes, *self.gradients.notes(), f"the last good checkpoint is '{last}'"],
+            suggestion="lower tune.lr, lengthen tune.warmup_epochs, or set tune.clip=1",
+        )
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        run, engine = self.run, self.engine
+        run.module.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+        batches = evaluation_batches(
+            run.data.val, run.settings.evaluation_batch, engine.share(), run.settings.workers
+        )
+        for batch in batches:
+            images, labels = batch.to(engine.device)
+            with engine.accelerator.autocast():
+                scores = run.phase.predict(run, images).float()
+            real = labels >= 0
+            scores, labels = scores[real], labels[real]
+            loss = nn.functional.cross_entropy(scores, labels, reduction="sum")
+            right = (scores.argmax(-1) == labels).sum()
+            sums += torch.stack([loss.double(), right.double(), real.sum().double()])
+        loss_sum, right_sum, count = (engine.mean(sums) * engine.processes).tolist()
+        run.accuracy = right_sum / count
+        self.metrics.write(
+            run, "evaluation", loss=loss_sum / count, accuracy=run.accuracy, images=round(count)
+        )
+
+
+def _training_mode(module: nn.Module) -> None:
+    """Training mode, except for frozen batch norms: their statistics belong to the base."""
+    module.train()
+    for each in module.modules():
+        if isinstance(each, nn.modules.batchnorm._BatchNorm):
+            each.train(any(p.requires_grad for p in each.parameters()))

@@ -1,0 +1,142 @@
+"""What is measured while training: lines of JSON, and a table that is alive on a terminal."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..disk import reported
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from .run import Run
+
+_COLUMNS = ("phase", "epoch", "step", "loss", "accuracy", "rate", "images/s")
+_ROWS = 12
+
+
+class Metrics:
+    """Writes `metrics.jsonl` and shows the table; on the main process only.
+
+    A line per logging step and per evaluation:
+    `{"event": "step", "phase": "train", "epoch": 0.5, "step": 10, "total": 10, "loss": 1.9,
+    "terms": {...}, "gradient": 0.4, "rates": {"weights": 0.001}, "seconds": 1.5,
+    "images_per_second": 410.0, "peak_memory_mb": 512.0}`;
+    an evaluation has `accuracy` (a fraction), `loss` and `images`.
+
+    Args:
+        path: the file; lines of steps that were lost by an interruption are taken out.
+        live: whether there may be a table.
+    """
+
+    def __init__(self, path: Path, *, main: bool, live: bool) -> None:
+        self.path, self.main = path, main
+        self.rows: list[tuple[str, ...]] = []
+        self.table: Live | None = _live() if main and live and sys.stderr.isatty() else None
+        self.images, self.since = 0, time.perf_counter()
+
+    def __enter__(self) -> Metrics:
+        if self.table:
+            self.table.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.table:
+            self.table.stop()
+
+    def rewind(self, total: int) -> None:
+        """Keeps the lines of the first `total` steps; a torn last line goes too."""
+        if not self.main or not self.path.is_file():
+            return
+        kept = [line for line in self.path.read_text("utf-8").splitlines() if _total(line) <= total]
+        with reported(self.path):
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def speed(self) -> float:
+        """Images per second since it was asked last."""
+        now = time.perf_counter()
+        result = self.images / max(now - self.since, 1e-9)
+        self.images, self.since = 0, now
+        return round(result, 2)
+
+    def write(self, run: Run, event: str, **values: Any) -> None:
+        """Adds a line.
+
+        Raises:
+            FileError: VR702 if it cannot be written.
+        """
+        if not self.main:
+            return
+        line = {
+            "event": event,
+            "phase": run.phase.name,
+            "epoch": round(run.epoch, 4),
+            "step": run.step,
+            "total": run.total,
+            **values,
+            "seconds": round(run.seconds, 3),
+            "peak_memory_mb": peak_memory(),
+        }
+        with reported(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._show(line)
+
+    def _show(self, line: dict[str, Any]) -> None:
+        if self.table is None:
+            return
+        rates = line.get("rates", {})
+        row = (
+            line["phase"],
+            f"{line['epoch']:.2f}",
+            str(line["step"]),
+            f"{line['loss']:.4f}" if "loss" in line else "",
+            f"{line['accuracy']:.2%}" if "accuracy" in line else "",
+            " ".join(f"{rate:.2g}" for rate in rates.values()),
+            f"{line['images_per_second']:.0f}" if "images_per_second" in line else "",
+        )
+        # Steps give way to the next line, evaluations stay.
+        if self.rows and not self.rows[-1][4]:
+            self.rows.pop()
+        self.rows = [*self.rows, row][-_ROWS:]
+        self.table.update(_table(self.rows), refresh=True)
+
+
+def _total(line: str) -> float:
+    try:
+        return float(json.loads(line)["total"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def peak_memory() -> float:
+    """The most memory that was used: of the GPU, or of the process; in megabytes of 2^20 bytes."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def _live() -> Live:
+    from rich.console import Console
+    from rich.live import Live
+
+    return Live(_table([]), console=Console(stderr=True), auto_refresh=False)
+
+
+def _table(rows: list[tuple[str, ...]]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,124 @@
+"""Parameter groups, learning rates and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import TuneError
+from .procedure import Group
+from .run import Run
+from .settings import Settings
+
+
+def create(run: Run) -> torch.optim.Optimizer:
+    """The optimiser of a phase.
+
+    Every group becomes two: tensors of one dimension (biases, norms, scales) have no decay.
+
+    Raises:
+        TuneError: VR855 if nothing is trained.
+    """
+    settings = run.settings
+    groups = [dict(group) for group in _grouped(run)]
+    if not groups:
+        raise TuneError(
+            "VR855",
+            f"nothing is trained in phase '{run.phase.name}'",
+            suggestion="add a clause such as 'train head' to the spec",
+        )
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, lr=settings.lr)
+
+
+def _grouped(run: Run) -> Iterable[dict[str, Any]]:
+    settings = run.settings
+    left = {n: p for n, p in run.module.named_parameters() if p.requires_grad}
+    for group in (*run.groups, Group("weights", tuple(left))):
+        taken = {n: left.pop(n) for n in list(left) if group.takes(n)}
+        decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
+        for suffix, flat in (("", False), (" (no decay)", True)):
+            members = {n: p for n, p in taken.items() if (p.dim() <= 1) == flat}
+            if members:
+                yield {
+                    "params": list(members.values()),
+                    "names": list(members),
+                    "name": group.name + suffix,
+                    "weight_decay": 0.0 if flat else decay,
+                    "peak": settings.lr if group.lr is None else group.lr,
+                    "floor": settings.min_lr if group.min_lr is None else group.min_lr,
+                    "schedule": group.schedule or settings.schedule,
+                }
+
+
+def set_rates(optimiser: torch.optim.Optimizer, run: Run) -> None:
+    """The learning rates of the step that comes next: functions of its number alone."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate(run, group["peak"], group["floor"], group["schedule"])
+
+
+def rate(run: Run, peak: float, floor: float, schedule: str) -> float:
+    """A linear rise over the warm-up, then a constant or half a cosine down to the floor."""
+    warmup = round(run.settings.warmup_epochs * run.per_epoch)
+    if run.step < warmup:
+        return peak * (run.step + 1) / warmup
+    if schedule == "constant" or peak <= floor:
+        return peak
+    done = (run.step - warmup) / max(1, run.steps - warmup)
+    return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+class Gradients:
+    """Norms of the gradient by group, and what to say when it is not finite."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer) -> None:
+        self.groups = optimiser.param_groups
+        self.last: dict[str, float] = {}  # norms of the last finite gradient
+
+    def norm(self) -> float:
+        """The norm of the whole gradient; remembered by group if it is finite."""
+        norms = {group["name"]: _norm(group["params"]) for group in self.groups}
+        total = math.hypot(*norms.values())
+        if math.isfinite(total):
+            self.last = norms
+        return total
+
+    def clip(self, norm: float, settings: Settings) -> None:
+        """Scales the gradient down to the largest norm allowed."""
+        if settings.clip is None or norm <= settings.clip:
+            return
+        for parameter in (p for group in self.groups for p in group["params"]):
+            if parameter.grad is not None:
+                parameter.grad.mul_(settings.clip / norm)
+
+    def notes(self) -> list[str]:
+        """What may explain a loss or gradient that is not finite."""
+        odd = [
+            name
+            for group in self.groups
+            for name, p in zip(group["names"], group["params"], strict=True)
+            if p.grad is not None and not math.isfinite(_norm([p]))
+        ]
+        notes = [f"not finite: the gradients of {', '.join(odd[:3])}"] if odd else []
+        if self.last:
+            name, norm = max(self.last.items(), key=lambda item: item[1])
+            notes.append(f"in the step before, the largest gradient was that of {name}: {norm:.3g}")
+        return notes
+
+
+def _norm(parameters: Iterable[nn.Parameter]) -> float:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return 0.0
+    total: Any = torch.nn.utils.get_total_norm(gradients)
+    return float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+
+
+def rates(optimiser: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rate of each kind of group, as metrics show it."""
+    return {g["name"].removesuffix(" (no decay)"): g["lr"] for g in optimiser.param_groups}

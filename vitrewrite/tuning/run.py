@@ -1,0 +1,127 @@
+"""The state of a run: what a procedure sees, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import Data
+from ..data.seeding import mixed
+from ..rewrite.rewritten import Rewritten
+from ..tracing.unit import duplicate
+from .procedure import Group, Hooks, Phase, Procedure
+from .settings import Settings
+
+
+@dataclass
+class Run:
+    """A run of `tune`.
+
+    Attributes:
+        original: the model as it was given.
+        rewritten: the model of this phase, with the tensors it started from.
+        module: what is trained: a copy of `rewritten.module` on the device, in parts if sharded.
+        memory: what procedures want to remember; in every checkpoint.
+        phase: the current phase, and `settings` are its settings.
+        step: steps done in this phase, out of `steps`; `total` counts over all phases.
+        accuracy: of the last evaluation, as a fraction.
+        seconds: spent, in earlier sessions too.
+    """
+
+    original: Rewritten
+    data: Data
+    base_settings: Settings
+    seed: int
+    procedures: tuple[Procedure, ...] = ()
+    memory: dict[str, Any] = field(default_factory=dict)
+    position: int = 0
+    step: int = 0
+    total: int = 0
+    accuracy: float | None = None
+    seconds: float = 0.0
+    phases: tuple[Phase, ...] = ()
+    rewritten: Rewritten = field(init=False)
+    module: nn.Module = field(init=False)
+    per_epoch: int = 1
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.rewritten = self.original
+        self.module = self.original.module
+
+    @property
+    def phase(self) -> Phase:
+        """The current phase."""
+        return self.phases[self.position]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the current phase."""
+        return self.base_settings.changed(self.phase.settings)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done in this phase."""
+        return self.step / self.per_epoch
+
+    @property
+    def progress(self) -> float:
+        """How much of the phase is done, from 0 to 1."""
+        return self.step / self.steps if self.steps else 1.0
+
+    @functools.cached_property
+    def base(self) -> nn.Module:
+        """The model before it was rewritten, frozen, in eval mode, on the device: a teacher."""
+        device = next(self.module.parameters()).device
+
+        def parameter(old: nn.Parameter) -> nn.Parameter:
+            return nn.Parameter(old.detach().to(device), requires_grad=False)
+
+        return duplicate(self.original.base, parameter, lambda b: b.to(device)).eval()
+
+    @property
+    def hooks(self) -> tuple[Hooks, ...]:
+        """Everything that acts in this phase, the phase last."""
+        return (*self.procedures, self.phase)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The parameter groups that the hooks ask for."""
+        return [group for hooks in self.hooks for group in hooks.groups(self)]
+
+    def generator(self, purpose: str = "") -> torch.Generator:
+        """A generator on the CPU for this step: the same on all ranks and after a resume."""
+        seed = mixed(self.seed, "procedure", purpose, self.position, self.step)
+        return torch.Generator().manual_seed(seed)
+
+    def inserted(self, name: str) -> list[nn.Module]:
+        """The modules in `module` that a pass put in."""
+        insertions = self.rewritten.result.editor.insertions
+        return [self.module.get_submodule(i.path) for i in insertions if i.pass_name == name]
+
+    def replicate(self) -> nn.Module:
+        """A copy of the phase's model: what is frozen is shared, what is trained is copied."""
+
+        def parameter(old: nn.Parameter) -> nn.Parameter:
+            value = old.detach().clone() if old.requires_grad else old.detach()
+            return nn.Parameter(value, requires_grad=old.requires_grad)
+
+        return duplicate(self.rewritten.module, parameter, lambda b: b.clone())
+
+    def own(self) -> set[str]:
+        """Names of the tensors that are not the base's: what a checkpoint has to hold."""
+        base = {t.data_ptr() for t in self.original.base.parameters() if t.numel()}
+        parameters = self.rewritten.module.named_parameters(remove_duplicate=True)
+        own = {n for n, p in parameters if p.requires_grad or p.data_ptr() not in base}
+        return own | {n for n, _ in persistent_buffers(self.rewritten.module)}
+
+
+def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The buffers that a state dict has."""
+    known = module.state_dict().keys()
+    return ((n, b) for n, b in module.named_buffers() if n in known)

@@ -1,0 +1,161 @@
+"""`tune`: the phases of any procedure, from data to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..data import Data, Preprocessing, open_data
+from ..data.seeding import mixed, restored, seed_all
+from ..errors import TuneError
+from ..rewrite.rewritten import Rewritten
+from ..tracing.unit import on_meta
+from .checkpoints import Checkpoints, own_tensors
+from .contributions import contributions, phases
+from .engine import Engine
+from .folder import RunFolder, identity
+from .loop import Loop
+from .metrics import Metrics
+from .procedure import logits
+from .run import Run
+from .settings import Settings
+from .tensors import whole
+
+
+def tune(
+    rewritten: Rewritten,
+    data: str | Data,
+    settings: Settings | None = None,
+    *,
+    out: str | Path,
+    seed: int | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    live: bool = False,
+) -> Rewritten:
+    """Trains a rewritten model and writes it to a folder.
+
+    Args:
+        rewritten: the model; its trained tensors are changed when training is over.
+        data: what `vitrewrite.data` opens, or opened data.
+        settings: hyperparameters; by default those of the spec.
+        out: the folder; `checkpoints/` and `metrics.jsonl` grow in it while training.
+        seed: of the order of images and of all randomness; by default the model's own.
+        device: `cpu` or `cuda`; by default what there is.
+        resume: go on from the last checkpoint in `out`.
+        live: show a table on stderr, if that is a terminal.
+
+    Returns:
+        The trained model: `rewritten`, unless a procedure replaced it.
+
+    Raises:
+        FileError: VR702, VR730 to VR733 for what is wrong with the folder.
+        DataError: VR740 to VR745 for what is wrong with the data.
+        TuneError: VR850 to VR855 if training cannot start or go on; the last checkpoint stays.
+    """
+    folder = RunFolder(Path(out))
+    settings = settings or Settings().changed(rewritten.spec.tune.values)
+    seed = rewritten.seed if seed is None else seed
+    engine = Engine(settings, device)
+    try:
+        opened = open_data(data, Preprocessing.of(rewritten)) if isinstance(data, str) else data
+        opened.check_head(outputs(rewritten))
+        run = Run(rewritten, opened, settings, seed, contributions(rewritten))
+        run.phases = phases(run)
+        for phase in run.phases:
+            check_batch(settings.changed(phase.settings), len(opened.train), engine)
+        wanted = identity(rewritten, opened, settings, seed)
+        engine.on_main(lambda: folder.open(wanted, resume=resume))
+        with restored(), Metrics(folder.metrics, main=engine.is_main, live=live) as metrics:
+            result = Trainer(run, engine, folder, metrics).train()
+        engine.on_main(lambda: folder.finish(result))
+    finally:
+        engine.close()
+    return result
+
+
+def outputs(rewritten: Rewritten) -> int:
+    """How many classes the head tells apart."""
+    with torch.no_grad():
+        return int(logits(on_meta(rewritten.module)(*rewritten.result.example)).shape[-1])
+
+
+def check_batch(settings: Settings, count: int, engine: Engine) -> None:
+    """Whether `count` images fill a batch that can be shared out.
+
+    Raises:
+        TuneError: VR853 if they do not, or it cannot.
+    """
+    if settings.batch % (engine.processes * settings.accumulate):
+        reason = f"it has to be divided among {engine.processes} processes"
+        reason += f", in {settings.accumulate} pieces each"
+    elif settings.batch > count:
+        reason = f"there are only {count} images"
+    else:
+        return
+    raise TuneError("VR853", f"a batch of {settings.batch} cannot be: {reason}")
+
+
+class Trainer:
+    """Carries out the phases of a run."""
+
+    def __init__(self, run: Run, engine: Engine, folder: RunFolder, metrics: Metrics) -> None:
+        self.run, self.engine, self.metrics = run, engine, metrics
+        self.checkpoints = Checkpoints(folder.checkpoints, run.base_settings.keep, engine)
+
+    def train(self) -> Rewritten:
+        """Trains from the last checkpoint, or from the start."""
+        run = self.run
+        packed = self.checkpoints.read()
+        if packed is not None:
+            self.checkpoints.restore_memory(run, packed)
+        self.metrics.rewind(run.total)
+        reached = run.position
+        for position, _ in enumerate(run.phases):
+            run.position = position
+            run.rewritten = run.phase.build(run, run.rewritten)
+            if position >= reached:
+                self._phase(packed if position == reached else None)
+        run.rewritten.trained = True
+        run.rewritten.training = {
+            "accuracy": run.accuracy,
+            "steps": run.total,
+            "phases": [phase.name for phase in run.phases],
+            "images": {"train": len(run.data.train), "val": len(run.data.val)},
+            "data": run.data.name,
+            "seconds": round(run.seconds, 3),
+        }
+        return run.rewritten
+
+    # -- a phase ----------------------------------------------------------------------------------
+
+    def _phase(self, packed: object | None) -> None:
+        run, engine = self.run, self.engine
+        if packed is None:
+            run.step = 0
+            seed_all(mixed(run.seed, "start", run.position))
+            run.phase.start(run)
+        self._measure()
+        run.module = engine.place(run)
+        Loop(run, engine, self.checkpoints, self.metrics, packed).steps()
+        self._adopt()
+        seed_all(mixed(run.seed, "finish", run.position))
+        run.phase.finish(run)
+        engine.release()
+
+    def _measure(self) -> None:
+        """How many steps the phase has."""
+        run, settings = self.run, self.run.settings
+        count = len(run.phase.images(run))
+        check_batch(settings, count, self.engine)
+        run.per_epoch = count // settings.batch
+        epochs = settings.epochs * run.per_epoch
+        run.steps = epochs if settings.steps is None else settings.steps
+
+    def _adopt(self) -> None:
+        """Copies what was trained into the phase's model."""
+        targets = own_tensors(self.run, self.run.rewritten.module)
+        with torch.no_grad():
+            for name, trained in own_tensors(self.run, self.run.module).items():
+                targets[name].copy_(whole(trained))
