@@ -13,8 +13,8 @@ from ..tracing.guards import check_input
 from ..tracing.nodes import arg, is_size, operand
 from .expressions import ATOM, CALL, INPLACE, Text, constant, render, structure, subscript
 from .grouping import is_nested
-from .growing import roll_up
 from .names import Names
+from .rolling import roll_up
 from .rolls import spread
 from .statements import Plan, Statement
 from .turns import roll_lines

@@ -1,4 +1,8 @@
-"""A loop whose turns do more than call a layer, as one node of a graph that is to be printed."""
+"""A loop whose turns do more than call a layer, as one node of a graph that is to be printed.
+
+The node's arguments are three tuples: first values of what is carried, what never changes, and the
+tuples of values that alternate. Its results are `item`s.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,24 @@ class Roll:
 
     Attributes:
         start: the number of the first child.
-        turns: how many children.
+        turns: how often.
+        step: how many children a turn calls.
         graph: its inputs are the carried values, then those that never change, then one of each
-            group of `cycles`; its outputs what is carried on, then what is read after the loop.
+            group of those that alternate; its outputs what is carried on, then the results.
+            Calls of children have their number, counted from the turn's first, as `meta["child"]`.
         carried: positions of the carried values among the results; None if only the loop reads one.
-        collected: per further result, whether all turns' values are wanted, or the last one.
+        collected: for each further result, how many values a turn adds to a list; 0 if the value
+            of the last turn is wanted.
+        origins: the clauses that put something into the turns.
     """
 
     container: str
     start: int
     turns: int
+    step: int
     graph: fx.Graph
     carried: tuple[int | None, ...] = ()
-    collected: tuple[bool, ...] = ()
+    collected: tuple[int, ...] = ()
     origins: tuple[str, ...] = ()
     __name__ = "roll"
 

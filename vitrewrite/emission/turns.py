@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from .expressions import ATOM
+from .expressions import ATOM, child
 from .loops import Loop
 from .rolls import Roll, is_item
 from .statements import Plan
@@ -30,12 +30,9 @@ class _Loop:
         self.roll = node.target
         self.module = printer.plan.module
         self.before: list[str] = []
-        loop = Loop(self.roll.container, self.roll.start, (node,) * self.roll.turns)
-        self.variable = loop.variable
-        length = len(self.module.get_submodule(self.roll.container)._modules)
-        self.over = loop.slice(length)
+        self.loop = Loop(self.roll.container, self.roll.start, (node,) * self.roll.turns)
         self.results = {u.args[1]: u for u in node.users if is_item(u)}
-        self._reserve("i", self.variable)
+        self._reserve("i", *([self.loop.variable] if self.roll.step == 1 else []))
 
     def lines(self) -> list[str]:
         """Assignments before the loop, and the loop."""
@@ -49,11 +46,29 @@ class _Loop:
         texts += [self._cycle(cycle) for cycle in cycles]
         lists = [self._list(i) for i in range(len(self.roll.collected))]
         body = self._body([*carried, *texts], carried, lists)
-        counted = bool(cycles)
-        head = f"for {'i, ' if counted else ''}{self.variable} in "
-        head += f"enumerate({self.over}):" if counted else f"{self.over}:"
+        head = self._head(counted=bool(cycles))
         origins = [f"# {origin}" for origin in self.roll.origins]
         return [*self.before, *origins, head, *(f"    {line}" for line in body)]
+
+    def _head(self, *, counted: bool) -> str:
+        roll, variable = self.roll, self.loop.variable
+        if roll.step > 1:
+            stop = roll.start + roll.turns * roll.step
+            return f"for i in range({roll.start}, {stop}, {roll.step}):"
+        over = self.loop.slice(len(self.module.get_submodule(roll.container)._modules))
+        return f"for i, {variable} in enumerate({over}):" if counted else f"for {variable} in {over}:"
+
+    def _child(self, number: int) -> str:
+        """How a turn names the child that it calls, counted from the first of the turn."""
+        if self.roll.step == 1:
+            return self.loop.variable
+        return f"{child(self.roll.container)}[i{f' + {number}' if number else ''}]"
+
+    def _turn_number(self) -> str:
+        start, step = self.roll.start, self.roll.step
+        if step == 1:
+            return "i"
+        return f"(i - {start}) // {step}" if start else f"i // {step}"
 
     # -- names ----------------------------------------------------------------------------------
 
@@ -93,7 +108,8 @@ class _Loop:
         name = self.printer.names.take(holder, [stem], self.number)
         self.printer.names.last_use[holder] = self.number + 1
         self.before += self.printer.wrapped(f"{name} = ({', '.join(texts)})")
-        return f"{name}[i % {period}]" if period < len(values) else f"{name}[i]"
+        turn = self._turn_number()
+        return f"{name}[{turn} % {period}]" if period < len(values) else f"{name}[{turn}]"
 
     def _list(self, index: int) -> str:
         """The variable of a result that is not carried on."""
@@ -114,12 +130,16 @@ class _Loop:
         turn.print_all_but_return()
         outputs: Any = self.roll.graph.output_node().args[0]
         ends = [turn.text(n).code for n in outputs]
-        results = zip(others, ends[len(carried) :], self.roll.collected, strict=True)
-        for name, code, whole in results:
-            if whole:
-                turn.out += turn.wrapped(f"{name}.append({code})")
-            elif name != code:
-                turn.out += turn.wrapped(f"{name} = {code}")
+        at = len(carried)
+        for name, count in zip(others, self.roll.collected, strict=True):
+            codes = ends[at : at + max(count, 1)]
+            at += len(codes)
+            if count > 1:
+                turn.out += turn.wrapped(f"{name} += [{', '.join(codes)}]")
+            elif count:
+                turn.out += turn.wrapped(f"{name}.append({codes[0]})")
+            elif name != codes[0]:
+                turn.out += turn.wrapped(f"{name} = {codes[0]}")
         changed = [(n, c) for n, c in zip(carried, ends, strict=False) if n != c]
         if changed:
             names, codes = zip(*changed, strict=True)
@@ -133,8 +153,8 @@ class _Loop:
         outputs: Any = self.roll.graph.output_node().args[0]
         inputs = [n for n in self.roll.graph.nodes if n.op == "placeholder"]
         for node in self.roll.graph.nodes:
-            if node.meta.get("callee"):
-                node.meta["callee"] = self.variable
+            if "child" in node.meta:
+                node.meta["callee"] = self._child(node.meta["child"])
         for node, name in zip(outputs, carried, strict=False):
             if node.op != "placeholder":
                 node.meta["hint"] = name
