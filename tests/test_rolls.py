@@ -26,6 +26,13 @@ class Pair(nn.Module):
         return x, self.second(x) - state
 
 
+class Both(Pair):
+    """Returns one value, which needs all."""
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor, level: torch.Tensor) -> Any:
+        return torch.add(*super().forward(x, state, level))
+
+
 class Base(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -104,9 +111,73 @@ class LastReturnsLess(Base):
         return self.norm(x)
 
 
-ROLLED = {TwoCarried: ["x, state = layer"], Swapped: ["for layer in"], Alternating: ["[i % 3]"],
-          Whole: [".append(", "tuple("]}  # fmt: skip
-STRAIGHT = (Collecting, Uneven, LastReturnsLess)
+class Rounds(Base):
+    """Rounds of three levels; the last layer of each takes what the first one gave, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Both() if i % 3 == 2 else Pair() for i in range(10))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        query, kept, seen = torch.tanh(x), x, []
+        for i, layer in enumerate(self.layers):
+            level = self.levels[i % 3] + 1
+            if i % 3 == 2:
+                x = layer(x, kept, query * level)
+            else:
+                x, state = layer(x, query, level)
+                query = self.norm(state) * level
+                kept = state if i % 3 == 0 else kept
+            seen.append(self.norm(x))
+        return x, tuple(seen)
+
+
+class Biased(Base):
+    """What is carried on is made with something from outside, not alike for the first turn."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        state, shift = torch.tanh(x), self.levels[1].exp()
+        for layer in self.layers:
+            x, made = layer(x, state, self.levels[0])
+            state = made.sigmoid() + shift
+        return x, state
+
+
+class DrawnAfterwards(Base):
+    """All turns' results are dropped out, but after all turns."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        states, state = [], torch.tanh(x)
+        for layer in self.layers:
+            x, state = layer(self.drop(x), state, self.levels[0])
+            states.append(x)
+        return tuple(self.drop(s) for s in states)
+
+
+class ChangedAfterwards(Base):
+    """A value is changed in place a turn after it was made, and read after all turns."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        states, state = [], torch.tanh(x)
+        for layer in self.layers:
+            before = state
+            x, state = layer(x, state, self.levels[0])
+            before *= 2
+            states.append(state)
+        return x, tuple(s.exp() for s in states)
+
+
+ROLLED = {
+    TwoCarried: ["x, state = layer"], Swapped: ["for layer in"], Alternating: ["[i % 3]"],
+    Whole: [".append(", "tuple("], Biased: [".sigmoid() + shift"],
+}  # fmt: skip
+PARTS = {
+    Collecting: ["for layer in self.layers[1:]:", "self.layers[0]("],
+    LastReturnsLess: ["for layer in self.layers[:4]:", "self.layers[4]("],
+    Rounds: ["for i in range(0, 9, 3):", "self.layers[i + 2](", "self.layers[9]("],
+}
+STRAIGHT = (Uneven, DrawnAfterwards, ChangedAfterwards)
+ALL = [*ROLLED, *PARTS, *STRAIGHT]
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -116,7 +187,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
     return [t for item in items for t in tensors(item)]
 
 
-@pytest.mark.parametrize("cls", [*ROLLED, *STRAIGHT])
+@pytest.mark.parametrize("cls", ALL)
 def test_the_same_values(cls: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = cls()
@@ -139,13 +210,21 @@ def test_printed_as_a_loop(cls: type[nn.Module]) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize("cls", PARTS)
+def test_a_part_is_printed_as_a_loop(cls: type[nn.Module]) -> None:
+    text = inspect.getsource(type(vr.capture(cls(), torch.zeros(2, 4))).forward)
+    assert text.count("    for ") == 1
+    for part in PARTS[cls]:
+        assert text.count(part) == 1
+
+
 @pytest.mark.parametrize("cls", STRAIGHT)
 def test_what_is_no_loop_stays_straight(cls: type[nn.Module]) -> None:
     text = inspect.getsource(type(vr.capture(cls(), torch.zeros(2, 4))).forward)
     assert "self.layers[4]" in text
 
 
-@pytest.mark.parametrize("cls", [*ROLLED, *STRAIGHT])
+@pytest.mark.parametrize("cls", ALL)
 def test_printing_is_a_fixed_point(cls: type[nn.Module]) -> None:
     def forward(model: Any) -> str:
         return inspect.getsource(type(model).forward)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 from torch import fx
 
@@ -180,6 +179,6 @@ def operands(node: fx.Node) -> list[fx.Node]:
 
 def shape(node: fx.Node, *, of_call: bool = False) -> str:
     """Equal for nodes that differ only in their operands, or, of calls, in the callee too."""
-    held = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: fx.Node)
+    held = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: "<node>")
     # Some children may return a tuple, others one value.
     return repr((node.op, "" if of_call else node.target, held, node.meta.get("arity")))

@@ -20,12 +20,11 @@ class Roll:
         start: the number of the first child.
         turns: how often.
         step: how many children a turn calls.
-        graph: its inputs are the carried values, then those that never change, then one of each
-            group of those that alternate; its outputs what is carried on, then the results.
-            Calls of children have their number, counted from the turn's first, as `meta["child"]`.
+        graph: its inputs are the carried values, those that never change, one of each group of
+            those that alternate, and lists; its outputs what is carried on, then other results. A
+            call of a child has the child's number, counted from the turn's first, in `meta`.
         carried: positions of the carried values among the results; None if only the loop reads one.
-        collected: for each further result, how many values a turn adds to a list; 0 if the value
-            of the last turn is wanted.
+        lists: how many lists are filled, which are the last results.
         origins: the clauses that put something into the turns.
     """
 
@@ -35,7 +34,7 @@ class Roll:
     step: int
     graph: fx.Graph
     carried: tuple[int | None, ...] = ()
-    collected: tuple[int, ...] = ()
+    lists: int = 0
     origins: tuple[str, ...] = ()
     __name__ = "roll"
 

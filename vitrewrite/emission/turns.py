@@ -44,8 +44,11 @@ class _Loop:
         carried = [self._carried(*pair) for pair in enumerate(zip(started, outputs, strict=False))]
         texts = [self._text(value) for value in fixed]
         texts += [self._cycle(cycle) for cycle in cycles]
-        lists = [self._list(i) for i in range(len(self.roll.collected))]
-        body = self._body([*carried, *texts], carried, lists)
+        rest = [r for i, r in sorted(self.results.items()) if i not in self.roll.carried]
+        split = len(rest) - self.roll.lists
+        others = [self._result(result) for result in rest[:split]]
+        texts += [self._list(result) for result in rest[split:]]
+        body = self._body([*carried, *texts], carried, others)
         head = self._head(counted=bool(cycles))
         origins = [f"# {origin}" for origin in self.roll.origins]
         return [*self.before, *origins, head, *(f"    {line}" for line in body)]
@@ -56,7 +59,9 @@ class _Loop:
             stop = roll.start + roll.turns * roll.step
             return f"for i in range({roll.start}, {stop}, {roll.step}):"
         over = self.loop.slice(len(self.module.get_submodule(roll.container)._modules))
-        return f"for i, {variable} in enumerate({over}):" if counted else f"for {variable} in {over}:"
+        return (
+            f"for i, {variable} in enumerate({over}):" if counted else f"for {variable} in {over}:"
+        )
 
     def _child(self, number: int) -> str:
         """How a turn names the child that it calls, counted from the first of the turn."""
@@ -88,7 +93,8 @@ class _Loop:
         result = self.results.get(self.roll.carried[index])
         holder = result if result is not None else end
         text = self._text(start)
-        wishes = [end.meta.get("hint"), text]
+        own = None if start.op == "placeholder" else text
+        wishes = [own, end.meta.get("hint"), text]
         name = self.printer.names.take(holder, wishes, self.number)
         if name != text:
             self.before.append(f"{name} = {text}")
@@ -111,16 +117,16 @@ class _Loop:
         turn = self._turn_number()
         return f"{name}[{turn} % {period}]" if period < len(values) else f"{name}[{turn}]"
 
-    def _list(self, index: int) -> str:
-        """The variable of a result that is not carried on."""
-        number = sum(c is not None for c in self.roll.carried) + index
-        result = self.results[number]
+    def _result(self, result: fx.Node) -> str:
+        """The variable of a result that is neither carried on nor collected."""
+        return self.printer.names.take(result, [result.meta.get("hint"), "x"], self.number)
+
+    def _list(self, result: fx.Node) -> str:
+        """The variable of a list that the turns fill."""
         hint = (result.meta.get("hint") or "x").rstrip("0123456789")
-        whole = self.roll.collected[index]
         plural = "values" if hint in "xyz" else f"all_{hint}" if hint.endswith("s") else f"{hint}s"
-        name = self.printer.names.take(result, [plural if whole else hint], self.number)
-        if whole:
-            self.before.append(f"{name} = []")
+        name = self.printer.names.take(result, [plural], self.number)
+        self.before.append(f"{name} = []")
         return name
 
     # -- the turn -------------------------------------------------------------------------------
@@ -130,17 +136,8 @@ class _Loop:
         turn.print_all_but_return()
         outputs: Any = self.roll.graph.output_node().args[0]
         ends = [turn.text(n).code for n in outputs]
-        at = len(carried)
-        for name, count in zip(others, self.roll.collected, strict=True):
-            codes = ends[at : at + max(count, 1)]
-            at += len(codes)
-            if count > 1:
-                turn.out += turn.wrapped(f"{name} += [{', '.join(codes)}]")
-            elif count:
-                turn.out += turn.wrapped(f"{name}.append({codes[0]})")
-            elif name != codes[0]:
-                turn.out += turn.wrapped(f"{name} = {codes[0]}")
-        changed = [(n, c) for n, c in zip(carried, ends, strict=False) if n != c]
+        results = zip([*carried, *others], ends, strict=True)
+        changed = [(name, end) for name, end in results if name != end]
         if changed:
             names, codes = zip(*changed, strict=True)
             turn.out += turn.wrapped(f"{', '.join(names)} = {', '.join(codes)}")
