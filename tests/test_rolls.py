@@ -132,6 +132,30 @@ class Rounds(Base):
         return x, tuple(seen)
 
 
+class LastOnly(Base):
+    """Of one result, only the last turn's is read."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        start = torch.tanh(x)
+        for layer in self.layers:
+            x, state = layer(x, start, self.levels[0])
+        return x, state * 2
+
+
+class PlainNames(nn.Module):
+    """A simple loop over a container whose name is that of a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        layer = x.exp()
+        for each in self.layer:
+            layer = each(layer)
+        return layer, x
+
+
 class Biased(Base):
     """What is carried on is made with something from outside, not alike for the first turn."""
 
@@ -141,6 +165,43 @@ class Biased(Base):
             x, made = layer(x, state, self.levels[0])
             state = made.sigmoid() + shift
         return x, state
+
+
+class SameStart(Base):
+    """One value starts two variables, and is read in every turn."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        start = torch.tanh(x)
+        x, state = start, start
+        for layer in self.layers:
+            x, state = layer(x, state, start)
+            state = state + start
+        return x, state
+
+
+class SwappedStart(Base):
+    """Variables that hold each other's first value."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        state = torch.tanh(x)
+        state, x = x, state
+        for layer in self.layers:
+            state, x = layer(x, state, self.levels[0])
+        return x, state
+
+
+class TakenNames(Base):
+    """Names that a loop would like to use are read in it, or later."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        i, layer = torch.tanh(x), x.exp()
+        levels = [v + 1 for v in self.levels]
+        values, xs, state = levels[2], x.sin(), i
+        for k, each in enumerate(self.layers):
+            x, state = each(x, state, levels[k % 2])
+            x = x + i + xs
+            x = x * values
+        return x, state, layer
 
 
 class DrawnAfterwards(Base):
@@ -170,14 +231,16 @@ class ChangedAfterwards(Base):
 ROLLED = {
     TwoCarried: ["x, state = layer"], Swapped: ["for layer in"], Alternating: ["[i % 3]"],
     Whole: [".append(", "tuple("], Biased: [".sigmoid() + shift"],
+    SwappedStart: [], LastOnly: ["x, state = layer"], TakenNames: [],
 }  # fmt: skip
 PARTS = {
     Collecting: ["for layer in self.layers[1:]:", "self.layers[0]("],
     LastReturnsLess: ["for layer in self.layers[:4]:", "self.layers[4]("],
+    SameStart: ["for layer in self.layers[1:]:"],
     Rounds: ["for i in range(0, 9, 3):", "self.layers[i + 2](", "self.layers[9]("],
 }
 STRAIGHT = (Uneven, DrawnAfterwards, ChangedAfterwards)
-ALL = [*ROLLED, *PARTS, *STRAIGHT]
+ALL = [*ROLLED, *PARTS, *STRAIGHT, PlainNames]
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

@@ -190,7 +190,8 @@ def structure(value: Any, of: Callable[[fx.Node], Text]) -> Text:
     if isinstance(value, fx.Node):
         return of(value)
     if isinstance(value, list):
-        return Text(f"[{', '.join(structure(v, of).code for v in value)}]")
+        inner = ", ".join(structure(v, of).code for v in value)
+        return Text(inner[1:] if len(value) == 1 and inner.startswith("*") else f"[{inner}]")
     if isinstance(value, tuple):
         inner = ", ".join(structure(v, of).code for v in value)
         if len(value) == 1 and inner.startswith("*"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -48,17 +48,20 @@ class Printer:
 
     def _reads(self, statement: Statement) -> set[fx.Node]:
         """The variables a statement uses."""
-        plan, node = self.plan, statement.node
-        found: set[fx.Node] = set()
         if statement.kind == "sizes":
-            return {node}
-        stack = list(node.all_input_nodes)
-        if statement.loop is not None:
-            stack = [n for m in statement.loop.nodes for n in m.all_input_nodes]
-            stack = [n for n in stack if n not in statement.loop.nodes]
+            return {statement.node}
+        if statement.loop is None:
+            return self.variables(statement.node.all_input_nodes)
+        calls = statement.loop.nodes
+        return self.variables([n for m in calls for n in m.all_input_nodes if n not in calls])
+
+    def variables(self, values: Iterable[fx.Node]) -> set[fx.Node]:
+        """The variables in the expressions for values."""
+        found: set[fx.Node] = set()
+        stack = list(values)
         while stack:
             current = stack.pop()
-            if (is_size(current) and current.args[0] in plan.sized) or self._holds(current):
+            if (is_size(current) and current.args[0] in self.plan.sized) or self._holds(current):
                 found.add(current)
             else:
                 stack += current.all_input_nodes
@@ -167,8 +170,10 @@ class Printer:
         origins = {str(o) for n in loop.nodes if (o := n.meta.get("origin")) is not None}
         self.out += [f"# {line}" for o in sorted(origins) for line in o.splitlines()]
         length = len(self.plan.module.get_submodule(loop.container)._modules)
-        self.out.append(f"for {loop.variable} in {loop.slice(length)}:")
-        call = f"{name} = {loop.variable}({name}{extra})"
+        owned = fx.Graph().placeholder("owned")  # holds the loop's variable, no value
+        variable = self.names.take(owned, [loop.variable], number - 1)
+        self.out.append(f"for {variable} in {loop.slice(length)}:")
+        call = f"{name} = {variable}({name}{extra})"
         self.out += [f"    {line}" for line in wrap(call, self.width - 4)]
 
     def _roll(self, statement: Statement, number: int) -> None:

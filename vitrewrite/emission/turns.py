@@ -32,7 +32,12 @@ class _Loop:
         self.before: list[str] = []
         self.loop = Loop(self.roll.container, self.roll.start, (node,) * self.roll.turns)
         self.results = {u.args[1]: u for u in node.users if is_item(u)}
-        self._reserve("i", *([self.loop.variable] if self.roll.step == 1 else []))
+        read = printer.variables(node.all_input_nodes)
+        self.read_later = {n for n in read if printer.names.last_use[n] > number}
+        for value in read:
+            self._hold(value)
+        self.index = self._own("i")
+        self.variable = self._own(self.loop.variable) if self.roll.step == 1 else ""
 
     def lines(self) -> list[str]:
         """Assignments before the loop, and the loop."""
@@ -54,35 +59,40 @@ class _Loop:
         return [*self.before, *origins, head, *(f"    {line}" for line in body)]
 
     def _head(self, *, counted: bool) -> str:
-        roll, variable = self.roll, self.loop.variable
+        roll, i = self.roll, self.index
         if roll.step > 1:
             stop = roll.start + roll.turns * roll.step
-            return f"for i in range({roll.start}, {stop}, {roll.step}):"
+            return f"for {i} in range({roll.start}, {stop}, {roll.step}):"
         over = self.loop.slice(len(self.module.get_submodule(roll.container)._modules))
-        return (
-            f"for i, {variable} in enumerate({over}):" if counted else f"for {variable} in {over}:"
-        )
+        if counted:
+            return f"for {i}, {self.variable} in enumerate({over}):"
+        return f"for {self.variable} in {over}:"
 
     def _child(self, number: int) -> str:
         """How a turn names the child that it calls, counted from the first of the turn."""
         if self.roll.step == 1:
-            return self.loop.variable
-        return f"{child(self.roll.container)}[i{f' + {number}' if number else ''}]"
+            return self.variable
+        return f"{child(self.roll.container)}[{self.index}{f' + {number}' if number else ''}]"
 
     def _turn_number(self) -> str:
         start, step = self.roll.start, self.roll.step
         if step == 1:
-            return "i"
-        return f"(i - {start}) // {step}" if start else f"i // {step}"
+            return self.index
+        return f"({self.index} - {start}) // {step}" if start else f"{self.index} // {step}"
 
     # -- names ----------------------------------------------------------------------------------
 
-    def _reserve(self, *names: str) -> None:
-        for name in names:
-            self.printer.names.holder.setdefault(name, self.node)
-            self.printer.names.last_use[self.node] = max(
-                self.printer.names.last_use.get(self.node, -1), self.number + 1
-            )
+    def _hold(self, node: fx.Node) -> None:
+        """Keeps a variable: what is assigned before the loop is not to take its name."""
+        last_use = self.printer.names.last_use
+        last_use[node] = max(last_use.get(node, -1), self.number + 1)
+
+    def _own(self, stem: str) -> str:
+        """A variable of the loop, which holds no value of the graph."""
+        holder = fx.Graph().placeholder("own")
+        name = self.printer.names.take(holder, [stem], self.number)
+        self._hold(holder)
+        return name
 
     def _text(self, value: Any) -> str:
         return str(self.printer.text(value).within(ATOM))
@@ -93,12 +103,20 @@ class _Loop:
         result = self.results.get(self.roll.carried[index])
         holder = result if result is not None else end
         text = self._text(start)
+        self._release(start)
         own = None if start.op == "placeholder" else text
         wishes = [own, end.meta.get("hint"), text]
         name = self.printer.names.take(holder, wishes, self.number)
         if name != text:
             self.before.append(f"{name} = {text}")
         return name
+
+    def _release(self, start: fx.Node) -> None:
+        """Lets a first value's name go to what is carried on, if nothing else needs the value."""
+        reads: list[fx.Node] = []
+        fx.node.map_arg(self.node.args, lambda n: reads.extend(self.printer.variables([n])))
+        if reads.count(start) == 1 and start not in self.read_later:
+            self.printer.names.last_use[start] = self.number
 
     def _cycle(self, values: Any) -> str:
         """An item of a tuple of the values that alternate."""
@@ -110,9 +128,7 @@ class _Loop:
         texts = [self._text(v) for v in values[:period]]
         alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
         stem = "".join(letters[0] for letters in alike).rstrip("_0123456789") or "values"
-        holder = fx.Graph().placeholder("cycle")  # holds the variable, and nothing else
-        name = self.printer.names.take(holder, [stem], self.number)
-        self.printer.names.last_use[holder] = self.number + 1
+        name = self._own(stem)
         self.before += self.printer.wrapped(f"{name} = ({', '.join(texts)})")
         turn = self._turn_number()
         return f"{name}[{turn} % {period}]" if period < len(values) else f"{name}[{turn}]"
@@ -132,7 +148,7 @@ class _Loop:
     # -- the turn -------------------------------------------------------------------------------
 
     def _body(self, texts: list[str], carried: list[str], others: list[str]) -> list[str]:
-        turn = self._turn(texts, carried)
+        turn = self._turn(texts, carried, others)
         turn.print_all_but_return()
         outputs: Any = self.roll.graph.output_node().args[0]
         ends = [turn.text(n).code for n in outputs]
@@ -143,7 +159,7 @@ class _Loop:
             turn.out += turn.wrapped(f"{', '.join(names)} = {', '.join(codes)}")
         return turn.out
 
-    def _turn(self, texts: list[str], carried: list[str]) -> Printer:
+    def _turn(self, texts: list[str], carried: list[str], others: list[str]) -> Printer:
         """A printer for one turn, to which names that are needed around it are taken."""
         from .forward import Printer
 
@@ -152,13 +168,13 @@ class _Loop:
         for node in self.roll.graph.nodes:
             if "child" in node.meta:
                 node.meta["callee"] = self._child(node.meta["child"])
-        for node, name in zip(outputs, carried, strict=False):
+        for node, name in zip(outputs, [*carried, *others], strict=True):
             if node.op != "placeholder":
                 node.meta["hint"] = name
         turn = Printer(Plan.of(self.roll.graph, self.module), texts, self.printer.width - 4)
         around = self.printer.names
         for name, holder in around.holder.items():
-            if name not in carried and around.last_use.get(holder, -1) >= self.number:
+            if name not in (*carried, *others) and around.last_use.get(holder, -1) >= self.number:
                 turn.names.holder[name] = holder
                 turn.names.last_use[holder] = _NEVER
         for node, name in zip(inputs, texts, strict=True):
