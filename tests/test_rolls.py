@@ -78,6 +78,18 @@ class Collecting(Base):
         return {"x": x, "states": tuple(states), "seen": seen, "first": seen[0].sum(), "s": scale}
 
 
+class TwoLists(Base):
+    """Two lists of nothing that has a name."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        first, second = [], []
+        for layer in self.layers:
+            x, _ = layer(x, x, self.levels[0])
+            first.append(x.tanh())
+            second.append(x.sigmoid())
+        return tuple(first), tuple(second)
+
+
 class Whole(Base):
     def forward(self, x: torch.Tensor) -> Any:
         state, level, seen = torch.tanh(x), self.levels[1], []
@@ -133,13 +145,13 @@ class Rounds(Base):
 
 
 class LastOnly(Base):
-    """Of one result, only the last turn's is read."""
+    """Of a value that is made anew in every turn, the last is read."""
 
     def forward(self, x: torch.Tensor) -> Any:
-        start = torch.tanh(x)
         for layer in self.layers:
-            x, state = layer(x, start, self.levels[0])
-        return x, state * 2
+            mask = self.norm(x).sigmoid()
+            x, _ = layer(x, mask, self.levels[0])
+        return x, mask * 2
 
 
 class PlainNames(nn.Module):
@@ -231,7 +243,8 @@ class ChangedAfterwards(Base):
 ROLLED = {
     TwoCarried: ["x, state = layer"], Swapped: ["for layer in"], Alternating: ["[i % 3]"],
     Whole: [".append(", "tuple("], Biased: [".sigmoid() + shift"],
-    SwappedStart: [], LastOnly: ["x, state = layer"], TakenNames: [],
+    SwappedStart: [], TwoLists: ["values2.append("],
+    LastOnly: ["return x, mask * 2"], TakenNames: [],
 }  # fmt: skip
 PARTS = {
     Collecting: ["for layer in self.layers[1:]:", "self.layers[0]("],

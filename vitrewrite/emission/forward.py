@@ -11,11 +11,12 @@ from torch import fx, nn
 
 from ..tracing.guards import check_input
 from ..tracing.nodes import arg, is_size, operand
+from .comprehensions import Comprehension, comprehend
 from .expressions import ATOM, CALL, INPLACE, Text, constant, render, structure, subscript
 from .grouping import is_nested
 from .names import Names
 from .rolling import roll_up
-from .rolls import spread
+from .rolls import is_item, spread
 from .statements import Plan, Statement
 from .turns import roll_lines
 from .wrap import WIDTH, wrap
@@ -26,7 +27,8 @@ def body_lines(graph: fx.Graph, module: nn.Module, parameters: list[str]) -> lis
 
     The nodes of `graph` are put in the order in which they are printed, unless a loop is rolled up.
     """
-    return Printer(Plan.of(roll_up(graph, module), module), parameters).print()
+    graph = comprehend(roll_up(graph, module), module)
+    return Printer(Plan.of(graph, module), parameters).print()
 
 
 class Printer:
@@ -69,7 +71,7 @@ class Printer:
 
     def _holds(self, node: fx.Node) -> bool:
         """Whether the node is a variable rather than an expression."""
-        if node.op == "placeholder" or node not in self.plan.inlined:
+        if node.op == "placeholder" or node not in self.plan.inlined or is_item(node):
             return True
         return any(node in items for items in self.plan.unpacked.values())
 
@@ -84,7 +86,15 @@ class Printer:
             return Text(f"{self._node(operand(node)).within(CALL)}.shape[{node.args[1]}]", CALL)
         if node.target is spread:
             return Text(f"*{self._node(operand(node)).code}")
+        if isinstance(node.target, Comprehension):
+            return node.target.text(node, self.text, self._own)
         return render(node, self.text)
+
+    def _own(self, wish: str) -> str:
+        """A name that no variable has ever had."""
+        owned = fx.Graph().placeholder("owned")
+        self.names.last_use[owned] = 0
+        return self.names.take(owned, [wish], -1)
 
     def print(self) -> list[str]:
         """All lines."""

@@ -13,6 +13,7 @@ from ..tracing.guards import check_input, check_size
 from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
 from ..tracing.operators import is_impure, is_inplace
+from .comprehensions import Comprehension
 from .effects import has_effect
 from .expressions import INPLACE, named_arguments
 from .grouping import augmented, is_scalar, sized, unpacked
@@ -148,7 +149,8 @@ class Plan:
 
     def _is_part(self, node: fx.Node) -> bool:
         """Sizes and items that the statement of their tensor or tuple already names."""
-        if node.op == "get_attr" or is_size(node) or is_item(node) or node.target is spread:
+        written = is_size(node) or is_item(node) or node.target is spread
+        if written or node.op == "get_attr" or isinstance(node.target, Comprehension):
             return True
         owner = node.args[0] if node.target is operator.getitem else None
         while isinstance(owner, fx.Node):

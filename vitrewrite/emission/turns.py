@@ -9,6 +9,7 @@ from torch import fx
 
 from .expressions import ATOM, child
 from .loops import Loop
+from .names import plural
 from .rolls import Roll, is_item
 from .statements import Plan
 
@@ -140,8 +141,7 @@ class _Loop:
     def _list(self, result: fx.Node) -> str:
         """The variable of a list that the turns fill."""
         hint = (result.meta.get("hint") or "x").rstrip("0123456789")
-        plural = "values" if hint in "xyz" else f"all_{hint}" if hint.endswith("s") else f"{hint}s"
-        name = self.printer.names.take(result, [plural], self.number)
+        name = self.printer.names.take(result, [plural(hint)], self.number)
         self.before.append(f"{name} = []")
         return name
 
