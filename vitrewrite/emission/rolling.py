@@ -30,18 +30,18 @@ def roll_up(graph: fx.Graph, module: nn.Module) -> fx.Graph:
 
 
 def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
-    """Calls of consecutive children of one container, each called once."""
-    calls: dict[str, dict[int, list[fx.Node]]] = {}
+    """Calls of consecutive children of one container."""
+    runs: list[list[fx.Node]] = []
+    last: dict[str, tuple[int, list[fx.Node]]] = {}
     for node in graph.nodes:
         found = numbered_call(node)
         if found is not None:
-            calls.setdefault(found[0], {}).setdefault(found[1], []).append(node)
-    runs = []
-    for children in calls.values():
-        numbers = list(children)
-        consecutive = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-        if consecutive and all(len(n) == 1 for n in children.values()):
-            runs.append([nodes[0] for nodes in children.values()])
+            container, number = found
+            before, run = last.get(container, (-1, []))
+            if number != before + 1 or not run:
+                runs.append(run := [])
+            run.append(node)
+            last[container] = number, run
     return runs
 
 
