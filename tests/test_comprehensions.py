@@ -93,8 +93,17 @@ class Reused(Base):
         return made, made[1].sum()
 
 
+class Twice(Base):
+    """One list is returned two times."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        states, _ = self.many(x)
+        made = [self.head(s) for s in states]
+        return {"first": made, "second": made}
+
+
 PRINTED = {Zipped: ["[:4]"], Whole: ["*["], TakenNames: ["in zip("]}
-STRAIGHT = (Uneven, Drawn, Reused)
+STRAIGHT = (Uneven, Drawn, Reused, Twice)
 
 
 def forward(model: Any) -> str:

@@ -144,6 +144,21 @@ class Rounds(Base):
         return x, tuple(seen)
 
 
+class Inside(Base):
+    """Variables of one name that only the turns read."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        def halves(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            half = value.tanh()
+            return half, value - half
+
+        (a, b), level = halves(x.exp()), self.levels[0]
+        for layer in self.layers:
+            x, state = layer(x, a * b, level)
+            a, b = halves(state)
+        return x
+
+
 class LastOnly(Base):
     """Of a value that is made anew in every turn, the last is read."""
 
@@ -244,6 +259,7 @@ ROLLED = {
     TwoCarried: ["x, state = layer"], Swapped: ["for layer in"], Alternating: ["[i % 3]"],
     Whole: [".append(", "tuple("], Biased: [".sigmoid() + shift"],
     SwappedStart: [], TwoLists: ["values2.append("],
+    Inside: [],
     LastOnly: ["return x, mask * 2"], TakenNames: [],
 }  # fmt: skip
 PARTS = {

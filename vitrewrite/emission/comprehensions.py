@@ -61,6 +61,8 @@ class Comprehension:
 
 def comprehend(graph: fx.Graph, module: nn.Module) -> fx.Graph:
     """The graph with a node for each such list, which is only good for printing."""
+    if not _has_rows(graph.output_node().args[0]):
+        return graph
     copy = copy_graph(graph)
     output = copy.output_node()
     written = _Lists(copy, module)
@@ -72,6 +74,12 @@ def comprehend(graph: fx.Graph, module: nn.Module) -> fx.Graph:
             if not node.users:
                 copy.erase_node(node)
     return copy
+
+
+def _has_rows(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return len(value) >= LEAST or any(map(_has_rows, value))
+    return isinstance(value, dict) and any(map(_has_rows, value.values()))
 
 
 class _Lists:
@@ -167,7 +175,8 @@ class _Alike:
     def _is_inside(self, node: fx.Node) -> bool:
         """Whether a node may be written inside the list: nothing else needs it."""
         plain = node.op not in ("placeholder", "get_attr") and "arity" not in node.meta
-        alone = len(node.users) == 1 and not node.meta.get("origin")
+        mentioned = [o for user in node.users for o in operands(user)].count(node)
+        alone = mentioned == 1 and not node.meta.get("origin")
         return plain and alone and not has_effect(node, self.module)
 
     def write(self, graph: fx.Graph) -> fx.Node:

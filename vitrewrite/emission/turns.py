@@ -37,8 +37,8 @@ class _Loop:
         self.read_later = {n for n in read if printer.names.last_use[n] > number}
         for value in read:
             self._hold(value)
-        self.index = self._own("i")
-        self.variable = self._own(self.loop.variable) if self.roll.step == 1 else ""
+        self.index = self._take(fx.Graph().placeholder("index"), "i")
+        self.variable = self._take(fx.Graph().placeholder("child"), self.loop.variable)
 
     def lines(self) -> list[str]:
         """Assignments before the loop, and the loop."""
@@ -56,7 +56,7 @@ class _Loop:
         texts += [self._list(result) for result in rest[split:]]
         body = self._body([*carried, *texts], carried, others)
         head = self._head(counted=bool(cycles))
-        origins = [f"# {origin}" for origin in self.roll.origins]
+        origins = [f"# {line}" for origin in self.roll.origins for line in origin.splitlines()]
         return [*self.before, *origins, head, *(f"    {line}" for line in body)]
 
     def _head(self, *, counted: bool) -> str:
@@ -88,10 +88,9 @@ class _Loop:
         last_use = self.printer.names.last_use
         last_use[node] = max(last_use.get(node, -1), self.number + 1)
 
-    def _own(self, stem: str) -> str:
-        """A variable of the loop, which holds no value of the graph."""
-        holder = fx.Graph().placeholder("own")
-        name = self.printer.names.take(holder, [stem], self.number)
+    def _take(self, holder: fx.Node, *wishes: str | None) -> str:
+        """A variable that nothing else takes before the loop is over."""
+        name = self.printer.names.take(holder, wishes, self.number)
         self._hold(holder)
         return name
 
@@ -106,8 +105,7 @@ class _Loop:
         text = self._text(start)
         self._release(start)
         own = None if start.op == "placeholder" else text
-        wishes = [own, end.meta.get("hint"), text]
-        name = self.printer.names.take(holder, wishes, self.number)
+        name = self._take(holder, own, end.meta.get("hint"), text)
         if name != text:
             self.before.append(f"{name} = {text}")
         return name
@@ -129,19 +127,19 @@ class _Loop:
         texts = [self._text(v) for v in values[:period]]
         alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
         stem = "".join(letters[0] for letters in alike).rstrip("_0123456789") or "values"
-        name = self._own(stem)
+        name = self._take(fx.Graph().placeholder("own"), stem)
         self.before += self.printer.wrapped(f"{name} = ({', '.join(texts)})")
         turn = self._turn_number()
         return f"{name}[{turn} % {period}]" if period < len(values) else f"{name}[{turn}]"
 
     def _result(self, result: fx.Node) -> str:
         """The variable of a result that is neither carried on nor collected."""
-        return self.printer.names.take(result, [result.meta.get("hint"), "x"], self.number)
+        return self._take(result, result.meta.get("hint"), "x")
 
     def _list(self, result: fx.Node) -> str:
         """The variable of a list that the turns fill."""
         hint = (result.meta.get("hint") or "x").rstrip("0123456789")
-        name = self.printer.names.take(result, [plural(hint)], self.number)
+        name = self._take(result, plural(hint))
         self.before.append(f"{name} = []")
         return name
 
