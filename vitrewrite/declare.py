@@ -47,6 +47,7 @@ class Pass:
         claims: what the verifier checks, out of `same_output_at_init`, `lowers_exactly`.
         reads: facts of the stream that it asks for, out of `prefix`, `grid`, `size`.
         writes: facts that it changes. Writers come before readers, whatever the order in the spec.
+            A pass that writes `layers` puts layers in: all other clauses see the model with them.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ()
@@ -75,6 +76,10 @@ class Pass:
     def errors(self, module: Any, inputs: Any, outputs: Any, /) -> dict[str, float]:
         """What must hold of one call of an inserted module: by claim, how far off it is."""
         return {}
+
+    def initialise(self, module: Any, generator: torch.Generator, /) -> None:
+        """Draws the parameters of an inserted module."""
+        module.reset_parameters(generator)
 
     def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
         """The tensors of each site of an inserted module, named and shaped as its card has them."""

@@ -18,10 +18,9 @@ from torch import fx, nn
 from torch.nn import functional
 
 from ..tracing.modes import by_mode
-from ..tracing.numbers import plain
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
-from .values import concrete
+from .explicit import emit
 
 _MATMULS = (operator.matmul, torch.matmul, torch.bmm)
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -63,6 +62,7 @@ def canonicalise_at(unit: Unit, core: fx.Node) -> fx.Node | None:
     Returns:
         the call of SDPA, or None if the attention is of another form.
     """
+    _split_sums(core)
     for node in core.graph.nodes:
         match = _match(node, [unit]) if _is_softmax(node, [unit]) else None
         if match is not None and match.core is core:
@@ -71,6 +71,21 @@ def canonicalise_at(unit: Unit, core: fx.Node) -> fx.Node | None:
             eliminate_dead_code(graph)
             return made
     return None
+
+
+def _split_sums(core: fx.Node) -> None:
+    """`baddbmm(bias, q, k)` in front of a product becomes a product and a sum."""
+    for node in list(core.graph.nodes):
+        if node.target is torch.baddbmm and len(node.args) == 3 and not node.kwargs:
+            bias, query, key = node.args
+            with node.graph.inserting_before(node):
+                scores = node.graph.call_function(torch.bmm, (query, key))
+                total = node.graph.call_function(operator.add, (scores, bias))
+            scores.meta, total.meta = dict(node.meta), dict(node.meta)
+            node.replace_all_uses_with(total)
+            node.graph.erase_node(node)
+        if node is core:
+            break
 
 
 @dataclass
@@ -361,18 +376,4 @@ class _Rewriter:
         return self.graph.call_function(by_mode, (training, rate, 0.0))
 
     def _emit(self, target: Any, *args: Any) -> fx.Node:
-        """Adds a node, with its value in the primary trace."""
-        values = concrete(args, _on_meta)
-        if isinstance(target, str):
-            node = self.graph.call_method(target, args)
-            node.meta["val"] = getattr(values[0], target)(*values[1:])
-        else:
-            node = self.graph.call_function(target, args)
-            node.meta["val"] = target(*values)
-        return node
-
-
-def _on_meta(node: fx.Node) -> Any:
-    """The value of a node without its data: parameters are on a device of their own."""
-    value = node.meta.get("val")
-    return value.detach().to("meta") if isinstance(value, torch.Tensor) else plain(value)
+        return emit(self.graph, target, *args)

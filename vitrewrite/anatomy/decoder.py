@@ -46,19 +46,47 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Addend:
+    """A term of a sum, such as the positional queries in front of an attention.
+
+    Attributes:
+        total: the sum.
+        index: which of its arguments it is.
+        value: what makes it, behind views.
+    """
+
+    total: Place
+    index: int
+    value: Place
+
+
+@dataclass(frozen=True)
 class DecoderLayer:
-    """One layer: cross-attention to a level, self-attention of the queries, feed-forward part."""
+    """One layer: cross-attention to a level, self-attention of the queries, feed-forward part.
+
+    Attributes:
+        level: index of the level that it attends to.
+        whole: whether it attends to all of the level, not to a selection.
+        input: the stream of queries as it enters.
+        cross_position: the positional queries of the cross-attention.
+        self_position: those of the self-attention.
+        norms: module paths, in order of use.
+    """
 
     role: str  # "decoder.layers[3]"
     index: int
     unit: str | None
     dim: int
-    level: int  # index of the level that it attends to
+    level: int
+    whole: bool
+    input: Place
     output: Place
     cross_attn: Attention
     self_attn: Attention | None
+    cross_position: Addend | None
+    self_position: Addend | None
     ffn: Mlp | None
-    norms: tuple[str, ...]  # module paths, in order of use
+    norms: tuple[str, ...]
     linears: tuple[Linear, ...]
 
     def children(self) -> dict[str, Any]:
@@ -91,16 +119,35 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The layers with what they read and what is predicted from them."""
+    """The layers with what they read and what is predicted from them.
+
+    Attributes:
+        unit: path of the unit that calls the layers, if they have units of their own.
+        mask_features: [B, C, H, W], which all predicted masks are products with.
+        mask_source: the map that a convolution makes the mask features of.
+    """
 
     role: str
+    unit: str | None
     queries: Queries
     levels: tuple[Level, ...]
     layers: tuple[DecoderLayer, ...]
     predictions: tuple[Prediction, ...]
-    mask_features: Place | None  # [B, C, H, W], which all predicted masks are products with
+    mask_features: Place | None
+    mask_source: Place | None
     mask_head: tuple[Linear, ...]
     class_head: Linear | None
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Module paths of the norms in front of the prediction heads."""
+        return tuple(dict.fromkeys(p.norm for p in self.predictions if p.norm is not None))
+
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Paths of the parameters that tell levels apart."""
+        found = (level.embedding for level in self.levels)
+        return tuple(dict.fromkeys(path for path in found if path is not None))
 
     def roles(self) -> Iterator[tuple[str, Any]]:
         """Every site with its role, in model order."""
@@ -137,11 +184,16 @@ class PixelLevel:
 
 @dataclass(frozen=True)
 class PixelDecoder:
-    """What joins the scales of a backbone: its levels and its layers."""
+    """What joins the scales of a backbone: its levels and its layers.
+
+    Attributes:
+        lateral: the finest map of the backbone, which only joins the mask features.
+    """
 
     role: str
     levels: tuple[PixelLevel, ...]
     layers: tuple[Block, ...]
+    lateral: Place | None
 
     def roles(self) -> Iterator[tuple[str, Any]]:
         """Every site with its role, in model order."""

@@ -237,11 +237,14 @@ class _Builder:
         nodes = [step.node] if len(changes) < 2 else _items(step.node, len(changes))
         found = []
         for node, changed in zip(nodes, changes or (None,), strict=True):
-            original = None if changed is None else _resolve(frame.env, step.node.args[changed])
-            if isinstance(original, Op) and _same_shape(node, original):
-                found.append(original)  # a changed form of an argument stands for it
-                continue
-            op = self._add(frame, step._replace(node=node), type(module).__name__)
+            sources = step.inputs
+            if changed is not None:
+                original = _resolve(frame.env, step.node.args[changed])
+                if isinstance(original, Op) and _same_shape(node, original):
+                    found.append(original)  # a changed form of an argument stands for it
+                    continue
+                sources = (step.node.args[changed],)  # type: ignore[assignment]
+            op = self._add(frame, step._replace(node=node, inputs=sources), type(module).__name__)
             op.module, op.path = module, path
             found.append(op)
         return found[0] if len(changes) < 2 else tuple(found)

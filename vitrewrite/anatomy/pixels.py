@@ -10,7 +10,7 @@ from .decoder import PixelDecoder, PixelLevel
 from .flow import Flow, Op
 from .kinds import ADDS, JOINS, is_conv, strip
 from .queries import Chain, grid_of
-from .sites import Block
+from .sites import Block, Place
 from .trunk import Sets, Trunk
 
 
@@ -39,7 +39,17 @@ def pixel_decoder(
         _level(i, source, positions[i] if positions else None)
         for i, source in enumerate(features.inputs)
     )
-    return PixelDecoder("pixel_decoder", levels, layers)
+    return PixelDecoder("pixel_decoder", levels, layers, _lateral(flow, features, sets))
+
+
+def _lateral(flow: Flow, joined: Op, sets: Sets) -> Place | None:
+    """What a convolution reads that neither leads to the join nor comes from it."""
+    for op in flow.ops:
+        if is_conv(op) and not (op.before & joined.bit or op.after & joined.bit):
+            source = op.inputs[0]
+            if source.before & sets.images and len(source.shape) == 4:
+                return place(source)
+    return None
 
 
 def _positions(flow: Flow, features: Op, sets: Sets) -> tuple[Op, ...]:

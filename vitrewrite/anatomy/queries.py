@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..tracing.leaves import changed_by
 from .attention import Core, Operand
 from .blocks import Assembler, Parts, _sites, place, site
-from .decoder import Decoder, DecoderLayer, Level, Prediction, Queries
+from .decoder import Addend, Decoder, DecoderLayer, Level, Prediction, Queries
 from .flow import Flow, Frame, Op, union
-from .kinds import ADDS, MATMULS, is_norm, is_transparent, matrix, norm_path, strip
+from .kinds import ADDS, MATMULS, is_conv, is_norm, is_transparent, matrix, norm_path, strip
 from .sites import Linear, Mlp
 from .trunk import Group, Residual, Sets
 
@@ -83,13 +84,17 @@ class Finder:
         named = sorted(self.mask_linears, key=lambda o: -o.index)
         masks = {site("", o).weight: o for o in named}  # one layer, used by every prediction
         features = {strip(next(i for i in op.inputs if i is not side)) for op, side in products}
+        made = features.pop() if len(features) == 1 else None
+        frame = self._frame(0)
         return Decoder(
             role="decoder",
+            unit=None if frame is None or frame.parent is None else frame.parent.path,
             queries=self._queries(),
             levels=tuple(self._level(i, source) for i, source in enumerate(self.sources)),
             layers=layers,
             predictions=predictions,
-            mask_features=place(features.pop()) if len(features) == 1 else None,
+            mask_features=None if made is None else place(made),
+            mask_source=place(made.inputs[0]) if made is not None and is_conv(made) else None,
             mask_head=tuple(
                 site(f"decoder.mask_head[{i}]", o)
                 for i, o in enumerate(sorted(masks.values(), key=lambda o: o.index))
@@ -120,7 +125,7 @@ class Finder:
         return [o for o in self.flow.members(bits) if o.name == "get_attr"]
 
     def _level_of(self, value: Op) -> int:
-        source = strip(value)
+        source = strip(_whole(value))
         if source not in self.sources:
             self.sources.append(source)
         return self.sources.index(source)
@@ -130,8 +135,8 @@ class Finder:
         features, position = source, None
         for number, (core, _) in enumerate(self.chain.links):
             key, value = (_fed(self.assembler.operands.of(o)) for o in (core.key, core.value))
-            if value is not None and strip(value) is source:
-                features = features if layers else value
+            if value is not None and strip(_whole(value)) is source:
+                features = features if layers else _whole(value)
                 layers.append(number)
                 position = position or _added(key, source)
         embeddings = [
@@ -195,13 +200,30 @@ class Finder:
             unit=None if frame is None else frame.path,
             dim=first.sum.shape[-1],
             level=self._level_of(core.value if value is None else value),
+            whole=value is None or _whole(value) is value,
+            input=place(first.point),
+            cross_position=self._position(core, first.point),
             output=place(last if last.before & self.ends[-1].bit else self.ends[-1]),
             cross_attn=cross,
             self_attn=own,
+            self_position=self._position(others[0]) if others else None,
             ffn=ffn,
             norms=tuple(norm_path(o) for o in ops if is_norm(o)),
             linears=_sites(role, layers, parts),
         )
+
+    def _position(self, core: Core, stream: Op | None = None) -> Addend | None:
+        """What is added to the stream, which values are made from if it is not given, for q."""
+        query = _fed(self.assembler.operands.of(core.query))
+        source = stream or _fed(self.assembler.operands.of(core.value))
+        total = None if query is None else strip(query)
+        if total is None or source is None or total.name not in ADDS or len(total.inputs) != 2:
+            return None
+        other = [i for i, op in enumerate(total.inputs) if strip(op) is not strip(source)]
+        if len(other) != 1:
+            return None
+        number = total.node.args.index(total.arguments[other[0]])
+        return Addend(place(total), number, place(strip(total.inputs[other[0]])))
 
     def _ffn(self, role: str, last: Residual, layers: Sequence[Op], parts: Parts) -> Mlp | None:
         free = [o for o in layers if o not in parts.names]
@@ -302,5 +324,13 @@ def _added(key: Op | None, source: Op) -> Op | None:
     total = None if key is None else strip(key)
     if total is None or total.name not in ADDS:
         return None
-    other = [i for i in total.inputs if strip(i) is not source]
-    return other[0] if len(other) == 1 else None
+    other = [i for i in total.inputs if strip(_whole(i)) is not source]
+    return _whole(other[0]) if len(other) == 1 else None
+
+
+def _whole(op: Op) -> Op:
+    """What a module of a pass has selected `op` from; `op` itself if none has."""
+    found = strip(op)
+    if found.module is None or not any(c is not None for c in changed_by(found.module)):
+        return op
+    return _whole(found.inputs[0]) if len(found.inputs) == 1 else op

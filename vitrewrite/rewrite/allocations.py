@@ -21,7 +21,7 @@ from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
 from ..sensitivity.sites import Entries
 from .passes import method_of
-from .select import KINDS, Named, Site
+from .within import KINDS, Named, Site
 
 
 class Allocations:

@@ -185,7 +185,7 @@ def _initialise(result: Rewrite, seed: int) -> None:
     """What the passes added is drawn last and from its own generator: same spec, same bits."""
     generator = torch.Generator().manual_seed(seed)
     for insertion in result.editor.insertions:
-        insertion.module.reset_parameters(generator)  # type: ignore[operator]
+        result.methods[insertion.clause].initialise(insertion.module, generator)
 
 
 def _own_trained(result: Rewrite) -> None:

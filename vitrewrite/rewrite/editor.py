@@ -13,7 +13,7 @@ from ..anatomy.sites import Place
 from ..errors import RewriteError
 from ..tracing.leaves import changed_by
 from ..tracing.template import Template
-from ..tracing.unit import Unit
+from ..tracing.unit import Unit, duplicate
 
 if TYPE_CHECKING:
     from .sites import BoundSite
@@ -116,6 +116,14 @@ class Editor:
         parent.add_module(name, module)
         path = f"{owner}.{name}" if owner else name
         return relative(path, unit), path
+
+    def clone(self, path: str) -> nn.Module:
+        """A copy of the module at `path` that runs the same program on parameters of its own."""
+
+        def own(parameter: nn.Parameter) -> nn.Parameter:
+            return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+
+        return duplicate(self.root.get_submodule(path), own, lambda buffer: buffer.clone())
 
     def call(
         self,

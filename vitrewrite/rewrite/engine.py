@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import catalog
 from ..anatomy import analyse
+from ..anatomy.decoder import Decoder
 from ..anatomy.sites import Anatomy, Attention, Block, Linear
 from ..declare import Pass
 from ..errors import RewriteError, VitrewriteError, listing, raise_all
@@ -22,14 +24,25 @@ from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
 from ..sensitivity.sites import Entries
 from ..tracing import inputs
+from ..tracing.unit import on_meta
 from .allocations import Allocations
 from .clause import Clause
 from .editor import Editor
+from .measure import Propagation
 from .passes import method_of
 from .schedule import Job, overlapping, schedule
-from .select import KINDS, Named, Selection, Site, parts
-from .sites import AttentionSite, BlockSite, BoundSite, Context, EntriesSite, LinearSite
+from .select import Selection
+from .sites import (
+    AttentionSite,
+    BlockSite,
+    BoundSite,
+    Context,
+    DecoderSite,
+    EntriesSite,
+    LinearSite,
+)
 from .stream import Stream
+from .within import KINDS, Named, Site, parts
 
 
 @dataclass
@@ -107,10 +120,11 @@ def rewrite(
     result = Rewrite(
         spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
     )
+    shaping = _shape(spec, result)
     found = _select(spec, result, profile, allocations)
     jobs = []
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
-        if clause.use is not None:
+        if clause.use is not None and number not in shaping:
             jobs.append(_job(number, clause, sites, result))
     for job in schedule(jobs):
         _carry_out(job, result)
@@ -139,6 +153,33 @@ def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, 
     )  # fmt: skip
 
 
+def _shape(spec: Spec, result: Rewrite) -> set[int]:
+    """Carries out the clauses that add layers: the others see the model as these leave it.
+
+    Returns:
+        Their positions.
+    """
+    numbers = [i for i, c in enumerate(spec.clauses) if c.use and _adds_layers(c.use.name)]
+    for number in numbers:
+        clause = spec.clauses[number]
+        assert clause.sites is not None
+        sites = Selection(result.anatomy, result.root).sites(clause.sites)
+        _carry_out(_job(number, clause, sites, result), result)
+        Propagation(on_meta(result.root), primary_example(result.root), note=True)
+        result.anatomy = analyse(result.root)
+    return set(numbers)
+
+
+def _adds_layers(name: str) -> bool:
+    return "layers" in catalog.signature(name).writes
+
+
+def primary_example(root: nn.Module) -> tuple[torch.Tensor, ...]:
+    """What the model was captured with, on meta."""
+    args, kwargs = inputs.as_arguments(root.__dict__["example"])
+    return tuple(v.to("meta") for v in (*args, *kwargs.values()))
+
+
 def _select(
     spec: Spec, result: Rewrite, profile: Profile | None, known: Mapping[str, Any] | None
 ) -> list[tuple[Site, ...]]:
@@ -149,8 +190,9 @@ def _select(
     for clause in spec.clauses:
         measured = functools.partial(allocations.sites, clause)
         selection = Selection(result.anatomy, result.root, measured)
+        done = clause.use is not None and _adds_layers(clause.use.name)
         try:
-            found.append(selection.sites(clause.sites) if clause.sites is not None else ())
+            found.append(() if done or clause.sites is None else selection.sites(clause.sites))
         except VitrewriteError as error:
             errors.append(error)
             found.append(())
@@ -222,6 +264,8 @@ def _unit(site: Site) -> str:
         return site.call.unit
     if isinstance(site, Attention):
         return site.core.unit
+    if isinstance(site, Decoder):
+        return site.unit or ""
     if isinstance(site, Entries):
         return site.layer.call.unit if site.layer is not None else ""
     assert isinstance(site, Block)
@@ -241,6 +285,8 @@ def _bound(sites: Sequence[Site], context: Context) -> list[BoundSite]:
             bound.append(AttentionSite(context, site, owners.get(site.role)))
         elif isinstance(site, Block):
             bound.append(BlockSite(context, site))
+        elif isinstance(site, Decoder):
+            bound.append(DecoderSite(context, site))
         elif isinstance(site, Entries):
             layers.setdefault(site.module, []).append(site)
     bound += [EntriesSite(context, tuple(parts_)) for parts_ in layers.values()]

@@ -52,11 +52,14 @@ class Propagation:
         root: a tree on meta.
         inputs: what it is called with.
         known: a run of a similar tree; what both have in common is not run again.
+        note: whether nodes are given the value that they have here.
     """
 
     def __init__(
-        self, root: nn.Module, inputs: tuple[torch.Tensor, ...], known: Propagation | None = None
-    ) -> None:
+        self, root: nn.Module, inputs: tuple[torch.Tensor, ...], known: Propagation | None = None,
+        *, note: bool = False,
+    ) -> None:  # fmt: skip
+        self.note = note
         self.entries: dict[Hashable, _Entry] = known.entries if known else {}
         self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
@@ -109,6 +112,8 @@ class Propagation:
                 values[node] = self._step(node, unit, values)
             if isinstance(values.get(node), torch.Tensor):
                 entry.shapes[node.name] = tuple(values[node].shape)
+                if self.note:
+                    node.meta["val"] = values[node]
         return entry
 
     def _step(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any]) -> Any:

@@ -13,7 +13,7 @@ from ..anatomy.sites import Linear
 from ..declare import Pass
 from ..errors import RewriteError
 from .clause import Clause
-from .select import Site
+from .within import Site
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from ..anatomy.decoder import (
-    Decoder,
-    DecoderLayer,
-    Level,
-    PixelDecoder,
-    PixelLevel,
-    Prediction,
-    Queries,
-)
-from ..anatomy.sites import Anatomy, Attention, Block, Linear, Mlp
+from ..anatomy.decoder import DecoderLayer
+from ..anatomy.sites import Anatomy, Attention, Block, Linear
 from ..errors import MatchError, Span, did_you_mean, listing
 from ..language.selectors import (
     Call,
@@ -33,37 +24,7 @@ from ..language.selectors import (
     Where,
 )
 from ..language.selectors import Optional as Maybe
-from ..sensitivity.sites import Entries
-
-
-@dataclass(frozen=True)
-class Named:
-    """A module or parameter by its own path, such as `norm` or `cls_token`."""
-
-    role: str
-    path: str
-    kind: str  # "module" or "parameter"
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Sites that an index picks from; not a site itself."""
-
-    role: str
-    items: tuple[Any, ...]
-    children: Mapping[str, Any] | None = None
-
-
-DecoderSite = DecoderLayer | Queries | Level | Prediction | PixelLevel
-Site = Block | Attention | Mlp | Linear | Named | Entries | DecoderSite
-KINDS: Mapping[str, type[Site]] = {
-    "linear": Linear,
-    "attention": Attention,
-    "mlp": Mlp,
-    "block": Block,
-    "entries": Entries,
-}
-
+from .within import KINDS, Group, Named, Site, attributes, children, decoder_parts, parts
 
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "bias": ("bias", "q_bias", "v_bias", "in_proj_bias"),
@@ -226,7 +187,7 @@ class Selection:
     # -- paths ----------------------------------------------------------------------------------
 
     def _path(self, node: Path) -> tuple[Site, ...]:
-        current: list[Any] = [_Group("", (), self._root())]
+        current: list[Any] = [Group("", (), self._root())]
         for step in node.steps:
             current = self._step(current, step, node)
         return tuple(s for group in current for s in _flat(group))
@@ -234,24 +195,23 @@ class Selection:
     def _root(self) -> dict[str, Any]:
         anatomy = self.anatomy
         stages = [
-            _Group(f"stages[{i}]", (), {"blocks": _Group(f"stages[{i}].blocks", blocks)})
+            Group(f"stages[{i}]", (), {"blocks": Group(f"stages[{i}].blocks", blocks)})
             for i, blocks in enumerate(anatomy.stages)
         ]
         root: dict[str, Any] = {
-            "blocks": _Group("blocks", anatomy.blocks),
-            "stages": _Group("stages", tuple(stages)),
-            "head": _Group("head", anatomy.head),
+            "blocks": Group("blocks", anatomy.blocks),
+            "stages": Group("stages", tuple(stages)),
+            "head": Group("head", anatomy.head),
         }
         for name in ("norm", "patch_embed"):
             path = getattr(anatomy, name)
             if path:
                 root[name] = Named(name, path, "module")
-        for name, part in (("pixel_decoder", anatomy.pixel_decoder), ("decoder", anatomy.decoder)):
-            if part is not None:
-                root[name] = _Group(name, (), _decoder_parts(part))
-        empty = [
-            k for k, v in root.items() if isinstance(v, _Group) and not (v.items or v.children)
-        ]
+        if anatomy.pixel_decoder is not None:
+            root["pixel_decoder"] = Group("pixel_decoder", (), decoder_parts(anatomy.pixel_decoder))
+        if anatomy.decoder is not None:
+            root["decoder"] = anatomy.decoder
+        empty = [k for k, v in root.items() if isinstance(v, Group) and not (v.items or v.children)]
         return {k: v for k, v in root.items() if k not in empty}
 
     def _step(self, current: list[Any], step: Step, node: Path) -> list[Any]:
@@ -276,7 +236,7 @@ class Selection:
     def _indexed(self, child: Any, step: Step, node: Path) -> list[Any]:
         if step.index is None:
             return [child]
-        if not isinstance(child, _Group):
+        if not isinstance(child, Group):
             raise MatchError(
                 "VR304", f"'{child.role}' is one site and takes no index", span=step.index.span
             )
@@ -293,13 +253,13 @@ class Selection:
             ) from None
 
     def _children(self, owner: Any) -> dict[str, Any]:
-        if isinstance(owner, _Group):
+        if isinstance(owner, Group):
             return dict(owner.children or {})
         return {k: v for k, v in children(owner).items() if v is not None}
 
     def _by_name(self, owner: Any, name: str) -> Named | None:
         """A module or parameter below a site, by the model's own name for it."""
-        if isinstance(owner, _Group) and not owner.role:
+        if isinstance(owner, Group) and not owner.role:
             path = name
         elif isinstance(owner, Named) and owner.kind == "module":
             path = f"{owner.path}.{name}"
@@ -314,7 +274,7 @@ class Selection:
 
     def _absent(self, owner: Any, name: str, node: Path, span: Span) -> MatchError:
         known = sorted(self._children(owner))
-        if isinstance(owner, _Group) and not owner.role:
+        if isinstance(owner, Group) and not owner.role:
             known += [n for n, _ in self.root.named_children() if n not in known]
         where = f"'{owner.role}' of {self.anatomy.model}" if owner.role else self.anatomy.model
         return MatchError(
@@ -325,75 +285,11 @@ class Selection:
 
 
 def _spread(owner: Any) -> list[Any]:
-    return list(owner.items) if isinstance(owner, _Group) and owner.items else [owner]
+    return list(owner.items) if isinstance(owner, Group) and owner.items else [owner]
 
 
 def _flat(site: Any) -> list[Any]:
-    if isinstance(site, _Group):
+    if isinstance(site, Group):
         nested = site.items or tuple((site.children or {}).values())
         return [s for item in nested for s in _flat(item)]
     return [site]
-
-
-def _decoder_parts(part: Decoder | PixelDecoder) -> dict[str, Any]:
-    """The sites of a decoder by the language's names."""
-    groups = {n: getattr(part, n, ()) for n in ("levels", "layers", "predictions", "mask_head")}
-    found: dict[str, Any] = {n: _Group(f"{part.role}.{n}", v) for n, v in groups.items() if v}
-    if isinstance(part, Decoder):
-        found |= {"queries": part.queries, "class_head": part.class_head}
-    return {k: v for k, v in found.items() if v is not None}
-
-
-def children(site: Site) -> dict[str, Any]:
-    """The sites in a site by the language's names."""
-    if isinstance(site, DecoderLayer):
-        return site.children()
-    if isinstance(site, Queries):
-        paths = (("content", site.content), ("position", site.position))
-        return {n: Named(f"{site.role}.{n}", path, "parameter") for n, path in paths if path}
-    if isinstance(site, Block):
-        norms = {
-            n: Named(f"{site.role}.{n}", path, "module")
-            for n in ("norm1", "norm2")
-            if (path := getattr(site, n))
-        }
-        other = tuple(s for s in site.linears if ".linear[" in s.role)
-        extra = {"linear": _Group(f"{site.role}.linear", other)} if other else {}
-        return {"attn": site.attn, "mlp": site.mlp, **norms, **extra}
-    if isinstance(site, Attention):
-        return {n: getattr(site, n) for n in ("q", "k", "v", "qkv", "proj")}
-    if isinstance(site, Mlp):
-        return {n: getattr(site, n) for n in ("fc1", "fc2", "gate")}
-    return {}
-
-
-def parts(site: Site) -> list[Site]:
-    """A site and everything in it."""
-    if isinstance(site, Block):
-        return [site, *(p for p in (site.attn, site.mlp) if p is not None), *site.linears]
-    if isinstance(site, DecoderLayer):
-        return [site, *(p for p in site.children().values() if p is not None), *site.linears]
-    if isinstance(site, Queries):
-        return [site, *children(site).values()]
-    inner = [s for s in children(site).values() if isinstance(s, Linear)]
-    if isinstance(site, Attention) and site.qkv is not None:
-        inner = [s for s in inner if s is not site.qkv]  # its rows are q, k and v
-    return [site, *inner]
-
-
-def attributes(site: Site) -> dict[str, Any]:
-    """What `where` can ask of a site."""
-    if isinstance(site, Linear):
-        return {
-            "in_features": site.in_features,
-            "out_features": site.out_features,
-            "dim": site.in_features,
-        }
-    if isinstance(site, Block):
-        return {"dim": site.dim, "index": site.index, "stage": site.stage}
-    if isinstance(site, DecoderLayer):
-        return {"dim": site.dim, "index": site.index, "level": site.level}
-    if isinstance(site, Attention):
-        dim = site.proj.out_features if site.proj else 0
-        return {"heads": site.heads, "dim": dim, "windows": site.windows is not None}
-    return {"role": site.role}

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Place
 from ..errors import RewriteError
+from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
 from .editor import Editor, after, relative, units
 
@@ -120,30 +121,38 @@ def _up(editor: Editor, path: str, top: str) -> Iterator[str]:
 
 def _give(editor: Editor, unit: str, node: fx.Node) -> tuple[str, fx.Node]:
     """The caller of a unit, and the node there that holds what `node` is inside."""
-    output = next(n for n in editor.graph(unit).nodes if n.op == "output")
     above, _ = caller(editor, unit)
-    graph = editor.graph(above)
-    calls = [n for n in graph.nodes if n.target == relative(unit, above)]
+    target = relative(unit, above)
+    calls = [n for n in editor.graph(above).nodes if n.target == target]
     if len(calls) > 1:
         raise RewriteError("VR411", f"'{unit}' runs {len(calls)} times, so it has no one value")
-    (call,), results = calls, output.args[0]
+    return above, give(editor, unit, node, calls[0])
+
+
+def give(editor: Editor, unit: str, node: fx.Node, call: fx.Node) -> fx.Node:
+    """The node that holds, after one call of a unit, what `node` is inside."""
+    output = next(n for n in editor.graph(unit).nodes if n.op == "output")
+    graph, results = call.graph, output.args[0]
     if results is node:
-        return above, call
+        return call
+    calls = [n for n in graph.nodes if n.op == "call_module" and n.target == call.target]
     if not isinstance(results, tuple):
         results = (results,)
-        _return_tuple(graph, call)
+        for each in calls:
+            _return_tuple(graph, each)
     if node not in results:
         output.args = ((*results, node),)
-        call.meta["arity"] = len(results) + 1
+        for each in calls:
+            each.meta["arity"] = len(results) + 1
     index = (*results, node).index(node)
     for user in call.users:
         if user.target is operator.getitem and user.args[1] == index:
-            return above, user
+            return user
     with after(graph, [call, *(u for u in call.users if u.target is operator.getitem)]):
         item = graph.call_function(operator.getitem, (call, index))
     item.meta = {k: node.meta[k] for k in ("val", "hint") if k in node.meta}
     item.meta.setdefault("hint", node.name)
-    return above, item
+    return item
 
 
 def _return_tuple(graph: fx.Graph, call: fx.Node) -> None:
@@ -176,6 +185,20 @@ def _take(editor: Editor, unit: str, node: fx.Node) -> fx.Node:
     for call in calls:
         call.args = (*call.args, node)
     return placeholder
+
+
+def release(editor: Editor, unit: str) -> None:
+    """Takes out the inputs of a unit, and of those in it, that nobody reads any more."""
+    inside = [p for p, _ in units(editor.root) if p == unit or p.startswith(f"{unit}.")]
+    for path in reversed(inside):
+        if id(editor.unit(path)) in editor.edited:
+            graph = editor.graph(path)
+            eliminate_dead_code(graph)
+            for node in graph.nodes:
+                if node.op == "placeholder" and not node.users:
+                    node.meta["wired"] = True
+            if _unread(graph):
+                _drop_inputs(editor, path)
 
 
 def prune(editor: Editor) -> None:

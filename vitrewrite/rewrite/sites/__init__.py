@@ -3,7 +3,10 @@
 from .attention import AttentionSite
 from .base import BoundSite, Context
 from .block import BlockSite, Point
+from .decoder import DecoderSite
 from .entries import EntriesSite
+from .layer import LayerSite
+from .level import LevelSite
 from .linear import LinearSite
 from .value import Value
 
@@ -12,7 +15,10 @@ __all__ = [
     "BlockSite",
     "BoundSite",
     "Context",
+    "DecoderSite",
     "EntriesSite",
+    "LayerSite",
+    "LevelSite",
     "LinearSite",
     "Point",
     "Value",

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ...anatomy.canonical import canonicalise_at
+from ...anatomy.explicit import write_out
 from ...anatomy.sites import Attention, Block, Place
 from ...tracing.leaves import changed_by
 from ..editor import after
 from ..evaluate import Evaluation
+from ..slices import erase_unread
 from ..stream import Tokens
 from .base import BoundSite
 from .value import Value
@@ -105,7 +107,31 @@ class AttentionSite(BoundSite):
         core = self._core()
         return Value(Place(self._unit, _of_tokens(_operand(core, 1)).name))
 
+    @property
+    def weights(self) -> Value:
+        """The softmax of the scores averaged over heads, [batch, queries, keys]."""
+        unit, core = self._unit, self.editor.node(self.attention.core)
+        if core.target is F.scaled_dot_product_attention:
+            core = write_out(core)
+            self.editor.moved[self.editor.where(self.attention.core)] = Place(unit, core.name)
+        probabilities = _operand(core, 0)
+        value = Value(Place(unit, probabilities.name))
+        if len(probabilities.meta["val"].shape) == 3:
+            value = value.then("unflatten", 0, (-1, self.heads))
+        mean = value.then("mean", 1).read(self.editor, unit)
+        mean.meta["hint"] = "weights"
+        return Value(Place(unit, mean.name))
+
     # -- verbs ----------------------------------------------------------------------------------
+
+    def unmask(self) -> None:
+        """Every query attends to every key."""
+        core = self._core()
+        mask = _bias(core)
+        core.args = core.args[:3]
+        core.kwargs = {k: v for k, v in core.kwargs.items() if k != "attn_mask"}
+        if mask is not None:
+            erase_unread(mask)
 
     def extend_kv(self, module: nn.Module, rows: int, *, before: bool = True) -> None:
         """`k, v = module(k, v)`, which puts rows before or behind those of the tokens.

@@ -208,10 +208,14 @@ class BoundSite:
         """The place of what the module yields."""
         return Place(self.insertion.unit, self.call_of(self.insertion).name)
 
-    def sibling(self, kind: type[_M]) -> _M | None:
-        """The first module of a kind that the same clause put in, if there is one."""
+    def inserted(self, kind: type[_M]) -> list[_M]:
+        """The modules of a kind that the same clause put in."""
         same = (i.module for i in self.editor.insertions if i.clause == self.clause.number)
-        return next((m for m in same if isinstance(m, kind)), None)
+        return [m for m in same if isinstance(m, kind)]
+
+    def sibling(self, kind: type[_M]) -> _M | None:
+        """The first of them, if there is one."""
+        return next(iter(self.inserted(kind)), None)
 
     def drop(self) -> None:
         """Takes the module out: what it changed passes as it was."""
