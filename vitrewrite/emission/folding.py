@@ -78,7 +78,7 @@ def _made(turns: Turns, lasts: list[int], lists: list[tuple[int, ...]]) -> dict[
         container, start, len(turns.begins), len(turns.calls),
         _turn(turns, [c for (c,) in others], lists),
         tuple(carried.index((c,)) if (c,) in carried else None for c in turns.carried),
-        len(lists), tuple(sorted({str(o) for n in turns.where if (o := n.meta.get("origin"))})),
+        len(lists), _origins(turns),
     )  # fmt: skip
     graph = turns.graph
     arguments = tuple(turns.carried.values()), tuple(turns.fixed), tuple(map(tuple, turns.cycles))
@@ -98,6 +98,13 @@ def _made(turns: Turns, lasts: list[int], lists: list[tuple[int, ...]]) -> dict[
                 place = graph.call_function(spread, (result,))
         made[whole, columns] = place
     return made
+
+
+def _origins(turns: Turns) -> tuple[str, ...]:
+    """The clauses that put something into other turns than the one that is printed."""
+    origins = {n: str(n.meta["origin"]) for n in turns.where if n.meta.get("origin")}
+    shown = {origins.get(n) for n in turns.turn(1)}
+    return tuple(sorted({*origins.values()} - shown))
 
 
 def _turn(turns: Turns, others: list[int], lists: list[tuple[int, ...]]) -> fx.Graph:

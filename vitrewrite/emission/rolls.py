@@ -25,7 +25,7 @@ class Roll:
             call of a child has the child's number, counted from the turn's first, in `meta`.
         carried: positions of the carried values among the results; None if only the loop reads one.
         lists: how many lists are filled, which are the last results.
-        origins: the clauses that put something into the turns.
+        origins: the clauses that put something into other turns than the one in `graph`.
     """
 
     container: str
