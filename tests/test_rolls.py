@@ -159,6 +159,38 @@ class Inside(Base):
         return x
 
 
+class OtherChildren(Base):
+    """Every turn has a layer of its own from another container, of which the first is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(DEPTH + 1))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        seen = []
+        for layer, norm in zip(self.layers, self.norms[1:], strict=True):
+            x, _ = layer(x, norm(x), self.levels[0])
+            seen.append(self.norms[0](x))
+        return tuple(seen)
+
+
+class RoundsWithOthers(Base):
+    """Rounds of two layers, and a third of another container; one of those is left over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Pair() for _ in range(6))
+        self.extra = nn.ModuleList(Both() for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        state = torch.tanh(x)
+        for i in range(3):
+            x, kept = self.layers[2 * i](x, state, self.levels[0])
+            x, state = self.layers[2 * i + 1](x, kept.sigmoid(), self.levels[1])
+            x = self.extra[i](x, kept, self.levels[2])
+        return self.extra[3](x, state, self.levels[2])
+
+
 class LastOnly(Base):
     """Of a value that is made anew in every turn, the last is read."""
 
@@ -259,12 +291,14 @@ ROLLED = {
     TwoCarried: ["x, state = layer"], Swapped: ["for layer in"], Alternating: ["[i % 3]"],
     Whole: [".append(", "tuple("], Biased: [".sigmoid() + shift"],
     SwappedStart: [], TwoLists: ["values2.append("],
+    OtherChildren: ["self.norms[i + 1](x)", "self.norms[0](x)"],
     Inside: [],
     LastOnly: ["return x, mask * 2"], TakenNames: [],
 }  # fmt: skip
 PARTS = {
     Collecting: ["for layer in self.layers[1:]:", "self.layers[0]("],
     LastReturnsLess: ["for layer in self.layers[:4]:", "self.layers[4]("],
+    RoundsWithOthers: ["for i in range(0, 6, 2):", "self.extra[i // 2](", "self.extra[3]("],
     SameStart: ["for layer in self.layers[1:]:"],
     Rounds: ["for i in range(0, 9, 3):", "self.layers[i + 2](", "self.layers[9]("],
 }

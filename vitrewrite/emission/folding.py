@@ -119,8 +119,12 @@ def _turn(turns: Turns, others: list[int], lists: list[tuple[int, ...]]) -> fx.G
         known[node] = graph.node_copy(node, known.__getitem__)
     for node, copy in known.items():
         copy.meta = dict(node.meta)
-    for number, column in enumerate(turns.calls):
-        known[column[1]].meta["child"] = number
+    for number, column in enumerate(turns.columns):
+        first = numbered_call(column[0])
+        if number < len(turns.calls):
+            known[column[1]].meta["child"] = number
+        elif first and column[0].target != column[1].target:
+            known[column[1]].meta["other"] = first[1]
     graph.output(tuple(known[turns.columns[c][1]] for c in (*turns.carried, *others)))
     for values, columns in zip(filled, lists, strict=True):
         _append(graph, values, [known[turns.columns[c][1]] for c in columns])

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from .loops import numbered_call
+
 Column = Sequence[fx.Node]  # a node of each turn
 
 
@@ -65,6 +67,8 @@ class Turns:
             pass
         done = 0
         while done < len(self.columns):
+            if not self._is_series(self.columns[done]):
+                return False
             places = zip(*map(operands, self.columns[done]), strict=True)
             if not all(self._place(values) for values in places):
                 return False
@@ -73,6 +77,13 @@ class Turns:
                 self._add_readers(self.columns)
         outside = {*self.fixed, *self.carried.values(), *(v for c in self.cycles for v in c)}
         return not outside.intersection(self.where) and len(set(self.inputs)) == len(self.inputs)
+
+    def _is_series(self, column: Column) -> bool:
+        """Whether children of a container that are called turn by turn follow each other."""
+        numbers = [found[1] for found in map(numbered_call, column) if found]
+        first = numbers[0] if numbers else 0
+        alike = len({n.target for n in column}) == 1
+        return alike or column in self.calls or numbers == [first + i for i in range(len(column))]
 
     def _place(self, values: Column) -> bool:
         """Finds the role of what the turns read at one place; whether it has one."""
@@ -177,8 +188,9 @@ def operands(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def shape(node: fx.Node, *, of_call: bool = False) -> str:
-    """Equal for nodes that differ only in their operands, or, of calls, in the callee too."""
+def shape(node: fx.Node) -> str:
+    """Equal for nodes that differ in their operands, or the number of the child that they call."""
     held = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: "<node>")
+    container, _ = numbered_call(node) or (node.target, 0)
     # Some children may return a tuple, others one value.
-    return repr((node.op, "" if of_call else node.target, held, node.meta.get("arity")))
+    return repr((node.op, container, held, node.meta.get("arity")))

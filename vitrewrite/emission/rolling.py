@@ -47,10 +47,12 @@ def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
 
 def _roll_run(graph: fx.Graph, module: nn.Module, names: list[str]) -> fx.Graph:
     """Rolls up the first part of a run of calls that can be, and what is left of the run."""
+    by_name = {n.name: n for n in graph.nodes}
+    gone = [i for i, name in enumerate(names) if name not in by_name]  # into another run's turns
+    names = names[gone[-1] + 1 if gone else 0 :]
     if len(names) < LEAST:
         return graph
-    by_name = {n.name: n for n in graph.nodes}
-    for start, stop, step in _parts([shape(by_name[n], of_call=True) for n in names]):
+    for start, stop, step in _parts([shape(by_name[n]) for n in names]):
         attempt = copy_graph(graph)
         copies = {n.name: n for n in attempt.nodes}
         calls = [copies[name] for name in names[start:stop]]

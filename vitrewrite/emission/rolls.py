@@ -21,8 +21,9 @@ class Roll:
         turns: how often.
         step: how many children a turn calls.
         graph: its inputs are the carried values, those that never change, one of each group of
-            those that alternate, and lists; its outputs what is carried on, then other results. A
-            call of a child has the child's number, counted from the turn's first, in `meta`.
+            those that alternate, and lists; its outputs what is carried on, then other results. In
+            the `meta` of calls, `child` is the number of the child, counted from the turn's first,
+            and `other` that of another container's child, in the first turn.
         carried: positions of the carried values among the results; None if only the loop reads one.
         lists: how many lists are filled, which are the last results.
         origins: the clauses that put something into other turns than the one in `graph`.

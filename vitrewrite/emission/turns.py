@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from .expressions import ATOM, child
-from .loops import Loop
+from .loops import Loop, numbered_call
 from .names import plural
 from .rolls import Roll, is_item
 from .statements import Plan
@@ -55,7 +55,8 @@ class _Loop:
         others = [self._result(result) for result in rest[:split]]
         texts += [self._list(result) for result in rest[split:]]
         body = self._body([*carried, *texts], carried, others)
-        head = self._head(counted=bool(cycles))
+        others_called = any("other" in n.meta for n in self.roll.graph.nodes)
+        head = self._head(counted=bool(cycles) or others_called)
         origins = [f"# {line}" for origin in self.roll.origins for line in origin.splitlines()]
         return [*self.before, *origins, head, *(f"    {line}" for line in body)]
 
@@ -74,6 +75,12 @@ class _Loop:
         if self.roll.step == 1:
             return self.variable
         return f"{child(self.roll.container)}[{self.index}{f' + {number}' if number else ''}]"
+
+    def _other(self, node: fx.Node) -> str:
+        """How a turn names a child of another container."""
+        container, _ = numbered_call(node) or ("", 0)
+        first = node.meta["other"]
+        return f"{child(container)}[{self._turn_number()}{f' + {first}' if first else ''}]"
 
     def _turn_number(self) -> str:
         start, step = self.roll.start, self.roll.step
@@ -166,6 +173,8 @@ class _Loop:
         for node in self.roll.graph.nodes:
             if "child" in node.meta:
                 node.meta["callee"] = self._child(node.meta["child"])
+            elif "other" in node.meta:
+                node.meta["callee"] = self._other(node)
         for node, name in zip(outputs, [*carried, *others], strict=True):
             if node.op != "placeholder":
                 node.meta["hint"] = name
