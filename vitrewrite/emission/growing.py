@@ -27,14 +27,16 @@ class Turns:
 
     Attributes:
         calls: columns of calls to the children, one per child that a turn calls.
+        early: whether the turn before makes what it can, rather than the turn that reads it.
         columns: all columns, those first.
         where: the number of its column, and of its turn, for each node in the loop.
         carried: what stands for the value of a column before the first turn.
     """
 
-    def __init__(self, graph: fx.Graph, calls: Sequence[Column]) -> None:
+    def __init__(self, graph: fx.Graph, calls: Sequence[Column], *, early: bool) -> None:
         self.graph = graph
         self.calls = calls
+        self.early = early
         self.order: dict[fx.Node, float] = {n: i for i, n in enumerate(graph.nodes)}
         self.begins = [min(self.order[n] for n in turn) for turn in zip(*calls, strict=True)]
         self.ends = [max(self.order[n] for n in turn) for turn in zip(*calls, strict=True)]
@@ -100,16 +102,27 @@ class Turns:
         return known == turns
 
     def _place_new(self, values: Column) -> bool:
-        if self._are_alike(values) and self._follow(values, self.ends):
-            self._add(values)
-        elif self._are_alike(values[1:]) and self._follow(values, self.begins):
-            last = self._last_like(values[1])
-            if last is None or last in self.where:
-                return False
-            self.carried[len(self.columns)] = values[0]
-            self._add((*values[1:], last))
-        else:
+        ways = [self._add_own, self._add_carried]
+        if not any(way(values) for way in (reversed(ways) if self.early else ways)):
             self.cycles.setdefault(values)
+        return True
+
+    def _add_own(self, values: Column) -> bool:
+        """Adds values that the turns make alike, if they do."""
+        found = self._are_alike(values) and self._follow(values, self.ends)
+        if found:
+            self._add(values)
+        return found
+
+    def _add_carried(self, values: Column) -> bool:
+        """Adds what the turns before made, if the last turn makes it, too."""
+        if not self._are_alike(values[1:]) or not self._follow(values, self.begins):
+            return False
+        last = self._last_like(values[1])
+        if last is None or last in self.where:
+            return False
+        self.carried[len(self.columns)] = values[0]
+        self._add((*values[1:], last))
         return True
 
     def _are_alike(self, values: Column) -> bool:
@@ -123,14 +136,19 @@ class Turns:
     def _last_like(self, node: fx.Node) -> fx.Node | None:
         """What the last turn makes as the first one makes `node`."""
         like = {column[0]: column[-1] for column in self.columns}
+        unread: list[fx.Node] = []
         for each in self._made_of(node):
             wanted = [like.get(o) for o in operands(each)]
             owner = next(filter(None, wanted), None)
             found = [u for u in owner.users if _fits(u, each, wanted)] if owner else []
             if owner and not found and each.target is operator.getitem:
                 found = [self._unread_item(each, owner)]
+                unread += found
             if found:
                 like[each] = found[0]
+        if node not in like:
+            for item in reversed(unread):
+                self.graph.erase_node(item)
         return like.get(node)
 
     def _made_of(self, node: fx.Node) -> list[fx.Node]:
@@ -172,7 +190,8 @@ class Turns:
 
     def _readers_like(self, first: fx.Node, node: fx.Node) -> list[fx.Node]:
         wanted = shape(first)
-        return [u for u in node.users if shape(u) == wanted and operands(u) == [node]]
+        found = [u for u in node.users if shape(u) == wanted and operands(u) == [node]]
+        return found if len(found) == 1 else [u for u in found if u.target == first.target]
 
 
 def _fits(node: fx.Node, other: fx.Node, wanted: Sequence[fx.Node | None]) -> bool:

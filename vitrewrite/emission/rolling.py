@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from torch import fx, nn
@@ -52,12 +53,13 @@ def _roll_run(graph: fx.Graph, module: nn.Module, names: list[str]) -> fx.Graph:
     names = names[gone[-1] + 1 if gone else 0 :]
     if len(names) < LEAST:
         return graph
-    for start, stop, step in _parts([shape(by_name[n]) for n in names]):
+    parts = _parts([shape(by_name[n]) for n in names])
+    for (start, stop, step), early in product(parts, (False, True)):
         attempt = copy_graph(graph)
         copies = {n.name: n for n in attempt.nodes}
         calls = [copies[name] for name in names[start:stop]]
         _take_apart(attempt, calls)
-        turns = Turns(attempt, [calls[i::step] for i in range(step)])
+        turns = Turns(attempt, [calls[i::step] for i in range(step)], early=early)
         if turns.grow() and _keeps_order(turns, module) and fold(turns):
             attempt = _roll_run(attempt, module, names[:start])
             return _roll_run(attempt, module, names[stop:])

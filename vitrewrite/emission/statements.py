@@ -166,6 +166,8 @@ class Plan:
             return False
         if isinstance(node.target, Roll) or any(isinstance(u.target, Roll) for u in node.users):
             return False
+        if node.meta.get("assigned"):
+            return False
         unread = is_impure(node) and not node.users
         returned = len(node.users) == 1 and next(iter(node.users)).op == "output"
         named = node.meta.get("origin") and not returned

@@ -112,7 +112,8 @@ class _Loop:
         text = self._text(start)
         self._release(start)
         own = None if start.op == "placeholder" else text
-        name = self._take(holder, own, end.meta.get("hint"), text)
+        hint = (end.meta.get("hint") or "").rstrip("0123456789")  # of `x2`, which becomes `x`
+        name = self._take(holder, own, hint, text)
         if name != text:
             self.before.append(f"{name} = {text}")
         return name
@@ -177,7 +178,7 @@ class _Loop:
                 node.meta["callee"] = self._other(node)
         for node, name in zip(outputs, [*carried, *others], strict=True):
             if node.op != "placeholder":
-                node.meta["hint"] = name
+                node.meta |= {"hint": name, "assigned": True}
         turn = Printer(Plan.of(self.roll.graph, self.module), texts, self.printer.width - 4)
         around = self.printer.names
         for name, holder in around.holder.items():
