@@ -111,9 +111,10 @@ class _Loop:
         holder = result if result is not None else end
         text = self._text(start)
         self._release(start)
-        own = None if start.op == "placeholder" else text
-        hint = (end.meta.get("hint") or "").rstrip("0123456789")  # of `x2`, which becomes `x`
-        name = self._take(holder, own, hint, text)
+        hint = end.meta.get("hint") or text
+        own = text if start.op != "placeholder" or hint == text else None
+        stem = hint.rstrip("0123456789")  # `x2`, assigned to `x` at the end of a turn, is `x`
+        name = self._take(holder, own, hint if stem.endswith("_") else stem, text)
         if name != text:
             self.before.append(f"{name} = {text}")
         return name
