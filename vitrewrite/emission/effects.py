@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from ..tracing.operators import is_impure
+from ..tracing.operators import is_impure, is_inplace
 from ..tracing.unit import Unit
 
 _RANDOM_LAYERS = (
@@ -20,6 +20,14 @@ def has_effect(node: fx.Node, module: nn.Module) -> bool:
     if node.op == "call_module":
         return module_has_effect(module.get_submodule(str(node.target)))
     return is_impure(node)
+
+
+def may_change(node: fx.Node, module: nn.Module) -> bool:
+    """Whether evaluating the node may change a tensor that was there before."""
+    if node.op != "call_module":
+        return is_inplace(node.target)
+    callee = module.get_submodule(str(node.target))
+    return not isinstance(callee, _RANDOM_LAYERS) and module_has_effect(callee)
 
 
 def module_has_effect(module: nn.Module) -> bool:

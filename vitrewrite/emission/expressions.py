@@ -103,7 +103,8 @@ def render(node: fx.Node, of: Callable[[Any], Text]) -> Text:
     if node.op == "get_attr":
         return Text(child(str(node.target)))
     if node.op == "call_module":
-        return Text(f"{child(str(node.target))}({_arguments(node, of)})", CALL)
+        callee = node.meta.get("callee") or child(str(node.target))
+        return Text(f"{callee}({_arguments(node, of)})", CALL)
     if node.op == "call_method":
         owner = of(node.args[0]).within(CALL)
         return Text(f"{owner}.{node.target}({_arguments(node, of, skip=1)})", CALL)
@@ -189,9 +190,12 @@ def structure(value: Any, of: Callable[[fx.Node], Text]) -> Text:
     if isinstance(value, fx.Node):
         return of(value)
     if isinstance(value, list):
-        return Text(f"[{', '.join(structure(v, of).code for v in value)}]")
+        inner = ", ".join(structure(v, of).code for v in value)
+        return Text(inner[1:] if len(value) == 1 and inner.startswith("*") else f"[{inner}]")
     if isinstance(value, tuple):
         inner = ", ".join(structure(v, of).code for v in value)
+        if len(value) == 1 and inner.startswith("*"):
+            return Text(f"tuple({inner[1:]})", CALL)
         return Text(f"({inner}{',' if len(value) == 1 else ''})")
     if isinstance(value, dict):
         inner = ", ".join(f"{constant(k)}: {structure(v, of).code}" for k, v in value.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,26 +11,32 @@ from torch import fx, nn
 
 from ..tracing.guards import check_input
 from ..tracing.nodes import arg, is_size, operand
+from .comprehensions import Comprehension, comprehend
 from .expressions import ATOM, CALL, INPLACE, Text, constant, render, structure, subscript
 from .grouping import is_nested
 from .names import Names
+from .rolling import roll_up
+from .rolls import is_item, spread
 from .statements import Plan, Statement
+from .turns import roll_lines
 from .wrap import WIDTH, wrap
 
 
 def body_lines(graph: fx.Graph, module: nn.Module, parameters: list[str]) -> list[str]:
     """The statements of a forward of `module`, given the names of its inputs.
 
-    The nodes of `graph` are put in the order in which they are printed.
+    The nodes of `graph` are put in the order in which they are printed, unless a loop is rolled up.
     """
-    return _Printer(Plan.of(graph, module), parameters).print()
+    graph = comprehend(roll_up(graph, module), module)
+    return Printer(Plan.of(graph, module), parameters).print()
 
 
-class _Printer:
-    """Names the variables and writes the lines."""
+class Printer:
+    """Names the variables and writes the lines, at most `width` characters wide."""
 
-    def __init__(self, plan: Plan, parameters: list[str]) -> None:
+    def __init__(self, plan: Plan, parameters: list[str], width: int = WIDTH - 8) -> None:
         self.plan = plan
+        self.width = width
         self.out: list[str] = []
         last_use: dict[fx.Node, int] = {}
         for number, statement in enumerate(plan.statements):
@@ -44,17 +50,20 @@ class _Printer:
 
     def _reads(self, statement: Statement) -> set[fx.Node]:
         """The variables a statement uses."""
-        plan, node = self.plan, statement.node
-        found: set[fx.Node] = set()
         if statement.kind == "sizes":
-            return {node}
-        stack = list(node.all_input_nodes)
-        if statement.loop is not None:
-            stack = [n for m in statement.loop.nodes for n in m.all_input_nodes]
-            stack = [n for n in stack if n not in statement.loop.nodes]
+            return {statement.node}
+        if statement.loop is None:
+            return self.variables(statement.node.all_input_nodes)
+        calls = statement.loop.nodes
+        return self.variables([n for m in calls for n in m.all_input_nodes if n not in calls])
+
+    def variables(self, values: Iterable[fx.Node]) -> set[fx.Node]:
+        """The variables in the expressions for values."""
+        found: set[fx.Node] = set()
+        stack = list(values)
         while stack:
             current = stack.pop()
-            if (is_size(current) and current.args[0] in plan.sized) or self._holds(current):
+            if (is_size(current) and current.args[0] in self.plan.sized) or self._holds(current):
                 found.add(current)
             else:
                 stack += current.all_input_nodes
@@ -62,7 +71,7 @@ class _Printer:
 
     def _holds(self, node: fx.Node) -> bool:
         """Whether the node is a variable rather than an expression."""
-        if node.op == "placeholder" or node not in self.plan.inlined:
+        if node.op == "placeholder" or node not in self.plan.inlined or is_item(node):
             return True
         return any(node in items for items in self.plan.unpacked.values())
 
@@ -75,17 +84,38 @@ class _Printer:
             return Text(self.names.name_of[node])
         if is_size(node):
             return Text(f"{self._node(operand(node)).within(CALL)}.shape[{node.args[1]}]", CALL)
+        if node.target is spread:
+            return Text(f"*{self._node(operand(node)).code}")
+        if isinstance(node.target, Comprehension):
+            return node.target.text(node, self.text, self._own)
         return render(node, self.text)
 
+    def _own(self, wish: str) -> str:
+        """A name that no variable has ever had."""
+        owned = fx.Graph().placeholder("owned")
+        self.names.last_use[owned] = 0
+        return self.names.take(owned, [wish], -1)
+
     def print(self) -> list[str]:
+        """All lines."""
         for number, statement in enumerate(self.plan.statements):
             getattr(self, f"_{statement.kind}")(statement, number)
         return self.out
 
+    def print_all_but_return(self) -> None:
+        """Writes what leads to the outputs, which are then expressions or variables."""
+        for number, statement in enumerate(self.plan.statements):
+            if statement.kind != "return":
+                getattr(self, f"_{statement.kind}")(statement, number)
+
+    def wrapped(self, line: str) -> list[str]:
+        """The line, broken where it is too long."""
+        return wrap(line, self.width)
+
     def _write(self, line: str, *nodes: fx.Node) -> None:
         origins = [str(o) for n in nodes if (o := n.meta.get("origin"))]
         self.out += [f"# {line}" for origin in origins for line in origin.splitlines()]
-        self.out += wrap(line, WIDTH - 8)
+        self.out += wrap(line, self.width)
 
     def _assign(self, statement: Statement, number: int) -> None:
         node = statement.node
@@ -106,7 +136,7 @@ class _Printer:
     def _unpack(self, statement: Statement, number: int) -> None:
         code = render(statement.node, self.text).code
         targets = self._targets(statement.node, number)
-        if len(targets) > WIDTH - 16:
+        if len(targets) > self.width - 8:
             targets = f"({targets})"
         self._write(f"{targets} = {code}", statement.node)
 
@@ -150,9 +180,14 @@ class _Printer:
         origins = {str(o) for n in loop.nodes if (o := n.meta.get("origin")) is not None}
         self.out += [f"# {line}" for o in sorted(origins) for line in o.splitlines()]
         length = len(self.plan.module.get_submodule(loop.container)._modules)
-        self.out.append(f"for {loop.variable} in {loop.slice(length)}:")
-        call = f"{name} = {loop.variable}({name}{extra})"
-        self.out += [f"    {line}" for line in wrap(call, WIDTH - 12)]
+        owned = fx.Graph().placeholder("owned")  # holds the loop's variable, no value
+        variable = self.names.take(owned, [loop.variable], number - 1)
+        self.out.append(f"for {variable} in {loop.slice(length)}:")
+        call = f"{name} = {variable}({name}{extra})"
+        self.out += [f"    {line}" for line in wrap(call, self.width - 4)]
+
+    def _roll(self, statement: Statement, number: int) -> None:
+        self.out += roll_lines(self, statement.node, number)
 
     def _effect(self, statement: Statement, number: int) -> None:
         node = statement.node
@@ -175,7 +210,7 @@ class _Printer:
             condition = self.text(node.args[0])
             self._write(f"if not {condition.within(ATOM)}:")
             message = f"captured for sizes where {condition.code}"
-            self.out += [f"    {line}" for line in wrap(_raised(message), WIDTH - 12)]
+            self.out += [f"    {line}" for line in wrap(_raised(message), self.width - 4)]
 
     def _return(self, statement: Statement, number: int) -> None:
         value = statement.node.args[0]

@@ -42,26 +42,32 @@ def find_loops(graph: fx.Graph) -> list[Loop]:
             continue
         if len(run) > 1:
             loops.append(_loop(run))
-        run = [node] if _index(node) is not None else []
+        run = [node] if _plain_call(node) is not None else []
     if len(run) > 1:
         loops.append(_loop(run))
     return loops
 
 
 def _loop(run: list[fx.Node]) -> Loop:
-    container, index = _index(run[0]) or ("", 0)
+    container, index = _plain_call(run[0]) or ("", 0)
     return Loop(container, index, tuple(run))
 
 
-def _index(node: fx.Node) -> tuple[str, int] | None:
-    if node.op != "call_module" or not node.args or "arity" in node.meta:
+def numbered_call(node: fx.Node) -> tuple[str, int] | None:
+    """Container and number of the child that a node calls, if it has a number."""
+    if node.op != "call_module" or not node.args:
         return None
     container, _, name = str(node.target).rpartition(".")
     return (container, int(name)) if name.isdigit() and container else None
 
 
+def _plain_call(node: fx.Node) -> tuple[str, int] | None:
+    """The same, if the call gives one value."""
+    return None if "arity" in node.meta else numbered_call(node)
+
+
 def _continues(last: fx.Node, node: fx.Node) -> bool:
-    before, here = _index(last), _index(node)
+    before, here = _plain_call(last), _plain_call(node)
     if before is None or here is None or here != (before[0], before[1] + 1):
         return False
     return node.args[0] is last and len(last.users) == 1 and node.args[1:] == last.args[1:]

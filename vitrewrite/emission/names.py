@@ -39,6 +39,13 @@ class Names:
         return held is None or self.last_use.get(held, -1) <= statement
 
 
+def plural(name: str) -> str:
+    """A name for a list or tuple of values that are called `name`."""
+    if len(name) < 2:
+        return "values"
+    return f"all_{name}" if name.endswith("s") else f"{name}s"
+
+
 def _numbered(stem: str) -> Iterable[str]:
     stem = stem.rstrip("0123456789") or stem
     return (f"{stem}{i}" for i in range(2, 1000))

@@ -13,10 +13,12 @@ from ..tracing.guards import check_input, check_size
 from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
 from ..tracing.operators import is_impure, is_inplace
+from .comprehensions import Comprehension
 from .effects import has_effect
 from .expressions import INPLACE, named_arguments
 from .grouping import augmented, is_scalar, sized, unpacked
 from .loops import Loop, find_loops
+from .rolls import Roll, is_item, spread
 
 MAX_DEPTH = 5
 MAX_LENGTH = 80  # estimated characters of an expression that is written inside another
@@ -27,7 +29,7 @@ class Statement:
     """Nodes that are printed as one line (or one loop); the last one is what it assigns."""
 
     node: fx.Node
-    kind: str  # "assign", "unpack", "sizes", "loop", "effect", "guard", "return"
+    kind: str  # "assign", "unpack", "sizes", "loop", "roll", "effect", "guard", "return"
     loop: Loop | None = None
 
 
@@ -131,6 +133,8 @@ class Plan:
             kind = "guard"
         elif node in self.loops:
             kind = "loop"
+        elif isinstance(node.target, Roll):
+            kind = "roll"
         elif node in self.unpacked:
             kind = "unpack"
         elif not node.users or node.target is operator.setitem:
@@ -145,7 +149,8 @@ class Plan:
 
     def _is_part(self, node: fx.Node) -> bool:
         """Sizes and items that the statement of their tensor or tuple already names."""
-        if node.op == "get_attr" or is_size(node):
+        written = is_size(node) or is_item(node) or node.target is spread
+        if written or node.op == "get_attr" or isinstance(node.target, Comprehension):
             return True
         owner = node.args[0] if node.target is operator.getitem else None
         while isinstance(owner, fx.Node):
@@ -158,6 +163,10 @@ class Plan:
         if node in self.augmented:
             return True
         if node.op == "output" or node in self.loops or node in self.unpacked or node in self.sized:
+            return False
+        if isinstance(node.target, Roll) or any(isinstance(u.target, Roll) for u in node.users):
+            return False
+        if node.meta.get("assigned"):
             return False
         unread = is_impure(node) and not node.users
         returned = len(node.users) == 1 and next(iter(node.users)).op == "output"
@@ -210,7 +219,8 @@ class Plan:
 
     def _orders(self, node: fx.Node) -> bool:
         """Whether the moment at which the node is evaluated matters."""
-        return node in self.loops or has_effect(node, self.module)
+        rolled = isinstance(node.target, Roll)
+        return rolled or node in self.loops or has_effect(node, self.module)
 
     def _operands(self, node: fx.Node) -> set[fx.Node]:
         """Everything written inside the statement of `node`."""

@@ -71,7 +71,9 @@ def _brackets(line: str) -> list[tuple[int, int]]:
 
 
 def _items(text: str) -> list[str]:
-    """The parts between commas that no bracket encloses."""
+    """The parts between commas that no bracket encloses; a generator expression is one."""
+    if _at_loop(text)[1]:
+        return [text]
     cuts, depth = [-1], 0
     for i, char in _unquoted(text):
         depth += (char in _OPEN) - (char in _CLOSE)
