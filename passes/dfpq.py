@@ -283,8 +283,8 @@ class DynamicFocusAwarePositionalQueries(Pass):
             module = ProjectedPosition(channels, decoder.dim)
         if self.keys == "learned":
             module = LearnedPosition(decoder.dim, *level.grid)
-        name = f"dfpq_position_{level.index}"
-        (made,) = decoder.call(module, features, name=name, results=("position",), pixels=True)
+        name = f"position_{level.index}"
+        (made,) = decoder.call(module, features, name=f"dfpq_{name}", results=(name,), pixels=True)
         return made
 
     def check(self, decoder: DecoderSite) -> None:

@@ -168,7 +168,7 @@ class HighResolutionCrossAttention(Pass):
         source = decoder.mask_source
         level = FineLevel(decoder.dim)
         (keys,) = decoder.call(level, source, name="hrca_level", results=("fine_features",))
-        return keys, decoder.levels[-1].positions_of(source)
+        return keys, decoder.levels[-1].positions_of(source, "fine_positions")
 
     def rounds(self, decoder: DecoderSite) -> Iterator[tuple[LayerSite, list[LayerSite]]]:
         """The first layer of each whole round, and the layers behind it."""

@@ -89,6 +89,7 @@ class DecoderSite(BoundSite):
         """The map that the mask features are projected from, [batch, channels, height, width]."""
         if self.decoder.mask_source is None:
             raise self.unfit("its mask features are not the projection of a feature map")
+        self.editor.node(self.decoder.mask_source).meta.setdefault("hint", "mask_source")
         return Value(self.decoder.mask_source)
 
     @property

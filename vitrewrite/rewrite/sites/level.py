@@ -95,11 +95,12 @@ class LevelSite(BoundSite):
             new.meta.setdefault("val", node.meta["val"])  # a map of the same size
             _move_users(node, new)
 
-    def positions_of(self, value: Value) -> Value:
+    def positions_of(self, value: Value, name: str) -> Value:
         """Positions for another map, made as those of this level are.
 
         Args:
             value: [batch, channels, height, width].
+            name: of the variable that holds them.
 
         Returns:
             [positions, batch, channels].
@@ -115,6 +116,7 @@ class LevelSite(BoundSite):
             anchor = node.graph.call_function(operator.pos, (new,))
         made = slices.copy([node], {maps[0]: new}, anchor)
         node.graph.erase_node(anchor)
+        made[node].meta["hint"] = name
         return Value(Place(place.unit, made[node].name))
 
 
