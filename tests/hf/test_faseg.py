@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 from vitrewrite.passes.dfpq import PositionalQueries
 from vitrewrite.passes.hrca import CellSelection
 from vitrewrite.passes.rcda import RowColumnAttention
 
 import vitrewrite as vr
-from tests.hf.zoo import mask2former, tensors
+from tests.hf.zoo import SEGMENTER, mask2former, tensors
 from vitrewrite import catalog
 from vitrewrite.anatomy import analyse
 
@@ -118,6 +119,22 @@ def test_every_variant_holds_what_is_claimed(spec: str) -> None:
     spec = spec.replace("cells=bilinear", "cells=bilinear, omega=4")
     rewritten = vr.apply(spec, _model(), example=IMAGES)
     for check in vr.verify(rewritten, graphs=False):
+        assert check.holds, check
+
+
+def test_a_backbone_of_timm() -> None:
+    """Through the same graph: transformers wraps it, and the wrapper is traced like all else."""
+    backbone = hf.TimmBackboneConfig(
+        backbone="resnet18", use_pretrained_backbone=False, out_indices=(1, 2, 3, 4)
+    )
+    torch.manual_seed(0)
+    config = hf.Mask2FormerConfig(backbone_config=backbone, **SEGMENTER)
+    model = hf.Mask2FormerForUniversalSegmentation(config).eval()
+    captured = vr.capture(model, IMAGES)
+    with torch.no_grad():
+        expected, found = tensors(model(_images())), tensors(captured(_images()))
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    for check in vr.verify(vr.apply(FASEG, model, example=IMAGES), graphs=False):
         assert check.holds, check
 
 
