@@ -122,6 +122,13 @@ def test_every_variant_holds_what_is_claimed(spec: str) -> None:
         assert check.holds, check
 
 
+def test_the_delta_is_all_that_was_put_in(faseg: vr.Rewritten) -> None:
+    delta = faseg.delta()
+    assert sum(t.numel() for t in delta.values()) == faseg.measures.params.trainable
+    decoder = "model.transformer_module.decoder"
+    assert {f"{decoder}.dfpq.h.0.weight", f"{decoder}.hrca_layers.3.hrca.fc1.weight"} <= set(delta)
+
+
 def test_a_backbone_of_timm() -> None:
     """Through the same graph: transformers wraps it, and the wrapper is traced like all else."""
     backbone = hf.TimmBackboneConfig(

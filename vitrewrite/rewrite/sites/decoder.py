@@ -126,7 +126,8 @@ class DecoderSite(BoundSite):
             target = relative(known[0].path, unit)
             made = self.editor.call(unit, target, given, origin=self.clause.origin, hints=results)
         else:
-            made = self.put(module, unit, given, results, owner=unit, name=name)
+            owner = unit if name == self._stem else join(unit, name)
+            made = self.put(module, unit, given, results, owner=unit, name=name, owners=(owner,))
         return tuple(Value(Place(unit, node.name)) for node in made)
 
     @property

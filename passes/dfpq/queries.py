@@ -1,0 +1,90 @@
+"""Positional queries: h(x + B), where x tells where a query looks."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class PositionalQueries(nn.Module):
+    """h(x + B), where x tells where a query looks.
+
+    With "focus", x is what the weights [B, queries, n] pool of the positions [B, C, height, width];
+    with "anchor" the sine encoding of the point that they pool; with "grid" that of a fixed point.
+    """
+
+    inserted_by = "dfpq"
+
+    def __init__(self, dim: int, mode: str = "focus") -> None:
+        super().__init__()
+        self.dim, self.mode = dim, mode
+        self.weight_0 = nn.Parameter(torch.empty(dim, dim))
+        self.bias_0 = nn.Parameter(torch.empty(dim))
+        self.weight_2 = nn.Parameter(torch.empty(dim, dim))
+        self.bias_2 = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws both layers as `nn.Linear` does."""
+        for weight, bias in ((self.weight_0, self.bias_0), (self.weight_2, self.bias_2)):
+            nn.init.kaiming_uniform_(weight, a=5**0.5, generator=generator)
+            nn.init.uniform_(bias, -(self.dim**-0.5), self.dim**-0.5, generator=generator)
+
+    def forward(
+        self,
+        bias: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Positional queries, [queries, B, C]; `bias` is of the same shape."""
+        if weights is None or positions is None:
+            focus = self.encoded(self.grid(bias))[:, None]
+        elif self.mode == "anchor":
+            focus = self.encoded(weights @ self.centres(positions)).transpose(0, 1)
+        else:
+            focus = torch.einsum("bqn,bcn->qbc", weights, positions.flatten(2))
+        x = F.relu(F.linear(focus + bias, self.weight_0, self.bias_0))
+        return F.linear(x, self.weight_2, self.bias_2)
+
+    def centres(self, like: torch.Tensor) -> torch.Tensor:
+        """(y, x) of each position of a map in [0, 1], row by row: [n, 2]."""
+        height, width = like.shape[-2:]
+        y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
+        x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
+        return torch.stack([y.repeat_interleave(width), x.repeat(height)], dim=1)
+
+    def grid(self, like: torch.Tensor) -> torch.Tensor:
+        """(y, x) of one point per query, on a square grid that may miss its last ones: [Q, 2]."""
+        count = like.shape[0]
+        side = int((count - 1) ** 0.5) + 1
+        number = torch.arange(count, device=like.device)
+        rows, columns = number // side, number % side
+        return (torch.stack([rows, columns], dim=1).to(like.dtype) + 0.5) / side
+
+    def encoded(self, points: torch.Tensor) -> torch.Tensor:
+        """Sine encoding of points, [..., 2] to [..., C]: one half for y, one for x."""
+        number = torch.arange(self.dim // 4, device=points.device, dtype=points.dtype)
+        angle = points[..., None] * 6.283185307179586 / 10000 ** (number / (self.dim // 4))
+        return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+
+
+class MaskPool(nn.Module):
+    """Weights [B, queries, h w] of a mean over the background, or foreground, of masks.
+
+    The masks are logits [B, queries, H, W]; `like` is a map [B, ..., h, w].
+    """
+
+    inserted_by = "dfpq"
+
+    def __init__(self, foreground: bool = False) -> None:
+        super().__init__()
+        self.foreground = foreground
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """There are none."""
+
+    def forward(self, masks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """One over the number of positions on that side, zero on the other; no gradient."""
+        masks = F.interpolate(masks.detach(), like.shape[-2:], mode="bilinear", align_corners=False)
+        probable = masks.flatten(2).sigmoid()
+        side = (probable > 0.5 if self.foreground else probable < 0.5).to(masks.dtype)
+        return side / (side.sum(-1, keepdim=True) + 1e-6)
