@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -209,7 +210,7 @@ def _trained_anyway(spec: Spec, result: Rewrite) -> int:
         if clause.verb == "train" and clause.sites is not None and not any(calls(clause.sites)):
             with contextlib.suppress(VitrewriteError):  # told when the clause itself is selected
                 sites = selection.sites(clause.sites)
-                names |= {n for site in sites for n in parameters_of(site, result.root)}
+                names |= parameters_of(sites, result.root)
     parameters = dict(result.root.named_parameters())
     return sum(parameters[n].numel() for n in names - result.head if n in parameters)
 
@@ -309,7 +310,7 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):
             continue
-        names = {n for site in sites for n in parameters_of(site, result.root)}
+        names = parameters_of(sites, result.root)
         chosen = {n: p for n, p in result.root.named_parameters() if n in names}
         for parameter in chosen.values():
             parameter.requires_grad_(clause.verb == "train")
@@ -322,23 +323,27 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
     }
 
 
-def parameters_of(site: Site, root: nn.Module) -> set[str]:
-    """Names of the parameters that a site stands for.
+def parameters_of(sites: Iterable[Site], root: nn.Module) -> set[str]:
+    """Names of the parameters that sites stand for.
 
     Raises:
         RewriteError: VR408 for some rows of a fused weight, which cannot be trained alone.
     """
-    names = {n for n, _ in root.named_parameters(remove_duplicate=False)}
-    paths: set[str] = set()
+    paths = {path for site in sites for path in _paths(site)}
+    names = (n for n, _ in root.named_parameters(remove_duplicate=False))
+    return {n for n in names if not paths.isdisjoint(accumulate(n.split("."), "{}.{}".format))}
+
+
+def _paths(site: Site) -> Iterator[str]:
+    """The modules and parameters of a site."""
     for part in parts(site):
         if isinstance(part, Linear):
             if part.rows is not None and part is site:
                 raise RewriteError(
                     "VR408", f"'{part.role}' is some rows of {part.weight}, trained only as a whole"
                 )
-            paths.add(part.weight.rpartition(".")[0])
+            yield part.weight.rpartition(".")[0]
         elif isinstance(part, Named):
-            paths.add(part.path)
-        elif getattr(part, "unit", None):
-            paths.add(part.unit)  # type: ignore[union-attr, arg-type]
-    return {n for n in names if any(n == p or n.startswith(f"{p}.") for p in paths)}
+            yield part.path
+        elif unit := getattr(part, "unit", None):
+            yield unit
