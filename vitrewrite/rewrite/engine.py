@@ -102,7 +102,7 @@ class Rewrite:
 
 def rewrite(
     spec: Spec, root: nn.Module, example: Any = None, profile: Profile | None = None,
-    allocations: Mapping[str, Any] | None = None,
+    allocations: Mapping[str, Any] | None = None, original: Propagation | None = None,
 ) -> Rewrite:  # fmt: skip
     """Carries out all clauses of `spec` on the tree `root`, in place.
 
@@ -112,6 +112,7 @@ def rewrite(
         example: what it is called with, if that is not what it was captured with.
         profile: measurements for `sensitive(...)`.
         allocations: what each `sensitive(...)` bought before, as data; goes before `profile`.
+        original: a run of the tree as it is; what a clause leaves alone is not run again.
 
     Raises:
         VitrewriteError: all errors of selection together, else the first one of rewriting.
@@ -121,7 +122,7 @@ def rewrite(
     result = Rewrite(
         spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
     )
-    shaping = _shape(spec, result)
+    shaping = _shape(spec, result, original)
     found = _select(spec, result, profile, allocations)
     jobs = []
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
@@ -154,7 +155,7 @@ def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, 
     )  # fmt: skip
 
 
-def _shape(spec: Spec, result: Rewrite) -> set[int]:
+def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int]:
     """Carries out the clauses that add layers: the others see the model as these leave it.
 
     Returns:
@@ -166,7 +167,8 @@ def _shape(spec: Spec, result: Rewrite) -> set[int]:
         assert clause.sites is not None
         sites = Selection(result.anatomy, result.root).sites(clause.sites)
         _carry_out(_job(number, clause, sites, result), result)
-        Propagation(on_meta(result.root), primary_example(result.root), note=True)
+        example = primary_example(result.root)
+        original = Propagation(on_meta(result.root), example, original, note=True)
         result.anatomy = analyse(result.root)
     return set(numbers)
 
