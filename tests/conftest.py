@@ -32,6 +32,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Else libraries complain at the exit about objects that are left."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """`verify` neither exports nor compiles, seconds a time: for tests of something else."""
