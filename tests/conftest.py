@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
@@ -22,3 +24,20 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+def pytest_collection_finish() -> None:
+    """What is there to stay is not searched for garbage: that takes a second in each search."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Else libraries complain at the exit about objects that are left."""
+    gc.unfreeze()
+
+
+@pytest.fixture
+def without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` neither exports nor compiles, seconds a time: for tests of something else."""
+    monkeypatch.setattr("vitrewrite.verification.checks._graphs", lambda *_, **__: ())

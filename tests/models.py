@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
+
+DEAR = settings(max_examples=settings().max_examples * 2 // 5)
+"""For properties of which an example takes most of a second: 10 of them, and many in `fuzz`."""
 
 
 @st.composite

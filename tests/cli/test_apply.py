@@ -107,6 +107,7 @@ def test_apply_json_and_default_folder(here: Path) -> None:
     assert "build()" in (here / "lora-tiny_build" / "test_model.py").read_text()
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_model_on_the_command_line_and_its_arguments(here: Path) -> None:
     (here / "bare.peft").write_text("insert lora(rank=4) at blocks[*].attn.{q, v}\n")
     result = invoke("apply", "bare.peft", "model=tiny.py:build(num_classes=3)", "depth=1", "--json")
@@ -117,6 +118,7 @@ def test_model_on_the_command_line_and_its_arguments(here: Path) -> None:
     assert invoke("verify", "bare-tiny_build").status == 0
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_same_seed_same_bits_and_weights_from_a_file(here: Path) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         assert invoke("apply", "lora.peft", f"seed={seed}", "--out", name).status == 0

@@ -111,6 +111,7 @@ with disk.replacing(Path("out")) as folder:
 """
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_a_killed_run_leaves_the_old_output(inside: Path) -> None:
     before = snapshot(inside / "out")
     done = subprocess.run([sys.executable, "-c", KILLED], check=False)

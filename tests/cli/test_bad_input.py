@@ -386,6 +386,7 @@ def test_folders_that_were_changed(
     assert snapshot(Path.cwd()) == before
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_weights_that_were_cut_short_fail_the_verification(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

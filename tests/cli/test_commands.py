@@ -166,6 +166,7 @@ def test_verify_folder_and_spec(inside: Path) -> None:
     assert not list((inside / "out").glob("__pycache__"))
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_verify_says_what_was_changed(inside: Path) -> None:
     with (inside / "out" / "plan.md").open("a") as file:
         file.write("and more")
@@ -175,6 +176,7 @@ def test_verify_says_what_was_changed(inside: Path) -> None:
     assert "files as they were written: measured 1 changed\n  note: plan.md" in result.err
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_lower(inside: Path) -> None:
     tensors = load_file("out/delta.safetensors")
     with safe_open("out/delta.safetensors", "pt") as file:
@@ -208,6 +210,7 @@ def test_lower(inside: Path) -> None:
     assert result.out.endswith("\nwritten   low/\n")
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_lower_and_undo(inside: Path) -> None:
     assert invoke("lower", "out", "--out", "low").status == 0
     result = invoke("lower", "low", "--undo", "--out", "back")

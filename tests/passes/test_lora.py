@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import vitrewrite as vr
 from tests import goldens
-from tests.models import tiny_vit
+from tests.models import DEAR, tiny_vit
 from vitrewrite.rewrite.rewritten import Rewritten
 
 QV = "insert lora(rank=8, scale=0.7, dropout=0) at blocks[*].attn.{q, v}\ntrain head\n"
@@ -92,6 +92,7 @@ def test_the_unadapted_rows_of_a_merged_weight_are_bit_identical() -> None:
     assert torch.equal(base["blocks.1.attn.qkv.bias"], lowered["blocks.1.attn.qkv.bias"])
 
 
+@DEAR
 @given(data=st.data(), seed=st.integers(0, 99))
 def test_properties_over_random_vits(data: st.DataObject, seed: int) -> None:
     model, dim = data.draw(tiny_vit()), 16

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import vitrewrite as vr
-from tests.models import tiny_vit
+from tests.models import DEAR, tiny_vit
 from tests.spec_strategies import specs
 from vitrewrite.catalog import installed
 from vitrewrite.files import model_text
@@ -122,6 +122,7 @@ def test_another_image_size_is_refused(model: nn.Module) -> None:
         captured(wrong)
 
 
+@DEAR
 @given(model=tiny_vit(), spec=token_specs())
 def test_emission_is_exact_and_a_fixed_point(
     model: nn.Module, spec: str, tmp_path_factory: pytest.TempPathFactory
@@ -150,6 +151,7 @@ def strip_origins(text: str) -> str:
 
 
 @pytest.mark.parametrize("strategy", [lora_specs(), token_specs(), specs(installed(), None, SITES)])
+@DEAR
 @given(data=st.data())
 def test_random_specs_verify_or_are_refused(strategy: Any, data: st.DataObject) -> None:
     text = data.draw(strategy, label="spec")

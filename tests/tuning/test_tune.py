@@ -32,6 +32,7 @@ def largest_difference(first: str, second: str) -> float:
     return max(float((a[key] - b[key]).abs().max()) for key in a)
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_a_model_learns_digits_and_the_folder_is_whole(here: Path) -> None:
     given = ("data=digits:0-4", "num_classes=5", "lora.dropout=0", "tune.keep=3")
     given += ("tune.epochs=12", "tune.warmup_epochs=1", "tune.lr=5e-3")
@@ -76,7 +77,7 @@ def test_the_api_trains_in_place_and_leaves_the_base(here: Path) -> None:
     changed = {k for k, v in model.delta().items() if not torch.equal(v, before[k])}
     assert changed == before.keys()
     assert model.report["training"]["steps"] == 3
-    vr.verify(model)
+    vr.verify(model, graphs=False)
     again = vr.load(rewritten(str(model.spec)), "out/delta.safetensors")
     assert all(torch.equal(v, model.delta()[k]) for k, v in again.delta().items())
 

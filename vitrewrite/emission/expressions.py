@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,7 +174,8 @@ def _is(value: Any, default: Any) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 
-def _defaults(target: Any) -> dict[str, Any]:
+@functools.lru_cache(maxsize=512)
+def _defaults(target: Any) -> Mapping[str, Any]:
     if target in _DEFAULTS:
         return _DEFAULTS[target]
     if isinstance(target, str) or not callable(target):

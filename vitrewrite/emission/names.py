@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import keyword
 from collections.abc import Iterable
 
@@ -26,7 +27,7 @@ class Names:
     def take(self, node: fx.Node, wishes: Iterable[str | None], statement: int) -> str:
         """A name for `node`, assigned in `statement`."""
         fit = [w for w in wishes if w and w != "_" and w.isidentifier() and w not in _TAKEN]
-        for wish in (*fit, *_numbered(fit[0] if fit else "y")):
+        for wish in itertools.chain(fit, _numbered(fit[0] if fit else "y")):
             if self.free(wish, statement):
                 self.holder[wish] = node
                 self.name_of[node] = wish

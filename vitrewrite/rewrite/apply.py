@@ -100,11 +100,11 @@ def plan(
     """
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed)
-    root = trace(request.build(meta=True), example)
-    root = on_meta(root)
+    root = on_meta(trace(request.build(meta=True), example))
+    root.eval()  # as it is lowered: what both have in common runs once
     original = _run(root)
     with torch.device("meta"):
-        result = rewrite(spec, root, profile=as_profile(profile))
+        result = rewrite(spec, root, profile=as_profile(profile), original=original)
     measures = measure(result, original)
     claims = judge(spec, measures, result)
     return Plan(
@@ -144,7 +144,7 @@ def apply(
     root = duplicate(base, _shared, lambda b: b.clone())
     original = _run(base)
     profile = as_profile(profile)
-    result = rewrite(spec, root, profile=profile, allocations=allocations)
+    result = rewrite(spec, root, profile=profile, allocations=allocations, original=original)
     if profile is not None and result.allocations:
         profile.check(trunk_fingerprint(base, result.anatomy))
     _initialise(result, seed)

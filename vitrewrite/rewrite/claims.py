@@ -88,7 +88,7 @@ def _excluded(claim: Claim, result: Rewrite) -> int:
     if claim.excluding is None:
         return 0
     sites = Selection(result.anatomy, result.root).sites(claim.excluding)
-    names = {n for site in sites for n in parameters_of(site, result.root)}
+    names = parameters_of(sites, result.root)
     return sum(
         p.numel()
         for n, p in result.root.named_parameters()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class Rewrite:
 
 def rewrite(
     spec: Spec, root: nn.Module, example: Any = None, profile: Profile | None = None,
-    allocations: Mapping[str, Any] | None = None,
+    allocations: Mapping[str, Any] | None = None, original: Propagation | None = None,
 ) -> Rewrite:  # fmt: skip
     """Carries out all clauses of `spec` on the tree `root`, in place.
 
@@ -111,6 +112,7 @@ def rewrite(
         example: what it is called with, if that is not what it was captured with.
         profile: measurements for `sensitive(...)`.
         allocations: what each `sensitive(...)` bought before, as data; goes before `profile`.
+        original: a run of the tree as it is; what a clause leaves alone is not run again.
 
     Raises:
         VitrewriteError: all errors of selection together, else the first one of rewriting.
@@ -120,7 +122,7 @@ def rewrite(
     result = Rewrite(
         spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
     )
-    shaping = _shape(spec, result)
+    shaping = _shape(spec, result, original)
     found = _select(spec, result, profile, allocations)
     jobs = []
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
@@ -153,7 +155,7 @@ def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, 
     )  # fmt: skip
 
 
-def _shape(spec: Spec, result: Rewrite) -> set[int]:
+def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int]:
     """Carries out the clauses that add layers: the others see the model as these leave it.
 
     Returns:
@@ -165,7 +167,8 @@ def _shape(spec: Spec, result: Rewrite) -> set[int]:
         assert clause.sites is not None
         sites = Selection(result.anatomy, result.root).sites(clause.sites)
         _carry_out(_job(number, clause, sites, result), result)
-        Propagation(on_meta(result.root), primary_example(result.root), note=True)
+        example = primary_example(result.root)
+        original = Propagation(on_meta(result.root), example, original, note=True)
         result.anatomy = analyse(result.root)
     return set(numbers)
 
@@ -209,7 +212,7 @@ def _trained_anyway(spec: Spec, result: Rewrite) -> int:
         if clause.verb == "train" and clause.sites is not None and not any(calls(clause.sites)):
             with contextlib.suppress(VitrewriteError):  # told when the clause itself is selected
                 sites = selection.sites(clause.sites)
-                names |= {n for site in sites for n in parameters_of(site, result.root)}
+                names |= parameters_of(sites, result.root)
     parameters = dict(result.root.named_parameters())
     return sum(parameters[n].numel() for n in names - result.head if n in parameters)
 
@@ -309,7 +312,7 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):
             continue
-        names = {n for site in sites for n in parameters_of(site, result.root)}
+        names = parameters_of(sites, result.root)
         chosen = {n: p for n, p in result.root.named_parameters() if n in names}
         for parameter in chosen.values():
             parameter.requires_grad_(clause.verb == "train")
@@ -322,23 +325,27 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
     }
 
 
-def parameters_of(site: Site, root: nn.Module) -> set[str]:
-    """Names of the parameters that a site stands for.
+def parameters_of(sites: Iterable[Site], root: nn.Module) -> set[str]:
+    """Names of the parameters that sites stand for.
 
     Raises:
         RewriteError: VR408 for some rows of a fused weight, which cannot be trained alone.
     """
-    names = {n for n, _ in root.named_parameters(remove_duplicate=False)}
-    paths: set[str] = set()
+    paths = {path for site in sites for path in _paths(site)}
+    names = (n for n, _ in root.named_parameters(remove_duplicate=False))
+    return {n for n in names if not paths.isdisjoint(accumulate(n.split("."), "{}.{}".format))}
+
+
+def _paths(site: Site) -> Iterator[str]:
+    """The modules and parameters of a site."""
     for part in parts(site):
         if isinstance(part, Linear):
             if part.rows is not None and part is site:
                 raise RewriteError(
                     "VR408", f"'{part.role}' is some rows of {part.weight}, trained only as a whole"
                 )
-            paths.add(part.weight.rpartition(".")[0])
+            yield part.weight.rpartition(".")[0]
         elif isinstance(part, Named):
-            paths.add(part.path)
-        elif getattr(part, "unit", None):
-            paths.add(part.unit)  # type: ignore[union-attr, arg-type]
-    return {n for n in names if any(n == p or n.startswith(f"{p}.") for p in paths)}
+            yield part.path
+        elif unit := getattr(part, "unit", None):
+            yield unit

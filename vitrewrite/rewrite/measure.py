@@ -24,6 +24,7 @@ class _Entry:
     outputs: Any
     macs: int
     shapes: dict[str, tuple[int, ...]]  # node -> shape
+    values: tuple[Any, ...] = ()  # node by node; equal graphs have them in the same order
     children: dict[str, Hashable] = field(default_factory=dict)
     seen_in_children: int = 0  # what the counter moved by while children ran
 
@@ -52,14 +53,14 @@ class Propagation:
         root: a tree on meta.
         inputs: what it is called with.
         known: a run of a similar tree; what both have in common is not run again.
-        note: whether nodes are given the value that they have here.
+        note: whether nodes are given the value that they have here, in a first call.
     """
 
     def __init__(
         self, root: nn.Module, inputs: tuple[torch.Tensor, ...], known: Propagation | None = None,
         *, note: bool = False,
     ) -> None:  # fmt: skip
-        self.note = note
+        self.note, self.noted = note, set[int]()
         self.entries: dict[Hashable, _Entry] = known.entries if known else {}
         self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
@@ -95,7 +96,20 @@ class Propagation:
             own = self.counter.get_total_flops() - before - entry.seen_in_children
             entry.macs += own // 2
             self.entries[key] = entry
+        if self.note:
+            self._note(module, self.entries[key])
         return key
+
+    def _note(self, module: nn.Module, entry: _Entry) -> None:
+        """Gives the nodes of a unit, and of those that it calls, their values in `entry`."""
+        if id(module) in self.noted or not isinstance(module, Unit) or module.template is None:
+            return
+        self.noted.add(id(module))
+        for node, value in zip(module.template.graph.nodes, entry.values, strict=True):
+            if isinstance(value, torch.Tensor):
+                node.meta["val"] = value
+        for name, key in entry.children.items():
+            self._note(module.get_submodule(name), self.entries[key])
 
     def _graph(self, graph: fx.Graph, unit: Unit, args: tuple[Any, ...]) -> _Entry:
         entry = _Entry(None, 0, {})
@@ -112,8 +126,7 @@ class Propagation:
                 values[node] = self._step(node, unit, values)
             if isinstance(values.get(node), torch.Tensor):
                 entry.shapes[node.name] = tuple(values[node].shape)
-                if self.note:
-                    node.meta["val"] = values[node]
+        entry.values = tuple(values.get(node) for node in graph.nodes)
         return entry
 
     def _step(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any]) -> Any:

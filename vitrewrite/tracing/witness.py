@@ -15,11 +15,13 @@ import torch
 
 from ..errors import CaptureError
 from . import tree
-from .configuration import freeze
 from .numbers import plain
 
 BATCH, IMAGE = 0, 1
 COUNT = 2
+
+_RECIPES: dict[Hashable, Any] = {}  # what operations yield, by all that their result depends on
+_MOST_RECIPES = 50_000  # a model of many parts has about 1000
 
 
 class DeadError(Exception):
@@ -33,7 +35,6 @@ class Witnesses:
         self.dead: dict[int, str] = {}  # witness -> why the model is fixed in it
         self._others: dict[int, list[torch.Tensor | None]] = {}
         self._metas: dict[int, torch.Tensor] = other._metas if other else {}
-        self._shapes: dict[Hashable, Any] = other._shapes if other else {}
         self._keep: list[Any] = []
 
     def keep(self, value: Any) -> None:
@@ -106,12 +107,14 @@ class Witnesses:
         return result, [self._attempt(i, run, value, what) for i in range(COUNT)]
 
     def _remembered(self, function: Callable[[Any], Any], value: Any, key: Hashable) -> Any:
-        full = (key, _described(value))
-        if full not in self._shapes:
+        full = (key, torch.get_default_dtype(), _described(value))
+        if full not in _RECIPES:
             result = function(value)
-            self._shapes[full] = _recipe(result)
+            if len(_RECIPES) >= _MOST_RECIPES:
+                _RECIPES.clear()
+            _RECIPES[full] = _recipe(result)
             return result
-        return _remade(self._shapes[full])
+        return _remade(_RECIPES[full])
 
     def _attempt(self, index: int, function: Callable[[Any], Any], value: Any, what: str) -> Any:
         if index in self.dead:
@@ -145,7 +148,9 @@ def _described(value: Any) -> Hashable:
         return ("dict", *((k, _described(v)) for k, v in value.items()))
     if isinstance(value, slice):
         return ("slice", *map(_described, (value.start, value.stop, value.step)))
-    return freeze(value)
+    if isinstance(value, Hashable):  # which the key keeps, so that nothing else gets its id
+        return (type(value).__name__, value)
+    return object()  # equal to nothing: not remembered
 
 
 def _recipe(result: Any) -> Any:

@@ -70,7 +70,10 @@ def tensors(value: Any, dtype: torch.dtype = torch.float32) -> list[torch.Tensor
 
 
 def randomised(rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = None) -> Rewritten:
-    """A copy whose inserted parameters are all random, so that no branch is zero."""
+    """A copy whose inserted parameters are all random, so that no branch is zero.
+
+    The units of a copy keep their printed classes.
+    """
     own = {id(p) for i in rewritten.result.editor.insertions for p in i.module.parameters()}
     generator = torch.Generator().manual_seed(seed)
 
@@ -86,16 +89,17 @@ def randomised(rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = 
 
     root = duplicate(rewritten.module, parameter, buffer)
     result = replace(rewritten.result, root=root, editor=rewritten.result.editor.on(root))
-    return replace(rewritten, module=root, result=result, source=realise(root))
+    return replace(rewritten, module=root, result=result)
 
 
 def lowering_error(rewritten: Rewritten, dtype: torch.dtype = torch.float32) -> float:
     """Relative error of the lowered model with random inserted parameters."""
-    from ..rewrite.apply import lower
+    from ..rewrite.lowering import lowered_tree
 
     twin = randomised(rewritten, dtype=dtype)
-    inputs = tuple(v.to(dtype) for v in sample(rewritten))
-    return relative(twin.module, lower(twin).module, inputs)
+    lowered, _ = lowered_tree(twin)
+    realise(lowered)
+    return relative(twin.module, lowered, tuple(v.to(dtype) for v in sample(rewritten)))
 
 
 def measure_claim(rewritten: Rewritten, metric: str) -> Any:
