@@ -23,9 +23,3 @@ def attentions(anatomy: Anatomy) -> Iterator[Attention]:
         yield layer.cross_attn
         if layer.self_attn is not None:
             yield layer.self_attn
-
-
-def repeated(anatomy: Anatomy) -> list[str]:
-    """Modules that run before every prediction; what a pass puts beside one run, others lack."""
-    predictions = anatomy.decoder.predictions if anatomy.decoder is not None else ()
-    return list({p.norm: None for p in predictions if p.norm})

@@ -73,7 +73,6 @@ def candidates(root: nn.Module, anatomy: Anatomy) -> tuple[Candidate, ...]:
     """
     inside = [*_trunk(anatomy), *([anatomy.norm] if anatomy.norm else [])]
     inside += decoders.paths(anatomy)
-    whole_only = decoders.repeated(anatomy)
     outside = [s.weight.rpartition(".")[0] for s in anatomy.head]
     outside += [anatomy.patch_embed] if anatomy.patch_embed else []
     matrices = {s.weight: s for s in anatomy.linears}
@@ -87,7 +86,6 @@ def candidates(root: nn.Module, anatomy: Anatomy) -> tuple[Candidate, ...]:
         if parameter.dim() == 2 and whole is None:
             continue  # a table that no linear layer applies
         entries = weight.endswith(".weight") if whole else _is_layer_norm(root, name)
-        entries = entries and not _below(name, whole_only)
         found += _candidates(name, tuple(parameter.shape), whole, split, entries)
     return tuple(_placed(candidate, anatomy) for candidate in found)
 
