@@ -186,7 +186,8 @@ def _select(
     errors: list[VitrewriteError] = []
     found: list[tuple[Site, ...]] = []
     extra = _trained_anyway(spec, result)
-    allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known)
+    added = tuple(insertion.path for insertion in result.editor.insertions)
+    allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known, added)
     for clause in spec.clauses:
         measured = functools.partial(allocations.sites, clause)
         selection = Selection(result.anatomy, result.root, measured)

@@ -114,7 +114,7 @@ class DecoderSite(BoundSite):
         Args:
             module: what is called.
             values: its arguments.
-            name: of the module in its unit.
+            name: of the module in its unit; in a delta too, unless it is that of the pass.
             results: variable names of what it yields.
             pixels: whether the pixel decoder calls it instead.
         """
@@ -125,7 +125,8 @@ class DecoderSite(BoundSite):
             target = relative(known[0].path, unit)
             made = self.editor.call(unit, target, given, origin=self.clause.origin, hints=results)
         else:
-            made = self.put(module, unit, given, results, owner=unit, name=name)
+            owners = (unit if name == self._stem else join(unit, name),)
+            made = self.put(module, unit, given, results, owner=unit, name=name, owners=owners)
         return tuple(Value(Place(unit, node.name)) for node in made)
 
     @property
