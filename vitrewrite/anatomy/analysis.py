@@ -65,6 +65,7 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
         pixel_decoder=pixels,
         decoder=decoder,
         calls=_calls(flow),
+        fused=tuple({o.frame.path: None for o in flow.ops if o.name == FUSED_ATTENTION}),
     )
     if stem is not None:
         first = blocks[0].linears

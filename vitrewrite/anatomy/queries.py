@@ -200,7 +200,8 @@ class Finder:
         layers = [o for o in ops if o.bit & self.sets.linears]
         ffn = self._ffn(role, sums[-1] if sums else first, layers, parts)
         value = self._fed(core, core.value)
-        last = next((o for o in reversed(ops) if is_norm(o)), self.ends[-1])
+        last = next((o for o in reversed(ops) if is_norm(o)), None)
+        post_norm = last is not None and bool(last.before & self.ends[-1].bit)
         return DecoderLayer(
             role=role,
             index=index,
@@ -208,9 +209,10 @@ class Finder:
             dim=first.sum.shape[-1],
             level=self._level_of(core.value if value is None else value),
             whole=core.form != "inserted" and (value is None or _whole(value) is value),
+            post_norm=post_norm,
             input=place(first.point),
             cross_position=self._position(core, first.point),
-            output=place(last if last.before & self.ends[-1].bit else self.ends[-1]),
+            output=place(last if last is not None and post_norm else self.ends[-1]),
             cross_attn=cross,
             self_attn=own,
             self_position=self._position(others[0]) if others else None,

@@ -141,6 +141,9 @@ class Anatomy:
     decoder: Decoder | None = None
     calls: Mapping[tuple[str, int], tuple[Place, ...]] = field(default_factory=dict)
     """Where each layer is applied, by the name of its weight and the first row that is applied."""
+    fused: tuple[
+        str, ...
+    ] = ()  # units whose attention is one call, the parts of which are no sites
 
     @property
     def stages(self) -> tuple[tuple[Block, ...], ...]:
