@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -151,13 +152,16 @@ class Finder:
             for p in self._parameters(i.before)
         ]  # fmt: skip
         maps = [i for i in source.inputs if i.before & self.sets.images] or [source]
+        grid = grid_of(maps[0])
+        if grid is not None and maps[0] is not source and math.prod(grid) not in source.shape:
+            grid = None  # what reads the map has mixed its positions
         return Level(
             role=f"decoder.levels[{index}]",
             index=index,
             features=place(features),
             position=None if position is None else place(position),
             embedding=embeddings[0].path if source.name in ADDS and embeddings else None,
-            grid=grid_of(maps[0]),
+            grid=grid,
             layers=tuple(layers),
         )
 
