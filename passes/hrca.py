@@ -143,6 +143,7 @@ class HighResolutionCrossAttention(Pass):
 
     def rewrite(self, decoder: DecoderSite) -> None:
         """A layer per round on the cells that its first layer saw most, and one at the end."""
+        decoder.check()
         select = CellSelection(self.omega, self.cells)
         own = [level for level in decoder.levels if level.grid == decoder.mask_grid]
         keys, positions = (own[0].features, own[0].position) if own else self.add_level(decoder)
@@ -179,13 +180,8 @@ class HighResolutionCrossAttention(Pass):
                 yield layer, list(behind)
 
     def check(self, decoder: DecoderSite) -> None:
-        """Cells must be squares of pixels, and some must be left."""
-        (rows, columns), (height, width) = decoder.levels[0].grid, decoder.mask_grid
-        if height % rows or width % columns or height // rows != width // columns:
-            raise decoder.unfit(
-                f"{height}x{width} pixels are not made of square cells on a grid of "
-                f"{rows}x{columns}: sides of images must be multiples of 32"
-            )
+        """Some cells must be left."""
+        rows, columns = decoder.levels[0].grid
         if rows * columns < self.omega and self.cells != "all":
             raise decoder.reject(
                 "omega",

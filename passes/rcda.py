@@ -104,6 +104,8 @@ class RowColumnDecoupledAttention(Pass):
     def rewrite(self, attn: AttentionSite) -> None:
         """y = rcda(query, key, value) on the map of the layer's level."""
         level = attn.layer.level
+        if not attn.layer.decoder.queries:
+            raise attn.unfit("its decoder has no queries")
         if not attn.layer.whole:
             raise attn.unfit("it attends to a selection of pixels, which has no rows and columns")
         if min(level.grid) < 2:

@@ -243,6 +243,26 @@ def test_modules_in_other_dtypes_follow_their_input() -> None:
     assert same(double, model.double(), x)
 
 
+class Limited(nn.Module):
+    """Clamps to what its own dtype holds, and to what another does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        most = torch.finfo(x.dtype).max / 4
+        x = torch.clamp(x, min=-most, max=most) + torch.finfo(x.dtype).eps
+        return x / torch.finfo(torch.float16).max
+
+
+def test_limits_of_a_dtype_follow_the_input() -> None:
+    original = torch.finfo
+    model = Limited()
+    captured = vr.capture(model, torch.zeros(2, 3))
+    assert torch.finfo is original
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        x = torch.tensor([[1.0, -1.0, 1e-3]], dtype=dtype) * torch.finfo(dtype).max
+        assert same(model, captured, x)
+        assert same(model, torch.compile(captured, backend="eager", fullgraph=True), x)
+
+
 class Shared(nn.Module):
     """One module under two parents, called by both."""
 

@@ -12,7 +12,12 @@ from .invoke import invoke
 
 
 def decision(
-    block: int | None, tensor: str, shape: list[int], sensitive: int, kind: str, parameters: int
+    block: int | str | None,
+    tensor: str,
+    shape: list[int],
+    sensitive: int,
+    kind: str,
+    parameters: int,
 ) -> dict[str, object]:
     return {
         "block": block, "tensor": tensor, "shape": shape, "sensitive": sensitive, "kind": kind,
@@ -68,3 +73,29 @@ def test_other_folders(tmp_path: Path, content: str) -> None:
     (tmp_path / "report.json").write_text(content)
     result = invoke("show", "sensitivity", str(tmp_path))
     assert (result.status, result.codes) == (1, ["VR703"])
+
+
+def test_layers_of_decoders_have_tables_of_their_own(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    made = report["allocations"]["sensitive(budget=80)"]["decisions"]
+    for number in (10, 9):
+        role, name = f"decoder.layers[{number}]", "cross_attn.in_proj_weight[q]"
+        made[f"far.{number}.{name}"] = decision(role, name, [8, 8], 5 * number, "structured", 8)
+    made["near.fc1.weight"] = decision(
+        "pixel_decoder.layers[0]", "fc1.weight", [8, 8], 5, "structured", 8
+    )
+    (folder / "report.json").write_text(json.dumps(report))
+    out = invoke("show", "sensitivity", str(folder)).out
+    blocks, pixels, layers = (part.splitlines() for part in out.split("\n\n")[1:4])
+    assert blocks[0].split() == ["0", "1", "other", "all"]
+    assert pixels[0].split() == ["pixel_decoder.layers", "0", "all"]
+    assert [line.split() for line in layers] == [
+        ["decoder.layers", "9", "10", "all"],
+        ["cross_attn.in_proj_weight[q]", "22.5", "25.0", "47.5"],
+        ["all", "22.5", "25.0", "47.5"],
+    ]
+    svg = folder / "s.svg"
+    assert invoke("show", "sensitivity", str(folder), "--svg", str(svg)).status == 0
+    texts = [t.text for t in ET.parse(svg).getroot().iter("{http://www.w3.org/2000/svg}text")]
+    columns = ["0", "1", "pixel 0", "layer 9", "layer 10", "other"]
+    assert [t for t in texts if t in columns] == columns

@@ -240,6 +240,96 @@ def test_a_model_without_a_decoder() -> None:
         vr.plan("add dfpq() to decoder\n", "vit_tiny_patch16_224")
 
 
-def test_a_model_without_queries() -> None:
-    with pytest.raises(vr.VitrewriteError, match="it has no queries"):
-        vr.plan("add dfpq() to decoder\n", _model(num_queries=0), example=IMAGES)
+DFPQ, HRCA = "add dfpq() to decoder", "add hrca(omega=2) to decoder"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_queries": 0}, "it has no queries"),
+        ({"pre_norm": True}, "norms in front of attention, not behind"),
+        ({"decoder_layers": 2}, "it has one layer only"),
+        ({"decoder_layers": 3}, "attend to 2 of the three feature maps"),
+    ],
+)
+def test_decoders_that_are_not_as_published(options: dict[str, Any], message: str) -> None:
+    captured = vr.capture(_model(**options), IMAGES)
+    for clause in (DFPQ, HRCA):
+        with pytest.raises(vr.VitrewriteError, match=f"VR410 .*{message}"):
+            vr.plan(f"{clause}\n", captured, example=IMAGES)
+
+
+def test_row_and_column_attention_needs_queries() -> None:
+    spec = "replace decoder.layers[0].cross_attn with rcda()\n"
+    with pytest.raises(vr.VitrewriteError, match=r"VR410 .*its decoder has no queries"):
+        vr.plan(spec, _model(num_queries=0), example=IMAGES)
+
+
+@pytest.mark.parametrize("sides", [(80, 80), (96, 80), (100, 128)])
+def test_sides_of_images(sides: tuple[int, int]) -> None:
+    image = torch.zeros(1, 3, *sides)
+    captured = vr.capture(_model(), image)
+    for clause in (DFPQ, HRCA):
+        with pytest.raises(vr.VitrewriteError, match=r"VR410 .*sides .* multiples of 32"):
+            vr.plan(f"{clause}\n", captured, example=image)
+
+
+def test_widths_that_are_no_groups_of_32() -> None:
+    wide = _model(feature_size=64, hidden_dim=48)
+    with pytest.raises(vr.VitrewriteError, match=r"VR403 48 channels are not groups of 32"):
+        vr.plan(f"{DFPQ}\n", wide, example=IMAGES)
+
+
+def _fused(*layers: int) -> nn.Module:
+    """A model in which some cross attentions yield no weights."""
+    model: Any = _model()
+    for number in layers:
+        model.model.transformer_module.decoder.layers[number].cross_attn.add_zero_attn = True
+    return model
+
+
+def test_attention_without_weights() -> None:
+    captured = vr.capture(_fused(3), IMAGES)
+    for clause in (DFPQ, HRCA):
+        with pytest.raises(vr.VitrewriteError, match=r"layers\.3\.cross_attn' is one fused call"):
+            vr.plan(f"{clause}\n", captured, example=IMAGES)
+    with pytest.raises(vr.VitrewriteError, match=r"layers\.0\.cross_attn is one fused call"):
+        vr.plan(f"{DFPQ}\n", _fused(*range(9)), example=IMAGES)
+
+
+class TokenLayer(nn.Module):
+    """Queries attend to tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.norm = nn.MultiheadAttention(32, 2), nn.LayerNorm(32)
+
+    def forward(self, x: torch.Tensor, position: torch.Tensor, tokens: torch.Tensor) -> Any:
+        return self.norm(x + self.attention(x + position, tokens, tokens)[0])
+
+
+class TokenDecoder(nn.Module):
+    """Queries that read what a linear layer makes of patches, which is no map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mix = nn.Conv2d(3, 32, 16, stride=16), nn.Linear(64, 9)
+        self.queries, self.position = (nn.Parameter(torch.randn(5, 1, 32)) for _ in range(2))
+        self.layers = nn.ModuleList(TokenLayer() for _ in range(3))
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.mix(self.patches(images).flatten(2)).permute(2, 0, 1)
+        x = self.queries.expand(-1, images.shape[0], -1)
+        for layer in self.layers:
+            x = layer(x, self.position, tokens)
+        return self.head(x)
+
+
+def test_keys_that_are_no_map() -> None:
+    model = TokenDecoder()
+    with pytest.raises(vr.VitrewriteError, match=r"VR410 rcda at .*it is no feature map"):
+        vr.plan("replace decoder.layers[1].cross_attn with rcda()\n", model, example=IMAGES)
+    for clause in (DFPQ, HRCA):
+        with pytest.raises(vr.VitrewriteError, match=r"attend to 1 of the three feature maps"):
+            vr.plan(f"{clause}\n", model, example=IMAGES)

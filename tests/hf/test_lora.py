@@ -25,6 +25,7 @@ CASES = {
     **{n: TOWER for n in ("vit", "dinov2", "clip", "blip", "swin", "segformer")},
     "mask2former-r50": DECODER,
     "mask2former-swin": f"{TOWER} + {DECODER}",
+    "mask2former-aux": "head + decoder.mask_head",  # called for each of ten predictions
 }
 
 

@@ -74,7 +74,10 @@ def test_matrices_of_both_decoders_are_candidates() -> None:
     assert _role(found[f"{pixels}.fc2.weight"]) == "pixel_decoder.layers[0].mlp.fc2"
     masks = "model.transformer_module.decoder.mask_predictor.mask_embedder.2.0.weight"
     assert _role(found[masks]) == "decoder.mask_head[2]"
-    assert not found["model.transformer_module.decoder.layernorm.weight"].entries  # runs four times
+    assert found["model.transformer_module.decoder.layernorm.weight"].entries  # of all its calls
+    places = {c.block: c.tensor for c in found.values() if c.tensor.endswith("fc2.weight")}
+    assert places["decoder.layers[1]"] == places["pixel_decoder.layers[0]"] == "fc2.weight"
+    assert found[masks].tensor == "decoder.mask_head.weight"
     assert not any("queries" in name or "class_predictor" in name for name in found)
 
 

@@ -223,6 +223,22 @@ def test_pieces_see_the_same_images(ours: Any) -> None:
     assert two == pytest.approx(one, rel=0.05)  # each piece draws points of its own
 
 
+def test_bfloat16_is_near(ours: Any, built: Any) -> None:
+    for name, precision in (("single", "no"), ("mixed", "bf16")):
+        for key, tensor in ours.delta().items():
+            tensor.copy_(built[1][key])
+        tune(
+            ours,
+            "data",
+            Settings(steps=6, batch=4, lr=1e-2, log_every=1, precision=precision),
+            out=name,
+        )
+    single, mixed = ([line["loss"] for line in lines(n, "step")] for n in ("single", "mixed"))
+    assert single != mixed
+    assert mixed == pytest.approx(single, rel=0.1)
+    assert mixed[-1] < mixed[0]
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 

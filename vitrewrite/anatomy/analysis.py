@@ -9,13 +9,13 @@ from torch import nn
 
 from ..tracing.unit import Unit
 from .attention import Core, cores
-from .blocks import Assembler, Notes, Parts, site
+from .blocks import Assembler, Notes, Parts, place, site
 from .decoder import Decoder, PixelDecoder
 from .flow import Flow, Op, flatten, union
-from .kinds import FUSED_ATTENTION, matrix
+from .kinds import FUSED_ATTENTION, is_norm, matrix, norm_path
 from .pixels import joins, pixel_decoder
 from .queries import Finder, find_chain
-from .sites import Anatomy, Attention, Block, Linear, Stream
+from .sites import Anatomy, Attention, Block, Linear, Place, Stream
 from .stream import final_norms, find_stem, find_stream, heads, late_tokens, patch_embed
 from .trunk import Sets, Trunk, find_trunk, residual_sums
 
@@ -64,6 +64,8 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
         pool=pool,
         pixel_decoder=pixels,
         decoder=decoder,
+        calls=_calls(flow),
+        fused=tuple({o.frame.path: None for o in flow.ops if o.name == FUSED_ATTENTION}),
     )
     if stem is not None:
         first = blocks[0].linears
@@ -126,6 +128,20 @@ def _linears(flow: Flow, known: dict[Any, Linear], parts: Parts) -> tuple[Linear
             key, name = (weight.path, weight.rows), _outer_name(op, parts, len(sites))
             sites[key] = known.get(key) or site(name, op)
     return tuple(sites.values())
+
+
+def _calls(flow: Flow) -> dict[tuple[str, int], tuple[Place, ...]]:
+    """Where matrices and norms are applied; what a unit does each time that it runs counts once."""
+    found: dict[tuple[str, int], dict[Place, None]] = {}
+    for op in flow.ops:
+        if (weight := matrix(op)) is not None:
+            key = weight.path, weight.rows[0] if weight.rows else 0
+        elif is_norm(op):
+            key = f"{norm_path(op)}.weight", 0
+        else:
+            continue
+        found.setdefault(key, {})[place(op)] = None
+    return {key: tuple(places) for key, places in found.items()}
 
 
 def _outer_name(op: Op, parts: Parts, number: int) -> str:

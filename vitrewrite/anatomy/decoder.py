@@ -67,6 +67,7 @@ class DecoderLayer:
     Attributes:
         level: index of the level that it attends to.
         whole: whether it attends to all of the level, not to a selection.
+        post_norm: whether it ends with a norm, not with a sum.
         input: the stream of queries as it enters.
         cross_position: the positional queries of the cross-attention.
         self_position: those of the self-attention.
@@ -79,6 +80,7 @@ class DecoderLayer:
     dim: int
     level: int
     whole: bool
+    post_norm: bool
     input: Place
     output: Place
     cross_attn: Attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -151,13 +152,16 @@ class Finder:
             for p in self._parameters(i.before)
         ]  # fmt: skip
         maps = [i for i in source.inputs if i.before & self.sets.images] or [source]
+        grid = grid_of(maps[0])
+        if grid is not None and maps[0] is not source and math.prod(grid) not in source.shape:
+            grid = None  # what reads the map has mixed its positions
         return Level(
             role=f"decoder.levels[{index}]",
             index=index,
             features=place(features),
             position=None if position is None else place(position),
             embedding=embeddings[0].path if source.name in ADDS and embeddings else None,
-            grid=grid_of(maps[0]),
+            grid=grid,
             layers=tuple(layers),
         )
 
@@ -200,7 +204,8 @@ class Finder:
         layers = [o for o in ops if o.bit & self.sets.linears]
         ffn = self._ffn(role, sums[-1] if sums else first, layers, parts)
         value = self._fed(core, core.value)
-        last = next((o for o in reversed(ops) if is_norm(o)), self.ends[-1])
+        last = next((o for o in reversed(ops) if is_norm(o)), None)
+        post_norm = last is not None and bool(last.before & self.ends[-1].bit)
         return DecoderLayer(
             role=role,
             index=index,
@@ -208,9 +213,10 @@ class Finder:
             dim=first.sum.shape[-1],
             level=self._level_of(core.value if value is None else value),
             whole=core.form != "inserted" and (value is None or _whole(value) is value),
+            post_norm=post_norm,
             input=place(first.point),
             cross_position=self._position(core, first.point),
-            output=place(last if last.before & self.ends[-1].bit else self.ends[-1]),
+            output=place(last if last is not None and post_norm else self.ends[-1]),
             cross_attn=cross,
             self_attn=own,
             self_position=self._position(others[0]) if others else None,

@@ -6,7 +6,7 @@ of one unit, so a site can be edited where it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ class Linear:
     """
 
     role: str  # "blocks[3].attn.q"
-    call: Place  # where it is applied; the node is an `nn.Linear` call or an `F.linear`
+    call: Place  # where it is applied first; the node is an `nn.Linear` call or an `F.linear`
     weight: str  # path of the weight, "blocks.3.attn.qkv.weight"
     in_features: int
     out_features: int  # number of rows of this site
@@ -139,6 +139,11 @@ class Anatomy:
     pool: Attention | None = None  # an attention outside of the blocks, such as a pooling head
     pixel_decoder: PixelDecoder | None = None  # of a segmentation model, as is its decoder
     decoder: Decoder | None = None
+    calls: Mapping[tuple[str, int], tuple[Place, ...]] = field(default_factory=dict)
+    """Where each layer is applied, by the name of its weight and the first row that is applied."""
+    fused: tuple[
+        str, ...
+    ] = ()  # units whose attention is one call, the parts of which are no sites
 
     @property
     def stages(self) -> tuple[tuple[Block, ...], ...]:

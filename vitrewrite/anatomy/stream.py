@@ -181,7 +181,7 @@ def final_norms(flow: Flow, trunk: Trunk, taken: set[Op]) -> list[str]:
 
 
 def heads(flow: Flow, sums: int) -> tuple[Linear, ...]:
-    """The layers that make the outputs."""
+    """The layers that make the outputs, each once."""
     found: dict[Op, None] = {}
     queue = list(flow.outputs)
     seen = set(queue)
@@ -195,7 +195,8 @@ def heads(flow: Flow, sums: int) -> tuple[Linear, ...]:
             fresh = [i for i in op.inputs if i not in seen]
             seen.update(fresh)
             queue += fresh
-    ordered = sorted(found, key=lambda o: o.index)
+    firsts = {matrix(op): op for op in sorted(found, key=lambda o: -o.index)}
+    ordered = sorted(firsts.values(), key=lambda o: o.index)
     if len(ordered) == 1:
         return (site("head", ordered[0]),)
     return tuple(site(f"head[{i}]", op) for i, op in enumerate(ordered))

@@ -11,6 +11,7 @@ _TITLES = (
     ("", "matrices", "", "vectors", "", ""),
     ("block", "adapted", "in part", "whole", "in part", "parameters"),
 )
+STACKS = ("pixel_decoder.layers", "decoder.layers")
 _COLUMNS = ((True, "structured"), (True, "entries"), (False, "vector"), (False, "entries"))
 
 
@@ -27,7 +28,7 @@ def summary(call: str, allocation: Mapping[str, Any]) -> list[str]:
     for decision in decisions:
         blocks.setdefault(decision["block"], []).append(decision)
     rest = blocks.pop(None, [])
-    rows = [_row(str(block), found) for block, found in sorted(blocks.items())]
+    rows = [_row(str(b), blocks[b]) for b in sorted(blocks, key=position)]
     rows += [_row("other", rest)] if rest else []
     return [
         f"{call}: {allocation['total']:,} of {allocation['budget']:,} parameters, from "
@@ -35,6 +36,16 @@ def summary(call: str, allocation: Mapping[str, Any]) -> list[str]:
         + (f"; {anyway:,} of them trained anyway" if anyway else ""),
         *(f"  {line}" for line in table([*_TITLES, *rows, _row("all", decisions, of=True)])),
     ]
+
+
+def position(block: int | str | None) -> tuple[int, int]:
+    """Orders blocks, then layers of decoders, given by their roles, then what belongs to none."""
+    if block is None:
+        return len(STACKS) + 1, 0
+    if isinstance(block, int):
+        return 0, block
+    stack, _, number = block.rstrip("]").partition("[")
+    return STACKS.index(stack) + 1, int(number)
 
 
 def _row(name: str, decisions: list[Any], *, of: bool = False) -> tuple[str, ...]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..emission.file import render
+from .allocation import STACKS, position
 from .text import table
+
+Block = int | str | None
 
 
 @dataclass(frozen=True)
@@ -29,24 +32,24 @@ class Sensitivity:
     Attributes:
         title: the selector.
         bought: what it came to.
-        blocks: the blocks in order; "" is what belongs to none, such as a final norm, the last.
+        blocks: the blocks in order, those of a backbone by number and layers of decoders by role;
+            None is what belongs to none, such as a final norm, the last.
         kinds: the kinds of tensors in the order of the model.
     """
 
     title: str
     bought: str
-    blocks: tuple[str, ...]
+    blocks: tuple[Block, ...]
     kinds: tuple[str, ...]
-    shares: Mapping[tuple[str, str], Share]
+    shares: Mapping[tuple[str, Block], Share]
     total: int
 
     @classmethod
     def of(cls, call: str, allocation: Mapping[str, Any]) -> Sensitivity:
         """From an allocation as `report.json` has it."""
-        shares: dict[tuple[str, str], Share] = {}
+        shares: dict[tuple[str, Block], Share] = {}
         for decision in allocation["decisions"].values():
-            block = "" if decision["block"] is None else str(decision["block"])
-            place = decision["tensor"], block
+            place = decision["tensor"], decision["block"]
             known = shares.get(place, Share(0, ()))
             kinds = tuple(dict.fromkeys((*known.decisions, decision["kind"])))
             shares[place] = Share(known.count + decision["sensitive"], kinds)
@@ -54,13 +57,13 @@ class Sensitivity:
         return cls(
             title=call,
             bought=f"{spent:,} sensitive entries buy {allocation['total']:,} parameters",
-            blocks=tuple(sorted({b for _, b in shares}, key=lambda b: (not b, int(b or 0)))),
+            blocks=tuple(sorted({b for _, b in shares}, key=position)),
             kinds=tuple(dict.fromkeys(k for k, _ in shares)),
             shares=shares,
             total=sum(s.count for s in shares.values()) or 1,
         )
 
-    def share(self, kind: str, block: str) -> float:
+    def share(self, kind: str, block: Block) -> float:
         """The part of all sensitive entries that lies there, from 0 to 1."""
         found = self.shares.get((kind, block))
         return found.count / self.total if found else 0.0
@@ -76,13 +79,23 @@ class Sensitivity:
         return [sum(self.share(kind, block) for kind in self.kinds) for block in self.blocks]
 
     def text(self) -> str:
-        """A table: kinds by blocks, in percent of all sensitive entries."""
-        rows = [("", *(block or "other" for block in self.blocks), "all")]
-        for kind, whole in zip(self.kinds, self.by_kind, strict=True):
-            parts = (self.share(kind, block) for block in self.blocks)
-            rows.append((kind, *map(_percent, parts), _percent(whole)))
-        rows.append(("all", *map(_percent, self.by_block), "100.0"))
-        return "\n".join([f"{self.title}: {self.bought}", "", *table(rows)])
+        """Tables: kinds by blocks, and by layers of each decoder, in percent of all entries."""
+        lines = [f"{self.title}: {self.bought}"]
+        stacks = {stack: [b for b in self.blocks if _stack(b) == stack] for stack in ("", *STACKS)}
+        for stack, blocks in stacks.items():
+            if blocks:
+                lines += ["", *self._table(stack, blocks)]
+        if any(stacks[stack] for stack in STACKS):
+            lines += ["", "in percent of the sensitive entries of the whole model"]
+        return "\n".join(lines)
+
+    def _table(self, stack: str, blocks: Sequence[Block]) -> list[str]:
+        rows = [(stack, *map(_number, blocks), "all")]
+        for kind in (k for k in self.kinds if any((k, b) in self.shares for b in blocks)):
+            parts = [self.share(kind, block) for block in blocks]
+            rows.append((kind, *map(_percent, parts), _percent(sum(parts))))
+        sums = [sum(self.share(kind, block) for kind in self.kinds) for block in blocks]
+        return table([*rows, ("all", *map(_percent, sums), _percent(sum(sums)))])
 
     def picture(self) -> str:
         """An SVG: a cell per kind and block, darker where more is sensitive, and both sums."""
@@ -95,14 +108,14 @@ class Sensitivity:
             "sensitivity.svg.jinja",
             title=self.title,
             bought=self.bought,
-            blocks=[block or "other" for block in self.blocks],
+            blocks=[_label(block) for block in self.blocks],
             rows=rows,
             columns=[(share, _percent(share)) for share in self.by_block],
             most_of_a_block=max(self.by_block) or 1.0,
             most_of_a_kind=max(self.by_kind) or 1.0,
         )
 
-    def _cell(self, kind: str, block: str, most: float) -> tuple[str, str, str, str]:
+    def _cell(self, kind: str, block: Block, most: float) -> tuple[str, str, str, str]:
         """Fill, ink, text and mark of a cell."""
         found = self.shares.get((kind, block))
         if found is None:
@@ -113,6 +126,21 @@ class Sensitivity:
         marks = {"structured": "■", "vector": "●", "entries": "·"}
         ink = "white" if level > 0.55 else "#333333"
         return fill, ink, _percent(share), "".join(marks.get(d, "") for d in found.decisions)
+
+
+def _stack(block: Block) -> str:
+    """The decoder's layers that a layer is one of; "" for blocks and what belongs to none."""
+    return block.partition("[")[0] if isinstance(block, str) else ""
+
+
+def _number(block: Block) -> str:
+    return "other" if block is None else str(position(block)[1])
+
+
+def _label(block: Block) -> str:
+    """A short name for a column."""
+    names = dict(zip(STACKS, ("pixel ", "layer "), strict=True))
+    return names.get(_stack(block), "") + _number(block)
 
 
 def _percent(share: float) -> str:

@@ -6,7 +6,7 @@ that hold enough sensitive entries, one for entries the single entries, `train` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,14 +34,16 @@ class Allocations:
         profile: measured sensitivities, or None.
         extra: parameters that the spec trains in any case, the head excluded.
         known: allocations that were made before, as data.
+        added: paths of modules that the model lacked when it was measured: no candidates.
     """
 
     def __init__(
         self, spec: Spec, root: nn.Module, anatomy: Anatomy, profile: Profile | None, extra: int,
-        known: Mapping[str, Any] | None = None,
+        known: Mapping[str, Any] | None = None, added: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.spec, self.root, self.anatomy = spec, root, anatomy
         self.profile, self.extra, self.known = profile, extra, known or {}
+        self.added = tuple(f"{path}." for path in added)
         self.made: dict[str, Allocation] = {}
 
     def sites(self, clause: Clause, call: Call) -> tuple[Site, ...]:
@@ -63,6 +65,7 @@ class Allocations:
         if str(call) in self.made:
             return self.made[str(call)]
         listed = candidates(self.root, self.anatomy)
+        listed = tuple(c for c in listed if not c.parameter.startswith(self.added))
         if str(call) in self.known:
             with torch.device("cpu"):
                 stored = Allocation.from_json(self.known[str(call)], listed)

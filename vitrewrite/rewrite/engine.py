@@ -31,7 +31,7 @@ from .clause import Clause
 from .editor import Editor
 from .measure import Propagation
 from .passes import method_of
-from .schedule import Job, overlapping, schedule
+from .schedule import Job, distinct, overlapping, schedule
 from .select import Selection
 from .sites import (
     AttentionSite,
@@ -189,7 +189,8 @@ def _select(
     errors: list[VitrewriteError] = []
     found: list[tuple[Site, ...]] = []
     extra = _trained_anyway(spec, result)
-    allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known)
+    added = tuple(insertion.path for insertion in result.editor.insertions)
+    allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known, added)
     for clause in spec.clauses:
         measured = functools.partial(allocations.sites, clause)
         selection = Selection(result.anatomy, result.root, measured)
@@ -231,6 +232,7 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
                 f"and '{site.role}' is a {_kind(site)}",
                 suggestion=f"'every {method.attaches[0]} in {site.role}' selects those in it",
             )
+    sites = distinct(sites)
     twice = overlapping(sites)
     if twice:
         raise RewriteError(
@@ -283,7 +285,11 @@ def _bound(sites: Sequence[Site], context: Context) -> list[BoundSite]:
     owners = {b.attn.role: b for b in context.anatomy.blocks if b.attn is not None}
     for site in sites:
         if isinstance(site, Linear):
-            groups.setdefault((site.call, site.weight), []).append(site)
+            unit = context.editor.unit(site.call.unit)  # the same for blocks that are one module
+            weight = context.editor.root.get_parameter(site.weight)
+            same = groups.setdefault((id(unit), id(weight), site.offset), [])
+            if all(other.rows != site.rows for other in same):
+                same.append(site)
         elif isinstance(site, Attention):
             bound.append(AttentionSite(context, site, owners.get(site.role)))
         elif isinstance(site, Block):

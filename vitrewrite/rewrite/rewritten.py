@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..emission.source import Source
+from ..errors import RewriteError
 from ..language.model import Spec
 from .claims import Verdict
 from .editor import join
@@ -87,7 +88,12 @@ class Rewritten:
         The tensors of a pass are named and shaped as its card has them; they share memory with
         the module, so writing to one changes the model.
         """
-        return dict(self._delta())
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in self._delta():
+            if name in found:
+                raise RewriteError("VR405", f"the delta has two tensors called '{name}'")
+            found[name] = tensor
+        return found
 
     def _delta(self) -> Iterator[tuple[str, torch.Tensor]]:
         for insertion in self.result.editor.insertions:

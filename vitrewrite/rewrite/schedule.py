@@ -79,6 +79,15 @@ def _overlap(a: Any, b: Any) -> bool:
     return start < high and low < stop
 
 
+def distinct(sites: Sequence[Site]) -> tuple[Site, ...]:
+    """The sites, a matrix that several blocks share only once."""
+    found: dict[Any, Site] = {}
+    for site in sites:
+        matrix = (site.weight, site.rows) if isinstance(site, Linear) else id(site)
+        found.setdefault(matrix, site)
+    return tuple(found.values())
+
+
 def overlapping(sites: Sequence[Site]) -> tuple[Site, Site] | None:
     """Two of the sites that are about the same rows of one weight."""
     linears = [s for s in sites if isinstance(s, Linear)]

@@ -276,10 +276,14 @@ class Selection:
         known = sorted(self._children(owner))
         if isinstance(owner, Group) and not owner.role:
             known += [n for n, _ in self.root.named_children() if n not in known]
+        fused = [
+            f"the attention in {path} is one fused call: its parts are no sites"
+            for path in self.anatomy.fused[: name == "decoder"]
+        ]
         where = f"'{owner.role}' of {self.anatomy.model}" if owner.role else self.anatomy.model
         return MatchError(
             "VR301", f"{where} has no site '{name}'", span=span,
-            notes=[f"it has: {listing(known)}"] if known else [],
+            notes=[*([f"it has: {listing(known)}"] if known else []), *fused],
             suggestion=did_you_mean(name, known),
         )  # fmt: skip
 

@@ -23,12 +23,19 @@ def key_map(lowered: Rewritten) -> dict[str, dict[str, Any]]:
     old, new = (m.module.state_dict().keys() for m in (lowered.unlowered, lowered))
     found = {}
     for name in (n for n in old if n not in new):
-        step = next(
-            s for s in lowered.result.editor.lowered if name.startswith(f"{s.insertion.path}.")
-        )
+        step = _step(name, lowered)
         to = _heirs(step, lowered, new - old)
         found[name] = {"to": to or None, "clause": step.insertion.site.clause.text}
     return found
+
+
+def _step(name: str, lowered: Rewritten) -> Lowered:
+    """What became of the inserted module that a tensor was in, under any of its names."""
+    assert lowered.unlowered is not None
+    root = lowered.unlowered.module
+    owner = root.get_submodule(name.rpartition(".")[0])
+    steps = lowered.result.editor.lowered
+    return next(s for s in steps if owner in root.get_submodule(s.insertion.path).modules())
 
 
 def _heirs(step: Lowered, lowered: Rewritten, added: Collection[str]) -> list[str]:

@@ -58,7 +58,15 @@ def callers(editor: Editor, path: str) -> Iterator[str]:
 
 
 def caller(editor: Editor, path: str) -> tuple[str, list[fx.Node]]:
-    """The unit whose graph calls the one at `path`, and the calls."""
+    """The lowest unit whose graph calls the module at `path`, and the calls."""
+    found = next(calls(editor, path), None)
+    if found is None:
+        raise RewriteError("VR405", f"nothing calls '{path}'")
+    return found
+
+
+def calls(editor: Editor, path: str) -> Iterator[tuple[str, list[fx.Node]]]:
+    """All units whose graphs call the module at `path`, each with its calls, lowest first."""
     parts = path.split(".")
     for length in range(len(parts) - 1, -1, -1):
         above = ".".join(parts[:length])
@@ -66,10 +74,9 @@ def caller(editor: Editor, path: str) -> tuple[str, list[fx.Node]]:
         if isinstance(unit, Unit) and unit.template is not None:
             target = relative(path, above)
             graph = unit.template.graph
-            calls = [n for n in graph.nodes if n.op == "call_module" and n.target == target]
-            if calls:
-                return above, calls
-    raise RewriteError("VR405", f"nothing calls '{path}'")
+            found = [n for n in graph.nodes if n.op == "call_module" and n.target == target]
+            if found:
+                yield above, found
 
 
 def is_container(unit: Unit) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..anatomy.sites import Anatomy, Attention
+from ..anatomy.decoder import DecoderLayer
+from ..anatomy.sites import Anatomy, Attention, Block
 
 
 def paths(anatomy: Anatomy) -> list[str]:
@@ -25,7 +26,18 @@ def attentions(anatomy: Anatomy) -> Iterator[Attention]:
             yield layer.self_attn
 
 
-def repeated(anatomy: Anatomy) -> list[str]:
-    """Modules that run before every prediction; what a pass puts beside one run, others lack."""
-    predictions = anatomy.decoder.predictions if anatomy.decoder is not None else ()
-    return list({p.norm: None for p in predictions if p.norm})
+def placed(anatomy: Anatomy, name: str) -> tuple[str | None, str] | None:
+    """The layer that a parameter belongs to, by its role, and what the parameter is in it.
+
+    The mask head belongs to no layer: None, and `decoder.mask_head.weight`.
+    """
+    decoder, pixels = anatomy.decoder, anatomy.pixel_decoder
+    layers: list[Block | DecoderLayer] = [*(pixels.layers if pixels else ())]
+    for layer in (*layers, *(decoder.layers if decoder else ())):
+        if layer.unit and name.startswith(f"{layer.unit}."):
+            return layer.role, name[len(layer.unit) + 1 :]
+    for site in decoder.mask_head if decoder else ():
+        path = site.weight.rpartition(".")[0]
+        if name.startswith(f"{path}."):
+            return None, f"{site.role.partition('[')[0]}{name[len(path) :]}"
+    return None

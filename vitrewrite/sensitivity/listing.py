@@ -36,7 +36,7 @@ class Candidate:
         null: whether its gradient may be zero by construction: the bias of keys adds one number to
             all scores of a query, unless keys are normalised or rotated behind it.
         entries: whether single entries can be trained; else all of it or nothing.
-        block: the index of the block it belongs to, or None.
+        block: the index of the block it belongs to; of a layer of a decoder the role; or None.
         tensor: its name in the block, or the model without numbers: `attn.qkv.weight[q]`.
     """
 
@@ -48,7 +48,7 @@ class Candidate:
     layer: Linear | None = None
     null: bool = False
     entries: bool = True
-    block: int | None = None
+    block: int | str | None = None
     tensor: str = ""
 
     @property
@@ -73,7 +73,6 @@ def candidates(root: nn.Module, anatomy: Anatomy) -> tuple[Candidate, ...]:
     """
     inside = [*_trunk(anatomy), *([anatomy.norm] if anatomy.norm else [])]
     inside += decoders.paths(anatomy)
-    whole_only = decoders.repeated(anatomy)
     outside = [s.weight.rpartition(".")[0] for s in anatomy.head]
     outside += [anatomy.patch_embed] if anatomy.patch_embed else []
     matrices = {s.weight: s for s in anatomy.linears}
@@ -87,7 +86,6 @@ def candidates(root: nn.Module, anatomy: Anatomy) -> tuple[Candidate, ...]:
         if parameter.dim() == 2 and whole is None:
             continue  # a table that no linear layer applies
         entries = weight.endswith(".weight") if whole else _is_layer_norm(root, name)
-        entries = entries and not _below(name, whole_only)
         found += _candidates(name, tuple(parameter.shape), whole, split, entries)
     return tuple(_placed(candidate, anatomy) for candidate in found)
 
@@ -98,6 +96,8 @@ def _placed(candidate: Candidate, anatomy: Anatomy) -> Candidate:
         if block.path and _below(candidate.name, [block.path]):
             name = candidate.name[len(block.path) + 1 :]
             return replace(candidate, block=block.index, tensor=name)
+    if (found := decoders.placed(anatomy, candidate.name)) is not None:
+        return replace(candidate, block=found[0], tensor=found[1])
     parts = [part for part in candidate.name.split(".") if not part.isdigit()]
     return replace(candidate, tensor=".".join(parts))
 

@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import CaptureError, VitrewriteError
 from . import calls, construction, inputs, modes, tree
 from .guards import check_input, is_guard
+from .limits import tracked_limits
 from .pruning import pass_on, prune
 from .recorder import Recorder
 from .state import calls_seen_by, preserved, tracked_builtins, uncached
@@ -72,7 +73,7 @@ def _trace(
         return calls.call_module(recorder, module, args, kwargs, run)
 
     try:
-        with calls_seen_by(handler), recorder:
+        with calls_seen_by(handler), tracked_limits(recorder), recorder:
             entry = calls.trace_forward(recorder, model, "", args, kwargs, model.forward)
     except VitrewriteError:
         raise

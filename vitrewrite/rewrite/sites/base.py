@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -198,10 +198,15 @@ class BoundSite:
         return self.context.insertion
 
     def call_of(self, insertion: Insertion) -> fx.Node:
-        """The node that calls an inserted module."""
-        target = relative(insertion.path, insertion.unit)
-        nodes: list[fx.Node] = list(self.editor.graph(insertion.unit).nodes)
-        return next(n for n in nodes if n.op == "call_module" and n.target == target)
+        """The first node that calls an inserted module."""
+        return next(node for _, node in self.calls_of(insertion))
+
+    def calls_of(self, insertion: Insertion) -> Iterator[tuple[str, fx.Node]]:
+        """The nodes that call an inserted module, each with its unit."""
+        for unit, _ in list(wiring.calls(self.editor, insertion.path)):
+            target = relative(insertion.path, unit)
+            nodes: list[fx.Node] = list(self.editor.graph(unit).nodes)
+            yield from ((unit, n) for n in nodes if n.op == "call_module" and n.target == target)
 
     @property
     def inserted_at(self) -> Place:
@@ -220,42 +225,90 @@ class BoundSite:
     def drop(self) -> None:
         """Takes the module out: what it changed passes as it was."""
         insertion = self.insertion
-        node = self.call_of(insertion)
+        for unit, node in self.calls_of(insertion):
+            self._bypass(unit, node, changed_by(insertion.module))
+        self.remove(insertion)
+
+    def _bypass(self, unit: str, node: fx.Node, changes: Sequence[int | None]) -> None:
+        """What read the results of a call reads what they are changed forms of; the call goes."""
         for item in list(node.users) if "arity" in node.meta else [node]:
-            index = item.args[1] if item is not node else 0
-            original = node.args[changed_by(insertion.module)[index] or 0]  # type: ignore[index]
+            index: Any = item.args[1] if item is not node else 0
+            original = node.args[changes[index] or 0]
             assert isinstance(original, fx.Node)
             original.meta["hint"] = original.meta.get("hint") or item.meta.get("hint")
             item.replace_all_uses_with(original)
-            moved = self.editor.moved
-            moved[Place(insertion.unit, item.name)] = Place(insertion.unit, original.name)
+            self.editor.moved[Place(unit, item.name)] = Place(unit, original.name)
             if item is not node:
                 node.graph.erase_node(item)
         node.graph.erase_node(node)
-        self.remove(insertion)
 
-    def foldable(self, owner: nn.Module, layer: fx.Node, rows: Sequence[tuple[int, int]]) -> bool:
+    def beside(
+        self, branch: nn.Module, calls: Sequence[Place], name: str, owners: tuple[str, ...]
+    ) -> None:
+        """`y = layer(x)` becomes `y = branch(x, layer(x))`: one branch, beside every call.
+
+        Args:
+            branch: what is put in.
+            calls: all calls of the layer.
+            name: of the layer.
+            owners: module paths that name the parts of the branch in a delta.
+
+        Raises:
+            RewriteError: VR410 if a unit applies the layer that does not hold it.
+        """
+        outside = [c.unit for c in calls if c.unit and not f"{self.path}.".startswith(f"{c.unit}.")]
+        if outside:
+            raise self.unfit(f"'{outside[0]}' applies it too, which it is no part of")
+        path = ""
+        for place in calls:
+            node = self.editor.node(place)
+            hint = str(node.meta.pop("hint", None) or name)
+            x = node.args[0]
+            assert isinstance(x, fx.Node)
+            if path:
+                target, origin = relative(path, place.unit), self.clause.origin
+                (new,) = self.editor.call(
+                    place.unit, target, (x, node), origin=origin, hints=(hint,)
+                )
+            else:
+                child = f"{name}_{self._stem}"
+                (new,) = self.put(branch, place.unit, (x, node), (hint,), name=child, owners=owners)
+                path = self.editor.insertions[-1].path
+            users = set(node.users) - {new}
+            node.replace_all_uses_with(new, delete_user_cb=users.__contains__)
+
+    def foldable(
+        self, owner: nn.Module, calls: Sequence[Place], rows: Sequence[tuple[int, int]]
+    ) -> bool:
         """Whether the weights of a layer can take what the module does to some of its rows.
 
         Not if another branch changes those rows before, and not if the layer runs elsewhere too.
 
         Args:
             owner: the module that has the weights.
-            layer: the node that applies them.
+            calls: all calls of the layer.
             rows: half-open ranges.
         """
         children = (c for m in self.editor.root.modules() for c in m._modules.values())
-        same = (n for n in layer.graph.nodes if n.op == "call_module" and n.target == layer.target)
-        if sum(c is owner for c in children) > 1 or len(list(same)) > 1:
+        if sum(c is owner for c in children) > 1:
             return False
-        y = self.call_of(self.insertion).args[1]
-        while y is not layer and isinstance(y, fx.Node) and y.op == "call_module":
-            other = self.editor.unit(self.insertion.unit).get_submodule(str(y.target))
+        layers = {self.editor.node(call) for call in calls}
+        found = [self._beside(u, n, layers, rows) for u, n in self.calls_of(self.insertion)]
+        return len(found) == len(layers) and set(found) == layers
+
+    def _beside(
+        self, unit: str, branch: fx.Node, layers: Container[fx.Node],
+        rows: Sequence[tuple[int, int]],
+    ) -> fx.Node | None:  # fmt: skip
+        """The call of a layer that a call of a branch is beside, if nothing changes rows before."""
+        y = branch.args[1]
+        while y not in layers and isinstance(y, fx.Node) and y.op == "call_module":
+            other = self.editor.unit(unit).get_submodule(str(y.target))
             taken = getattr(other, "rows", None)
             if not taken or any(start < b and a < stop for start, stop in rows for a, b in taken):
-                return False
+                return None
             y = y.args[1]
-        return y is layer
+        return y if isinstance(y, fx.Node) and y in layers else None
 
     def swap(self, module: nn.Module) -> None:
         """Puts another module of the same inputs and outputs in its place."""

@@ -37,6 +37,8 @@ class DecoderSite(BoundSite):
     @property
     def path(self) -> str:
         """The unit that calls the layers."""
+        if len(self.decoder.layers) == 1:
+            raise self.unfit("it has one layer only")
         if self.decoder.unit is None:
             raise self.unfit("its layers are no modules of their own")
         return self.decoder.unit
@@ -102,6 +104,36 @@ class DecoderSite(BoundSite):
         assert isinstance(shown, torch.Tensor)
         return Value(pixels.lateral), shown.shape[1]
 
+    def check(self) -> None:
+        """Whether queries read levels as Mask2Former's do.
+
+        Raises:
+            RewriteError: VR410 without queries, with fewer than three levels, with levels that are
+                no whole cells of the finest, with norms in front of branches, or with an attention
+                whose weights cannot be read.
+        """
+        if not self.queries:
+            raise self.unfit("it has no queries")
+        inside = f"{self.decoder.unit}." if self.decoder.unit else ""
+        fused = [path for path in self.context.anatomy.fused if path.startswith(inside)]
+        if fused:
+            raise self.unfit(f"the attention in '{fused[0]}' is one fused call without weights")
+        if len(self.levels) < 3:
+            found = len(self.levels)
+            raise self.unfit(f"its layers attend to {found} of the three feature maps needed")
+        if not all(layer.post_norm for layer in self.decoder.layers):
+            raise self.unfit(
+                "its layers have norms in front of attention, not behind",
+                suggestion="build the model with pre_norm=false",
+            )
+        height, width = self.mask_grid
+        for rows, columns in (level.grid for level in self.levels):
+            if height % rows or width % columns or height // rows != width // columns:
+                raise self.unfit(
+                    f"{height}x{width} pixels are not made of square cells on a grid of "
+                    f"{rows}x{columns}: sides of images must be multiples of 32"
+                )
+
     # -- verbs ----------------------------------------------------------------------------------
 
     def call(
@@ -115,7 +147,7 @@ class DecoderSite(BoundSite):
         Args:
             module: what is called.
             values: its arguments.
-            name: of the module in its unit.
+            name: of the module in its unit; in a delta too, unless it is that of the pass.
             results: variable names of what it yields.
             pixels: whether the pixel decoder calls it instead.
         """
@@ -126,8 +158,8 @@ class DecoderSite(BoundSite):
             target = relative(known[0].path, unit)
             made = self.editor.call(unit, target, given, origin=self.clause.origin, hints=results)
         else:
-            owner = unit if name == self._stem else join(unit, name)
-            made = self.put(module, unit, given, results, owner=unit, name=name, owners=(owner,))
+            owners = (unit if name == self._stem else join(unit, name),)
+            made = self.put(module, unit, given, results, owner=unit, name=name, owners=owners)
         return tuple(Value(Place(unit, node.name)) for node in made)
 
     @property

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from ...anatomy.sites import Linear, Place
 from ...sensitivity.sites import Entries
 from ...tracing.unit import duplicate
-from .. import wiring
 from ..editor import Fold
 from .base import BoundSite
 
@@ -54,35 +53,28 @@ class EntriesSite(BoundSite):
         return next((p.layer for p in self.parts if p.layer is not None), None)
 
     def parallel(self, branch: nn.Module) -> None:
-        """`y = layer(x)` becomes `y = branch(x, layer(x))`."""
-        unit, node = self._call()
+        """`y = layer(x)` becomes `y = branch(x, layer(x))`, wherever the layer is called."""
         name = self._layer.rpartition(".")[2]
         name = f"layer{name}" if name.isdigit() else name
-        hint = str(node.meta.pop("hint", None) or name)
-        x = node.args[0]
-        assert isinstance(x, fx.Node)
-        owners = tuple(p.owner for p in self.parts)
-        stem = self.pass_name.replace(".", "_")
-        (new,) = self.put(branch, unit, (x, node), (hint,), name=f"{name}_{stem}", owners=owners)
-        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        self.beside(branch, self._calls, name, tuple(p.owner for p in self.parts))
 
-    def _call(self) -> tuple[str, fx.Node]:
-        if self._linear is not None:
-            place = self.editor.where(self._linear.call)
-            return place.unit, self.editor.node(place)
-        unit, calls = wiring.caller(self.editor, self._layer)
-        if len(calls) > 1:
-            raise self.unfit(f"'{self._layer}' runs {len(calls)} times")
-        return unit, self.editor.node(Place(unit, calls[0].name))
+    @property
+    def _calls(self) -> list[Place]:
+        """All calls of the layer."""
+        first = 0 if self._linear is None else self._linear.offset
+        known = self.context.anatomy.calls.get((f"{self._layer}.weight", first))
+        if known is None:
+            raise self.unfit(f"nothing calls '{self._layer}'")
+        return [self.editor.where(call) for call in known]
 
     def refuse_twice(self) -> None:
         """Raises VR402 if the layer has the pass already."""
-        unit, node = self._call()
-        for user in node.users:
-            if user.op == "call_module" and user.args[1:2] == (node,):
-                module = self.editor.unit(unit).get_submodule(str(user.target))
-                if getattr(module, "inserted_by", None) == self.pass_name:
-                    raise self.clause.error("VR402", f"'{self.role}' has {self.pass_name} already")
+        for place in self._calls:
+            node, unit = self.editor.node(place), self.editor.unit(place.unit)
+            branches = [n for n in node.users if n.op == "call_module" and n.args[1:2] == (node,)]
+            modules = (unit.get_submodule(str(n.target)) for n in branches)
+            if any(getattr(m, "inserted_by", None) == self.pass_name for m in modules):
+                raise self.clause.error("VR402", f"'{self.role}' has {self.pass_name} already")
 
     def fold(self, updates: list[torch.Tensor]) -> bool:
         """At lowering: adds each part's values to its entries, and drops the branch.
@@ -90,7 +82,7 @@ class EntriesSite(BoundSite):
         Returns:
             Whether it could; see `foldable`.
         """
-        if not self.foldable(self.layer, self._call()[1], self._rows):
+        if not self.foldable(self.layer, self._calls, self._rows):
             return False
         before = _same(self.layer)
         for part, values in zip(self.parts, updates, strict=True):

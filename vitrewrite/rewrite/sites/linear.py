@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from ...anatomy.sites import Linear
+from ...anatomy.sites import Linear, Place
 from ..editor import Fold
 from .base import BoundSite
 
@@ -61,31 +61,31 @@ class LinearSite(BoundSite):
         return weight.removesuffix(".weight") if weight.endswith(".weight") else self.parts[0].path
 
     def parallel(self, branch: nn.Module) -> None:
-        """`y = linear(x)` becomes `y = branch(x, linear(x))`.
+        """`y = linear(x)` becomes `y = branch(x, linear(x))`, wherever the layer is called.
 
         Raises:
-            RewriteError: VR402 if the pass is there already.
+            RewriteError: VR402 if the pass is there already, VR410 if a unit calls the layer that
+                does not hold it.
         """
-        place = self.editor.where(self.parts[0].call)
-        node = self.editor.node(place)
-        self._refuse_rows(node)
+        for place in self._calls:
+            self._refuse_rows(place)
         name = self._layer.rpartition(".")[2]
         name = f"linear{name}" if name.isdigit() else name
-        hint = str(node.meta.pop("hint", None) or name)
-        x = node.args[0]
-        assert isinstance(x, fx.Node)
-        (new,) = self.put(
-            branch, place.unit, (x, node), (hint,),
-            name=f"{name}_{self._stem}", owners=tuple(p.path for p in self.parts),
-        )  # fmt: skip
-        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        self.beside(branch, self._calls, name, tuple(p.path for p in self.parts))
 
-    def _refuse_rows(self, node: fx.Node) -> None:
+    @property
+    def _calls(self) -> list[Place]:
+        """All calls that apply the rows that the site is some of."""
+        first = self.parts[0]
+        known = self.context.anatomy.calls.get((first.weight, first.offset), (first.call,))
+        return [self.editor.where(call) for call in known]
+
+    def _refuse_rows(self, place: Place) -> None:
+        node = self.editor.node(place)
         for user in list(node.users):
             if user.op != "call_module" or user.args[1:2] != (node,):
                 continue
-            unit = self.editor.where(self.parts[0].call).unit
-            branch = self.editor.own(unit).get_submodule(str(user.target))
+            branch = self.editor.own(place.unit).get_submodule(str(user.target))
             if getattr(branch, "inserted_by", None) != self.pass_name:
                 continue
             taken = set(getattr(branch, "rows", ()) or [(0, self.out_features)])
@@ -106,7 +106,7 @@ class LinearSite(BoundSite):
         """
         owner, _, name = self.parts[0].weight.rpartition(".")
         layer = self.editor.root.get_submodule(owner)
-        if not self.foldable(layer, self.editor.node(self.parts[0].call), self.rows):
+        if not self.foldable(layer, self._calls, self.rows):
             return False
         weight = layer._parameters[name]
         assert weight is not None

@@ -1,0 +1,55 @@
+"""Limits of dtypes: `torch.finfo(x.dtype).max` stays that of whatever `x` is when a model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .numbers import make
+from .witness import COUNT
+
+if TYPE_CHECKING:
+    from .frame import Frame
+    from .recorder import Recorder
+
+_NUMBERS = ("max", "min", "eps", "tiny", "smallest_normal", "resolution")
+
+
+class Limits:
+    """What `torch.finfo` yields for a dtype that the forward of `frame` read off a tensor."""
+
+    def __init__(self, frame: Frame, dtype: torch.dtype, known: torch.finfo) -> None:
+        self._frame, self._dtype, self._known = frame, dtype, known
+
+    def __getattr__(self, name: str) -> Any:
+        value, frame = getattr(self._known, name), self._frame
+        if name not in _NUMBERS:
+            return value
+
+        def recipe() -> Any:
+            limits = frame.emit_function(type(self._known), (frame.arg(self._dtype),))
+            return frame.emit_function(getattr, (limits, name))
+
+        return make(frame, value, (value,) * COUNT, recipe)
+
+
+@contextmanager
+def tracked_limits(recorder: Recorder) -> Iterator[None]:
+    """Lets `torch.finfo` of a dtype that was read off a tensor be an operation."""
+    original: Any = torch.finfo
+
+    def finfo(dtype: torch.dtype | None = None) -> Any:
+        known = original() if dtype is None else original(dtype)
+        frame = recorder.frames[-1] if recorder.frames else None
+        if dtype is None or frame is None or not frame.has_read(dtype):
+            return known
+        return Limits(frame, dtype, known)
+
+    torch.finfo = finfo  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        torch.finfo = original  # type: ignore[misc]
