@@ -77,6 +77,7 @@ class DynamicFocusAwarePositionalQueries(Pass):
 
     def rewrite(self, decoder: DecoderSite) -> None:
         """K_l; q_0 from the first masks; then q from the attention of each layer."""
+        decoder.check()
         self.check(decoder)
         decoder.threshold(self.threshold)
         bias = decoder.positions

@@ -14,6 +14,7 @@ from vitrewrite.anatomy.report import to_text
 from vitrewrite.anatomy.sites import Linear, Place
 
 Analyse = Callable[[str], Anatomy]
+pytestmark = pytest.mark.xdist_group("anatomy")  # captured models, made once
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from vitrewrite.anatomy import Anatomy, analyse
 from vitrewrite.anatomy.decoder import Decoder, PixelDecoder
 from vitrewrite.tracing import trace
 
+pytestmark = pytest.mark.xdist_group("hf-anatomy")  # captured models, made once
+
 MODULE = "model.transformer_module"
 PIXELS = "model.pixel_level_module.decoder"
 

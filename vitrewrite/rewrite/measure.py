@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..anatomy.sites import Place
 from ..tracing import tree
 from ..tracing.configuration import freeze
+from ..tracing.operators import is_repeatable
+from ..tracing.recipes import remembered
 from ..tracing.unit import Unit, run_node
 
 # The counter knows `addmm`, and not that it can be done in place.
@@ -61,6 +63,7 @@ class Propagation:
         *, note: bool = False,
     ) -> None:  # fmt: skip
         self.note, self.noted = note, set[int]()
+        self.spared = 0  # flops of operations that were not run again
         self.entries: dict[Hashable, _Entry] = known.entries if known else {}
         self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
@@ -88,12 +91,12 @@ class Propagation:
         constants = freeze(tuple(a for a in args if isinstance(a, (int, float))))
         key = (self._fingerprint(module), shapes, constants)
         if key not in self.entries:
-            before = self.counter.get_total_flops()
+            before = self._flops()
             if isinstance(module, Unit) and module.template is not None:
                 entry = self._graph(module.template.graph, module, args)
             else:
                 entry = _Entry(_leaf(module, args), 0, {})
-            own = self.counter.get_total_flops() - before - entry.seen_in_children
+            own = self._flops() - before - entry.seen_in_children
             entry.macs += own // 2
             self.entries[key] = entry
         if self.note:
@@ -131,21 +134,40 @@ class Propagation:
 
     def _step(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any]) -> Any:
         try:
+            if node.op in ("call_function", "call_method") and is_repeatable(node.target):
+                return self._remembered(node, unit, values)
             return run_node(node, unit, values)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise BrokenError("", error) from error
+
+    def _remembered(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any]) -> Any:
+        """The value of a call, run only if no equal one was run before."""
+        before = self._flops()
+
+        def run(_: Any) -> tuple[Any, int]:
+            return run_node(node, unit, values), self._flops() - before
+
+        given = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+        value, flops = remembered(run, given, (node.op, node.target), _is_one_tensor)
+        if self._flops() == before:
+            self.spared += flops
+        return value
+
+    def _flops(self) -> int:
+        """Those of all that ran, and of what did not have to run again."""
+        return int(self.counter.get_total_flops()) + self.spared
 
     def _child(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any], entry: _Entry) -> Any:
         inputs = fx.node.map_arg(node.args, lambda n: values[n])
         name = str(node.target)
         child = unit.get_submodule(name)
-        before = self.counter.get_total_flops()
+        before = self._flops()
         try:
             key = entry.children[name] = self._run(child, inputs)
         except BrokenError as error:
             path = f"{name}.{error.path}" if error.path else name
             raise BrokenError(path, error.reason) from error
-        entry.seen_in_children += self.counter.get_total_flops() - before
+        entry.seen_in_children += self._flops() - before
         entry.macs += self.entries[key].macs
         return self.entries[key].outputs
 
@@ -175,6 +197,10 @@ class Propagation:
             skipped = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
             own = tuple((k, freeze(v)) for k, v in module.__dict__.items() if k not in skipped)
         return type(module), own, state, children
+
+
+def _is_one_tensor(made: tuple[Any, int]) -> bool:
+    return isinstance(made[0], torch.Tensor) and made[0].is_meta
 
 
 def _leaf(module: nn.Module, args: tuple[Any, ...]) -> Any:

@@ -8,7 +8,6 @@ fails under it, proves that the model is fixed in that respect; the witness is d
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +15,10 @@ import torch
 from ..errors import CaptureError
 from . import tree
 from .numbers import plain
+from .recipes import remembered
 
 BATCH, IMAGE = 0, 1
 COUNT = 2
-
-_RECIPES: dict[Hashable, Any] = {}  # what operations yield, by all that their result depends on
-_MOST_RECIPES = 50_000  # a model of many parts has about 1000
 
 
 class DeadError(Exception):
@@ -102,19 +99,9 @@ class Witnesses:
             key: identifies the operation, if its result depends on nothing but the shapes and
                 constants in `value`; meta kernels are slow, so such results are remembered.
         """
-        run = function if key is None else lambda v: self._remembered(function, v, key)
+        run = function if key is None else lambda v: remembered(function, v, key)
         result = run(self.primary(value))
         return result, [self._attempt(i, run, value, what) for i in range(COUNT)]
-
-    def _remembered(self, function: Callable[[Any], Any], value: Any, key: Hashable) -> Any:
-        full = (key, torch.get_default_dtype(), _described(value))
-        if full not in _RECIPES:
-            result = function(value)
-            if len(_RECIPES) >= _MOST_RECIPES:
-                _RECIPES.clear()
-            _RECIPES[full] = _recipe(result)
-            return result
-        return _remade(_RECIPES[full])
 
     def _attempt(self, index: int, function: Callable[[Any], Any], value: Any, what: str) -> Any:
         if index in self.dead:
@@ -136,38 +123,3 @@ class Witnesses:
         self.dead.setdefault(index, why)
         if index == BATCH:
             raise CaptureError("VR605", f"the batch size is built into the model ({why})")
-
-
-def _described(value: Any) -> Hashable:
-    """Everything that a meta kernel can see of its arguments."""
-    if isinstance(value, torch.Tensor):
-        return ("tensor", tuple(value.shape), value.stride(), value.dtype)
-    if isinstance(value, (tuple, list)):
-        return (type(value).__name__, *map(_described, value))
-    if isinstance(value, dict):
-        return ("dict", *((k, _described(v)) for k, v in value.items()))
-    if isinstance(value, slice):
-        return ("slice", *map(_described, (value.start, value.stop, value.step)))
-    if isinstance(value, Hashable):  # which the key keeps, so that nothing else gets its id
-        return (type(value).__name__, value)
-    return object()  # equal to nothing: not remembered
-
-
-def _recipe(result: Any) -> Any:
-    if isinstance(result, torch.Tensor):
-        return tuple(result.shape), result.stride(), result.dtype
-    if isinstance(result, (tuple, list)):
-        return [_recipe(r) for r in result]
-    return _Constant(result)
-
-
-@dataclass(frozen=True)
-class _Constant:
-    value: Any
-
-
-def _remade(recipe: Any) -> Any:
-    if isinstance(recipe, tuple):
-        shape, stride, dtype = recipe
-        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-    return recipe.value if isinstance(recipe, _Constant) else [_remade(r) for r in recipe]

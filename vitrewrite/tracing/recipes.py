@@ -1,0 +1,71 @@
+"""What operations on meta tensors yield, remembered: meta kernels are slow, models repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_RECIPES: dict[Hashable, Any] = {}  # by everything that a result depends on
+_MOST = 50_000  # a model of many parts has about 1000
+
+
+def remembered(
+    function: Callable[[Any], Any], value: Any, key: Hashable,
+    worth: Callable[[Any], bool] = lambda _: True,
+) -> Any:  # fmt: skip
+    """`function(value)`, run only where nothing equal was run before.
+
+    Args:
+        function: an operation on meta tensors.
+        value: its argument, nested.
+        key: identifies the operation, whose result depends on nothing but the shapes and constants
+            in `value`.
+        worth: whether a result is to be remembered; tuples come back as lists.
+    """
+    full = (key, torch.get_default_dtype(), _described(value))
+    if full in _RECIPES:
+        return _remade(_RECIPES[full])
+    result = function(value)
+    if len(_RECIPES) >= _MOST:
+        _RECIPES.clear()
+    if worth(result):
+        _RECIPES[full] = _recipe(result)
+    return result
+
+
+def _described(value: Any) -> Hashable:
+    """Everything that a meta kernel can see of its arguments."""
+    if isinstance(value, torch.Tensor):
+        return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device.type)
+    if isinstance(value, (tuple, list)):
+        return (type(value).__name__, *map(_described, value))
+    if isinstance(value, dict):
+        return ("dict", *((k, _described(v)) for k, v in value.items()))
+    if isinstance(value, slice):
+        return ("slice", *map(_described, (value.start, value.stop, value.step)))
+    if isinstance(value, Hashable):  # which the key keeps, so that nothing else gets its id
+        return (type(value).__name__, value)
+    return object()  # equal to nothing: not remembered
+
+
+def _recipe(result: Any) -> Any:
+    if isinstance(result, torch.Tensor):
+        return tuple(result.shape), result.stride(), result.dtype
+    if isinstance(result, (tuple, list)):
+        return [_recipe(r) for r in result]
+    return _Constant(result)
+
+
+@dataclass(frozen=True)
+class _Constant:
+    value: Any
+
+
+def _remade(recipe: Any) -> Any:
+    if isinstance(recipe, tuple):
+        shape, stride, dtype = recipe
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return recipe.value if isinstance(recipe, _Constant) else [_remade(r) for r in recipe]
