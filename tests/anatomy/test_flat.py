@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import timm
@@ -23,7 +23,7 @@ def _sites(anatomy: Anatomy) -> dict[str, Any]:
             return {k: kept(v) for k, v in value.items() if k not in places}
         return [kept(v) for v in value] if isinstance(value, (tuple, list)) else value
 
-    result: dict[str, Any] = kept(asdict(anatomy))
+    result: dict[str, Any] = kept(asdict(replace(anatomy, calls={})))
     return result
 
 

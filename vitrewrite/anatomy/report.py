@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any
 
@@ -37,7 +37,8 @@ def to_json(anatomy: Anatomy) -> dict[str, Any]:
             return {k: plain(v) for k, v in value.items()}
         return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
-    result: dict[str, Any] = plain(asdict(anatomy))
+    result: dict[str, Any] = plain(asdict(replace(anatomy, calls={})))
+    del result["calls"]  # for verbs, not for readers
     result["sites"] = {role: s.path for role, s in anatomy.roles() if isinstance(s, Linear)}
     return result
 

@@ -128,8 +128,10 @@ def _parts(anatomy: Anatomy) -> dict[str, list[Linear]]:
     of_blocks = (block.attn for block in anatomy.blocks if block.attn is not None)
     for attn in (*of_blocks, *decoders.attentions(anatomy)):
         for site in (attn.q, attn.k, attn.v):
-            if site is not None:
-                found.setdefault(site.weight, []).append(site)
+            known = found.setdefault(site.weight, []) if site is not None else []
+            # A block that runs twice has its rows once.
+            if site is not None and all(site.rows != other.rows for other in known):
+                known.append(site)
     return found
 
 

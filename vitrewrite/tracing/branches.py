@@ -113,14 +113,7 @@ def _joined(no: Outcome, yes: Outcome, number: int, where: str) -> Outcome:
     graph = no.entry.template.graph
     condition = no.conditions[number]
     end = graph.output_node()
-    same: dict[fx.Node, fx.Node] = {}
-    pairs = zip(graph.nodes, yes.entry.template.graph.nodes, strict=False)
-    shared = True
-    for mine, theirs in pairs:
-        if not shared:
-            break
-        same[theirs] = mine
-        shared = mine is not condition
+    same = _shared(graph, yes.entry.template.graph, condition)
     _pure(graph, set(same.values()), where)
     _pure(yes.entry.template.graph, set(same), where)
     with graph.inserting_before(end):
@@ -136,6 +129,29 @@ def _joined(no: Outcome, yes: Outcome, number: int, where: str) -> Outcome:
         assignments={**yes.entry.assignments, **no.entry.assignments},
     )
     return Outcome(entry, no.conditions)
+
+
+def _shared(no: fx.Graph, yes: fx.Graph, condition: fx.Node) -> dict[fx.Node, fx.Node]:
+    """What both ways do up to the decision: nodes of `no` by those of `yes`.
+
+    What only one way reads, such as a dtype, may stand at the top of its graph.
+    """
+    same: dict[fx.Node, fx.Node] = {}
+    left: list[fx.Node] = list(no.nodes)
+    for theirs in yes.nodes:
+        args, kwargs = (
+            fx.node.map_arg(a, lambda n: same.get(n, n)) for a in (theirs.args, theirs.kwargs)
+        )
+        for mine in left:
+            if (mine.op, mine.target, mine.args, mine.kwargs) == (
+                theirs.op, theirs.target, args, kwargs,
+            ):  # fmt: skip
+                same[theirs] = mine
+                left.remove(mine)
+                break
+        if same.get(theirs) is condition:
+            break
+    return same
 
 
 def _pure(graph: fx.Graph, shared: set[fx.Node], where: str) -> None:
