@@ -136,6 +136,26 @@ class DecidesOnValues(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class ReadsOnOneWay(nn.Module):
+    """Only one way reads the dtype, which stands at the top of its graph."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x.abs()
+        if not x.isfinite().all():
+            most = torch.finfo(x.dtype).max / 4
+            x = torch.clamp(x, min=-most, max=most)
+        return x, y
+
+
+def test_ways_of_a_decision_that_read_different_things() -> None:
+    model = ReadsOnOneWay()
+    captured = vr.capture(model, torch.zeros(2, 4))
+    for x in (torch.randn(3, 4), torch.full((3, 4), torch.inf), -torch.full((1, 4), torch.inf)):
+        for dtype in (torch.float32, torch.bfloat16):
+            found, expected = captured(x.to(dtype)), model(x.to(dtype))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 class DrawsOnValues(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x if x.sum() > 0 else torch.rand_like(x)
