@@ -20,13 +20,26 @@ def test_the_committed_source_is_what_is_written_and_runs_on_real_images(
 ) -> None:
     rewritten = vr.apply(vr.parse(spec, model="vit_base"))
     folder = vr.emit(rewritten, tmp_path / "demo")
-    for name in ("model.py", "plan.md", "graph.svg", "test_model.py"):
-        committed = (EMITTED / f"{spec}-vit_base" / name).read_text()
-        assert _exact((folder / name).read_text()) == _exact(committed), f"apply and copy {name}"
-    assert len((folder / "model.py").read_text().splitlines()) <= lines
+    _same(folder, EMITTED / f"{spec}-vit_base", lines)
     runpy.run_path(str(ROOT / "examples" / "run_on_image.py"))["main"](str(folder))
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown] == ["china.jpg", "flower.jpg"]
+
+
+def test_the_committed_source_of_a_rewritten_decoder(tmp_path: Path) -> None:
+    folder = vr.emit(vr.apply("faseg"), tmp_path / "faseg")
+    _same(folder, EMITTED / "faseg-mask2former_r50", 1215)
+    decoder = (
+        (folder / "model.py").read_text().partition("class Mask2FormerMaskedAttentionDecoder(")[2]
+    )
+    assert "for i in range(0, 9, 3):" in decoder
+
+
+def _same(folder: Path, committed: Path, lines: int) -> None:
+    for name in ("model.py", "plan.md", "graph.svg", "test_model.py"):
+        expected = _exact((committed / name).read_text())
+        assert _exact((folder / name).read_text()) == expected, f"apply and copy {name}"
+    assert len((folder / "model.py").read_text().splitlines()) <= lines
 
 
 def _exact(text: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..anatomy.decoder import DecoderLayer
 from ..anatomy.sites import Block
 from ..emission.file import render
+from ..tracing.unit import Unit
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -58,11 +60,45 @@ def picture(rewritten: Rewritten) -> str:
         cells = tuple(_cells(block, touched))
         columns.append(Column(str(block.index), block.stage, str(count or ""), cells))
     head = next((c[0] for r, c in touched.items() if r.startswith("head")), None)
+    layers = list(_layers(rewritten, touched))
     return render(
-        "graph.svg.jinja", columns=columns, legend=legend, head=head,
-        tall=max((sum(_height(c) for c in column.cells) for column in columns), default=26),
+        "graph.svg.jinja", columns=columns, legend=legend, head=head, tall=_tall(columns),
+        layers=layers, layers_tall=_tall(layers) + 66,
         title=f"{rewritten.model_name}: {rewritten.spec.name}",
     )  # fmt: skip
+
+
+def _layers(rewritten: Rewritten, touched: Mapping[str, tuple[str, ...]]) -> Iterator[Column]:
+    """The layers of a decoder, with bars for the clauses about all of it."""
+    decoder = rewritten.result.anatomy.decoder
+    if decoder is None:
+        return
+    side = rewritten.result.example[0].shape[-2]
+    for layer in decoder.layers:
+        cells = [Cell((Part("", (c,)),), bar=True) for c in _bars(rewritten, layer)]
+        for site in layer.linears:
+            words = site.role.split(".")[2:]
+            label = ("self " if words[0] == "self_attn" else "") + words[-1]
+            cells.append(Cell((Part(label, touched.get(site.role, ())),)))
+        grid = decoder.levels[layer.level].grid
+        scale = "" if grid is None else f"1/{round(side / grid[0])}"
+        yield Column(str(layer.index), layer.level, scale, tuple(cells))
+
+
+def _bars(rewritten: Rewritten, layer: DecoderLayer) -> Iterator[str]:
+    """The colours of clauses about the decoder: one that adds layers is about these."""
+    inserted = rewritten.result.editor.insertions
+    for step in rewritten.result.steps:
+        number = step.clause.number
+        own = [i.path for i in inserted if i.clause == number and isinstance(i.module, Unit)]
+        sites = {"decoder", layer.role, layer.cross_attn.role}
+        if sites & set(step.sites) and (not own or layer.unit in own):
+            yield COLOURS[number % len(COLOURS)]
+
+
+def _tall(columns: Sequence[Column]) -> int:
+    """Pixels that the cells of the tallest column take."""
+    return max((sum(_height(c) for c in column.cells) for column in columns), default=26)
 
 
 def _height(cell: Cell) -> int:

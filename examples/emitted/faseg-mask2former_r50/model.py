@@ -1,0 +1,1210 @@
+"""hf:mask2former-r50 rewritten by faseg, written by vitrewrite.
+
+    model hf:mask2former-r50
+
+    add dfpq() to decoder
+    add hrca(omega=32) to decoder
+    train every parameter
+
+    require params within 5% of 52000000
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ConditionalPosition(nn.Module):
+    """Positions made from features: a depthwise convolution of a map [B, C, H, W]."""
+
+    inserted_by = "dfpq"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.weight = nn.Parameter(torch.empty(dim, 1, 3, 3))
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws it as `nn.Conv2d` does."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5, generator=generator)
+        nn.init.uniform_(self.bias, -1 / 3, 1 / 3, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W]."""
+        return F.conv2d(x, self.weight, self.bias, padding=1, groups=self.dim)
+
+
+class ProjectedPosition(nn.Module):
+    """Positions made from a map of the backbone: 1x1 convolution, group norm, depthwise one."""
+
+    inserted_by = "dfpq"
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.channels, self.dim = channels, dim
+        self.projection = nn.Parameter(torch.empty(dim, channels, 1, 1))
+        self.projection_bias = nn.Parameter(torch.empty(dim))
+        self.norm_weight = nn.Parameter(torch.empty(dim))
+        self.norm_bias = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(torch.empty(dim, 1, 3, 3))
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Xavier-uniform projection, default norm and depthwise convolution."""
+        nn.init.xavier_uniform_(self.projection, generator=generator)
+        nn.init.zeros_(self.projection_bias)
+        nn.init.ones_(self.norm_weight)
+        nn.init.zeros_(self.norm_bias)
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5, generator=generator)
+        nn.init.uniform_(self.bias, -1 / 3, 1 / 3, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From [B, channels, H, W] to [B, C, H, W]."""
+        x = F.conv2d(x, self.projection, self.projection_bias)
+        x = F.group_norm(x, 32, self.norm_weight, self.norm_bias)
+        return F.conv2d(x, self.weight, self.bias, padding=1, groups=self.dim)
+
+
+class FineLevel(nn.Module):
+    """A map [B, C, H, W] as a level: [H W, B, C], with an embedding that tells it apart."""
+
+    inserted_by = "hrca"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.level_embed = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the embedding as those of the other levels are."""
+        nn.init.normal_(self.level_embed, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The features of each pixel, row by row."""
+        return (x + self.level_embed[:, None, None]).flatten(2).permute(2, 0, 1)
+
+
+class CellSelection(nn.Module):
+    """Keeps the keys and positions, [H W, B, C], that lie in the cells with most attention.
+
+    The attention is [B, queries, n] over cells of s x s pixels; `like` is a map [B, ..., H, W].
+    """
+
+    inserted_by = "hrca"
+    changes = (1, 2)
+
+    def __init__(self, omega: int = 32, cells: str = "top") -> None:
+        super().__init__()
+        self.omega, self.cells = omega, cells
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """There are none."""
+
+    def forward(
+        self,
+        attention: torch.Tensor,
+        keys: torch.Tensor,
+        positions: torch.Tensor,
+        like: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The chosen keys and their positions, [K, B, C] each."""
+        if self.cells == "all":
+            return keys, positions
+        pixels = self.pixels(attention.detach().sum(1), like.shape[-2], like.shape[-1])
+        index = pixels.t()[:, :, None].expand(-1, -1, keys.shape[2])
+        return keys.gather(0, index), positions.gather(0, index)
+
+    def pixels(self, score: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Row-major indices of the chosen pixels, [B, K], from scores of cells, [B, n]."""
+        count = score.shape[1]
+        side = math.isqrt(height * width // count)
+        rows, columns = height // side, width // side
+        if rows * columns != count or count < self.omega:
+            raise ValueError(
+                f"{count} cells on {height}x{width} pixels: sides must be multiples of 32 and give "
+                f"{self.omega} cells or more"
+            )
+        if self.cells == "bilinear":
+            score = score.view(-1, 1, rows, columns)
+            fine = F.interpolate(score, (height, width), mode="bilinear", align_corners=False)
+            return fine.flatten(1).topk(height * width // self.omega).indices
+        if self.cells == "random":
+            score = self.noise(score)
+        cells = score.topk(count // self.omega).indices
+        first = cells // columns * (side * width) + cells % columns * side
+        steps = torch.arange(side, device=score.device)
+        inside = (steps[:, None] * width + steps).flatten()
+        return (first[:, :, None] + inside).flatten(1)
+
+    def noise(self, score: torch.Tensor) -> torch.Tensor:
+        """Scores without meaning: drawn anew in training, fixed otherwise."""
+        if self.training:
+            return torch.rand_like(score)
+        order = torch.arange(score.shape[1], device=score.device, dtype=torch.float32)
+        return torch.frac((order * 12.9898).sin().abs() * 43758.5453).expand_as(score)
+
+
+class MaskPool(nn.Module):
+    """Weights [B, queries, h w] of a mean over the background, or foreground, of masks.
+
+    The masks are logits [B, queries, H, W]; `like` is a map [B, ..., h, w].
+    """
+
+    inserted_by = "dfpq"
+
+    def __init__(self, foreground: bool = False) -> None:
+        super().__init__()
+        self.foreground = foreground
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """There are none."""
+
+    def forward(self, masks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """One over the number of positions on that side, zero on the other; no gradient."""
+        masks = F.interpolate(masks.detach(), like.shape[-2:], mode="bilinear", align_corners=False)
+        probable = masks.flatten(2).sigmoid()
+        side = (probable > 0.5 if self.foreground else probable < 0.5).to(masks.dtype)
+        return side / (side.sum(-1, keepdim=True) + 1e-6)
+
+
+class PositionalQueries(nn.Module):
+    """h(x + B), where x tells where a query looks.
+
+    With "focus", x is what the weights [B, queries, n] pool of the positions [B, C, height, width];
+    with "anchor" the sine encoding of the point that they pool; with "grid" that of a fixed point.
+    """
+
+    inserted_by = "dfpq"
+
+    def __init__(self, dim: int, mode: str = "focus") -> None:
+        super().__init__()
+        self.dim, self.mode = dim, mode
+        self.weight_0 = nn.Parameter(torch.empty(dim, dim))
+        self.bias_0 = nn.Parameter(torch.empty(dim))
+        self.weight_2 = nn.Parameter(torch.empty(dim, dim))
+        self.bias_2 = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws both layers as `nn.Linear` does."""
+        for weight, bias in ((self.weight_0, self.bias_0), (self.weight_2, self.bias_2)):
+            nn.init.kaiming_uniform_(weight, a=5**0.5, generator=generator)
+            nn.init.uniform_(bias, -(self.dim**-0.5), self.dim**-0.5, generator=generator)
+
+    def forward(
+        self,
+        bias: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Positional queries, [queries, B, C]; `bias` is of the same shape."""
+        if weights is None or positions is None:
+            focus = self.encoded(self.grid(bias))[:, None]
+        elif self.mode == "anchor":
+            focus = self.encoded(weights @ self.centres(positions)).transpose(0, 1)
+        else:
+            focus = torch.einsum("bqn,bcn->qbc", weights, positions.flatten(2))
+        x = F.relu(F.linear(focus + bias, self.weight_0, self.bias_0))
+        return F.linear(x, self.weight_2, self.bias_2)
+
+    def centres(self, like: torch.Tensor) -> torch.Tensor:
+        """(y, x) of each position of a map in [0, 1], row by row: [n, 2]."""
+        height, width = like.shape[-2:]
+        y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
+        x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
+        return torch.stack([y.repeat_interleave(width), x.repeat(height)], dim=1)
+
+    def grid(self, like: torch.Tensor) -> torch.Tensor:
+        """(y, x) of one point per query, on a square grid that may miss its last ones: [Q, 2]."""
+        count = like.shape[0]
+        side = int((count - 1) ** 0.5) + 1
+        number = torch.arange(count, device=like.device)
+        rows, columns = number // side, number % side
+        return (torch.stack([rows, columns], dim=1).to(like.dtype) + 0.5) / side
+
+    def encoded(self, points: torch.Tensor) -> torch.Tensor:
+        """Sine encoding of points, [..., 2] to [..., C]: one half for y, one for x."""
+        number = torch.arange(self.dim // 4, device=points.device, dtype=points.dtype)
+        angle = points[..., None] * 6.283185307179586 / 10000 ** (number / (self.dim // 4))
+        return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+
+
+class ResNetConvLayer(nn.Module):
+    def __init__(self, dim, out_dim, kernel_size, stride, padding, activation):
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            dim, out_dim, kernel_size, stride=stride, padding=padding, bias=False
+        )
+        self.normalization = nn.BatchNorm2d(out_dim)
+        self.activation = activation
+
+    def forward(self, hidden_states):
+        hidden_states = self.convolution(hidden_states)
+        hidden_states = self.normalization(hidden_states)
+        return self.activation(hidden_states)
+
+
+class ResNetEmbeddings(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedder = ResNetConvLayer(3, 64, 7, 2, 3, nn.ReLU())
+        self.pooler = nn.MaxPool2d(3, stride=2, padding=1)
+
+    def forward(self, pixel_values):
+        embedding = self.embedder(pixel_values)
+        return self.pooler(embedding)
+
+
+class ResNetShortCut(nn.Module):
+    def __init__(self, dim, out_dim, stride):
+        super().__init__()
+        self.convolution = nn.Conv2d(dim, out_dim, 1, bias=False, stride=stride)
+        self.normalization = nn.BatchNorm2d(out_dim)
+
+    def forward(self, x):
+        hidden_state = self.convolution(x)
+        return self.normalization(hidden_state)
+
+
+class ResNetBottleNeckLayer(nn.Module):
+    def __init__(self, shortcut, dim, out_dim, stride):
+        super().__init__()
+        self.shortcut = shortcut
+        self.layer = nn.Sequential(
+            ResNetConvLayer(dim, out_dim, 1, 1, 0, nn.ReLU()),
+            ResNetConvLayer(out_dim, out_dim, 3, stride, 1, nn.ReLU()),
+            ResNetConvLayer(out_dim, 4 * out_dim, 1, 1, 0, nn.Identity()),
+        )
+        self.activation = nn.ReLU()
+
+    def forward(self, hidden_state):
+        layer = self.layer(hidden_state)
+        residual = self.shortcut(hidden_state)
+        layer += residual
+        return self.activation(layer)
+
+
+class ResNetStage(nn.Module):
+    def __init__(self, dim, out_dim, stride):
+        super().__init__()
+        self.layers = nn.Sequential(
+            ResNetBottleNeckLayer(ResNetShortCut(dim, out_dim, stride), dim, out_dim // 4, stride),
+            ResNetBottleNeckLayer(nn.Identity(), out_dim, out_dim // 4, 1),
+            ResNetBottleNeckLayer(nn.Identity(), out_dim, out_dim // 4, 1),
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class ResNetStage2(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            ResNetBottleNeckLayer(ResNetShortCut(256, 512, 2), 256, 128, 2),
+            *(ResNetBottleNeckLayer(nn.Identity(), 512, 128, 1) for _ in range(3)),
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class ResNetStage3(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            ResNetBottleNeckLayer(ResNetShortCut(512, 1024, 2), 512, 256, 2),
+            *(ResNetBottleNeckLayer(nn.Identity(), 1024, 256, 1) for _ in range(5)),
+        )
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class ResNetEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            [ResNetStage(64, 256, 1), ResNetStage2(), ResNetStage3(), ResNetStage(1024, 2048, 2)]
+        )
+
+    def forward(self, hidden_state):
+        hidden_states = []
+        for stage in self.stages:
+            hidden_state = stage(hidden_state)
+            hidden_states.append(hidden_state)
+        return tuple(hidden_states)
+
+
+class ResNetBackbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedder = ResNetEmbeddings()
+        self.encoder = ResNetEncoder()
+
+    def forward(self, pixel_values):
+        embedding_output = self.embedder(pixel_values)
+        encoder = self.encoder(embedding_output)
+        return encoder, encoder[0]
+
+
+class Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sampling_offsets = nn.Linear(256, 192)
+        self.attention_weights = nn.Linear(256, 96)
+        self.value_proj = nn.Linear(256, 256)
+        self.output_proj = nn.Linear(256, 256)
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask,
+        position_embeddings,
+        reference_points,
+        spatial_shapes_list_0,
+        spatial_shapes_list_1,
+        spatial_shapes_list_2,
+        spatial_shapes_list_3,
+        spatial_shapes_list_4,
+        spatial_shapes_list_5,
+    ):
+        batch_size, size1, _ = hidden_states.shape
+        y = hidden_states + position_embeddings
+        num_queries = y.shape[1]
+        if not (
+            spatial_shapes_list_0 * spatial_shapes_list_1
+            + spatial_shapes_list_2 * spatial_shapes_list_3
+            + spatial_shapes_list_4 * spatial_shapes_list_5
+            == size1
+        ):
+            raise ValueError("captured for other sizes")
+        value = self.value_proj(hidden_states)
+        value = value.masked_fill(attention_mask[..., None], 0.0)
+        value = value.view(batch_size, size1, 8, 32)
+        hidden_dim = value.shape[3]
+        sampling_offsets = self.sampling_offsets(y).view(batch_size, num_queries, 8, 3, 4, 2)
+        attention_weights = self.attention_weights(y).view(batch_size, num_queries, 8, 12)
+        attention_weights = F.softmax(attention_weights, dim=-1).view(
+            batch_size, num_queries, 8, 3, 4
+        )
+        offset_normalizer = torch.tensor(
+            [
+                [spatial_shapes_list_1, spatial_shapes_list_0],
+                [spatial_shapes_list_3, spatial_shapes_list_2],
+                [spatial_shapes_list_5, spatial_shapes_list_4],
+            ],
+            dtype=torch.int64,
+            device=reference_points.device,
+        )
+        y = reference_points[:, :, None, :, None, :]
+        z = offset_normalizer[None, None, None, :, None, :]
+        sampling_locations = y + sampling_offsets / z
+        _, num_queries, num_heads, num_levels, num_points, _ = sampling_locations.shape
+        y, z, y2 = value.split(
+            [
+                spatial_shapes_list_0 * spatial_shapes_list_1,
+                spatial_shapes_list_2 * spatial_shapes_list_3,
+                spatial_shapes_list_4 * spatial_shapes_list_5,
+            ],
+            dim=1,
+        )
+        sampling_grids = sampling_locations * 2 - 1
+        value_l_ = y.flatten(2).transpose(1, 2).reshape(
+            batch_size * num_heads, hidden_dim, spatial_shapes_list_0, spatial_shapes_list_1
+        )
+        y = sampling_grids[:, :, :, 0]
+        sampling_grid_l_ = y.transpose(1, 2).flatten(0, 1)
+        sampling_value_l_ = F.grid_sample(value_l_, sampling_grid_l_, align_corners=False)
+        value_l_ = z.flatten(2).transpose(1, 2).reshape(
+            batch_size * num_heads, hidden_dim, spatial_shapes_list_2, spatial_shapes_list_3
+        )
+        y = sampling_grids[:, :, :, 1]
+        sampling_grid_l_ = y.transpose(1, 2).flatten(0, 1)
+        y = F.grid_sample(value_l_, sampling_grid_l_, align_corners=False)
+        value_l_ = y2.flatten(2).transpose(1, 2).reshape(
+            batch_size * num_heads, hidden_dim, spatial_shapes_list_4, spatial_shapes_list_5
+        )
+        z = sampling_grids[:, :, :, 2]
+        sampling_grid_l_ = z.transpose(1, 2).flatten(0, 1)
+        z = F.grid_sample(value_l_, sampling_grid_l_, align_corners=False)
+        attention_weights = attention_weights.transpose(1, 2).reshape(
+            batch_size * num_heads, 1, num_queries, num_levels * num_points
+        )
+        output = (
+            torch.stack([sampling_value_l_, y, z], dim=-2).flatten(-2) * attention_weights
+        ).sum(-1).view(batch_size, num_heads * hidden_dim, num_queries)
+        output = output.transpose(1, 2).contiguous()
+        return self.output_proj(output)
+
+
+class Mask2FormerPixelDecoderEncoderLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn = Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention()
+        self.self_attn_layer_norm = nn.LayerNorm(256)
+        self.fc1 = nn.Linear(256, 1024)
+        self.fc2 = nn.Linear(1024, 256)
+        self.final_layer_norm = nn.LayerNorm(256)
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask,
+        position_embeddings,
+        reference_points,
+        spatial_shapes_list_0,
+        spatial_shapes_list_1,
+        spatial_shapes_list_2,
+        spatial_shapes_list_3,
+        spatial_shapes_list_4,
+        spatial_shapes_list_5,
+    ):
+        self_attn = self.self_attn(
+            hidden_states,
+            attention_mask,
+            position_embeddings,
+            reference_points,
+            spatial_shapes_list_0,
+            spatial_shapes_list_1,
+            spatial_shapes_list_2,
+            spatial_shapes_list_3,
+            spatial_shapes_list_4,
+            spatial_shapes_list_5,
+        )
+        hidden_states = hidden_states + self_attn
+        hidden_states = self.self_attn_layer_norm(hidden_states)
+        y = F.relu(self.fc1(hidden_states))
+        fc2 = self.fc2(y)
+        hidden_states = hidden_states + fc2
+        hidden_states = self.final_layer_norm(hidden_states)
+        clamp_value = torch.finfo(hidden_states.dtype).max - 1000
+        return torch.where(
+            torch.isfinite(hidden_states).all(),
+            hidden_states,
+            torch.clamp(hidden_states, min=-clamp_value, max=clamp_value),
+        ) if self.training else hidden_states
+
+
+class Mask2FormerPixelDecoderEncoderOnly(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Mask2FormerPixelDecoderEncoderLayer() for _ in range(6))
+
+    def forward(
+        self,
+        inputs_embeds,
+        attention_mask,
+        position_embeddings,
+        spatial_shapes_list_0,
+        spatial_shapes_list_1,
+        spatial_shapes_list_2,
+        spatial_shapes_list_3,
+        spatial_shapes_list_4,
+        spatial_shapes_list_5,
+        valid_ratios,
+    ):
+        device = inputs_embeds.device
+        dtype = valid_ratios.dtype
+        ref_y, ref_x = torch.meshgrid(
+            torch.linspace(
+                0.5, spatial_shapes_list_0 - 0.5, spatial_shapes_list_0, dtype=dtype, device=device
+            ),
+            torch.linspace(
+                0.5, spatial_shapes_list_1 - 0.5, spatial_shapes_list_1, dtype=dtype, device=device
+            ),
+            indexing="ij",
+        )
+        ref_y = ref_y.reshape(-1)[None] / (valid_ratios[:, None, 0, 1] * spatial_shapes_list_0)
+        ref_x = ref_x.reshape(-1)[None] / (valid_ratios[:, None, 0, 0] * spatial_shapes_list_1)
+        ref = torch.stack((ref_x, ref_y), -1)
+        ref_y, ref_x = torch.meshgrid(
+            torch.linspace(
+                0.5, spatial_shapes_list_2 - 0.5, spatial_shapes_list_2, dtype=dtype, device=device
+            ),
+            torch.linspace(
+                0.5, spatial_shapes_list_3 - 0.5, spatial_shapes_list_3, dtype=dtype, device=device
+            ),
+            indexing="ij",
+        )
+        ref_y = ref_y.reshape(-1)[None] / (valid_ratios[:, None, 1, 1] * spatial_shapes_list_2)
+        ref_x = ref_x.reshape(-1)[None] / (valid_ratios[:, None, 1, 0] * spatial_shapes_list_3)
+        y = torch.stack((ref_x, ref_y), -1)
+        ref_y, ref_x = torch.meshgrid(
+            torch.linspace(
+                0.5, spatial_shapes_list_4 - 0.5, spatial_shapes_list_4, dtype=dtype, device=device
+            ),
+            torch.linspace(
+                0.5, spatial_shapes_list_5 - 0.5, spatial_shapes_list_5, dtype=dtype, device=device
+            ),
+            indexing="ij",
+        )
+        ref_y = ref_y.reshape(-1)[None] / (valid_ratios[:, None, 2, 1] * spatial_shapes_list_4)
+        ref_x = ref_x.reshape(-1)[None] / (valid_ratios[:, None, 2, 0] * spatial_shapes_list_5)
+        z = torch.stack((ref_x, ref_y), -1)
+        reference_points = torch.cat([ref, y, z], 1)
+        reference_points = reference_points[:, :, None] * valid_ratios[:, None]
+        for layer in self.layers:
+            inputs_embeds = layer(
+                inputs_embeds,
+                attention_mask,
+                position_embeddings,
+                reference_points,
+                spatial_shapes_list_0,
+                spatial_shapes_list_1,
+                spatial_shapes_list_2,
+                spatial_shapes_list_3,
+                spatial_shapes_list_4,
+                spatial_shapes_list_5,
+            )
+        return inputs_embeds
+
+
+class Mask2FormerPixelDecoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.level_embed = nn.Parameter(torch.zeros(3, 256))
+        self.input_projections = nn.ModuleList(
+            nn.Sequential(p, nn.GroupNorm(32, 256)) for p in (
+                nn.Conv2d(2048, 256, 1), nn.Conv2d(1024, 256, 1), nn.Conv2d(512, 256, 1)
+            )
+        )
+        self.encoder = Mask2FormerPixelDecoderEncoderOnly()
+        self.mask_projection = nn.Conv2d(256, 256, 1)
+        self.adapter_1 = nn.Sequential(nn.Conv2d(256, 256, 1, bias=False), nn.GroupNorm(32, 256))
+        self.layer_1 = nn.Sequential(
+            nn.Conv2d(256, 256, 3, padding=1, bias=False), nn.GroupNorm(32, 256), nn.ReLU()
+        )
+        self.dfpq_position_0 = ConditionalPosition(256)
+        self.dfpq_position_1 = ConditionalPosition(256)
+        self.dfpq_position_2 = ConditionalPosition(256)
+        self.dfpq_position_3 = ProjectedPosition(256, 256)
+
+    def forward(self, features_0, features_1, features_2, features_3, hidden_state):
+        x = self.input_projections[0](features_3)
+        B, _, size2, size3 = x.shape
+        # faseg.peft:7: add dfpq() to decoder
+        position_0 = self.dfpq_position_0(x)
+        y = self.input_projections[1](features_2)
+        B2, _, size4, size5 = y.shape
+        # faseg.peft:7: add dfpq() to decoder
+        position_1 = self.dfpq_position_1(y)
+        z = self.input_projections[2](features_1)
+        B3, _, size6, size7 = z.shape
+        # faseg.peft:7: add dfpq() to decoder
+        position_2 = self.dfpq_position_2(z)
+        mask = torch.zeros((B, size2, size3), device=x.device, dtype=torch.bool)
+        _, height, width = mask.shape
+        mask2 = torch.zeros((B2, size4, size5), device=y.device, dtype=torch.bool)
+        _, height2, width2 = mask2.shape
+        mask3 = torch.zeros((B3, size6, size7), device=z.device, dtype=torch.bool)
+        _, height3, width3 = mask3.shape
+        input_embeds_flat = torch.cat(
+            [
+                x.flatten(2).transpose(1, 2),
+                y.flatten(2).transpose(1, 2),
+                z.flatten(2).transpose(1, 2),
+            ],
+            1,
+        )
+        dtype = input_embeds_flat.dtype
+        masks_flat = torch.cat([mask.flatten(1), mask2.flatten(1), mask3.flatten(1)], 1)
+        x = position_0.flatten(2).transpose(1, 2)
+        y = position_1.flatten(2).transpose(1, 2)
+        z = position_2.flatten(2).transpose(1, 2)
+        level_pos_embed_flat = torch.cat(
+            [
+                x + self.level_embed[0].view(1, 1, -1),
+                y + self.level_embed[1].view(1, 1, -1),
+                z + self.level_embed[2].view(1, 1, -1),
+            ],
+            1,
+        )
+        valid_height = torch.sum(~mask[:, :, 0], 1)
+        valid_width = torch.sum(~mask[:, 0, :], 1)
+        valid_ratio_height = valid_height.to(dtype) / height
+        valid_ratio_width = valid_width.to(dtype) / width
+        valid_height = torch.sum(~mask2[:, :, 0], 1)
+        valid_width = torch.sum(~mask2[:, 0, :], 1)
+        y = valid_height.to(dtype) / height2
+        z = valid_width.to(dtype) / width2
+        valid_height = torch.sum(~mask3[:, :, 0], 1)
+        valid_width = torch.sum(~mask3[:, 0, :], 1)
+        valid_ratio_height2 = valid_height.to(dtype) / height3
+        valid_ratio_width2 = valid_width.to(dtype) / width3
+        valid_ratios = torch.stack(
+            [
+                torch.stack([valid_ratio_width, valid_ratio_height], -1),
+                torch.stack([z, y], -1),
+                torch.stack([valid_ratio_width2, valid_ratio_height2], -1),
+            ],
+            1,
+        )
+        last_hidden_state = self.encoder(
+            input_embeds_flat,
+            masks_flat,
+            level_pos_embed_flat,
+            size2,
+            size3,
+            size4,
+            size5,
+            size6,
+            size7,
+            valid_ratios,
+        )
+        batch_size, size1, _ = last_hidden_state.shape
+        x, y, z = torch.split(
+            last_hidden_state,
+            [
+                size2 * size3,
+                size2 * size3 + size4 * size5 - size2 * size3,
+                size1 - (size2 * size3 + size4 * size5),
+            ],
+            dim=1,
+        )
+        z = z.transpose(1, 2).view(batch_size, -1, size6, size7)
+        current_fpn = self.adapter_1(features_0)
+        _, _, size6, size7 = current_fpn.shape
+        y2 = F.interpolate(z, size=(size6, size7), mode="bilinear", align_corners=False)
+        out = current_fpn + y2
+        out = self.layer_1(out)
+        # faseg.peft:7: add dfpq() to decoder
+        return (
+            (
+                x.transpose(1, 2).view(batch_size, -1, size2, size3),
+                y.transpose(1, 2).view(batch_size, -1, size4, size5),
+                z,
+            ),
+            self.mask_projection(out),
+            out,
+            position_0,
+            position_1,
+            position_2,
+            self.dfpq_position_3(hidden_state),
+        )
+
+
+class Mask2FormerPixelLevelModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = ResNetBackbone()
+        self.decoder = Mask2FormerPixelDecoder()
+
+    def forward(self, pixel_values):
+        y, hidden_state = self.encoder(pixel_values)
+        z, y2, out, position_0, position_1, position_2, position_3 = self.decoder(
+            y[0], y[1], y[2], y[3], hidden_state
+        )
+        return y[3], y2, z, out, position_0, position_1, position_2, position_3
+
+
+class Mask2FormerAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.k_proj = nn.Linear(256, 256)
+        self.v_proj = nn.Linear(256, 256)
+        self.q_proj = nn.Linear(256, 256)
+        self.out_proj = nn.Linear(256, 256)
+
+    def forward(self, hidden_states, query_position):
+        target_len, batch_size, embed_dim = hidden_states.shape
+        hidden_states = hidden_states.permute(1, 0, 2)
+        position_embeddings = query_position.permute(1, 0, 2)
+        y = hidden_states + position_embeddings
+        query_states = self.q_proj(y) * 0.1767766952966369
+        tensor = self.k_proj(y)
+        key_states = tensor.view(batch_size, -1, 8, 32).transpose(1, 2).contiguous()
+        tensor = self.v_proj(hidden_states)
+        value_states = tensor.view(batch_size, -1, 8, 32).transpose(1, 2).contiguous()
+        y = query_states.view(batch_size, target_len, 8, 32).transpose(1, 2).contiguous()
+        query_states = y.view(batch_size * 8, -1, 32)
+        key_states = key_states.view(batch_size * 8, -1, 32)
+        source_len = key_states.shape[1]
+        value_states = value_states.view(batch_size * 8, -1, 32)
+        attn_weights = torch.bmm(query_states, key_states.transpose(1, 2))
+        if not (attn_weights.shape[0] == batch_size * 8):
+            raise ValueError("captured for sizes where attn_weights.shape[0] == batch_size * 8")
+        attn_weights = F.softmax(attn_weights, dim=-1)
+        attn_weights_reshaped = attn_weights.view(batch_size, 8, target_len, source_len)
+        attn_weights = attn_weights_reshaped.view(batch_size * 8, target_len, source_len)
+        attn_output = torch.bmm(attn_weights, value_states)
+        if not (attn_output.shape[0] == batch_size * 8):
+            raise ValueError("captured for sizes where attn_output.shape[0] == batch_size * 8")
+        attn_output = attn_output.view(batch_size, 8, target_len, 32)
+        attn_output = attn_output.transpose(1, 2)
+        attn_output = attn_output.reshape(batch_size, target_len, embed_dim)
+        return self.out_proj(attn_output).permute(1, 0, 2)
+
+
+class MultiheadAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.zeros(768, 256))
+        self.in_proj_bias = nn.Parameter(torch.zeros(768))
+        self.out_proj = nn.Linear(256, 256)
+
+    def forward(self, query, key, value, attn_mask):
+        tgt_len, bsz, _ = query.shape
+        src_len = key.shape[0]
+        attn_mask = torch.zeros_like(
+            attn_mask, dtype=query.dtype
+        ).masked_fill_(attn_mask, float("-inf"))
+        w_q, w_k, w_v = self.in_proj_weight.chunk(3)
+        b_q, b_k, b_v = self.in_proj_bias.chunk(3)
+        q = F.linear(query, w_q, b_q)
+        k = F.linear(key, w_k, b_k)
+        v = F.linear(value, w_v, b_v)
+        q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
+        k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
+        v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
+        q_scaled = q * 0.1767766952966369
+        attn_weights = torch.baddbmm(attn_mask, q_scaled, k.transpose(-2, -1))
+        attn_weights = F.softmax(attn_weights, dim=-1)
+        attn_output = torch.bmm(attn_weights, v).transpose(0, 1)
+        attn_output = attn_output.reshape(tgt_len * bsz, 256)
+        attn_output = self.out_proj(attn_output)
+        return (
+            attn_output.view(tgt_len, bsz, attn_output.shape[1]),
+            attn_weights.unflatten(0, (-1, 8)).mean(1),
+        )
+
+
+class Mask2FormerMaskedAttentionDecoderLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn = Mask2FormerAttention()
+        self.activation_fn = nn.ReLU()
+        self.self_attn_layer_norm = nn.LayerNorm(256)
+        self.cross_attn = MultiheadAttention()
+        self.cross_attn_layer_norm = nn.LayerNorm(256)
+        self.fc1 = nn.Linear(256, 2048)
+        self.fc2 = nn.Linear(2048, 256)
+        self.final_layer_norm = nn.LayerNorm(256)
+
+    def forward(
+        self,
+        hidden_states,
+        position_embeddings,
+        encoder_hidden_states,
+        encoder_attention_mask,
+        query_position,
+    ):
+        y, weights = self.cross_attn(
+            hidden_states + query_position,
+            encoder_hidden_states + position_embeddings,
+            encoder_hidden_states,
+            encoder_attention_mask,
+        )
+        hidden_states = hidden_states + y
+        hidden_states = self.cross_attn_layer_norm(hidden_states)
+        self_attn = self.self_attn(hidden_states, query_position)
+        hidden_states = hidden_states + self_attn
+        hidden_states = self.self_attn_layer_norm(hidden_states)
+        activation_fn = self.activation_fn(self.fc1(hidden_states))
+        fc2 = self.fc2(activation_fn)
+        hidden_states = hidden_states + fc2
+        return self.final_layer_norm(hidden_states), weights
+
+
+class Mask2FormerMaskPredictor(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mask_embedder = nn.Sequential(
+            *(nn.Sequential(nn.Linear(256, 256), p) for p in (nn.ReLU(), nn.ReLU(), nn.Identity()))
+        )
+
+    def forward(
+        self, outputs, pixel_embeddings, attention_mask_target_size_0, attention_mask_target_size_1
+    ):
+        mask_embeddings = self.mask_embedder(outputs.transpose(0, 1))
+        outputs_mask = torch.einsum("bqc, bchw -> bqhw", mask_embeddings, pixel_embeddings)
+        attention_mask = F.interpolate(
+            outputs_mask,
+            size=(attention_mask_target_size_0, attention_mask_target_size_1),
+            mode="bilinear",
+            align_corners=False,
+        )
+        attention_mask = attention_mask.sigmoid().flatten(2).unsqueeze(1).repeat(1, 8, 1, 1)
+        attention_mask = (attention_mask.flatten(0, 1) < 0.15).bool()
+        return outputs_mask, attention_mask.detach()
+
+
+class MultiheadAttention2(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.zeros(768, 256))
+        self.in_proj_bias = nn.Parameter(torch.zeros(768))
+        self.out_proj = nn.Linear(256, 256)
+
+    def forward(self, query, key, value):
+        tgt_len, bsz, _ = query.shape
+        src_len = key.shape[0]
+        w_q, w_k, w_v = self.in_proj_weight.chunk(3)
+        b_q, b_k, b_v = self.in_proj_bias.chunk(3)
+        q = F.linear(query, w_q, b_q)
+        k = F.linear(key, w_k, b_k)
+        v = F.linear(value, w_v, b_v)
+        q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
+        k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
+        v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
+        attn_output = F.scaled_dot_product_attention(
+            q, k, v, scale=0.1767766952966369
+        ).transpose(0, 1)
+        attn_output = attn_output.reshape(tgt_len * bsz, 256)
+        attn_output = self.out_proj(attn_output)
+        return attn_output.view(tgt_len, bsz, attn_output.shape[1])
+
+
+class Mask2FormerMaskedAttentionDecoderLayer2(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn = Mask2FormerAttention()
+        self.activation_fn = nn.ReLU()
+        self.self_attn_layer_norm = nn.LayerNorm(256)
+        self.cross_attn = MultiheadAttention2()
+        self.cross_attn_layer_norm = nn.LayerNorm(256)
+        self.fc1 = nn.Linear(256, 2048)
+        self.fc2 = nn.Linear(2048, 256)
+        self.final_layer_norm = nn.LayerNorm(256)
+
+    def forward(
+        self,
+        hidden_states,
+        position_embeddings,
+        query_position_embeddings,
+        encoder_hidden_states,
+        query_position,
+    ):
+        cross_attn = self.cross_attn(
+            hidden_states + query_position_embeddings,
+            encoder_hidden_states + position_embeddings,
+            encoder_hidden_states,
+        )
+        hidden_states = hidden_states + cross_attn
+        hidden_states = self.cross_attn_layer_norm(hidden_states)
+        self_attn = self.self_attn(hidden_states, query_position)
+        hidden_states = hidden_states + self_attn
+        hidden_states = self.self_attn_layer_norm(hidden_states)
+        activation_fn = self.activation_fn(self.fc1(hidden_states))
+        fc2 = self.fc2(activation_fn)
+        hidden_states = hidden_states + fc2
+        return self.final_layer_norm(hidden_states)
+
+
+class MultiheadAttention3(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.zeros(768, 256))
+        self.in_proj_bias = nn.Parameter(torch.zeros(768))
+        self.out_proj = nn.Linear(256, 256)
+
+    def forward(self, query, key, value, attn_mask):
+        tgt_len, bsz, _ = query.shape
+        src_len = key.shape[0]
+        attn_mask = torch.zeros_like(
+            attn_mask, dtype=query.dtype
+        ).masked_fill_(attn_mask, float("-inf"))
+        w_q, w_k, w_v = self.in_proj_weight.chunk(3)
+        b_q, b_k, b_v = self.in_proj_bias.chunk(3)
+        q = F.linear(query, w_q, b_q)
+        k = F.linear(key, w_k, b_k)
+        v = F.linear(value, w_v, b_v)
+        q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
+        k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
+        v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
+        q_scaled = q * 0.1767766952966369
+        attn_weights = torch.baddbmm(attn_mask, q_scaled, k.transpose(-2, -1))
+        attn_weights = F.softmax(attn_weights, dim=-1)
+        attn_output = torch.bmm(attn_weights, v).transpose(0, 1)
+        attn_output = attn_output.reshape(tgt_len * bsz, 256)
+        attn_output = self.out_proj(attn_output)
+        return attn_output.view(tgt_len, bsz, attn_output.shape[1])
+
+
+class Mask2FormerMaskedAttentionDecoderLayer3(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn = Mask2FormerAttention()
+        self.activation_fn = nn.ReLU()
+        self.self_attn_layer_norm = nn.LayerNorm(256)
+        self.cross_attn = MultiheadAttention3()
+        self.cross_attn_layer_norm = nn.LayerNorm(256)
+        self.fc1 = nn.Linear(256, 2048)
+        self.fc2 = nn.Linear(2048, 256)
+        self.final_layer_norm = nn.LayerNorm(256)
+
+    def forward(
+        self,
+        hidden_states,
+        position_embeddings,
+        encoder_hidden_states,
+        encoder_attention_mask,
+        query_position,
+    ):
+        cross_attn = self.cross_attn(
+            hidden_states + query_position,
+            encoder_hidden_states + position_embeddings,
+            encoder_hidden_states,
+            encoder_attention_mask,
+        )
+        hidden_states = hidden_states + cross_attn
+        hidden_states = self.cross_attn_layer_norm(hidden_states)
+        self_attn = self.self_attn(hidden_states, query_position)
+        hidden_states = hidden_states + self_attn
+        hidden_states = self.self_attn_layer_norm(hidden_states)
+        activation_fn = self.activation_fn(self.fc1(hidden_states))
+        fc2 = self.fc2(activation_fn)
+        hidden_states = hidden_states + fc2
+        return self.final_layer_norm(hidden_states)
+
+
+class Mask2FormerMaskedAttentionDecoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Mask2FormerMaskedAttentionDecoderLayer() for _ in range(9))
+        self.layernorm = nn.LayerNorm(256)
+        self.mask_predictor = Mask2FormerMaskPredictor()
+        self.hrca_level = FineLevel(256)
+        self.hrca_layers = nn.ModuleList(
+            [
+                *(Mask2FormerMaskedAttentionDecoderLayer2() for _ in range(3)),
+                Mask2FormerMaskedAttentionDecoderLayer3(),
+            ]
+        )
+        self.hrca_cells = CellSelection()
+        self.dfpq_pool = MaskPool()
+        self.dfpq = PositionalQueries(256)
+
+    def forward(
+        self,
+        inputs_embeds,
+        multi_stage_positional_embeddings_0,
+        multi_stage_positional_embeddings_1,
+        multi_stage_positional_embeddings_2,
+        pixel_embeddings,
+        encoder_hidden_states_0,
+        encoder_hidden_states_1,
+        encoder_hidden_states_2,
+        query_position_embeddings,
+        feature_size_list_0,
+        feature_size_list_1,
+        feature_size_list_2,
+        feature_size_list_3,
+        feature_size_list_4,
+        feature_size_list_5,
+        out,
+        fine_positions,
+        position_0,
+        position_1,
+        position_2,
+    ):
+        # faseg.peft:8: add hrca(omega=32) to decoder
+        fine_features = self.hrca_level(out)
+        intermediate_hidden_states = self.layernorm(inputs_embeds)
+        outputs_mask, attention_mask = self.mask_predictor(
+            intermediate_hidden_states, pixel_embeddings, feature_size_list_0, feature_size_list_1
+        )
+        # faseg.peft:7: add dfpq() to decoder
+        weights = self.dfpq_pool(outputs_mask, position_0)
+        # faseg.peft:7: add dfpq() to decoder
+        query_position = self.dfpq(query_position_embeddings, weights, position_0)
+        where = (attention_mask.sum(-1) != attention_mask.shape[2]).to(attention_mask.dtype)
+        attention_mask = attention_mask * where.unsqueeze(-1)
+        hidden_states = inputs_embeds
+        for i in range(0, 9, 3):
+            hidden_states, weights = self.layers[i](
+                hidden_states,
+                multi_stage_positional_embeddings_0,
+                encoder_hidden_states_0,
+                attention_mask,
+                query_position,
+            )
+            # faseg.peft:7: add dfpq() to decoder
+            query_position = self.dfpq(query_position_embeddings, weights, position_0)
+            # faseg.peft:8: add hrca(omega=32) to decoder
+            keys, positions = self.hrca_cells(
+                weights, fine_features, fine_positions, pixel_embeddings
+            )
+            intermediate_hidden_states = self.layernorm(hidden_states)
+            _, attention_mask = self.mask_predictor(
+                intermediate_hidden_states,
+                pixel_embeddings,
+                feature_size_list_2,
+                feature_size_list_3,
+            )
+            where = (attention_mask.sum(-1) != attention_mask.shape[2]).to(attention_mask.dtype)
+            attention_mask = attention_mask * where.unsqueeze(-1)
+            hidden_states, weights = self.layers[i + 1](
+                hidden_states,
+                multi_stage_positional_embeddings_1,
+                encoder_hidden_states_1,
+                attention_mask,
+                query_position,
+            )
+            # faseg.peft:7: add dfpq() to decoder
+            query_position = self.dfpq(query_position_embeddings, weights, position_1)
+            intermediate_hidden_states = self.layernorm(hidden_states)
+            _, attention_mask = self.mask_predictor(
+                intermediate_hidden_states,
+                pixel_embeddings,
+                feature_size_list_4,
+                feature_size_list_5,
+            )
+            where = (attention_mask.sum(-1) != attention_mask.shape[2]).to(attention_mask.dtype)
+            attention_mask = attention_mask * where.unsqueeze(-1)
+            hidden_states, weights = self.layers[i + 2](
+                hidden_states,
+                multi_stage_positional_embeddings_2,
+                encoder_hidden_states_2,
+                attention_mask,
+                query_position,
+            )
+            # faseg.peft:7: add dfpq() to decoder
+            query_position = self.dfpq(query_position_embeddings, weights, position_2)
+            # faseg.peft:8: add hrca(omega=32) to decoder
+            hidden_states = self.hrca_layers[i // 3](
+                hidden_states, positions, query_position_embeddings, keys, query_position
+            )
+            intermediate_hidden_states = self.layernorm(hidden_states)
+            _, attention_mask = self.mask_predictor(
+                intermediate_hidden_states,
+                pixel_embeddings,
+                feature_size_list_0,
+                feature_size_list_1,
+            )
+            where = (attention_mask.sum(-1) != attention_mask.shape[2]).to(attention_mask.dtype)
+            attention_mask = attention_mask * where.unsqueeze(-1)
+        # faseg.peft:8: add hrca(omega=32) to decoder
+        hidden_states = self.hrca_layers[3](
+            hidden_states,
+            multi_stage_positional_embeddings_0,
+            encoder_hidden_states_0,
+            attention_mask,
+            query_position,
+        )
+        intermediate_hidden_states = self.layernorm(hidden_states)
+        predicted_mask, _ = self.mask_predictor(
+            intermediate_hidden_states, pixel_embeddings, feature_size_list_0, feature_size_list_1
+        )
+        return hidden_states.transpose(1, 0), predicted_mask, intermediate_hidden_states
+
+
+class Mask2FormerTransformerModule(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.queries_embedder = nn.Embedding(100, 256)
+        self.queries_features = nn.Embedding(100, 256)
+        self.decoder = Mask2FormerMaskedAttentionDecoder()
+        self.level_embed = nn.Embedding(3, 256)
+
+    def forward(
+        self,
+        multi_scale_features_0,
+        multi_scale_features_1,
+        multi_scale_features_2,
+        mask_features,
+        out,
+        position_0,
+        position_1,
+        position_2,
+        position_3,
+    ):
+        _, _, size2, size3 = multi_scale_features_0.shape
+        _, _, size4, size5 = multi_scale_features_1.shape
+        _, _, size6, size7 = multi_scale_features_2.shape
+        y = self.level_embed.weight[0][None, :, None]
+        y = multi_scale_features_0.flatten(2) + y
+        batch_size = y.shape[0]
+        z = self.level_embed.weight[1][None, :, None]
+        y2 = self.level_embed.weight[2][None, :, None]
+        fine_positions = position_3.flatten(2).permute(2, 0, 1)
+        query_embeddings = self.queries_embedder.weight.unsqueeze(1).repeat(1, batch_size, 1)
+        query_features = self.queries_features.weight.unsqueeze(1).repeat(1, batch_size, 1)
+        return self.decoder(
+            query_features,
+            position_0.flatten(2).permute(2, 0, 1),
+            position_1.flatten(2).permute(2, 0, 1),
+            position_2.flatten(2).permute(2, 0, 1),
+            mask_features,
+            y.permute(2, 0, 1),
+            (multi_scale_features_1.flatten(2) + z).permute(2, 0, 1),
+            (multi_scale_features_2.flatten(2) + y2).permute(2, 0, 1),
+            query_embeddings,
+            size2,
+            size3,
+            size4,
+            size5,
+            size6,
+            size7,
+            out,
+            fine_positions,
+            position_0,
+            position_1,
+            position_2,
+        )
+
+
+class Mask2FormerModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pixel_level_module = Mask2FormerPixelLevelModule()
+        self.transformer_module = Mask2FormerTransformerModule()
+
+    def forward(self, pixel_values):
+        y, z, (y2, y3, y4), out, position_0, position_1, position_2, position_3 = self.pixel_level_module(
+            pixel_values
+        )
+        y2, y3, y4 = self.transformer_module(
+            y2, y3, y4, z, out, position_0, position_1, position_2, position_3
+        )
+        return y, z, y2, y4, y3
+
+
+class Mask2FormerLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("empty_weight", torch.zeros(151))
+
+
+class Mask2FormerForUniversalSegmentation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = Mask2FormerModel()
+        self.class_predictor = nn.Linear(256, 151)
+        self.criterion = Mask2FormerLoss()
+
+    def forward(self, pixel_values):
+        y, z, y2, decoder_output, y3 = self.model(pixel_values)
+        return {
+            "class_queries_logits": self.class_predictor(decoder_output.transpose(0, 1)),
+            "masks_queries_logits": y3,
+            "encoder_last_hidden_state": y,
+            "pixel_decoder_last_hidden_state": z,
+            "transformer_decoder_last_hidden_state": y2,
+        }
+
+
+def build():
+    """The model with fresh weights; see `load` for those of this folder."""
+    return Mask2FormerForUniversalSegmentation()
+
+
+def load(path):
+    """The model with the weights of a safetensors file, in eval mode."""
+    from safetensors.torch import load_file
+
+    model = build()
+    model.load_state_dict(load_file(path))
+    return model.eval()
