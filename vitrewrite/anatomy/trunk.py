@@ -84,12 +84,13 @@ class Sets:
         self.linears = union(o for o in flow.ops if matrix(o) is not None)
         dense = (o for o in flow.ops if is_conv(o) and not is_depthwise(o))
         fused = (o for o in flow.ops if o.name == FUSED_ATTENTION)
-        self.mixing = self.linears | union(dense) | union(fused)
+        inserted = union(c.op for c in cores if c.form == "inserted")
+        self.mixing = self.linears | union(dense) | union(fused) | inserted
         self.cores = union(c.op for c in cores)
         values = {layer_of(c.value) for c in cores}
         compared = {layer_of(o) for c in cores for o in (c.query, c.key)}
         # Layers that make queries or keys of what no values are made of: positions are in it.
-        self.placed = union(o for o in compared - values if o is not None)
+        self.placed = union(o for o in compared - values if o is not None) | inserted
 
 
 def find_trunk(
