@@ -144,14 +144,15 @@ class HighResolutionCrossAttention(Pass):
     def rewrite(self, decoder: DecoderSite) -> None:
         """A layer per round on the cells that its first layer saw most, and one at the end."""
         decoder.check()
+        rounds = list(self.rounds(decoder))
+        self.check(decoder, rounds)
         select = CellSelection(self.omega, self.cells)
         own = [level for level in decoder.levels if level.grid == decoder.mask_grid]
         keys, positions = (own[0].features, own[0].position) if own else self.add_level(decoder)
-        self.check(decoder)
-        fine = [self.fine_layer(decoder, behind, bool(own)) for _, behind in self.rounds(decoder)]
+        fine = [self.fine_layer(decoder, behind, bool(own)) for _, behind in rounds]
         if not own:
             decoder.insert_layer(fine[-1], like=decoder.layers[0], name="hrca_layers")
-        for (first, _), layer in zip(self.rounds(decoder), fine, strict=True):
+        for (first, _), layer in zip(rounds, fine, strict=True):
             chosen = decoder.call(
                 select, first.cross_attn.weights, keys, positions, decoder.mask_features,
                 name="hrca_cells", results=("keys", "positions"),
@@ -179,8 +180,8 @@ class HighResolutionCrossAttention(Pass):
             if layer.level.index == 0 and [b.level.index for b in behind] == list(range(1, count)):
                 yield layer, list(behind)
 
-    def check(self, decoder: DecoderSite) -> None:
-        """Some cells must be left."""
+    def check(self, decoder: DecoderSite, rounds: list[tuple[LayerSite, list[LayerSite]]]) -> None:
+        """Some cells must be left, and there must be a round."""
         rows, columns = decoder.levels[0].grid
         if rows * columns < self.omega and self.cells != "all":
             raise decoder.reject(
@@ -188,7 +189,7 @@ class HighResolutionCrossAttention(Pass):
                 f"one of {self.omega} cells leaves none of {rows * columns}",
                 suggestion=f"omega={rows * columns} or less, or larger images",
             )
-        if not list(self.rounds(decoder)):
+        if not rounds:
             raise decoder.unfit("its layers do not go through all levels in turn")
 
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:

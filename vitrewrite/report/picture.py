@@ -63,7 +63,7 @@ def picture(rewritten: Rewritten) -> str:
     layers = list(_layers(rewritten, touched))
     return render(
         "graph.svg.jinja", columns=columns, legend=legend, head=head, tall=_tall(columns),
-        layers=layers, layers_tall=_tall(layers) + 66,
+        layers=layers, layers_tall=_tall(layers),
         title=f"{rewritten.model_name}: {rewritten.spec.name}",
     )  # fmt: skip
 

@@ -123,7 +123,7 @@ def rewrite(
         spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
     )
     shaping = _shape(spec, result, original)
-    found = _select(spec, result, profile, allocations)
+    found = _select(spec, result, profile, allocations, shaping)
     jobs = []
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.use is not None and number not in shaping:
@@ -161,7 +161,11 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
     Returns:
         Their positions.
     """
-    numbers = [i for i, c in enumerate(spec.clauses) if c.use and _adds_layers(c.use.name)]
+    numbers = [
+        i
+        for i, clause in enumerate(spec.clauses)
+        if clause.use and "layers" in catalog.signature(clause.use.name).writes
+    ]
     for number in numbers:
         clause = spec.clauses[number]
         assert clause.sites is not None
@@ -173,10 +177,6 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
     return set(numbers)
 
 
-def _adds_layers(name: str) -> bool:
-    return "layers" in catalog.signature(name).writes
-
-
 def primary_example(root: nn.Module) -> tuple[torch.Tensor, ...]:
     """What the model was captured with, on meta."""
     args, kwargs = inputs.as_arguments(root.__dict__["example"])
@@ -184,19 +184,23 @@ def primary_example(root: nn.Module) -> tuple[torch.Tensor, ...]:
 
 
 def _select(
-    spec: Spec, result: Rewrite, profile: Profile | None, known: Mapping[str, Any] | None
+    spec: Spec,
+    result: Rewrite,
+    profile: Profile | None,
+    known: Mapping[str, Any] | None,
+    done: set[int],
 ) -> list[tuple[Site, ...]]:
     errors: list[VitrewriteError] = []
     found: list[tuple[Site, ...]] = []
     extra = _trained_anyway(spec, result)
     added = tuple(insertion.path for insertion in result.editor.insertions)
     allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known, added)
-    for clause in spec.clauses:
+    for number, clause in enumerate(spec.clauses):
         measured = functools.partial(allocations.sites, clause)
         selection = Selection(result.anatomy, result.root, measured)
-        done = clause.use is not None and _adds_layers(clause.use.name)
         try:
-            found.append(() if done or clause.sites is None else selection.sites(clause.sites))
+            wanted = None if number in done else clause.sites
+            found.append(() if wanted is None else selection.sites(wanted))
         except VitrewriteError as error:
             errors.append(error)
             found.append(())

@@ -121,7 +121,7 @@ def widen(editor: Editor, unit: str, slots: Mapping[Path, int]) -> None:
                 passed[where] = slot
             made |= _shifted(series, slot)
     mapping = copy(behind(made), made, output) if made else {}
-    result, grown = _grown(output.args[0], mapping, ())
+    result, grown = insert(output.args[0], mapping)
     output.args = (result,)
     widen(editor, above, {**passed, **grown})
 
@@ -163,10 +163,16 @@ def _returned(value: Any, node: fx.Node) -> list[Path]:
     return []
 
 
-def _grown(value: Any, made: Mapping[fx.Node, fx.Node], path: Path) -> tuple[Any, dict[Path, int]]:
-    """A result in which items of series are followed by their twins; where they are."""
+def insert(
+    value: Any, made: Mapping[fx.Node, fx.Node], path: Path = ()
+) -> tuple[Any, dict[Path, int]]:
+    """A result, at a path of the whole, in which items of series are followed by their twins.
+
+    Returns:
+        The result, and by series the slot of the last twin.
+    """
     if isinstance(value, dict):
-        found = {k: _grown(v, made, (*path, k)) for k, v in value.items()}
+        found = {k: insert(v, made, (*path, k)) for k, v in value.items()}
         slots = {p: s for _, more in found.values() for p, s in more.items()}
         return {k: v for k, (v, _) in found.items()}, slots
     if not isinstance(value, (tuple, list)):
@@ -174,7 +180,7 @@ def _grown(value: Any, made: Mapping[fx.Node, fx.Node], path: Path) -> tuple[Any
     items: list[Any] = []
     slots = {}
     for i, item in enumerate(value):
-        inner, more = _grown(item, made, (*path, i))
+        inner, more = insert(item, made, (*path, i))
         slots |= more
         items.append(inner)
         # What a unit returns by itself is no series.
@@ -198,15 +204,10 @@ def append(value: Any, made: Mapping[fx.Node, fx.Node]) -> tuple[Any, dict[Path,
     Returns:
         The result, and by series the slot that its last item but one is to be mirrored for.
     """
-    result, slots = _grown(value, made, ())
+    result, slots = insert(value, made)
     alone = tuple(
         made.get(v, v) if isinstance(v, fx.Node) else v
         for v in (result if isinstance(result, tuple) else (result,))
     )
     kept = alone if isinstance(result, tuple) else alone[0]
     return kept, {path: slot - 1 for path, slot in slots.items()}
-
-
-def insert(value: Any, made: Mapping[fx.Node, fx.Node]) -> tuple[Any, dict[Path, int]]:
-    """A result in which items of series are followed by their twins, and where these are."""
-    return _grown(value, made, ())

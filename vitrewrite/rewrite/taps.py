@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..anatomy.sites import Attention, Place
-from ..tracing.unit import Unit, run_node
+from ..tracing.unit import Unit, run_graph
 from .editor import Editor, join
 
 
@@ -39,22 +39,16 @@ def _run(
     inside = {p for p in places if not path or p.unit == path or p.unit.startswith(f"{path}.")}
     if not inside or not isinstance(module, Unit) or module.template is None:
         return module(*args)
-    values: dict[fx.Node, Any] = {}
-    given = iter(args)
-    for node in module.template.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = next(given)
-        elif node.op == "output":
-            return fx.node.map_arg(node.args[0], lambda n: values[n])
-        elif node.op == "call_module" and not node.kwargs:
-            child, below = module.get_submodule(str(node.target)), join(path, str(node.target))
-            inner = fx.node.map_arg(node.args, lambda n: values[n])
-            values[node] = _run(child, below, inner, places, seen)
-        else:
-            values[node] = run_node(node, module, values)
+
+    def call(node: fx.Node, given: tuple[Any, ...]) -> Any:
+        target = str(node.target)
+        return _run(module.get_submodule(target), join(path, target), given, places, seen)
+
+    def note(node: fx.Node, values: dict[fx.Node, Any]) -> None:
         if (place := Place(path, node.name)) in inside:
             seen[place] = values[node]
-    return None
+
+    return run_graph(module.template.graph, module, args, call, note)
 
 
 @dataclass(frozen=True)

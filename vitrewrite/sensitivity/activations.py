@@ -16,9 +16,10 @@ from torch import fx, nn
 from ..anatomy.sites import Anatomy, Attention, Block, Linear, Mlp, Place
 from ..errors import ProfileError
 from ..language import parse_spec
+from ..rewrite.editor import join
 from ..rewrite.select import Selection
 from ..rewrite.within import Named, Site
-from ..tracing.unit import Unit, run_node
+from ..tracing.unit import Unit, run_graph
 
 LIMIT = 4 * 2**30
 """Bytes of activations that one profile may hold."""
@@ -132,23 +133,18 @@ class Recorder:
     def _run(self, module: nn.Module, path: str, args: Sequence[Any]) -> Any:
         if not isinstance(module, Unit) or module.template is None:
             return module(*args)
-        values: dict[fx.Node, Any] = {}
-        given = iter(args)
-        for node in module.template.graph.nodes:
-            if node.op == "output":
-                return fx.node.map_arg(node.args[0], lambda n: values[n])
-            if node.op == "placeholder":
-                values[node] = next(given)
-            elif node.op == "call_module" and not node.kwargs:
-                inner = f"{path}.{node.target}" if path else str(node.target)
-                taken = fx.node.map_arg(node.args, lambda n: values[n])
-                values[node] = self._run(module.get_submodule(str(node.target)), inner, taken)
-                self._keep(inner, values[node], taken)
-            else:
-                values[node] = run_node(node, module, values)
+
+        def call(node: fx.Node, taken: tuple[Any, ...]) -> Any:
+            inner = join(path, str(node.target))
+            result = self._run(module.get_submodule(str(node.target)), inner, taken)
+            self._keep(inner, result, taken)
+            return result
+
+        def note(node: fx.Node, values: dict[fx.Node, Any]) -> None:
             first = [values[n] for n in node.all_input_nodes[:1]]
             self._keep(Place(path, node.name), values[node], first)
-        return None
+
+        return run_graph(module.template.graph, module, args, call, note)
 
     def _keep(self, at: Place | str, value: Any, taken: Sequence[Any]) -> None:
         """Keeps what is wanted of a node or module that ran; of several runs the first."""

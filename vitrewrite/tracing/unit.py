@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +45,20 @@ class Unit(nn.Module):
         return run_graph(graph, self, args)
 
 
-def run_graph(graph: fx.Graph, module: nn.Module, args: tuple[Any, ...]) -> Any:
-    """Evaluates `graph` with the state and children of `module`."""
+def run_graph(
+    graph: fx.Graph, module: nn.Module, args: Sequence[Any],
+    call: Callable[[fx.Node, tuple[Any, ...]], Any] | None = None,
+    note: Callable[[fx.Node, dict[fx.Node, Any]], None] | None = None,
+) -> Any:  # fmt: skip
+    """Evaluates `graph` with the state and children of `module`.
+
+    Args:
+        graph: a program.
+        module: whose.
+        args: what it is called with.
+        call: runs a child instead of the child itself, given its node and arguments.
+        note: is told of each node once its value is known, with all values so far.
+    """
     values: dict[fx.Node, Any] = {}
     inputs = iter(args)
     for node in graph.nodes:
@@ -54,8 +66,12 @@ def run_graph(graph: fx.Graph, module: nn.Module, args: tuple[Any, ...]) -> Any:
             values[node] = next(inputs)
         elif node.op == "output":
             return fx.node.map_arg(node.args[0], lambda n: values[n])
+        elif call is not None and node.op == "call_module" and not node.kwargs:
+            values[node] = call(node, fx.node.map_arg(node.args, lambda n: values[n]))
         else:
             values[node] = run_node(node, module, values)
+        if note is not None:
+            note(node, values)
     return None
 
 

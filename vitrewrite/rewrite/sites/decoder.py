@@ -46,8 +46,6 @@ class DecoderSite(BoundSite):
     @property
     def dim(self) -> int:
         """Channels of the queries."""
-        if not self.queries:
-            raise self.unfit("it has no queries")
         return self.decoder.queries.dim
 
     @property

@@ -41,11 +41,6 @@ class LayerSite(BoundSite):
         return self.layer.unit
 
     @property
-    def index(self) -> int:
-        """Which layer it is."""
-        return self.layer.index
-
-    @property
     def whole(self) -> bool:
         """Whether it attends to all of its level."""
         return self.layer.whole

@@ -57,18 +57,14 @@ class LevelSite(BoundSite):
     @property
     def position(self) -> Value:
         """What is added to the features for the keys, [positions, batch, channels]."""
-        return Value(self._position)
+        if self.level.position is None:
+            raise self.unfit("nothing is added to it for the keys")
+        return Value(self.level.position)
 
     @property
     def position_map(self) -> Value:
         """The same as a map, [batch, channels, height, width]."""
-        return Value(_map_behind(self, self._position))
-
-    @property
-    def _position(self) -> Place:
-        if self.level.position is None:
-            raise self.unfit("nothing is added to it for the keys")
-        return self.level.position
+        return Value(_map_behind(self, self.position.place))
 
     @property
     def pixel_level(self) -> PixelLevel | None:
@@ -85,7 +81,7 @@ class LevelSite(BoundSite):
 
     def positions_become(self, value: Value) -> None:
         """Other positions, a map, for the keys and in the pixel decoder."""
-        places = [self._position]
+        places = [self.position.place]
         if self.pixel_level is not None and self.pixel_level.position is not None:
             places.insert(0, self.pixel_level.position)
         for place in places:
@@ -105,7 +101,7 @@ class LevelSite(BoundSite):
         Returns:
             [positions, batch, channels].
         """
-        place = self.editor.where(self._position)
+        place = self.editor.where(self.position.place)
         node = self.editor.node(place)
         sources = slices.ahead([node])
         maps = [n for n in sources if n.op == "placeholder" and _dimensions(n) == 4]
