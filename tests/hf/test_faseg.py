@@ -45,6 +45,13 @@ def test_published_sizes(model: str, total: float) -> None:
     assert parameters == pytest.approx(total, rel=2e-5)
 
 
+@pytest.mark.parametrize("name", [s for s in catalog.specs() if s.startswith("faseg")])
+def test_claims_of_the_shipped_specs_hold(name: str) -> None:
+    claims = vr.plan(name).claims
+    assert claims
+    assert all(verdict.holds for verdict in claims), claims
+
+
 def test_what_each_pass_adds_is_what_the_card_says() -> None:
     steps = vr.plan("faseg").steps
     assert steps[0].parameters == 131_584 + 4 * 2_560 + 66_304
