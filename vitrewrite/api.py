@@ -68,7 +68,7 @@ def verify(rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True)
         VerifyError: for every check that fails, together.
     """
     checks = verify_rewritten(rewritten, compiled=compiled, graphs=graphs)
-    raise_all([check.error() for check in checks if not check.holds])
+    raise_all([check.error() for check in checks if check.holds is False])
     return checks
 
 

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from . import __version__
 from .disk import LOCK, MADE_BY, open_to_readers, replacing, replacing_file, reported
 from .errors import FileError
 from .fingerprint import fingerprint_of
+from .models import full_name
 
 if TYPE_CHECKING:
     from .rewrite.rewritten import Rewritten
@@ -154,7 +156,17 @@ def test_text(rewritten: Rewritten) -> str:
     return render(
         "test_model.py.jinja", shape=tuple(rewritten.result.example[0].shape[1:]), fixed=fixed,
         single=single, total=params.total, trainable=params.trainable,
+        original=repr(full_name(rewritten.model_name)) if _starts_as_timms(rewritten) else "",
+        options=pformat(rewritten.model_options, width=88, sort_dicts=True),
     )  # fmt: skip
+
+
+def _starts_as_timms(rewritten: Rewritten) -> bool:
+    """Whether it starts as a model that timm builds, so that its tests can compare the two."""
+    methods = rewritten.result.methods.values()
+    starts_equal = all("same_output_at_init" in m.claims for m in methods)
+    named = rewritten.weights_request != "given" and ":" not in rewritten.model_name
+    return named and starts_equal and not rewritten.lowered
 
 
 def plan_markdown(rewritten: Rewritten) -> str:

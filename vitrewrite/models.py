@@ -6,16 +6,19 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from . import hugging_face
 from .catalog import is_file
 from .errors import FileError, MatchError, did_you_mean, first_line, shown
 from .tracing.construction import construct
+from .tracing.operators import is_inplace
 
 ALIASES = {
     "vit_tiny": "vit_tiny_patch16_224",
@@ -48,6 +51,7 @@ def create(
     weights: str = "random",
     seed: int = 0,
     meta: bool = False,
+    initialise: bool = True,
 ) -> nn.Module:
     """Builds a model.
 
@@ -57,6 +61,7 @@ def create(
         weights: `random` (seeded), `pretrained`, or a safetensors file.
         seed: of random weights.
         meta: allocate and read no weights.
+        initialise: without, random weights are left as memory was: they are loaded afterwards.
 
     Raises:
         MatchError: VR310 for an unknown model, VR311 for arguments that its constructor refuses,
@@ -75,12 +80,21 @@ def create(
             return hugging_face.pretrained(name, options)
         if weights == "pretrained":
             return construct(lambda: _pretrained(name, options))
-        model = construct(lambda: _build(name, options))
+        with nullcontext() if initialise else _Uninitialised():
+            model = construct(lambda: _build(name, options))
     finally:
         torch.set_rng_state(state)
     if weights != "random":
         load_weights(model, Path(weights))
     return model
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Skips what fills parameters."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        idle = args and isinstance(args[0], nn.Parameter) and is_inplace(func)
+        return args[0] if idle else func(*args, **(kwargs or {}))
 
 
 # Arguments of timm's `create_model` that read files, pickles among them.

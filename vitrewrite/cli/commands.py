@@ -30,6 +30,7 @@ def _overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)  # fmt: skip
 
 
+_MARKS = {True: "ok   ", False: "FAILS", None: "open "}
 _COUNT = click.IntRange(min=1)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -61,7 +62,7 @@ def apply(
         rewritten = run(wanted.spec, **wanted.measured)
     with busy("verifying"):
         checks = quick(rewritten)
-    raise_all([c.error() for c in checks if not c.holds])
+    raise_all([c.error() for c in checks if c.holds is False])
     with busy(f"writing {target}"):
         emit(rewritten, target, weights=not no_weights)
     if as_json:
@@ -207,11 +208,16 @@ def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: boo
         else:
             checks = verify_rewritten(wanted.apply(), compiled=compiled)
     if as_json:
-        echo_json({"ok": all(c.holds for c in checks), "checks": [c.to_json() for c in checks]})
+        echo_json(
+            {
+                "ok": all(c.holds is not False for c in checks),
+                "checks": [c.to_json() for c in checks],
+            }
+        )
     else:
         for each in checks:
-            click.echo(f"{'ok   ' if each.holds else 'FAILS'}  {each}")
-    raise_all([c.error() for c in checks if not c.holds])
+            click.echo(f"{_MARKS[each.holds]}  {each}")
+    raise_all([c.error() for c in checks if c.holds is False])
 
 
 @cli.command()

@@ -139,22 +139,24 @@ def apply(
     """
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed, model_options, state)
-    base = trace(request.build(meta=False), example)
+    original = request.build(meta=False)
+    base = trace(original, example)
     base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
-    original = _run(base)
+    before = _run(base)
     profile = as_profile(profile)
-    result = rewrite(spec, root, profile=profile, allocations=allocations, original=original)
+    result = rewrite(spec, root, profile=profile, allocations=allocations, original=before)
     if profile is not None and result.allocations:
         profile.check(trunk_fingerprint(base, result.anatomy))
-    _initialise(result, seed)
+    initialise(result, seed)
     _own_trained(result)
-    measures = measure(result, original)
+    measures = measure(result, before)
     realise(base)
     source = realise(root)
     rewritten = Rewritten(
         root, base, result, source, request.name, request.described, measures,
         model_options=request.options, seed=seed, weights_request=request.weights,
+        original=original,
     )  # fmt: skip
     from ..verification.numeric import measure_claim
 
@@ -193,7 +195,7 @@ def _shared(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
 
 
-def _initialise(result: Rewrite, seed: int) -> None:
+def initialise(result: Rewrite, seed: int) -> None:
     """What the passes added is drawn last and from its own generator: same spec, same bits."""
     generator = torch.Generator().manual_seed(seed)
     for insertion in result.editor.insertions:

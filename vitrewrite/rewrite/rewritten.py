@@ -29,6 +29,7 @@ class Rewritten:
         result: the tree, sites and clauses.
         source: the printed classes.
         unlowered: what a lowered model was lowered from, if that is known.
+        original: the user's own module, if it is at hand.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Rewritten:
     trained: bool = False  # whether a delta was loaded, so that it is not at initialisation
     training: dict[str, Any] = field(default_factory=dict)  # what `tune` measured
     unlowered: Rewritten | None = field(default=None, repr=False)
+    original: nn.Module | None = field(default=None, repr=False)
 
     @property
     def spec(self) -> Spec:

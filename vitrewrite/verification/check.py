@@ -10,10 +10,14 @@ from ..errors import VerifyError
 
 @dataclass(frozen=True)
 class Check:
-    """One claim, whether it holds, and what was measured."""
+    """One claim, whether it holds, and what was measured.
+
+    Attributes:
+        holds: None where it could not be checked; `note` says why.
+    """
 
     name: str
-    holds: bool
+    holds: bool | None
     measured: Any
     note: str = ""
 

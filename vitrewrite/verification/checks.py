@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import nn
 from .check import Check
 from .compiled import compiled as compiles
 from .compiled import compiled_gradients, compiled_training, exported, recompiled
-from .numeric import difference, lowering_error, randomised, sample, tensors
+from .numeric import eager, given, lowered_of, lowering_error, over_largest, randomised, sample
+from .reference import MODULE, OWN, Runs, reference
+from .runs import Situation, outcome, seeds_kept, tensors
 
 if TYPE_CHECKING:
     from ..rewrite.editor import Insertion
@@ -20,10 +23,14 @@ if TYPE_CHECKING:
 LOWERING = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 """Largest relative error of an exact lowering by dtype; bfloat16 rounds the folded weights."""
 
+APART = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+"""How far an image's output may depend on the size of its batch, relative, by dtype."""
+
 
 def quick(rewritten: Rewritten) -> list[Check]:
     """The checks that `apply` always makes: seconds for ViT-B."""
-    return [*_identity(rewritten), *_frozen(rewritten), _keys(rewritten), _emitted(rewritten)]
+    with _as_it_was(rewritten.module):
+        return list(_quick(Runs(rewritten), full=False))
 
 
 def verify_rewritten(
@@ -37,16 +44,40 @@ def verify_rewritten(
             otherwise only that the model compiles to one graph is checked.
         graphs: whether to export and compile it at all.
     """
-    return [
-        *quick(rewritten),
-        *_gradients(rewritten),
-        _images_apart(rewritten),
-        *_properties(rewritten),
-        *_lowering(rewritten),
-        *_guards(rewritten),
-        *(_graphs(rewritten, compiled=compiled) if graphs else ()),
-        *_claims(rewritten),
-    ]
+    with _as_it_was(rewritten.module):
+        return list(_all(Runs(rewritten), compiled=compiled, graphs=graphs))
+
+
+def _all(runs: Runs, *, compiled: bool, graphs: bool) -> Iterator[Check]:
+    rewritten = runs.rewritten
+    yield from _quick(runs, full=True)
+    yield from _trained_and_lowered(rewritten)
+    yield from _unlowered(runs)
+    yield _images_apart(runs)
+    yield from _properties(rewritten)
+    yield from _guards(rewritten)
+    if graphs:
+        yield from _graphs(rewritten, compiled=compiled)
+    yield from _claims(rewritten)
+
+
+@contextmanager
+def _as_it_was(module: nn.Module) -> Iterator[None]:
+    """Modes and torch's random state come back."""
+    modes = [(child, child.training) for child in module.modules()]
+    try:
+        with seeds_kept(module):
+            yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+def _quick(runs: Runs, *, full: bool) -> Iterator[Check]:
+    yield _finite(runs)
+    yield from reference(runs, runs.situations if full else runs.few)
+    yield from _frozen(runs.rewritten)
+    yield _keys(runs.rewritten)
 
 
 def _graphs(rewritten: Rewritten, *, compiled: bool) -> Iterator[Check]:
@@ -58,13 +89,24 @@ def _graphs(rewritten: Rewritten, *, compiled: bool) -> Iterator[Check]:
     yield recompiled(rewritten)
 
 
-def _identity(rewritten: Rewritten) -> Iterator[Check]:
-    methods = rewritten.result.methods.values()
-    if rewritten.lowered or rewritten.trained or not methods:
-        return
-    if all("same_output_at_init" in m.claims for m in methods):
-        error = difference(rewritten.base, rewritten.module, sample(rewritten))
-        yield Check("same output as the base at initialisation", error == 0, error)
+def _finite(runs: Runs) -> Check:
+    """No tensor and no output is infinite or not a number; buffers may mask with infinities."""
+    module = runs.rewritten.module
+    odd = [n for n, p in module.named_parameters() if not bool(p.isfinite().all())]
+    odd += [n for n, b in module.named_buffers() if b.is_floating_point() and bool(b.isnan().any())]
+    made = runs(MODULE, Situation())
+    if not odd and not isinstance(made, Exception):
+        own = made if isinstance(runs.own, str) else runs(OWN, Situation())
+        odd = [f"output {i}" for i, t in enumerate(made) if not bool(t.isfinite().all())
+               and not _same_infinities(t, own, i)]  # fmt: skip
+    return Check("weights and outputs are finite", not odd, f"{len(odd)} not", ", ".join(odd[:3]))
+
+
+def _same_infinities(made: torch.Tensor, own: Any, index: int) -> bool:
+    """Whether the user's module yields the same infinities, in scores that it masks."""
+    if isinstance(own, Exception) or index >= len(own) or bool(made.isnan().any()):
+        return False
+    return own[index] is not made and torch.equal(own[index].isinf(), made.isinf())
 
 
 def _frozen(rewritten: Rewritten) -> Iterator[Check]:
@@ -92,31 +134,45 @@ def _keys(rewritten: Rewritten) -> Check:
     return Check("state-dict keys of the base kept", not lost, f"{len(lost)} lost", note)
 
 
-def _emitted(rewritten: Rewritten) -> Check:
-    """Executes the emitted text, builds the model from it and loads the weights, strictly."""
-    from ..files import model_text
-
-    space: dict[str, Any] = {"__name__": "emitted"}
-    exec(compile(model_text(rewritten), "model.py", "exec", dont_inherit=True), space)
-    twin: nn.Module = space["build"]()
-    twin.load_state_dict(rewritten.module.state_dict())
-    error = difference(rewritten.module, twin, sample(rewritten))
-    return Check("emitted source gives the same output", error == 0, error)
-
-
-def _gradients(rewritten: Rewritten) -> Iterator[Check]:
+def _trained_and_lowered(rewritten: Rewritten) -> Iterator[Check]:
     """With random inserted parameters, so that no branch is zero and hides another."""
-    module = randomised(rewritten).module.eval()
-    outputs = [t for t in tensors(module(*sample(rewritten))) if t.requires_grad]
-    if not outputs:
-        yield Check("nothing is trained", not rewritten.measures.params.trainable, "no gradient")
+    twin = randomised(rewritten)
+    module = twin.module.eval()
+    outputs = list(tensors(module(*sample(rewritten, 1))))
+    yield _gradients(rewritten, module, outputs)
+    if rewritten.lowered or not rewritten.result.editor.insertions:
         return
+    own = _dtype(rewritten)
+    for dtype, allowed in LOWERING.items():
+        if dtype == own:
+            error = over_largest([t.detach() for t in outputs], _eager(lowered_of(twin), rewritten))
+        else:
+            error = lowering_error(rewritten, dtype)
+        name = str(dtype).removeprefix("torch.")
+        yield Check(f"lowered model equal in {name}", error <= allowed, error)
+
+
+def _eager(module: nn.Module, rewritten: Rewritten) -> list[torch.Tensor]:
+    return eager(module, rewritten, _dtype(rewritten))
+
+
+def _dtype(rewritten: Rewritten) -> torch.dtype:
+    """What the model's weights are in; of several the first."""
+    found = (p.dtype for p in rewritten.base.parameters() if p.is_floating_point())
+    return next(found, torch.float32)
+
+
+def _gradients(rewritten: Rewritten, module: nn.Module, made: list[torch.Tensor]) -> Check:
+    outputs = [t for t in made if t.requires_grad]
+    if not outputs:
+        trainable = rewritten.measures.params.trainable
+        return Check("nothing is trained", not trainable, "no gradient")
     generator = torch.Generator().manual_seed(1)
-    probes = [torch.randn(t.shape, generator=generator) for t in outputs]
+    probes = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
     sum((t * probe).sum() for t, probe in zip(outputs, probes, strict=True)).backward()  # type: ignore[union-attr]
     wrong = [n for n, p in module.named_parameters() if not _gradient_fits(p)]
     trained = sum(p.requires_grad for p in module.parameters())
-    yield Check(
+    return Check(
         f"gradients reach exactly the {trained} trained tensors", not wrong,
         f"{len(wrong)} wrong", ", ".join(wrong[:3]),
     )  # fmt: skip
@@ -128,21 +184,30 @@ def _gradient_fits(parameter: nn.Parameter) -> bool:
     return parameter.grad is not None and bool(parameter.grad.isfinite().all())
 
 
-@torch.no_grad()
-def _images_apart(rewritten: Rewritten) -> Check:
+def _unlowered(runs: Runs) -> Iterator[Check]:
+    """A lowered model against what it was lowered from."""
+    unlowered = runs.rewritten.unlowered
+    if unlowered is None:
+        return
+    dtype = _dtype(runs.rewritten)
+    now = given(runs(MODULE, Situation()))
+    error = over_largest(eager(unlowered.module, runs.rewritten, dtype), now)
+    yield Check("equal to what it was lowered from", error <= LOWERING.get(dtype, 6e-2), error)
+
+
+def _images_apart(runs: Runs) -> Check:
     """An image's output does not depend on what else is in the batch."""
-    inputs = sample(rewritten, batch=3, seed=2)
-    module = rewritten.module.eval()
-    together = tensors(module(*inputs))
-    apart = [tensors(module(*(v[i : i + 1] for v in inputs))) for i in range(3)]
+    inputs = sample(runs.rewritten, 2)
+    second = outcome(runs.rewritten.module, lambda m: m(*(v[1:] for v in inputs)), Situation())
+    whole = given(runs(MODULE, Situation(2)))
+    alone = given(runs(MODULE, Situation())), given(second)
     pairs = [
-        (whole, torch.cat(each))
-        for whole, *each in zip(together, *apart, strict=True)
-        if len(whole) == 3 and all(len(one) == 1 for one in each)  # a batch comes first
+        (both.float(), torch.cat(one).float())
+        for both, *one in zip(whole, *alone, strict=True)
+        if both.dim() and len(both) == 2 and all(len(t) == 1 for t in one)  # a batch comes first
     ]
-    scale = max((float(a.abs().max()) for a, _ in pairs), default=0.0) or 1.0
-    error = max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / scale
-    return Check("images do not see each other", error < 1e-4, error)
+    error = over_largest(*map(list, zip(*pairs, strict=True))) if pairs else 0.0
+    return Check("images do not see each other", error < APART[_dtype(runs.rewritten)], error)
 
 
 @torch.no_grad()
@@ -162,21 +227,12 @@ def _properties(rewritten: Rewritten) -> Iterator[Check]:
 
     handles = [watch(insertion) for insertion in rewritten.result.editor.insertions]
     try:
-        module(*sample(rewritten))
+        module(*sample(rewritten, 1))
     finally:
         for handle in handles:
             handle.remove()
     for claim, error in found.items():
         yield Check(claim, error < 1e-3, error)
-
-
-def _lowering(rewritten: Rewritten) -> Iterator[Check]:
-    if rewritten.lowered or not rewritten.result.editor.insertions:
-        return
-    for dtype, allowed in LOWERING.items():
-        error = lowering_error(rewritten, dtype)
-        name = str(dtype).removeprefix("torch.")
-        yield Check(f"lowered model equal in {name}", error <= allowed, error)
 
 
 def _guards(rewritten: Rewritten) -> Iterator[Check]:
@@ -186,7 +242,7 @@ def _guards(rewritten: Rewritten) -> Iterator[Check]:
     unit: Any = rewritten.module
     if not any(n.target is check_input for n in unit.template.graph.nodes):
         return
-    (image, *rest) = sample(rewritten, batch=1)
+    (image, *rest) = sample(rewritten, 1)
     larger = torch.nn.functional.pad(image, (0, 32, 0, 32))
     try:
         unit(larger, *rest)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,52 +11,70 @@ from torch import nn
 
 from ..emission.realise import realise
 from ..tracing.unit import duplicate
+from .runs import Outcome, Situation, apart, outcome
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
 
 
-def sample(rewritten: Rewritten, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Random inputs of the model's own shapes."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        torch.randn((batch, *value.shape[1:]), generator=generator).to(value.dtype)
-        for value in rewritten.result.example
-    )
+def sample(
+    rewritten: Rewritten, batch: int = 2, seed: int = 0,
+    shapes: tuple[tuple[int, ...], ...] | None = None,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """Random inputs of the model's own shapes, or of `shapes`, to which the batch is added.
 
-
-@contextmanager
-def _frozen(*modules: nn.Module) -> Iterator[None]:
-    """Without trainable parameters.
-
-    torch multiplies a transposed [B, N, C] by a weight in one of two ways, which round differently,
-    and takes `requires_grad` of the weight as a hint, also where no gradients are computed.
+    The images of a smaller batch are the first ones of a larger one.
     """
-    trained = [p for m in modules for p in m.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+    example = rewritten.result.example
+    device = next((p.device for p in rewritten.module.parameters()), torch.device("cpu"))
+    found = []
+    for k, value in enumerate(example):
+        shape = value.shape[1:] if shapes is None else shapes[k]
+        seeds = (10_000 * seed + 100 * k + i for i in range(batch))
+        found.append(torch.stack([_image(shape, value.dtype, s) for s in seeds]).to(device))
+    return tuple(found)
 
 
-@torch.no_grad()
+def _image(shape: Sequence[int], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Numbers of a normal distribution; of an input of integers zeros and ones."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype.is_floating_point:
+        return torch.randn(tuple(shape), generator=generator).to(dtype)
+    return torch.randint(0, 2, tuple(shape), generator=generator).to(dtype)
+
+
 def difference(first: nn.Module, second: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     """Largest absolute difference of the outputs, in eval mode."""
-    with _frozen(first, second):
-        a, b = (tensors(m.eval()(*inputs)) for m in (first, second))
-    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+    return apart(*_outputs(first, second, inputs))
 
 
-@torch.no_grad()
 def relative(first: nn.Module, second: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
-    """Largest difference of the outputs over the largest output of the first."""
-    with _frozen(first, second):
-        a, b = (tensors(m.eval()(*inputs)) for m in (first, second))
-    scale = max(float(x.abs().max()) for x in a) or 1.0
-    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) / scale
+    """Largest difference of the outputs over the largest output of the first, in eval mode."""
+    return over_largest(*_outputs(first, second, inputs))
+
+
+def over_largest(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
+    """Largest difference of two outputs over the largest number in the first."""
+    scale = max((float(t.abs().max()) for t in first if t.numel()), default=0.0)
+    return apart(first, second) / (scale or 1.0)
+
+
+def _outputs(
+    first: nn.Module, second: nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    a, b = (given(outcome(m, lambda m: m(*inputs), Situation())) for m in (first, second))
+    return a, b
+
+
+def given(result: Outcome) -> list[torch.Tensor]:
+    """The tensors of an output.
+
+    Raises:
+        Exception: what the model raised instead.
+    """
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def tensors(value: Any, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -69,20 +86,64 @@ def tensors(value: Any, dtype: torch.dtype = torch.float32) -> list[torch.Tensor
     return [t for item in items for t in tensors(item, dtype)] if nested else []
 
 
+# -- copies with other parameters -----------------------------------------------------------------
+
+
+def at_start(rewritten: Rewritten) -> nn.Module | None:
+    """The model at its initialisation: the module itself if it is there, else a copy that is.
+
+    None if a clause changes the output from the start, or if the model is lowered.
+    """
+    from ..rewrite.apply import initialise
+
+    if rewritten.lowered or not _is_identity(rewritten):
+        return None
+    twin = _copy(rewritten, lambda old, inserted: old.detach().clone() if inserted else old)
+    initialise(twin.result, rewritten.seed)
+    base = rewritten.base.state_dict()
+    for name in rewritten.result.base_trained:
+        owner, _, leaf = name.rpartition(".")
+        parameter = nn.Parameter(base[name].detach())
+        twin.module.get_submodule(owner)._parameters[leaf] = parameter
+    now, then = (m.module.state_dict() for m in (rewritten, twin))
+    same = all(t is now[k] or torch.equal(t, now[k]) for k, t in then.items() if _moves(k, twin))
+    return rewritten.module if same else twin.module
+
+
+def _is_identity(rewritten: Rewritten) -> bool:
+    methods = rewritten.result.methods.values()
+    return all("same_output_at_init" in m.claims for m in methods)
+
+
+def _moves(name: str, rewritten: Rewritten) -> bool:
+    """Whether training may change a tensor."""
+    paths = tuple(f"{i.path}." for i in rewritten.result.editor.insertions)
+    return name.startswith(paths) or name in rewritten.result.base_trained
+
+
 def randomised(rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = None) -> Rewritten:
     """A copy whose inserted parameters are all random, so that no branch is zero.
 
     The units of a copy keep their printed classes.
     """
-    own = {id(p) for i in rewritten.result.editor.insertions for p in i.module.parameters()}
     generator = torch.Generator().manual_seed(seed)
 
-    def parameter(old: nn.Parameter) -> nn.Parameter:
-        value = old.detach()
-        if id(old) in own:
+    def value(old: nn.Parameter, inserted: bool) -> torch.Tensor:
+        new = old.detach()
+        if inserted:
             spread = 0.3 / max(old.shape[-1], 1) ** 0.5
-            value = torch.randn(old.shape, generator=generator) * spread
-        return nn.Parameter(value.to(dtype or value.dtype), requires_grad=old.requires_grad)
+            new = (torch.randn(old.shape, generator=generator) * spread).to(new)
+        return new.to(dtype) if dtype else new
+
+    return _copy(rewritten, value, dtype)
+
+
+def _copy(rewritten: Rewritten, value: Any, dtype: torch.dtype | None = None) -> Rewritten:
+    """A copy with parameters of `value(old, whether a pass put it in)`."""
+    own = {id(p) for i in rewritten.result.editor.insertions for p in i.module.parameters()}
+
+    def parameter(old: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(value(old, id(old) in own), requires_grad=old.requires_grad)
 
     def buffer(old: torch.Tensor) -> torch.Tensor:
         return old.to(dtype) if dtype and old.is_floating_point() else old.clone()
@@ -92,18 +153,33 @@ def randomised(rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = 
     return replace(rewritten, module=root, result=result)
 
 
+# -- lowering and claims --------------------------------------------------------------------------
+
+
 def lowering_error(rewritten: Rewritten, dtype: torch.dtype = torch.float32) -> float:
-    """Relative error of the lowered model with random inserted parameters."""
+    """Relative error of the lowered model with random inserted parameters, on one image."""
+    twin = randomised(rewritten, dtype=dtype)
+    return over_largest(*(eager(m, rewritten, dtype) for m in (twin.module, lowered_of(twin))))
+
+
+def lowered_of(twin: Rewritten) -> nn.Module:
+    """The lowered form of a copy."""
     from ..rewrite.lowering import lowered_tree
 
-    twin = randomised(rewritten, dtype=dtype)
     lowered, _ = lowered_tree(twin)
     realise(lowered)
-    return relative(twin.module, lowered, tuple(v.to(dtype) for v in sample(rewritten)))
+    return lowered
+
+
+def eager(module: nn.Module, rewritten: Rewritten, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The output for one image in a dtype, in eval mode."""
+    values = (v.to(dtype) if v.is_floating_point() else v for v in sample(rewritten, 1))
+    return given(outcome(module, lambda m: m(*values), Situation()))
 
 
 def measure_claim(rewritten: Rewritten, metric: str) -> Any:
     """The number that `identity`, `lowers` or `max_error` is about."""
     if metric == "identity":
-        return difference(rewritten.base, rewritten.module, sample(rewritten))
+        own = rewritten.original or rewritten.base
+        return difference(own, rewritten.module, sample(rewritten, 1))
     return lowering_error(rewritten)

@@ -1,8 +1,10 @@
 """Properties of this rewritten model, for your CI: `pytest test_model.py`.
 
-Needs torch, safetensors, hypothesis and pytest; vitrewrite and timm are not used.
+Needs torch, safetensors, hypothesis and pytest, and for the model that it was made from timm;
+vitrewrite is not used.
 """
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 HERE = Path(__file__).parent
 SHAPE = (3, 224, 224)
 TOTAL, TRAINABLE = 86862568, 1063912
+ORIGINAL = 'vit_base_patch16_224'
+OPTIONS = {}
 
 
 def _source():
@@ -51,6 +55,34 @@ def test_gradients_reach_what_is_trained_and_nothing_else(model):
         assert (parameter.grad is not None) == parameter.requires_grad, name
     model.zero_grad(set_to_none=True)
     model.eval()
+
+
+@pytest.mark.parametrize(
+    ("batch", "training", "dtype"),
+    [
+        (1, False, torch.float32),
+        (2, False, torch.float32),
+        (2, True, torch.float32),
+        (1, False, torch.bfloat16),
+    ],
+)
+def test_at_its_start_it_is_the_model_that_it_was_made_from(model, batch, training, dtype):
+    timm = pytest.importorskip("timm")
+    original, start = timm.create_model(ORIGINAL, **OPTIONS), copy.deepcopy(model)
+    inserted = [m for m in start.modules() if hasattr(type(m), "inserted_by")]
+    for module in inserted:
+        module.reset_parameters()
+    state = start.state_dict()
+    original.load_state_dict({name: state[name] for name in original.state_dict()})
+    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0)).to(dtype)
+    outputs = []
+    for each in (original, start):
+        each.to(dtype).train(training).requires_grad_(False)
+        for module in inserted:
+            module.eval()
+        torch.manual_seed(0)
+        outputs.append(each(x))
+    assert torch.equal(*outputs)
 
 
 def test_another_image_size_is_refused(model):

@@ -1,0 +1,185 @@
+"""What capture, rewriting and printing made of a model, beside the model itself.
+
+The reference is the user's own module, called as the user calls it: a fault of ours cannot hide in
+it. Four models are run in the same situations:
+
+    own        the user's module
+    base       the captured one, before any clause
+    start      the rewritten one at its initialisation, if no clause changes the output then
+    module     the rewritten one as it is
+    emitted    what `build` of the emitted source makes, with the weights of `module`
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .check import Check
+from .numeric import at_start, sample
+from .original import call_own, own_model
+from .runs import Outcome, Situation, apart, outcome
+
+if TYPE_CHECKING:
+    from ..rewrite.rewritten import Rewritten
+
+OWN, BASE, START, MODULE, EMITTED = "own", "base", "start", "module", "emitted"
+
+
+@dataclass(eq=False)
+class Runs:
+    """The models behind a rewritten one, each run at most once in a situation."""
+
+    rewritten: Rewritten
+    made: dict[Any, Outcome] = field(default_factory=dict)
+
+    @cached_property
+    def own(self) -> nn.Module | str:
+        """The user's module, or why there is none."""
+        return own_model(self.rewritten)
+
+    @cached_property
+    def start(self) -> nn.Module | None:
+        """The rewritten model at its initialisation, or None if a clause changes the output."""
+        return at_start(self.rewritten)
+
+    @cached_property
+    def emitted(self) -> nn.Module:
+        """The model that the emitted text builds."""
+        from ..emission.twin import emitted_twin
+        from ..files import model_text
+
+        module = self.rewritten.module
+        return emitted_twin(model_text(self.rewritten), module.state_dict())
+
+    @property
+    def other_dtype(self) -> torch.dtype:
+        """bfloat16, or float32 for a model in bfloat16."""
+        parameters = self.rewritten.base.parameters()
+        own = {p.dtype for p in parameters if p.is_floating_point()}
+        return torch.float32 if own == {torch.bfloat16} else torch.bfloat16
+
+    @cached_property
+    def situations(self) -> tuple[Situation, ...]:
+        """An image, two of them, training, another dtype, and another size if one is possible."""
+        other = self.other_shapes
+        sized = () if other is None else (Situation(shapes=other),)
+        return (*self.few, Situation(2), Situation(dtype=self.other_dtype), *sized)
+
+    @cached_property
+    def few(self) -> tuple[Situation, ...]:
+        """An image, and training; batch norms need two images there."""
+        norms = any("BatchNorm" in type(m).__name__ for m in self.rewritten.base.modules())
+        return Situation(), Situation(1 + norms, training=True)
+
+    @cached_property
+    def other_shapes(self) -> tuple[tuple[int, ...], ...] | None:
+        """Shapes of another image size, or number of tokens, that the user's module takes."""
+        own = [tuple(v.shape[1:]) for v in self.rewritten.result.example]
+        if isinstance(self.own, str) or len(own) != 1:
+            return None
+        for shape in _others(own[0]):
+            situation = Situation(shapes=(shape,))
+            if not isinstance(self(OWN, situation), Exception):
+                return (shape,)
+            del self.made[OWN, situation]
+        return None
+
+    def __call__(self, which: str, situation: Situation) -> Outcome:
+        """What one of the models yields."""
+        if which == START and self.start is self.rewritten.module and not situation.training:
+            which = MODULE
+        key = which, situation
+        if key not in self.made:
+            self.made[key] = self._run(which, situation)
+        return self.made[key]
+
+    def _run(self, which: str, situation: Situation) -> Outcome:
+        values = sample(self.rewritten, situation.batch, shapes=situation.shapes)
+        if situation.dtype is not None:
+            values = tuple(v.to(situation.dtype) if v.is_floating_point() else v for v in values)
+        if which == OWN:
+            assert isinstance(self.own, nn.Module)
+            return outcome(self.own, lambda m: call_own(self.rewritten, m, values), situation)
+        models = {BASE: self.rewritten.base, MODULE: self.rewritten.module, START: self.start}
+        model = self.emitted if which == EMITTED else models[which]
+        assert model is not None
+        still = _inserted(self.rewritten, model) if which == START else ()
+        return outcome(model, lambda m: m(*values), situation, still)
+
+
+def _others(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Smaller inputs before larger ones, of another aspect first."""
+    if len(shape) == 2:  # tokens
+        yield from ((shape[0] + 3, shape[1]), (2 * shape[0], shape[1]))
+    if len(shape) == 3:
+        channels, height, width = shape
+        for up, across in ((0.5, 1), (1, 0.5), (0.5, 0.5), (1.5, 1), (2, 1), (2, 2)):
+            yield channels, int(height * up), int(width * across)
+
+
+def _inserted(rewritten: Rewritten, model: nn.Module) -> set[nn.Module]:
+    """The modules that passes put in, with what is in them; they draw no random numbers then."""
+    paths = (i.path for i in rewritten.result.editor.insertions)
+    return {child for path in paths for child in model.get_submodule(path).modules()}
+
+
+# -- checks ---------------------------------------------------------------------------------------
+
+
+def reference(runs: Runs, situations: Sequence[Situation]) -> Iterator[Check]:
+    """The comparisons with the user's own module, and of the emitted source."""
+    if isinstance(runs.own, str):
+        yield Check("the model itself", None, "not checked", runs.own)
+        if runs.start is not None:
+            yield _same("rewritten at its start = captured", runs, BASE, START, situations)
+    else:
+        yield _same("captured = the model itself", runs, OWN, BASE, situations)
+        if runs.start is not None:
+            yield _same("rewritten at its start = the model itself", runs, OWN, START, situations)
+    # It is the text of the same classes: of a batch of one or of two, one is enough.
+    some = situations if Situation(2) not in situations else situations[1:]
+    yield _same("emitted source = rewritten", runs, MODULE, EMITTED, some)
+
+
+def _same(name: str, runs: Runs, first: str, second: str, situations: Sequence[Situation]) -> Check:
+    """Whether two models yield the same bits wherever the first one runs."""
+    seen, refused = [], []
+    for situation in situations:
+        wanted, got = runs(first, situation), runs(second, situation)
+        if isinstance(wanted, Exception):
+            refused.append(f"{situation}: the model itself fails, {_reason(wanted)}")
+            continue
+        if isinstance(got, Exception):
+            if situation.shapes is not None and _is_refusal(got):
+                refused.append(f"{situation}: refused, {_reason(got)}")
+                continue
+            return Check(name, False, _reason(got), str(situation))
+        difference = apart(wanted, got)
+        if difference:
+            return Check(name, False, difference, str(situation))
+        seen.append(str(situation))
+    note = "; ".join([*seen, *refused])
+    return Check(name, True if seen else None, 0.0 if seen else "not checked", note)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a line that says `raise ValueError` was reached: a guard, not an accident."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, ValueError):
+        return False
+    code = trace.tb_frame.f_code
+    return linecache.getline(code.co_filename, trace.tb_lineno).strip().startswith("raise ")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
