@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..rewrite.claims import Verdict
     from ..rewrite.engine import Step
+    from ..rewrite.order import Order
     from ..rewrite.plan import Measures, Plan
     from ..sensitivity import Allocation
 
@@ -21,6 +22,7 @@ def plan_text(plan: Plan) -> str:
         f"{plan.spec.name} on {plan.model}, weights {plan.weights}",
         "",
         *clause_lines(plan.steps),
+        *order_lines(plan.orders),
         "",
         *allocation_lines(plan.allocations),
         *measure_lines(plan.measures),
@@ -43,6 +45,11 @@ def clause_lines(steps: Iterable[Step]) -> list[str]:
         for step in steps
     ]
     return table(rows) if rows else ["nothing to change"]
+
+
+def order_lines(orders: Iterable[Order]) -> list[str]:
+    """Where several clauses act on one value: which one is next to the model's own."""
+    return [f"order  {order}" for order in orders]
 
 
 def allocation_lines(allocations: Mapping[str, Allocation]) -> list[str]:

@@ -109,7 +109,7 @@ def plan(
     claims = judge(spec, measures, result)
     return Plan(
         spec, request.name, request.described, result.anatomy, tuple(result.steps), measures,
-        claims, tuple(result.warnings), result.allocations,
+        claims, tuple(result.warnings), result.allocations, result.orders,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ class Insertion:
         unit: path of the unit whose graph calls it.
         site: where the pass put it.
         owners: module paths that its parts belong to, which name them in a delta.
+        folds: whether it is a branch beside a layer that the layer's weights can take.
     """
 
     pass_name: str
@@ -39,6 +40,7 @@ class Insertion:
     module: nn.Module
     site: BoundSite
     owners: tuple[str, ...]
+    folds: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,7 @@ class Editor:
         removed: paths of modules of the original model that are gone.
         folds: branches that went into weights, at lowering.
         lowered: what became of each inserted module, at lowering.
+        stacks: what passes put in at one place, in the order of the dataflow.
     """
 
     root: nn.Module
@@ -96,6 +99,7 @@ class Editor:
     removed: list[str] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     lowered: list[Lowered] = field(default_factory=list)
+    stacks: dict[Place, list[Insertion]] = field(default_factory=dict)
 
     def on(self, root: nn.Module) -> Editor:
         """An editor of a copy of the tree, before anything is done to the copy."""

@@ -30,6 +30,7 @@ from .allocations import Allocations
 from .clause import Clause
 from .editor import Editor
 from .measure import Propagation
+from .order import Order, orders
 from .passes import method_of
 from .schedule import Job, distinct, overlapping, schedule
 from .select import Selection
@@ -92,6 +93,11 @@ class Rewrite:
     def warnings(self) -> list[str]:
         """What is odd but not wrong, in the spec and on this model."""
         return [*(w.render() for w in self.spec.warnings), *self.editor.warnings]
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Where several clauses act on one value, and in which order."""
+        return orders(self.editor)
 
     @property
     def head(self) -> set[str]:
@@ -258,7 +264,10 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     before = sum(p.numel() for p in result.root.parameters())
     scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
-    context = Context(result.editor, job.clause, result.anatomy, result.stream, scope, roles)
+    folds = "lowers_exactly" in job.method.claims
+    context = Context(
+        result.editor, job.clause, result.anatomy, result.stream, scope, roles, folds=folds
+    )
     for bound in _bound(job.sites, context):
         job.method.rewrite(bound)
     result.editor.clean()

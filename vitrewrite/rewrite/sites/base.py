@@ -13,7 +13,7 @@ from ...anatomy.sites import Anatomy, Place
 from ...errors import RewriteError
 from ...tracing import inputs
 from ...tracing.leaves import changed_by
-from .. import wiring
+from .. import branches, wiring
 from ..clause import Clause
 from ..editor import Editor, Insertion, relative
 from ..stream import Stream
@@ -29,6 +29,7 @@ class Context:
     Attributes:
         scope: paths of the units that hold the sites of the clause.
         roles: of the sites of the clause, in order.
+        folds: whether what the pass puts beside a layer is linear, so that the weights can take it.
         shared: values that the sites of the clause have in common.
         insertion: at lowering, the module that is lowered.
     """
@@ -39,6 +40,7 @@ class Context:
     stream: Stream
     scope: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    folds: bool = False
     shared: dict[str, Value] = field(default_factory=dict)
     insertion: Insertion | None = None
 
@@ -247,6 +249,9 @@ class BoundSite:
     ) -> None:
         """`y = layer(x)` becomes `y = branch(x, layer(x))`: one branch, beside every call.
 
+        Branches at one layer stand in the order in which they are put in, except that those which
+        fold come before those which do not.
+
         Args:
             branch: what is put in.
             calls: all calls of the layer.
@@ -261,9 +266,10 @@ class BoundSite:
             raise self.unfit(f"'{outside[0]}' applies it too, which it is no part of")
         path = ""
         for place in calls:
-            node = self.editor.node(place)
+            layer = self.editor.node(place)
+            node = branches.last(self.editor, place.unit, layer, folding=self.context.folds)
             hint = str(node.meta.pop("hint", None) or name)
-            x = node.args[0]
+            x = layer.args[0]
             assert isinstance(x, fx.Node)
             if path:
                 target, origin = relative(path, place.unit), self.clause.origin
@@ -273,9 +279,12 @@ class BoundSite:
             else:
                 child = f"{name}_{self._stem}"
                 (new,) = self.put(branch, place.unit, (x, node), (hint,), name=child, owners=owners)
-                path = self.editor.insertions[-1].path
+                found = self.editor.insertions.pop()
+                self.editor.insertions.append(replace(found, folds=self.context.folds))
+                path = found.path
             users = set(node.users) - {new}
             node.replace_all_uses_with(new, delete_user_cb=users.__contains__)
+            self.editor.stacks[place] = branches.stacked(self.editor, place.unit, layer)
 
     def foldable(
         self, owner: nn.Module, calls: Sequence[Place], rows: Sequence[tuple[int, int]]
