@@ -21,6 +21,7 @@ from ..tracing import trace
 from ..tracing.unit import duplicate, on_meta
 from .claims import judge
 from .engine import Rewrite, example_of_one, rewrite
+from .initial import draw
 from .lowering import lowered_tree
 from .measure import Propagation
 from .plan import Plan, measure
@@ -147,7 +148,7 @@ def apply(
     result = rewrite(spec, root, profile=profile, allocations=allocations, original=original)
     if profile is not None and result.allocations:
         profile.check(trunk_fingerprint(base, result.anatomy))
-    _initialise(result, seed)
+    draw(result, seed)
     _own_trained(result)
     measures = measure(result, original)
     realise(base)
@@ -191,13 +192,6 @@ def _run(root: nn.Module) -> Propagation:
 def _shared(parameter: nn.Parameter) -> nn.Parameter:
     """A parameter of its own on the same storage."""
     return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-
-
-def _initialise(result: Rewrite, seed: int) -> None:
-    """What the passes added is drawn last and from its own generator: same spec, same bits."""
-    generator = torch.Generator().manual_seed(seed)
-    for insertion in result.editor.insertions:
-        result.methods[insertion.clause].initialise(insertion.module, generator)
 
 
 def _own_trained(result: Rewrite) -> None:

@@ -54,6 +54,8 @@ class Step:
     Attributes:
         change: `+` puts something in, `~` changes what is trained, `-` takes something out.
         parameters: how many it added or trains.
+        claims: what its pass claims.
+        waived: by claim the sites at which it is not made, each with the reason.
     """
 
     clause: Clause
@@ -61,6 +63,8 @@ class Step:
     sites: tuple[str, ...]
     change: str
     parameters: int = 0
+    claims: tuple[str, ...] = ()
+    waived: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -273,7 +277,9 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     result.editor.clean()
     added = sum(p.numel() for p in result.root.parameters()) - before
     roles = tuple(s.role for s in job.sites)
-    result.steps.append(Step(job.clause, "insert", roles, "+", added))
+    claims, waived = job.method.claims, result.editor.waived
+    own = {c: waived[job.clause.number, c] for c in claims if (job.clause.number, c) in waived}
+    result.steps.append(Step(job.clause, "insert", roles, "+", added, claims, own))
 
 
 def _unit(site: Site) -> str:

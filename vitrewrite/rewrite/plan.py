@@ -90,6 +90,8 @@ def step_json(step: Step) -> dict[str, Any]:
         "change": step.change,
         "sites": list(step.sites),
         "parameters": step.parameters,
+        "claims": list(step.claims),
+        "waived": {claim: dict(sites) for claim, sites in step.waived.items()},
     }
 
 

@@ -15,7 +15,7 @@ from ...tracing import inputs
 from ...tracing.leaves import changed_by
 from .. import branches, wiring
 from ..clause import Clause
-from ..editor import Editor, Insertion, relative
+from ..editor import Editor, Insertion, join, relative
 from ..stream import Stream
 from .value import Value
 
@@ -114,6 +114,10 @@ class BoundSite:
         if text not in self.editor.warnings:
             self.editor.warnings.append(text)
 
+    def waive(self, claim: str, why: str) -> None:
+        """Says that a claim of the pass is not made at this site; `plan` tells why."""
+        self.editor.waived.setdefault((self.clause.number, claim), {})[self.role] = why
+
     # -- modules --------------------------------------------------------------------------------
 
     def put(
@@ -141,9 +145,9 @@ class BoundSite:
         owner = self.path if owner is None else owner
         name = name or self.pass_name.partition(".")[0]
         target, path = self.editor.adopt(unit, owner, name, module)
-        found = Insertion(
-            self.pass_name, self.clause.number, path, unit, module, self, owners or (owner,)
-        )
+        owners = owners or (owner,)
+        key = " ".join((join(owner, name), *owners))  # the path may be numbered
+        found = Insertion(self.pass_name, self.clause.number, path, unit, module, self, owners, key)
         self.editor.insertions.append(found)
         origin = self.clause.origin
         return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
@@ -286,6 +290,16 @@ class BoundSite:
             node.replace_all_uses_with(new, delete_user_cb=users.__contains__)
             self.editor.stacks[place] = branches.stacked(self.editor, place.unit, layer)
 
+    def expect_fold(self, owner: nn.Module) -> None:
+        """Waives the exact lowering if a layer is not its holder's alone, so that it keeps it."""
+        if self.context.folds and self._holders(owner) > 1:
+            self.waive("lowers_exactly", "the layer is part of more than one module")
+
+    def _holders(self, owner: nn.Module) -> int:
+        """How many modules a module is a child of."""
+        children = (c for m in self.editor.root.modules() for c in m._modules.values())
+        return sum(c is owner for c in children)
+
     def foldable(
         self, owner: nn.Module, calls: Sequence[Place], rows: Sequence[tuple[int, int]]
     ) -> bool:
@@ -298,8 +312,7 @@ class BoundSite:
             calls: all calls of the layer.
             rows: half-open ranges.
         """
-        children = (c for m in self.editor.root.modules() for c in m._modules.values())
-        if sum(c is owner for c in children) > 1:
+        if self._holders(owner) > 1:
             return False
         layers = {self.editor.node(call) for call in calls}
         found = [self._beside(u, n, layers, rows) for u, n in self.calls_of(self.insertion)]

@@ -58,6 +58,7 @@ class EntriesSite(BoundSite):
         name = self._layer.rpartition(".")[2]
         name = f"layer{name}" if name.isdigit() else name
         self.beside(branch, self._calls, name, tuple(p.owner for p in self.parts))
+        self.expect_fold(self.layer)
 
     @property
     def _calls(self) -> list[Place]:

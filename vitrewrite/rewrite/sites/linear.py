@@ -73,6 +73,7 @@ class LinearSite(BoundSite):
         name = self._layer.rpartition(".")[2]
         name = f"linear{name}" if name.isdigit() else name
         self.beside(branch, self._calls, name, tuple(p.path for p in self.parts))
+        self.expect_fold(self.editor.root.get_submodule(self.parts[0].weight.rpartition(".")[0]))
 
     @property
     def _calls(self) -> list[Place]:
