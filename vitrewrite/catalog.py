@@ -109,7 +109,11 @@ class Catalog:
         except Exception as error:
             message = f"pass {shown(name)} cannot be imported: {type(error).__name__}: {error}"
             raise SpecError("VR242", message, notes=[f"its file is {info.path}"]) from error
-        return cast("type[Pass]", getattr(module, info.class_name))
+        found = cast("type[Pass]", getattr(module, info.class_name))
+        if "lowers_exactly" in found.claims and "lower" not in _own_names(found):
+            message = f"pass {shown(name)} claims 'lowers_exactly' and has no lower()"
+            raise SpecError("VR240", message, notes=[f"its file is {info.path}"])
+        return found
 
     def _locate(self, name: str) -> tuple[str, Path]:
         if _NAME.fullmatch(name):
@@ -132,6 +136,11 @@ class Catalog:
                 raise SpecError("VR241", message, notes=[f"{entry.value} and {other}"])
             found[entry.name] = entry
         return found
+
+
+def _own_names(cls: type) -> set[str]:
+    """What a pass defines itself, without what all passes have."""
+    return {name for base in cls.__mro__[:-1] if base.__name__ != "Pass" for name in vars(base)}
 
 
 def is_file(path: Path) -> bool:

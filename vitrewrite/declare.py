@@ -44,7 +44,9 @@ class Pass:
         verbs: the clauses it can stand in, such as `("insert at", "prepend")`.
         attaches: the roles of the sites it accepts, such as `("linear",)`.
         source: the paper.
-        claims: what the verifier checks, out of `same_output_at_init`, `lowers_exactly`.
+        claims: what the verifier checks: `same_output_at_init`, `lowers_exactly` and what `errors`
+            measures. At a site where one is not made, `rewrite` says `site.waive(claim, why)`.
+            On layers, a pass that lowers exactly is linear: it goes before those that are not.
         reads: facts of the stream that it asks for, out of `prefix`, `grid`, `size`.
         writes: facts that it changes. Writers come before readers, whatever the order in the spec.
             A pass that writes `layers` puts layers in: all other clauses see the model with them.
@@ -74,7 +76,10 @@ class Pass:
         return False
 
     def errors(self, module: Any, inputs: Any, outputs: Any, /) -> dict[str, float]:
-        """What must hold of one call of an inserted module: by claim, how far off it is."""
+        """What must hold of one call of an inserted module: by claim, how far off it is.
+
+        The names are among the `claims` of the pass.
+        """
         return {}
 
     def initialise(self, module: Any, generator: torch.Generator, /) -> None:

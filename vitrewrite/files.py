@@ -171,10 +171,16 @@ def _starts_as_timms(rewritten: Rewritten) -> bool:
 
 def plan_markdown(rewritten: Rewritten) -> str:
     """The text of `plan.md`: what changed."""
-    from .report.text import allocation_lines, claim_lines, clause_lines, measure_lines
+    from .report.text import (
+        allocation_lines,
+        claim_lines,
+        clause_lines,
+        measure_lines,
+        order_lines,
+    )
 
     blocks = [
-        clause_lines(rewritten.result.steps),
+        [*clause_lines(rewritten.result.steps), *order_lines(rewritten.result.orders)],
         allocation_lines(rewritten.result.allocations)[:-1],
         measure_lines(rewritten.measures),
         claim_lines(rewritten.claims),

@@ -7,15 +7,28 @@ options; defaults and the arguments of `option(...)` are literals.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrewrite.errors import Span, SpecError, listing, shown
+from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
 
 _TYPES = ("int", "float", "str", "bool")
-_CLASS_VALUES = ("verbs", "attaches", "source", "claims", "reads", "writes")
+_FACTS = ("prefix", "grid", "size")
+CLAIMS = ("same_output_at_init", "lowers_exactly")
+"""What can be checked of any pass; its own `errors` measures what else it claims."""
+KNOWN: Mapping[str, tuple[str, ...]] = {
+    "verbs": (
+        *("insert at", "insert before", "insert after", "insert", "prepend", "replace", "stitch"),
+        "add",
+    ),
+    "attaches": ("linear", "attention", "mlp", "block", "entries", "decoder"),
+    "claims": CLAIMS,
+    "reads": _FACTS,
+    "writes": (*_FACTS, "layers"),
+}
+_CLASS_VALUES = (*KNOWN, "source")
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,8 @@ def _signature(name: str, module: str, path: Path, tree: ast.Module) -> PassInfo
         target, annotation, value = _assignment(item)
         if target in _CLASS_VALUES:
             values[target] = _class_value(target, value, item)
+            own = _measured(found) if target == "claims" else ()
+            _check_known(target, values[target], own, item)
         elif annotation is not None and "ClassVar" not in ast.unparse(annotation):
             options[target] = _option(target, annotation, value)
     doc = ast.get_docstring(tree) or ""
@@ -153,6 +168,24 @@ def _class_value(name: str, value: ast.expr | None, item: ast.stmt) -> Any:
         message = f"{name} must be a {'string' if wanted is str else 'tuple of strings'}"
         raise _Malformed(message, item)
     return found
+
+
+def _check_known(name: str, words: Sequence[str], own: Sequence[str], item: ast.stmt) -> None:
+    """Raises for a word that nothing in vitrewrite knows, so that it would have no effect."""
+    known = (*KNOWN.get(name, words), *own)
+    for word in words:
+        if word not in known:
+            more = ", and what errors() of the pass measures" if name == "claims" else ""
+            near = did_you_mean(word, known)
+            message = f"{name} has {shown(word)}; known: {listing(known)}{more}"
+            raise _Malformed(f"{message}; {near}" if near else message, item)
+
+
+def _measured(found: ast.ClassDef) -> list[str]:
+    """What `errors` of a pass can name: its text constants."""
+    bodies = (f for f in found.body if isinstance(f, ast.FunctionDef) and f.name == "errors")
+    nodes = (node for body in bodies for node in ast.walk(body))
+    return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
 
 def _literal(node: ast.expr | None, place: ast.AST) -> Any:

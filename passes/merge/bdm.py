@@ -144,7 +144,10 @@ class BipartiteDifferentiableMatching(Pass):
     verbs: ClassVar[tuple[str, ...]] = ("insert after",)
     attaches: ClassVar[tuple[str, ...]] = ("attention",)
     source: ClassVar[str] = "Kim et al., CVPR 2025"
-    claims: ClassVar[tuple[str, ...]] = ("lowers_exactly",)
+    claims: ClassVar[tuple[str, ...]] = (
+        "lowers_exactly",
+        "sizes of merged tokens sum to the number before",
+    )
     reads: ClassVar[tuple[str, ...]] = ("prefix", "grid", "size")
     writes: ClassVar[tuple[str, ...]] = ("grid", "size")
 

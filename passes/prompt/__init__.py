@@ -208,6 +208,8 @@ class VisualPrompt(Pass):
         prompt = Prompt(self.count, block.dim, start, bound, deep, self.dropout)
         masks = [block.shared("masks", lambda: self.new_masks(block))] if self.masks else []
         block.input.insert(prompt, *masks)
+        if self.evolve(block):
+            block.waive("lowers_exactly", "what becomes of its prompts is read later on")
         if deep:
             return
         block.input.become(prefix=tokens.prefix + self.count)
@@ -218,9 +220,8 @@ class VisualPrompt(Pass):
 
     def lower(self, block: BlockSite, module: nn.Module) -> bool:
         """Deep prompts become k(norm1(P)) and v(norm1(P))."""
-        behind = block.context.anatomy.blocks[-len(block.siblings) :]
-        if self.readout == "all" or tuple(b.role for b in behind) != block.siblings:
-            return False  # some prompts evolve, or are pooled
+        if self.evolve(block):
+            return False
         if isinstance(module, Prompt):
             masks = block.sibling(PromptMasks)
             rows, same = _distinct(module.prompt if masks is None else module.prompt * masks())
@@ -235,6 +236,11 @@ class VisualPrompt(Pass):
         elif isinstance(module, WithoutPrompts):
             block.drop()
         return not isinstance(module, PromptMasks)
+
+    def evolve(self, block: BlockSite) -> bool:
+        """Whether some prompts reach a block without new ones, or are pooled."""
+        behind = block.context.anatomy.blocks[-len(block.siblings) :]
+        return self.readout == "all" or tuple(b.role for b in behind) != block.siblings
 
     def delta(self, module: nn.Module) -> list[dict[str, torch.Tensor]]:
         """The tensors as the method names them."""

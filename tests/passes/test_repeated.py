@@ -106,14 +106,14 @@ def test_a_second_branch_is_seen_beside_every_call() -> None:
         vr.apply('insert lora(rank=2) at module("blocks.0.mix")\n', once.module, example=IMAGE)
 
 
-def test_a_branch_behind_an_adapter_stays() -> None:
+def test_a_branch_beside_an_adapter_folds() -> None:
     spec = (
-        'insert lora(rank=2) at module("blocks.0.mix")\n'
         'insert adapter(hidden=2) at module("blocks.0.mix")\n'
+        'insert lora(rank=2) at module("blocks.0.mix")\n'
     )
     lowered = vr.lower(fill(vr.apply(spec, model(), example=IMAGE)))
     by_pass = {c["pass"]: c["modules"] for c in lowered.report["lowering"]["clauses"]}
-    assert by_pass["lora"] == {"before": 1, "after": 1}
+    assert by_pass == {"adapter": {"before": 1, "after": 1}, "lora": {"before": 1, "after": 0}}
 
 
 def test_entries_of_layers_and_norms() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..rewrite.claims import Verdict
     from ..rewrite.engine import Step
+    from ..rewrite.order import Order
     from ..rewrite.plan import Measures, Plan
     from ..sensitivity import Allocation
 
@@ -21,6 +22,7 @@ def plan_text(plan: Plan) -> str:
         f"{plan.spec.name} on {plan.model}, weights {plan.weights}",
         "",
         *clause_lines(plan.steps),
+        *order_lines(plan.orders),
         "",
         *allocation_lines(plan.allocations),
         *measure_lines(plan.measures),
@@ -30,7 +32,7 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def clause_lines(steps: Iterable[Step]) -> list[str]:
+def clause_lines(steps: Sequence[Step]) -> list[str]:
     """One line per clause: change, line number, text, sites, parameters."""
     rows = [
         (
@@ -42,7 +44,22 @@ def clause_lines(steps: Iterable[Step]) -> list[str]:
         )
         for step in steps
     ]
-    return table(rows) if rows else ["nothing to change"]
+    return [*table(rows), *_waived(steps)] if rows else ["nothing to change"]
+
+
+def _waived(steps: Iterable[Step]) -> Iterator[str]:
+    """What clauses do not claim although their passes do."""
+    for step in steps:
+        for claim, sites in step.waived.items():
+            first, why = next(iter(sites.items()))
+            more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+            where = f"line {step.clause.span.line}, " if step.clause.span else ""
+            yield f"not claimed: {claim} ({where}{first}{more}): {why}"
+
+
+def order_lines(orders: Iterable[Order]) -> list[str]:
+    """Where several clauses act on one value: which one is next to the model's own."""
+    return [f"order  {order}" for order in orders]
 
 
 def allocation_lines(allocations: Mapping[str, Allocation]) -> list[str]:

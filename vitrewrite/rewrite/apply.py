@@ -21,6 +21,7 @@ from ..tracing import trace
 from ..tracing.unit import duplicate, on_meta
 from .claims import judge
 from .engine import Rewrite, example_of_one, rewrite
+from .initial import draw
 from .lowering import lowered_tree
 from .measure import Propagation
 from .plan import Plan, measure
@@ -109,7 +110,7 @@ def plan(
     claims = judge(spec, measures, result)
     return Plan(
         spec, request.name, request.described, result.anatomy, tuple(result.steps), measures,
-        claims, tuple(result.warnings), result.allocations,
+        claims, tuple(result.warnings), result.allocations, result.orders,
     )  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def apply(
     result = rewrite(spec, root, profile=profile, allocations=allocations, original=before)
     if profile is not None and result.allocations:
         profile.check(trunk_fingerprint(base, result.anatomy))
-    initialise(result, seed)
+    draw(result, seed)
     _own_trained(result)
     measures = measure(result, before)
     realise(base)
@@ -193,13 +194,6 @@ def _run(root: nn.Module) -> Propagation:
 def _shared(parameter: nn.Parameter) -> nn.Parameter:
     """A parameter of its own on the same storage."""
     return nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-
-
-def initialise(result: Rewrite, seed: int) -> None:
-    """What the passes added is drawn last and from its own generator: same spec, same bits."""
-    generator = torch.Generator().manual_seed(seed)
-    for insertion in result.editor.insertions:
-        result.methods[insertion.clause].initialise(insertion.module, generator)
 
 
 def _own_trained(result: Rewrite) -> None:

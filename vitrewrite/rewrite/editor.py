@@ -30,6 +30,8 @@ class Insertion:
         unit: path of the unit whose graph calls it.
         site: where the pass put it.
         owners: module paths that its parts belong to, which name them in a delta.
+        key: what names it whatever other clauses put in; its initial values hang on it.
+        folds: whether it is a branch beside a layer that the layer's weights can take.
     """
 
     pass_name: str
@@ -39,6 +41,8 @@ class Insertion:
     module: nn.Module
     site: BoundSite
     owners: tuple[str, ...]
+    key: str
+    folds: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,8 @@ class Editor:
         removed: paths of modules of the original model that are gone.
         folds: branches that went into weights, at lowering.
         lowered: what became of each inserted module, at lowering.
+        stacks: what passes put in at one place, in the order of the dataflow.
+        waived: by clause and claim where the claim is not made, and why.
     """
 
     root: nn.Module
@@ -96,12 +102,14 @@ class Editor:
     removed: list[str] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     lowered: list[Lowered] = field(default_factory=list)
+    stacks: dict[Place, list[Insertion]] = field(default_factory=dict)
+    waived: dict[tuple[int, str], dict[str, str]] = field(default_factory=dict)
 
     def on(self, root: nn.Module) -> Editor:
         """An editor of a copy of the tree, before anything is done to the copy."""
         insertions = [replace(i, module=root.get_submodule(i.path)) for i in self.insertions]
         known = list(self.warnings), dict(self.moved), list(self.removed)
-        return Editor(root, insertions, set(), *known)
+        return Editor(root, insertions, set(), *known, waived=self.waived)
 
     def unit(self, path: str) -> Unit:
         """The unit at `path`."""

@@ -30,6 +30,7 @@ from .allocations import Allocations
 from .clause import Clause
 from .editor import Editor
 from .measure import Propagation
+from .order import Order, orders
 from .passes import method_of
 from .schedule import Job, distinct, overlapping, schedule
 from .select import Selection
@@ -53,6 +54,8 @@ class Step:
     Attributes:
         change: `+` puts something in, `~` changes what is trained, `-` takes something out.
         parameters: how many it added or trains.
+        claims: what its pass claims.
+        waived: by claim the sites at which it is not made, each with the reason.
     """
 
     clause: Clause
@@ -60,6 +63,8 @@ class Step:
     sites: tuple[str, ...]
     change: str
     parameters: int = 0
+    claims: tuple[str, ...] = ()
+    waived: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -92,6 +97,11 @@ class Rewrite:
     def warnings(self) -> list[str]:
         """What is odd but not wrong, in the spec and on this model."""
         return [*(w.render() for w in self.spec.warnings), *self.editor.warnings]
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Where several clauses act on one value, and in which order."""
+        return orders(self.editor)
 
     @property
     def head(self) -> set[str]:
@@ -258,13 +268,18 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     before = sum(p.numel() for p in result.root.parameters())
     scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
-    context = Context(result.editor, job.clause, result.anatomy, result.stream, scope, roles)
+    folds = "lowers_exactly" in job.method.claims
+    context = Context(
+        result.editor, job.clause, result.anatomy, result.stream, scope, roles, folds=folds
+    )
     for bound in _bound(job.sites, context):
         job.method.rewrite(bound)
     result.editor.clean()
     added = sum(p.numel() for p in result.root.parameters()) - before
     roles = tuple(s.role for s in job.sites)
-    result.steps.append(Step(job.clause, "insert", roles, "+", added))
+    claims, waived = job.method.claims, result.editor.waived
+    own = {c: waived[job.clause.number, c] for c in claims if (job.clause.number, c) in waived}
+    result.steps.append(Step(job.clause, "insert", roles, "+", added, claims, own))
 
 
 def _unit(site: Site) -> str:

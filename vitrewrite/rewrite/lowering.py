@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,7 @@ def lower_tree(
     methods: Mapping[int, Pass],
     only: Collection[int] | None = None,
 ) -> Editor:
-    """Lowers what can be lowered, last insertion first, in place.
+    """Lowers what can be lowered, in the order of `in_turn`, in place.
 
     Args:
         root: a tree of its own: weights are replaced, never changed.
@@ -37,13 +37,22 @@ def lower_tree(
     """
     root.eval()
     editor = original.on(root)
-    for insertion in reversed(list(editor.insertions)):
+    for insertion in in_turn(editor.insertions):
         if only is None or insertion.clause in only:
             _lower(editor, insertion, methods[insertion.clause])
     wiring.prune(editor)
     editor.clean()
     _remove_uncalled(editor)
     return editor
+
+
+def in_turn(insertions: Sequence[Insertion]) -> list[Insertion]:
+    """The order in which insertions are lowered: the last one first.
+
+    Branches that fold are the other way round: a layer takes the nearest one before the next.
+    """
+    folding = iter([i for i in insertions if i.folds])
+    return [next(folding) if i.folds else i for i in reversed(insertions)]
 
 
 def _lower(editor: Editor, insertion: Insertion, method: Pass) -> None:
@@ -84,6 +93,6 @@ def lowered_tree(
 
 def lowerable(rewritten: Rewritten) -> tuple[int, ...]:
     """The clauses that lowering can do something about, in the order in which it does."""
-    clauses = dict.fromkeys(i.clause for i in reversed(rewritten.result.editor.insertions))
+    clauses = dict.fromkeys(i.clause for i in in_turn(rewritten.result.editor.insertions))
     methods = rewritten.result.methods
     return tuple(c for c in clauses if type(methods[c]).lower is not Pass.lower)

@@ -17,6 +17,7 @@ from .claims import Verdict
 from .engine import Rewrite, Step
 from .lowering import lower_tree
 from .measure import BrokenError, Parameters, Propagation, count_parameters
+from .order import Order
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Plan:
     claims: tuple[Verdict, ...]
     warnings: tuple[str, ...] = ()
     allocations: Mapping[str, Allocation] = field(default_factory=dict)
+    orders: tuple[Order, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The plan as data."""
@@ -66,6 +68,7 @@ class Plan:
             "model": self.model,
             "weights": self.weights,
             "clauses": [step_json(step) for step in self.steps],
+            "order": [order.to_json() for order in self.orders],
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.allocations.items()},
             "claims": [verdict.to_json() for verdict in self.claims],
@@ -87,6 +90,8 @@ def step_json(step: Step) -> dict[str, Any]:
         "change": step.change,
         "sites": list(step.sites),
         "parameters": step.parameters,
+        "claims": list(step.claims),
+        "waived": {claim: dict(sites) for claim, sites in step.waived.items()},
     }
 
 

@@ -63,6 +63,7 @@ class Rewritten:
             "weights": self.weights,
             "lowered": self.lowered,
             "clauses": [step_json(step) for step in self.result.steps],
+            "order": [order.to_json() for order in self.result.orders],
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
             "claims": [verdict.to_json() for verdict in self.claims],

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from ..emission.realise import realise
-from ..rewrite.lowering import lowerable, lowered_tree
+from ..rewrite.lowering import in_turn, lowerable, lowered_tree
 from ..rewrite.unlowering import changed
 from ..tracing.unit import duplicate
 from .numeric import sample, tensors
 
 if TYPE_CHECKING:
-    from ..rewrite.editor import Fold
+    from ..rewrite.editor import Fold, Insertion
     from ..rewrite.rewritten import Rewritten
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +36,7 @@ Outputs = list[torch.Tensor]
 def measured(lowered: Rewritten) -> dict[str, Any]:
     """What `report.json` has under `lowering`.
 
-    `error` of the whole model and `clauses` with theirs, last inserted first, each against the
+    `error` of the whole model and `clauses` with theirs, in the order of lowering, each against the
     model before that clause was lowered; `folds` with the error of the layer's own output;
     `unmeasured` says why a dtype is missing; `changed` are tensors with new values.
     """
@@ -87,17 +87,21 @@ def _stages(lowered: Rewritten) -> Iterator[tuple[tuple[int, ...], nn.Module]]:
 def _clauses(lowered: Rewritten, found: dict[int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     unlowered = lowered.unlowered
     assert unlowered is not None
-    before, after = ([i.clause for i in r.result.editor.insertions] for r in (unlowered, lowered))
+    before, after = (r.result.editor.insertions for r in (unlowered, lowered))
     steps = {s.clause.number: s for s in lowered.result.steps}
-    for clause in dict.fromkeys(reversed(before)):
+    for clause in dict.fromkeys(i.clause for i in in_turn(before)):
         described = steps[clause].clause
         yield {
             "clause": described.text,
             "line": described.span.line if described.span else None,
             "pass": described.pass_name,
-            "modules": {"before": before.count(clause), "after": after.count(clause)},
+            "modules": {"before": _count(before, clause), "after": _count(after, clause)},
             "error": found.get(clause, {}),
         }
+
+
+def _count(insertions: list[Insertion], clause: int) -> int:
+    return sum(i.clause == clause for i in insertions)
 
 
 def _fold(fold: Fold, lowered: Rewritten) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..emission.realise import realise
+from ..rewrite.initial import draw
 from ..tracing.unit import duplicate
 from .runs import Outcome, Situation, apart, outcome
 
@@ -94,12 +95,10 @@ def at_start(rewritten: Rewritten) -> nn.Module | None:
 
     None if a clause changes the output from the start, or if the model is lowered.
     """
-    from ..rewrite.apply import initialise
-
     if rewritten.lowered or not _is_identity(rewritten):
         return None
     twin = _copy(rewritten, lambda old, inserted: old.detach().clone() if inserted else old)
-    initialise(twin.result, rewritten.seed)
+    draw(twin.result, rewritten.seed)
     base = rewritten.base.state_dict()
     for name in rewritten.result.base_trained:
         owner, _, leaf = name.rpartition(".")

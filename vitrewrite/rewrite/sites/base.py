@@ -13,9 +13,9 @@ from ...anatomy.sites import Anatomy, Place
 from ...errors import RewriteError
 from ...tracing import inputs
 from ...tracing.leaves import changed_by
-from .. import wiring
+from .. import branches, wiring
 from ..clause import Clause
-from ..editor import Editor, Insertion, relative
+from ..editor import Editor, Insertion, join, relative
 from ..stream import Stream
 from .value import Value
 
@@ -29,6 +29,7 @@ class Context:
     Attributes:
         scope: paths of the units that hold the sites of the clause.
         roles: of the sites of the clause, in order.
+        folds: whether what the pass puts beside a layer is linear, so that the weights can take it.
         shared: values that the sites of the clause have in common.
         insertion: at lowering, the module that is lowered.
     """
@@ -39,6 +40,7 @@ class Context:
     stream: Stream
     scope: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    folds: bool = False
     shared: dict[str, Value] = field(default_factory=dict)
     insertion: Insertion | None = None
 
@@ -112,6 +114,10 @@ class BoundSite:
         if text not in self.editor.warnings:
             self.editor.warnings.append(text)
 
+    def waive(self, claim: str, why: str) -> None:
+        """Says that a claim of the pass is not made at this site; `plan` tells why."""
+        self.editor.waived.setdefault((self.clause.number, claim), {})[self.role] = why
+
     # -- modules --------------------------------------------------------------------------------
 
     def put(
@@ -139,9 +145,9 @@ class BoundSite:
         owner = self.path if owner is None else owner
         name = name or self.pass_name.partition(".")[0]
         target, path = self.editor.adopt(unit, owner, name, module)
-        found = Insertion(
-            self.pass_name, self.clause.number, path, unit, module, self, owners or (owner,)
-        )
+        owners = owners or (owner,)
+        key = " ".join((join(owner, name), *owners))  # the path may be numbered
+        found = Insertion(self.pass_name, self.clause.number, path, unit, module, self, owners, key)
         self.editor.insertions.append(found)
         origin = self.clause.origin
         return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
@@ -247,6 +253,9 @@ class BoundSite:
     ) -> None:
         """`y = layer(x)` becomes `y = branch(x, layer(x))`: one branch, beside every call.
 
+        Branches at one layer stand in the order in which they are put in, except that those which
+        fold come before those which do not.
+
         Args:
             branch: what is put in.
             calls: all calls of the layer.
@@ -261,9 +270,10 @@ class BoundSite:
             raise self.unfit(f"'{outside[0]}' applies it too, which it is no part of")
         path = ""
         for place in calls:
-            node = self.editor.node(place)
+            layer = self.editor.node(place)
+            node = branches.last(self.editor, place.unit, layer, folding=self.context.folds)
             hint = str(node.meta.pop("hint", None) or name)
-            x = node.args[0]
+            x = layer.args[0]
             assert isinstance(x, fx.Node)
             if path:
                 target, origin = relative(path, place.unit), self.clause.origin
@@ -273,9 +283,22 @@ class BoundSite:
             else:
                 child = f"{name}_{self._stem}"
                 (new,) = self.put(branch, place.unit, (x, node), (hint,), name=child, owners=owners)
-                path = self.editor.insertions[-1].path
+                found = self.editor.insertions.pop()
+                self.editor.insertions.append(replace(found, folds=self.context.folds))
+                path = found.path
             users = set(node.users) - {new}
             node.replace_all_uses_with(new, delete_user_cb=users.__contains__)
+            self.editor.stacks[place] = branches.stacked(self.editor, place.unit, layer)
+
+    def expect_fold(self, owner: nn.Module) -> None:
+        """Waives the exact lowering if a layer is not its holder's alone, so that it keeps it."""
+        if self.context.folds and self._holders(owner) > 1:
+            self.waive("lowers_exactly", "the layer is part of more than one module")
+
+    def _holders(self, owner: nn.Module) -> int:
+        """How many modules a module is a child of."""
+        children = (c for m in self.editor.root.modules() for c in m._modules.values())
+        return sum(c is owner for c in children)
 
     def foldable(
         self, owner: nn.Module, calls: Sequence[Place], rows: Sequence[tuple[int, int]]
@@ -289,8 +312,7 @@ class BoundSite:
             calls: all calls of the layer.
             rows: half-open ranges.
         """
-        children = (c for m in self.editor.root.modules() for c in m._modules.values())
-        if sum(c is owner for c in children) > 1:
+        if self._holders(owner) > 1:
             return False
         layers = {self.editor.node(call) for call in calls}
         found = [self._beside(u, n, layers, rows) for u, n in self.calls_of(self.insertion)]

@@ -212,7 +212,9 @@ class DecoderSite(BoundSite):
         number = len(parent.get_submodule(name)._modules)
         _, path = self.editor.adopt(self.path, join(self.path, name), str(number), module)
         self.editor.insertions.append(
-            Insertion(self.pass_name, self.clause.number, path, self.path, module, self, (path,))
+            Insertion(
+                self.pass_name, self.clause.number, path, self.path, module, self, (path,), path
+            )
         )
         return LayerSite(self.context, _moved(like.layer, like.path, path), self)
 

@@ -10,6 +10,7 @@ from torch import nn
 from ...anatomy.sites import Linear, Place
 from ...sensitivity.sites import Entries
 from ...tracing.unit import duplicate
+from .. import branches
 from ..editor import Fold
 from .base import BoundSite
 
@@ -57,6 +58,7 @@ class EntriesSite(BoundSite):
         name = self._layer.rpartition(".")[2]
         name = f"layer{name}" if name.isdigit() else name
         self.beside(branch, self._calls, name, tuple(p.owner for p in self.parts))
+        self.expect_fold(self.layer)
 
     @property
     def _calls(self) -> list[Place]:
@@ -71,8 +73,8 @@ class EntriesSite(BoundSite):
         """Raises VR402 if the layer has the pass already."""
         for place in self._calls:
             node, unit = self.editor.node(place), self.editor.unit(place.unit)
-            branches = [n for n in node.users if n.op == "call_module" and n.args[1:2] == (node,)]
-            modules = (unit.get_submodule(str(n.target)) for n in branches)
+            calls = branches.chain(self.editor, place.unit, node)
+            modules = (unit.get_submodule(str(n.target)) for n in calls)
             if any(getattr(m, "inserted_by", None) == self.pass_name for m in modules):
                 raise self.clause.error("VR402", f"'{self.role}' has {self.pass_name} already")
 

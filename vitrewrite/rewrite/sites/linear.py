@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...anatomy.sites import Linear, Place
+from .. import branches
 from ..editor import Fold
 from .base import BoundSite
 
@@ -72,6 +73,7 @@ class LinearSite(BoundSite):
         name = self._layer.rpartition(".")[2]
         name = f"linear{name}" if name.isdigit() else name
         self.beside(branch, self._calls, name, tuple(p.path for p in self.parts))
+        self.expect_fold(self.editor.root.get_submodule(self.parts[0].weight.rpartition(".")[0]))
 
     @property
     def _calls(self) -> list[Place]:
@@ -81,11 +83,9 @@ class LinearSite(BoundSite):
         return [self.editor.where(call) for call in known]
 
     def _refuse_rows(self, place: Place) -> None:
-        node = self.editor.node(place)
-        for user in list(node.users):
-            if user.op != "call_module" or user.args[1:2] != (node,):
-                continue
-            branch = self.editor.own(place.unit).get_submodule(str(user.target))
+        node, unit = self.editor.node(place), self.editor.unit(place.unit)
+        for call in branches.chain(self.editor, place.unit, node):
+            branch = unit.get_submodule(str(call.target))
             if getattr(branch, "inserted_by", None) != self.pass_name:
                 continue
             taken = set(getattr(branch, "rows", ()) or [(0, self.out_features)])
