@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from . import __version__
-from .disk import LOCK, MADE_BY, open_to_readers, replacing, replacing_file, reported
+from .disk import LOCK, MADE_BY, check_target, open_to_readers, replacing, replacing_file, reported
 from .errors import FileError
 from .fingerprint import fingerprint_of
 from .models import full_name
@@ -35,10 +35,14 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
 
     Raises:
         FileError: VR701 if the folder is something else, VR702 if it cannot be written.
+        EmitError: VR80x if the source does not run, or computes something else; nothing is
+            written then.
     """
     target = Path(out)
+    check_target(target)
+    source = checked_text(rewritten)
     with replacing(target) as folder:
-        _write_all(rewritten, folder, weights)
+        _write_all(rewritten, source, folder, weights)
     return target
 
 
@@ -49,23 +53,25 @@ def emit_into(rewritten: Rewritten, folder: Path, *, weights: bool = True) -> No
 
     Raises:
         FileError: VR702 if it cannot be written.
+        EmitError: as `emit`.
     """
+    source = checked_text(rewritten)
     with reported(folder), tempfile.TemporaryDirectory(prefix=".files.", dir=folder) as name:
         temporary = Path(name)
-        _write_all(rewritten, temporary, weights)
+        _write_all(rewritten, source, temporary, weights)
         open_to_readers(temporary)
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == LOCK):
             path.replace(folder / path.name)
 
 
-def _write_all(rewritten: Rewritten, folder: Path, weights: bool) -> None:
+def _write_all(rewritten: Rewritten, source: str, folder: Path, weights: bool) -> None:
     from safetensors.torch import save_file
 
     from .originals import save_originals
     from .report.picture import picture
 
     texts = {
-        "model.py": model_text(rewritten),
+        "model.py": source,
         "test_model.py": test_text(rewritten),
         "report.json": json_text(rewritten.report),
         "graph.svg": picture(rewritten),
@@ -139,9 +145,22 @@ def model_text(rewritten: Rewritten) -> str:
     title = f"{rewritten.model_name} {what} {rewritten.spec.name}, written by vitrewrite."
     names = [n for n, _ in module.named_parameters()]
     spec = "\n".join(f"    {line}".rstrip() for line in str(rewritten.spec).strip().splitlines())
-    story = spec.replace("\\", "\\\\").replace('"""', "'''") or "    No clauses."
-    chosen = patterns(trained, names) if rewritten.result.steps else ()
+    chosen = patterns(trained, names) if rewritten.result.steps else None
+    story = spec or "    No clauses."
     return model_file(rewritten.result.root, rewritten.source, title, story, chosen)
+
+
+def checked_text(rewritten: Rewritten) -> str:
+    """The text of `model.py`, which was run: it makes the model, and that computes the same.
+
+    Raises:
+        EmitError: VR80x if it does not.
+    """
+    from .emission.checked import check_text
+
+    text = model_text(rewritten)
+    check_text(text, rewritten.module, rewritten.result.example)
+    return text
 
 
 def test_text(rewritten: Rewritten) -> str:
@@ -208,6 +227,8 @@ def save_delta(rewritten: Rewritten, path: str | Path) -> None:
     """
     from safetensors.torch import save_file
 
+    from .emission.literals import one_line
+
     metadata = {
         "format": DELTA_FORMAT,
         "model": rewritten.model_name,
@@ -217,6 +238,7 @@ def save_delta(rewritten: Rewritten, path: str | Path) -> None:
         "vitrewrite": __version__,
         "torch": torch.__version__,
     }
+    metadata = {key: one_line(value) for key, value in metadata.items()}
     tensors = {k: v.cpu().clone().contiguous() for k, v in rewritten.delta().items()}
     with replacing_file(Path(path)) as temporary:
         save_file(tensors, temporary, metadata)

@@ -10,9 +10,11 @@ from torch import fx, nn
 
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
+from .access import child_of, is_chain
 from .distinction import distinguish
-from .expressions import Symbol
 from .inlining import inline_small_calls
+from .literals import Symbol, same
+from .names import Scope
 from .parameters import Parameters
 from .skeleton import Position, numbered, replace_literals, skeleton
 from .tidy import generalise, tidy
@@ -46,7 +48,8 @@ class Class:
 class Classes:
     """All classes of a captured tree, children before parents."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, scope: Scope) -> None:
+        self.scope = scope
         self.of: dict[int, Class] = {}  # id of a unit -> its class
         self.paths = {id(m): path for path, m in root.named_modules()}
         self.all: list[Class] = []
@@ -130,15 +133,11 @@ class Classes:
     def _name(self) -> None:
         """Two classes of one name: one says what it has besides, or it is numbered."""
         distinguish(self.all)
-        taken: set[str] = set()
         for cls in self.all:
-            stem, number = cls.name, 2
-            while cls.name in taken:
-                cls.name, number = f"{stem}{number}", number + 1
-            taken.add(cls.name)
+            cls.name = self.scope.take(cls.name, "Part")
 
     def _prepare(self, cls: Class) -> None:
-        cls.parameters = Parameters(len(cls.units))
+        cls.parameters = Parameters(len(cls.units), self.scope.taken, _members(cls.sample))
         if cls.template is None:
             return
         cls.graphs = tuple(numbered(g) for g in cls.template.graphs)
@@ -155,7 +154,7 @@ class Classes:
 
     def _argument(self, cls: Class, position: Position) -> Symbol | None:
         vector = tuple(found[position] for found in cls.literals)
-        if all(v == vector[0] for v in vector):
+        if all(same(v, vector[0]) for v in vector):
             return None
         name = setting(cls, vector)
         if name is None and isinstance(vector[0], float):
@@ -182,28 +181,14 @@ def _used_by(cls: Class) -> set[int]:
         for name in names:
             module: nn.Module = unit
             for part in name.split(".") if name else ():
-                module = module.get_submodule(part)
+                module = child_of(module, part)
                 found.add(id(module))
     return found
 
 
-def is_chain(unit: Unit) -> bool:
-    """Whether the unit just calls its numbered children in turn: an `nn.Sequential`."""
-    if unit.template is None or unit.template.training or unit._parameters or unit._buffers:
-        return False
-    if "example" in unit.__dict__:  # the root is a class of its own
-        return False
-    names = list(unit._modules)
-    nodes = [n for n in unit.template.graph.nodes if n.op != "output"]
-    if names != [str(i) for i in range(len(names))] or len(nodes) != len(names) + 1:
-        return False
-    return nodes[0].op == "placeholder" and all(
-        n.op == "call_module"
-        and n.target == name
-        and n.args == (before,)
-        and not n.meta.get("origin")
-        for before, n, name in zip(nodes, nodes[1:], names, strict=False)
-    )
+def _members(unit: Unit) -> frozenset[str]:
+    """The names of a module's children, parameters and buffers."""
+    return frozenset((*unit._modules, *unit._parameters, *unit._buffers))
 
 
 def _has_state(module: nn.Module) -> bool:
@@ -214,9 +199,7 @@ def setting(cls: Class, vector: tuple[Any, ...]) -> str | None:
     """The attribute of the original modules that held these values."""
     for name in cls.sample.settings:
         values = _setting_values(cls, name)
-        if values == vector and all(
-            type(a) is type(b) for a, b in zip(values, vector, strict=True)
-        ):
+        if values is not None and all(map(same, values, vector)):
             return name
     return None
 

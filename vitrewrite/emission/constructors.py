@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..errors import EmitError, shown
 from ..tracing.unit import Unit
 from . import layers
-from .classes import Class, Classes, is_chain
+from .access import is_chain, is_numbered, set_child, set_parameter
+from .classes import Class, Classes
 from .effects import is_nothing
-from .expressions import Symbol, constant
 from .functions import Functions
+from .literals import Symbol, quoted
 from .parameters import Parameters
 from .tables import table
 from .wrap import WIDTH, wrap
@@ -37,9 +39,12 @@ class Call:
 class Constructors:
     """Writes constructors; each may add arguments to its class, which the parent then passes."""
 
-    def __init__(self, classes: Classes, functions: Functions) -> None:
+    def __init__(
+        self, classes: Classes, functions: Functions, inserted: Mapping[type[nn.Module], str]
+    ) -> None:
         self.classes = classes
         self.functions = functions
+        self.inserted = inserted
 
     def lines(self, cls: Class) -> list[str]:
         """The statements after `super().__init__()` that make parameters, buffers and children."""
@@ -47,14 +52,13 @@ class Constructors:
         children = []
         for name, modules in cls.children():
             text = str(self.construct(modules, cls.parameters, name))
-            add = f'self.add_module("{name}", {text})'
-            children.append(add if name.isdigit() else f"self.{name} = {text}")
+            children.append(set_child(cls.sample, name, text))
         self.classes.finish(cls)
         out: list[str] = []
         for name, parameter in cls.sample._parameters.items():
             if parameter is not None:
-                shape = _shape(cls.parameters, [u._parameters[name] for u in cls.units])
-                out.append(f"self.{name} = nn.Parameter(torch.zeros({shape}))")
+                made = _parameter(cls.parameters, [u._parameters[name] for u in cls.units])
+                out.append(set_parameter(cls.sample, name, made))
         for name, buffer in cls.sample._buffers.items():
             if buffer is not None:
                 out.append(self._buffer(cls, name))
@@ -67,13 +71,13 @@ class Constructors:
             shape = _shape(cls.parameters, buffers)
             dtype = buffers[0].dtype
             kind = "" if dtype == torch.float32 else f", dtype={dtype}"
-            return f'self.register_buffer("{name}", torch.zeros({shape}{kind}))'
+            return f"self.register_buffer({quoted(name)}, torch.zeros({shape}{kind}))"
         paths = [f"{self.classes.paths[id(u)]}.{name}".lstrip(".") for u in cls.units]
         text = self.functions.call(paths, cls.parameters)
         if text is None:
             values = [Symbol(table(b)) for b in buffers]
             text = cls.parameters.express(values, name)
-        return f'self.register_buffer("{name}", {text}, persistent=False)'
+        return f"self.register_buffer({quoted(name)}, {text}, persistent=False)"
 
     # -- children -------------------------------------------------------------------------------
 
@@ -94,6 +98,8 @@ class Constructors:
             return self.classes.of[id(module)].name
         if isinstance(module, (*_CONTAINERS, Unit)):
             return _container_name(module), *(self._kind(m) for m in module.children())
+        if isinstance(module, (nn.ParameterList, nn.ParameterDict)):
+            return type(module), *module._parameters
         return type(module)
 
     def _same_kind(self, modules: Sequence[nn.Module], parameters: Parameters, name: str) -> Any:
@@ -102,6 +108,8 @@ class Constructors:
             return self._instance(modules, parameters)
         if isinstance(first, (*_CONTAINERS, Unit)):
             return self._container(modules, parameters, name)
+        if isinstance(first, (nn.ParameterList, nn.ParameterDict)):
+            return _parameter_container(modules, parameters)
         return self._layer(modules, parameters)
 
     def _layer(self, modules: Sequence[nn.Module], parameters: Parameters) -> Call:
@@ -112,7 +120,13 @@ class Constructors:
             default = layers.default(type(modules[0]), key)
             text = parameters.express([f.get(key, default) for f in found], layers.wish(key))
             arguments.append(text if key in plain else f"{key}={text}")
-        return Call(layers.class_name(type(modules[0])), tuple(arguments))
+        return Call(self._class_name(type(modules[0])), tuple(arguments))
+
+    def _class_name(self, cls: type[nn.Module]) -> str:
+        name = self.inserted.get(cls) or layers.torch_name(cls)
+        if name is None:
+            raise EmitError("VR804", f"torch has no public name for its {shown(cls.__qualname__)}")
+        return name
 
     def _instance(self, modules: Sequence[nn.Module], parameters: Parameters) -> Call:
         cls = self.classes.of[id(modules[0])]
@@ -151,14 +165,34 @@ class Constructors:
             for column in columns
         ]
         kind = _container_name(modules[0])
+        named = list(zip(map(quoted, modules[0]._modules), items, strict=True))
         if kind == "nn.ModuleDict":
-            named = zip(modules[0]._modules, items, strict=True)
-            return f"{kind}({{{', '.join(f'{constant(k)}: {v}' for k, v in named)}}})"
+            return f"{kind}({{{', '.join(f'{k}: {v}' for k, v in named)}}})"
+        if not is_numbered(modules[0]):
+            return f"{kind}(OrderedDict([{', '.join(f'({k}, {v})' for k, v in named)}]))"
         parts = _runs(items)
         if kind == "nn.ModuleList":
             loop = len(parts) == 1 and parts[0].startswith("*(")
             return f"{kind}({parts[0][2:-1]})" if loop else f"{kind}([{', '.join(parts)}])"
         return Call(kind, tuple(parts))
+
+
+def _parameter_container(modules: Sequence[nn.Module], parameters: Parameters) -> str:
+    columns = zip(*(m._parameters.values() for m in modules), strict=True)
+    made = [_parameter(parameters, column) for column in columns]
+    if isinstance(modules[0], nn.ParameterList):
+        return f"nn.ParameterList([{', '.join(made)}])"
+    named = zip(map(quoted, modules[0]._parameters), made, strict=True)
+    return f"nn.ParameterDict({{{', '.join(f'{k}: {v}' for k, v in named)}}})"
+
+
+def _parameter(parameters: Parameters, found: Sequence[Any]) -> str:
+    """A parameter of a module's own, zero."""
+    shape, dtype = _shape(parameters, found), found[0].dtype
+    if dtype.is_floating_point:  # see `DTYPES` in the file
+        return f"nn.Parameter(torch.zeros({shape}))"
+    fixed = "" if dtype.is_complex else ", requires_grad=False"
+    return f"nn.Parameter(torch.zeros({shape}, dtype={dtype}){fixed})"
 
 
 def _shape(parameters: Parameters, tensors: Sequence[Any]) -> str:
@@ -212,7 +246,8 @@ def _comprehension(items: list[Any]) -> str:
     (i,) = differing
     arguments = list(items[0].arguments)
     values = [c.arguments[i] for c in items]
-    name, prefix = "p", ""
+    others = re.findall(r"\w+", str(items[0]))
+    name, prefix = next(n for n in ("p", "q", "value", "each", "p_") if n not in others), ""
     if re.match(r"\w+=", arguments[i]):
         prefix, _, _ = arguments[i].partition("=")
         values, prefix = [v.partition("=")[2] for v in values], f"{prefix}="

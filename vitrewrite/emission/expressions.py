@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from ..errors import EmitError, shown
 from ..tracing.modes import by_mode
+from .literals import Symbol, constant
 
 ATOM, CALL, POWER, UNARY, TERM, SUM, AND, XOR, OR, COMPARE, NOT, CHOICE = range(100, 40, -5)
 
@@ -46,20 +48,6 @@ _DEFAULTS: dict[Any, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Symbol:
-    """A constant that is written as a name, such as `self.num_heads`, or in terms of one."""
-
-    text: str
-
-    @property
-    def binds(self) -> int:
-        """How tightly `1 - self.rate`, `2 * self.dim` or `self.dim // 2` binds; a name is whole."""
-        if self.text.startswith("1 - "):
-            return SUM
-        return TERM if re.match(r"\d+ \* |[\w.]+ // \d+$", self.text) else ATOM
-
-
-@dataclass(frozen=True)
 class Text:
     """An expression and how tightly it binds."""
 
@@ -72,51 +60,41 @@ class Text:
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """How the function is called in a file that imports `torch`, `F` and `math`."""
+    """How the function is called in a file that imports `torch`, `F` and `math`.
+
+    Raises:
+        EmitError: VR804 if it cannot be: it is part of another library.
+    """
     name = getattr(function, "__name__", "")
     for space, prefix in ((F, "F"), (torch, "torch"), (math, "math")):
         if getattr(space, name, None) is function:
             return f"{prefix}.{name}"
     if function in (round, int, float, abs, min, max, getattr):
         return name
-    module = inspect.getmodule(function)
     for space in (torch.linalg, torch.fft, torch.special):
-        if getattr(space, name.removeprefix("linalg_").removeprefix("fft_"), None) is function:
-            return f"{space.__name__}.{name.removeprefix('linalg_').removeprefix('fft_')}"
-    return f"{module.__name__ if module else 'torch'}.{name}"
-
-
-def constant(value: Any) -> str:
-    """A literal."""
-    if isinstance(value, Symbol):
-        return value.text
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value}")'
-    if isinstance(value, str):
-        return f'"{value}"' if repr(value) == f"'{value}'" and '"' not in value else repr(value)
-    if isinstance(value, torch.device):
-        return f'torch.device("{value}")'
-    return "..." if value is ... else repr(value)
+        plain = name.removeprefix("linalg_").removeprefix("fft_").removeprefix("special_")
+        if getattr(space, plain, None) is function:
+            return f"{space.__name__}.{plain}"
+    module = inspect.getmodule(function)
+    where = module.__name__ if module else ""
+    if where.partition(".")[0] == "torch" and getattr(module, name, None) is function:
+        return f"{where}.{name}"
+    raise EmitError(
+        "VR804", f"{shown(f'{where}.{name}'.strip('.'))} cannot be called in a file that imports "
+        "torch only",
+    )  # fmt: skip
 
 
 def render(node: fx.Node, of: Callable[[Any], Text]) -> Text:
     """The expression for a node, given the expressions for its operands."""
     if node.op == "get_attr":
-        return Text(child(str(node.target)))
+        return Text(node.meta["callee"])
     if node.op == "call_module":
-        callee = node.meta.get("callee") or child(str(node.target))
-        return Text(f"{callee}({_arguments(node, of)})", CALL)
+        return Text(f"{node.meta['callee']}({_arguments(node, of)})", CALL)
     if node.op == "call_method":
         owner = of(node.args[0]).within(CALL)
         return Text(f"{owner}.{node.target}({_arguments(node, of, skip=1)})", CALL)
     return _function(node, of)
-
-
-def child(target: str) -> str:
-    """`self.blocks[0].attn` for `blocks.0.attn`."""
-    first, *parts = target.split(".")
-    text = f'getattr(self, "{first}")' if first.isdigit() else f"self.{first}"
-    return text + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
 
 
 def _function(node: fx.Node, of: Callable[[Any], Text]) -> Text:
@@ -148,7 +126,8 @@ def _function(node: fx.Node, of: Callable[[Any], Text]) -> Text:
 def subscript(index: Any, of: Callable[[Any], Text]) -> str:
     """The inside of `[...]`."""
     if isinstance(index, tuple):
-        return ", ".join(subscript(i, of) for i in index) + ("," if len(index) == 1 else "")
+        parts = [of(i).code if isinstance(i, tuple) else subscript(i, of) for i in index]
+        return ", ".join(parts) + ("," if len(index) == 1 else "")
     if isinstance(index, slice):
         start, stop, step = ("" if v is None else of(v).code for v in _parts(index))
         return f"{start}:{stop}" + (f":{step}" if step else "")
@@ -205,5 +184,13 @@ def structure(value: Any, of: Callable[[fx.Node], Text]) -> Text:
     if isinstance(value, slice):
         return Text(f"slice({', '.join(structure(v, of).code for v in _parts(value))})", CALL)
     if isinstance(value, Symbol):
-        return Text(value.text, value.binds)
-    return Text(constant(value), UNARY if isinstance(value, (int, float)) and value < 0 else ATOM)
+        return Text(value.text, _binds(value.text))
+    code = constant(value)
+    return Text(code, UNARY if code.startswith("-") else ATOM)
+
+
+def _binds(symbol: str) -> int:
+    """How tightly `1 - self.rate`, `2 * self.dim` or `self.dim // 2` binds; a name is whole."""
+    if symbol.startswith("1 - "):
+        return SUM
+    return TERM if re.match(r"\d+ \* |[\w.]+ // \d+$", symbol) else ATOM

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from typing import Any
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 
+from .access import repeated, tie
+from .literals import constant, docstring, one_line, quoted, xml
 from .source import Source
-from .tables import PACKED
 
-_IMPORTS = (
-    ("base64", "import base64", PACKED),
-    ("math", "import math", "math."),
-    ("zlib", "import zlib", PACKED),
-    ("fnmatch", "from fnmatch import fnmatch", None),
-)
+_IMPORTS = {
+    "base64": "import base64", "math": "import math", "zlib": "import zlib",
+    "OrderedDict": "from collections import OrderedDict", "fnmatch": "from fnmatch import fnmatch",
+}  # fmt: skip
 
 
 @functools.cache
 def _environment() -> Environment:
     loader = PackageLoader("vitrewrite.emission", "templates")
-    return Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    made = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    made.filters["xml"] = lambda text: made.filters["e"](xml(text))
+    return made
 
 
 def render(template: str, **values: Any) -> str:
@@ -34,8 +38,9 @@ def render(template: str, **values: Any) -> str:
 
 
 def model_file(
-    root: nn.Module, source: Source, title: str, story: str, trainable: tuple[str, ...] = ()
-) -> str:
+    root: nn.Module, source: Source, title: str, story: str,
+    trainable: tuple[str, ...] | None = None,
+) -> str:  # fmt: skip
     """The text of `model.py`.
 
     Args:
@@ -43,47 +48,54 @@ def model_file(
         source: its classes.
         title: first line of the file's docstring.
         story: where it comes from.
-        trainable: patterns of the parameters that are trained; empty means all of them.
+        trainable: patterns of the parameters that are trained; None means all of them.
     """
     text = source.text
-    standard = [
-        line
-        for name, line, mark in _IMPORTS
-        if (mark and mark in text) or (name == "fnmatch" and trainable)
-    ]
-    torch_imports = ["import torch"] if re.search(r"\btorch\.", text) else []
-    if "F." in text:
+    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    packed = "unpack" in used
+    rest, cast, others = _dtypes(root)
+    used |= {"base64", "zlib", "torch"} if packed else set()
+    used |= {"torch"} if cast else set()
+    used |= {"fnmatch"} if trainable is not None or others else set()
+    standard = [line for name, line in _IMPORTS.items() if name in used]
+    torch_imports = ["import torch"] if "torch" in used else []
+    if "F" in used:
         torch_imports.append("import torch.nn.functional as F")
-    imports = [*standard, *([""] if standard else []), *torch_imports, "from torch import nn"]
-    shown = (
-        "(" + ", ".join(f'"{t}"' for t in trainable) + ("," if len(trainable) == 1 else "") + ")"
-    )
     return render(
-        "model.py.jinja", title=title, story=story, imports=imports, packed=PACKED in text,
-        classes=text, root=source.root, trainable=shown if trainable else "", ties=_ties(root),
+        "model.py.jinja", docstring=docstring(f"{one_line(title)}\n\n{story}\n"),
+        imports=[*standard, *([""] if standard else []), *torch_imports, "from torch import nn"],
+        packed=packed, classes=text, root=source.root, rest=rest, cast=cast,
+        others=[(quoted(pattern), str(dtype)) for pattern, dtype in others],
+        trainable=None if trainable is None else constant(trainable),
+        ties=[tie(root, *pair) for pair in repeated(root)],
     )  # fmt: skip
 
 
-def _ties(root: nn.Module) -> list[tuple[str, str]]:
-    """Parameters with two names: the second is made the first again after construction."""
-    first: dict[int, str] = {}
-    ties = []
-    for name, parameter in root.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            ties.append((_attribute(name), _attribute(first[id(parameter)])))
-        first.setdefault(id(parameter), name)
-    return ties
+def _dtypes(root: nn.Module) -> tuple[str, bool, list[tuple[str, torch.dtype]]]:
+    """The dtype of most tensors, whether that has to be said, and patterns of those with others.
+
+    Layers make float32, which needs no word where everything is.
+    """
+    tensors = dict((*root.named_parameters(), *root.named_buffers()))
+    floating = {n: t.dtype for n, t in tensors.items() if t.is_floating_point()}
+    counts = Counter(floating.values())
+    if counts.keys() <= {torch.float32}:
+        return "torch.float32", False, []
+    ((most, _),) = counts.most_common(1)
+    others = [
+        (pattern, dtype)
+        for dtype in sorted(counts.keys() - {most}, key=str)
+        for pattern in patterns((n for n, d in floating.items() if d == dtype), floating) or ()
+    ]
+    return str(most), True, others
 
 
-def _attribute(path: str) -> str:
-    return re.sub(r"\.(\d+)", r"[\1]", path)
-
-
-def patterns(names: Iterable[str], all_names: Iterable[str]) -> tuple[str, ...]:
-    """Short patterns that match exactly `names` among `all_names`."""
-    names, others = set(names), set(all_names) - set(names)
+def patterns(names: Iterable[str], all_names: Iterable[str]) -> tuple[str, ...] | None:
+    """Short patterns that match exactly `names` among `all_names`; None if these are all."""
+    names = set(names)
+    others = set(all_names) - names
     if not others:
-        return ()
+        return None
     left, found = set(names), []
     while left:
         name = min(left)
@@ -94,9 +106,10 @@ def patterns(names: Iterable[str], all_names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _candidates(name: str) -> list[str]:
+    name = re.sub(r"([*?[])", r"[\1]", name)  # which mean something in a pattern
     parts = name.split(".")
     words = [p for p in parts if not p.isdigit()]
-    inside = [f"*.{w}.*" for w in words[:-1]] + [f"*.{words[-1]}"]
+    inside = [f"*.{w}.*" for w in words[:-1]] + [f"*.{words[-1]}"] if words else []
     return [name, re.sub(r"\.\d+\.", ".*.", name), *(f"{p}.*" for p in _prefixes(parts)), *inside]
 
 

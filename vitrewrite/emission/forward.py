@@ -11,9 +11,11 @@ from torch import fx, nn
 
 from ..tracing.guards import check_input
 from ..tracing.nodes import arg, is_size, operand
+from .access import written
 from .comprehensions import Comprehension, comprehend
-from .expressions import ATOM, CALL, INPLACE, Text, constant, render, structure, subscript
+from .expressions import ATOM, CALL, INPLACE, Text, render, structure, subscript
 from .grouping import is_nested
+from .literals import comment, constant
 from .names import Names
 from .rolling import roll_up
 from .rolls import is_item, spread
@@ -27,6 +29,7 @@ def body_lines(graph: fx.Graph, module: nn.Module, parameters: list[str]) -> lis
 
     The nodes of `graph` are put in the order in which they are printed, unless a loop is rolled up.
     """
+    written(graph, module)
     graph = comprehend(roll_up(graph, module), module)
     return Printer(Plan.of(graph, module), parameters).print()
 
@@ -114,7 +117,7 @@ class Printer:
 
     def _write(self, line: str, *nodes: fx.Node) -> None:
         origins = [str(o) for n in nodes if (o := n.meta.get("origin"))]
-        self.out += [f"# {line}" for origin in origins for line in origin.splitlines()]
+        self.out += [line for origin in origins for line in comment(origin)]
         self.out += wrap(line, self.width)
 
     def _assign(self, statement: Statement, number: int) -> None:
@@ -178,11 +181,10 @@ class Printer:
             self._write(f"{name} = {start}")
         extra = "".join(f", {self.text(a).code}" for a in loop.nodes[0].args[1:])
         origins = {str(o) for n in loop.nodes if (o := n.meta.get("origin")) is not None}
-        self.out += [f"# {line}" for o in sorted(origins) for line in o.splitlines()]
-        length = len(self.plan.module.get_submodule(loop.container)._modules)
+        self.out += [line for origin in sorted(origins) for line in comment(origin)]
         owned = fx.Graph().placeholder("owned")  # holds the loop's variable, no value
         variable = self.names.take(owned, [loop.variable], number - 1)
-        self.out.append(f"for {variable} in {loop.slice(length)}:")
+        self.out.append(f"for {variable} in {loop.slice(self.plan.module)}:")
         call = f"{name} = {variable}({name}{extra})"
         self.out += [f"    {line}" for line in wrap(call, self.width - 4)]
 

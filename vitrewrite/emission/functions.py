@@ -11,8 +11,10 @@ from torch import fx, nn
 
 from ..tracing.template import Template
 from ..tracing.unit import run_graph
-from .expressions import Symbol
+from .access import child_of
 from .forward import body_lines
+from .literals import Symbol
+from .names import Scope
 from .parameters import Parameters
 from .skeleton import Position, numbered, replace_literals, skeleton
 from .tables import is_short
@@ -33,7 +35,8 @@ class Function:
 class Functions:
     """The functions for the tables of `root`."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, scope: Scope) -> None:
+        self.scope = scope
         self.of: dict[str, Function] = {}  # path of a buffer -> its function
         self.all: list[Function] = []
         keys: dict[Any, Function] = {}
@@ -45,17 +48,13 @@ class Functions:
             shape, literals = skeleton(Template(name, graph))
             function = keys.get(shape)
             if function is None:
-                function = keys[shape] = Function(self._fresh(name), graph)
+                function = keys[shape] = Function(scope.take(name, "table"), graph)
                 self.all.append(function)
             function.paths.append(path)
             function.literals.append(literals)
             self.of[path] = function
         for function in self.all:
-            _print(function, root)
-
-    def _fresh(self, name: str) -> str:
-        taken = {f.name for f in self.all}
-        return next(n for n in (name, *(f"{name}{i}" for i in range(2, 99))) if n not in taken)
+            _print(function, root, scope)
 
     def call(self, paths: Sequence[str], parameters: Parameters) -> str | None:
         """A call that makes the table at each path, or None if they need different functions."""
@@ -74,8 +73,8 @@ class Functions:
 def _buffer(root: nn.Module, path: str) -> torch.Tensor | None:
     owner, _, name = path.rpartition(".")
     try:
-        return root.get_submodule(owner)._buffers.get(name)
-    except AttributeError:
+        return child_of(root, owner)._buffers.get(name)
+    except (KeyError, AssertionError):
         return None
 
 
@@ -84,12 +83,12 @@ def _computes(graph: fx.Graph, buffer: torch.Tensor) -> bool:
     if buffer.device.type == "meta":
         return True
     value = run_graph(graph, nn.Module(), ())
-    same = value.shape == buffer.shape and value.dtype == buffer.dtype
-    return bool(same and torch.equal(value, buffer.cpu()))
+    alike = value.shape == buffer.shape and value.dtype == buffer.dtype
+    return bool(alike and torch.equal(value, buffer.cpu()))
 
 
-def _print(function: Function, root: nn.Module) -> None:
-    function.parameters = Parameters(len(function.paths))
+def _print(function: Function, root: nn.Module, scope: Scope) -> None:
+    function.parameters = Parameters(len(function.paths), scope.taken)
     new: dict[Position, Any] = {}
     for position in function.literals[0]:
         vector = tuple(found[position] for found in function.literals)

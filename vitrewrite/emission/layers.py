@@ -62,9 +62,9 @@ def wish(argument: str) -> str:
     return _RENAMED.get(argument, argument)
 
 
-def class_name(cls: type) -> str:
-    """How the class is written."""
-    return f"nn.{cls.__name__}" if getattr(nn, cls.__name__, None) is cls else cls.__name__
+def torch_name(cls: type) -> str | None:
+    """How a class of `torch.nn` is written, or None for any other."""
+    return f"nn.{cls.__name__}" if getattr(nn, cls.__name__, None) is cls else None
 
 
 def _simple(value: Any, flag: bool) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
-from .expressions import child
+from .access import access, child_of
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Loop:
         name = self.container.rpartition(".")[2]
         return name[:-1] if name.endswith("s") and len(name) > 3 else "layer"
 
-    def slice(self, length: int) -> str:
-        """The container, which has `length` children, or the part that the loop runs over."""
-        stop = self.start + len(self.nodes)
-        owner = child(self.container)
+    def slice(self, module: nn.Module) -> str:
+        """The container, a child of `module`, or the part of it that the loop runs over."""
+        stop, length = self.start + len(self.nodes), len(child_of(module, self.container)._modules)
+        owner = access(module, self.container)
         if self.start == 0 and stop == length:
             return owner
         return f"{owner}[{self.start or ''}:{'' if stop == length else stop}]"
@@ -54,11 +54,8 @@ def _loop(run: list[fx.Node]) -> Loop:
 
 
 def numbered_call(node: fx.Node) -> tuple[str, int] | None:
-    """Container and number of the child that a node calls, if it has a number."""
-    if node.op != "call_module" or not node.args:
-        return None
-    container, _, name = str(node.target).rpartition(".")
-    return (container, int(name)) if name.isdigit() and container else None
+    """The list that holds the child which a node calls, and its number there; see `written`."""
+    return node.meta.get("place") if node.args else None
 
 
 def _plain_call(node: fx.Node) -> tuple[str, int] | None:

@@ -1,15 +1,62 @@
-"""Variable names: those of the source where they are free, near ones where they are not."""
+"""Names in printed source: what a file reserves, and which name a variable or a class gets."""
 
 from __future__ import annotations
 
 import builtins
 import itertools
 import keyword
+import re
+import unicodedata
 from collections.abc import Iterable
 
 from torch import fx
 
-_TAKEN = {"self", "torch", "F", "nn", "math", *keyword.kwlist, *dir(builtins)} - {"input", "len"}
+IMPORTED = frozenset({"torch", "nn", "F", "math", "base64", "zlib", "fnmatch", "OrderedDict"})
+DEFINED = frozenset({"build", "load", "unpack", "load_file", "TRAINABLE", "DTYPES"})
+CALLED = frozenset({
+    "abs", "complex", "enumerate", "float", "getattr", "int", "list", "max", "min", "range",
+    "round", "slice", "super", "tuple", "zip", "any", "ValueError", "None", "True", "False",
+})  # fmt: skip
+"""Built-in names that printed code uses."""
+RESERVED = frozenset({"self", *IMPORTED, *DEFINED, *keyword.kwlist, *dir(builtins)})
+"""What no class, function or argument of a constructor may be called."""
+_TAKEN = RESERVED - DEFINED - {"input", "len", "base64", "zlib", "fnmatch", "OrderedDict"}
+
+
+def is_name(text: str) -> bool:
+    """Whether the text is an identifier that means itself, wherever it stands.
+
+    Not so are keywords, names that Python writes in another way (a ligature becomes two letters),
+    and those with two underscores in front, which a class makes its own.
+    """
+    plain = text.isidentifier() and not keyword.iskeyword(text) and text.isprintable()
+    return plain and unicodedata.normalize("NFKC", text) == text and not text.startswith("__")
+
+
+def identifier(text: str, otherwise: str) -> str:
+    """The text where it is a name; else what is left of it without what no name can have."""
+    if is_name(text):
+        return text
+    parts = re.sub(r"\W", "_", unicodedata.normalize("NFKC", text)).strip("_")
+    for name in (parts, f"{otherwise}_{parts}", f"{parts}_"):
+        if parts and is_name(name):
+            return name
+    return otherwise
+
+
+class Scope:
+    """The classes and functions of one file, each of another name."""
+
+    def __init__(self, reserved: Iterable[str] = ()) -> None:
+        self.taken = {*RESERVED, "_", *reserved}
+
+    def take(self, wish: str, otherwise: str) -> str:
+        """A name that nothing else has: the wish, or with a number behind it."""
+        stem = identifier(wish, otherwise)
+        numbered = (f"{stem}{i}" for i in itertools.count(2))
+        name = next(n for n in itertools.chain((stem,), numbered) if n not in self.taken)
+        self.taken.add(name)
+        return name
 
 
 class Names:
@@ -26,7 +73,7 @@ class Names:
 
     def take(self, node: fx.Node, wishes: Iterable[str | None], statement: int) -> str:
         """A name for `node`, assigned in `statement`."""
-        fit = [w for w in wishes if w and w != "_" and w.isidentifier() and w not in _TAKEN]
+        fit = [w for w in wishes if w and w != "_" and is_name(w) and w not in _TAKEN]
         for wish in itertools.chain(fit, _numbered(fit[0] if fit else "y")):
             if self.free(wish, statement):
                 self.holder[wish] = node

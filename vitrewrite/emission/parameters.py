@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .expressions import constant
+from torch import nn
+
+from .access import is_hidden
+from .literals import constant, same
+from .names import identifier
 
 Vector = tuple[Any, ...]
 """A value per instance of the class."""
@@ -21,6 +25,8 @@ class Parameters:
     """
 
     count: int
+    reserved: set[str] = field(default_factory=set)  # names of the file
+    members: frozenset[str] = frozenset()  # names of children and tensors
     vectors: dict[str, Vector] = field(default_factory=dict)
     stored: set[str] = field(default_factory=set)  # those that the forward reads from `self`
 
@@ -36,11 +42,11 @@ class Parameters:
             derive: whether to write it in terms of another argument where that is possible.
         """
         vector = tuple(vector)
-        if all(type(v) is type(vector[0]) and v == vector[0] for v in vector):
+        if all(same(v, vector[0]) for v in vector):
             return constant(vector[0])
         found = self._equal(vector) or (self._derived(vector) if derive else None)
-        if found is None:
-            name = self._new(wish, vector)
+        if found is None or (owner and self._is_member(found[0])):
+            name = self._new(wish, vector, own=bool(owner))
             found = (name, "{}")
         name, pattern = found
         if owner:
@@ -53,7 +59,7 @@ class Parameters:
 
     def _equal(self, vector: Vector) -> tuple[str, str] | None:
         for name, known in self.vectors.items():
-            if known == vector and all(map(_same_type, known, vector)):
+            if not isinstance(known[0], nn.Module) and all(map(same, known, vector)):
                 return name, "{}"
         return None
 
@@ -64,20 +70,21 @@ class Parameters:
                 return name, pattern
         return None
 
-    def _new(self, wish: str, vector: Vector) -> str:
-        name, i = wish, 2
-        while name in self.vectors:
-            name, i = f"{wish}{i}", i + 1
+    def _new(self, wish: str, vector: Vector, *, own: bool = False) -> str:
+        stem = name = identifier(wish, "value")
+        number = 2
+        while name in self.vectors or name in self.reserved or (own and self._is_member(name)):
+            name, number = f"{stem}{number}", number + 1
         self.vectors[name] = vector
         return name
+
+    def _is_member(self, name: str) -> bool:
+        """Whether `self.name` is something else already."""
+        return name in self.members or is_hidden(name)
 
     def value(self, name: str, instance: int) -> Any:
         """The argument that one instance gets."""
         return self.vectors[name][instance]
-
-
-def _same_type(a: object, b: object) -> bool:
-    return type(a) is type(b)
 
 
 def _relation(known: Vector, vector: Vector) -> str | None:

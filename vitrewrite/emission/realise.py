@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import linecache
 import math
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..tracing.captured import Captured
 from ..tracing.unit import Unit
-from .classes import is_chain
+from .access import is_chain
 from .source import Source, print_classes
 from .tables import unpack
 
@@ -55,6 +56,7 @@ class Chain(nn.Sequential, Unit):
 def _execute(source: Source) -> dict[str, Any]:
     filename = f"<vitrewrite {next(_counter)}>"
     space: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "math": math, "unpack": unpack}
+    space["OrderedDict"] = OrderedDict
     space["__name__"] = "vitrewrite.generated"
     code = compile(source.text, filename, "exec")
     # Tracebacks and `inspect.getsource` show the printed source.
@@ -62,6 +64,5 @@ def _execute(source: Source) -> dict[str, Any]:
         len(source.text), None, source.text.splitlines(keepends=True), filename,
     )  # fmt: skip
     exec(code, space)  # our own printed source, made from typed values only
-    for cls in source.inserted:
-        space[cls.__name__] = cls
+    space |= {name: cls for cls, name in source.inserted.items()}
     return space

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import tokenize
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,6 +16,7 @@ from .classes import Class, Classes
 from .constructors import Constructors
 from .forward import body_lines
 from .functions import Functions
+from .names import CALLED, IMPORTED, RESERVED, Scope, identifier, is_name
 from .wrap import WIDTH, wrap
 
 
@@ -25,7 +27,7 @@ class Source:
     classes: tuple[str, ...]
     root: str
     table: Classes
-    inserted: tuple[type[nn.Module], ...]
+    inserted: dict[type[nn.Module], str]  # and what they are called
 
     @property
     def text(self) -> str:
@@ -35,14 +37,15 @@ class Source:
 
 def print_classes(root: nn.Module) -> Source:
     """Prints every class below and including `root`, which must be a unit with a template."""
-    table = Classes(root)
-    functions = Functions(root)
-    constructors = Constructors(table, functions)
+    inserted = _inserted(root)
+    scope = Scope(inserted.values())
+    table = Classes(root, scope)
+    functions = Functions(root, scope)
+    constructors = Constructors(table, functions, inserted)
     texts = []
     for cls in table.all:
         texts.append(_class(cls, constructors.lines(cls)))
-    inserted = _inserted(root)
-    sources = tuple(map(class_source, inserted))
+    sources = tuple(class_source(c, name) for c, name in inserted.items())
     return Source(
         (*(f.text for f in functions.all), *sources, *texts),
         table.of[id(root)].name,
@@ -51,8 +54,8 @@ def print_classes(root: nn.Module) -> Source:
     )
 
 
-def class_source(cls: type[nn.Module]) -> str:
-    """The text of a class, from the file that defines its forward.
+def class_source(cls: type[nn.Module], name: str) -> str:
+    """The text of a class, to be called `name`, from the file that defines its forward.
 
     Unlike `inspect.getsource` this also finds classes of modules that `sys.modules` does not know,
     which is how emitted files are often imported.
@@ -60,16 +63,39 @@ def class_source(cls: type[nn.Module]) -> str:
     lines = linecache.getlines(cls.forward.__code__.co_filename)
     for node in ast.parse("".join(lines)).body:
         if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
-            return "".join(lines[node.lineno - 1 : node.end_lineno]).rstrip()
+            text = "".join(lines[node.lineno - 1 : node.end_lineno]).rstrip()
+            return text if name == cls.__name__ else _renamed(text, cls.__name__, name)
     raise EmitError("VR801", f"the source of {cls.__name__} cannot be read")
 
 
-def _inserted(root: nn.Module) -> tuple[type[nn.Module], ...]:
-    """Classes of the modules that passes put in, in order of first use."""
-    found = [
-        type(m) for m in root.modules() if not isinstance(m, Unit) and not is_torch_class(type(m))
-    ]
-    return tuple(dict.fromkeys(found))
+def _renamed(text: str, old: str, new: str) -> str:
+    """The text of a class with another name for it; attributes of that name stay."""
+    lines = text.splitlines(keepends=True)
+    tokens = list(tokenize.generate_tokens(iter(lines).__next__))
+    for before, token in reversed(list(zip([tokens[0], *tokens], tokens, strict=False))):
+        if token.type == tokenize.NAME and token.string == old and before.string != ".":
+            row, column = token.start
+            line = lines[row - 1]
+            lines[row - 1] = line[:column] + new + line[column + len(old) :]
+    return "".join(lines)
+
+
+def _inserted(root: nn.Module) -> dict[type[nn.Module], str]:
+    """Classes of the modules that passes put in, in order of first use, and their names.
+
+    Raises:
+        EmitError: VR805 if a class has the name of something that it or others use.
+    """
+    found: dict[type[nn.Module], str] = {}
+    scope = Scope()
+    for module in root.modules():
+        cls = type(module)
+        if cls in found or isinstance(module, Unit) or is_torch_class(cls):
+            continue
+        if cls.__name__ in RESERVED or not is_name(cls.__name__):
+            raise EmitError("VR805", f"a class that a pass inserts cannot be named {cls.__name__}")
+        found[cls] = scope.take(cls.__name__, "Inserted")
+    return found
 
 
 def _class(cls: Class, made: list[str]) -> str:
@@ -103,11 +129,15 @@ def _forward(cls: Class) -> list[str]:
     return [*head, *_indent(body, 1)]
 
 
+_NO_ARGUMENT = CALLED | IMPORTED | {"self"}  # else the body could not use them
+
+
 def _distinct(names: list[str]) -> list[str]:
     out: list[str] = []
-    for name in names:
-        stem, number = name, 2
-        while name in out or name in ("torch", "F", "nn", "math", "self"):
+    for wish in names:
+        stem, number = identifier(wish, "x"), 2
+        name = stem
+        while name in out or name in _NO_ARGUMENT:
             name, number = f"{stem}{number}", number + 1
         out.append(name)
     return out

@@ -7,26 +7,28 @@ import zlib
 
 import torch
 
+from .literals import constant
+
 PACKED = "unpack("
 
 
 def table(tensor: torch.Tensor) -> str:
     """An expression whose value is exactly `tensor`."""
-    shape = ", ".join(map(str, tensor.shape))
+    shape = ", ".join(map(str, tensor.shape)) or "()"
     dtype = "" if tensor.dtype == torch.float32 else f", dtype={tensor.dtype}"
     if tensor.device.type == "meta":
         return f"torch.zeros({shape}{dtype})"
     if _is_constant(tensor):
         value = tensor.flatten()[0].item()
-        if value in (0, 1):
+        if value in (0, 1) and not isinstance(value, complex) and constant(value) != "-0.0":
             return f"torch.{'ones' if value else 'zeros'}({shape}{dtype})"
-        return f"torch.full(({shape},), {value!r}{dtype})"
+        return f"torch.full({constant(tuple(tensor.shape))}, {constant(value)}{dtype})"
     if is_short(tensor):
         dtype = "" if tensor.dtype in (torch.float32, torch.int64) else f", dtype={tensor.dtype}"
-        return f"torch.tensor({tensor.tolist()!r}{dtype})"
+        return f"torch.tensor({constant(tensor.tolist())}{dtype})"
     raw = tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
     packed = base64.b85encode(zlib.compress(raw, 9)).decode()
-    return f'{PACKED}"{packed}", {tensor.dtype}, ({shape},))'
+    return f'{PACKED}"{packed}", {tensor.dtype}, {constant(tuple(tensor.shape))})'
 
 
 def is_short(tensor: torch.Tensor) -> bool:
@@ -35,7 +37,10 @@ def is_short(tensor: torch.Tensor) -> bool:
 
 
 def _is_constant(tensor: torch.Tensor) -> bool:
-    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
+    if tensor.numel() == 0:
+        return False
+    raw = tensor.flatten().contiguous()
+    return bool((raw.view(torch.uint8).view(len(raw), -1) == raw[:1].view(torch.uint8)).all())
 
 
 def unpack(packed: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from .expressions import ATOM, child
+from .access import access
+from .expressions import ATOM
+from .literals import comment
 from .loops import Loop, numbered_call
 from .names import plural
 from .rolls import Roll, is_item
@@ -57,7 +59,7 @@ class _Loop:
         body = self._body([*carried, *texts], carried, others)
         others_called = any("other" in n.meta for n in self.roll.graph.nodes)
         head = self._head(counted=bool(cycles) or others_called)
-        origins = [f"# {line}" for origin in self.roll.origins for line in origin.splitlines()]
+        origins = [line for origin in self.roll.origins for line in comment(origin)]
         return [*self.before, *origins, head, *(f"    {line}" for line in body)]
 
     def _head(self, *, counted: bool) -> str:
@@ -65,7 +67,7 @@ class _Loop:
         if roll.step > 1:
             stop = roll.start + roll.turns * roll.step
             return f"for {i} in range({roll.start}, {stop}, {roll.step}):"
-        over = self.loop.slice(len(self.module.get_submodule(roll.container)._modules))
+        over = self.loop.slice(self.module)
         if counted:
             return f"for {i}, {self.variable} in enumerate({over}):"
         return f"for {self.variable} in {over}:"
@@ -74,13 +76,15 @@ class _Loop:
         """How a turn names the child that it calls, counted from the first of the turn."""
         if self.roll.step == 1:
             return self.variable
-        return f"{child(self.roll.container)}[{self.index}{f' + {number}' if number else ''}]"
+        owner = access(self.module, self.roll.container)
+        return f"{owner}[{self.index}{f' + {number}' if number else ''}]"
 
     def _other(self, node: fx.Node) -> str:
         """How a turn names a child of another container."""
         container, _ = numbered_call(node) or ("", 0)
         first = node.meta["other"]
-        return f"{child(container)}[{self._turn_number()}{f' + {first}' if first else ''}]"
+        owner = access(self.module, container)
+        return f"{owner}[{self._turn_number()}{f' + {first}' if first else ''}]"
 
     def _turn_number(self) -> str:
         start, step = self.roll.start, self.roll.step

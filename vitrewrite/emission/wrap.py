@@ -85,10 +85,11 @@ def _items(text: str) -> list[str]:
 
 def _unquoted(text: str) -> Iterator[tuple[int, str]]:
     """Characters outside string literals."""
-    quote = ""
+    quote, escaped = "", False
     for i, char in enumerate(text):
         if quote:
-            quote = "" if char == quote and text[i - 1] != "\\" else quote
+            quote = "" if char == quote and not escaped else quote
+            escaped = char == "\\" and not escaped
         elif char in "\"'":
             quote = char
         else:

@@ -68,7 +68,7 @@ class Propagation:
         self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
         counter = FlopCounterMode(display=False, custom_mapping=MORE_FLOPS)
-        with counter as self.counter, torch.no_grad():
+        with counter as self.counter, torch.no_grad(), torch.device("meta"):
             # The tree computes in float32, whatever the model it stands for does.
             floats = tuple(v.float() if v.is_floating_point() else v for v in inputs)
             self.top = self._run(root, floats)

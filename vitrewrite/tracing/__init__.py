@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import CaptureError, VitrewriteError
+from ..errors import CaptureError, VitrewriteError, shown
 from . import calls, construction, inputs, modes, tree
 from .guards import check_input, is_guard
 from .limits import tracked_limits
@@ -30,6 +31,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     Raises:
         CaptureError: if a forward cannot be followed.
     """
+    _check_names(model)
     example = inputs.example_input(model) if example is None else example
     with preserved(model), uncached(model), tracked_builtins(model):
         evaluation = _trace(model, example, training=False)
@@ -49,6 +51,22 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
     root.__dict__["config"] = getattr(model, "config", None)
     return root
+
+
+def _check_names(model: nn.Module) -> None:
+    """Names are joined by dots, so none may have one in it, and are keys in files.
+
+    Raises:
+        CaptureError: VR606.
+    """
+    for path, module in model.named_modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if "." in name or not name or re.search("[\ud800-\udfff]", name):
+                where = f"'{path}'" if path else type(model).__name__
+                raise CaptureError(
+                    "VR606", f"{where} has a part named {shown(name)}: a name is not empty, has no "
+                    "dot, and can be written to a file",
+                )  # fmt: skip
 
 
 class _Trace:

@@ -31,6 +31,8 @@ def call_module(
     if path is None:
         return run()  # built on the fly: its operations belong to the frame that is open
     recorder.harvest()
+    if hooks.makes_state(module):  # then that is part of what the module computes
+        return _called(recorder, module, path, args, kwargs)
     return hooks.call(module, args, kwargs, lambda a, k: _called(recorder, module, path, a, k))
 
 
@@ -54,7 +56,7 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
     found = recorder.memo.leaves.get(key)
     if found is None and not hooks.hooked_below(module):
         found = recorder.memo.entries.get(key)
-    if found is None and is_leaf(module):
+    if found is None and is_leaf(module) and not hooks.makes_state(module):
         found = recorder.memo.leaves[key] = _leaf(
             recorder, module, leaf_class(module), args, kwargs
         )
@@ -68,6 +70,12 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
 
 
 def _first_call(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
+    if hooks.makes_state(module):
+
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            return hooks.call(module, args, kwargs, lambda a, k: module.forward(*a, **k))
+
+        return trace_forward(recorder, module, path, args, kwargs, hooked)
     entry = trace_forward(recorder, module, path, args, kwargs, module.forward)
     base = torch_base(module)
     if base is not None and _is_just(recorder, base, entry, module, path, args, kwargs):

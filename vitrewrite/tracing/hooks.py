@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 TABLES = frozenset({
@@ -21,6 +22,12 @@ def hooked_below(module: nn.Module) -> bool:
     return any(
         m._forward_hooks or m._forward_pre_hooks for m in module.modules() if m is not module
     )
+
+
+def makes_state(module: nn.Module) -> bool:
+    """Whether a hook makes what the forward reads, as weight norm and pruning make the weight."""
+    tensors = any(isinstance(v, torch.Tensor) for v in module.__dict__.values())
+    return bool(module._forward_pre_hooks) and tensors and not module._modules
 
 
 def call(module: nn.Module, args: Any, kwargs: Any, run: Callable[[Any, Any], Any]) -> Any:

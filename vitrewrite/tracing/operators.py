@@ -62,7 +62,10 @@ def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 
 
 def _is_method(func: Any, name: str) -> bool:
-    return getattr(torch.Tensor, name, None) is func or hasattr(func, "__objclass__")
+    if getattr(torch.Tensor, name, None) is func or hasattr(func, "__objclass__"):
+        return True
+    # `x**2` calls a function that no name leads to.
+    return getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase."))
 
 
 def is_inplace(target: Any) -> bool:

@@ -44,6 +44,16 @@ class Unit(nn.Module):
             graph = self.template.training
         return run_graph(graph, self, args)
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a dotted path, also where a name is that of an attribute as well."""
+        module: nn.Module = self
+        for name in target.split(".") if target else ():
+            found = module._modules.get(name)
+            if found is None:
+                raise AttributeError(f"{type(self).__name__} has no module {target!r}")
+            module = found
+        return module
+
 
 def run_graph(
     graph: fx.Graph, module: nn.Module, args: Sequence[Any],
@@ -92,7 +102,11 @@ def run_node(node: fx.Node, module: nn.Module, values: dict[fx.Node, Any]) -> An
 def attribute(module: nn.Module, target: Any) -> Any:
     """The parameter, buffer or setting at a dotted path."""
     *path, name = str(target).split(".")
-    return getattr(module.get_submodule(".".join(path)), name)
+    owner = module.get_submodule(".".join(path))
+    for table in (owner._parameters, owner._buffers):
+        if name in table:
+            return table[name]
+    return getattr(owner, name)
 
 
 def copy_tree(
@@ -116,10 +130,10 @@ class _Copier:
         self.modules[id(module)] = result
         result.training = module.training
         for name, parameter in module._parameters.items():
-            result.register_parameter(name, self._parameter(parameter))
+            result._parameters[name] = self._parameter(parameter)
         for name, buffer in module._buffers.items():
-            keep = name not in module._non_persistent_buffers_set
-            result.register_buffer(name, self._buffer(buffer), persistent=keep)
+            result._buffers[name] = self._buffer(buffer)
+        result._non_persistent_buffers_set |= module._non_persistent_buffers_set
         for full, constant in self.constants.items():
             if full.rpartition(".")[0] == path:
                 name = full.rpartition(".")[2]
