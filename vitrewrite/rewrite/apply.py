@@ -21,6 +21,7 @@ from ..tracing import trace
 from ..tracing.unit import duplicate, on_meta
 from .claims import judge
 from .engine import Rewrite, example_of_one, rewrite
+from .fitting import initialise, modes_kept
 from .lowering import lowered_tree
 from .measure import Propagation
 from .plan import Plan, measure
@@ -101,7 +102,6 @@ def plan(
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed)
     root = on_meta(trace(request.build(meta=True), example))
-    root.eval()  # as it is lowered: what both have in common runs once
     original = _run(root)
     with torch.device("meta"):
         result = rewrite(spec, root, profile=as_profile(profile), original=original)
@@ -140,7 +140,8 @@ def apply(
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed, model_options, state)
     base = trace(request.build(meta=False), example)
-    base.eval()
+    if request.module is None:
+        base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
     original = _run(base)
     profile = as_profile(profile)
@@ -158,9 +159,10 @@ def apply(
     )  # fmt: skip
     from ..verification.numeric import measure_claim
 
-    rewritten.claims = judge(
-        spec, measures, result, numeric=lambda metric: measure_claim(rewritten, metric)
-    )
+    with modes_kept(root, base):
+        rewritten.claims = judge(
+            spec, measures, result, numeric=lambda metric: measure_claim(rewritten, metric)
+        )
     raise_all([v.error() for v in rewritten.claims if v.holds is False])
     return rewritten
 
@@ -197,7 +199,7 @@ def _initialise(result: Rewrite, seed: int) -> None:
     """What the passes added is drawn last and from its own generator: same spec, same bits."""
     generator = torch.Generator().manual_seed(seed)
     for insertion in result.editor.insertions:
-        result.methods[insertion.clause].initialise(insertion.module, generator)
+        initialise(result.methods[insertion.clause], insertion.module, generator)
 
 
 def _own_trained(result: Rewrite) -> None:

@@ -31,6 +31,7 @@ from .clause import Clause
 from .editor import Editor
 from .measure import Propagation
 from .passes import method_of
+from .samples import Batches
 from .schedule import Job, distinct, overlapping, schedule
 from .select import Selection
 from .sites import (
@@ -75,6 +76,7 @@ class Rewrite:
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
         allocations: what each `sensitive(...)` of the spec bought.
+        batches: how samples lie in the values of the tree as `anatomy` has it.
     """
 
     spec: Spec
@@ -87,6 +89,7 @@ class Rewrite:
     methods: dict[int, Pass] = field(default_factory=dict)
     base_trained: set[str] = field(default_factory=set)
     allocations: dict[str, Allocation] = field(default_factory=dict)
+    batches: Batches | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -122,6 +125,7 @@ def rewrite(
     result = Rewrite(
         spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
     )
+    result.batches = Batches(root)
     shaping = _shape(spec, result, original)
     found = _select(spec, result, profile, allocations, shaping)
     jobs = []
@@ -174,6 +178,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         example = primary_example(result.root)
         original = Propagation(on_meta(result.root), example, original, note=True)
         result.anatomy = analyse(result.root)
+        result.batches = Batches(result.root)
     return set(numbers)
 
 
@@ -258,7 +263,10 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     before = sum(p.numel() for p in result.root.parameters())
     scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
-    context = Context(result.editor, job.clause, result.anatomy, result.stream, scope, roles)
+    context = Context(
+        result.editor, job.clause, result.anatomy, result.stream, scope, roles,
+        batches=result.batches,
+    )  # fmt: skip
     for bound in _bound(job.sites, context):
         job.method.rewrite(bound)
     result.editor.clean()
