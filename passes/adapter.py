@@ -54,11 +54,10 @@ class Adapter(nn.Module):
         parallel: bool = False,
         bias: bool = True,
         dropout: float = 0.0,
-        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.width, self.hidden, self.rows, self.parallel = width, hidden, rows, parallel
-        self.bias, self.dropout, self.drop_path = bias, dropout, drop_path
+        self.bias, self.dropout = bias, dropout
         out = rows[0][1] - rows[0][0]
         self.down = nn.Parameter(torch.empty(hidden, width))
         self.up = nn.Parameter(torch.empty(out, hidden))
@@ -75,15 +74,16 @@ class Adapter(nn.Module):
             nn.init.uniform_(self.down_bias, -bound, bound, generator=generator)
             nn.init.zeros_(self.up_bias)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The output y of the linear, adapted; x is the linear's input."""
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The output y of the linear, adapted; x is its input, `keep` a factor per sample."""
         start, stop = self.rows[0]
         z = x if self.parallel else y[..., start:stop]
         code = F.linear(F.dropout(z, self.dropout, self.training), self.down, self.down_bias)
         branch = F.linear(F.gelu(code), self.up, self.up_bias)
-        if self.drop_path:
-            ones = branch.new_ones(branch.shape[:1] + (1,) * (branch.dim() - 1))
-            branch = branch * F.dropout(ones, self.drop_path, self.training)
+        if keep is not None and self.training:
+            branch = branch * keep
         return y + F.pad(branch, (start, y.shape[-1] - stop))
 
 
@@ -113,17 +113,8 @@ class BottleneckAdapter(Pass):
             width = part.in_features if parallel else stop - start
             dropout = 0.0 if parallel else self.dropout
             one = replace(linear, parts=(part,))
-            one.parallel(
-                Adapter(
-                    width,
-                    self.hidden,
-                    ((start, stop),),
-                    parallel,
-                    self.bias,
-                    dropout,
-                    self.drop_path,
-                )
-            )
+            branch = Adapter(width, self.hidden, ((start, stop),), parallel, self.bias, dropout)
+            one.parallel(branch, drop_path=self.drop_path)
 
     def cost(self, out_features: int, in_features: int) -> int:
         """Parameters at a matrix, as the authors count them: the width in is that of the output."""

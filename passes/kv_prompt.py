@@ -13,7 +13,7 @@ Attaches to
 
 Parameters
     kv [heads, n, width]: one tensor for both, or k and v apart with `shared=false`. He-uniform with
-    fan-in n * width, that is U(-b, b) with b = sqrt(6 / (n * width)). Trained.
+    fan-in n * width, that is U(-b, b) with b = sqrt(6 / (n * width)), of each its own. Trained.
 
 Forward
     softmax(q [kv; k]^T / sqrt(width)) [kv; v] per head. The rows have no projection, norm, bias or
@@ -50,13 +50,13 @@ class KeyValuePrompt(nn.Module):
         heads: int,
         n: int,
         width: int,
-        bound: float,
+        bounds: tuple[float, float],
         v_width: int | None = None,
         before: bool = True,
     ) -> None:
         super().__init__()
         self.heads, self.n, self.width, self.v_width = heads, n, width, v_width
-        self.bound, self.before = bound, before
+        self.bounds, self.before = bounds, before
         if v_width is None:  # one tensor for both
             self.kv = nn.Parameter(torch.empty(heads, n, width))
         else:
@@ -65,10 +65,10 @@ class KeyValuePrompt(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the rows from U(-bound, bound), or with bound 0 from a narrow normal."""
-        for rows in self.parameters():
-            if self.bound:
-                nn.init.uniform_(rows, -self.bound, self.bound, generator=generator)
+        """Draws keys and values from U(-bound, bound), or with bound 0 from a narrow normal."""
+        for rows, bound in zip(self.parameters(), self.bounds, strict=False):
+            if bound:
+                nn.init.uniform_(rows, -bound, bound, generator=generator)
             else:
                 nn.init.trunc_normal_(rows, std=0.02, generator=generator)
 
@@ -111,7 +111,7 @@ class KvPrompt(Pass):
             attn.heads,
             self.n,
             width,
-            self.bound(attn, width),
+            (self.bound(attn, width), self.bound(attn, v_width)),
             v_width=None if self.shared else v_width,
             before=before,
         )

@@ -19,7 +19,9 @@ Parameters
 
 Forward
     y = W x + b + s * up(drop(down(x))). In training only: `vtab` drops the r-dimensional code,
-    `spt` and `library` drop x; `spt` also drops the branch per sample (`drop_path`).
+    `spt` and `library` drop x; `spt` also drops the branch per sample (`drop_path`). With `spt` the
+    input of an attention's `proj` is not dropped, and q, k and v see the same dropped x, whether
+    they are one layer or three.
 
 Exactness
     The model is unchanged at initialisation. Folds exactly: W += s * up @ down; other rows of a
@@ -56,11 +58,10 @@ class LowRank(nn.Module):
         scale: float,
         dropout: float = 0.0,
         drop_input: bool = False,
-        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_features, self.rows, self.rank, self.scale = in_features, rows, rank, scale
-        self.dropout, self.drop_input, self.drop_path = dropout, drop_input, drop_path
+        self.dropout, self.drop_input = dropout, drop_input
         self.down = nn.Parameter(torch.empty(len(rows) * rank, in_features))
         self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
         self.reset_parameters()
@@ -70,15 +71,16 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.up)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The output y of the linear, updated; x is the linear's input."""
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The output y of the linear, updated; x is its input, `keep` a factor per sample."""
         if self.drop_input:
             code = F.linear(F.dropout(x, self.dropout, self.training), self.down)
         else:
             code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
-        if self.drop_path:
-            ones = code.new_ones(code.shape[:1] + (1,) * (code.dim() - 1))
-            code = code * F.dropout(ones, self.drop_path, self.training)
+        if keep is not None:
+            code = code * keep
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         ups = torch.split(self.up, [b - a for a, b in self.rows])
         if torch.is_grad_enabled():  # all rows in one product
@@ -87,6 +89,7 @@ class LowRank(nn.Module):
                 for (a, b), up in zip(self.rows, ups, strict=True)
             ]
             return torch.addmm(out, code, torch.cat(padded, 1).T, alpha=self.scale).view_as(y)
+        out = out.clone()  # y is not ours: whoever called the linear layer may have kept it
         for (a, b), part, up in zip(self.rows, torch.split(code, self.rank, 1), ups, strict=True):
             out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
         return out.view_as(y)
@@ -116,17 +119,17 @@ class Lora(Pass):
     def rewrite(self, linear: LinearSite) -> None:
         """y = W x + b becomes y = W x + b + s * up(down(x))."""
         self.check(linear)
-        linear.parallel(
-            LowRank(
-                linear.in_features,
-                linear.rows,
-                self.rank,
-                self.factor(linear),
-                dropout=self.dropout,
-                drop_input=self.convention != "vtab",
-                drop_path=self.branch_drop,
-            )
+        spt = self.convention == "spt"  # drops the input of all matrices but `proj`, q k v alike
+        branch = LowRank(
+            linear.in_features,
+            linear.rows,
+            self.rank,
+            self.factor(linear),
+            dropout=0.0 if spt else self.dropout,
+            drop_input=self.convention == "library",
         )
+        shared = self.dropout if spt and not linear.role.endswith("attn.proj") else 0.0
+        linear.parallel(branch, dropout=shared, drop_path=self.branch_drop)
 
     def lower(self, linear: LinearSite, branch: LowRank) -> bool:
         """W += s * up @ down."""

@@ -12,8 +12,9 @@ Attaches to
     The cross-attention of layers of Mask2Former's decoder: `decoder.layers[2].cross_attn`.
 
 Parameters
-    q_x, q_y, k_x, k_y, v, out: Linear(C, C) each, where the attention had four. Xavier-uniform
-    matrices, zero biases. Trained.
+    q_x, q_y, k_x, k_y, v, out: Linear(C, C) each, where the attention had four. Matrices
+    U(-b, b) with b = 1 / sqrt(C): the first five are one Xavier-uniform matrix [5 C, C] in the
+    authors' code, and `out` is drawn as torch's linear layers. Zero biases. Trained.
 
 Forward
     k_x[w] = mean over rows of K + positions; k_y[h] = mean over columns of K + positions
@@ -57,8 +58,8 @@ class RowColumnAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Xavier-uniform matrices, zero biases."""
-        bound = (3 / self.dim) ** 0.5
+        """Draws matrices from U(-b, b), b = 1 / sqrt(C), and zeroes biases."""
+        bound = self.dim**-0.5
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
         nn.init.zeros_(self.bias)
 

@@ -14,6 +14,7 @@ from .language.model import Spec
 from .rewrite.apply import apply as apply
 from .rewrite.apply import lower as lower
 from .rewrite.apply import plan as plan
+from .rewrite.fitting import modes_kept
 from .rewrite.rewritten import Rewritten
 from .tracing import trace
 from .tracing.captured import Captured
@@ -78,7 +79,8 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
     Raises:
         FileError: if the folder is something else, or cannot be written.
     """
-    return files.emit(rewritten, out, weights=weights)
+    with modes_kept(rewritten.module, rewritten.base):
+        return files.emit(rewritten, out, weights=weights)
 
 
 def save(rewritten: Rewritten, path: str | Path) -> None:

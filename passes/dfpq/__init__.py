@@ -86,6 +86,7 @@ class DynamicFocusAwarePositionalQueries(Pass):
                 level.positions_become(self.positions(decoder, level))
         if self.queries == "learned":
             return
+        self.check_layers(decoder)
         mode = {"dynamic_anchor": "anchor", "grid_anchor": "grid"}.get(self.queries, "focus")
         h = PositionalQueries(decoder.dim, mode)
         q: Value | None = None
@@ -134,6 +135,20 @@ class DynamicFocusAwarePositionalQueries(Pass):
             raise decoder.reject("keys", f"{decoder.dim} channels are not groups of 32")
         if decoder.dim % 4 and self.queries.endswith("anchor"):
             raise decoder.reject("queries", f"{decoder.dim} channels hold no sine of two axes")
+
+    def check_layers(self, decoder: DecoderSite) -> None:
+        """No layer that gets queries may have another attention; layers of `hrca` get none."""
+        for layer in decoder.layers:
+            if layer.replacing is not None and not layer.added:
+                name, clause = layer.replacing
+                raise decoder.clause.error(
+                    "VR412",
+                    f"dfpq and {name} exclude each other at '{layer.role}': the attention there "
+                    "takes no positional queries and yields no map",
+                    notes=[f"the other clause: {clause}"],
+                    suggestion=f"take '{layer.role}' out of the other clause, write "
+                    "queries=learned, or let hrca(cells=all) put in layers for it",
+                )
 
     def delta(self, module: nn.Module) -> list[dict[str, torch.Tensor]]:
         """h as `h.0` and `h.2`; the rest by its own names."""

@@ -19,14 +19,16 @@ Forward
     m = stop(mean over heads of k); m += s up relu(down m); m /= |m|        cosine, as in the code
     A = (even, even), (odd, odd); B = (odd, even), (even, odd) of the grid, row by row
     S = m_A m_B^T; c = mean of the two largest of a row; G = sigmoid(S - c)
-    W = G + stop([G > 1/2] - G)
+    W = G + stop(H - G), where H is one at the largest of each row
     size' = size_B + W^T size_A; x' = (size_B x_B + W^T (size_A x_A)) / size'
     Prefix tokens stay in front and take nothing. Later scores get + log size' of their key.
     With 1 bit, weights snap to mean -+ 0.6745 std, straight-through, mean and std differentiated.
 
 Exactness
-    T = 1 + N tokens become 1 + floor(N / 2). Lowers to an argmax and an index-add, equal except on
-    ties; the matching is in float32 whatever the model is in.
+    T = 1 + N tokens become 1 + floor(N / 2). Lowers to an argmax and an index-add; the matching is
+    in float32 or better whatever the model is in. H is [G > 1/2] as published, except on ties: of
+    equally good matches the first is taken, where G > 1/2 has none and deletes the token. A key
+    that is zero has cosine zero with all others.
 
 Example
     insert merge.bdm() after blocks[6].attn
@@ -97,8 +99,8 @@ class BipartiteMerge(nn.Module):
         size = x.new_ones(x.shape[:2]) if size is None else size
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             scores = self.match(k[:, :, prefix:])
-            weight = size[:, prefix:, None].float()
-            both = torch.cat([weight * x[:, prefix:].float(), weight], dim=2)
+            weight = self.wide(size[:, prefix:, None])
+            both = torch.cat([weight * self.wide(x[:, prefix:]), weight], dim=2)
             merge = self.merge_hard if self.hard else self.merge_soft
             both = merge(scores, both[:, self.a], both[:, self.b])
             patches, count = both[..., :-1] / both[..., -1:], both[..., -1]
@@ -107,17 +109,18 @@ class BipartiteMerge(nn.Module):
 
     def match(self, k: torch.Tensor) -> torch.Tensor:
         """Cosines of A and B, [B, N_A, N_B]; no gradient reaches the keys."""
-        m = k.detach().float().mean(dim=1)
+        m = self.wide(k.detach()).mean(dim=1)
         code = F.relu(F.linear(m, self.snapped(self.down)))
         code = F.dropout(code, self.dropout, self.training)
         m = m + self.scale * F.linear(code, self.snapped(self.up))
-        m = m / m.norm(dim=-1, keepdim=True)
+        m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         return torch.bmm(m[:, self.a], m[:, self.b].transpose(1, 2))
 
     def merge_soft(self, scores: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """b + W^T a, with W the match made hard and the gradient of the sigmoid."""
         gate = torch.sigmoid(scores - scores.topk(2, dim=-1).values.mean(dim=-1, keepdim=True))
-        chosen = gate + ((gate > 0.5).to(gate.dtype) - gate).detach()
+        best = torch.zeros_like(gate).scatter(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
+        chosen = gate + (best - gate).detach()
         return b + chosen.transpose(1, 2) @ a
 
     def merge_hard(self, scores: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -128,13 +131,17 @@ class BipartiteMerge(nn.Module):
 
     def snapped(self, weight: torch.Tensor) -> torch.Tensor:
         """With 1 bit the weight on two levels, its gradient straight through."""
-        weight = weight.float()
+        weight = self.wide(weight)
         if self.bits != 1:
             return weight
         mean, std = weight.mean(), weight.std()
         z = (weight - mean) / (std + 1e-5)
-        level = torch.where(z < 0, -0.6744897501960817, 0.6744897501960817)
+        level = torch.where(z < 0, -0.6744897501960817, 0.6744897501960817).to(z.dtype)
         return (z + (level - z).detach()) * std + mean
+
+    def wide(self, x: torch.Tensor) -> torch.Tensor:
+        """In float32 or better."""
+        return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -170,10 +177,15 @@ class BipartiteDifferentiableMatching(Pass):
             later.attn.bias_keys(size.log())
 
     def lower(self, block: BlockSite, merge: BipartiteMerge) -> bool:
-        """Argmax and index-add; the adapter's weights as they are used."""
-        hard = BipartiteMerge(merge.grid, merge.dim, merge.hidden, 32, merge.scale, 0.0, hard=True)
-        hard.down = nn.Parameter(merge.snapped(merge.down), requires_grad=False)
-        hard.up = nn.Parameter(merge.snapped(merge.up), requires_grad=False)
+        """Argmax and index-add; the adapter's weights as they are used, if the dtype holds that."""
+        down, up = merge.snapped(merge.down), merge.snapped(merge.up)
+        holds = down.dtype == merge.down.dtype
+        bits = 32 if holds else merge.bits
+        hard = BipartiteMerge(
+            merge.grid, merge.dim, merge.hidden, bits, merge.scale, 0.0, hard=True
+        )
+        hard.down = nn.Parameter(down if holds else merge.down.detach(), requires_grad=False)
+        hard.up = nn.Parameter(up if holds else merge.up.detach(), requires_grad=False)
         block.swap(hard)
         return False
 
@@ -200,7 +212,7 @@ class BipartiteDifferentiableMatching(Pass):
         if not attn.block.following:
             attn.warn("a merge in the last block only makes its feed-forward part cheaper")
         if attn.dtype != torch.float32:
-            attn.warn(f"keys in {attn.dtype} can tie, and ties merge twice: lower before deploying")
+            attn.warn(f"keys in {attn.dtype} can tie: of equally good matches the first is taken")
         if attn.context.anatomy.stream.readout is None:
             attn.warn("the head pools tokens, and merged ones count once")
         return height, width

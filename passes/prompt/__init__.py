@@ -13,8 +13,8 @@ Attaches to
 
 Parameters
     prompt [M, C] per block, U(-v, v) with v = sqrt(6 / (patch numbers + C)), the numbers of one
-    patch being 3 * P * P. With `masks`: token_mask [M] and segment_mask [M, R], ones, one of each
-    for all blocks. All trained.
+    patch being 3 * P * P and C in v the width of the stem. With `masks`: token_mask [M] and
+    segment_mask [M, R], ones, one of each for all blocks. All trained.
 
 Forward
     x = [class; P; patches], P[k, j] = prompt[k, j] * segment_mask[k, j mod R] * token_mask[k].
@@ -203,7 +203,7 @@ class VisualPrompt(Pass):
                 "a mask of whole prompts acts on attention only through the eps of norm1: with "
                 "prompts far above it their ranking is rounding noise, that of segments is not"
             )
-        bound = math.sqrt(6 / (block.patch_features + block.dim))
+        bound = math.sqrt(6 / (block.patch_features + block.stem_dim))
         deep = block.role != block.siblings[0]
         prompt = Prompt(self.count, block.dim, start, bound, deep, self.dropout)
         masks = [block.shared("masks", lambda: self.new_masks(block))] if self.masks else []

@@ -21,6 +21,7 @@ from ..tracing import trace
 from ..tracing.unit import duplicate, on_meta
 from .claims import judge
 from .engine import Rewrite, example_of_one, rewrite
+from .fitting import modes_kept
 from .initial import draw
 from .lowering import lowered_tree
 from .measure import Propagation
@@ -102,7 +103,6 @@ def plan(
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed)
     root = on_meta(trace(request.build(meta=True), example))
-    root.eval()  # as it is lowered: what both have in common runs once
     original = _run(root)
     with torch.device("meta"):
         result = rewrite(spec, root, profile=as_profile(profile), original=original)
@@ -142,7 +142,8 @@ def apply(
     request = Request(spec, model, weights, seed, model_options, state)
     original = request.build(meta=False)
     base = trace(original, example)
-    base.eval()
+    if request.module is None:
+        base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
     before = _run(base)
     profile = as_profile(profile)
@@ -161,9 +162,10 @@ def apply(
     )  # fmt: skip
     from ..verification.numeric import measure_claim
 
-    rewritten.claims = judge(
-        spec, measures, result, numeric=lambda metric: measure_claim(rewritten, metric)
-    )
+    with modes_kept(root, base):
+        rewritten.claims = judge(
+            spec, measures, result, numeric=lambda metric: measure_claim(rewritten, metric)
+        )
     raise_all([v.error() for v in rewritten.claims if v.holds is False])
     return rewritten
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx, nn
 
 from ..anatomy.sites import Place
@@ -14,6 +15,7 @@ from ..errors import RewriteError
 from ..tracing.leaves import changed_by
 from ..tracing.template import Template
 from ..tracing.unit import Unit, duplicate
+from .fitting import fit
 
 if TYPE_CHECKING:
     from .sites import BoundSite
@@ -92,6 +94,7 @@ class Editor:
         lowered: what became of each inserted module, at lowering.
         stacks: what passes put in at one place, in the order of the dataflow.
         waived: by clause and claim where the claim is not made, and why.
+        helpers: paths of modules without state that inserted ones are given values by.
     """
 
     root: nn.Module
@@ -104,12 +107,14 @@ class Editor:
     lowered: list[Lowered] = field(default_factory=list)
     stacks: dict[Place, list[Insertion]] = field(default_factory=dict)
     waived: dict[tuple[int, str], dict[str, str]] = field(default_factory=dict)
+    helpers: list[str] = field(default_factory=list)
 
     def on(self, root: nn.Module) -> Editor:
         """An editor of a copy of the tree, before anything is done to the copy."""
         insertions = [replace(i, module=root.get_submodule(i.path)) for i in self.insertions]
         known = list(self.warnings), dict(self.moved), list(self.removed)
-        return Editor(root, insertions, set(), *known, waived=self.waived)
+        helpers = list(self.helpers)
+        return Editor(root, insertions, set(), *known, waived=self.waived, helpers=helpers)
 
     def unit(self, path: str) -> Unit:
         """The unit at `path`."""
@@ -150,8 +155,13 @@ class Editor:
             place = self.moved[place]
         return place
 
-    def adopt(self, unit: str, owner: str, name: str, module: nn.Module) -> tuple[str, str]:
+    def adopt(
+        self, unit: str, owner: str, name: str, module: nn.Module, like: torch.Tensor | None
+    ) -> tuple[str, str]:
         """Makes `module` a child of the module at `owner`, which lies in the unit at `unit`.
+
+        A new one gets its owner's mode, and dtype and device of `like`; a copy of what is in the
+        model (`like` None) fits as it is.
 
         Returns:
             Its path relative to the unit, and its full path.
@@ -160,6 +170,8 @@ class Editor:
         stem, number = name, 2
         while name in parent._modules or name in parent._parameters or name in parent._buffers:
             name, number = f"{stem}{number}", number + 1
+        if like is not None:
+            fit(module, parent, like)
         parent.add_module(name, module)
         path = f"{owner}.{name}" if owner else name
         return relative(path, unit), path

@@ -32,6 +32,7 @@ from .editor import Editor
 from .measure import Propagation
 from .order import Order, orders
 from .passes import method_of
+from .samples import Batches
 from .schedule import Job, distinct, overlapping, schedule
 from .select import Selection
 from .sites import (
@@ -80,6 +81,7 @@ class Rewrite:
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
         allocations: what each `sensitive(...)` of the spec bought.
+        batches: how samples lie in the values of the tree as `anatomy` has it.
     """
 
     spec: Spec
@@ -92,6 +94,7 @@ class Rewrite:
     methods: dict[int, Pass] = field(default_factory=dict)
     base_trained: set[str] = field(default_factory=set)
     allocations: dict[str, Allocation] = field(default_factory=dict)
+    batches: Batches | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -132,6 +135,7 @@ def rewrite(
     result = Rewrite(
         spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
     )
+    result.batches = Batches(root)
     shaping = _shape(spec, result, original)
     found = _select(spec, result, profile, allocations, shaping)
     jobs = []
@@ -184,6 +188,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         example = primary_example(result.root)
         original = Propagation(on_meta(result.root), example, original, note=True)
         result.anatomy = analyse(result.root)
+        result.batches = Batches(result.root)
     return set(numbers)
 
 
@@ -270,8 +275,9 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     roles = tuple(site.role for site in job.sites)
     folds = "lowers_exactly" in job.method.claims
     context = Context(
-        result.editor, job.clause, result.anatomy, result.stream, scope, roles, folds=folds
-    )
+        result.editor, job.clause, result.anatomy, result.stream, scope, roles, folds=folds,
+        batches=result.batches,
+    )  # fmt: skip
     for bound in _bound(job.sites, context):
         job.method.rewrite(bound)
     result.editor.clean()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.seeding import mixed
+from .fitting import initialise
 
 if TYPE_CHECKING:
     from .engine import Rewrite
@@ -24,4 +25,4 @@ def draw(result: Rewrite, seed: int) -> None:
         name = insertion.pass_name, insertion.key
         generator = torch.Generator().manual_seed(mixed(seed, *name, seen[name]))
         seen[name] += 1
-        result.methods[insertion.clause].initialise(insertion.module, generator)
+        initialise(result.methods[insertion.clause], insertion.module, generator)

@@ -12,6 +12,7 @@ from ..declare import Pass
 from ..tracing.unit import duplicate
 from . import wiring
 from .editor import Editor, Insertion, Lowered
+from .fitting import modes_kept
 
 if TYPE_CHECKING:
     from .rewritten import Rewritten
@@ -35,14 +36,15 @@ def lower_tree(
     Returns:
         The editor of `root`, with the insertions that stay.
     """
-    root.eval()
     editor = original.on(root)
-    for insertion in in_turn(editor.insertions):
-        if only is None or insertion.clause in only:
-            _lower(editor, insertion, methods[insertion.clause])
-    wiring.prune(editor)
-    editor.clean()
-    _remove_uncalled(editor)
+    with modes_kept(root):
+        root.eval()
+        for insertion in in_turn(editor.insertions):
+            if only is None or insertion.clause in only:
+                _lower(editor, insertion, methods[insertion.clause])
+        wiring.prune(editor)
+        editor.clean()
+        _remove_uncalled(editor)
     return editor
 
 
@@ -74,6 +76,11 @@ def _remove_uncalled(editor: Editor) -> None:
         if not any(n.target == target for n in unit.template.graph.nodes):
             editor.insertions.remove(insertion)
             insertion.site.at_lowering(editor, insertion).remove(insertion)
+    for path in list(editor.helpers):
+        if next(wiring.calls(editor, path), None) is None:
+            editor.helpers.remove(path)
+            owner, _, name = path.rpartition(".")
+            del editor.root.get_submodule(owner)._modules[name]
 
 
 def lowered_tree(

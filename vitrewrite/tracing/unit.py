@@ -233,12 +233,16 @@ def duplicate(
 
 
 def on_meta(root: nn.Module) -> nn.Module:
-    """The same tree without weights, in float32; the tree itself if it has none."""
-    if all(t.is_meta for t in (*root.parameters(), *root.buffers())):
+    """The same tree without weights, in float32 and eval mode; the tree itself if it is such."""
+    bare = all(t.is_meta for t in (*root.parameters(), *root.buffers()))
+    if bare and not any(module.training for module in root.modules()):
         return root
 
     def meta(tensor: torch.Tensor) -> torch.Tensor:
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
-    return duplicate(root, lambda p: nn.Parameter(meta(p), requires_grad=p.requires_grad), meta)
+    bare_root = duplicate(
+        root, lambda p: nn.Parameter(meta(p), requires_grad=p.requires_grad), meta
+    )
+    return bare_root.eval()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..rewrite.fitting import modes_kept
 from .check import Check
 from .compiled import compiled as compiles
 from .compiled import compiled_gradients, compiled_training, exported, recompiled
@@ -64,13 +65,8 @@ def _all(runs: Runs, *, compiled: bool, graphs: bool) -> Iterator[Check]:
 @contextmanager
 def _as_it_was(module: nn.Module) -> Iterator[None]:
     """Modes and torch's random state come back."""
-    modes = [(child, child.training) for child in module.modules()]
-    try:
-        with seeds_kept(module):
-            yield
-    finally:
-        for child, mode in modes:
-            child.training = mode
+    with modes_kept(module), seeds_kept(module):
+        yield
 
 
 def _quick(runs: Runs, *, full: bool) -> Iterator[Check]:

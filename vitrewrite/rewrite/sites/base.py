@@ -13,10 +13,14 @@ from ...anatomy.sites import Anatomy, Place
 from ...errors import RewriteError
 from ...tracing import inputs
 from ...tracing.leaves import changed_by
+from ...tracing.template import eliminate_dead_code
 from .. import branches, wiring
 from ..clause import Clause
-from ..editor import Editor, Insertion, join, relative
+from ..editor import Editor, Insertion, after, join, relative
+from ..fitting import fit, floating
+from ..samples import Batches
 from ..stream import Stream
+from .dropping import KeepSamples
 from .value import Value
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -32,6 +36,7 @@ class Context:
         folds: whether what the pass puts beside a layer is linear, so that the weights can take it.
         shared: values that the sites of the clause have in common.
         insertion: at lowering, the module that is lowered.
+        batches: how samples lie in the values of the model.
     """
 
     editor: Editor
@@ -43,6 +48,22 @@ class Context:
     folds: bool = False
     shared: dict[str, Value] = field(default_factory=dict)
     insertion: Insertion | None = None
+    batches: Batches | None = None
+
+
+@dataclass(frozen=True)
+class Drops:
+    """What is dropped at random in training, of a branch beside a layer.
+
+    Attributes:
+        dropout: probability of each number of its input; sites of one clause that read the same
+            input share the draw.
+        path: probability of what it yields, for each sample of the batch as a whole. The branch is
+            called with a third argument: factors to multiply with, one per sample.
+    """
+
+    dropout: float = 0.0
+    path: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +113,14 @@ class BoundSite:
         args, kwargs = inputs.as_arguments(self.editor.root.__dict__["example"])
         images: list[torch.Tensor] = [*args, *kwargs.values()]
         return next(v.dtype for v in images if v.is_floating_point())
+
+    @property
+    def like(self) -> torch.Tensor:
+        """A tensor of the base at the site: what is put there gets its dtype and device."""
+        root = self.editor.root
+        found = floating(root.get_submodule(self.path))
+        found = floating(root) if found is None else found
+        return torch.empty(0, dtype=self.dtype) if found is None else found
 
     @property
     def siblings(self) -> tuple[str, ...]:
@@ -144,7 +173,7 @@ class BoundSite:
         """
         owner = self.path if owner is None else owner
         name = name or self.pass_name.partition(".")[0]
-        target, path = self.editor.adopt(unit, owner, name, module)
+        target, path = self.editor.adopt(unit, owner, name, module, self.like)
         owners = owners or (owner,)
         key = " ".join((join(owner, name), *owners))  # the path may be numbered
         found = Insertion(self.pass_name, self.clause.number, path, unit, module, self, owners, key)
@@ -231,8 +260,9 @@ class BoundSite:
     def drop(self) -> None:
         """Takes the module out: what it changed passes as it was."""
         insertion = self.insertion
-        for unit, node in self.calls_of(insertion):
+        for unit, node in list(self.calls_of(insertion)):
             self._bypass(unit, node, changed_by(insertion.module))
+            eliminate_dead_code(node.graph)
         self.remove(insertion)
 
     def _bypass(self, unit: str, node: fx.Node, changes: Sequence[int | None]) -> None:
@@ -249,8 +279,9 @@ class BoundSite:
         node.graph.erase_node(node)
 
     def beside(
-        self, branch: nn.Module, calls: Sequence[Place], name: str, owners: tuple[str, ...]
-    ) -> None:
+        self, branch: nn.Module, calls: Sequence[Place], name: str, owners: tuple[str, ...],
+        drops: Drops,
+    ) -> None:  # fmt: skip
         """`y = layer(x)` becomes `y = branch(x, layer(x))`: one branch, beside every call.
 
         Branches at one layer stand in the order in which they are put in, except that those which
@@ -261,6 +292,7 @@ class BoundSite:
             calls: all calls of the layer.
             name: of the layer.
             owners: module paths that name the parts of the branch in a delta.
+            drops: what is dropped of its input and of what it yields.
 
         Raises:
             RewriteError: VR410 if a unit applies the layer that does not hold it.
@@ -268,21 +300,21 @@ class BoundSite:
         outside = [c.unit for c in calls if c.unit and not f"{self.path}.".startswith(f"{c.unit}.")]
         if outside:
             raise self.unfit(f"'{outside[0]}' applies it too, which it is no part of")
-        path = ""
+        path, child = "", f"{name}_{self._stem}"
         for place in calls:
             layer = self.editor.node(place)
             node = branches.last(self.editor, place.unit, layer, folding=self.context.folds)
             hint = str(node.meta.pop("hint", None) or name)
             x = layer.args[0]
             assert isinstance(x, fx.Node)
+            args: list[fx.Node] = [self._dropped(place.unit, x, drops.dropout), node]
+            if drops.path:
+                args.append(self._kept(place, x, drops.path, f"{child}_keep"))
             if path:
                 target, origin = relative(path, place.unit), self.clause.origin
-                (new,) = self.editor.call(
-                    place.unit, target, (x, node), origin=origin, hints=(hint,)
-                )
+                (new,) = self.editor.call(place.unit, target, args, origin=origin, hints=(hint,))
             else:
-                child = f"{name}_{self._stem}"
-                (new,) = self.put(branch, place.unit, (x, node), (hint,), name=child, owners=owners)
+                (new,) = self.put(branch, place.unit, args, (hint,), name=child, owners=owners)
                 found = self.editor.insertions.pop()
                 self.editor.insertions.append(replace(found, folds=self.context.folds))
                 path = found.path
@@ -299,6 +331,66 @@ class BoundSite:
         """How many modules a module is a child of."""
         children = (c for m in self.editor.root.modules() for c in m._modules.values())
         return sum(c is owner for c in children)
+
+    def _dropped(self, unit: str, x: fx.Node, p: float) -> fx.Node:
+        """x behind a dropout that all sites of the clause which read it share."""
+        if not p:
+            return x
+        known, key = self.context.shared, f"dropout of {x.name} in {unit or 'the root'}"
+        if key not in known:
+            node = self._help(nn.Dropout(p), unit, (x,), f"{self._stem}_dropout", "dropped")
+            known[key] = Value(Place(unit, node.name))
+        return known[key].read(self.editor, unit)
+
+    def _kept(self, call: Place, x: fx.Node, p: float, name: str) -> fx.Node:
+        """By sample, whether a branch beside a call is kept.
+
+        Raises:
+            RewriteError: VR413 if samples cannot be told apart in what is called with.
+        """
+        batches = self.context.batches
+        samples = None if batches is None else batches.at(call)
+        if samples is None:
+            raise self.clause.error(
+                "VR413",
+                f"at '{self.role}' the samples of a batch cannot be told apart, so that "
+                f"{self.pass_name} cannot drop its branch by sample",
+                "drop_path",
+                suggestion="write drop_path=0",
+            )
+        args = [x] if samples.order == "alone" else [x, self._batch(call.unit)]
+        module = KeepSamples(p, samples.axis, samples.order != "apart")
+        return self._help(module, call.unit, args, name, "keep")
+
+    def _batch(self, unit: str) -> fx.Node:
+        """How many samples there are, read off the nearest input that has one row for each."""
+        assert self.context.batches is not None
+        for path in wiring.callers(self.editor, unit):
+            for node in [n for n in self.editor.graph(path).nodes if n.op == "placeholder"]:
+                samples = self.context.batches.at(Place(path, node.name))
+                if samples is not None and samples.order == "alone":
+                    size = self._size(path, node, samples.axis)
+                    return wiring.read(self.editor, Place(path, size.name), unit)
+        raise self.unfit("no input of the model says how many samples there are")
+
+    def _size(self, unit: str, node: fx.Node, axis: int) -> fx.Node:
+        for user in node.users:
+            if user.target == "size" and user.args == (node, axis):
+                return user
+        graph = self.editor.graph(unit)
+        with after(graph, [node]):
+            size = graph.call_method("size", (node, axis))
+        size.meta |= {"val": 1, "hint": "batch"}
+        return size
+
+    def _help(
+        self, module: nn.Module, unit: str, args: Sequence[fx.Node], name: str, hint: str
+    ) -> fx.Node:
+        """Calls a module without state that belongs to no pass."""
+        target, path = self.editor.adopt(unit, self.path, name, module, self.like)
+        self.editor.helpers.append(path)
+        (node,) = self.editor.call(unit, target, args, origin=self.clause.origin, hints=(hint,))
+        return node
 
     def foldable(
         self, owner: nn.Module, calls: Sequence[Place], rows: Sequence[tuple[int, int]]
@@ -335,7 +427,9 @@ class BoundSite:
     def swap(self, module: nn.Module) -> None:
         """Puts another module of the same inputs and outputs in its place."""
         owner, _, name = self.insertion.path.rpartition(".")
-        self.editor.root.get_submodule(owner)._modules[name] = module
+        parent = self.editor.root.get_submodule(owner)
+        fit(module, parent, self.like)
+        parent._modules[name] = module
 
     def remove(self, insertion: Insertion) -> None:
         """Takes an inserted module that nothing calls any more out of the tree."""

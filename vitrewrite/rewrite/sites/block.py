@@ -36,6 +36,11 @@ class BlockSite(BoundSite):
         return self.block.dim
 
     @property
+    def stem_dim(self) -> int:
+        """Channels of the stream as it enters the first block."""
+        return self.context.anatomy.blocks[0].dim
+
+    @property
     def index(self) -> int:
         """Which block it is."""
         return self.block.index

@@ -207,10 +207,10 @@ class DecoderSite(BoundSite):
         """The module of a new layer."""
         parent = self.editor.unit(self.path)
         if name not in parent._modules:
-            parent.add_module(name, nn.ModuleList())
+            parent.add_module(name, nn.ModuleList().train(parent.training))
         module = self.editor.clone(like.path)
         number = len(parent.get_submodule(name)._modules)
-        _, path = self.editor.adopt(self.path, join(self.path, name), str(number), module)
+        _, path = self.editor.adopt(self.path, join(self.path, name), str(number), module, None)
         self.editor.insertions.append(
             Insertion(
                 self.pass_name, self.clause.number, path, self.path, module, self, (path,), path

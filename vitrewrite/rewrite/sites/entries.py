@@ -12,7 +12,7 @@ from ...sensitivity.sites import Entries
 from ...tracing.unit import duplicate
 from .. import branches
 from ..editor import Fold
-from .base import BoundSite
+from .base import BoundSite, Drops
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,13 @@ class EntriesSite(BoundSite):
         return self.editor.root.get_submodule(self._layer)
 
     @property
+    def like(self) -> torch.Tensor:
+        """The weight of the layer."""
+        weight = self.layer.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    @property
     def _layer(self) -> str:
         return self.parts[0].module
 
@@ -57,7 +64,7 @@ class EntriesSite(BoundSite):
         """`y = layer(x)` becomes `y = branch(x, layer(x))`, wherever the layer is called."""
         name = self._layer.rpartition(".")[2]
         name = f"layer{name}" if name.isdigit() else name
-        self.beside(branch, self._calls, name, tuple(p.owner for p in self.parts))
+        self.beside(branch, self._calls, name, tuple(p.owner for p in self.parts), Drops())
         self.expect_fold(self.layer)
 
     @property

@@ -11,7 +11,7 @@ from ...anatomy.decoder import Addend, DecoderLayer, Prediction
 from ...anatomy.sites import Place
 from ...tracing.unit import Unit
 from .. import slices, wiring
-from ..editor import relative
+from ..editor import join, relative
 from .attention import AttentionSite
 from .base import BoundSite
 from .value import Value
@@ -44,6 +44,23 @@ class LayerSite(BoundSite):
     def whole(self) -> bool:
         """Whether it attends to all of its level."""
         return self.layer.whole
+
+    @property
+    def added(self) -> bool:
+        """Whether a clause put the layer in."""
+        return any(i.path == self.path for i in self.editor.insertions)
+
+    @property
+    def replacing(self) -> tuple[str, str] | None:
+        """The pass that replaced its cross-attention, and its clause or module."""
+        if self.layer.cross_attn.form != "inserted":
+            return None
+        place = self.layer.cross_attn.core
+        target = next(n.target for n in self.editor.graph(place.unit).nodes if n.name == place.node)
+        path = join(place.unit, str(target))
+        clauses = (i.site.clause.origin for i in self.editor.insertions if i.path == path)
+        name = str(self.editor.root.get_submodule(path).inserted_by)
+        return name, next(clauses, f"'{path}' of the model")
 
     @property
     def level(self) -> LevelSite:

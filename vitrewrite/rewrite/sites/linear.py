@@ -11,7 +11,7 @@ from torch import nn
 from ...anatomy.sites import Linear, Place
 from .. import branches
 from ..editor import Fold
-from .base import BoundSite
+from .base import BoundSite, Drops
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,11 @@ class LinearSite(BoundSite):
         return self.editor.root.get_parameter(self.parts[0].weight)
 
     @property
+    def like(self) -> torch.Tensor:
+        """The weight, or a tensor near it if it is no floating one."""
+        return self.weight if self.weight.is_floating_point() else super().like
+
+    @property
     def out_features(self) -> int:
         """Number of rows of the whole layer."""
         return int(self.weight.shape[0])
@@ -61,18 +66,27 @@ class LinearSite(BoundSite):
         # A matrix that is no layer's, such as `in_proj_weight`, is named by its part.
         return weight.removesuffix(".weight") if weight.endswith(".weight") else self.parts[0].path
 
-    def parallel(self, branch: nn.Module) -> None:
+    def parallel(self, branch: nn.Module, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
         """`y = linear(x)` becomes `y = branch(x, linear(x))`, wherever the layer is called.
+
+        Args:
+            branch: what is put in.
+            dropout: of the branch's x, in training; layers that read the same x share the draw.
+            drop_path: of what the branch adds, by sample, in training. With it the branch is called
+                as `branch(x, y, keep)`, and multiplies what it adds by `keep`, whose axes are those
+                of x, with length 1 where no samples lie.
 
         Raises:
             RewriteError: VR402 if the pass is there already, VR410 if a unit calls the layer that
-                does not hold it.
+                does not hold it, VR413 if `drop_path` finds no samples.
         """
         for place in self._calls:
             self._refuse_rows(place)
         name = self._layer.rpartition(".")[2]
         name = f"linear{name}" if name.isdigit() else name
-        self.beside(branch, self._calls, name, tuple(p.path for p in self.parts))
+        self.beside(
+            branch, self._calls, name, tuple(p.path for p in self.parts), Drops(dropout, drop_path)
+        )
         self.expect_fold(self.editor.root.get_submodule(self.parts[0].weight.rpartition(".")[0]))
 
     @property
