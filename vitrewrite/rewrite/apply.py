@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import models
 from ..emission.realise import realise
-from ..errors import MatchError, raise_all
+from ..errors import MatchError, RewriteError, caused_at, raise_all
 from ..fingerprint import trunk_fingerprint
 from ..language import parse_spec
 from ..language.model import Spec
@@ -20,11 +20,13 @@ from ..sensitivity.profile import Profile
 from ..tracing import trace
 from ..tracing.unit import duplicate, on_meta
 from .claims import judge
+from .conflicts import needed
 from .engine import Rewrite, example_of_one, rewrite
 from .lowering import lowered_tree
-from .measure import Propagation
+from .measure import BrokenError, Propagation
 from .plan import Plan, measure
 from .rewritten import Rewritten
+from .stream import Tokens
 
 
 def as_spec(spec: Spec | str | Path, overrides: Mapping[str, object]) -> Spec:
@@ -48,6 +50,7 @@ class Request:
         self.state = state
         self.options = {**(options or {}), **spec.model_arguments}
         self.weights, self.seed = weights, seed
+        self.ref = spec.model if model is None else None
         if isinstance(model, str):
             self.name = model
         elif self.module is not None:
@@ -61,6 +64,15 @@ class Request:
                 f"the spec '{spec.name}' names no model",
                 suggestion="add a line 'model vit_base_patch16_224', or give model=vit_base",
             )
+
+    def traced(self, example: Any = None, *, meta: bool) -> nn.Module:
+        """The captured tree of the model.
+
+        Raises:
+            VitrewriteError: what is wrong with it, at the line that names it.
+        """
+        with models.asked_by(self.ref):
+            return trace(self.build(meta=meta), example)
 
     def build(self, *, meta: bool) -> nn.Module:
         """The model."""
@@ -100,7 +112,7 @@ def plan(
     """
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed)
-    root = on_meta(trace(request.build(meta=True), example))
+    root = on_meta(request.traced(example, meta=True))
     root.eval()  # as it is lowered: what both have in common runs once
     original = _run(root)
     with torch.device("meta"):
@@ -139,7 +151,7 @@ def apply(
     """
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed, model_options, state)
-    base = trace(request.build(meta=False), example)
+    base = request.traced(example, meta=False)
     base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
     original = _run(base)
@@ -184,8 +196,16 @@ def lower(rewritten: Rewritten) -> Rewritten:
 
 
 def _run(root: nn.Module) -> Propagation:
-    """The original model, run on meta."""
-    return Propagation(on_meta(root), example_of_one(root))
+    """The original model, run on meta.
+
+    Raises:
+        RewriteError: VR405 if it does not run for one image.
+    """
+    try:
+        return Propagation(on_meta(root), example_of_one(root))
+    except BrokenError as error:
+        told = needed(error, Tokens(0, None))
+        raise RewriteError("VR405", f"the model does not run for one image: {told}") from error
 
 
 def _shared(parameter: nn.Parameter) -> nn.Parameter:
@@ -197,7 +217,8 @@ def _initialise(result: Rewrite, seed: int) -> None:
     """What the passes added is drawn last and from its own generator: same spec, same bits."""
     generator = torch.Generator().manual_seed(seed)
     for insertion in result.editor.insertions:
-        result.methods[insertion.clause].initialise(insertion.module, generator)
+        with caused_at(result.spec.clauses[insertion.clause].span):
+            result.methods[insertion.clause].initialise(insertion.module, generator)
 
 
 def _own_trained(result: Rewrite) -> None:
