@@ -98,8 +98,8 @@ class BottleneckAdapter(Pass):
 
     hidden: int = option(8, minimum=1, help="width of the bottleneck")
     bias: bool = option(True, help="whether its two layers have biases")
-    dropout: float = option(0.1, minimum=0, maximum=0.99, help="of its input, in training only")
-    drop_path: float = option(0.1, minimum=0, maximum=0.99, help="per sample, in training only")
+    dropout: float = option(0.1, minimum=0, below=1, help="of its input, in training only")
+    drop_path: float = option(0.1, minimum=0, below=1, help="per sample, in training only")
 
     def rewrite(self, linear: LinearSite) -> None:
         """u += up(gelu(down(u))), part by part."""

@@ -20,6 +20,8 @@ def option(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
     choices: tuple[str, ...] | tuple[int, ...] | None = None,
     help: str = "",
 ) -> Any:
@@ -29,10 +31,15 @@ def option(
         default: the paper's value.
         minimum: smallest value allowed (inclusive).
         maximum: largest value allowed (inclusive).
+        above: the value must be larger than this.
+        below: the value must be smaller than this.
         choices: the words or numbers allowed.
         help: one line for `vitrewrite explain`.
     """
-    metadata = {"minimum": minimum, "maximum": maximum, "choices": choices, "help": help}
+    metadata = {
+        "minimum": minimum, "maximum": maximum, "above": above, "below": below,
+        "choices": choices, "help": help,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 

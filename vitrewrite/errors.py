@@ -22,7 +22,8 @@ where, `notes` what would be valid, `suggestion` what was probably meant.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,7 @@ class VitrewriteError(Exception):
         span: where in a spec, if it is about a spec.
         notes: further lines, such as the values that would be valid.
         suggestion: a near name, or what to do.
+        shell: what to do at a command line, where that is something else than in Python.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class VitrewriteError(Exception):
         span: Span | None = None,
         notes: Sequence[str] = (),
         suggestion: str | None = None,
+        shell: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -88,16 +91,21 @@ class VitrewriteError(Exception):
         self.span = span
         self.notes = tuple(notes)
         self.suggestion = suggestion
+        self.shell = shell or suggestion
 
-    def render(self) -> str:
-        """The error as a user reads it: place, code, message, source line, notes, help."""
+    def render(self, *, shell: bool = False) -> str:
+        """The error as a user reads it: place, code, message, source line, notes, help.
+
+        Args:
+            shell: whether the user is at a command line.
+        """
         place = f"{self.span}: " if self.span else ""
         lines = [f"{place}{self.code} {self.message}"]
         if self.span and self.span.text.strip():
             lines.append(self.span.excerpt())
         lines += [f"  note: {note}" for note in self.notes]
-        if self.suggestion:
-            lines.append(f"  help: {self.suggestion}")
+        if help_ := self.shell if shell else self.suggestion:
+            lines.append(f"  help: {help_}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -168,9 +176,24 @@ class ErrorList(VitrewriteError):  # noqa: N818 - several of them
         first = self.errors[0]
         super().__init__(first.code, first.message, span=first.span)
 
-    def render(self) -> str:
+    def render(self, *, shell: bool = False) -> str:
         """All errors, one after the other."""
-        return "\n".join(error.render() for error in self.errors)
+        return "\n".join(error.render(shell=shell) for error in self.errors)
+
+
+@contextmanager
+def caused_at(span: Span | None) -> Iterator[None]:
+    """Errors of the body that do not say where they come from come from here.
+
+    Args:
+        span: the clause or line that the body carries out.
+    """
+    try:
+        yield
+    except VitrewriteError as error:
+        for each in getattr(error, "errors", (error,)):
+            each.span = each.span or span
+        raise
 
 
 def shown(text: object, limit: int = 60) -> str:
@@ -188,11 +211,20 @@ def raise_all(errors: Sequence[VitrewriteError]) -> None:
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str | None:
-    """A suggestion such as "did you mean 'lora'?", or None if nothing is near."""
+    """A suggestion such as "did you mean 'lora'?", or None if nothing is near.
+
+    Case does not count, but among names that are alike without it, the one that has more of it.
+    """
     import difflib  # only a failing run pays for it
 
-    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.55)
-    return f"did you mean '{near[0]}'?" if near else None
+    alike: dict[str, list[str]] = {}
+    for each in valid:
+        alike.setdefault(each.lower(), []).append(each)
+    near = difflib.get_close_matches(name.lower(), list(alike), n=1, cutoff=0.55)
+    if not near:
+        return None
+    written = difflib.get_close_matches(name, alike[near[0]], n=1, cutoff=0)
+    return f"did you mean '{written[0]}'?"
 
 
 def listing(valid: Iterable[str], limit: int = 12) -> str:
@@ -200,6 +232,12 @@ def listing(valid: Iterable[str], limit: int = 12) -> str:
     names = list(valid)
     rest = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def a_or_an(noun: str) -> str:
+    """The noun with its article."""
+    vowel = noun[:1].lower() in set("aeiou") or noun.startswith("mlp")
+    return f"{'an' if vowel else 'a'} {noun}"
 
 
 def first_line(error: BaseException) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ from torch.overrides import TorchFunctionMode
 
 from . import hugging_face
 from .catalog import is_file
-from .errors import FileError, MatchError, did_you_mean, first_line, shown
+from .errors import (
+    CaptureError,
+    FileError,
+    MatchError,
+    VitrewriteError,
+    did_you_mean,
+    first_line,
+    shown,
+)
+from .language.model import ModelRef
+from .language.overrides import MODEL_ARGUMENTS
 from .tracing.construction import construct
 from .tracing.operators import is_inplace
 
@@ -37,6 +48,23 @@ ALIASES = {
     "swin_base": "swin_base_patch4_window7_224",
     "swinv2_tiny": "swinv2_tiny_window8_256",
 }
+
+
+@contextmanager
+def asked_by(ref: ModelRef | None) -> Iterator[None]:
+    """What is wrong with a model stands where a spec or command line asks for it.
+
+    Args:
+        ref: the line; None for a model that comes from Python.
+    """
+    try:
+        yield
+    except VitrewriteError as error:
+        if ref is not None and error.span is None and isinstance(error, (MatchError, CaptureError)):
+            said, _, reason = error.message.partition(": ")
+            of_arguments = " cannot be built with " in said
+            error.span = ref.place_of(reason) if of_arguments else ref.span
+        raise
 
 
 def full_name(name: str) -> str:
@@ -145,10 +173,22 @@ def _created(name: str, timm_name: str, options: Mapping[str, Any], **more: Any)
     try:
         return timm.create_model(timm_name, **options, **more)
     except Exception as error:  # whatever a constructor raises for arguments that make no sense
-        given = ", ".join(f"{k}={v}" for k, v in options.items()) or "no arguments"
-        raise MatchError(
-            "VR311", f"'{name}' cannot be built with {given}: {first_line(error)}"
-        ) from error
+        raise _refused(name, options, error) from error
+
+
+_UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def _refused(name: str, options: Mapping[str, Any], error: BaseException) -> MatchError:
+    """VR311, with the name that an unknown argument is near."""
+    given = ", ".join(f"{k}={v}" for k, v in options.items())
+    reason = first_line(error)
+    unknown = _UNKNOWN.search(reason)
+    return MatchError(
+        "VR311",
+        f"'{name}' cannot be built{' with ' * bool(given)}{given}: {reason}",
+        suggestion=did_you_mean(unknown[1], MODEL_ARGUMENTS) if unknown else None,
+    )
 
 
 def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
@@ -192,7 +232,7 @@ def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
         spec.loader.exec_module(module)
         model = getattr(module, function)(**options)
     except (Exception, SystemExit) as error:
-        raise MatchError("VR311", f"'{name}' cannot be built: {first_line(error)}") from error
+        raise _refused(name, options, error) from error
     if not isinstance(model, nn.Module):
         raise MatchError("VR311", f"'{name}' returned a {type(model).__name__}, not a module")
     return model

@@ -15,6 +15,7 @@ from typing import Any
 from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
 
 _TYPES = ("int", "float", "str", "bool")
+_DETAILS = ("minimum", "maximum", "above", "below", "choices", "help")
 _FACTS = ("prefix", "grid", "size")
 CLAIMS = ("same_output_at_init", "lowers_exactly")
 """What can be checked of any pass; its own `errors` measures what else it claims."""
@@ -40,6 +41,8 @@ class OptionInfo:
         many: whether the value is a list.
         nullable: whether it may be `none`.
         required: whether a spec must set it; else `default` holds.
+        minimum: smallest value allowed; `maximum` the largest.
+        above: what a value must be larger than; `below` what it must be smaller than.
     """
 
     name: str
@@ -50,6 +53,8 @@ class OptionInfo:
     default: Any = None
     minimum: float | None = None
     maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
     choices: tuple[Any, ...] | None = None
     help: str = ""
 
@@ -205,7 +210,7 @@ def _option(name: str, annotation: ast.expr, value: ast.expr | None) -> OptionIn
         default, required = (value.args[0] if value.args else None), not value.args
         if "default" in details:
             required = False
-        if unknown := set(details) - {"default", "minimum", "maximum", "choices", "help"}:
+        if unknown := set(details) - {"default", *_DETAILS}:
             raise _Malformed(f"option() has no argument {shown(unknown.pop())}", value)
     result = details.pop("default", None) if default is None else _literal(default, annotation)
     details.setdefault("choices", words)

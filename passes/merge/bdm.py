@@ -161,7 +161,7 @@ class BipartiteDifferentiableMatching(Pass):
     hidden: int = option(32, minimum=1, help="width of the adapter on the keys")
     bits: int = option(1, choices=(1, 32), help="precision of its weights: 1, or 32 for floats")
     scale: float = option(1.0, help="factor of the adapter")
-    dropout: float = option(0.1, minimum=0, maximum=0.99, help="in it, in training only")
+    dropout: float = option(0.1, minimum=0, below=1, help="in it, in training only")
     prop_attn: bool = option(True, help="later attentions know how many patches a token stands for")
 
     def rewrite(self, attn: AttentionSite) -> None:

@@ -159,7 +159,7 @@ class VisualPrompt(Pass):
     writes: ClassVar[tuple[str, ...]] = ("prefix",)
 
     count: int = option(10, minimum=1, help="prompts per block, M")
-    dropout: float = option(0.0, minimum=0, maximum=0.99, help="on the prompts, in training only")
+    dropout: float = option(0.0, minimum=0, below=1, help="on the prompts, in training only")
     masks: bool = option(False, help="trained masks of whole prompts and of segments (E2VPT)")
     segments: int = option(8, minimum=1, help="segments of a prompt, R")
     layout: str = option(

@@ -168,7 +168,7 @@ BAD = [
     ("insert lora(alpha=4) at blocks[0].attn.q\n", "VR403", "takes scale, not alpha"),
     ("insert lora() at blocks[9].attn.q\n", "VR304", "index 9 is out of range"),
     ("insert lora() at blocks[0].attn.gate\n", "VR301", "has no site 'gate'"),
-    ("insert lora() at blocks[0].attn\n", "VR406", "is a attention"),
+    ("insert lora() at blocks[0].attn\n", "VR406", "is an attention"),
     ("insert lora() at blocks[0].attn.{q, qkv}\n", "VR303", "the same rows"),
     ("insert lora() at blocks[*].attn.q + blocks[1].attn.q\n", "VR303", "selected twice"),
     ("insert lora() at blocks[*].attn.q where dim > 99\n", "VR302", "matches nothing"),

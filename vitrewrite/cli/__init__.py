@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
         error.show()
         return 2
     except VitrewriteError as error:
-        click.echo(error.render(), err=True)
+        click.echo(error.render(shell=True), err=True)
         if debug:
             raise
         return 2 if isinstance(error, UsageError) else 1

@@ -10,11 +10,24 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import UsageError, VitrewriteError, raise_all
+from ..errors import UsageError, VitrewriteError, did_you_mean, raise_all, shown
 from .common import busy, check_device, echo_json, is_folder, keep_profile, progress_bar, request
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """A group that tells the command that was probably meant."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click does; an unknown name gets the nearest one, whatever its case."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = did_you_mean(args[0], self.commands)
+            ctx.fail(
+                f"No such command {shown(args[0])}." + (f" {near.capitalize()}" if near else "")
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="vitrewrite %(version)s")
 @click.option("--debug", is_flag=True, help="Show Python tracebacks.")
 def cli(debug: bool) -> None:
@@ -112,7 +125,8 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
         errors += failed
         results.append({"spec": name, "ok": not failed, "errors": [e.code for e in failed]})
         if not as_json:
-            click.echo(f"{'error' if failed else 'ok   '}  {name}")
+            label = "<text>" if is_text(name) else name
+            click.echo(f"{'error' if failed else 'ok   '}  {label}")
     if as_json:
         echo_json({"specs": results})
     raise_all(errors)
@@ -134,17 +148,17 @@ def _check(name: str, overrides: tuple[str, ...]) -> list[VitrewriteError]:
 @_json
 def sites(model: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Prints the anatomy of a model: what each place of it is."""
-    from ..language import parse_model, parse_overrides
+    from ..language import Overrides, parse_model, parse_overrides
 
-    given = ", ".join(f"{key}={value}" for key, value in parse_overrides(overrides).items())
-    ref = parse_model(f"{model}({given})" if given else model)
+    ref = parse_model(model, Overrides(parse_overrides(overrides)))
     with busy(f"reading {model}"):
         from .. import models
         from ..anatomy import analyse
         from ..anatomy.report import to_json, to_text
         from ..tracing import trace
 
-        anatomy = analyse(trace(models.create(ref.name, ref.values, meta=True)))
+        with models.asked_by(ref):
+            anatomy = analyse(trace(models.create(ref.name, ref.values, meta=True)))
     echo_json(to_json(anatomy)) if as_json else click.echo(to_text(anatomy))
 
 

@@ -101,9 +101,8 @@ def option_lines(options: Mapping[str, OptionInfo]) -> list[str]:
     lines = []
     for option in options.values():
         default = "required" if option.required else f"default {_shown(option.default)}"
-        limits = [
-            f"{n} {v}" for n in ("minimum", "maximum") if (v := getattr(option, n)) is not None
-        ]
+        bounds = ("minimum", "above", "maximum", "below")
+        limits = [f"{n} {v}" for n in bounds if (v := getattr(option, n)) is not None]
         if option.choices:
             limits.append(f"one of {', '.join(map(str, option.choices))}")
         facts = ", ".join([str(option), default, *limits])

@@ -10,7 +10,7 @@ import click
 
 from ..disk import write_text
 from ..errors import DataError, FileError, UsageError, first_line, shown
-from .commands import _json, _overrides, cli
+from .commands import Commands, _json, _overrides, cli
 from .common import busy, echo_json, is_folder, request
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
 
 
-@cli.group()
+@cli.group(cls=Commands)
 def show() -> None:
     """Draws what is easier to look at than to read."""
 

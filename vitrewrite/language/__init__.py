@@ -9,6 +9,7 @@ from .model import ModelRef as ModelRef
 from .model import PassUse as PassUse
 from .model import Spec as Spec
 from .overrides import RESERVED as RESERVED
+from .overrides import Overrides as Overrides
 from .overrides import parse_model as parse_model
 from .overrides import parse_override as parse_override
 from .overrides import parse_overrides as parse_overrides

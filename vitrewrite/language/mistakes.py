@@ -8,6 +8,7 @@ What no example covers gets a message that lists what could stand there.
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -106,8 +107,23 @@ def explained(error: UnexpectedError, source: Source, tokens: list[Lexeme]) -> S
     mistake = mistake_of(error, tokens[0].text if tokens else "", in_brackets)
     if mistake is not None:
         message = mistake.message.replace("{token}", shown(token, 30))
-        return SpecError(mistake.code, message, span=span, suggestion=mistake.help)
+        help_ = _list_meant(span) or mistake.help
+        return SpecError(mistake.code, message, span=span, suggestion=help_)
     return _unforeseen(error, token, span)
+
+
+# `size=1, 2` and `size=(1, 2)`: a list without its brackets.
+_ITEM = r"-?[\d.]+[\w%]*"
+_BARE_LIST = re.compile(rf"([A-Za-z_]\w*)\s*=\s*\(?\s*({_ITEM}(?:\s*,\s*{_ITEM})+)\s*,?\s*\)?")
+
+
+def _list_meant(place: Span) -> str | None:
+    """How to write the list at a place, if there is one without brackets."""
+    for match in _BARE_LIST.finditer(place.text):
+        if match.start() < place.column <= match.end():
+            items = ", ".join(item.strip() for item in match[2].split(","))
+            return f"a list is written in brackets: {match[1]}=[{items}]"
+    return None
 
 
 def _unforeseen(error: UnexpectedError, token: str, span: Span) -> SpecError:
@@ -118,7 +134,7 @@ def _unforeseen(error: UnexpectedError, token: str, span: Span) -> SpecError:
     if token in WORDS | set(VERBS) and "a name" in expected:
         message = f"{shown(token)} is a word of the language and cannot be a name here"
         return SpecError("VR119", message, span=span)
-    suggestion = f"start a new line before {shown(token)}" if token in VERBS else None
+    suggestion = f"start a new line before {shown(token)}" if token in VERBS else _list_meant(span)
     message = f"unexpected {shown(token)}"
     return SpecError("VR112", message, span=span, notes=notes, suggestion=suggestion)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -30,6 +31,17 @@ class ModelRef:
         plain = self.name and not set(self.name) & set(" \t(),#'\"\\") and self.name != "with"
         name = self.name if plain else show(self.name)
         return _call(name, self.options) if self.options else name
+
+    def extended(self, more: tuple[Option, ...]) -> ModelRef:
+        """With other arguments, which replace those of the same name."""
+        options = {option.name: option for option in (*self.options, *more)}
+        return replace(self, options=tuple(options.values()))
+
+    def place_of(self, text: str) -> Span:
+        """Where the argument stands that a text is about; if that is not clear, the model."""
+        named = [o for o in self.options if re.search(rf"\b{re.escape(o.name)}\b", text)]
+        guilty = named or self.options
+        return guilty[0].span if len(guilty) == 1 else self.span
 
     @property
     def values(self) -> dict[str, Value]:

@@ -9,12 +9,13 @@ from fractions import Fraction
 
 from vitrewrite.errors import UNPRINTABLE, Span, SpecError, did_you_mean, listing, shown
 
-from .expressions import Literal, Name, map_expressions
+from .expressions import Expression, ListOf, Literal, Name, map_expressions
 from .model import Model, ModelRef
 from .parse import parse_text
 from .scope import Scope
+from .selectors import Option
 from .source import Source
-from .values import Value, bounded
+from .values import Value, bounded, show
 
 # Keys that say what to do with a spec; the command line and the API take them, not the spec.
 RESERVED = ("model", "weights", "data", "seed", "device")
@@ -26,6 +27,9 @@ MODEL_ARGUMENTS = (
     *("num_labels", "image_size", "output_auxiliary_logits"),  # of Hugging Face
 )
 COMMAND_LINE = "<command line>"
+LIST = "list"  # the kind of an option that takes several values
+_QUOTES = "\"'"
+_BETWEEN = re.compile(r"\s*[,;x\N{MULTIPLICATION SIGN}]\s*|\s+")
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
@@ -45,6 +49,8 @@ def parse_override(text: str) -> tuple[str, str]:
 def _malformed(text: str) -> SpecError:
     span = Span(COMMAND_LINE, 1, 1, 1, len(text) + 1, text)
     suggestion = "overrides are written key=value, such as rank=4 or lora.rank=4"
+    if set(text) & set("[]"):
+        suggestion = "a list is one argument: write it without spaces, such as img_size=[64,96]"
     return SpecError("VR219", f"{shown(text)} is no override", span=span, suggestion=suggestion)
 
 
@@ -65,8 +71,12 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def parse_model(text: str) -> ModelRef:
+def parse_model(text: str, overrides: Overrides | None = None) -> ModelRef:
     """A model as the command line names it, such as `vit_base(num_classes=10)`.
+
+    Args:
+        text: the model.
+        overrides: its further arguments.
 
     Raises:
         SpecError: it is malformed, or an argument has no value.
@@ -74,7 +84,8 @@ def parse_model(text: str) -> ModelRef:
     statement = parse_text(Source(COMMAND_LINE, f"model {text}"), "statement")
     assert isinstance(statement, Model)
     scope = Scope()
-    return map_expressions(statement.ref, lambda e: Literal(scope.evaluate(e), e.span))
+    ref = map_expressions(statement.ref, lambda e: Literal(scope.evaluate(e), e.span))
+    return ref.extended(overrides.options()) if overrides else ref
 
 
 class Overrides:
@@ -102,9 +113,13 @@ class Overrides:
     def use(self, key: str, kind: str = "") -> Literal | None:
         """The value for a key, if it is given; for the type str a text is taken as it is.
 
+        Args:
+            key: what is asked for.
+            kind: its type, `LIST`, or nothing if any value will do.
+
         Raises:
             SpecError: VR104 for characters that no text should hold, VR204 if a Python value is
-                none of the language.
+                none of the language, or a text looks like a list and is none.
         """
         self.valid.add(key)
         if key not in self._given:
@@ -117,7 +132,22 @@ class Overrides:
             return Literal(_language_value(given, key, span), span)
         _refuse_odd_characters(given, span)
         value = _read(given)
-        return Literal(given if kind == "str" and not isinstance(value, str) else value, span)
+        if kind == "str":
+            return Literal(value if isinstance(value, str) else given, span)
+        if isinstance(value, str) and (meant := _list_meant(given, words=kind == LIST)):
+            message = f"{key} cannot be {shown(given)}"
+            help_ = f"a list is written in brackets, without spaces: {key}={meant}"
+            raise SpecError("VR204", message, span=span, suggestion=help_)
+        return Literal(value, span)
+
+    def options(self) -> tuple[Option, ...]:
+        """All of them, as arguments of a model.
+
+        Raises:
+            SpecError: as `use`.
+        """
+        found = ((name, self.use(name)) for name in self._given)
+        return tuple(Option(name, value, value.span) for name, value in found if value)
 
     def model(self) -> ModelRef | None:
         """The model that `model=` gives as text, if it does.
@@ -135,7 +165,8 @@ class Overrides:
                 known = sorted(self.valid)
                 notes = [f"can be overridden: {listing(known) or 'nothing'}"]
                 alike = [each for each in known if each.split(".")[-1] == key]
-                near = f"did you mean '{alike[0]}'?" if alike else did_you_mean(key, known)
+                meant = [*known, *MODEL_ARGUMENTS, *RESERVED]
+                near = f"did you mean '{alike[0]}'?" if alike else did_you_mean(key, meant)
                 line = f"{key}={_shortly(self._given[key])}"
                 span = Span(COMMAND_LINE, 1, 1, 1, len(key) + 1, line)
                 message = f"nothing to override is named {shown(key)}"
@@ -159,9 +190,33 @@ def _read(text: str) -> Value:
     """The value of an expression; what is none is a string, so that words need no quotes."""
     try:
         expression = parse_text(Source(COMMAND_LINE, text), "sum")
-        return expression.id if isinstance(expression, Name) else Scope().evaluate(expression)
+        if isinstance(expression, ListOf):  # a shell takes the quotes off `["a", "b"]`
+            return tuple(_word_or_value(item) for item in expression.items)
+        return _word_or_value(expression)
     except SpecError:
         return text
+
+
+def _list_meant(text: str, *, words: bool) -> str | None:
+    """The list that `1024,2048`, `(1, 2)`, `64x64` or `[1, 2` was meant to be.
+
+    Args:
+        text: what was given, which is no value of the language.
+        words: whether words and a single value can be meant as well, as in `a,b`.
+    """
+    bare = text.strip().strip("()[]{}").strip()
+    items = [each for each in _BETWEEN.split(bare) if each]
+    values = [_read(each) for each in items]
+    numbers = bool(values) and not any(isinstance(each, (str, tuple)) for each in values)
+    if numbers and (words or len(values) > 1 or bare != text.strip()):
+        return show(tuple(values)).replace(" ", "")
+    if words and (items := [each.strip() for each in bare.split(",") if each.strip()]):
+        return f"[{','.join(each.strip(_QUOTES) for each in items)}]"
+    return None
+
+
+def _word_or_value(expression: Expression) -> Value:
+    return expression.id if isinstance(expression, Name) else Scope().evaluate(expression)
 
 
 def _language_value(value: object, key: str, span: Span) -> Value:

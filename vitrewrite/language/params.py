@@ -9,7 +9,7 @@ from .model import Choices, Param, Range
 from .overrides import RESERVED, Overrides
 from .problems import Problems
 from .scope import Scope
-from .types import TYPES, check_choice, check_range, check_type
+from .types import TYPES, Bounds, check_choice, check_range, check_type
 from .values import CONSTANTS, Number, Value, is_number, show, type_name
 
 _RESERVED = (*RESERVED, "tune", *CONSTANTS)
@@ -49,7 +49,7 @@ def param_value(
             with problems.catch():
                 check_type(value.value, param.type, param.name, value.span)
                 check_choice(value.value, choices, param.name, value.span)
-                check_range(value.value, *ends, param.name, value.span)
+                check_range(value.value, ends, param.name, value.span)
     value = given or default
     if not isinstance(value, Literal) or len(problems.errors) > before:
         return None
@@ -71,10 +71,10 @@ def _choices(param: Param, scope: Scope, problems: Problems) -> list[Value] | No
     return values
 
 
-def _range(param: Param, scope: Scope, problems: Problems) -> tuple[Number | None, Number | None]:
+def _range(param: Param, scope: Scope, problems: Problems) -> Bounds:
     bounds = param.bounds
     if not isinstance(bounds, Range):
-        return None, None
+        return Bounds()
     if param.type not in ("int", "float"):
         message = f"a {param.type} has no range"
         suggestion = "write its choices as in {a, b}"
@@ -85,7 +85,7 @@ def _range(param: Param, scope: Scope, problems: Problems) -> tuple[Number | Non
         message = f"range {show(low)}..{show(high)} is empty"
         suggestion = f"did you mean {show(high)}..{show(low)}?"
         raise SpecError("VR223", message, span=bounds.span, suggestion=suggestion)
-    return low, high
+    return Bounds(low, high)
 
 
 def _end(value: Expression) -> Number | None:

@@ -36,7 +36,7 @@ from .model import (
     Spec,
     Tune,
 )
-from .overrides import MODEL_ARGUMENTS, Overrides
+from .overrides import LIST, MODEL_ARGUMENTS, Overrides
 from .params import check_new, param_value
 from .problems import Problems
 from .scope import Scope
@@ -152,7 +152,7 @@ class Resolver:
         asked = [*known] if info else [*self._overrides.under(f"{use.name}.")]
         given = []
         for name in asked:
-            kind = known[name].type if info else ""
+            kind = (LIST if known[name].many else known[name].type) if info else ""
             if value := self._overrides.use(f"{use.name}.{name}", kind):
                 given.append(Option(name, value, value.span))
         replaced = {option.name for option in given}
@@ -235,8 +235,7 @@ class Resolver:
             given = self._overrides.model()
         model = self._resolved_model(given) if given else self._model and self._model[1].ref
         if model is not None:
-            options = {option.name: option for option in model.options} | arguments
-            model = dataclasses.replace(model, options=tuple(options.values()))
+            model = model.extended(tuple(arguments.values()))
         return model, tuple(arguments.values())
 
     def _unused_params(self) -> tuple[SpecError, ...]:

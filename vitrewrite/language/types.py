@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from fractions import Fraction
 
 from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
@@ -33,19 +35,53 @@ def _article(kind: str) -> str:
     return {"int": "an int", "float": "a number"}.get(kind, f"a {kind}")
 
 
-def check_range(
-    value: Value, low: Number | None, high: Number | None, label: str, span: Span
-) -> None:
-    """Raises VR203 unless the value lies in the range, both ends included."""
-    if not is_number(value) or ((low is None or low <= value) and (high is None or value <= high)):
+@dataclass(frozen=True)
+class Bounds:
+    """What a number may be: `low` to `high`; `above` and `below` are not allowed themselves."""
+
+    low: Number | None = None
+    high: Number | None = None
+    above: Number | None = None
+    below: Number | None = None
+
+    @classmethod
+    def of(cls, info: OptionInfo) -> Bounds:
+        """The bounds that an option declares."""
+        declared = (info.minimum, info.maximum, info.above, info.below)
+        return cls(*map(_exact, declared))
+
+    def nearest(self, value: Number) -> Number | None:
+        """None for a number that may be; else the bound that it is beyond."""
+        beyond = (
+            (self.low, operator.lt),
+            (self.above, operator.le),
+            (self.high, operator.gt),
+            (self.below, operator.ge),
+        )
+        return next((b for b, is_beyond in beyond if b is not None and is_beyond(value, b)), None)
+
+    def __str__(self) -> str:
+        if self.low is not None and self.high is not None:
+            return f"{show(self.low)}..{show(self.high)}"
+        named = (
+            ("at least", self.low),
+            ("above", self.above),
+            ("at most", self.high),
+            ("below", self.below),
+        )
+        return "must be " + " and ".join(
+            f"{words} {show(bound)}" for words, bound in named if bound is not None
+        )
+
+
+def check_range(value: Value, bounds: Bounds, label: str, span: Span) -> None:
+    """Raises VR203 unless the value lies within the bounds."""
+    nearest = bounds.nearest(value) if is_number(value) else None
+    if nearest is None:
         return
-    if low is not None and high is not None:
-        valid = f"{show(low)}..{show(high)}"
-    else:
-        valid = f"at least {show(low)}" if low is not None else f"at most {show(high)}"
-    nearest = low if low is not None and value < low else high
-    suggestion = f"the nearest valid value is {show(nearest)}"
-    message = f"{label} = {show(value)} is out of range: {valid}"
+    allowed = nearest in (bounds.low, bounds.high)
+    suggestion = f"the nearest valid value is {show(nearest)}" if allowed else None
+    message = f"{label} = {show(value)} is out of range: {bounds}"
     raise SpecError("VR203", message, span=span, suggestion=suggestion)
 
 
@@ -77,7 +113,7 @@ def typed(value: Value, info: OptionInfo, label: str, span: Span) -> Value:
 
 def _item(value: Value, info: OptionInfo, label: str, span: Span) -> Value:
     check_type(value, info.type, label, span)
-    check_range(value, _exact(info.minimum), _exact(info.maximum), label, span)
+    check_range(value, Bounds.of(info), label, span)
     check_choice(value, info.choices, label, span)
     if info.type == "float" and is_number(value):
         return float(value)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..anatomy.sites import Anatomy
-from ..errors import MatchError, ProfileError
+from ..errors import MatchError, caused_at
 from ..language.model import Clause, Spec
 from ..language.selectors import Call
 from ..sensitivity import Allocation, Candidate, Decision, Rule, allocate, candidates
@@ -75,13 +75,8 @@ class Allocations:
                 "VR306", f"'{call.name}' needs measurements, and none are given", span=call.span,
                 suggestion="give data=..., or run 'vitrewrite profile' and give its file",
             )  # fmt: skip
-        try:
+        with caused_at(call.span):
             made = self._allocate(call, listed, self.profile)
-        except ProfileError as error:
-            raise ProfileError(
-                error.code, error.message, span=call.span, notes=error.notes,
-                suggestion=error.suggestion,
-            ) from error  # fmt: skip
         return self.made.setdefault(str(call), made)
 
     def _allocate(self, call: Call, listed: tuple[Candidate, ...], profile: Profile) -> Allocation:

@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import models
 from ..emission.realise import realise
-from ..errors import MatchError, raise_all
+from ..errors import MatchError, RewriteError, raise_all
 from ..fingerprint import trunk_fingerprint
 from ..language import parse_spec
 from ..language.model import Spec
@@ -20,13 +20,15 @@ from ..sensitivity.profile import Profile
 from ..tracing import trace
 from ..tracing.unit import duplicate, on_meta
 from .claims import judge
+from .conflicts import needed
 from .engine import Rewrite, example_of_one, rewrite
 from .fitting import modes_kept
 from .initial import draw
 from .lowering import lowered_tree
-from .measure import Propagation
+from .measure import BrokenError, Propagation
 from .plan import Plan, measure
 from .rewritten import Rewritten
+from .stream import Tokens
 
 
 def as_spec(spec: Spec | str | Path, overrides: Mapping[str, object]) -> Spec:
@@ -50,6 +52,7 @@ class Request:
         self.state = state
         self.options = {**(options or {}), **spec.model_arguments}
         self.weights, self.seed = weights, seed
+        self.ref = spec.model if model is None else None
         if isinstance(model, str):
             self.name = model
         elif self.module is not None:
@@ -63,6 +66,16 @@ class Request:
                 f"the spec '{spec.name}' names no model",
                 suggestion="add a line 'model vit_base_patch16_224', or give model=vit_base",
             )
+
+    def traced(self, example: Any = None, *, meta: bool) -> tuple[nn.Module, nn.Module]:
+        """The model, and its captured tree.
+
+        Raises:
+            VitrewriteError: what is wrong with it, at the line that names it.
+        """
+        with models.asked_by(self.ref):
+            model = self.build(meta=meta)
+            return model, trace(model, example)
 
     def build(self, *, meta: bool) -> nn.Module:
         """The model."""
@@ -102,7 +115,7 @@ def plan(
     """
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed)
-    root = on_meta(trace(request.build(meta=True), example))
+    root = on_meta(request.traced(example, meta=True)[1])
     original = _run(root)
     with torch.device("meta"):
         result = rewrite(spec, root, profile=as_profile(profile), original=original)
@@ -140,8 +153,7 @@ def apply(
     """
     spec = as_spec(spec, overrides)
     request = Request(spec, model, weights, seed, model_options, state)
-    original = request.build(meta=False)
-    base = trace(original, example)
+    original, base = request.traced(example, meta=False)
     if request.module is None:
         base.eval()
     root = duplicate(base, _shared, lambda b: b.clone())
@@ -189,8 +201,16 @@ def lower(rewritten: Rewritten) -> Rewritten:
 
 
 def _run(root: nn.Module) -> Propagation:
-    """The original model, run on meta."""
-    return Propagation(on_meta(root), example_of_one(root))
+    """The original model, run on meta.
+
+    Raises:
+        RewriteError: VR405 if it does not run for one image.
+    """
+    try:
+        return Propagation(on_meta(root), example_of_one(root))
+    except BrokenError as error:
+        told = needed(error, Tokens(0, None))
+        raise RewriteError("VR405", f"the model does not run for one image: {told}") from error
 
 
 def _shared(parameter: nn.Parameter) -> nn.Parameter:

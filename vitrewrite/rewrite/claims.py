@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Span, VerifyError
+from ..errors import Span, VerifyError, caused_at
 from ..language.model import Claim, Spec
 from .engine import Rewrite, parameters_of
 from .select import Selection
@@ -61,7 +61,8 @@ def judge(
             measured = numeric(claim.metric) if numeric else None
             holds = None if measured is None else _holds_numeric(claim, measured)
         else:
-            measured = _count(claim, measures, result)
+            with caused_at(require.span):
+                measured = _count(claim, measures, result)
             holds = claim.holds(measured)
         out.append(Verdict(str(claim), measured, holds, require.span))
     return tuple(out)

@@ -17,7 +17,7 @@ from ..anatomy import analyse
 from ..anatomy.decoder import Decoder
 from ..anatomy.sites import Anatomy, Attention, Block, Linear
 from ..declare import Pass
-from ..errors import RewriteError, VitrewriteError, listing, raise_all
+from ..errors import RewriteError, VitrewriteError, a_or_an, caused_at, listing, raise_all
 from ..language.model import Clause as SpecClause
 from ..language.model import Spec
 from ..sensitivity import Allocation
@@ -26,10 +26,12 @@ from ..sensitivity.profile import Profile
 from ..sensitivity.sites import Entries
 from ..tracing import inputs
 from ..tracing.unit import on_meta
+from .advice import Adviser
 from .allocations import Allocations
 from .clause import Clause
+from .conflicts import needed
 from .editor import Editor
-from .measure import Propagation
+from .measure import BrokenError, Propagation
 from .order import Order, orders
 from .passes import method_of
 from .samples import Batches
@@ -45,7 +47,7 @@ from .sites import (
     LinearSite,
 )
 from .stream import Stream
-from .within import KINDS, Named, Site, parts
+from .within import KINDS, Named, Site, kind_of, parts
 
 
 @dataclass
@@ -183,10 +185,16 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
     for number in numbers:
         clause = spec.clauses[number]
         assert clause.sites is not None
-        sites = Selection(result.anatomy, result.root).sites(clause.sites)
+        with caused_at(clause.span):
+            sites = Selection(result.anatomy, result.root).sites(clause.sites)
         _carry_out(_job(number, clause, sites, result), result)
         example = primary_example(result.root)
-        original = Propagation(on_meta(result.root), example, original, note=True)
+        try:
+            original = Propagation(on_meta(result.root), example, original, note=True)
+        except BrokenError as error:
+            told = needed(error, result.stream.start)
+            message = f"the rewritten model does not run: {told}"
+            raise RewriteError("VR405", message, span=clause.span) from error
         result.anatomy = analyse(result.root)
         result.batches = Batches(result.root)
     return set(numbers)
@@ -215,7 +223,8 @@ def _select(
         selection = Selection(result.anatomy, result.root, measured)
         try:
             wanted = None if number in done else clause.sites
-            found.append(() if wanted is None else selection.sites(wanted))
+            with caused_at(clause.span):
+                found.append(() if wanted is None else selection.sites(wanted))
         except VitrewriteError as error:
             errors.append(error)
             found.append(())
@@ -245,12 +254,13 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
     result.methods[number] = method
     for site in sites:
         if not any(isinstance(site, KINDS[kind]) for kind in method.attaches):
+            advice = Adviser(clause, method, sites, result).advice(site)
             raise described.error(
                 "VR406",
                 f"{described.pass_name} attaches to {listing(method.attaches)}, "
-                f"and '{site.role}' is a {_kind(site)}",
-                suggestion=f"'every {method.attaches[0]} in {site.role}' selects those in it",
-            )
+                f"and '{site.role}' is {a_or_an(kind_of(site))}",
+                notes=advice.notes, suggestion=advice.suggestion,
+            )  # fmt: skip
     sites = distinct(sites)
     twice = overlapping(sites)
     if twice:
@@ -262,13 +272,6 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
     return Job(described, method, sites)
 
 
-def _kind(site: Site) -> str:
-    if isinstance(site, Named):
-        return site.kind
-    kinds = (name for name, cls in KINDS.items() if isinstance(site, cls))
-    return next(kinds, f"{type(site).__name__.lower()} of a decoder")
-
-
 def _carry_out(job: Job, result: Rewrite) -> None:
     before = sum(p.numel() for p in result.root.parameters())
     scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
@@ -278,9 +281,10 @@ def _carry_out(job: Job, result: Rewrite) -> None:
         result.editor, job.clause, result.anatomy, result.stream, scope, roles, folds=folds,
         batches=result.batches,
     )  # fmt: skip
-    for bound in _bound(job.sites, context):
-        job.method.rewrite(bound)
-    result.editor.clean()
+    with caused_at(job.clause.span):
+        for bound in _bound(job.sites, context):
+            job.method.rewrite(bound)
+        result.editor.clean()
     added = sum(p.numel() for p in result.root.parameters()) - before
     roles = tuple(s.role for s in job.sites)
     claims, waived = job.method.claims, result.editor.waived
@@ -343,7 +347,8 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):
             continue
-        names = parameters_of(sites, result.root)
+        with caused_at(clause.span):
+            names = parameters_of(sites, result.root)
         chosen = {n: p for n, p in result.root.named_parameters() if n in names}
         for parameter in chosen.values():
             parameter.requires_grad_(clause.verb == "train")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.seeding import mixed
+from ..errors import caused_at
 from .fitting import initialise
 
 if TYPE_CHECKING:
@@ -25,4 +26,5 @@ def draw(result: Rewrite, seed: int) -> None:
         name = insertion.pass_name, insertion.key
         generator = torch.Generator().manual_seed(mixed(seed, *name, seen[name]))
         seen[name] += 1
-        initialise(result.methods[insertion.clause], insertion.module, generator)
+        with caused_at(result.spec.clauses[insertion.clause].span):
+            initialise(result.methods[insertion.clause], insertion.module, generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -31,17 +31,39 @@ class _Entry:
     seen_in_children: int = 0  # what the counter moved by while children ran
 
 
+Shape: TypeAlias = tuple[int, ...]
+
+
 class BrokenError(Exception):
     """A unit cannot run on what it is given.
 
+    What torch says of it is the error's cause.
+
     Attributes:
         path: of the unit, as far as it is known yet.
-        reason: what torch says.
+        operation: what failed in it, such as `add`.
+        shapes: of the tensors that it got.
+        numbers: the other numbers, in their order.
     """
 
-    def __init__(self, path: str, reason: Exception) -> None:
-        super().__init__(f"in '{path}': {reason}")
-        self.path, self.reason = path, reason
+    def __init__(
+        self, path: str, operation: str, shapes: tuple[Shape, ...] = (),
+        numbers: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(f"{operation} in '{path}'")
+        self.path, self.operation, self.shapes, self.numbers = path, operation, shapes, numbers
+
+    @classmethod
+    def at(cls, operation: str, given: Any) -> BrokenError:
+        """Of an operation on arguments."""
+        leaves = torch.utils._pytree.tree_leaves(given)
+        shapes = tuple(tuple(v.shape) for v in leaves if isinstance(v, torch.Tensor))
+        return cls("", operation, shapes, tuple(int(v) for v in leaves if type(v) is int))
+
+    def below(self, name: str) -> BrokenError:
+        """The same of the unit that calls this one by a name."""
+        path = f"{name}.{self.path}" if self.path else name
+        return BrokenError(path, self.operation, self.shapes, self.numbers)
 
 
 class Propagation:
@@ -138,7 +160,9 @@ class Propagation:
                 return self._remembered(node, unit, values)
             return run_node(node, unit, values)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise BrokenError("", error) from error
+            given = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+            name = getattr(node.target, "__name__", str(node.target))
+            raise BrokenError.at(name, given) from error
 
     def _remembered(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any]) -> Any:
         """The value of a call, run only if no equal one was run before."""
@@ -165,8 +189,7 @@ class Propagation:
         try:
             key = entry.children[name] = self._run(child, inputs)
         except BrokenError as error:
-            path = f"{name}.{error.path}" if error.path else name
-            raise BrokenError(path, error.reason) from error
+            raise error.below(name) from error
         entry.seen_in_children += self._flops() - before
         entry.macs += self.entries[key].macs
         return self.entries[key].outputs
@@ -208,7 +231,7 @@ def _leaf(module: nn.Module, args: tuple[Any, ...]) -> Any:
     try:
         return module.forward(*args)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise BrokenError("", error) from error
+        raise BrokenError.at(type(module).__name__, args) from error
 
 
 _INTERNED: dict[Hashable, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from ..language.model import Spec
 from ..sensitivity import Allocation
 from ..tracing.unit import duplicate, on_meta
 from .claims import Verdict
+from .clause import Clause
+from .conflicts import needed
 from .engine import Rewrite, Step
 from .lowering import lower_tree
 from .measure import BrokenError, Parameters, Propagation, count_parameters
@@ -122,15 +125,38 @@ def _propagated(meta: nn.Module, rewritten: Rewrite, base: Propagation) -> Propa
     try:
         return Propagation(meta, rewritten.example, base)
     except BrokenError as error:
-        clauses = list(dict.fromkeys(c.origin for _, _, c in rewritten.stream.changes))
-        if not clauses:
-            raise RewriteError("VR405", f"the rewritten model does not run: {error}") from error
-        cause = rewritten.stream.changes[-1][2]
-        raise cause.error(
-            "VR410",
-            f"{cause.pass_name} changes the tokens, and '{error.path}' needs them as they were",
-            notes=[str(error.reason), *(f"tokens are changed by: {c}" for c in clauses[:-1])],
-        ) from error
+        told = needed(error, rewritten.stream.start)
+        changes = [clause for _, _, clause in rewritten.stream.changes]
+        if changes:
+            raise _conflict(rewritten, changes, error, told) from error
+        cause = _nearest(rewritten, error.path)
+        message = f"the rewritten model does not run: {told}"
+        span = cause.clause.span if cause else None
+        raise RewriteError("VR405", message, span=span) from error
+
+
+def _conflict(
+    rewritten: Rewrite, changes: list[Clause], error: BrokenError, told: str
+) -> RewriteError:
+    """VR410: what a clause changed, a part of the model needs as it was."""
+    *others, cause = {clause.origin: clause for clause in changes}.values()
+    sites = [site for step in rewritten.steps if step.clause == cause for site in step.sites]
+    where = f" at '{sites[0]}'" if len(sites) == 1 else ""
+    message = f"{cause.pass_name}{where} changes the tokens, and '{error.path}' needs them as they"
+    notes = [told, *(f"tokens are changed by: {clause.origin}" for clause in others)]
+    return cause.error("VR410", f"{message} were", notes=notes)
+
+
+def _nearest(rewritten: Rewrite, path: str) -> Step | None:
+    """The step that put something in nearest to a unit."""
+
+    def shared(other: str) -> int:
+        pairs = zip(other.split("."), path.split("."), strict=False)
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    inserted = sorted(rewritten.editor.insertions, key=lambda i: shared(i.path))
+    steps = {step.clause.number: step for step in rewritten.steps}
+    return steps.get(inserted[-1].clause) if inserted else None
 
 
 def _tokens(shape: Sequence[int] | None, layout: str) -> int | None:

@@ -113,10 +113,20 @@ class Selection:
                 if site.role in found:
                     raise MatchError(
                         "VR303", f"'{site.role}' is selected twice", span=part.span,
-                        suggestion=f"take it out: '{node} - {site.role}' or a smaller index",
+                        suggestion=self._without(node, part),
                     )  # fmt: skip
                 found[site.role] = site
         return tuple(found.values())
+
+    def _without(self, node: Union, repeated: Selector) -> str:
+        """A union without what a part of it repeats; nothing that would fail itself."""
+        before = node.parts[: node.parts.index(repeated)]
+        kept = Union(before, node.span) if len(before) > 1 else before[0]
+        known = {s.role for s in self.sites(kept)}
+        if all(s.role in known for s in self.sites(repeated)):
+            return f"leave out '{repeated}'"
+        whole = Union((*before, Difference(repeated, (kept,), node.span)), node.span)
+        return f"write '{whole}'"
 
     def _set(self, node: Difference | Intersection) -> tuple[Site, ...]:
         first, rest = (

@@ -49,6 +49,23 @@ KINDS: Mapping[str, type[Site]] = {
 }
 
 
+_OTHER_KINDS: Mapping[type, str] = {
+    DecoderLayer: "layer of a decoder",
+    Queries: "set of queries",
+    Level: "level of a decoder",
+    Prediction: "prediction of a decoder",
+    PixelLevel: "level of a pixel decoder",
+}
+
+
+def kind_of(site: Site) -> str:
+    """What kind of site it is, in words."""
+    if isinstance(site, Named):
+        return site.kind
+    named = {cls: name for name, cls in KINDS.items()} | dict(_OTHER_KINDS)
+    return next(name for cls, name in named.items() if isinstance(site, cls))
+
+
 def decoder_parts(part: Decoder | PixelDecoder) -> dict[str, Any]:
     """The sites of a decoder by the language's names."""
     groups = {n: getattr(part, n, ()) for n in ("levels", "layers", "predictions", "mask_head")}

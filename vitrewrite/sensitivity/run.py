@@ -21,7 +21,6 @@ from ..language.model import Spec
 from ..rewrite.apply import Request
 from ..tasks import task_for
 from ..tasks.supervision import supervised
-from ..tracing import trace
 from .activations import Activations, Recorder, collect, selected
 from .calls import wanted_by, way
 from .gradients import squared_gradients
@@ -63,7 +62,7 @@ def measure(
         VitrewriteError: for what is wrong with the spec, the model or the data.
     """
     request = Request(supervised(spec, model), model, weights, seed)
-    base = trace(request.build(meta=False), example).eval()
+    base = request.traced(example, meta=False)[1].eval()
     job = _Job(base, analyse(base), str(data), batch, seed, torch.device(device), progress)
     about: dict[str, Any] = {
         "model": request.name, "weights": request.described, "data": str(data), "batch": batch,

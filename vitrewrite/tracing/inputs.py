@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import CaptureError
+from ..errors import CaptureError, a_or_an
 
 # Unlike each other and unlike any size in a model, so that a batch that got built in shows.
 BATCHES = (5, 7)
@@ -24,8 +24,9 @@ def example_input(model: nn.Module) -> torch.Tensor:
     if size is None or min(size) < 1:
         raise CaptureError(
             "VR601",
-            f"a {type(model).__name__} does not say what its input is",
+            f"{a_or_an(type(model).__name__)} does not say what its input is",
             suggestion="pass example=, a tensor such as torch.zeros(1, 3, 224, 224)",
+            shell="let the function that builds it say so: model.img_size = (224, 224)",
         )
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return torch.empty(1, *size, dtype=dtype, device="meta")
