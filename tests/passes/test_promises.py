@@ -16,6 +16,7 @@ from vitrewrite.rewrite.within import KINDS
 from vitrewrite.signature import KNOWN
 from vitrewrite.verification.check import Check
 from vitrewrite.verification.promises import identities, lowerings, properties
+from vitrewrite.verification.reference import Runs
 
 LORA = "insert lora(rank=2) at blocks[*].attn.{q, v}"
 AT = "at blocks[0].mlp.fc2"
@@ -42,19 +43,19 @@ def test_shipped_passes_keep_their_claims() -> None:
         "prepend prompt(count=3, masks=true, segments=4) to blocks[*]",
         "insert merge.bdm() after blocks[0].attn",
     )
-    same = checked(identities(rewritten))
+    same = checked(identities(Runs(rewritten)))
     assert len(same) == 3
     assert all(holds for holds, _ in same.values())
-    exact = checked(lowerings(rewritten))
+    exact = checked(lowerings(Runs(rewritten)))
     assert len(exact) == 4
     assert all(holds for holds, _ in exact.values())
-    assert all(holds for holds, _ in checked(properties(rewritten)).values())
+    assert all(holds for holds, _ in checked(properties(Runs(rewritten))).values())
 
 
 def test_identity_is_that_of_the_initialisation() -> None:
     """Also of a model that was trained, whose own branches do something."""
     rewritten = fill(all_of(LORA, "train head"))
-    (check,) = identities(rewritten)
+    (check,) = identities(Runs(rewritten))
     assert check.holds
     assert check.measured == 0
     assert LORA.split("(")[0] in check.name
@@ -75,11 +76,11 @@ def test_a_clause_that_changes_the_output_is_named(
         absent=branch("absent", "Absent", "y * torch.nan", claim),
     )
     rewritten = all_of(f"insert raised() {AT}", f"insert sunk() {AT}", LORA)
-    found = checked(identities(rewritten))
+    found = checked(identities(Runs(rewritten)))
     assert [holds for holds, _ in found.values()] == [False, False, True]
     assert f":1: insert raised() {AT}: same output at initialisation" in next(iter(found))
     for name in ("written", "absent"):
-        (check,) = identities(all_of(f"insert {name}() {AT}"))
+        (check,) = identities(Runs(all_of(f"insert {name}() {AT}")))
         assert not check.holds
         assert "fc2" in check.note
 
@@ -116,7 +117,7 @@ def test_a_clause_that_only_makes_values(
 ) -> None:
     name = f"numbers{value}"
     install(monkeypatch, tmp_path, **{name: VALUES.format(name=name, value=value)})
-    found = checked(identities(all_of(LORA, f"insert {name}() at blocks[*].attn")))
+    found = checked(identities(Runs(all_of(LORA, f"insert {name}() at blocks[*].attn"))))
     assert [holds for holds, _ in found.values()] == [True, value == 0]
 
 
@@ -131,7 +132,7 @@ def test_lowering_that_does_nothing_or_another_thing(
         wrong=branch("wrong", "Wrong", "y + y * self.scale", claim, WRONG),
     )
     rewritten = all_of(LORA, f"insert stays() {AT}", "insert wrong() at blocks[1].mlp.fc1")
-    found = list(lowerings(rewritten))
+    found = list(lowerings(Runs(rewritten)))
     by_pass = {c.name.split("insert ")[1].split("(")[0]: c for c in found}
     assert by_pass["lora"].holds
     assert not by_pass["stays"].holds
@@ -155,7 +156,7 @@ def test_what_errors_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         mute=branch("mute", "Mute", "y", claim, errors("{'it is small': 0.0} if 0 else {}")),
     )
     rewritten = all_of(f"insert small() {AT}", f"insert odd() {AT}", f"insert mute() {AT}")
-    small, odd, mute = properties(rewritten)
+    small, odd, mute = properties(Runs(rewritten))
     assert (small.holds, small.measured) == (True, 0.0)
     assert (odd.holds, odd.measured) == (False, math.inf)
     assert (mute.holds, mute.note) == (False, "nothing measures it")
@@ -169,7 +170,7 @@ def test_a_claim_that_is_not_made_at_a_site() -> None:
     assert clause["claims"] == ["lowers_exactly"]
     assert list(clause["waived"]["lowers_exactly"]) == ["blocks[0]"]
     assert "not claimed: lowers_exactly (line 1, blocks[0]): what becomes of its" in str(plan)
-    (check,) = lowerings(all_of(shallow))
+    (check,) = lowerings(Runs(all_of(shallow)))
     assert check.holds
 
 
@@ -178,7 +179,7 @@ def test_a_layer_of_two_holders_keeps_its_branch() -> None:
     model.blocks[1].mlp.fc2 = model.blocks[0].mlp.fc2
     rewritten = vr.apply("insert lora(rank=2) at blocks[0].mlp.fc2\n", model)
     assert list(rewritten.report["clauses"][0]["waived"]) == ["lowers_exactly"]
-    assert all(c.holds for c in lowerings(rewritten))
+    assert all(c.holds for c in lowerings(Runs(rewritten)))
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,19 @@ from ..rewrite.fitting import modes_kept
 from .check import Check
 from .compiled import compiled as compiles
 from .compiled import compiled_gradients, compiled_training, exported, recompiled
-from .numeric import eager, given, lowered_of, lowering_error, over_largest, randomised, sample
+from .numeric import eager, given, lowering_error, over_largest, sample
+from .promises import identities, lowerings, properties
 from .reference import MODULE, OWN, Runs, reference
 from .runs import Situation, outcome, seeds_kept, tensors
 
 if TYPE_CHECKING:
-    from ..rewrite.editor import Insertion
     from ..rewrite.rewritten import Rewritten
 
 LOWERING = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 """Largest relative error of an exact lowering by dtype; bfloat16 rounds the folded weights."""
+
+LOOSE = 6e-2
+"""The same for other dtypes."""
 
 APART = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """How far an image's output may depend on the size of its batch, relative, by dtype."""
@@ -52,10 +55,12 @@ def verify_rewritten(
 def _all(runs: Runs, *, compiled: bool, graphs: bool) -> Iterator[Check]:
     rewritten = runs.rewritten
     yield from _quick(runs, full=True)
-    yield from _trained_and_lowered(rewritten)
+    yield from identities(runs)
+    yield from properties(runs)
+    yield _gradients(runs)
+    yield from _lowering(runs)
     yield from _unlowered(runs)
     yield _images_apart(runs)
-    yield from _properties(rewritten)
     yield from _guards(rewritten)
     if graphs:
         yield from _graphs(rewritten, compiled=compiled)
@@ -130,26 +135,20 @@ def _keys(rewritten: Rewritten) -> Check:
     return Check("state-dict keys of the base kept", not lost, f"{len(lost)} lost", note)
 
 
-def _trained_and_lowered(rewritten: Rewritten) -> Iterator[Check]:
-    """With random inserted parameters, so that no branch is zero and hides another."""
-    twin = randomised(rewritten)
-    module = twin.module.eval()
-    outputs = list(tensors(module(*sample(rewritten, 1))))
-    yield _gradients(rewritten, module, outputs)
+def _lowering(runs: Runs) -> Iterator[Check]:
+    """Clause by clause in the model's own dtype, at once in another."""
+    rewritten = runs.rewritten
     if rewritten.lowered or not rewritten.result.editor.insertions:
         return
     own = _dtype(rewritten)
-    for dtype, allowed in LOWERING.items():
+    yield from lowerings(runs, LOWERING.get(own, LOOSE))
+    for dtype in dict.fromkeys((own, *LOWERING)):
         if dtype == own:
-            error = over_largest([t.detach() for t in outputs], _eager(lowered_of(twin), rewritten))
+            error = over_largest(runs.twins_output, runs.lowered_output)
         else:
             error = lowering_error(rewritten, dtype)
         name = str(dtype).removeprefix("torch.")
-        yield Check(f"lowered model equal in {name}", error <= allowed, error)
-
-
-def _eager(module: nn.Module, rewritten: Rewritten) -> list[torch.Tensor]:
-    return eager(module, rewritten, _dtype(rewritten))
+        yield Check(f"lowered model equal in {name}", error <= LOWERING.get(dtype, LOOSE), error)
 
 
 def _dtype(rewritten: Rewritten) -> torch.dtype:
@@ -158,7 +157,11 @@ def _dtype(rewritten: Rewritten) -> torch.dtype:
     return next(found, torch.float32)
 
 
-def _gradients(rewritten: Rewritten, module: nn.Module, made: list[torch.Tensor]) -> Check:
+def _gradients(runs: Runs) -> Check:
+    """With random inserted parameters, so that no branch is zero and hides another."""
+    rewritten, module = runs.rewritten, runs.twin.module.eval()
+    made = list(tensors(module(*sample(rewritten, 1))))
+    runs.twins_output = [t.detach() for t in made]
     outputs = [t for t in made if t.requires_grad]
     if not outputs:
         trainable = rewritten.measures.params.trainable
@@ -188,7 +191,7 @@ def _unlowered(runs: Runs) -> Iterator[Check]:
     dtype = _dtype(runs.rewritten)
     now = given(runs(MODULE, Situation()))
     error = over_largest(eager(unlowered.module, runs.rewritten, dtype), now)
-    yield Check("equal to what it was lowered from", error <= LOWERING.get(dtype, 6e-2), error)
+    yield Check("equal to what it was lowered from", error <= LOWERING.get(dtype, LOOSE), error)
 
 
 def _images_apart(runs: Runs) -> Check:
@@ -204,31 +207,6 @@ def _images_apart(runs: Runs) -> Check:
     ]
     error = over_largest(*map(list, zip(*pairs, strict=True))) if pairs else 0.0
     return Check("images do not see each other", error < APART[_dtype(runs.rewritten)], error)
-
-
-@torch.no_grad()
-def _properties(rewritten: Rewritten) -> Iterator[Check]:
-    """What passes claim of each call of their modules."""
-    module = rewritten.module.eval()
-    found: dict[str, float] = {}
-
-    def watch(insertion: Insertion) -> Any:
-        method = rewritten.result.methods[insertion.clause]
-
-        def hook(child: nn.Module, inputs: Any, outputs: Any) -> None:
-            for claim, error in method.errors(child, inputs, outputs).items():
-                found[claim] = max(error, found.get(claim, 0.0))
-
-        return module.get_submodule(insertion.path).register_forward_hook(hook)
-
-    handles = [watch(insertion) for insertion in rewritten.result.editor.insertions]
-    try:
-        module(*sample(rewritten, 1))
-    finally:
-        for handle in handles:
-            handle.remove()
-    for claim, error in found.items():
-        yield Check(claim, error < 1e-3, error)
 
 
 def _guards(rewritten: Rewritten) -> Iterator[Check]:

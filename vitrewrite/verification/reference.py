@@ -5,7 +5,7 @@ it. Four models are run in the same situations:
 
     own        the user's module
     base       the captured one, before any clause
-    start      the rewritten one at its initialisation, if no clause changes the output then
+    start      the rewritten one at its initialisation
     module     the rewritten one as it is
     emitted    what `build` of the emitted source makes, with the weights of `module`
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ import torch
 from torch import nn
 
 from .check import Check
-from .numeric import at_start, sample
+from .numeric import at_start, given, randomised, sample, starts_equal
 from .original import call_own, own_model
 from .runs import Outcome, Situation, apart, outcome
+from .watching import changes_watched, errors_watched
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -34,10 +36,20 @@ OWN, BASE, START, MODULE, EMITTED = "own", "base", "start", "module", "emitted"
 
 @dataclass(eq=False)
 class Runs:
-    """The models behind a rewritten one, each run at most once in a situation."""
+    """The models behind a rewritten one, each run at most once in a situation.
+
+    Attributes:
+        made: what they yielded.
+        changes: how far the modules that passes put in change values at the start; see `watching`.
+        errors: what passes measure of the calls of their modules as they are.
+        lowered_output: what the lowered twin makes of an image, once it is known.
+    """
 
     rewritten: Rewritten
     made: dict[Any, Outcome] = field(default_factory=dict)
+    changes: dict[str, float] = field(default_factory=dict)
+    errors: dict[int, dict[str, float]] = field(default_factory=dict)
+    lowered_output: list[torch.Tensor] = field(default_factory=list)
 
     @cached_property
     def own(self) -> nn.Module | str:
@@ -45,9 +57,25 @@ class Runs:
         return own_model(self.rewritten)
 
     @cached_property
-    def start(self) -> nn.Module | None:
-        """The rewritten model at its initialisation, or None if a clause changes the output."""
+    def fresh(self) -> Rewritten:
+        """The rewritten model as it is drawn at first."""
         return at_start(self.rewritten)
+
+    @cached_property
+    def equal_at_start(self) -> bool:
+        """Whether no clause changes the output at the start."""
+        return starts_equal(self.rewritten)
+
+    @cached_property
+    def twin(self) -> Rewritten:
+        """A copy whose inserted parameters are random, so that no branch is zero."""
+        return randomised(self.rewritten)
+
+    @cached_property
+    def twins_output(self) -> list[torch.Tensor]:
+        """What it makes of one image."""
+        inputs = sample(self.rewritten, 1)
+        return given(outcome(self.twin.module, lambda m: m(*inputs), Situation()))
 
     @cached_property
     def emitted(self) -> nn.Module:
@@ -93,7 +121,7 @@ class Runs:
 
     def __call__(self, which: str, situation: Situation) -> Outcome:
         """What one of the models yields."""
-        if which == START and self.start is self.rewritten.module and not situation.training:
+        if which == START and self.fresh is self.rewritten and not situation.training:
             which = MODULE
         key = which, situation
         if key not in self.made:
@@ -107,11 +135,28 @@ class Runs:
         if which == OWN:
             assert isinstance(self.own, nn.Module)
             return outcome(self.own, lambda m: call_own(self.rewritten, m, values), situation)
-        models = {BASE: self.rewritten.base, MODULE: self.rewritten.module, START: self.start}
-        model = self.emitted if which == EMITTED else models[which]
-        assert model is not None
+        model = self._model(which)
         still = _inserted(self.rewritten, model) if which == START else ()
-        return outcome(model, lambda m: m(*values), situation, still)
+        with self._watched(which, situation):
+            return outcome(model, lambda m: m(*values), situation, still)
+
+    def _model(self, which: str) -> nn.Module:
+        if which == EMITTED:
+            return self.emitted
+        models = {BASE: self.rewritten.base, MODULE: self.rewritten.module}
+        return models.get(which, self.fresh.module)
+
+    @contextmanager
+    def _watched(self, which: str, situation: Situation) -> Iterator[None]:
+        """Looks at the modules that passes put in, in the first run of an image."""
+        image, rewritten = situation == Situation(), self.rewritten
+        at_start = which == START or (which == MODULE and self.fresh is rewritten)
+        with ExitStack() as watches:
+            if image and which == MODULE:
+                watches.enter_context(errors_watched(rewritten, self.errors))
+            if image and at_start and not rewritten.lowered:
+                watches.enter_context(changes_watched(self.fresh, self.changes))
+            yield
 
 
 def _others(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -137,11 +182,11 @@ def reference(runs: Runs, situations: Sequence[Situation]) -> Iterator[Check]:
     """The comparisons with the user's own module, and of the emitted source."""
     if isinstance(runs.own, str):
         yield Check("the model itself", None, "not checked", runs.own)
-        if runs.start is not None:
+        if runs.equal_at_start:
             yield _same("rewritten at its start = captured", runs, BASE, START, situations)
     else:
         yield _same("captured = the model itself", runs, OWN, BASE, situations)
-        if runs.start is not None:
+        if runs.equal_at_start:
             yield _same("rewritten at its start = the model itself", runs, OWN, START, situations)
     # It is the text of the same classes: of a batch of one or of two, one is enough.
     some = situations if Situation(2) not in situations else situations[1:]
