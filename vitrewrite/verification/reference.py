@@ -150,11 +150,13 @@ class Runs:
     def _watched(self, which: str, situation: Situation) -> Iterator[None]:
         """Looks at the modules that passes put in, in the first run of an image."""
         image, rewritten = situation == Situation(), self.rewritten
-        at_start = which == START or (which == MODULE and self.fresh is rewritten)
+        at_start = not rewritten.lowered and (
+            which == START or (which == MODULE and self.fresh is rewritten)
+        )
         with ExitStack() as watches:
             if image and which == MODULE:
                 watches.enter_context(errors_watched(rewritten, self.errors))
-            if image and at_start and not rewritten.lowered:
+            if image and at_start:
                 watches.enter_context(changes_watched(self.fresh, self.changes))
             yield
 
