@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..tracing.unit import on_meta
 from .allocations import Allocations
 from .clause import Clause
 from .editor import Editor
+from .facts import Reader, watched
 from .measure import Propagation
 from .order import Order, orders
 from .passes import method_of
@@ -44,6 +45,7 @@ from .sites import (
     LinearSite,
 )
 from .stream import Stream
+from .training import Training
 from .within import KINDS, Named, Site, parts
 
 
@@ -76,6 +78,7 @@ class Rewrite:
         anatomy: its sites, as they were before.
         example: meta input of batch size one.
         stream: what is known of the tokens, as passes changed it.
+        training: where the original model changes them in training.
         steps: what each clause did, in the order of the spec.
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
@@ -88,6 +91,7 @@ class Rewrite:
     example: tuple[torch.Tensor, ...]
     editor: Editor
     stream: Stream
+    training: Training
     steps: list[Step] = field(default_factory=list)
     methods: dict[int, Pass] = field(default_factory=dict)
     base_trained: set[str] = field(default_factory=set)
@@ -129,9 +133,9 @@ def rewrite(
     """
     _refuse_drop(spec)
     anatomy = analyse(root)
-    result = Rewrite(
-        spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
-    )
+    example = example_of_one(root, example)
+    training = Training(root, anatomy, example)
+    result = Rewrite(spec, root, anatomy, example, Editor(root), Stream.of(anatomy, root), training)
     shaping = _shape(spec, result, original)
     found = _select(spec, result, profile, allocations, shaping)
     jobs = []
@@ -269,11 +273,13 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
     folds = "lowers_exactly" in job.method.claims
-    context = Context(
-        result.editor, job.clause, result.anatomy, result.stream, scope, roles, folds=folds
-    )
+    reader = Reader(result.editor, result.anatomy, job.clause, job.method, result.training)
+    anatomy = replace(result.anatomy, stream=watched(result.anatomy.stream, reader))
+    context = Context(result.editor, job.clause, anatomy, result.stream, scope, roles, folds=folds)
+    result.stream.reader = reader
     for bound in _bound(job.sites, context):
         job.method.rewrite(bound)
+    result.stream.reader, reader.active = None, False
     result.editor.clean()
     added = sum(p.numel() for p in result.root.parameters()) - before
     roles = tuple(s.role for s in job.sites)
