@@ -138,7 +138,7 @@ def model_text(rewritten: Rewritten) -> str:
     names = [n for n, _ in module.named_parameters()]
     spec = "\n".join(f"    {line}".rstrip() for line in str(rewritten.spec).strip().splitlines())
     story = spec.replace("\\", "\\\\").replace('"""', "'''") or "    No clauses."
-    chosen = patterns(trained, names) if rewritten.result.steps else ()
+    chosen = patterns(trained, names)
     return model_file(rewritten.result.root, rewritten.source, title, story, chosen)
 
 

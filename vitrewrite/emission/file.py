@@ -34,8 +34,9 @@ def render(template: str, **values: Any) -> str:
 
 
 def model_file(
-    root: nn.Module, source: Source, title: str, story: str, trainable: tuple[str, ...] = ()
-) -> str:
+    root: nn.Module, source: Source, title: str, story: str,
+    trainable: tuple[str, ...] | None = None,
+) -> str:  # fmt: skip
     """The text of `model.py`.
 
     Args:
@@ -43,7 +44,7 @@ def model_file(
         source: its classes.
         title: first line of the file's docstring.
         story: where it comes from.
-        trainable: patterns of the parameters that are trained; empty means all of them.
+        trainable: patterns of the parameters that are trained, or None for all of them.
     """
     text = source.text
     standard = [
@@ -55,12 +56,12 @@ def model_file(
     if "F." in text:
         torch_imports.append("import torch.nn.functional as F")
     imports = [*standard, *([""] if standard else []), *torch_imports, "from torch import nn"]
-    shown = (
-        "(" + ", ".join(f'"{t}"' for t in trainable) + ("," if len(trainable) == 1 else "") + ")"
-    )
+    listed = ", ".join(f'"{t}"' for t in trainable or ())
+    shown = f"({listed}{',' if len(trainable or ()) == 1 else ''})"
     return render(
         "model.py.jinja", title=title, story=story, imports=imports, packed=PACKED in text,
-        classes=text, root=source.root, trainable=shown if trainable else "", ties=_ties(root),
+        classes=text, root=source.root, trainable=shown if trainable else "", frozen=trainable == (),
+        ties=_ties(root),
     )  # fmt: skip
 
 
@@ -79,11 +80,11 @@ def _attribute(path: str) -> str:
     return re.sub(r"\.(\d+)", r"[\1]", path)
 
 
-def patterns(names: Iterable[str], all_names: Iterable[str]) -> tuple[str, ...]:
-    """Short patterns that match exactly `names` among `all_names`."""
+def patterns(names: Iterable[str], all_names: Iterable[str]) -> tuple[str, ...] | None:
+    """Short patterns that match exactly `names` among `all_names`; None if these are all."""
     names, others = set(names), set(all_names) - set(names)
     if not others:
-        return ()
+        return None
     left, found = set(names), []
     while left:
         name = min(left)

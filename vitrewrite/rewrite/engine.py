@@ -334,11 +334,12 @@ def _bound(sites: Sequence[Site], context: Context) -> list[BoundSite]:
 
 
 def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
-    """Freezes the base if the spec adds or trains anything, then follows train and freeze."""
-    if not spec.clauses:
-        return
+    """Freezes the base, whatever the clauses match; then follows train and freeze.
+
+    A spec without clauses says nothing about it, and leaves it as it is.
+    """
     inserted = {id(p) for i in result.editor.insertions for p in i.module.parameters()}
-    for parameter in result.root.parameters():
+    for parameter in result.root.parameters() if spec.clauses else ():
         parameter.requires_grad_(id(parameter) in inserted)
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):
