@@ -145,7 +145,7 @@ def model_text(rewritten: Rewritten) -> str:
     title = f"{rewritten.model_name} {what} {rewritten.spec.name}, written by vitrewrite."
     names = [n for n, _ in module.named_parameters()]
     spec = "\n".join(f"    {line}".rstrip() for line in str(rewritten.spec).strip().splitlines())
-    chosen = patterns(trained, names) if rewritten.result.steps else None
+    chosen = patterns(trained, names)
     story = spec or "    No clauses."
     return model_file(rewritten.result.root, rewritten.source, title, story, chosen)
 

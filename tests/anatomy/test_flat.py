@@ -16,7 +16,8 @@ from vitrewrite.tracing import trace
 
 def _sites(anatomy: Anatomy) -> dict[str, Any]:
     """What does not depend on where the graphs are cut."""
-    places = ("call", "core", "act", "input", "mid", "output", "unit", "model")
+    places = ("call", "core", "act", "input", "mid", "output", "unit", "model",
+              "patches")  # fmt: skip
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .blocks import site
+from .blocks import place, site
 from .flow import Flow, Frame, Op, union
 from .kinds import (
     ADDS,
@@ -98,18 +98,20 @@ def find_stream(flow: Flow, groups: list[Group], stem: Stem, width: int | None) 
     dim = width_of(entry, width)
     layout, tokens = layout_of(entry, width), tokens_of(entry, dim)
     grid: tuple[int, int] | None = None
+    patches: Op | None = entry
     if layout == "nhwc":
         grid = entry.shape[1], entry.shape[2]
     elif layout == "nchw":
         grid = entry.shape[2], entry.shape[3]
     else:
         extra = sum(n for _, n in stem.prefix + stem.suffix)
-        grid = _patches(flow, entry, tokens - extra)
+        patches = _patches(flow, entry, tokens - extra)
+        grid = None if patches is None else (patches.shape[2], patches.shape[3])
     return Stream(
         layout, tuple(p for p, _ in stem.prefix), tokens, grid,
         prefix_tokens=sum(n for _, n in stem.prefix),
         suffix_tokens=sum(n for _, n in stem.suffix),
-        readout=readout(groups[-1].last.sum),
+        readout=readout(groups[-1].last.sum), patches=None if patches is None else place(patches),
     )  # fmt: skip
 
 
@@ -139,11 +141,11 @@ def _entry(group: Group) -> Op:
     return stream if strip(stream) is point else point
 
 
-def _patches(flow: Flow, entry: Op, count: int) -> tuple[int, int] | None:
+def _patches(flow: Flow, entry: Op, count: int) -> Op | None:
     """The last map of `count` positions that a convolution makes before the first block."""
     for op in reversed(list(flow.members(entry.before))):
         if is_conv(op) and len(op.shape) == 4 and op.shape[2] * op.shape[3] == count:
-            return op.shape[2], op.shape[3]
+            return op
     return None
 
 

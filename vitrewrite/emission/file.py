@@ -66,7 +66,7 @@ def model_file(
         imports=[*standard, *([""] if standard else []), *torch_imports, "from torch import nn"],
         packed=packed, classes=text, root=source.root, rest=rest, cast=cast,
         others=[(quoted(pattern), str(dtype)) for pattern, dtype in others],
-        trainable=None if trainable is None else constant(trainable),
+        trainable=constant(trainable) if trainable else "", frozen=trainable == (),
         ties=[tie(root, *pair) for pair in repeated(root)],
     )  # fmt: skip
 

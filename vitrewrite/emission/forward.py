@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..tracing.guards import check_input
+from ..tracing.guards import check_grid, check_input, for_grid
 from ..tracing.nodes import arg, is_size, operand
 from .access import written
 from .comprehensions import Comprehension, comprehend
@@ -208,6 +208,11 @@ class Printer:
         node = statement.node
         if node.target is check_input:
             self.out += _input_check(node, self.text)
+        elif node.target is check_grid:
+            planned, user = arg(node, 1), str(arg(node, 2))
+            first, *rest = _input_check(node, self.text, for_grid(planned, user))
+            self._write(first, node)
+            self.out += rest
         else:
             condition = self.text(node.args[0])
             self._write(f"if not {condition.within(ATOM)}:")
@@ -228,7 +233,9 @@ def _raised(message: str) -> str:
     return f"raise ValueError({constant(message)})"
 
 
-def _input_check(node: fx.Node, of: Callable[[Any], Text]) -> list[str]:
+def _input_check(
+    node: fx.Node, of: Callable[[Any], Text], what: str = "captured for {want}"
+) -> list[str]:
     """`if x.shape[2:] != (224, 224): raise ...`."""
     reads, captured = arg(node, 0), arg(node, 1)
     sizes = [of(r).code for r in reads]
@@ -241,7 +248,8 @@ def _input_check(node: fx.Node, of: Callable[[Any], Text]) -> list[str]:
     want = "x".join(map(str, captured))
     got = "x".join(f"{{{owner}.shape[{d}]}}" for d in dims)
     literal = f"({', '.join(map(str, captured))}{',' if len(captured) == 1 else ''})"
-    error = wrap(f'raise ValueError(f"captured for {want}, got {got}")', WIDTH - 12)
+    text = what.replace("{want}", want)
+    error = wrap(f'raise ValueError(f"{text}, got {got}")', WIDTH - 12)
     return [f"if {shape} != {literal}:", *(f"    {line}" for line in error)]
 
 

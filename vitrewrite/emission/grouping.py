@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from ..tracing.guards import check_input
+from ..tracing.guards import check_grid, check_input
 from ..tracing.nodes import arg, is_size, operand
 from .expressions import INPLACE
 
@@ -60,7 +60,7 @@ def sized(graph: fx.Graph, order: dict[fx.Node, int]) -> dict[fx.Node, dict[int,
     """Tensors whose shape is unpacked in a line of its own, with the sizes that are used."""
     reads: dict[fx.Node, dict[int, fx.Node]] = {}
     for node in graph.nodes:
-        if is_size(node) and any(u.target is not check_input for u in node.users):
+        if is_size(node) and any(u.target not in (check_input, check_grid) for u in node.users):
             reads.setdefault(operand(node), {})[arg(node, 1)] = node
     return {t: sizes for t, sizes in reads.items() if not _reads_inline(t, sizes, order)}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..tracing.guards import check_input, check_size
+from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
 from ..tracing.operators import is_impure, is_inplace
@@ -129,7 +129,7 @@ class Plan:
         kind = "assign"
         if node.op == "output":
             kind = "return"
-        elif node.target in (check_input, check_size):
+        elif is_guard(node):
             kind = "guard"
         elif node in self.loops:
             kind = "loop"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -31,6 +31,7 @@ from .allocations import Allocations
 from .clause import Clause
 from .conflicts import needed
 from .editor import Editor
+from .facts import Reader, watched
 from .measure import BrokenError, Propagation
 from .order import Order, orders
 from .passes import method_of
@@ -47,6 +48,7 @@ from .sites import (
     LinearSite,
 )
 from .stream import Stream
+from .training import Training
 from .within import KINDS, Named, Site, kind_of, parts
 
 
@@ -79,6 +81,7 @@ class Rewrite:
         anatomy: its sites, as they were before.
         example: meta input of batch size one.
         stream: what is known of the tokens, as passes changed it.
+        training: where the original model changes them in training.
         steps: what each clause did, in the order of the spec.
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
@@ -92,6 +95,7 @@ class Rewrite:
     example: tuple[torch.Tensor, ...]
     editor: Editor
     stream: Stream
+    training: Training
     steps: list[Step] = field(default_factory=list)
     methods: dict[int, Pass] = field(default_factory=dict)
     base_trained: set[str] = field(default_factory=set)
@@ -134,9 +138,9 @@ def rewrite(
     """
     _refuse_drop(spec)
     anatomy = analyse(root)
-    result = Rewrite(
-        spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
-    )
+    example = example_of_one(root, example)
+    training = Training(root, anatomy, example)
+    result = Rewrite(spec, root, anatomy, example, Editor(root), Stream.of(anatomy, root), training)
     result.batches = Batches(root)
     shaping = _shape(spec, result, original)
     found = _select(spec, result, profile, allocations, shaping)
@@ -277,13 +281,17 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
     folds = "lowers_exactly" in job.method.claims
+    reader = Reader(result.editor, result.anatomy, job.clause, job.method, result.training)
+    anatomy = replace(result.anatomy, stream=watched(result.anatomy.stream, reader))
     context = Context(
-        result.editor, job.clause, result.anatomy, result.stream, scope, roles, folds=folds,
+        result.editor, job.clause, anatomy, result.stream, scope, roles, folds=folds,
         batches=result.batches,
     )  # fmt: skip
+    result.stream.reader = reader
     with caused_at(job.clause.span):
         for bound in _bound(job.sites, context):
             job.method.rewrite(bound)
+        result.stream.reader, reader.active = None, False
         result.editor.clean()
     added = sum(p.numel() for p in result.root.parameters()) - before
     roles = tuple(s.role for s in job.sites)
@@ -338,11 +346,12 @@ def _bound(sites: Sequence[Site], context: Context) -> list[BoundSite]:
 
 
 def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
-    """Freezes the base if the spec adds or trains anything, then follows train and freeze."""
-    if not spec.clauses:
-        return
+    """Freezes the base, whatever the clauses match; then follows train and freeze.
+
+    A spec without clauses says nothing about it, and leaves it as it is.
+    """
     inserted = {id(p) for i in result.editor.insertions for p in i.module.parameters()}
-    for parameter in result.root.parameters():
+    for parameter in result.root.parameters() if spec.clauses else ():
         parameter.requires_grad_(id(parameter) in inserted)
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):

@@ -115,7 +115,7 @@ class Propagation:
         if key not in self.entries:
             before = self._flops()
             if isinstance(module, Unit) and module.template is not None:
-                entry = self._graph(module.template.graph, module, args)
+                entry = self._graph(module.program, module, args)
             else:
                 entry = _Entry(_leaf(module, args), 0, {})
             own = self._flops() - before - entry.seen_in_children
@@ -214,8 +214,9 @@ class Propagation:
             (name, None if child is None else self._fingerprint(child))
             for name, child in module._modules.items()
         )
+        own: Hashable
         if isinstance(module, Unit):
-            own = self._program(module)
+            own = self._program(module), module.training and module.template is not None
         else:
             skipped = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
             own = tuple((k, freeze(v)) for k, v in module.__dict__.items() if k not in skipped)

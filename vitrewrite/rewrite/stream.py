@@ -12,6 +12,7 @@ from ..anatomy.sites import Anatomy
 from ..errors import VitrewriteError
 from ..tracing.leaves import is_inserted
 from .clause import Clause
+from .facts import Facts, Reader
 
 if TYPE_CHECKING:
     from .sites import Value
@@ -40,6 +41,7 @@ class Stream:
 
     start: Tokens
     changes: list[tuple[int, dict[str, Any], Clause]] = field(default_factory=list)
+    reader: Reader | None = None  # the clause that is carried out
 
     @classmethod
     def of(cls, anatomy: Anatomy, root: nn.Module) -> Stream:
@@ -53,8 +55,15 @@ class Stream:
                 stream.change(2 * min(index, default=0) + 1, clause, grid=None)
         return stream
 
-    def at(self, position: int) -> Tokens:
-        """The facts at a position."""
+    def at(self, position: int) -> Facts:
+        """The facts at a position, for the clause that is carried out."""
+        return Facts(self._known(position), position, self.reader)
+
+    def whole(self, position: int) -> bool:
+        """Whether the patches are a full grid at a position."""
+        return self._known(position).grid is not None
+
+    def _known(self, position: int) -> Tokens:
         tokens = self.start
         for where, values, _ in sorted(self.changes, key=lambda c: c[0]):
             if where > position:
@@ -66,6 +75,8 @@ class Stream:
 
     def change(self, position: int, clause: Clause, **facts: Any) -> None:
         """From a position on, `facts` hold."""
+        if self.reader is not None:
+            self.reader.declare(facts, "writes")
         self.changes.append((position, facts, clause))
 
     def cause(self, position: int, fact: str) -> Clause | None:

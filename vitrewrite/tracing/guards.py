@@ -38,6 +38,24 @@ def check_input(size: tuple[int, ...], captured: tuple[int, ...]) -> None:
         raise ValueError(f"captured for {want}, got {got}")
 
 
+def check_grid(size: tuple[int, ...], planned: tuple[int, ...], user: str) -> None:
+    """The guard of a pass that was carried out for one grid of patches, or number of tokens.
+
+    Raises:
+        ValueError: if `size` differs from `planned`.
+    """
+    if tuple(size) != planned:
+        got = "x".join(map(str, size))
+        raise ValueError(f"{for_grid(planned, user)}, got {got}")
+
+
+def for_grid(planned: tuple[int, ...], user: str) -> str:
+    """What a pass is made for, in words."""
+    shown = "x".join(map(str, planned))
+    what = f"a grid of {shown} patches" if len(planned) > 1 else f"{shown} tokens"
+    return f"{user} is made for {what}"
+
+
 def require(
     frame: Frame, op: Callable[..., Any], args: tuple[Any, ...], outcome: bool, deps: frozenset[int]
 ) -> None:
@@ -62,6 +80,9 @@ def _describe(target: Callable[..., Any], args: tuple[Any, ...]) -> str:
     return f"captured for sizes where {names[0]} {symbol[target.__name__]} {names[-1]}"
 
 
+GUARDS = (check_size, check_input, check_grid)
+
+
 def is_guard(node: fx.Node) -> bool:
     """Whether the node is a check, not a value."""
-    return node.op == "call_function" and node.target in (check_size, check_input)
+    return node.op == "call_function" and node.target in GUARDS

@@ -39,10 +39,15 @@ class Unit(nn.Module):
     def forward(self, *args: Any) -> Any:
         """Runs the graph node by node."""
         assert self.template is not None, "a container is never called"
-        graph = self.template.graph
+        return run_graph(self.program, self, args)
+
+    @property
+    def program(self) -> fx.Graph:
+        """The graph that it runs in the mode that it is in."""
+        assert self.template is not None
         if self.training and self.template.training is not None:
-            graph = self.template.training
-        return run_graph(graph, self, args)
+            return self.template.training
+        return self.template.graph
 
     def get_submodule(self, target: str) -> nn.Module:
         """The module at a dotted path, also where a name is that of an attribute as well."""

@@ -173,7 +173,8 @@ def _others(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 def _inserted(rewritten: Rewritten, model: nn.Module) -> set[nn.Module]:
     """The modules that passes put in, with what is in them; they draw no random numbers then."""
-    paths = (i.path for i in rewritten.result.editor.insertions)
+    editor = rewritten.result.editor
+    paths = (*(i.path for i in editor.insertions), *editor.helpers)
     return {child for path in paths for child in model.get_submodule(path).modules()}
 
 

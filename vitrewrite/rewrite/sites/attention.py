@@ -17,8 +17,8 @@ from ...tracing.leaves import changed_by
 from .. import wiring
 from ..editor import after
 from ..evaluate import Evaluation
+from ..facts import Facts
 from ..slices import erase_unread
-from ..stream import Tokens
 from .base import BoundSite
 from .value import Value
 
@@ -100,7 +100,7 @@ class AttentionSite(BoundSite):
         return 0 if self.owner is None else 2 * self.owner.index
 
     @property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> Facts:
         """What is known of the tokens that it attends to."""
         return self.context.stream.at(self.position)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...anatomy.sites import Block, Place
-from ..stream import Tokens
+from ..facts import Facts
 from .attention import AttentionSite
 from .base import BoundSite
 from .value import Value
@@ -90,9 +90,21 @@ class Point:
     position: int
 
     @property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> Facts:
         """What is known of the tokens here."""
         return self.site.context.stream.at(self.position)
+
+    @property
+    def grid_size(self) -> tuple[Value, Value]:
+        """Height and width in patches while the model runs: numbers that follow the image.
+
+        For a module that takes them as arguments; `tokens.grid` is that of one size only.
+        """
+        stream = self.site.context.stream
+        found = None if stream.reader is None else stream.reader.sizes(self.position)
+        if found is None or not stream.whole(self.position):
+            raise self.site.unfit("no full grid of patches is left there")
+        return Value(found[0]), Value(found[1])
 
     @property
     def is_sequence(self) -> bool:
