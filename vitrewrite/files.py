@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -190,6 +191,7 @@ def _starts_as_timms(rewritten: Rewritten) -> bool:
 
 def plan_markdown(rewritten: Rewritten) -> str:
     """The text of `plan.md`: what changed."""
+    from .emission.literals import one_line
     from .report.text import (
         allocation_lines,
         claim_lines,
@@ -204,10 +206,15 @@ def plan_markdown(rewritten: Rewritten) -> str:
         measure_lines(rewritten.measures),
         claim_lines(rewritten.claims),
     ]
-    body = "\n\n".join("\n".join(lines) for lines in blocks if lines)
+    body = "\n".join(
+        one_line(line) for i, lines in enumerate(filter(None, blocks))
+        for line in ([""] if i else []) + "\n".join(lines).split("\n")
+    )  # fmt: skip
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))
     return (
-        f"# {rewritten.spec.name} on {rewritten.model_name}\n\n"
-        f"Weights: {rewritten.weights}.\n\n```\n{body}\n```\n\n![what changed](graph.svg)\n"
+        f"# {one_line(rewritten.spec.name)} on {one_line(rewritten.model_name)}\n\n"
+        f"Weights: {one_line(rewritten.weights)}.\n\n{fence}\n{body}\n{fence}\n\n"
+        "![what changed](graph.svg)\n"
     )
 
 

@@ -117,6 +117,16 @@ def set_parameter(module: nn.Module, name: str, value: str, owner: str = "self")
     return f"{owner}.register_parameter({quoted(name)}, {value})"
 
 
+def set_buffer(name: str, value: str, *, persistent: bool) -> list[str]:
+    """The statements that make `value` a buffer."""
+    key = quoted(name)
+    if not hasattr(nn.Module, name):
+        kept = "" if persistent else ", persistent=False"
+        return [f"self.register_buffer({key}, {value}{kept})"]
+    fixed = [] if persistent else [f"self._non_persistent_buffers_set.add({key})"]
+    return [f"self._buffers[{key}] = {value}", *fixed]
+
+
 def written(graph: fx.Graph, module: nn.Module) -> None:
     """Notes in the nodes how they name what they call or read, and where in a list that stands."""
     for node in graph.nodes:

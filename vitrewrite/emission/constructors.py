@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import EmitError, shown
 from ..tracing.unit import Unit
 from . import layers
-from .access import is_chain, is_numbered, set_child, set_parameter
+from .access import is_chain, is_numbered, set_buffer, set_child, set_parameter
 from .classes import Class, Classes
 from .effects import is_nothing
 from .functions import Functions
@@ -61,23 +61,23 @@ class Constructors:
                 out.append(set_parameter(cls.sample, name, made))
         for name, buffer in cls.sample._buffers.items():
             if buffer is not None:
-                out.append(self._buffer(cls, name))
+                out += self._buffer(cls, name)
         return [part for line in (*out, *children) for part in wrap(line, WIDTH - 8)]
 
-    def _buffer(self, cls: Class, name: str) -> str:
+    def _buffer(self, cls: Class, name: str) -> list[str]:
         buffers = [b for u in cls.units if (b := u._buffers[name]) is not None]
         persistent = name not in cls.sample._non_persistent_buffers_set
         if persistent:
             shape = _shape(cls.parameters, buffers)
             dtype = buffers[0].dtype
             kind = "" if dtype == torch.float32 else f", dtype={dtype}"
-            return f"self.register_buffer({quoted(name)}, torch.zeros({shape}{kind}))"
+            return set_buffer(name, f"torch.zeros({shape}{kind})", persistent=True)
         paths = [f"{self.classes.paths[id(u)]}.{name}".lstrip(".") for u in cls.units]
         text = self.functions.call(paths, cls.parameters)
         if text is None:
             values = [Symbol(table(b)) for b in buffers]
             text = cls.parameters.express(values, name)
-        return f"self.register_buffer({quoted(name)}, {text}, persistent=False)"
+        return set_buffer(name, text, persistent=False)
 
     # -- children -------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..context import default_dtype
 from ..tracing.template import Template
 from ..tracing.unit import run_graph
 from .access import child_of
@@ -82,7 +83,10 @@ def _computes(graph: fx.Graph, buffer: torch.Tensor) -> bool:
     """Whether the program really yields this table (its model may be another one's twin)."""
     if buffer.device.type == "meta":
         return True
-    value = run_graph(graph, nn.Module(), ())
+    with default_dtype(torch.float32):  # as in the file
+        value = run_graph(graph, nn.Module(), ())
+    if value.dtype == torch.float32 and buffer.is_floating_point():
+        value = value.to(buffer.dtype)  # as `build` does
     alike = value.shape == buffer.shape and value.dtype == buffer.dtype
     return bool(alike and torch.equal(value, buffer.cpu()))
 
