@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from . import __version__
-from .disk import LOCK, MADE_BY, open_to_readers, replacing, replacing_file, reported
+from .disk import LOCK, MADE_BY, filling, replacing, replacing_file, save_tensors
 from .errors import FileError
 from .fingerprint import fingerprint_of
 
@@ -28,11 +27,13 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
 
     Args:
         rewritten: the model.
-        out: the folder; one that vitrewrite made is replaced, any other is refused.
+        out: the folder; one that vitrewrite made is replaced, any other is refused. What others
+            put into it stays.
         weights: whether to write `weights.safetensors`.
 
     Raises:
-        FileError: VR701 if the folder is something else, VR702 if it cannot be written.
+        FileError: VR701 if the folder is something else, VR702 if it cannot be written, VR734 if a
+            file of somebody else is in the way, VR735 if another process is writing it.
     """
     target = Path(out)
     with replacing(target) as folder:
@@ -48,17 +49,11 @@ def emit_into(rewritten: Rewritten, folder: Path, *, weights: bool = True) -> No
     Raises:
         FileError: VR702 if it cannot be written.
     """
-    with reported(folder), tempfile.TemporaryDirectory(prefix=".files.", dir=folder) as name:
-        temporary = Path(name)
-        _write_all(rewritten, temporary, weights)
-        open_to_readers(temporary)
-        for path in sorted(temporary.iterdir(), key=lambda p: p.name == LOCK):
-            path.replace(folder / path.name)
+    with filling(folder) as growing:
+        _write_all(rewritten, growing, weights)
 
 
 def _write_all(rewritten: Rewritten, folder: Path, weights: bool) -> None:
-    from safetensors.torch import save_file
-
     from .originals import save_originals
     from .report.picture import picture
 
@@ -72,7 +67,7 @@ def _write_all(rewritten: Rewritten, folder: Path, weights: bool) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     if weights:
-        save_file(state_of(rewritten.module), folder / "weights.safetensors")
+        save_tensors(state_of(rewritten.module), folder / "weights.safetensors")
         if rewritten.unlowered is not None:
             save_originals(rewritten, folder)
     save_delta(rewritten, folder / "delta.safetensors")
@@ -188,8 +183,6 @@ def save_delta(rewritten: Rewritten, path: str | Path) -> None:
     Raises:
         FileError: VR702 if the file cannot be written.
     """
-    from safetensors.torch import save_file
-
     metadata = {
         "format": DELTA_FORMAT,
         "model": rewritten.model_name,
@@ -201,7 +194,7 @@ def save_delta(rewritten: Rewritten, path: str | Path) -> None:
     }
     tensors = {k: v.cpu().clone().contiguous() for k, v in rewritten.delta().items()}
     with replacing_file(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_tensors(tensors, temporary, metadata)
 
 
 def load_delta(rewritten: Rewritten, path: str | Path) -> None:
