@@ -51,6 +51,24 @@ def test_functions_are_short(path: Path) -> None:
             assert node.end_lineno - node.lineno < FUNCTION_LIMIT, node.name
 
 
+CLOCKS = re.compile(
+    r"\b(perf_counter|process_time|thread_time|timeit|ru_[us]time|time\.time|time\.monotonic|"
+    r"os\.times|clock_gettime)\b"
+)
+
+
+@pytest.mark.parametrize("path", sources("tests"), ids=name)
+def test_no_test_reads_a_clock(path: Path) -> None:
+    """What has to be fast is stated as what is done: calls, imports, bytes. `bench` has times."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Attribute, ast.Name)):
+            assert not CLOCKS.search(ast.unparse(node)), f"line {node.lineno}"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module not in ("time", "timeit"), f"line {node.lineno}"
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # programs
+            assert path.name == "test_structure.py" or not CLOCKS.search(node.value)
+
+
 # -- imports --------------------------------------------------------------------------------------
 
 

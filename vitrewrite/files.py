@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from pprint import pformat
@@ -15,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from . import __version__
-from .disk import LOCK, MADE_BY, check_target, open_to_readers, replacing, replacing_file, reported
+from .disk import LOCK, MADE_BY, check_target, filling, replacing, replacing_file, save_tensors
 from .errors import FileError
 from .fingerprint import fingerprint_of
 from .models import full_name
@@ -31,11 +30,13 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
 
     Args:
         rewritten: the model.
-        out: the folder; one that vitrewrite made is replaced, any other is refused.
+        out: the folder; one that vitrewrite made is replaced, any other is refused. What others
+            put into it stays.
         weights: whether to write `weights.safetensors`.
 
     Raises:
-        FileError: VR701 if the folder is something else, VR702 if it cannot be written.
+        FileError: VR701 if the folder is something else, VR702 if it cannot be written, VR734 if a
+            file of somebody else is in the way, VR735 if another process is writing it.
         EmitError: VR80x if the source does not run, or computes something else; nothing is
             written then.
     """
@@ -57,17 +58,11 @@ def emit_into(rewritten: Rewritten, folder: Path, *, weights: bool = True) -> No
         EmitError: as `emit`.
     """
     source = checked_text(rewritten)
-    with reported(folder), tempfile.TemporaryDirectory(prefix=".files.", dir=folder) as name:
-        temporary = Path(name)
-        _write_all(rewritten, source, temporary, weights)
-        open_to_readers(temporary)
-        for path in sorted(temporary.iterdir(), key=lambda p: p.name == LOCK):
-            path.replace(folder / path.name)
+    with filling(folder) as growing:
+        _write_all(rewritten, source, growing, weights)
 
 
 def _write_all(rewritten: Rewritten, source: str, folder: Path, weights: bool) -> None:
-    from safetensors.torch import save_file
-
     from .originals import save_originals
     from .report.picture import picture
 
@@ -81,7 +76,7 @@ def _write_all(rewritten: Rewritten, source: str, folder: Path, weights: bool) -
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     if weights:
-        save_file(state_of(rewritten.module), folder / "weights.safetensors")
+        save_tensors(state_of(rewritten.module), folder / "weights.safetensors")
         if rewritten.unlowered is not None:
             save_originals(rewritten, folder)
     save_delta(rewritten, folder / "delta.safetensors")
@@ -232,8 +227,6 @@ def save_delta(rewritten: Rewritten, path: str | Path) -> None:
     Raises:
         FileError: VR702 if the file cannot be written.
     """
-    from safetensors.torch import save_file
-
     from .emission.literals import one_line
 
     metadata = {
@@ -248,7 +241,7 @@ def save_delta(rewritten: Rewritten, path: str | Path) -> None:
     metadata = {key: one_line(value) for key, value in metadata.items()}
     tensors = {k: v.cpu().clone().contiguous() for k, v in rewritten.delta().items()}
     with replacing_file(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
+        save_tensors(tensors, temporary, metadata)
 
 
 def load_delta(rewritten: Rewritten, path: str | Path) -> None:

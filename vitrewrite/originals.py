@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import __version__
+from .disk import save_tensors
 from .errors import FileError, first_line
 from .rewrite.unlowering import originals, state_hash
 
@@ -25,8 +26,6 @@ FORMAT = "vitrewrite originals 1"
 
 def save_originals(lowered: Rewritten, folder: Path) -> None:
     """Writes the file of a model whose unlowered form is known."""
-    from safetensors.torch import save_file
-
     assert lowered.unlowered is not None
     old = lowered.unlowered.module.state_dict()
     metadata = {
@@ -38,7 +37,7 @@ def save_originals(lowered: Rewritten, folder: Path) -> None:
         "torch": torch.__version__,
     }
     kept = {k: v.detach().cpu().clone().contiguous() for k, v in originals(lowered).items()}
-    save_file(kept, folder / ORIGINALS, metadata)
+    save_tensors(kept, folder / ORIGINALS, metadata)
 
 
 def unlowered_state(folder: Path) -> tuple[dict[str, torch.Tensor], int]:

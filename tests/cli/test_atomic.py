@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 
-from vitrewrite import disk, files
+from vitrewrite import files
+from vitrewrite.disk import folders
 
 from .invoke import FILES, LORA, invoke, snapshot
 
 
 def test_our_folder_is_replaced_and_others_are_refused(inside: Path) -> None:
-    (inside / "out" / "extra.txt").write_text("a file that is gone afterwards")
+    (inside / "out" / "notes.txt").write_text("a file of somebody else, which stays")
+    assert invoke("lower", "out", "--out", "out").status == 0
+    assert (inside / "out" / "originals.safetensors").is_file()
     assert invoke("apply", "lora.peft", "--out", "out", "--no-weights").status == 0
-    assert {p.name for p in (inside / "out").iterdir()} == FILES - {"weights.safetensors"}
+    expected = FILES - {"weights.safetensors"} | {"notes.txt"}
+    assert {p.name for p in (inside / "out").iterdir()} == expected
     (inside / "empty").mkdir()
     assert invoke("apply", "lora.peft", "--out", "empty").status == 0
     (inside / "foreign").mkdir()
@@ -57,12 +61,34 @@ def failing(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
+def test_weights_that_somebody_put_there_are_not_overwritten(inside: Path) -> None:
+    assert invoke("apply", "lora.peft", "--out", "out", "--no-weights").status == 0
+    (inside / "out" / "weights.safetensors").write_text("of weeks of training")
+    before = snapshot(inside)
+    result = invoke("apply", "lora.peft", "--out", "out")
+    assert (result.status, result.codes) == (1, ["VR734"])
+    assert "weights.safetensors" in result.err
+    assert snapshot(inside) == before
+
+
+def test_an_odd_name_of_a_folder(inside: Path) -> None:
+    for out in ("it's \n\"new\\", "\udcff"):
+        result = invoke("apply", "lora.peft", "--out", out, "--no-weights")
+        assert result.status == 0, result.err
+        assert (inside / out / "model.py").is_file()
+        assert result.out.splitlines()[-1].startswith("written   '")
+        assert result.out.encode()
+    for out in ("nul\0", "half \ud800"):
+        result = invoke("apply", "lora.peft", "--out", out)
+        assert (result.status, result.codes) == (1, ["VR737"])
+
+
 @pytest.mark.parametrize("name", ["_write_all", "save_delta", "_swap"])
 def test_a_write_that_fails_leaves_the_old_output(
     inside: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     before = snapshot(inside)
-    owner = disk if name == "_swap" else files
+    owner = folders if name == "_swap" else files
     monkeypatch.setattr(owner, name, failing(OSError(errno.ENOSPC, "No space left on device")))
     for out in ("out", "new/folder"):
         result = invoke("apply", "lora.peft", "--out", out)
@@ -81,10 +107,11 @@ def test_a_rename_that_fails_brings_the_old_output_back(
     rename = Path.rename
 
     def only_aside(path: Path, target: Path) -> Path:
-        if target.name == "out" and not path.name.endswith(".old"):
+        if target.name == "out" and path.name != "old":
             raise OSError(errno.EIO, "Input/output error")
         return rename(path, target)
 
+    monkeypatch.setattr(folders, "exchanged", lambda *_: False)
     monkeypatch.setattr(Path, "rename", only_aside)
     assert invoke("apply", "lora.peft", "--out", "out").codes == ["VR702"]
     assert snapshot(inside) == before
@@ -104,7 +131,7 @@ def test_a_full_disk_that_safetensors_reports_in_its_own_way(
 KILLED = """
 import os, signal
 from pathlib import Path
-from vitrewrite import disk, files
+from vitrewrite import disk
 with disk.replacing(Path("out")) as folder:
     (folder / "lock.json").write_text("half of it")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -117,22 +144,10 @@ def test_a_killed_run_leaves_the_old_output(inside: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED], check=False)
     assert done.returncode == -9
     assert snapshot(inside / "out") == before
+    assert (inside / ".out.vitrewrite").is_dir()
     assert invoke("verify", "out").status == 0
-
-
-def test_a_run_killed_between_two_renames_is_made_good(inside: Path) -> None:
-    (inside / "out").rename(inside / ".out.old")
-    before = snapshot(inside / ".out.old")
-    (inside / "bad.peft").write_text(LORA)
-    with disk.replacing(Path("out")):
-        assert snapshot(inside / "out") == before
     assert invoke("apply", "lora.peft", "--out", "out").status == 0
     assert not list(inside.glob(".*"))
-    (inside / ".out.old").mkdir()  # somebody else's folder is left alone
-    (inside / ".out.old" / "data").write_text("precious")
-    assert invoke("apply", "lora.peft", "--out", "out").codes == ["VR702"]
-    assert (inside / ".out.old" / "data").read_text() == "precious"
-    assert (inside / "out" / "model.py").is_file()
 
 
 def test_a_termination_signal_is_an_interruption() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,9 +123,7 @@ def test_bad_specs_and_arguments(bad: Path, case: tuple[str, str | bytes, str, i
     for command in ("apply", "plan"):
         if command == "plan" and {"--out", "weights"} & set(arguments.replace("=", " ").split()):
             continue  # a plan takes neither
-        start = time.perf_counter()
         result = invoke(command, "spec.peft", *arguments.split())
-        assert time.perf_counter() - start < 20
         assert (result.status, result.codes) == (status, codes.split()), command + result.err
         assert 0 < len(result.err) < 2000
         assert snapshot(bad) == before
@@ -264,13 +261,12 @@ def test_pretrained_without_a_network(here: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda **_: None)
-    before, start = snapshot(here), time.perf_counter()
+    monkeypatch.setattr("time.sleep", asked.append)
     (here / "spec.peft").write_text("train head\n")
     before = snapshot(here)
     result = invoke("apply", "spec.peft", "model=vit_tiny", "depth=1", "weights=pretrained")
-    assert time.perf_counter() - start < 10
     assert (result.status, result.codes) == (1, ["VR710"])
-    assert len(asked) <= 2  # no long series of attempts
+    assert len(asked) <= 2  # no long series of attempts, and no waiting between them
     assert "weights=FILE.safetensors" in result.err
     assert invoke("apply", "lora.peft", "weights=pretrained").codes == ["VR710"]
     assert snapshot(here) == before

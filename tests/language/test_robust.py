@@ -1,11 +1,12 @@
-"""Bad input: each gets one clear error in little time, and no traceback."""
+"""Bad input: each gets one clear error after little work, and no traceback."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,28 @@ from vitrewrite.language import format_text, parse_spec
 N, LONG_N = 10_000, 3000
 
 
+CALLS = 5_000_000  # of functions; twice what any of these texts takes, a square would be 100 times
+
+
+@contextmanager
+def little_work() -> Iterator[None]:
+    calls, before = 0, sys.getprofile()
+
+    def count(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+    assert calls < CALLS
+
+
 def error(source: str | Path) -> VitrewriteError:
-    start = time.perf_counter()
-    with pytest.raises(VitrewriteError) as caught:
+    with pytest.raises(VitrewriteError) as caught, little_work():
         parse_spec(source, catalog=CATALOG)
-    assert time.perf_counter() - start < 10
     assert len(caught.value.render()) < 40_000
     return caught.value
 
@@ -106,10 +124,9 @@ def test_includes_of_what_is_no_spec(tmp_path: Path) -> None:
         assert error(path).code == "VR220"
 
 
-def test_checking_is_fast_and_does_without_torch() -> None:
+def test_checking_does_without_torch() -> None:
     program = """
-import sys, time
-start = time.perf_counter()
+import sys
 from vitrewrite.language import parse_spec
 from vitrewrite.catalog import Catalog
 from pathlib import Path
@@ -117,12 +134,5 @@ root = Path("tests/fixtures")
 spec = parse_spec("base", catalog=Catalog((root / "passes",), (root / "specs",)))
 heavy = {"torch", "timm", "lark", "networkx", "jinja2", "rich"} & set(sys.modules)
 assert not heavy, heavy
-print(time.perf_counter() - start)
 """
-    times = [
-        float(
-            subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout
-        )
-        for _ in range(3)
-    ]
-    assert min(times) < 0.3
+    subprocess.run([sys.executable, "-c", program], check=True)

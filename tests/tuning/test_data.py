@@ -180,11 +180,15 @@ def test_a_validation_class_that_training_lacks(pictures: Path) -> None:
 def test_an_image_that_cannot_be_read(content: bytes | str, workers: int, pictures: Path) -> None:
     path = pictures / "light" / "05.png"
     path.write_bytes(path.read_bytes()[:200] if isinstance(content, str) else content)
-    data = open_data(str(pictures), COLOUR)
-    images = data.train.joined(data.val)
-    order = TrainingOrder(24, 24, range(1), 0, Share(), augment=False)
+
+    def read() -> None:
+        data = open_data(str(pictures), COLOUR)
+        assert content == "cut"  # its head can be read
+        order = TrainingOrder(24, 24, range(1), 0, Share(), augment=False)
+        list(training_batches(data.train.joined(data.val), order, workers))
+
     with pytest.raises(DataError, match=r"VR742 cannot read the image '.*light/05.png'"):
-        list(training_batches(images, order, workers))
+        read()
 
 
 def test_labels_have_to_fit_the_head(pictures: Path) -> None:

@@ -186,8 +186,14 @@ def test_a_corrupt_image_stops_the_run_and_is_named(pictures: Path) -> None:
     result = invoke("tune", "lora.peft", *given, "--out", "out")
     assert result.codes == ["VR742"]
     assert "light/07.png" in result.err
+    assert not Path("out").exists()  # it is found before anything is done
+    whole = (pictures / "light" / "06.png").read_bytes()
+    (pictures / "light" / "07.png").write_bytes(whole[:-30])
+    result = invoke("tune", "lora.peft", *given, "--out", "out")
+    assert result.codes == ["VR742"]
+    assert "light/07.png" in result.err
     assert "--resume" in result.err
-    (pictures / "light" / "07.png").write_bytes((pictures / "light" / "06.png").read_bytes())
+    (pictures / "light" / "07.png").write_bytes(whole)
     assert invoke("tune", "lora.peft", *given, "--out", "out", "--resume").status == 0
     (pictures / "light" / "07.png").unlink()
     assert invoke("tune", "lora.peft", *given, "--out", "out", "--resume").codes == ["VR732"]

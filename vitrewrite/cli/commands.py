@@ -11,7 +11,17 @@ import click
 
 from .. import __version__
 from ..errors import UsageError, VitrewriteError, did_you_mean, raise_all, shown
-from .common import busy, check_device, echo_json, is_folder, keep_profile, progress_bar, request
+from .common import (
+    PATH,
+    busy,
+    check_device,
+    echo_json,
+    echo_written,
+    is_folder,
+    keep_profile,
+    progress_bar,
+    request,
+)
 
 
 class Commands(click.Group):
@@ -38,7 +48,7 @@ def _overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     """KEY=VALUE arguments, and the file of measurements that `sensitive(...)` uses."""
     command = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
     return click.option(
-        "--profile", type=click.Path(path_type=Path), expose_value=False, callback=keep_profile,
+        "--profile", type=PATH, expose_value=False, callback=keep_profile,
         help="Measurements of 'vitrewrite profile'; without, 'sensitive(...)' runs data=DATA.",
     )(command)  # fmt: skip
 
@@ -51,7 +61,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @cli.command()
 @click.argument("spec")
 @_overrides
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default ./SPEC-MODEL.")
+@click.option("--out", type=PATH, help="Folder; default ./SPEC-MODEL.")
 @click.option("--no-weights", is_flag=True, help="Do not write weights.safetensors.")
 @_json
 def apply(
@@ -86,7 +96,7 @@ def apply(
         click.echo(f"verified  {check}")
     for verdict in rewritten.claims:
         click.echo(f"claim     {verdict.claim}: {verdict.measured}")
-    click.echo(f"written   {target}/")
+    echo_written(target, "/")
 
 
 @cli.command()
@@ -235,8 +245,8 @@ def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: boo
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.argument("folder", type=PATH)
+@click.option("--out", type=PATH, required=True)
 @click.option("--undo", is_flag=True, help="Turn a lowered folder back, bit for bit.")
 @_json
 def lower(folder: Path, out: Path, undo: bool, as_json: bool) -> None:
@@ -270,7 +280,7 @@ def lower(folder: Path, out: Path, undo: bool, as_json: bool) -> None:
         click.echo(f"restored  {count} tensors, equal bit for bit to those that were lowered")
     else:
         click.echo(text)
-    click.echo(f"written   {out}/")
+    echo_written(out, "/")
 
 
 @cli.command()
@@ -307,8 +317,8 @@ def diff(first: str, second: str, as_json: bool) -> None:
     "--profiling/--no-profiling", default=None,
     help="Profiling the base too; by default if the spec has sensitive(...).",
 )  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there too.")
-@click.option("--svg", type=click.Path(path_type=Path), help="Draw the time ratios there.")
+@click.option("--out", type=PATH, help="Write the JSON there too.")
+@click.option("--svg", type=PATH, help="Draw the time ratios there.")
 @_json
 def bench(
     spec: str, overrides: tuple[str, ...], out: Path | None, svg: Path | None, as_json: bool,

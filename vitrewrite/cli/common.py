@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 _PROFILE = "vitrewrite.profile"
 
 
+class _Path(click.Path):
+    """A path; what no file can be named is refused before the system is asked."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ..disk import check_name
+
+        check_name(value)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
+
+
 @dataclass(frozen=True)
 class Request:
     """A spec with the reserved overrides taken out of the command line."""
@@ -137,6 +150,12 @@ def check_device(name: str) -> None:
     except Exception as error:  # each backend has its own kind
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UsageError("VR904", f"no device {shown(name)} here: {reason}") from error
+
+
+def echo_written(place: Path, end: str = "") -> None:
+    """Says where the output is; a name that would move the cursor is quoted on one line."""
+    name = f"{place}{end}"
+    click.echo(f"written   {name if name.isprintable() else shown(name, 200)}")
 
 
 def echo_json(value: Mapping[str, Any]) -> None:

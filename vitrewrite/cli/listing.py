@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import catalog
+from ..disk import replacing_file
 from ..errors import FileError, SpecError, VitrewriteError, did_you_mean, listing, raise_all
 from ..explain import explain_code
 from ..language import format_text, parse_spec
@@ -128,27 +127,14 @@ def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
             old = read_source(path, name).text
             new = format_text(old, name)
             if new != old and not only_check:
-                _rewrite(path, new)
+                with replacing_file(path) as growing:
+                    growing.write_text(new, encoding="utf-8", newline="")
         except VitrewriteError as error:
             errors.append(error)
         else:
             changed += [name] * (new != old)
     raise_all(errors)
     return changed
-
-
-def _rewrite(name: Path, text: str) -> None:
-    path = name.resolve()  # a link stays a link
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        shutil.copymode(path, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise FileError("VR702", f"cannot write '{name}': {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def differences(first: str, second: str) -> list[str]:

@@ -10,7 +10,7 @@ import click
 
 from ..errors import UsageError
 from .commands import _COUNT, _json, _overrides, cli
-from .common import busy, check_device, echo_json, progress_bar, request
+from .common import PATH, busy, check_device, echo_json, echo_written, progress_bar, request
 
 if TYPE_CHECKING:
     from ..sensitivity.profile import Profile
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @cli.command()
 @click.argument("spec")
 @_overrides
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@click.option("--out", type=PATH, required=True, help="The file to write.")
 @click.option("--batch", type=_COUNT, default=32, show_default=True, help="Images each.")
 @click.option("--activations", metavar="SITES", help="Keep what enters and leaves these sites too.")
 @click.option("--samples", type=_COUNT, default=100, show_default=True, help="Images kept of.")
@@ -57,7 +57,7 @@ def profile(
         return
     for line in _lines(found):
         click.echo(f"measured  {line}")
-    click.echo(f"written   {out}")
+    echo_written(out)
 
 
 def _lines(found: Profile) -> Iterator[str]:

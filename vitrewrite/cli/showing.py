@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ..disk import write_text
-from ..errors import DataError, FileError, UsageError, first_line, shown
+from ..errors import DataError, FileError, UsageError
 from .commands import Commands, _json, _overrides, cli
-from .common import busy, echo_json, is_folder, request
+from .common import PATH, busy, echo_json, echo_written, is_folder, request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,8 +25,8 @@ def show() -> None:
 
 
 @show.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--svg", type=click.Path(path_type=Path), help="Draw it into this file.")
+@click.argument("folder", type=PATH)
+@click.option("--svg", type=PATH, help="Draw it into this file.")
 @_json
 def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
     """Shows where the sensitive parameters are, from a folder that 'apply' wrote."""
@@ -49,15 +49,16 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
         click.echo(shown.text())
         if svg is not None:
             write_text(svg, shown.picture())
-            click.echo(f"\nwritten   {svg}")
+            click.echo("")
+            echo_written(svg)
 
 
 @show.command()
 @click.argument("target")
 @_overrides
-@click.option("--image", type=click.Path(path_type=Path), help="Default: one of scikit-learn.")
+@click.option("--image", type=PATH, help="Default: one of scikit-learn.")
 @click.option("--query", type=click.IntRange(0), help="Default: the most certain one.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The PNG to write.")
+@click.option("--out", type=PATH, required=True, help="The PNG to write.")
 @_json
 def segmentation(
     target: str, overrides: tuple[str, ...], image: Path | None, query: int | None, out: Path,
@@ -87,7 +88,7 @@ def segmentation(
     for name, share in found.to_json()["classes"].items():
         click.echo(f"{share:7.2%}   {name}")
     click.echo(f"query     {found.query}: {found.names[found.belief[0]]}, {found.belief[1]:.2%}")
-    click.echo(f"written   {out}")
+    echo_written(out)
 
 
 def _rewritten(target: str, overrides: tuple[str, ...]) -> Rewritten:
@@ -115,9 +116,9 @@ def _opened(path: Path | None) -> Image:
                 suggestion="give one of your own with --image, or pip install 'vitrewrite[demo]'",
             ) from error  # fmt: skip
         return Image.fromarray(load_sample_image("china.jpg"))
+    from ..data.pictures import UnreadableError, converted, read_image, refused
+
     try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except Exception as error:  # Pillow raises many kinds
-        reason = first_line(error)
-        raise DataError("VR742", f"cannot read the image {shown(path, 200)}: {reason}") from error
+        return converted(read_image(path), "RGB")
+    except UnreadableError as error:
+        raise refused(path, error, "give another image") from error

@@ -10,13 +10,13 @@ import click
 from ..errors import UsageError
 from ..language import parse_overrides
 from .commands import _json, _overrides, cli
-from .common import busy, check_device, echo_json, request
+from .common import PATH, busy, check_device, echo_json, echo_written, request
 
 
 @cli.command()
 @click.argument("spec")
 @_overrides
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
+@click.option("--out", type=PATH, required=True, help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the folder.")
 @_json
 def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json: bool) -> None:
@@ -34,8 +34,8 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
     with busy("starting torch"):
         import torch
 
+        from ..disk import RUN
         from ..tasks.supervision import supervised
-        from ..tuning.folder import RunFolder
         from ..tuning.trainer import tune as run
     if "device" in given:
         check_device(wanted.device)
@@ -48,7 +48,7 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
         main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     except KeyboardInterrupt:
         last = "nothing was written"
-        if RunFolder(out).checkpoints.is_dir():
+        if (out / RUN).is_file():
             last = "go on from the last checkpoint with --resume"
         click.echo(f"interrupted; {last}", err=True)
         raise click.exceptions.Exit(130) from None
@@ -64,4 +64,4 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
     metric = result["metric"]
     click.echo(f"{metric:<8}  {result[metric]:.2%} of {result['images']['val']} images")
     click.echo(f"trained   {result['steps']:,} steps in {result['seconds']:.1f} s")
-    click.echo(f"written   {out}/")
+    echo_written(out, "/")

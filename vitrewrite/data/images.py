@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import DataError
+from ..errors import DataError, first_line
+from .pictures import converted, refused
 from .preprocessing import Preprocessing, Transform
 from .seeding import seeded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+_DURING = "repair it and go on with --resume, or remove it and start a new run"
 
 
 class Source(Protocol):
@@ -68,16 +72,11 @@ class Images(Dataset[Any]):
         index = self.indices[key.place]
         try:
             image, label = self.source.load(index)
-            return self._sample(index, image.convert(self.mode), label, key)
+            return self._sample(index, converted(image, self.mode), label, key)
         except DataError as error:
             return error
         except Exception as error:  # Pillow raises many kinds, and data sets of others any kind
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return DataError(
-                "VR742",
-                f"cannot read the image {self.source.where(index)}: {reason}",
-                suggestion="repair it and go on with --resume, or remove it and start a new run",
-            )
+            return refused(self.source.where(index), first_line(error), _DURING)
 
     def _sample(
         self, index: int, image: Image, label: Any, key: Key
@@ -135,7 +134,7 @@ class Data:
         for images in (self.train, self.val):
             digest.update(f"{len(images)}\n".encode())
             for index in images.indices:
-                digest.update(f"{images.source.key(index)}\n".encode())
+                digest.update(f"{images.source.key(index)}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def check_head(self, outputs: int) -> None:

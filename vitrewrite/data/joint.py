@@ -10,13 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .maps import IGNORED
 from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-IGNORED = 255
-"""The index in a label map of what is no class."""
 
 _SCALES = (0.5, 2.0)
 _COLOURS = 0.4  # brightness, contrast and saturation change by so much at most

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..errors import DataError
 from .images import Images, Key
+from .listing import raise_together
 from .seeding import mixed
 
 
@@ -132,15 +133,16 @@ def _loaded(images: Images, order: Any, workers: int) -> Iterator[Batch]:
         generator=torch.Generator(),  # otherwise starting it draws from the global one
     )  # fmt: skip
     for found in loader:
-        if isinstance(found, DataError):
-            raise found
+        if isinstance(found, list):
+            raise_together(found)
         yield found
 
 
-def _collate(samples: list[Any]) -> Batch | DataError:
+def _collate(samples: list[Any]) -> Batch | list[DataError]:
+    """A batch, or all that is wrong with it."""
     errors = [sample for sample in samples if isinstance(sample, DataError)]
     if errors:
-        return errors[0]
+        return errors
     images, labels = zip(*samples, strict=True)
     maps = isinstance(labels[0], torch.Tensor)
     return Batch(torch.stack(images), torch.stack(labels) if maps else torch.tensor(labels))

@@ -24,18 +24,24 @@ import torch
 
 from ..errors import DataError, shown
 from .images import Data, Images, Key
-from .joint import IGNORED, JointTransform
+from .joint import JointTransform
+from .listing import check_all, image_files
 from .loading import shuffled
+from .maps import IGNORED, check_map, check_values, read_map
+from .pictures import BEFORE, UnreadableError, opened, read_image, refused
 from .preprocessing import Preprocessing
 from .seeding import mixed, seeded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .maps import Map
+
 ADE20K = "ade20k:"
 _MAPS = ("annotations", "masks")
 _TRAINING, _VALIDATION = ("training", "train"), ("validation", "val", "test")
 _HELD_OUT = 5  # one of so many images
+_NAMES = "classes.txt"
 
 
 @dataclass(frozen=True)
@@ -50,26 +56,24 @@ class Scene:
 class _Scenes:
     files: tuple[Scene, ...]
     shifted: bool  # whether classes start at 1
+    named: int  # of how many classes our own file has the names
     symbols: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
 
     def load(self, index: int) -> tuple[Image, Any]:
-        from PIL import Image
-
         scene = self.files[index]
-        with Image.open(scene.image) as image:
-            image.load()
-        labels = _read_map(scene)
-        if labels.shape != (image.height, image.width):
-            raise _bad_map(
-                scene, f"it is {labels.shape[1]}x{labels.shape[0]}, and the image "
-                f"{image.width}x{image.height}",
-            )  # fmt: skip
+        image = read_image(scene.image)
+        return image, read_map(scene.labels, (image.height, image.width))
+
+    def checked(self, labels: Map, index: int, outputs: int | None) -> torch.Tensor:
+        """The classes of a map, from 0 on."""
+        where = f"the map {shown(self.files[index].labels, 200)} of {self.where(index)}"
+        check_values(labels, where, outputs, self.named, int(self.shifted))
         if self.shifted:
             labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
-        return image, labels
+        return torch.from_numpy(labels)
 
     def where(self, index: int) -> str:
         return shown(self.files[index].image, 200)
@@ -78,49 +82,37 @@ class _Scenes:
         return "/".join(self.files[index].image.parts[-3:])
 
 
-def _read_map(scene: Scene) -> np.ndarray[Any, np.dtype[np.int64]]:
-    from PIL import Image
-
-    try:
-        with Image.open(scene.labels) as opened:
-            labels = np.asarray(opened)
-    except Exception as error:  # Pillow raises many kinds
-        raise _bad_map(scene, (str(error).splitlines() or [type(error).__name__])[0]) from error
-    if labels.ndim != 2:
-        raise _bad_map(scene, f"it has {labels.shape[-1]} channels, and class indices are one")
-    return labels.astype(np.int64)
-
-
-def _bad_map(scene: Scene, reason: str) -> DataError:
-    return DataError(
-        "VR747", f"cannot use the label map {shown(scene.labels, 200)}: {reason}",
-        notes=["valid: a picture of one channel, as large as the image, whose pixels are classes"],
-    )  # fmt: skip
-
-
 class Scenes(Images):
     """Some images with their maps, at the model's size."""
 
     def __init__(
         self, source: Any, indices: Any, wanted: Preprocessing, outputs: int | None = None
     ) -> None:
-        self.source, self.indices, self.outputs = source, tuple(indices), outputs
+        self.source: Any = source
+        self.indices, self.outputs = tuple(indices), outputs
         self.mode = wanted.mode
         self.joint = JointTransform.of(wanted)
 
     def _sample(
         self, index: int, image: Image, label: Any, key: Key
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = torch.from_numpy(label)
-        known = labels[labels != IGNORED]
-        if len(known) and self.outputs is not None and not 0 <= int(known.max()) < self.outputs:
-            raise self.outside(index, int(known.max()))
+        labels = self.source.checked(label, index, self.outputs)
         if key.seed is None:
             pixels, labels = self.joint.plain(image, labels)
         else:
             with seeded(key.seed):
                 pixels, labels = self.joint.random(image, labels)
         return pixels, labels if key.real else torch.full_like(labels, -1)
+
+
+def _check_heads(scene: Scene) -> DataError | None:
+    """What is wrong with an image or its map, as far as the heads of the files tell."""
+    try:
+        with opened(scene.image) as (_, head):
+            size = head.size
+    except UnreadableError as error:
+        return refused(scene.image, error, BEFORE)
+    return check_map(scene.labels, size)
 
 
 # -- folders --------------------------------------------------------------------------------------
@@ -160,7 +152,8 @@ def open_scenes(name: str, wanted: Preprocessing, split: int) -> Data:
     if not training:
         message = f"the data {shown(name)} is empty: no image in '{root / 'images'}'"
         raise DataError("VR741", message)
-    source = _Scenes((*training, *held), shifted)
+    check_all((*training, *held), _check_heads)
+    source = _Scenes((*training, *held), shifted, _named(root))
     parts = _divided(name, len(training), len(held), split)
     first, second = (Scenes(source, part, wanted) for part in parts)
     return Data(name, first, second, _classes(root), maps=True)
@@ -176,12 +169,7 @@ def _split(name: str, images: Path, maps: Path, names: tuple[str, ...]) -> tuple
 
 def _paired(name: str, images: Path, maps: Path) -> Iterator[Scene]:
     """The images below a folder with their maps, of the same name but for the suffix."""
-    from PIL import Image
-
-    known = Image.registered_extensions()
-    for path in sorted(images.rglob("*")):
-        if path.suffix.lower() not in known or path.name.startswith(".") or not path.is_file():
-            continue
+    for path in image_files(images):
         labels = (maps / path.relative_to(images)).with_suffix(".png")
         if not labels.is_file():
             raise DataError(
@@ -203,9 +191,14 @@ def _divided(name: str, training: int, held: int, split: int) -> tuple[list[int]
     return sorted(order[count:]), sorted(order[:count])
 
 
+def _named(root: Path) -> int:
+    """How many classes there are, if our own file says so."""
+    return len(_classes(root)) if (root / _NAMES).is_file() else 0
+
+
 def _classes(root: Path) -> tuple[str, ...]:
     """Names of the classes, if a file has them: ours, or that of ADE20K."""
-    names, table = root / "classes.txt", root / "objectInfo150.txt"
+    names, table = root / _NAMES, root / "objectInfo150.txt"
     if names.is_file():
         lines = names.read_text(encoding="utf-8").splitlines()
         return tuple(line.strip() for line in lines if line.strip())

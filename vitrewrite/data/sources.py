@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, shown
 from .images import Data, Images, Source
+from .listing import check_all, image_files
 from .loading import shuffled
+from .pictures import check_header, read_image
 from .preprocessing import Preprocessing
 from .scenes import ADE20K, has_maps, open_scenes
 from .seeding import mixed
@@ -138,11 +140,7 @@ class _Files:
         return len(self.labels)
 
     def load(self, index: int) -> tuple[Image, int]:
-        from PIL import Image
-
-        with Image.open(self.paths[index]) as image:
-            image.load()
-            return image, self.labels[index]
+        return read_image(self.paths[index]), self.labels[index]
 
     def where(self, index: int) -> str:
         return shown(self.paths[index], 200)
@@ -182,20 +180,17 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def _listed(name: str, folder: Path, classes: Sequence[str]) -> _Files:
-    from PIL import Image
-
-    known = Image.registered_extensions()
     pairs = [
         (path, label)
         for label, each in enumerate(classes)
         if (folder / each).is_dir()
-        for path in sorted((folder / each).rglob("*"))
-        if path.suffix.lower() in known and not path.name.startswith(".") and path.is_file()
+        for path in image_files(folder / each)
     ]
     if not pairs:
         what = "no image" if classes else "no subfolder"
         raise _empty(name, f"{what} in '{folder}'")
     paths, labels = zip(*pairs, strict=True)
+    check_all(paths, check_header)
     return _Files(paths, labels)
 
 

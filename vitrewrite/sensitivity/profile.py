@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from ..disk import replacing_file
+from ..disk import replacing_file, save_tensors
 from ..errors import ProfileError, listing
 from .listing import Candidate
 
@@ -116,7 +115,8 @@ class Profile:
         """
         metadata = {"vitrewrite": json.dumps(dict(self.about))}
         with replacing_file(Path(path)) as temporary:
-            save_file({k: v.contiguous() for k, v in self.tensors.items()}, temporary, metadata)
+            tensors = {k: v.contiguous() for k, v in self.tensors.items()}
+            save_tensors(tensors, temporary, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..data.joint import IGNORED
+from ..data.maps import IGNORED
 from .classification import logits
 from .overlap import valid
 from .segmentation import Segmentation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..data.joint import IGNORED
+from ..data.maps import IGNORED
 
 
 def valid(labels: torch.Tensor) -> torch.Tensor:

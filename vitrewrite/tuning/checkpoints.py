@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..disk import open_to_readers, reported
+from ..disk import open_to_readers, reported, save_tensors
 from ..errors import FileError
 from .engine import Engine
 from .run import Run, persistent_buffers
@@ -71,12 +71,10 @@ class Checkpoints:
             self.engine.on_main(lambda: self._save_whole(name, packed, tensors))
 
     def _save_whole(self, name: str, packed: Any, tensors: dict[str, torch.Tensor]) -> None:
-        from safetensors.torch import save_file
-
         self._begin()
         plain = {k: v.cpu().clone().contiguous() for k, v in tensors.items()}
         with reported(self.folder / name):
-            save_file(plain, self.folder / _WRITING / _TENSORS)
+            save_tensors(plain, self.folder / _WRITING / _TENSORS)
         self._commit(name, packed)
 
     def _begin(self) -> None:

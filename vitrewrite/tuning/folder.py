@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..data import Data
-from ..disk import LOCK, MADE_BY, RUN, replacing_file, reported
+from ..disk import (
+    LOCK,
+    MADE_BY,
+    RUN,
+    WORKPLACE,
+    check_name,
+    claimed,
+    is_left,
+    replacing_file,
+    reported,
+)
 from ..errors import FileError, shown
 from ..files import emit_into, fingerprint, json_text
 from ..language.model import Tune
@@ -52,6 +62,7 @@ class RunFolder:
         self.path = path
         self.metrics = path / METRICS
         self.checkpoints = path / CHECKPOINTS
+        self._claim = ExitStack()
 
     def check(self, *, resume: bool) -> None:
         """Whether a run can start, or go on, in the folder; read only.
@@ -59,11 +70,12 @@ class RunFolder:
         Raises:
             FileError: VR730 if it holds something, VR731 if there is nothing to resume.
         """
+        check_name(self.path)
         if resume:
             self._known()
             return
         with reported(self.path):
-            if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            if not self.path.exists() or (self.path.is_dir() and self._is_empty()):
                 return
         suggestion = "give another folder with --out"
         what = "something else"
@@ -75,13 +87,26 @@ class RunFolder:
         message = f"'{self.path}' holds {what}, and is left alone"
         raise FileError("VR730", message, suggestion=suggestion)
 
+    def _is_empty(self) -> bool:
+        """Whether there is nothing but what a run left that was killed before it began."""
+        found = list(self.path.iterdir())
+        return all(p.name == f".{RUN}{WORKPLACE}" and is_left(p) for p in found)
+
     def open(self, wanted: dict[str, Any], *, resume: bool) -> None:
         """Makes the folder of a new run, or checks that an old one is the same run.
 
+        Until `close`, no other process can open it.
+
         Raises:
-            FileError: as `check`; VR732 if the run in the folder is another; VR702.
+            FileError: as `check`; VR732 if the run in the folder is another; VR702; VR735 if
+                another process trains in it.
         """
         self.check(resume=resume)
+        with reported(self.path):
+            if not resume:
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._claim.enter_context(claimed(self.path, self.path))
+        self.check(resume=resume)  # another one may have begun since
         if resume:
             found = self._known()
             notes = list(_differences(found, json.loads(json.dumps(wanted))))
@@ -89,11 +114,13 @@ class RunFolder:
                 message = f"the run in '{self.path}' is another one, and cannot go on as this"
                 raise FileError("VR732", message, notes=notes)
             return
-        with reported(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        with replacing_file(self.path / RUN) as temporary:
+        with replacing_file(self.path / RUN) as growing:
             record = {"made_by": MADE_BY, "vitrewrite": __version__, "run": wanted}
-            temporary.write_text(json_text(record), encoding="utf-8")
+            growing.write_text(json_text(record), encoding="utf-8")
+
+    def close(self) -> None:
+        """Lets other processes have the folder."""
+        self._claim.close()
 
     def _known(self) -> dict[str, Any]:
         """What the run in the folder is."""
@@ -110,8 +137,6 @@ class RunFolder:
         Raises:
             FileError: VR702 if it cannot be written; the checkpoints are still there.
         """
-        for left in self.path.glob(".files.*"):  # by a run that was killed while it wrote
-            shutil.rmtree(left, ignore_errors=True)
         emit_into(rewritten, self.path)
 
 

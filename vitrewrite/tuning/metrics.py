@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..disk import reported
+from ..disk import reported, write_text
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -60,8 +60,7 @@ class Metrics:
         if not self.main or not self.path.is_file():
             return
         kept = [line for line in self.path.read_text("utf-8").splitlines() if _total(line) <= total]
-        with reported(self.path):
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def speed(self) -> float:
         """Images per second since it was asked last."""

@@ -49,7 +49,7 @@ def tune(
         The trained model: `rewritten`, unless a procedure replaced it.
 
     Raises:
-        FileError: VR702, VR730 to VR733 for what is wrong with the folder.
+        FileError: VR702, VR730 to VR735 for what is wrong with the folder.
         DataError: VR740 to VR748 for what is wrong with the data.
         TuneError: VR850 to VR858 if training cannot start or go on; the last checkpoint stays.
     """
@@ -71,6 +71,7 @@ def tune(
             result = Trainer(run, engine, folder, metrics).train()
         engine.on_main(lambda: folder.finish(result))
     finally:
+        folder.close()
         engine.close()
     return result
 
