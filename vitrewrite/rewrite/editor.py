@@ -97,6 +97,9 @@ class Editor:
     folds: list[Fold] = field(default_factory=list)
     lowered: list[Lowered] = field(default_factory=list)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "edited": set()}  # ids mean nothing elsewhere
+
     def on(self, root: nn.Module) -> Editor:
         """An editor of a copy of the tree, before anything is done to the copy."""
         insertions = [replace(i, module=root.get_submodule(i.path)) for i in self.insertions]
