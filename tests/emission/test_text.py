@@ -107,7 +107,7 @@ def _adds(node: ast.Assign | ast.Expr) -> ast.AST | None:
 
 def printed(names: list[str], origin: str, title: str, story: str) -> str:
     root = tree(names, origin)
-    return model_file(root, print_classes(root), title, story, (story,))
+    return model_file(root, print_classes(root)[0], title, story, (story,))
 
 
 PLAIN = ["Kind", "child", "parameter", "buffer"]

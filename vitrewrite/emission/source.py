@@ -22,11 +22,10 @@ from .wrap import WIDTH, wrap
 
 @dataclass(frozen=True)
 class Source:
-    """The classes of a model as text, and what the root is called."""
+    """The classes of a model as text, what the root is called, and those that passes insert."""
 
     classes: tuple[str, ...]
     root: str
-    table: Classes
     inserted: dict[type[nn.Module], str]  # and what they are called
 
     @property
@@ -35,8 +34,12 @@ class Source:
         return "\n\n\n".join(self.classes)
 
 
-def print_classes(root: nn.Module) -> Source:
-    """Prints every class below and including `root`, which must be a unit with a template."""
+def print_classes(root: nn.Module) -> tuple[Source, Classes]:
+    """Prints every class below and including `root`, which must be a unit with a template.
+
+    Returns:
+        The text, and whose class each module has.
+    """
     inserted = _inserted(root)
     scope = Scope(inserted.values())
     table = Classes(root, scope)
@@ -46,12 +49,8 @@ def print_classes(root: nn.Module) -> Source:
     for cls in table.all:
         texts.append(_class(cls, constructors.lines(cls)))
     sources = tuple(class_source(c, name) for c, name in inserted.items())
-    return Source(
-        (*(f.text for f in functions.all), *sources, *texts),
-        table.of[id(root)].name,
-        table,
-        inserted,
-    )
+    parts = (*(f.text for f in functions.all), *sources, *texts)
+    return Source(parts, table.of[id(root)].name, inserted), table
 
 
 def class_source(cls: type[nn.Module], name: str) -> str:

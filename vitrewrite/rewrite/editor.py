@@ -109,6 +109,9 @@ class Editor:
     waived: dict[tuple[int, str], dict[str, str]] = field(default_factory=dict)
     helpers: list[str] = field(default_factory=list)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "edited": set()}  # ids mean nothing elsewhere
+
     def on(self, root: nn.Module) -> Editor:
         """An editor of a copy of the tree, before anything is done to the copy."""
         insertions = [replace(i, module=root.get_submodule(i.path)) for i in self.insertions]

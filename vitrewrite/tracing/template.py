@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from .operators import is_impure
+from .portable import Row, packed, unpacked
 
 
 class Template:
@@ -29,6 +30,13 @@ class Template:
     def of(cls, module: nn.Module, graph: fx.Graph) -> Template:
         """The template of a module that was just traced."""
         return cls(re.sub(r"\W", "", type(module).__name__), graph)
+
+    def __reduce__(self) -> Any:
+        training = None if self.training is None else packed(self.training)
+        return _restored, (self.name, packed(self.graph), training)
+
+    def __deepcopy__(self, memo: Any) -> Template:
+        return self  # whoever edits one makes a copy first
 
     def same(self, other: Template) -> bool:
         """Whether both are the same program."""
@@ -55,6 +63,10 @@ class Template:
         return (self.graph,) if self.training is None else (self.graph, self.training)
 
 
+def _restored(name: str, graph: list[Row], training: list[Row] | None) -> Template:
+    return Template(name, unpacked(graph), None if training is None else unpacked(training))
+
+
 def signature(graph: fx.Graph) -> Hashable:
     """A hashable for the program in `graph`, free of node names."""
     number = {node: i for i, node in enumerate(graph.nodes)}
@@ -68,6 +80,8 @@ def signature(graph: fx.Graph) -> Hashable:
             return ("dict", *((k, frozen(v)) for k, v in value.items()))
         if isinstance(value, slice):
             return ("slice", frozen(value.start), frozen(value.stop), frozen(value.step))
+        if isinstance(value, float):
+            return (type(value).__name__, value.hex())  # -0.0 is not 0.0, and NaN is NaN
         return (type(value).__name__, value)
 
     return tuple((n.op, *_target(n), frozen(n.args), frozen(n.kwargs)) for n in graph.nodes)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
 
+from .portable import packed, unpacked
 from .template import Template
 
 
@@ -23,6 +26,7 @@ class Unit(nn.Module):
         settings: its numeric attributes, which lend their names to constants.
     """
 
+    printed: ClassVar[Printed | None] = None
     template: Template | None
     kind: str
     settings: dict[str, int | float]
@@ -49,6 +53,28 @@ class Unit(nn.Module):
             return self.template.training
         return self.template.graph
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if "programs" in state:
+            state["programs"] = {k: packed(g) for k, g in state["programs"].items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "programs" in state:
+            self.__dict__["programs"] = {k: unpacked(g) for k, g in state["programs"].items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The source of the class goes along: see `Printed`."""
+        if self.printed is None:
+            return super().__reduce_ex__(protocol)
+        return _instance, (self.printed,), self.__getstate__()
+
     def get_submodule(self, target: str) -> nn.Module:
         """The module at a dotted path, also where a name is that of an attribute as well."""
         module: nn.Module = self
@@ -58,6 +84,36 @@ class Unit(nn.Module):
                 raise AttributeError(f"{type(self).__name__} has no module {target!r}")
             module = found
         return module
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Where the class of a module comes from: it is printed source, and in no file.
+
+    A pickled module carries that source, and so can be loaded in any process that has vitrewrite.
+    To load it is to run the source, as unpickling runs whatever the pickle says: load only what you
+    would run. `torch.load(weights_only=True)` refuses it; weights to pass on are a `state_dict`.
+
+    Attributes:
+        text: all classes of the model.
+        name: that of the module.
+        root: whether it is the whole model.
+    """
+
+    text: str
+    name: str
+    root: bool
+
+    def cls(self) -> type[Unit]:
+        """The class; that of the modules at hand, if the same source was printed here."""
+        from ..emission.generated import classes
+
+        return classes(self)
+
+
+def _instance(printed: Printed) -> Unit:
+    cls = printed.cls()
+    return cls.__new__(cls)
 
 
 def run_graph(
@@ -227,7 +283,10 @@ def duplicate(
         new = type(module).__new__(type(module))
         nn.Module.__init__(new)
         state = ("_parameters", "_buffers", "_modules")
-        new.__dict__.update({k: v for k, v in module.__dict__.items() if k not in state})
+        for key, value in module.__dict__.items():
+            if key not in state:  # tables of hooks, and which buffers no state dict holds, are own
+                own = key.startswith("_") and isinstance(value, (dict, set))
+                new.__dict__[key] = value.copy() if own else value
         modules[id(module)] = new
         new._parameters = {k: tensor(v, parameter) for k, v in module._parameters.items()}
         new._buffers = {k: tensor(v, buffer) for k, v in module._buffers.items()}
