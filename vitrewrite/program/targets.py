@@ -69,7 +69,11 @@ def functions() -> dict[str, Callable[..., Any]]:
         (torch.fft, "torch.fft"), (torch.special, "torch.special"),
     ):  # fmt: skip
         found.update(_from_module(space, prefix))
-    found["torch._assert"] = torch._assert
+    found |= {
+        "torch.finfo": torch.finfo,
+        "torch.iinfo": torch.iinfo,
+        "torch._assert": torch._assert,
+    }
     found["torch._C._set_grad_enabled"] = torch._C._set_grad_enabled
     return found
 
@@ -114,9 +118,10 @@ def methods() -> frozenset[str]:
 
 @functools.cache
 def attributes() -> frozenset[str]:
-    """Attributes of tensors that a graph may read."""
+    """Attributes of tensors, and of the limits of dtypes, that a graph may read."""
     names = (n for n in dir(torch.Tensor) if not n.startswith("_"))
-    return frozenset(n for n in names if not callable(getattr(torch.Tensor, n)))
+    limits = {n for n in dir(torch.finfo) if not n.startswith("_")}
+    return frozenset(n for n in names if not callable(getattr(torch.Tensor, n))) | limits
 
 
 @functools.cache

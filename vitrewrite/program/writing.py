@@ -141,13 +141,22 @@ def _options(layer: nn.Module, place: str) -> dict[str, Any]:
     cls = known_layers().get(leaf_class(layer).__name__)
     if cls is not leaf_class(layer):
         raise DataError(f"'{place}' is a {type(layer).__name__}, which torch.nn has not")
-    options = layers.arguments(layer)
+    options = _recurrent(layer) if isinstance(layer, nn.RNNBase) else layers.arguments(layer)
     encoded = {identifier(k): encode(v) for k, v in options.items()}
     with torch.device("meta"):
         twin = cls(**options)
-    if layers.arguments(twin) != options:
+    again = _recurrent(twin) if isinstance(twin, nn.RNNBase) else layers.arguments(twin)
+    if again != options:
         raise DataError(f"'{place}' was changed after it was made")
     return encoded
+
+
+def _recurrent(layer: nn.RNNBase) -> dict[str, Any]:
+    """Of recurrent layers, whose constructors do not name their arguments."""
+    names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"]
+    names += ["bidirectional", *(["proj_size"] if isinstance(layer, nn.LSTM) else [])]
+    more = {"nonlinearity": layer.nonlinearity} if isinstance(layer, nn.RNN) else {}
+    return {**{name: getattr(layer, name) for name in names}, **more}
 
 
 def _config(config: Any) -> Any:
