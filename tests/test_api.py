@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vitrewrite as vr
+from tests.folders import edit, flip
 from tests.test_capture import tiny
 
 SPEC = "insert lora(rank=2) at blocks[*].attn.{q, v}\ntrain head\n"
@@ -63,7 +64,9 @@ def test_a_delta_fits_whatever_it_was_trained_with(tmp_path: Path) -> None:
     assert vr.load(claimed, tmp_path / "d.safetensors").delta()["head.bias"].eq(3.0).all()
 
 
-@pytest.mark.parametrize("what", ["base", "spec", "missing", "extra", "shape", "cut", "foreign"])
+@pytest.mark.parametrize(
+    "what", ["base", "spec", "missing", "extra", "shape", "cut", "foreign", "nan", "bit"]
+)
 def test_a_delta_that_does_not_fit_is_refused_and_changes_nothing(
     what: str, tmp_path: Path
 ) -> None:
@@ -74,32 +77,27 @@ def test_a_delta_that_does_not_fit_is_refused_and_changes_nothing(
     if what == "base":
         with torch.no_grad():
             model.norm.weight[0] += 1
-    tensors = load_file(path)
     if what == "missing":
-        del tensors["blocks.0.attn.q.lora.up"]
+        edit(path, lambda t: t.pop("blocks.0.attn.q.lora.up"))
     if what == "extra":
-        tensors["blocks.7.attn.q.lora.up"] = torch.zeros(1)
+        edit(path, lambda t: t.update({"blocks.7.attn.q.lora.up": torch.zeros(1)}))
     if what == "shape":
-        tensors["head.bias"] = torch.zeros(99)
-    if what in ("missing", "extra", "shape"):
-        save_file(tensors, path, _metadata(path))
+        edit(path, lambda t: t.update({"head.bias": torch.zeros(99)}))
+    if what == "nan":
+        edit(path, lambda t: t["blocks.0.attn.q.lora.up"].fill_(float("nan")))
+    if what == "bit":
+        flip(path, 8 * path.stat().st_size - 9)
     if what == "cut":
         path.write_bytes(path.read_bytes()[:-8])
     if what == "foreign":
-        save_file(tensors, path)
+        save_file(load_file(path), path)
     target = vr.apply(spec, model)
     before = {k: v.clone() for k, v in target.delta().items()}
-    code = {"base": "VR720", "spec": "VR721", "cut": "VR711", "foreign": "VR711"}.get(what, "VR722")
+    codes = {"base": "VR720", "spec": "VR721", "cut": "VR711", "foreign": "VR711", "bit": "VR715"}
+    code = {**codes, "nan": "VR716"}.get(what, "VR722")
     with pytest.raises(vr.VitrewriteError, match=code):
         vr.load(target, path)
     assert all(torch.equal(v, before[k]) for k, v in target.delta().items())
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata())
 
 
 def test_same_spec_same_bits_and_another_seed_others() -> None:

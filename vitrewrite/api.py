@@ -9,6 +9,7 @@ from torch import nn
 
 from . import files
 from .errors import raise_all
+from .folder.delta import load_delta, save_delta
 from .language import parse_spec
 from .language.model import Spec
 from .rewrite.apply import apply as apply
@@ -86,10 +87,12 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
 def save(rewritten: Rewritten, path: str | Path) -> None:
     """Writes the delta to a safetensors file.
 
+    A folder is written as a whole, with `emit`; its own delta cannot be replaced.
+
     Raises:
-        FileError: if it cannot be written.
+        FileError: if it cannot be written, belongs to a folder, or has a tensor that is not finite.
     """
-    files.save_delta(rewritten, path)
+    save_delta(rewritten, path)
 
 
 def load(rewritten: Rewritten, path: str | Path) -> Rewritten:
@@ -99,8 +102,9 @@ def load(rewritten: Rewritten, path: str | Path) -> Rewritten:
         `rewritten`, changed in place.
 
     Raises:
-        FileError: for another base or spec, and for missing or unexpected tensors.
+        FileError: for another base or spec, for missing or unexpected tensors or ones that are not
+            finite, and for a file that was changed since it was written.
     """
-    files.load_delta(rewritten, path)
+    load_delta(rewritten, path)
     rewritten.trained = True
     return rewritten

@@ -6,8 +6,13 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .tracing.operators import is_inplace
 
 
 @contextmanager
@@ -39,3 +44,13 @@ def same_randomness() -> Iterator[None]:
         torch.set_rng_state(known[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+class Uninitialised(TorchFunctionMode):
+    """Leaves parameters as they were allocated: they are loaded afterwards."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Skips what fills a parameter."""
+        if args and isinstance(args[0], nn.Parameter) and is_inplace(func):
+            return args[0]
+        return func(*args, **(kwargs or {}))

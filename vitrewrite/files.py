@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -11,18 +10,19 @@ from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from . import __version__
-from .disk import LOCK, MADE_BY, check_target, filling, replacing, replacing_file, save_tensors
-from .errors import FileError
-from .fingerprint import fingerprint_of
-from .models import full_name
+from .disk import LOCK, MADE_BY, check_target, filling, replacing
+from .folder.base import save_base
+from .folder.delta import fingerprint, save_delta
+from .folder.lock import DELTA, ORIGINALS, WEIGHTS, lock_text
+from .models import buffers_of, full_name
+from .storage.hashing import digest_of
+from .storage.tensors import check_finite, write_tensors
 
 if TYPE_CHECKING:
     from .rewrite.rewritten import Rewritten
-
-DELTA_FORMAT = "vitrewrite delta 1"
 
 
 def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path:
@@ -35,8 +35,9 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
         weights: whether to write `weights.safetensors`.
 
     Raises:
-        FileError: VR701 if the folder is something else, VR702 if it cannot be written, VR734 if a
-            file of somebody else is in the way, VR735 if another process is writing it.
+        FileError: VR701 if the folder is something else, VR702 if it cannot be written, VR716 if a
+            tensor is not finite, VR734 if a file of somebody else is in the way, VR735 if another
+            process is writing it.
         EmitError: VR80x if the source does not run, or computes something else; nothing is
             written then.
     """
@@ -48,21 +49,33 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
     return target
 
 
-def emit_into(rewritten: Rewritten, folder: Path, *, weights: bool = True) -> None:
+def emit_into(
+    rewritten: Rewritten, folder: Path, *, weights: bool = True,
+    others: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Writes the files of a rewritten model into a folder that holds other things too.
 
     File by file; the lock file, which makes it a folder of vitrewrite, is the last.
 
+    Args:
+        rewritten: the model.
+        folder: where to.
+        weights: whether to write `weights.safetensors`.
+        others: hashes of files that are there already, by name, which the folder answers for.
+
     Raises:
-        FileError: VR702 if it cannot be written.
+        FileError: VR702 if it cannot be written, VR716 if a tensor is not finite.
         EmitError: as `emit`.
     """
     source = checked_text(rewritten)
-    with filling(folder) as growing:
-        _write_all(rewritten, source, growing, weights)
+    with filling(folder, frozenset(others or ())) as growing:
+        _write_all(rewritten, source, growing, weights, others)
 
 
-def _write_all(rewritten: Rewritten, source: str, folder: Path, weights: bool) -> None:
+def _write_all(
+    rewritten: Rewritten, source: str, folder: Path, weights: bool,
+    others: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     from .originals import save_originals
     from .report.picture import picture
 
@@ -73,23 +86,34 @@ def _write_all(rewritten: Rewritten, source: str, folder: Path, weights: bool) -
         "graph.svg": picture(rewritten),
         "plan.md": plan_markdown(rewritten),
     }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    files = {name: write_file(folder / name, text) for name, text in texts.items()}
     if weights:
-        save_tensors(state_of(rewritten.module), folder / "weights.safetensors")
+        state = rewritten.module.state_dict()
+        check_finite(state, "the model", buffers_of(rewritten.module))
+        files[WEIGHTS] = write_tensors(folder / WEIGHTS, state)
         if rewritten.unlowered is not None:
-            save_originals(rewritten, folder)
-    save_delta(rewritten, folder / "delta.safetensors")
-    (folder / LOCK).write_text(json_text(lock(rewritten, folder)), encoding="utf-8")
+            files[ORIGINALS] = save_originals(rewritten, folder)
+    files[DELTA] = save_delta(rewritten, folder / DELTA)
+    program, reason = save_base(rewritten, folder, weights)
+    files |= {**program, **(others or {})}
+    write_file(folder / LOCK, lock_text(lock(rewritten, files, reason)))
 
 
-def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with storage of its own for every tensor, as safetensors wants it."""
-    return {k: v.detach().cpu().clone().contiguous() for k, v in module.state_dict().items()}
+def write_file(path: Path, text: str) -> str:
+    """Writes a text; returns the hash of the file."""
+    content = text.encode()
+    path.write_bytes(content)
+    return digest_of(content)
 
 
-def lock(rewritten: Rewritten, folder: Path) -> dict[str, Any]:
-    """What it takes to make the folder again, and hashes of what is in it."""
+def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> dict[str, Any]:
+    """What it takes to make the folder again.
+
+    Args:
+        rewritten: what is in the folder.
+        files: the hash of each file in it.
+        reason: why the base is not in it as data, if it is not.
+    """
     import timm
 
     return {
@@ -98,6 +122,7 @@ def lock(rewritten: Rewritten, folder: Path) -> dict[str, Any]:
         "spec_name": rewritten.spec.name,
         "spec": str(rewritten.spec),
         "spec_hash": rewritten.spec.hash,
+        "places": [list(place) for place in rewritten.spec.places],
         "model": rewritten.model_name,
         "model_options": rewritten.model_options,
         "weights": rewritten.weights_request,
@@ -106,26 +131,14 @@ def lock(rewritten: Rewritten, folder: Path) -> dict[str, Any]:
             k: a.to_json(entries=True) for k, a in rewritten.result.allocations.items()
         },
         "base_fingerprint": fingerprint(rewritten),
+        **({"no_program": reason} if reason else {}),
         "versions": {
             "vitrewrite": __version__,
             "torch": torch.__version__,
             "timm": timm.__version__,
         },
-        "files": {p.name: _hash(p) for p in sorted(folder.iterdir())},
+        "files": dict(sorted(files.items())),
     }
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.blake2b(digest_size=20)
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def fingerprint(rewritten: Rewritten) -> str:
-    """Identifies the frozen weights of the original model."""
-    return fingerprint_of(rewritten.base.state_dict(), rewritten.result.base_trained)
 
 
 # -- texts ----------------------------------------------------------------------------------------
@@ -216,83 +229,3 @@ def plan_markdown(rewritten: Rewritten) -> str:
 def json_text(value: Mapping[str, Any]) -> str:
     """The text of a JSON file."""
     return json.dumps(value, indent=2) + "\n"
-
-
-# -- deltas ---------------------------------------------------------------------------------------
-
-
-def save_delta(rewritten: Rewritten, path: str | Path) -> None:
-    """Writes what the spec added or trains, with what it belongs to in the metadata.
-
-    Raises:
-        FileError: VR702 if the file cannot be written.
-    """
-    from .emission.literals import one_line
-
-    metadata = {
-        "format": DELTA_FORMAT,
-        "model": rewritten.model_name,
-        "spec": rewritten.spec.name,
-        "spec_hash": rewritten.spec.hash,
-        "base_fingerprint": fingerprint(rewritten),
-        "vitrewrite": __version__,
-        "torch": torch.__version__,
-    }
-    metadata = {key: one_line(value) for key, value in metadata.items()}
-    tensors = {k: v.cpu().clone().contiguous() for k, v in rewritten.delta().items()}
-    with replacing_file(Path(path)) as temporary:
-        save_tensors(tensors, temporary, metadata)
-
-
-def load_delta(rewritten: Rewritten, path: str | Path) -> None:
-    """Loads a delta into a model that the same spec made from the same base.
-
-    Raises:
-        FileError: VR711 if it cannot be read, VR720 for another base, VR721 for another spec,
-            VR722 for missing, unexpected or misshapen tensors. Nothing is changed then.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise FileError("VR711", f"cannot read the delta '{path}': {error}") from error
-    _check_delta(rewritten, metadata, tensors, path)
-    with torch.no_grad():
-        for name, tensor in rewritten.delta().items():
-            tensor.copy_(tensors[name])
-
-
-def _check_delta(
-    rewritten: Rewritten,
-    metadata: Mapping[str, str],
-    tensors: Mapping[str, torch.Tensor],
-    path: str | Path,
-) -> None:
-    known = {"model", "spec", "spec_hash", "base_fingerprint"} <= metadata.keys()
-    if metadata.get("format") != DELTA_FORMAT or not known:
-        raise FileError("VR711", f"'{path}' is no delta of vitrewrite")
-    if metadata["spec_hash"] != rewritten.spec.hash:
-        raise FileError(
-            "VR721",
-            f"the delta '{path}' is of the spec '{metadata['spec']}', which is not this one",
-            notes=["the spec was changed, or other overrides were given"],
-        )
-    if metadata["base_fingerprint"] != fingerprint(rewritten):
-        raise FileError(
-            "VR720",
-            f"the delta '{path}' was made on other base weights of {metadata['model']}",
-            suggestion="apply the spec to the weights that it was trained on",
-        )
-    own = rewritten.delta()
-    odd = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
-    found = (
-        ("missing", sorted(own.keys() - tensors.keys())),
-        ("unexpected", sorted(tensors.keys() - own.keys())),
-        ("of another shape", sorted(odd)),
-    )
-    notes = [f"{what}: {', '.join(names[:4])}" for what, names in found if names]
-    if notes:
-        raise FileError("VR722", f"the delta '{path}' does not fit", notes=notes)

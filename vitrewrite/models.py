@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from . import hugging_face
 from .catalog import is_file
+from .context import Uninitialised
 from .errors import (
     CaptureError,
     FileError,
@@ -28,8 +28,8 @@ from .errors import (
 )
 from .language.model import ModelRef
 from .language.overrides import MODEL_ARGUMENTS
+from .storage.tensors import check_finite, read_tensors
 from .tracing.construction import construct
-from .tracing.operators import is_inplace
 
 ALIASES = {
     "vit_tiny": "vit_tiny_patch16_224",
@@ -94,7 +94,8 @@ def create(
     Raises:
         MatchError: VR310 for an unknown model, VR311 for arguments that its constructor refuses,
             VR313 where transformers is missing.
-        FileError: VR710 to VR712 for weights that cannot be had or do not fit.
+        FileError: VR710 to VR712 for weights that cannot be had or do not fit, VR716 for weights
+            that are not finite.
     """
     options = dict(options or {})
     if meta:
@@ -105,24 +106,19 @@ def create(
     torch.manual_seed(seed)
     try:
         if weights == "pretrained" and name.startswith(hugging_face.PREFIX):
-            return hugging_face.pretrained(name, options)
-        if weights == "pretrained":
-            return construct(lambda: _pretrained(name, options))
-        with nullcontext() if initialise else _Uninitialised():
-            model = construct(lambda: _build(name, options))
+            model = hugging_face.pretrained(name, options)
+        elif weights == "pretrained":
+            model = construct(lambda: _pretrained(name, options))
+        else:
+            with nullcontext() if initialise else Uninitialised():
+                model = construct(lambda: _build(name, options))
     finally:
         torch.set_rng_state(state)
-    if weights != "random":
+    if weights == "pretrained":
+        check_finite(model.state_dict(), f"{name}, pretrained", buffers_of(model))
+    elif weights != "random":
         load_weights(model, Path(weights))
     return model
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Skips what fills parameters."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        idle = args and isinstance(args[0], nn.Parameter) and is_inplace(func)
-        return args[0] if idle else func(*args, **(kwargs or {}))
 
 
 # Arguments of timm's `create_model` that read files, pickles among them.
@@ -238,34 +234,31 @@ def _from_file(name: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, digest: str | None = None) -> None:
     """Loads a safetensors file, strictly.
 
-    Raises:
-        FileError: VR711 if it cannot be read, VR712 if it does not fit.
-    """
-    load_state(model, read_weights(path), str(path))
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file.
+    Args:
+        model: gets them.
+        path: the file.
+        digest: its hash, if a lock file says so.
 
     Raises:
-        FileError: VR711 if it cannot be read.
+        FileError: VR711 if it cannot be read, VR712 if it does not fit, VR715 if it was changed,
+            VR716 if a tensor is not finite.
     """
-    from safetensors.torch import load_file
+    load_state(model, read_tensors(path, digest=digest).tensors, str(path))
 
-    try:
-        return load_file(path)
-    except Exception as error:  # the library raises several kinds for what is wrong with a file
-        raise FileError("VR711", f"cannot read weights '{path}': {first_line(error)}") from error
+
+def buffers_of(model: nn.Module) -> set[str]:
+    """Names of what is no parameter: masks may hold infinities."""
+    return {name for name, _ in model.named_buffers(remove_duplicate=False)}
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
     """Loads tensors by name, strictly.
 
     Raises:
-        FileError: VR712 if they do not fit; nothing is changed then.
+        FileError: VR712 if they do not fit, VR716 if one is not finite; nothing is changed then.
     """
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -277,4 +270,5 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str)
             if names
         ]
         raise FileError("VR712", f"the weights in '{source}' do not fit the model", notes=notes)
+    check_finite(state, source, buffers_of(model))
     model.load_state_dict(state)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.folders import reseal
+
 from .invoke import invoke
 
 SPT = """model tiny.py:build
@@ -87,11 +89,12 @@ def test_diff_sees_other_entries(profiled: Path) -> None:
     name, decision = next((n, d) for n, d in allocation["decisions"].items() if "entries" in d)
     decision["entries"][0] = max(decision["entries"]) + 1
     Path("b/lock.json").write_text(json.dumps(lock))
+    assert invoke("diff", "a", "b").codes == ["VR703"]
+    reseal("b")
     lines = invoke("diff", "a", "b", "--json").json["differences"]
     assert lines[-1] == f"  {name}: 1 of {len(decision['entries'])} entries are others"
     decision["kind"] = None
-    lock["allocations"] = {"x": 3}
-    Path("b/lock.json").write_text(json.dumps(lock))
+    reseal("b", allocations={"x": 3})
     assert invoke("diff", "a", "b").codes == ["VR703"]
     Path("a.json").write_text("{")
     assert invoke("diff", "a", "a.json").codes == ["VR703"]

@@ -117,13 +117,12 @@ def test_a_rename_that_fails_brings_the_old_output_back(
     assert snapshot(inside) == before
 
 
-def test_a_full_disk_that_safetensors_reports_in_its_own_way(
+def test_a_disk_that_is_full_in_the_middle_of_the_weights(
     inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safetensors import SafetensorError
-
     before = snapshot(inside)
-    monkeypatch.setattr("safetensors.torch.save_file", failing(SafetensorError("No space left")))
+    full = failing(OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr("vitrewrite.files.write_tensors", full)
     assert invoke("apply", "lora.peft", "--out", "out").codes == ["VR702"]
     assert snapshot(inside) == before
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import vitrewrite
+import vitrewrite as vr
 from vitrewrite import catalog
 from vitrewrite.cli.common import busy, progress_bar
+from vitrewrite.folder.loading import load_folder
 
 from .invoke import COUNTS, FILES, LORA, invoke, snapshot
 
@@ -171,18 +172,19 @@ def test_verify_says_what_was_changed(inside: Path) -> None:
     with (inside / "out" / "plan.md").open("a") as file:
         file.write("and more")
     result = invoke("verify", "out", "--json")
-    assert (result.status, result.codes) == (1, ["VR503"])
-    assert result.json["ok"] is False
-    assert "files as they were written: measured 1 changed\n  note: plan.md" in result.err
+    assert (result.status, result.codes) == (1, ["VR715"])
+    assert "'out/plan.md' is not what was written" in result.err
+    (inside / "out" / "graph.svg").unlink()
+    assert invoke("verify", "out").codes == ["VR715", "VR715"]
 
 
 @pytest.mark.usefixtures("without_graphs")
 def test_lower(inside: Path) -> None:
-    tensors = load_file("out/delta.safetensors")
-    with safe_open("out/delta.safetensors", "pt") as file:
-        metadata = file.metadata()
-    trained = {k: torch.randn_like(v) * 0.1 for k, v in tensors.items()}
-    save_file(trained, "out/delta.safetensors", metadata)
+    rewritten = load_folder(Path("out"))
+    for tensor in rewritten.delta().values():
+        tensor.copy_(torch.randn_like(tensor) * 0.1)
+    trained = {k: v.clone() for k, v in rewritten.delta().items()}
+    vr.emit(rewritten, "out")
     found = invoke("lower", "out", "--out", "low", "--json").json
     assert found["lowered"] is True
     assert found["macs"] == found["macs_lowered"]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+
+from tests.folders import edit, flip
+from vitrewrite.errors import ProfileError
+from vitrewrite.sensitivity.profile import Profile
+from vitrewrite.storage.tensors import write_tensors
 
 from .invoke import TINY, invoke, snapshot
 
@@ -51,7 +57,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / "cut").write_bytes((base / "p").read_bytes()[:5000])
     save_file({"x": torch.zeros(3)}, base / "tensors")
     save_file({"x": torch.zeros(3)}, base / "odd", {"vitrewrite": "[]"})
-    save_file({"x": torch.zeros(3)}, base / "none", {"vitrewrite": "{}"})
+    write_tensors(base / "none", {"x": torch.zeros(3)}, {"vitrewrite": "{}"}, seal=True)
     return base
 
 
@@ -103,10 +109,10 @@ def test_a_profile_goes_only_where_a_file_can_be(out: str, bad: Path) -> None:
 
 
 PROFILES = [
-    ("missing", "VR763", "cannot be read"),
-    ("text", "VR763", "cannot be read"),
-    ("cut", "VR763", "cannot be read"),
-    ("images", "VR763", "cannot be read"),
+    ("missing", "VR763", "cannot read the profile"),
+    ("text", "VR763", "cannot read the profile"),
+    ("cut", "VR763", "cannot read the profile"),
+    ("images", "VR763", "cannot read the profile"),
     ("tensors", "VR763", "is no file that 'vitrewrite profile' wrote"),
     ("odd", "VR763", "is no file that 'vitrewrite profile' wrote"),
     ("none", "VR769", "holds no sensitivities"),
@@ -178,8 +184,9 @@ def test_weights_that_are_not_finite(value: float, bad: Path) -> None:
     save_file(state, "nan.safetensors")
     before = snapshot(bad)
     result = invoke("profile", "spt.peft", "data=digits", "weights=nan.safetensors", "--out", "q")
-    assert (result.status, result.codes) == (1, ["VR762"])
-    assert "the loss is nan after 0 samples" in result.err
+    assert (result.status, result.codes) == (1, ["VR716"])
+    kind = "NaN" if value != value else "infinite numbers"
+    assert f"'nan.safetensors' holds {kind}: blocks.0.mlp.fc1.weight" in result.err
     assert snapshot(bad) == before
 
 
@@ -193,15 +200,22 @@ def test_weights_that_are_not_finite(value: float, bad: Path) -> None:
 def test_profiles_that_were_changed(
     change: Callable[[dict[str, torch.Tensor]], object], code: str, bad: Path
 ) -> None:
-    from safetensors import safe_open
-
-    tensors = load_file("p")
-    with safe_open("p", "pt") as file:
-        metadata = file.metadata()
-    change(tensors)
-    save_file(tensors, "p", metadata)
+    edit("p", change)
     result = invoke("plan", "spt.peft", "--profile", "p")
     assert set(result.codes) == {code}
+
+
+def test_a_profile_notices_every_bit(bad: Path) -> None:
+    size = 8 * Path("p").stat().st_size
+    for bit in random.Random(0).sample(range(size), 20):
+        flip(Path("p"), bit)
+        with pytest.raises(ProfileError, match="VR763"):
+            Profile.load("p")
+        flip(Path("p"), bit)
+    flip(Path("p"), size // 2)
+    result = invoke("apply", "spt.peft", "--profile", "p", "--out", "x")
+    assert (result.status, result.codes) == (1, ["VR763"])
+    assert "'p'" in result.err
 
 
 def test_a_profile_says_how_it_was_made(bad: Path) -> None:

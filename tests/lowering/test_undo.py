@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vitrewrite as vr
 from tests.cli.invoke import invoke, snapshot
+from tests.folders import edit, flip, reseal
 from vitrewrite import originals
+from vitrewrite.folder.loading import load_folder, unlowered_folder
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.rewrite.unlowering import same_bits
 from vitrewrite.verification import quick
-from vitrewrite.verification.folder import load_folder, unlowered_folder
 
 from .models import LORA, MASKED, MERGE, SPECS, applied, equal, fill, profile, state
 
@@ -180,17 +180,6 @@ def test_originals_go_with_the_weights(inside: Path) -> None:
 # -- what cannot be turned back -------------------------------------------------------------------
 
 
-def metadata(path: str) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
-
-
-def edited(path: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors, about = load_file(path), metadata(path)
-    change(tensors)
-    save_file(tensors, path, about)
-
-
 def one_bit(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
     def flip(tensors: dict[str, torch.Tensor]) -> None:
         tensors[name].flatten().view(torch.uint8)[0] ^= 1
@@ -200,68 +189,106 @@ def one_bit(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
 
 ORIGINALS, WEIGHTS = "low/originals.safetensors", "low/weights.safetensors"
 QKV = "blocks.1.attn.qkv.weight"
+# What is wrong, and what is said of it where the lock file agrees; where it does not, VR715.
 DAMAGE: dict[str, tuple[Callable[[], object], str]] = {
-    "missing": (lambda: Path(ORIGINALS).unlink(), "VR713"),
     "cut": (lambda: Path(ORIGINALS).write_bytes(Path(ORIGINALS).read_bytes()[:-8]), "VR713"),
     "empty": (lambda: Path(ORIGINALS).write_bytes(b""), "VR713"),
     "foreign": (lambda: save_file(load_file(ORIGINALS), ORIGINALS), "VR713"),
-    "a bit of the originals": (lambda: edited(ORIGINALS, one_bit(QKV)), "VR714"),
-    "an original is gone": (lambda: edited(ORIGINALS, lambda t: t.pop(QKV)), "VR714"),
-    "an original too many": (lambda: edited(ORIGINALS, lambda t: t.update(x=t[QKV] + 1)), "VR714"),
-    "a bit of the weights": (lambda: edited(WEIGHTS, one_bit("norm.weight")), "VR714"),
-    "a bit of the head": (lambda: edited(WEIGHTS, one_bit("head.bias")), "VR714"),
-    "no weights": (lambda: Path(WEIGHTS).unlink(), "VR711"),
+    "a bit of the originals": (lambda: edit(ORIGINALS, one_bit(QKV)), "VR714"),
+    "an original is gone": (lambda: edit(ORIGINALS, lambda t: t.pop(QKV)), "VR714"),
+    "an original too many": (lambda: edit(ORIGINALS, lambda t: t.update(x=t[QKV] + 1)), "VR714"),
+    "a bit of the weights": (lambda: edit(WEIGHTS, one_bit("norm.weight")), "VR714"),
+    "a bit of the head": (lambda: edit(WEIGHTS, one_bit("head.bias")), "VR714"),
     "cut weights": (lambda: Path(WEIGHTS).write_bytes(b"\x08"), "VR711"),
-    "another fingerprint": (lambda: locked(base_fingerprint="0" * 40), "VR720"),
-    "another spec": (lambda: locked(spec=MODEL + "train head\n"), "VR712"),
-    "another model": (lambda: locked(model_options={"depth": 4}), "VR712"),
-    "from a model object": (lambda: locked(weights="given"), "VR704"),
-    "no lock": (lambda: Path("low/lock.json").unlink(), "VR703"),
 }
+OTHERS: dict[str, tuple[Callable[[], object], str]] = {
+    "originals are gone": (lambda: Path(ORIGINALS).unlink(), "VR713"),
+    "no weights": (lambda: Path(WEIGHTS).unlink(), "VR715"),
+    "another fingerprint": (lambda: reseal("low", base_fingerprint="0" * 40), "VR720"),
+    "another spec": (
+        lambda: reseal("low", spec=MODEL + "train head\n", places=[["a.peft", 2]]), "VR712",
+    ),
+    "another place": (lambda: reseal("low", places=[]), "VR703"),
+    "no lock": (lambda: Path("low/lock.json").unlink(), "VR703"),
+}  # fmt: skip
 
 
-def locked(**changes: object) -> None:
-    path = Path("low/lock.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def undo_fails(code: str, folder: Path) -> str:
+    before = snapshot(folder)
+    result = invoke("lower", "low", "--undo", "--out", "back")
+    assert (result.status, result.codes) == (1, [code]), result.err
+    assert snapshot(folder) == before
+    return result.err
 
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_is_told_and_nothing_is_written(what: str, inside: Path) -> None:
     damage, code = DAMAGE[what]
     damage()
-    before = snapshot(inside)
-    result = invoke("lower", "low", "--undo", "--out", "back")
-    assert (result.status, result.codes) == (1, [code]), result.err
-    assert snapshot(inside) == before
+    assert "safetensors' is not what was written" in undo_fails("VR715", inside)
+    reseal("low")
+    undo_fails(code, inside)
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_folder_that_is_another_is_told(what: str, inside: Path) -> None:
+    change, code = OTHERS[what]
+    change()
+    undo_fails(code, inside)
 
 
 def test_originals_of_another_model_are_refused(inside: Path) -> None:
     Path(ORIGINALS).rename("kept")
     made(LORA, seed=1)
     Path("kept").rename(ORIGINALS)
-    assert invoke("lower", "low", "--undo", "--out", "back").codes == ["VR714"]
+    undo_fails("VR715", inside)
+    reseal("low")
+    undo_fails("VR714", inside)
 
 
 def test_a_folder_without_originals_is_a_model_all_the_same(inside: Path) -> None:
-    edited(WEIGHTS, lambda t: t["head.bias"].add_(1))  # trained further
-    for _ in range(2):
-        loaded = load_folder(Path("low"))
-        assert equal(state(loaded), load_file(WEIGHTS))
-        assert all(check.holds for check in quick(loaded))
-        Path(ORIGINALS).unlink(missing_ok=True)
+    Path(ORIGINALS).unlink()  # as it is shipped
+    Path("tiny.py").unlink()
+    loaded = load_folder(Path("low"))
+    assert loaded.unlowered is None
+    assert equal(state(loaded), load_file(WEIGHTS))
+    assert all(check.holds for check in quick(loaded))
 
 
 @pytest.mark.parametrize("name", ["head.bias", "norm.weight"])
 def test_weights_that_the_delta_does_not_know_are_not_lowered(name: str, inside: Path) -> None:
-    edited("out/weights.safetensors", one_bit(name))
-    before = snapshot(inside)
-    result = invoke("lower", "out", "--out", "new")
-    assert (result.status, result.codes) == (1, ["VR714"])
-    assert name in result.err
-    assert snapshot(inside) == before
+    edit("out/weights.safetensors", one_bit(name))
+    codes = ("VR715", "VR714" if name == "head.bias" else "VR720")
+    for code in codes:
+        before = snapshot(inside)
+        result = invoke("lower", "out", "--out", "new")
+        assert (result.status, result.codes) == (1, [code])
+        assert "out/weights.safetensors" in result.err
+        assert snapshot(inside) == before
+        reseal("out")
     if name == "head.bias":  # and with the delta it is fine
-        edited("out/delta.safetensors", one_bit(name))
+        edit("out/delta.safetensors", one_bit(name))
+        reseal("out")
         assert invoke("lower", "out", "--out", "new").status == 0
+
+
+def test_a_delta_from_elsewhere_is_lowered(inside: Path) -> None:
+    rewritten = fill(vr.apply(MODEL + LORA + "\ntrain head\n"))
+    rewritten.delta()["head.bias"].add_(1)
+    vr.save(rewritten, "trained.safetensors")
+    line = ("lower", "out", "--delta", "trained.safetensors", "--out", "new")
+    assert invoke(*line).status == 0
+    want = state(vr.lower(rewritten))
+    assert equal(load_file("new/weights.safetensors"), want)
+    assert invoke("lower", "low", "--undo", "--delta", "x", "--out", "n").codes == ["VR905"]
+    edit("trained.safetensors", one_bit("head.bias"))
+    flip(Path("trained.safetensors"), 8 * 1000)
+    assert invoke(*line).codes == ["VR715"]
+    with pytest.raises(vr.VitrewriteError, match="VR717"):
+        vr.save(rewritten, "out/delta.safetensors")
+    vr.emit(rewritten, "out")
+    assert equal(load_file("out/weights.safetensors"), state(rewritten))
+    assert load_folder(Path("out")).delta()["head.bias"].equal(rewritten.delta()["head.bias"])
 
 
 @pytest.mark.parametrize("undo", [False, True])
@@ -272,7 +299,7 @@ def test_a_full_disk_leaves_what_was_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = snapshot(inside)
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("vitrewrite.files.write_tensors", full)
     line = ("lower", "low", "--undo") if undo else ("lower", "out")
     for out in ("low", "new"):
         assert invoke(*line, "--out", out).codes == ["VR702"]

@@ -21,6 +21,7 @@ from .common import (
     keep_profile,
     progress_bar,
     request,
+    trusted,
 )
 
 
@@ -56,6 +57,9 @@ def _overrides(command: Callable[..., Any]) -> Callable[..., Any]:
 _MARKS = {True: "ok   ", False: "FAILS", None: "open "}
 _COUNT = click.IntRange(min=1)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_trust = click.option(
+    "--trust", is_flag=True, help="Of a folder: run the code that its files name or hold."
+)
 
 
 @cli.command()
@@ -215,20 +219,24 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
 @click.argument("target")
 @_overrides
 @click.option("--compile", "compiled", is_flag=True, help="Also compare torch.compile's code.")
+@_trust
 @_json
-def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: bool) -> None:
-    """Verifies a folder that apply wrote, or a spec on its model."""
-    wanted = None if is_folder(target) else request(target, overrides)
-    if wanted is None and overrides:
-        raise UsageError(
-            "VR905", f"'{target}' is a folder, which takes no overrides such as {overrides[0]}"
-        )
+def verify(
+    target: str, overrides: tuple[str, ...], compiled: bool, trust: bool, as_json: bool
+) -> None:
+    """Verifies a folder that vitrewrite wrote, or a spec on its model.
+
+    Of a folder, code runs only if --trust or model=FILE.py:CALLABLE says so.
+    """
+    folder = is_folder(target)
+    wanted = None if folder else request(target, overrides)
     with busy("starting torch"):
         from ..verification import verify_rewritten
         from ..verification.folder import verify_folder
     with busy(f"verifying {target}"):
         if wanted is None:
-            checks = verify_folder(Path(target), compiled=compiled)
+            allowed = trusted(target, overrides, trust)
+            checks = verify_folder(Path(target), allowed, compiled=compiled)
         else:
             checks = verify_rewritten(wanted.apply(), compiled=compiled)
     if as_json:
@@ -246,27 +254,36 @@ def verify(target: str, overrides: tuple[str, ...], compiled: bool, as_json: boo
 
 @cli.command()
 @click.argument("folder", type=PATH)
+@click.argument("overrides", nargs=-1, metavar="[model=FILE.py:CALLABLE]")
 @click.option("--out", type=PATH, required=True)
 @click.option("--undo", is_flag=True, help="Turn a lowered folder back, bit for bit.")
+@click.option("--delta", type=PATH, help="Take this delta, not that of the folder.")
+@_trust
 @_json
-def lower(folder: Path, out: Path, undo: bool, as_json: bool) -> None:
+def lower(
+    folder: Path, overrides: tuple[str, ...], out: Path, undo: bool, delta: Path | None,
+    trust: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Turns a rewritten model into the cheapest equal one, and measures what that changes.
 
     The originals of what it changes are kept in the folder, so that --undo gives back every bit.
     """
+    allowed = trusted(str(folder), overrides, trust)
+    if undo and delta is not None:
+        raise UsageError("VR905", "--undo takes no --delta", suggestion="leave one of them out")
     with busy("starting torch"):
         from ..disk import check_target
         from ..files import emit
+        from ..folder.loading import rewritten_folder, unlowered_folder
         from ..report.lowering import lowering_text
         from ..rewrite.apply import lower as run
-        from ..verification.folder import rewritten_folder, unlowered_folder
     check_target(out)
     if undo:
         with busy(f"restoring {folder}"):
-            result = unlowered_folder(folder)
+            result = unlowered_folder(folder, allowed)
     else:
         with busy(f"lowering {folder}"):
-            result = run(rewritten_folder(folder))
+            result = run(rewritten_folder(folder, allowed, delta))
         with busy("measuring"):
             text = lowering_text(result)
     with busy(f"writing {out}"):

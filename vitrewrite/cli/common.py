@@ -20,6 +20,7 @@ from ..language import RESERVED, parse_overrides, parse_spec
 from ..language.model import Spec
 
 if TYPE_CHECKING:
+    from ..folder.loading import Trust
     from ..rewrite.plan import Plan
     from ..rewrite.rewritten import Rewritten
 
@@ -135,6 +136,28 @@ def is_folder(target: str) -> bool:
     if catalog.is_file(folder / "lock.json"):
         return True
     return os.path.isdir(target) and target not in catalog.specs()  # noqa: PTH112 - never raises
+
+
+def trusted(target: str, overrides: tuple[str, ...], trust: bool) -> Trust:
+    """What the user allows a folder: the code that it names, or a model that he names himself.
+
+    Raises:
+        UsageError: VR905 for any other override, VR903 for a model that is no code in a file.
+    """
+    from ..folder.loading import Trust
+
+    given = parse_overrides(overrides)
+    for key in given.keys() - {"model"}:
+        raise UsageError(
+            "VR905", f"'{target}' is a folder, which takes no overrides such as {key}={given[key]}"
+        )
+    model = given.get("model")
+    if model is not None and ".py:" not in model:
+        raise UsageError(
+            "VR903", f"model must be FILE.py:CALLABLE for a folder, got {shown(model)}",
+            suggestion="leave it out: a folder has its model in it",
+        )  # fmt: skip
+    return Trust(trust, model)
 
 
 def check_device(name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,12 @@ from .. import catalog
 from ..disk import replacing_file
 from ..errors import FileError, SpecError, VitrewriteError, did_you_mean, listing, raise_all
 from ..explain import explain_code
+from ..folder.lock import Folder
 from ..language import format_text, parse_spec
 from ..language.source import read_source
 from ..report.allocation import changes
 from ..signature import OptionInfo, PassInfo
+from ..storage.hashing import parsed, read_bytes
 from ..tuning.settings import options as settings_of_tune
 
 CLAUSES = {
@@ -166,14 +167,14 @@ def _content(name: str) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
     is_report = path.suffix == ".json" and catalog.is_file(path)
     if not is_report and not catalog.is_file(path / "lock.json"):
         return str(parse_spec(name)).splitlines(), {}, {}
+    folder = None if is_report else Folder.open(path)
     try:
-        report = json.loads((path if is_report else path / "report.json").read_text("utf-8"))
+        report = parsed(read_bytes(path)) if folder is None else folder.json("report.json")
         counts = {k: report[k] for k in ("macs", "macs_lowered", "tokens", "weights", "model")}
         counts |= report["params"]
-        if is_report:
+        if folder is None:
             return [c["clause"] for c in report["clauses"]], counts, report["allocations"]
-        lock = json.loads((path / "lock.json").read_text("utf-8"))
-        return lock["spec"].splitlines(), counts, lock["allocations"]
+        return folder.lock["spec"].splitlines(), counts, dict(folder.lock["allocations"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = "report" if is_report else "folder"
         message = f"'{path}' is no {what} that vitrewrite wrote, or was changed since"

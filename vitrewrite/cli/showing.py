@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..disk import write_text
-from ..errors import DataError, FileError, UsageError
-from .commands import Commands, _json, _overrides, cli
-from .common import PATH, busy, echo_json, echo_written, is_folder, request
+from ..errors import DataError, FileError
+from ..folder.lock import Folder
+from .commands import Commands, _json, _overrides, _trust, cli
+from .common import PATH, busy, echo_json, echo_written, is_folder, request, trusted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,9 +33,9 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
     from ..report.sensitivity import Sensitivity
 
     try:
-        found = json.loads((folder / "report.json").read_text("utf-8"))["allocations"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileError("VR703", f"'{folder}' is no folder that apply wrote: {error}") from error
+        found = Folder.open(folder).json("report.json")["allocations"]
+    except (KeyError, TypeError) as error:
+        raise FileError("VR703", f"'{folder}' has no report of vitrewrite") from error
     if not found:
         raise FileError(
             "VR703", f"the spec of '{folder}' has no sensitive(...)",
@@ -59,10 +59,11 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
 @click.option("--image", type=PATH, help="Default: one of scikit-learn.")
 @click.option("--query", type=click.IntRange(0), help="Default: the most certain one.")
 @click.option("--out", type=PATH, required=True, help="The PNG to write.")
+@_trust
 @_json
 def segmentation(
     target: str, overrides: tuple[str, ...], image: Path | None, query: int | None, out: Path,
-    as_json: bool,
+    trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Paints an image with the classes that a model sees in it, and what one query looks at.
 
@@ -75,7 +76,7 @@ def segmentation(
     check_file(out)
     opened = _opened(image)
     with busy(f"reading {target}"):
-        rewritten = _rewritten(target, overrides)
+        rewritten = _rewritten(target, overrides, trust)
     decoder_of(rewritten)
     with busy("segmenting"):
         found = Segmentation.of(rewritten, *prepared(rewritten, opened), query)
@@ -91,16 +92,12 @@ def segmentation(
     echo_written(out)
 
 
-def _rewritten(target: str, overrides: tuple[str, ...]) -> Rewritten:
+def _rewritten(target: str, overrides: tuple[str, ...], trust: bool) -> Rewritten:
     if not is_folder(target):
         return request(target, overrides).apply()
-    if overrides:
-        raise UsageError(
-            "VR905", f"'{target}' is a folder, which takes no overrides such as {overrides[0]}"
-        )
-    from ..verification.folder import load_folder
+    from ..folder.loading import load_folder
 
-    return load_folder(Path(target))
+    return load_folder(Path(target), trusted(target, overrides, trust))
 
 
 def _opened(path: Path | None) -> Image:

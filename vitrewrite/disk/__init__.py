@@ -12,7 +12,6 @@ from .claim import claimed, is_left
 from .folders import check_target, filling, replacing
 from .places import LOCK, MADE_BY, RUN, WORKPLACE, check_name, open_to_readers, reported
 from .single import check_file, replacing_file, write_text
-from .tensors import save_tensors
 
 __all__ = [
     "LOCK",
@@ -29,6 +28,5 @@ __all__ = [
     "replacing",
     "replacing_file",
     "reported",
-    "save_tensors",
     "write_text",
 ]

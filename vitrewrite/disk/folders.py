@@ -97,10 +97,14 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[Path]:
+def filling(folder: Path, kept: frozenset[str] = frozenset()) -> Iterator[Path]:
     """A temporary folder whose files replace those of the same name in one that holds other things.
 
     The lock file goes first and comes last, so that a folder which has one is whole.
+
+    Args:
+        folder: that folder.
+        kept: names of files that the new lock file lists too, and which are there already.
 
     Raises:
         FileError: VR702, VR735 or VR736.
@@ -114,7 +118,7 @@ def filling(folder: Path) -> Iterator[Path]:
         open_to_readers(growing)
         stale = (listed(folder) or frozenset()) & {p.name for p in folder.iterdir() if p.is_file()}
         (folder / LOCK).unlink(missing_ok=True)
-        for name in stale - {LOCK} - {p.name for p in growing.iterdir()}:
+        for name in stale - kept - {LOCK} - {p.name for p in growing.iterdir()}:
             (folder / name).unlink()
         for path in sorted(growing.iterdir(), key=lambda p: (p.name == LOCK, p.name)):
             path.replace(folder / path.name)

@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from ..context import default_dtype, same_randomness
+from ..context import Uninitialised, default_dtype, same_randomness
 from ..errors import EmitError, first_line, listing
-from ..tracing.operators import is_inplace
 
 _FILE = "model.py"
 
@@ -36,22 +34,13 @@ def emitted_twin(text: str, state: Mapping[str, torch.Tensor]) -> nn.Module:
         EmitError: VR806 if the text does not run, VR807 if its model has other tensors.
     """
     space: dict[str, Any] = {"__name__": "emitted"}
-    with running(text), same_randomness(), _Uninitialised():
+    with running(text), same_randomness(), Uninitialised():
         exec(compile(text, _FILE, "exec", dont_inherit=True), space)  # our own printed source
         with default_dtype(torch.float32), torch.device("cpu"):
             model: nn.Module = space["build"]()
     _compare(model, state)
     _give(model, state)
     return model.eval()
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Leaves parameters as they were allocated: a state follows."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and isinstance(args[0], nn.Parameter) and is_inplace(func):
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

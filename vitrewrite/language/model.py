@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -281,6 +281,23 @@ class Spec:
     def renamed(self, name: str) -> Spec:
         """The same spec under another name."""
         return replace(self, name=name)
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """The file, without its folders, and the line of each clause."""
+        return [(c.span.file.rpartition("/")[2], c.span.line) for c in self.clauses]
+
+    def placed(self, places: Sequence[tuple[str, int]]) -> Spec:
+        """The same spec with clauses that stand elsewhere, as comments in the source say.
+
+        Args:
+            places: file and line of each clause.
+        """
+        clauses = tuple(
+            replace(c, span=replace(c.span, file=file, line=line, end_line=line))
+            for c, (file, line) in zip(self.clauses, places, strict=True)
+        )
+        return replace(self, clauses=clauses)
 
     @property
     def hash(self) -> str:

@@ -46,10 +46,9 @@ class Request:
 
     def __init__(
         self, spec: Spec, model: nn.Module | str | None, weights: str, seed: int,
-        options: Mapping[str, Any] | None = None, state: Mapping[str, torch.Tensor] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.module = model if isinstance(model, nn.Module) else None
-        self.state = state
         self.options = {**(options or {}), **spec.model_arguments}
         self.weights, self.seed = weights, seed
         self.ref = spec.model if model is None else None
@@ -81,12 +80,9 @@ class Request:
         """The model."""
         if self.module is not None:
             return self.module
-        weights = self.weights if self.state is None else "random"
-        model = models.create(self.name, self.options, weights=weights, seed=self.seed, meta=meta)
-        if self.state is not None:
-            own = model.state_dict().keys()
-            models.load_state(model, {k: v for k, v in self.state.items() if k in own}, self.name)
-        return model
+        return models.create(
+            self.name, self.options, weights=self.weights, seed=self.seed, meta=meta
+        )
 
     @property
     def described(self) -> str:
@@ -131,8 +127,7 @@ def apply(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
-    allocations: Mapping[str, Any] | None = None,
-    state: Mapping[str, torch.Tensor] | None = None, **overrides: object,
+    allocations: Mapping[str, Any] | None = None, **overrides: object,
 ) -> Rewritten:  # fmt: skip
     """Rewrites a model; the input model is unchanged and shares its frozen weights.
 
@@ -145,32 +140,50 @@ def apply(
         model_options: constructor arguments of a model by name.
         profile: measurements for `sensitive(...)`, or the file of one.
         allocations: what each `sensitive(...)` bought before, as a lock file has it.
-        state: tensors to take for those that `weights` names, where they are at hand.
         overrides: params and pass options of the spec.
 
     Raises:
         VitrewriteError: everything that is wrong, claims that do not hold included.
     """
     spec = as_spec(spec, overrides)
-    request = Request(spec, model, weights, seed, model_options, state)
+    request = Request(spec, model, weights, seed, model_options)
     original, base = request.traced(example, meta=False)
     if request.module is None:
         base.eval()
+    made = carry_out(request, spec, base, profile=as_profile(profile), allocations=allocations)
+    made.original = original
+    return made
+
+
+def carry_out(
+    request: Request, spec: Spec, base: nn.Module, *, profile: Profile | None = None,
+    allocations: Mapping[str, Any] | None = None,
+) -> Rewritten:  # fmt: skip
+    """Rewrites a captured model, which becomes the base of the result.
+
+    Args:
+        request: what it was captured from, and the seed of what the passes add.
+        spec: what to do.
+        base: the captured model; only its classes change.
+        profile: measurements for `sensitive(...)`.
+        allocations: what each `sensitive(...)` bought before, as a lock file has it.
+
+    Raises:
+        VitrewriteError: as `apply`.
+    """
     root = duplicate(base, _shared, lambda b: b.clone())
     before = _run(base)
-    profile = as_profile(profile)
     result = rewrite(spec, root, profile=profile, allocations=allocations, original=before)
     if profile is not None and result.allocations:
         profile.check(trunk_fingerprint(base, result.anatomy))
-    draw(result, seed)
+    draw(result, request.seed)
     _own_trained(result)
     measures = measure(result, before)
     realise(base)
     source = realise(root)
     rewritten = Rewritten(
         root, base, result, source, request.name, request.described, measures,
-        model_options=request.options, seed=seed, weights_request=request.weights,
-        original=original,
+        model_options=request.options, seed=request.seed, weights_request=request.weights,
     )  # fmt: skip
     from ..verification.numeric import measure_claim
 

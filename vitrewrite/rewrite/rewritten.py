@@ -44,6 +44,8 @@ class Rewritten:
     model_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     weights_request: str = "random"
+    # Whether its model may be built by name: one read from a folder may name the code of somebody.
+    buildable: bool = True
     trained: bool = False  # whether a delta was loaded, so that it is not at initialisation
     training: dict[str, Any] = field(default_factory=dict)  # what `tune` measured
     unlowered: Rewritten | None = field(default=None, repr=False)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ..disk import replacing_file, save_tensors
-from ..errors import ProfileError, listing
+from ..disk import replacing_file
+from ..errors import FileError, ProfileError, first_line, listing
+from ..storage.tensors import read_tensors, write_tensors
 from .listing import Candidate
 
 SENSITIVITY = "sensitivity."
@@ -115,8 +115,7 @@ class Profile:
         """
         metadata = {"vitrewrite": json.dumps(dict(self.about))}
         with replacing_file(Path(path)) as temporary:
-            tensors = {k: v.contiguous() for k, v in self.tensors.items()}
-            save_tensors(tensors, temporary, metadata)
+            write_tensors(temporary, self.tensors, metadata, seal=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -126,13 +125,17 @@ class Profile:
             ProfileError: VR763 if it cannot be read.
         """
         try:
-            with safe_open(str(path), "pt") as file:
-                about = json.loads((file.metadata() or {})["vitrewrite"])
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError) as error:
-            raise ProfileError("VR763", f"the profile '{path}' cannot be read: {error}") from error
+            found = read_tensors(path, code="VR763", what="the profile")
+            about = json.loads(found.metadata["vitrewrite"])
+        except FileError as error:
+            raise ProfileError("VR763", error.message) from error
+        except (ValueError, RecursionError) as error:
+            message = f"cannot read the profile '{path}': {first_line(error)}"
+            raise ProfileError("VR763", message) from error
         except KeyError:
             about = None
         if not isinstance(about, dict):
             raise ProfileError("VR763", f"'{path}' is no file that 'vitrewrite profile' wrote")
-        return cls(tensors, about)
+        if not found.intact:
+            raise ProfileError("VR763", f"the profile '{path}' was changed since it was written")
+        return cls(found.tensors, about)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from inspect import signature
@@ -11,13 +10,16 @@ from typing import Any
 
 import torch
 
-from ..disk import open_to_readers, reported, save_tensors
-from ..errors import FileError
+from ..disk import open_to_readers, reported
+from ..errors import FileError, first_line
+from ..models import buffers_of
+from ..storage.hashing import changed, digest_of, read_bytes, sealed, unsealed
+from ..storage.tensors import Content, check_finite, read_tensors, write_tensors
 from .engine import Engine
 from .run import Run, persistent_buffers
 from .tensors import named, optimiser_state, pack, restore_optimiser, unpack
 
-FORMAT = "vitrewrite checkpoint 1"
+FORMAT = "vitrewrite checkpoint 2"
 _STATE, _TENSORS, _WRITING = "state.json", "tensors.safetensors", ".writing"
 # What of a run is in a checkpoint as it is.
 _FIELDS = ("position", "step", "total", "results", "seconds", "memory")
@@ -26,13 +28,17 @@ _FIELDS = ("position", "step", "total", "results", "seconds", "memory")
 class Checkpoints:
     """The checkpoints of a run, by the number of steps done.
 
+    Each has the hashes of its tensors and of the metrics so far, and its state one of itself.
+
     Args:
         folder: holds one folder for each.
+        metrics: the file of the run's metrics, which only grows.
         keep: how many of them stay.
     """
 
-    def __init__(self, folder: Path, keep: int, engine: Engine) -> None:
-        self.folder, self.keep, self.engine = folder, keep, engine
+    def __init__(self, folder: Path, metrics: Path, keep: int, engine: Engine) -> None:
+        self.folder, self.metrics, self.keep, self.engine = folder, metrics, keep, engine
+        self.content: Content | None = None  # of the one that was read
 
     def latest(self) -> Path | None:
         """The last one, if there is any."""
@@ -49,7 +55,8 @@ class Checkpoints:
         """Writes a checkpoint and removes the oldest ones.
 
         Raises:
-            FileError: VR702 if it cannot be written; those before it are still there.
+            FileError: VR702 if it cannot be written, VR716 if a tensor is not finite; those before
+                it are still there.
         """
         tensors: dict[str, torch.Tensor] = {}
         scaler = self.engine.accelerator.scaler
@@ -60,6 +67,7 @@ class Checkpoints:
             "optimiser": optimiser_state(optimiser),
             "scaler": scaler.state_dict() if scaler else None,
         }
+        _check_numbers(state, run, self.folder)
         packed = pack(state, tensors)
         # The position comes first: a phase without steps has the total of the one before.
         name = f"{run.position:02}-{run.total:08}"
@@ -72,20 +80,23 @@ class Checkpoints:
 
     def _save_whole(self, name: str, packed: Any, tensors: dict[str, torch.Tensor]) -> None:
         self._begin()
-        plain = {k: v.cpu().clone().contiguous() for k, v in tensors.items()}
         with reported(self.folder / name):
-            save_tensors(plain, self.folder / _WRITING / _TENSORS)
-        self._commit(name, packed)
+            digest = write_tensors(self.folder / _WRITING / _TENSORS, tensors)
+        self._commit(name, packed, {_TENSORS: digest})
 
     def _begin(self) -> None:
         with reported(self.folder):
             shutil.rmtree(self.folder / _WRITING, ignore_errors=True)
             (self.folder / _WRITING).mkdir(parents=True)
 
-    def _commit(self, name: str, packed: Any) -> None:
+    def _commit(self, name: str, packed: Any, files: dict[str, str] | None = None) -> None:
         writing, target = self.folder / _WRITING, self.folder / name
         with reported(target):
-            (writing / _STATE).write_text(json.dumps(packed), encoding="utf-8")
+            if files is None:  # the processes wrote a part each
+                parts = sorted(p for p in writing.iterdir() if p.is_file())
+                files = {path.name: digest_of(read_bytes(path)) for path in parts}
+            known = {"files": files, "metrics": self._mark()}
+            (writing / _STATE).write_bytes(sealed({**packed, **known}).encode())
             open_to_readers(writing)
             for path in (*writing.iterdir(), writing):
                 _flush(path)
@@ -94,24 +105,48 @@ class Checkpoints:
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def _mark(self) -> dict[str, Any]:
+        """What the metrics are at this moment."""
+        content = read_bytes(self.metrics) if self.metrics.is_file() else b""
+        return {"size": len(content), "hash": digest_of(content)}
+
     # -- loading ----------------------------------------------------------------------------------
 
     def read(self) -> Any | None:
         """The state of the last checkpoint without its tensors, or None if there is none.
 
         Raises:
-            FileError: VR733 if it cannot be read.
+            FileError: VR733 if it cannot be read or is not what was written, VR715 if the metrics
+                are not.
         """
         path = self.latest()
         if path is None:
             return None
         try:
-            packed = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            packed = unsealed(read_bytes(path / _STATE))
             if packed["format"] != FORMAT:
                 raise ValueError(f"its format is {packed['format']}")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _broken(path, error) from error
+            raise _broken(path / _STATE, error) from error
+        if self.engine.sharded:
+            self.engine.on_main(lambda: _check_parts(path, packed["files"]))
+        else:
+            try:
+                digest = packed["files"][_TENSORS]
+                self.content = read_tensors(path / _TENSORS, digest=digest)
+            except (FileError, KeyError) as error:
+                raise _broken(path / _TENSORS, error) from error
+        self.engine.on_main(lambda: self._check_metrics(packed["metrics"]))
         return packed
+
+    def _check_metrics(self, mark: Any) -> None:
+        """The metrics are those of the checkpoint, and perhaps more."""
+        try:
+            content = memoryview(read_bytes(self.metrics))[: mark["size"]]
+        except OSError:
+            content = memoryview(b"")
+        if len(content) < mark["size"] or digest_of(content) != mark["hash"]:
+            raise changed(self.metrics)
 
     def restore_memory(self, run: Run, packed: Any) -> None:
         """Sets where a run is and what it remembers, which is needed to build its model."""
@@ -134,9 +169,11 @@ class Checkpoints:
             for name, (shape, dtype) in named(parts).items()
         }
         state = unpack(parts, self._load(path, empty).__getitem__)
+        self.content = None
         own = own_tensors(run, run.module)
         if own.keys() != state["model"].keys():
             raise _broken(path, "its tensors are not those of the model")
+        _check_numbers(state, run, path)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state["model"][name])
@@ -148,13 +185,38 @@ class Checkpoints:
         """The tensors that `empty` names; it says how they are distributed."""
         if self.engine.sharded:
             return _load_shards(empty, path)
-        from safetensors import SafetensorError, safe_open
-
+        assert self.content is not None
         try:
-            with safe_open(str(path / _TENSORS), framework="pt") as file:
-                return {name: file.get_tensor(name) for name in empty}
-        except (OSError, SafetensorError) as error:
-            raise _broken(path, error) from error
+            return {name: self.content.tensors[name] for name in empty}
+        except KeyError as error:
+            raise _broken(path, f"it has no tensor {error}") from error
+
+
+def _check_parts(path: Path, files: Any) -> None:
+    for name, digest in files.items():
+        try:
+            found = digest_of(read_bytes(path / Path(name).name))
+        except OSError as error:
+            raise _broken(path / name, error) from error
+        if found != digest:
+            raise _broken(path / name, changed(path / name))
+
+
+def _check_numbers(state: Any, run: Run, where: Path) -> None:
+    """Weights are finite; what an optimiser remembers may be infinite, and is never NaN.
+
+    Raises:
+        FileError: VR716.
+    """
+    here = {k: getattr(v, "_local_tensor", v) for k, v in state["model"].items()}
+    check_finite(here, where, buffers_of(run.module))
+    of = {
+        f"{key} of {name}": getattr(value, "_local_tensor", value)
+        for name, known in state["optimiser"].items()
+        for key, value in known.items()
+        if isinstance(value, torch.Tensor)
+    }
+    check_finite(of, where, of)
 
 
 def own_tensors(run: Run, module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -214,8 +276,14 @@ def _flush(path: Path) -> None:
 
 
 def _broken(path: Path, reason: object) -> FileError:
+    if isinstance(reason, FileError):
+        reason = reason.message
+    elif isinstance(reason, OSError) and reason.strerror:
+        reason = reason.strerror.lower()
+    elif isinstance(reason, Exception):
+        reason = first_line(reason)
     return FileError(
         "VR733",
         f"cannot read the checkpoint '{path}': {reason}",
-        suggestion="remove it to go on from the one before",
+        suggestion="remove its folder to go on from the one before",
     )

@@ -2,7 +2,8 @@
 
 The checkpoints lie in the folder from the first step on, so it is not swapped into place at the
 end. It is a folder of vitrewrite, for `verify` and `lower`, as soon as it has its `lock.json`,
-which is written last.
+which is written last and answers for `tune.json` and `metrics.jsonl` too. Until then `tune.json`
+has a hash of itself, and each checkpoint those of its tensors and of the metrics so far: they grow.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from ..disk import (
     replacing_file,
     reported,
 )
-from ..errors import FileError, shown
-from ..files import emit_into, fingerprint, json_text
+from ..errors import FileError, first_line, shown
+from ..files import emit_into
+from ..folder.delta import fingerprint
+from ..folder.lock import Folder
 from ..language.model import Tune
 from ..rewrite.rewritten import Rewritten
+from ..storage.hashing import digest_of, read_bytes, sealed, unsealed
 from .settings import Settings
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -116,7 +120,7 @@ class RunFolder:
             return
         with replacing_file(self.path / RUN) as growing:
             record = {"made_by": MADE_BY, "vitrewrite": __version__, "run": wanted}
-            growing.write_text(json_text(record), encoding="utf-8")
+            growing.write_bytes(sealed(record).encode())
 
     def close(self) -> None:
         """Lets other processes have the folder."""
@@ -124,20 +128,35 @@ class RunFolder:
 
     def _known(self) -> dict[str, Any]:
         """What the run in the folder is."""
+        if (self.path / LOCK).exists():  # a finished run
+            folder = Folder.open(self.path)
+            for name in (RUN, METRICS):
+                folder.read(name)
         try:
-            record = json.loads((self.path / RUN).read_text(encoding="utf-8"))
-            return dict(record["run"])
+            return dict(unsealed(read_bytes(self.path / RUN))["run"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"nothing to resume in '{self.path}'"
-            raise FileError("VR731", message, suggestion="leave out --resume") from error
+            missing = isinstance(error, FileNotFoundError)
+            notes = [] if missing else [f"{RUN}: {first_line(error)}"]
+            raise FileError(
+                "VR731", message, notes=notes, suggestion="leave out --resume"
+            ) from error
+
+    def reopen(self) -> None:
+        """A finished run goes on: its files will not be those of the lock file for a while."""
+        with reported(self.path):
+            (self.path / LOCK).unlink(missing_ok=True)
 
     def finish(self, rewritten: Rewritten) -> None:
         """Writes what `apply` writes, beside the checkpoints.
 
         Raises:
-            FileError: VR702 if it cannot be written; the checkpoints are still there.
+            FileError: VR702 if it cannot be written, VR716 if a tensor is not finite; the
+                checkpoints are still there.
         """
-        emit_into(rewritten, self.path)
+        with reported(self.path):
+            found = {name: digest_of(read_bytes(self.path / name)) for name in (RUN, METRICS)}
+        emit_into(rewritten, self.path, others=found)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:

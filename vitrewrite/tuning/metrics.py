@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..disk import reported, write_text
+from ..disk import reported
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -34,7 +35,7 @@ class Metrics:
     and `pixel_accuracy`.
 
     Args:
-        path: the file; lines of steps that were lost by an interruption are taken out.
+        path: the file; lines after the last checkpoint are taken out of it.
         task: whose figure the table shows.
         live: whether there may be a table.
     """
@@ -55,12 +56,12 @@ class Metrics:
         if self.table:
             self.table.stop()
 
-    def rewind(self, total: int) -> None:
-        """Keeps the lines of the first `total` steps; a torn last line goes too."""
+    def rewind(self, size: int) -> None:
+        """Keeps the first bytes, as many as there were at a checkpoint."""
         if not self.main or not self.path.is_file():
             return
-        kept = [line for line in self.path.read_text("utf-8").splitlines() if _total(line) <= total]
-        write_text(self.path, "".join(f"{line}\n" for line in kept))
+        with reported(self.path):
+            os.truncate(self.path, size)
 
     def speed(self) -> float:
         """Images per second since it was asked last."""
@@ -109,13 +110,6 @@ class Metrics:
             self.rows.pop()
         self.rows = [*self.rows, row][-_ROWS:]
         self.table.update(_table(self.rows, self.task.metric), refresh=True)
-
-
-def _total(line: str) -> float:
-    try:
-        return float(json.loads(line)["total"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 def peak_memory() -> float:

@@ -49,7 +49,7 @@ def tune(
         The trained model: `rewritten`, unless a procedure replaced it.
 
     Raises:
-        FileError: VR702, VR730 to VR735 for what is wrong with the folder.
+        FileError: VR702, VR703, VR715, VR716, VR730 to VR735 for what is wrong with the folder.
         DataError: VR740 to VR748 for what is wrong with the data.
         TuneError: VR850 to VR858 if training cannot start or go on; the last checkpoint stays.
     """
@@ -109,7 +109,10 @@ class Trainer:
 
     def __init__(self, run: Run, engine: Engine, folder: RunFolder, metrics: Metrics) -> None:
         self.run, self.engine, self.metrics = run, engine, metrics
-        self.checkpoints = Checkpoints(folder.checkpoints, run.base_settings.keep, engine)
+        self.folder = folder
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, folder.metrics, run.base_settings.keep, engine
+        )
 
     def train(self) -> Rewritten:
         """Trains from the last checkpoint, or from the start."""
@@ -117,7 +120,8 @@ class Trainer:
         packed = self.checkpoints.read()
         if packed is not None:
             self.checkpoints.restore_memory(run, packed)
-        self.metrics.rewind(run.total)
+        self.engine.on_main(self.folder.reopen)
+        self.metrics.rewind(packed["metrics"]["size"] if packed else 0)
         reached = run.position
         for position, _ in enumerate(run.phases):
             run.position = position

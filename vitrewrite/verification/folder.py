@@ -1,29 +1,24 @@
-"""A folder that `apply` or `lower` wrote, read back and verified."""
+"""A folder that vitrewrite wrote, verified: what is in it, not what is made again."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from .. import files
-from ..disk import LOCK, MADE_BY
-from ..errors import FileError, listing
-from ..language import parse_spec
-from ..models import load_state, load_weights, read_weights
-from ..originals import ORIGINALS, WEIGHTS, unlowered_state
-from ..rewrite.apply import apply, lower
+import torch
+
+from ..files import model_text
+from ..folder.loading import NONE, Trust, load_folder
+from ..folder.lock import WEIGHTS, Folder
 from ..rewrite.rewritten import Rewritten
-from ..rewrite.unlowering import same_bits
+from ..storage.tensors import read_tensors, write_tensors
 from .check import Check
 from .checks import verify_rewritten
 from .numeric import sample, tensors
 
-if TYPE_CHECKING:
-    import torch
+SOURCE = "model.py"
 
 _RUN = """
 import importlib.util, sys
@@ -46,176 +41,80 @@ save_file({f"{i:04}": t.contiguous().float() for i, t in enumerate(outputs)}, sy
 """
 
 
-# What has to be in a lock file to make the model again.
-_FIELDS = {
-    "lowered": bool, "spec_name": str, "spec": str, "model": str, "model_options": dict,
-    "weights": str, "seed": int, "files": dict,
-}  # fmt: skip
+def verify_folder(path: Path, trust: Trust = NONE, *, compiled: bool = False) -> list[Check]:
+    """All checks of the model in a folder, whose files are what was written.
 
-
-def read_lock(folder: Path) -> dict[str, Any]:
-    """The lock file.
+    Args:
+        path: the folder.
+        trust: what it may do.
+        compiled: whether to compare with inductor's code too.
 
     Raises:
-        FileError: VR703 if the folder has none, or a broken one.
+        FileError: VR715 for every file that was changed, and what `load_folder` raises: of a
+            folder that is damaged there is nothing to say about the model.
     """
-    try:
-        lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
-        if lock["made_by"] == MADE_BY and all(
-            isinstance(lock[key], kind) for key, kind in _FIELDS.items()
-        ):
-            return dict(lock)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    message = f"'{folder}' is no folder that vitrewrite wrote, or was changed since"
-    raise FileError("VR703", message)
-
-
-def load_folder(folder: Path) -> Rewritten:
-    """The rewritten model of a folder, with its delta; a lowered one with its weights.
-
-    Raises:
-        FileError: VR703, VR704 if its base weights cannot be had again, or what loading raises.
-    """
-    lock = read_lock(folder)
-    if lock["lowered"]:  # what was folded is in no delta
-        known = (folder / ORIGINALS).is_file() and not _retrained(folder, lock)
-        rewritten = lower(unlowered_folder(folder) if known else _applied(folder, lock))
-        load_weights(rewritten.module, folder / WEIGHTS)
-        return rewritten
-    rewritten = _applied(folder, lock)
-    files.load_delta(rewritten, folder / "delta.safetensors")
-    return rewritten
-
-
-def rewritten_folder(folder: Path) -> Rewritten:
-    """The rewritten model of a folder that is not lowered.
-
-    Raises:
-        FileError: VR705 if it is, VR714 if its weights are not what its delta makes of the base,
-            and what `load_folder` raises.
-    """
-    lock = read_lock(folder)
-    if lock["lowered"]:
-        raise FileError(
-            "VR705", f"'{folder}' is lowered already",
-            suggestion="'vitrewrite lower --undo' turns it back",
-        )  # fmt: skip
-    rewritten = load_folder(folder)
-    if _retrained(folder, lock):
-        _refuse_others(rewritten, folder / WEIGHTS)
-    return rewritten
-
-
-def _retrained(folder: Path, lock: dict[str, Any]) -> bool:
-    """Whether the weights are others than those that were written with the folder."""
-    path = folder / WEIGHTS
-    return path.is_file() and files._hash(path) != lock["files"].get(WEIGHTS)
-
-
-def _refuse_others(rewritten: Rewritten, path: Path) -> None:
-    """Weights that somebody changed count only if the delta has the change too."""
-    own = rewritten.module.state_dict()
-    found = read_weights(path)
-    odd = [k for k in sorted(own.keys() | found.keys())
-           if k not in own or k not in found or not same_bits(own[k], found[k])]  # fmt: skip
-    if odd:
-        raise FileError(
-            "VR714",
-            f"'{path}' was changed since, and not as 'delta.safetensors' was: {listing(odd, 3)}",
-            suggestion="save what was trained with vitrewrite.save, into the delta",
-        )
-
-
-def unlowered_folder(folder: Path) -> Rewritten:
-    """The model that a lowered folder was made from, bit for bit, out of that folder alone.
-
-    Raises:
-        FileError: VR703; VR706 if it is not lowered; VR704 if its model cannot be built again;
-            VR711, VR713 or VR714 if its weights or originals are damaged; VR720 if they are not
-            those of the lock file.
-    """
-    lock = read_lock(folder)
-    if not lock["lowered"]:
-        raise FileError(
-            "VR706", f"'{folder}' is not lowered, so there is nothing to turn back",
-            suggestion="leave out --undo to lower it",
-        )  # fmt: skip
-    state, _ = unlowered_state(folder)
-    rewritten = _applied(folder, lock, state)
-    load_state(rewritten.module, state, str(folder))
-    restored = all(same_bits(v, state[k]) for k, v in rewritten.module.state_dict().items())
-    if not restored or files.fingerprint(rewritten) != lock.get("base_fingerprint"):
-        message = f"the weights in '{folder}' are not those that its {LOCK} is about"
-        raise FileError("VR720", message)
-    return rewritten
-
-
-def _applied(
-    folder: Path, lock: dict[str, Any], state: dict[str, torch.Tensor] | None = None
-) -> Rewritten:
-    """The spec of a lock file, carried out again; with `state`, on the base weights in that."""
-    if lock["weights"] == "given":
-        raise FileError(
-            "VR704",
-            f"'{folder}' was made from a model object, which cannot be built again from the folder",
-            suggestion="apply the spec in Python and use vitrewrite.load",
-        )
-    spec = parse_spec(lock["spec"] + "\n")
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in lock["model_options"].items()}
-    rewritten = apply(
-        spec,
-        lock["model"],
-        weights=lock["weights"],
-        seed=lock["seed"],
-        model_options=options,
-        allocations=lock.get("allocations"),
-        state=state,
-    )
-    rewritten.result.spec = spec.renamed(lock["spec_name"])
-    rewritten.trained = True
-    return rewritten
-
-
-def verify_folder(folder: Path, *, compiled: bool = False) -> list[Check]:
-    """All checks of the model in a folder, and that its files are what they were."""
-    lock = read_lock(folder)
-    checks = [_unchanged(folder, lock)]
-    rewritten = load_folder(folder)
+    folder = Folder.open(path)
+    count = folder.check()
+    rewritten = load_folder(path, trust)
+    checks = [Check(f"{count} files as they were written", True, "0 changed")]
+    checks += _contents(folder, rewritten)
     checks += verify_rewritten(rewritten, compiled=compiled)
-    if (folder / WEIGHTS).is_file():
-        checks.append(_clean_interpreter(folder, rewritten))
+    checks += _source(folder, rewritten, trust)
     return checks
 
 
-def _unchanged(folder: Path, lock: dict[str, Any]) -> Check:
-    changed = [
-        name
-        for name, digest in lock["files"].items()
-        if not (folder / name).is_file() or files._hash(folder / name) != digest
-    ]
-    # Trained weights replace those that apply wrote; everything else must stay.
-    odd = [n for n in changed if not n.endswith(".safetensors")]
-    return Check("files as they were written", not odd, f"{len(odd)} changed", ", ".join(odd))
+def _contents(folder: Folder, rewritten: Rewritten) -> list[Check]:
+    """What is in the weights file against the model that is checked from here on."""
+    if not folder.has(WEIGHTS):
+        return []
+    from ..rewrite.unlowering import same_bits
+
+    found = read_tensors(folder.path / WEIGHTS, digest=folder.digest(WEIGHTS)).tensors
+    own = rewritten.module.state_dict()
+    odd = [k for k in own.keys() | found.keys()
+           if k not in own or k not in found or not same_bits(own[k], found[k])]  # fmt: skip
+    name = f"{WEIGHTS} is the model that is checked"
+    return [Check(name, not odd, f"{len(odd)} others", ", ".join(sorted(odd)[:3]))]
 
 
-def _clean_interpreter(folder: Path, rewritten: Rewritten) -> Check:
+def _source(folder: Folder, rewritten: Rewritten, trust: Trust) -> list[Check]:
+    """`model.py` as it is in the folder: what the compiler prints, and runs alone.
+
+    It is code of somebody, so it runs only if it is what we would write, or is trusted.
+    """
+    text = folder.read(SOURCE)
+    printed = model_text(rewritten).encode()
+    if text != printed and not trust.code:
+        place = _first_difference(text.decode("utf-8", "replace"), printed.decode())
+        note = "not run, since it is not; --trust runs it"
+        return [Check(f"{SOURCE} is what vitrewrite prints", False, place, note)]
+    checks = [] if trust.code else [Check(f"{SOURCE} is what vitrewrite prints", True, "equal")]
+    if folder.has(WEIGHTS):
+        checks.append(_clean_interpreter(folder, bytes(text), rewritten))
+    return checks
+
+
+def _first_difference(text: str, printed: str) -> str:
+    pairs = zip([*text.splitlines(), None], [*printed.splitlines(), None], strict=False)
+    line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), 1)
+    return f"line {line} differs"
+
+
+def _clean_interpreter(folder: Folder, text: bytes, rewritten: Rewritten) -> Check:
     """Runs `model.py` where neither vitrewrite nor timm can be imported."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
     inputs = sample(rewritten)
     with tempfile.TemporaryDirectory() as temporary:
-        given, result = Path(temporary, "inputs"), Path(temporary, "output")
-        save_file({f"{i:02}": v for i, v in enumerate(inputs)}, given)
-        command = [sys.executable, "-I", "-B", "-c", _RUN, str(folder / "model.py")]
-        command += [str(folder / WEIGHTS), str(given), str(result)]
+        source, given, result = (Path(temporary, n) for n in (SOURCE, "inputs", "output"))
+        source.write_bytes(text)  # what was read and checked, whatever happens to the file
+        write_tensors(given, {f"{i:02}": v for i, v in enumerate(inputs)})
+        command = [sys.executable, "-I", "-B", "-c", _RUN, str(source)]
+        command += [str(folder.path / WEIGHTS), str(given), str(result)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            return Check("model.py runs alone", False, reason)
-        outputs = [value for _, value in sorted(load_file(result).items())]
+            return Check(f"{SOURCE} runs alone", False, reason)
+        outputs = [value for _, value in sorted(read_tensors(result).tensors.items())]
     with torch.no_grad():
         plain = tensors(rewritten.module.eval()(*inputs))
     error = max(float((a - b).abs().max()) for a, b in zip(plain, outputs, strict=True))
-    return Check("model.py runs alone and gives the same output", error == 0, error)
+    return Check(f"{SOURCE} runs alone and gives the same output", error == 0, error)

@@ -1,0 +1,1 @@
+"""Folders that vitrewrite wrote, as they are read: what is read is what was written."""

@@ -1,0 +1,1 @@
+"""Files of bytes, JSON and tensors, with hashes of what is in them."""
