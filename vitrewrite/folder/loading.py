@@ -156,7 +156,8 @@ class Loader:
             raise self._odd("it has other clauses than places of them")
         spec = spec.placed(lock["places"])
         request = Request(spec, lock["model"], lock["weights"], lock["seed"], self._options)
-        base = self._base(state, whole).eval()
+        original, base = self._base(state, whole)
+        base.eval()  # as models by name are
         try:
             rewritten = carry_out(request, spec, base, allocations=lock["allocations"])
         except VitrewriteError:
@@ -164,7 +165,7 @@ class Loader:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._odd(f"{type(error).__name__} {error}") from error
         rewritten.trained = True
-        rewritten.buildable = self._may_build
+        rewritten.original, rewritten.buildable = original, self._may_build
         return rewritten
 
     @cached_property
@@ -179,10 +180,14 @@ class Loader:
         code = ".py:" in lock["model"] and not (self.trust.code or self.trust.model)
         return lock["weights"] != "given" and not code
 
-    def _base(self, state: Mapping[str, torch.Tensor] | None, whole: bool) -> nn.Module:
+    def _base(
+        self, state: Mapping[str, torch.Tensor] | None, whole: bool
+    ) -> tuple[nn.Module | None, nn.Module]:
+        """The model itself, if it has to be built, and the captured one."""
         if self.trust.model is None and state is not None and self.folder.has(PROGRAM):
-            return load_base(self.folder, state, whole=whole)
-        return trace(self._built(state))
+            return None, load_base(self.folder, state, whole=whole)
+        original = self._built(state)
+        return original, trace(original)
 
     def _built(self, state: Mapping[str, torch.Tensor] | None) -> nn.Module:
         """The model by name, where the folder does not have all of it."""

@@ -23,7 +23,7 @@ def own_model(rewritten: Rewritten) -> nn.Module | str:
     name = rewritten.model_name
     if rewritten.weights_request == "given":
         return f"a {name} object was given, which no name builds again"
-    if ".py:" in name:
+    if not rewritten.buildable:
         return f"building '{name}' runs code that was not named here"
     try:
         model = models.create(name, rewritten.model_options, initialise=False)
