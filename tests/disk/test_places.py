@@ -189,7 +189,7 @@ def test_what_is_no_name(name: str, here: Path) -> None:
 def test_a_file_replaces_files_only(here: Path) -> None:
     os.mkfifo(here / "pipe")
     (here / "folder").mkdir()
-    for name in ("pipe", "folder", "/dev/null", "missing/file"):
+    for name in ("pipe", "folder", "missing/file"):
         for action in (disk.check_file, lambda t: disk.write_text(t, "")):
             with pytest.raises(FileError, match="VR702"):
                 action(Path(name))
@@ -388,3 +388,19 @@ def test_a_lock_file_that_lists_what_it_should_not(here: Path) -> None:
             assert error.code == "VR701"  # noqa: PT017 - which of the two depends on the value
         assert (here / "out" / "sub").is_dir()
     assert names(here) == ["out", "precious"]
+
+
+def test_a_full_disk_leaves_what_was_there(here: Path) -> None:
+    write("out", a="old")
+    disk.write_text(Path("file"), "old")
+
+    def fill(context: Any) -> None:
+        with context as growing:
+            (growing / "a" if growing.is_dir() else growing).write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for context in (disk.replacing(Path("out")), disk.replacing_file(Path("file"))):
+        with pytest.raises(FileError, match=r"VR702 .*No space left on device"):
+            fill(context)
+    assert names(here) == ["file", "out"]
+    assert [(here / "out" / "a").read_text(), (here / "file").read_text()] == ["old", "old"]

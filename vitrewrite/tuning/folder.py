@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class RunFolder:
             what = "a finished run" if finished else "a run that was interrupted"
             if not finished:
                 suggestion = "give --resume to go on with it, or another folder with --out"
-        message = f"'{self.path}' holds {what}, and is left alone"
+        message = f"{shown(self.path, 200)} holds {what}, and is left alone"
         raise FileError("VR730", message, suggestion=suggestion)
 
     def _is_empty(self) -> bool:
@@ -101,22 +101,33 @@ class RunFolder:
             FileError: as `check`; VR732 if the run in the folder is another; VR702; VR735 if
                 another process trains in it.
         """
+        check_name(self.path)
+        there = self.path.is_dir()
+        if there:  # a run that goes on there is told from one that was interrupted
+            self._claim.enter_context(self._claimed())
         self.check(resume=resume)
-        with reported(self.path):
-            if not resume:
-                self.path.mkdir(parents=True, exist_ok=True)
-            self._claim.enter_context(claimed(self.path, self.path))
-        self.check(resume=resume)  # another one may have begun since
         if resume:
             found = self._known()
             notes = list(_differences(found, json.loads(json.dumps(wanted))))
             if notes:
-                message = f"the run in '{self.path}' is another one, and cannot go on as this"
+                message = (
+                    f"the run in {shown(self.path, 200)} is another one, and cannot go on as this"
+                )
                 raise FileError("VR732", message, notes=notes)
             return
+        if not there:
+            with reported(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._claim.enter_context(self._claimed())
+            self.check(resume=False)  # another one may have begun since
         with replacing_file(self.path / RUN) as growing:
             record = {"made_by": MADE_BY, "vitrewrite": __version__, "run": wanted}
             growing.write_text(json_text(record), encoding="utf-8")
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        with reported(self.path), claimed(self.path.resolve(), self.path):
+            yield
 
     def close(self) -> None:
         """Lets other processes have the folder."""
@@ -128,7 +139,7 @@ class RunFolder:
             record = json.loads((self.path / RUN).read_text(encoding="utf-8"))
             return dict(record["run"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            message = f"nothing to resume in '{self.path}'"
+            message = f"nothing to resume in {shown(self.path, 200)}"
             raise FileError("VR731", message, suggestion="leave out --resume") from error
 
     def finish(self, rewritten: Rewritten) -> None:
