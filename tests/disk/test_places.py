@@ -68,6 +68,7 @@ def test_what_others_put_into_a_folder_stays(
     (here / "out" / "sub" / "deep" / "empty").mkdir(parents=True)
     (here / "out" / "sub" / "deep" / "data").write_text("mine too")
     (here / "out" / "sub").chmod(0o555)
+    (here / "out").chmod(0o750)
     (here / "out" / "link").symlink_to("sub/deep/data")
     (here / "out" / "dangling").symlink_to("nowhere")
     (here / "out" / "__pycache__").mkdir()  # of a model.py that is gone
@@ -80,6 +81,7 @@ def test_what_others_put_into_a_folder_stays(
     assert (here / "out" / "link").read_text() == "mine too"
     assert os.readlink(here / "out" / "dangling") == "nowhere"  # noqa: PTH115
     assert (here / "out" / "sub").stat().st_mode & 0o777 == 0o555
+    assert (here / "out").stat().st_mode & 0o777 == 0o750
     assert names(here / "out" / "sub" / "deep") == ["data", "empty"]
     assert (here / "out" / "a").read_text() == "new"
     assert names(here) == ["out"]

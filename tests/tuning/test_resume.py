@@ -116,7 +116,7 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_interrupted(whole: Path, h
     (here / "link").symlink_to("out")
     assert invoke(*RUN, "--out", "out").codes == ["VR730"]
     before = snapshot(here)
-    with disk.claimed(here / "out", here / "out"):  # as the process does that trains there
+    with disk.workplace(here / "out" / ".run.vitrewrite", here / "out"):  # as who trains there
         for out in ("out", "link"):
             assert invoke(*RUN, "--out", out).codes == ["VR735"]
             assert invoke(*RUN, "--out", out, "--resume").codes == ["VR735"]

@@ -22,10 +22,10 @@ from ..disk import (
     RUN,
     WORKPLACE,
     check_name,
-    claimed,
     is_left,
     replacing_file,
     reported,
+    workplace,
 )
 from ..errors import FileError, shown
 from ..files import emit_into, fingerprint, json_text
@@ -90,7 +90,7 @@ class RunFolder:
     def _is_empty(self) -> bool:
         """Whether there is nothing but what a run left that was killed before it began."""
         found = list(self.path.iterdir())
-        return all(p.name == f".{RUN}{WORKPLACE}" and is_left(p) for p in found)
+        return all(p.name.endswith(WORKPLACE) and is_left(p) for p in found)
 
     def open(self, wanted: dict[str, Any], *, resume: bool) -> None:
         """Makes the folder of a new run, or checks that an old one is the same run.
@@ -102,7 +102,7 @@ class RunFolder:
                 another process trains in it.
         """
         check_name(self.path)
-        there = self.path.is_dir()
+        there = (self.path / RUN).is_file()
         if there:  # a run that goes on there is told from one that was interrupted
             self._claim.enter_context(self._claimed())
         self.check(resume=resume)
@@ -126,7 +126,8 @@ class RunFolder:
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
-        with reported(self.path), claimed(self.path.resolve(), self.path):
+        home = self.path / f".run{WORKPLACE}"
+        with reported(self.path), workplace(home, self.path, patience=0):
             yield
 
     def close(self) -> None:
