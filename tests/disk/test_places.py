@@ -68,6 +68,7 @@ def test_what_others_put_into_a_folder_stays(
     (here / "out" / "sub" / "deep" / "empty").mkdir(parents=True)
     (here / "out" / "sub" / "deep" / "data").write_text("mine too")
     (here / "out" / "sub").chmod(0o555)
+    (here / "out").chmod(0o750)
     (here / "out" / "link").symlink_to("sub/deep/data")
     (here / "out" / "dangling").symlink_to("nowhere")
     (here / "out" / "__pycache__").mkdir()  # of a model.py that is gone
@@ -80,6 +81,7 @@ def test_what_others_put_into_a_folder_stays(
     assert (here / "out" / "link").read_text() == "mine too"
     assert os.readlink(here / "out" / "dangling") == "nowhere"  # noqa: PTH115
     assert (here / "out" / "sub").stat().st_mode & 0o777 == 0o555
+    assert (here / "out").stat().st_mode & 0o777 == 0o750
     assert names(here / "out" / "sub" / "deep") == ["data", "empty"]
     assert (here / "out" / "a").read_text() == "new"
     assert names(here) == ["out"]
@@ -189,7 +191,7 @@ def test_what_is_no_name(name: str, here: Path) -> None:
 def test_a_file_replaces_files_only(here: Path) -> None:
     os.mkfifo(here / "pipe")
     (here / "folder").mkdir()
-    for name in ("pipe", "folder", "/dev/null", "missing/file"):
+    for name in ("pipe", "folder", "missing/file"):
         for action in (disk.check_file, lambda t: disk.write_text(t, "")):
             with pytest.raises(FileError, match="VR702"):
                 action(Path(name))
@@ -388,3 +390,19 @@ def test_a_lock_file_that_lists_what_it_should_not(here: Path) -> None:
             assert error.code == "VR701"  # noqa: PT017 - which of the two depends on the value
         assert (here / "out" / "sub").is_dir()
     assert names(here) == ["out", "precious"]
+
+
+def test_a_full_disk_leaves_what_was_there(here: Path) -> None:
+    write("out", a="old")
+    disk.write_text(Path("file"), "old")
+
+    def fill(context: Any) -> None:
+        with context as growing:
+            (growing / "a" if growing.is_dir() else growing).write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for context in (disk.replacing(Path("out")), disk.replacing_file(Path("file"))):
+        with pytest.raises(FileError, match=r"VR702 .*No space left on device"):
+            fill(context)
+    assert names(here) == ["file", "out"]
+    assert [(here / "out" / "a").read_text(), (here / "file").read_text()] == ["old", "old"]

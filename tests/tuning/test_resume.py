@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.invoke import invoke, snapshot
+from vitrewrite import disk
 from vitrewrite.tuning import checkpoints
 
 pytestmark = pytest.mark.xdist_group("resume")  # one uninterrupted run for all of them
@@ -107,6 +108,39 @@ def test_a_finished_run_is_left_alone_and_can_be_finished_again(whole: Path, her
     assert snapshot(here / "out") == before
     assert invoke(*RUN, "--out", "out", "--resume").status == 0
     assert same_tensors(here / "out" / "delta.safetensors", whole / "delta.safetensors")
+
+
+def test_a_run_that_goes_on_is_told_from_one_that_was_interrupted(whole: Path, here: Path) -> None:
+    shutil.copytree(whole, here / "out")
+    (here / "out" / "lock.json").unlink()
+    (here / "link").symlink_to("out")
+    assert invoke(*RUN, "--out", "out").codes == ["VR730"]
+    before = snapshot(here)
+    with disk.workplace(here / "out" / ".run.vitrewrite", here / "out"):  # as who trains there
+        for out in ("out", "link"):
+            assert invoke(*RUN, "--out", out).codes == ["VR735"]
+            assert invoke(*RUN, "--out", out, "--resume").codes == ["VR735"]
+    assert snapshot(here) == before
+    assert invoke(*RUN, "--out", "link", "--resume").status == 0
+    assert same_tensors(here / "out" / "delta.safetensors", whole / "delta.safetensors")
+
+
+def test_a_run_that_was_killed_before_it_began_is_none(here: Path) -> None:
+    program = """
+import os, signal
+from pathlib import Path
+from vitrewrite import disk
+Path("out").mkdir()
+with disk.replacing_file(Path("out/tune.json")) as growing:
+    growing.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    assert [p.name for p in (here / "out").iterdir()] == [".tune.json.vitrewrite"]
+    assert invoke(*RUN, "--out", "out", "--resume").codes == ["VR731"]
+    result = invoke(*RUN, "tune.epochs=1", "--out", "out")
+    assert result.status == 0, result.err
+    assert not list((here / "out").glob(".*"))
 
 
 def test_a_folder_of_something_else_is_left_alone(here: Path) -> None:

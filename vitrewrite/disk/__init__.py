@@ -8,7 +8,7 @@ in it. A run that was killed leaves its workplace; the next run that writes the 
 it. What others put into a folder of ours stays in it.
 """
 
-from .claim import claimed, is_left
+from .claim import claimed, is_left, workplace
 from .folders import check_target, filling, replacing
 from .places import LOCK, MADE_BY, RUN, WORKPLACE, check_name, open_to_readers, reported
 from .single import check_file, replacing_file, write_text
@@ -28,5 +28,6 @@ __all__ = [
     "replacing",
     "replacing_file",
     "reported",
+    "workplace",
     "write_text",
 ]

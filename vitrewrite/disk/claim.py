@@ -23,8 +23,8 @@ PATIENCE = 60.0  # seconds to wait for another process
 GROWING, READY, OLD, GONE = "growing", "ready", "old", "gone"
 _MARK, _TAKEN = "writing", "taken"
 _PAUSE = 0.05
-# What a file system says that has no locks.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+# What a file system says that has no locks, or, as NFS, none on folders.
+_NO_LOCKS = {errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _held: set[int] = set()
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def claimed(folder: Path, target: Path, patience: float = 0.0) -> Iterator[None]
     Raises:
         FileError: VR735 if another process has it.
     """
-    descriptor = _patiently(lambda: (_locked(folder),), target, patience)[0]
+    descriptor = _patiently(lambda: (_locked(folder),), target, patience, folder)[0]
     try:
         yield
     finally:
@@ -60,15 +60,21 @@ def claimed(folder: Path, target: Path, patience: float = 0.0) -> Iterator[None]
 
 
 @contextmanager
-def workplace(home: Path, target: Path) -> Iterator[None]:
+def workplace(home: Path, target: Path, patience: float | None = None) -> Iterator[None]:
     """Makes and claims a workplace, and removes it at the end.
 
     What a killed process left in it is still there.
 
+    Args:
+        home: the workplace.
+        target: what the user calls that which is written.
+        patience: how many seconds to wait for another process; by default a minute.
+
     Raises:
         FileError: VR735 if another process works there, VR736 if it is something else.
     """
-    descriptor = _patiently(lambda: _entered(home), target, PATIENCE)[0]
+    patience = PATIENCE if patience is None else patience
+    descriptor = _patiently(lambda: _entered(home), target, patience, home)[0]
     try:
         (home / _MARK).write_text(f"{os.getpid()} {socket.gethostname()}", encoding="utf-8")
         yield
@@ -98,7 +104,7 @@ def clear(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _patiently(attempt: Callable[[], T], target: Path, patience: float) -> T:
+def _patiently(attempt: Callable[[], T], target: Path, patience: float, home: Path) -> T:
     """What an attempt gives, made again while another process is in the way."""
     deadline = time.monotonic() + patience
     while True:
@@ -107,9 +113,20 @@ def _patiently(attempt: Callable[[], T], target: Path, patience: float) -> T:
         if time.monotonic() >= deadline:
             raise FileError(
                 "VR735", f"another process is writing {shown(target, 200)} at this moment",
+                notes=_owner(home),
                 suggestion="wait until it is done, or give another place with --out",
             )  # fmt: skip
         time.sleep(_PAUSE)
+
+
+def _owner(home: Path) -> list[str]:
+    """Who works in a workplace, if it says so."""
+    try:
+        process, _, host = (home / _MARK).read_text(encoding="utf-8").partition(" ")
+    except (OSError, ValueError):
+        return []
+    name = shown(home, 200)
+    return [f"process {shown(process, 20)} on {shown(host)}; if it is gone, remove {name}"]
 
 
 def _entered(home: Path) -> tuple[int | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -90,6 +91,7 @@ def replacing(target: Path) -> Iterator[Path]:
             yield growing
             open_to_readers(growing)
             if place.exists():
+                shutil.copymode(place, growing)
                 keep(place, growing)
             growing.rename(home / READY)
             _swap(home, place)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from ..disk import (
     RUN,
     WORKPLACE,
     check_name,
-    claimed,
     is_left,
     replacing_file,
     reported,
+    workplace,
 )
 from ..errors import FileError, first_line, shown
 from ..files import emit_into
@@ -88,13 +88,13 @@ class RunFolder:
             what = "a finished run" if finished else "a run that was interrupted"
             if not finished:
                 suggestion = "give --resume to go on with it, or another folder with --out"
-        message = f"'{self.path}' holds {what}, and is left alone"
+        message = f"{shown(self.path, 200)} holds {what}, and is left alone"
         raise FileError("VR730", message, suggestion=suggestion)
 
     def _is_empty(self) -> bool:
         """Whether there is nothing but what a run left that was killed before it began."""
         found = list(self.path.iterdir())
-        return all(p.name == f".{RUN}{WORKPLACE}" and is_left(p) for p in found)
+        return all(p.name.endswith(WORKPLACE) and is_left(p) for p in found)
 
     def open(self, wanted: dict[str, Any], *, resume: bool) -> None:
         """Makes the folder of a new run, or checks that an old one is the same run.
@@ -105,22 +105,34 @@ class RunFolder:
             FileError: as `check`; VR732 if the run in the folder is another; VR702; VR735 if
                 another process trains in it.
         """
+        check_name(self.path)
+        there = (self.path / RUN).is_file()
+        if there:  # a run that goes on there is told from one that was interrupted
+            self._claim.enter_context(self._claimed())
         self.check(resume=resume)
-        with reported(self.path):
-            if not resume:
-                self.path.mkdir(parents=True, exist_ok=True)
-            self._claim.enter_context(claimed(self.path, self.path))
-        self.check(resume=resume)  # another one may have begun since
         if resume:
             found = self._known()
             notes = list(_differences(found, json.loads(json.dumps(wanted))))
             if notes:
-                message = f"the run in '{self.path}' is another one, and cannot go on as this"
+                message = (
+                    f"the run in {shown(self.path, 200)} is another one, and cannot go on as this"
+                )
                 raise FileError("VR732", message, notes=notes)
             return
+        if not there:
+            with reported(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._claim.enter_context(self._claimed())
+            self.check(resume=False)  # another one may have begun since
         with replacing_file(self.path / RUN) as growing:
             record = {"made_by": MADE_BY, "vitrewrite": __version__, "run": wanted}
             growing.write_bytes(sealed(record).encode())
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        home = self.path / f".run{WORKPLACE}"
+        with reported(self.path), workplace(home, self.path, patience=0):
+            yield
 
     def close(self) -> None:
         """Lets other processes have the folder."""
@@ -135,7 +147,7 @@ class RunFolder:
         try:
             return dict(unsealed(read_bytes(self.path / RUN))["run"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            message = f"nothing to resume in '{self.path}'"
+            message = f"nothing to resume in {shown(self.path, 200)}"
             missing = isinstance(error, FileNotFoundError)
             notes = [] if missing else [f"{RUN}: {first_line(error)}"]
             raise FileError(
