@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from . import files
+from .context import undisturbed
 from .errors import raise_all
 from .language import parse_spec
 from .language.model import Spec
@@ -33,6 +34,7 @@ def parse(source: str | Path, **overrides: object) -> Spec:
     return parse_spec(source, overrides)
 
 
+@undisturbed()
 def capture(model: nn.Module, example: Any = None) -> Captured:
     """Captures a model as graphs, one per distinct module forward.
 

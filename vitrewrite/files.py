@@ -14,8 +14,9 @@ import torch
 from torch import fx, nn
 
 from . import __version__
+from .context import undisturbed
 from .disk import LOCK, MADE_BY, check_target, open_to_readers, replacing, replacing_file, reported
-from .errors import FileError
+from .errors import EmitError, FileError, listing
 from .fingerprint import fingerprint_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 DELTA_FORMAT = "vitrewrite delta 1"
 
 
+@undisturbed()
 def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path:
     """Writes the folder of a rewritten model.
 
@@ -45,6 +47,7 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
     return target
 
 
+@undisturbed()
 def emit_into(rewritten: Rewritten, folder: Path, *, weights: bool = True) -> None:
     """Writes the files of a rewritten model into a folder that holds other things too.
 
@@ -157,6 +160,10 @@ def checked_text(rewritten: Rewritten) -> str:
     """
     from .emission.checked import check_text
 
+    bare = [k for k, v in rewritten.module.state_dict().items() if v.is_meta]
+    if bare:
+        message = f"the model has no weights: {listing(bare, 3)} on the meta device"
+        raise EmitError("VR809", message, suggestion="build it on a real device")
     text = model_text(rewritten)
     check_text(text, rewritten.module, rewritten.result.example)
     return text

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .. import models
+from ..context import undisturbed
 from ..emission.realise import realise
 from ..errors import MatchError, raise_all
 from ..fingerprint import trunk_fingerprint
@@ -79,6 +80,7 @@ class Request:
         return f"random (seed {self.seed})" if self.weights == "random" else self.weights
 
 
+@undisturbed()
 def plan(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
@@ -113,6 +115,7 @@ def plan(
     )  # fmt: skip
 
 
+@undisturbed()
 def apply(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
@@ -165,6 +168,7 @@ def apply(
     return rewritten
 
 
+@undisturbed()
 def lower(rewritten: Rewritten) -> Rewritten:
     """The cheapest equal model: what can be folded into weights is folded.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..context import undisturbed
 from .check import Check
 from .compiled import compiled as compiles
 from .compiled import compiled_gradients, compiled_training, exported, recompiled
@@ -21,11 +22,13 @@ LOWERING = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 """Largest relative error of an exact lowering by dtype; bfloat16 rounds the folded weights."""
 
 
+@undisturbed()
 def quick(rewritten: Rewritten) -> list[Check]:
     """The checks that `apply` always makes: seconds for ViT-B."""
     return [*_identity(rewritten), *_frozen(rewritten), _keys(rewritten), _emitted(rewritten)]
 
 
+@undisturbed()
 def verify_rewritten(
     rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True
 ) -> list[Check]:
