@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from . import files
+from .context import undisturbed
 from .errors import raise_all
 from .folder.delta import load_delta, save_delta
 from .language import parse_spec
@@ -35,6 +36,7 @@ def parse(source: str | Path, **overrides: object) -> Spec:
     return parse_spec(source, overrides)
 
 
+@undisturbed()
 def capture(model: nn.Module, example: Any = None) -> Captured:
     """Captures a model as graphs, one per distinct module forward.
 

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from .tracing.operators import is_inplace
+LOCK = threading.RLock()
+"""Held while a model is captured, which patches torch, or built, which uses its random state."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Around everything that the API does: what the caller has set for its own work does not count.
+
+    Gradients are computed, there is no inference mode, autocast or default device, whatever is made
+    is on the CPU unless a model says otherwise, and random states are afterwards what they were
+    before. One thread at a time.
+
+    The default dtype stays: it is one setting for all threads, and models may depend on it.
+    """
+    with LOCK, ExitStack() as stack:
+        stack.enter_context(same_randomness())
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
 
 
 @contextmanager
@@ -44,13 +65,3 @@ def same_randomness() -> Iterator[None]:
         torch.set_rng_state(known[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
-
-
-class Uninitialised(TorchFunctionMode):
-    """Leaves parameters as they were allocated: they are loaded afterwards."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Skips what fills a parameter."""
-        if args and isinstance(args[0], nn.Parameter) and is_inplace(func):
-            return args[0]
-        return func(*args, **(kwargs or {}))

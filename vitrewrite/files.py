@@ -13,7 +13,9 @@ import torch
 from torch import fx
 
 from . import __version__
+from .context import undisturbed
 from .disk import LOCK, MADE_BY, check_target, filling, replacing
+from .errors import EmitError, listing
 from .folder.base import save_base
 from .folder.delta import fingerprint, save_delta
 from .folder.lock import DELTA, ORIGINALS, WEIGHTS, lock_text
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .rewrite.rewritten import Rewritten
 
 
+@undisturbed()
 def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path:
     """Writes the folder of a rewritten model.
 
@@ -49,6 +52,7 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
     return target
 
 
+@undisturbed()
 def emit_into(
     rewritten: Rewritten, folder: Path, *, weights: bool = True,
     others: Mapping[str, str] | None = None,
@@ -167,6 +171,10 @@ def checked_text(rewritten: Rewritten) -> str:
     """
     from .emission.checked import check_text
 
+    bare = [k for k, v in rewritten.module.state_dict().items() if v.is_meta]
+    if bare:
+        message = f"the model has no weights: {listing(bare, 3)} on the meta device"
+        raise EmitError("VR809", message, suggestion="build it on a real device")
     text = model_text(rewritten)
     check_text(text, rewritten.module, rewritten.result.example)
     return text

@@ -16,7 +16,6 @@ from torch import nn
 
 from . import hugging_face
 from .catalog import is_file
-from .context import Uninitialised
 from .errors import (
     CaptureError,
     FileError,
@@ -29,7 +28,7 @@ from .errors import (
 from .language.model import ModelRef
 from .language.overrides import MODEL_ARGUMENTS
 from .storage.tensors import check_finite, read_tensors
-from .tracing.construction import construct
+from .tracing.construction import Uninitialised, construct
 
 ALIASES = {
     "vit_tiny": "vit_tiny_patch16_224",

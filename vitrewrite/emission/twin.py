@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..context import Uninitialised, default_dtype, same_randomness
+from ..context import default_dtype, same_randomness
 from ..errors import EmitError, first_line, listing
+from ..tracing.construction import Uninitialised
 
 _FILE = "model.py"
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .. import models
+from ..context import undisturbed
 from ..emission.realise import realise
 from ..errors import MatchError, RewriteError, raise_all
 from ..fingerprint import trunk_fingerprint
@@ -90,6 +91,7 @@ class Request:
         return f"random (seed {self.seed})" if self.weights == "random" else self.weights
 
 
+@undisturbed()
 def plan(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
@@ -123,6 +125,7 @@ def plan(
     )  # fmt: skip
 
 
+@undisturbed()
 def apply(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
@@ -195,6 +198,7 @@ def carry_out(
     return rewritten
 
 
+@undisturbed()
 def lower(rewritten: Rewritten) -> Rewritten:
     """The cheapest equal model: what can be folded into weights is folded.
 

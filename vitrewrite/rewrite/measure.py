@@ -66,6 +66,18 @@ class BrokenError(Exception):
         return BrokenError(path, self.operation, self.shapes, self.numbers)
 
 
+class _Untracked:
+    """In place of what tells a counter which module runs, by hooks that all threads would run."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to undo."""
+
+
 class Propagation:
     """Runs a tree of units on meta tensors.
 
@@ -90,6 +102,8 @@ class Propagation:
         self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
         counter = FlopCounterMode(display=False, custom_mapping=MORE_FLOPS)
+        tracker: Any = _Untracked()
+        counter.mod_tracker = tracker
         with counter as self.counter, torch.no_grad(), torch.device("meta"):
             # The tree computes in float32, whatever the model it stands for does.
             floats = tuple(v.float() if v.is_floating_point() else v for v in inputs)

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..context import LOCK
 from ..errors import CaptureError, VitrewriteError, shown
 from . import calls, construction, inputs, modes, tree
 from .guards import check_input, is_guard
 from .limits import tracked_limits
 from .pruning import pass_on, prune
 from .recorder import Recorder
-from .state import calls_seen_by, preserved, tracked_builtins, uncached
+from .state import calls_seen_by, in_mode, preserved, tracked_builtins, uncached
 from .template import Template
 from .unit import copy_tree
 from .witness import IMAGE
@@ -33,7 +34,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     """
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
-    with preserved(model), uncached(model), tracked_builtins(model):
+    with LOCK, preserved(model), uncached(model), tracked_builtins(model):
         evaluation = _trace(model, example, training=False)
         training = _trace(model, example, training=True, other=evaluation.recorder)
     merged = modes.merge(evaluation.assignments, training.assignments)
@@ -80,8 +81,6 @@ class _Trace:
 def _trace(
     model: nn.Module, example: Any, *, training: bool, other: Recorder | None = None
 ) -> _Trace:
-    for module in model.modules():
-        module.training = training
     recorder = Recorder(model, other)
     args, kwargs = _primary(recorder, example)
 
@@ -91,7 +90,7 @@ def _trace(
         return calls.call_module(recorder, module, args, kwargs, run)
 
     try:
-        with calls_seen_by(handler), tracked_limits(recorder), recorder:
+        with in_mode(model, training), calls_seen_by(handler), tracked_limits(recorder), recorder:
             entry = calls.trace_forward(recorder, model, "", args, kwargs, model.forward)
     except VitrewriteError:
         raise

@@ -161,6 +161,16 @@ class _Recording(TorchFunctionMode):
         return _extract(self.graph, needed, node)
 
 
+class Uninitialised(TorchFunctionMode):
+    """Leaves parameters as they were allocated: they are loaded afterwards."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Skips what fills a parameter."""
+        if args and isinstance(args[0], nn.Parameter) and is_inplace(func):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 class _Unknown:
     """Stands for an argument whose origin was not recorded."""
 

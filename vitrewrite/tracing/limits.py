@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -40,10 +41,12 @@ class Limits:
 def tracked_limits(recorder: Recorder) -> Iterator[None]:
     """Lets `torch.finfo` of a dtype that was read off a tensor be an operation."""
     original: Any = torch.finfo
+    owner = threading.get_ident()
 
     def finfo(dtype: torch.dtype | None = None) -> Any:
         known = original() if dtype is None else original(dtype)
-        frame = recorder.frames[-1] if recorder.frames else None
+        mine = recorder.frames and threading.get_ident() == owner
+        frame = recorder.frames[-1] if mine else None
         if dtype is None or frame is None or not frame.has_read(dtype):
             return known
         return Limits(frame, dtype, known)

@@ -5,28 +5,32 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import nn
 
+from ..context import same_randomness
 from . import numbers
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Restores every attribute, container, mode, and the random state, also after an error."""
+    """Restores every attribute and container, and the random state, also after an error.
+
+    What was not changed is not touched: another thread may be running the model.
+    """
     saved = [(m, dict(m.__dict__), _containers(m)) for m in model.modules()]
-    random_state = torch.get_rng_state()
     try:
-        yield
+        with same_randomness():
+            yield
     finally:
-        torch.set_rng_state(random_state)
         for module, attributes, containers in saved:
-            module.__dict__.clear()
+            for name in module.__dict__.keys() - attributes.keys():
+                del module.__dict__[name]
             module.__dict__.update(attributes)
             for name, content in containers.items():
                 _refill(module.__dict__[name], content)
@@ -41,11 +45,49 @@ def _containers(module: nn.Module) -> dict[str, Any]:
 def _refill(container: Any, content: Any) -> None:
     if not container and not content:
         return
+    if content and _items(container) == _items(content):
+        return
     container.clear()
     if isinstance(container, list):
         container.extend(content or ())
     else:
         container.update(content or ())
+
+
+def _items(container: Any) -> list[Any]:
+    """What tells contents apart: the objects themselves, and the order."""
+    items = container.items() if isinstance(container, dict) else ((None, v) for v in container)
+    return [(key, id(value)) for key, value in items]
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Puts the modules of a model into a mode, for this thread alone.
+
+    Another thread that runs the model meanwhile finds it in the mode that it was in.
+    """
+    modes = {id(module): training for module in model.modules()}
+    owner = threading.get_ident()
+
+    def get(module: nn.Module) -> bool:
+        if threading.get_ident() == owner and id(module) in modes:
+            return modes[id(module)]
+        try:
+            return bool(module.__dict__["training"])
+        except KeyError:
+            raise AttributeError("training") from None
+
+    def put(module: nn.Module, mode: bool) -> None:
+        if threading.get_ident() == owner and id(module) in modes:
+            modes[id(module)] = mode
+        else:
+            module.__dict__["training"] = mode
+
+    nn.Module.training = property(get, put)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del nn.Module.training
 
 
 @contextmanager
@@ -129,10 +171,12 @@ def _content(cell: Any) -> Any:
 
 @contextmanager
 def calls_seen_by(handler: Any) -> Iterator[None]:
-    """Sends every `nn.Module.__call__` through `handler(module, args, kwargs, run)`."""
-    original = nn.Module.__call__
+    """Sends this thread's `nn.Module.__call__` through `handler(module, args, kwargs, run)`."""
+    original, owner = nn.Module.__call__, threading.get_ident()
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != owner:
+            return original(module, *args, **kwargs)
         return handler(module, args, kwargs, lambda: original(module, *args, **kwargs))
 
     nn.Module.__call__ = call  # type: ignore[method-assign]

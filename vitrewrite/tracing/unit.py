@@ -223,7 +223,10 @@ class _Copier:
         if parameter is None:
             return None
         if id(parameter) not in self.tensors:
-            shared = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+            data = parameter.detach()
+            # What was made in inference mode can never be trained, unless it is copied.
+            data = data.clone() if data.is_inference() else data
+            shared = nn.Parameter(data, requires_grad=parameter.requires_grad)
             self.tensors[id(parameter)] = shared
         result: nn.Parameter = self.tensors[id(parameter)]
         return result

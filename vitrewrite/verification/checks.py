@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ..context import undisturbed
 from ..rewrite.fitting import modes_kept
 from .check import Check
 from .compiled import compiled as compiles
@@ -16,7 +16,7 @@ from .compiled import compiled_gradients, compiled_training, exported, recompile
 from .numeric import eager, given, lowering_error, over_largest, sample
 from .promises import identities, lowerings, properties
 from .reference import MODULE, OWN, Runs, reference
-from .runs import Situation, outcome, seeds_kept, tensors
+from .runs import Situation, outcome, tensors
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -31,12 +31,14 @@ APART = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bf
 """How far an image's output may depend on the size of its batch, relative, by dtype."""
 
 
+@undisturbed()
 def quick(rewritten: Rewritten) -> list[Check]:
     """The checks that `apply` always makes: seconds for ViT-B."""
-    with _as_it_was(rewritten.module):
+    with modes_kept(rewritten.module):
         return list(_quick(Runs(rewritten), full=False))
 
 
+@undisturbed()
 def verify_rewritten(
     rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True
 ) -> list[Check]:
@@ -48,7 +50,7 @@ def verify_rewritten(
             otherwise only that the model compiles to one graph is checked.
         graphs: whether to export and compile it at all.
     """
-    with _as_it_was(rewritten.module):
+    with modes_kept(rewritten.module):
         return list(_all(Runs(rewritten), compiled=compiled, graphs=graphs))
 
 
@@ -65,13 +67,6 @@ def _all(runs: Runs, *, compiled: bool, graphs: bool) -> Iterator[Check]:
     if graphs:
         yield from _graphs(rewritten, compiled=compiled)
     yield from _claims(rewritten)
-
-
-@contextmanager
-def _as_it_was(module: nn.Module) -> Iterator[None]:
-    """Modes and torch's random state come back."""
-    with modes_kept(module), seeds_kept(module):
-        yield
 
 
 def _quick(runs: Runs, *, full: bool) -> Iterator[Check]:
