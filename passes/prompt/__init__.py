@@ -13,8 +13,8 @@ Attaches to
 
 Parameters
     prompt [M, C] per block, U(-v, v) with v = sqrt(6 / (patch numbers + C)), the numbers of one
-    patch being 3 * P * P and C in v the width of the stem. With `masks`: token_mask [M] and segment_mask [M, R], ones, one of each
-    for all blocks. All trained.
+    patch being 3 * P * P and C in v the width of the stem. With `masks`: token_mask [M] and
+    segment_mask [M, R], ones, one of each for all blocks. All trained.
 
 Forward
     x = [class; P; patches], P[k, j] = prompt[k, j] * segment_mask[k, j mod R] * token_mask[k].
