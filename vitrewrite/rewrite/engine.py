@@ -125,7 +125,7 @@ def rewrite(
     result = Rewrite(
         spec, root, anatomy, example_of_one(root, example), Editor(root), Stream.of(anatomy, root)
     )
-    result.batches = Batches(root)
+    result.batches = Batches(root, original)
     shaping = _shape(spec, result, original)
     found = _select(spec, result, profile, allocations, shaping)
     jobs = []
@@ -178,7 +178,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         example = primary_example(result.root)
         original = Propagation(on_meta(result.root), example, original, note=True)
         result.anatomy = analyse(result.root)
-        result.batches = Batches(result.root)
+        result.batches = Batches(result.root, original)
     return set(numbers)
 
 

@@ -35,16 +35,18 @@ class Batches:
 
     Args:
         root: a captured tree; what is done to it later does not count.
+        known: a run of it, on whatever batch.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, known: Propagation | None = None) -> None:
         self.root = duplicate(root, lambda p: p, lambda b: b)  # templates are never changed
+        self.known = known
 
     @cached_property
     def runs(self) -> tuple[Propagation, Propagation]:
         """The model on a batch of one and on a batch of two."""
         root = on_meta(self.root)
-        first = Propagation(root, self._example(1))
+        first = Propagation(root, self._example(1), self.known)
         return first, Propagation(root, self._example(2), first)
 
     def _example(self, count: int) -> tuple[torch.Tensor, ...]:
