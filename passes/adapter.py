@@ -83,7 +83,7 @@ class Adapter(nn.Module):
         code = F.linear(F.dropout(z, self.dropout, self.training), self.down, self.down_bias)
         branch = F.linear(F.gelu(code), self.up, self.up_bias)
         if keep is not None and self.training:
-            branch = branch * keep
+            branch = branch * keep.to(branch.dtype)
         return y + F.pad(branch, (start, y.shape[-1] - stop))
 
 

@@ -80,7 +80,7 @@ class LowRank(nn.Module):
         else:
             code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
         if keep is not None:
-            code = code * keep
+            code = code * keep.to(code.dtype)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         ups = torch.split(self.up, [b - a for a, b in self.rows])
         if torch.is_grad_enabled():  # all rows in one product

@@ -177,7 +177,7 @@ class BipartiteDifferentiableMatching(Pass):
             later.attn.bias_keys(size.log())
 
     def lower(self, block: BlockSite, merge: BipartiteMerge) -> bool:
-        """Argmax and index-add; the adapter's weights as they are used, if the dtype holds that."""
+        """Argmax and index-add; the adapter's weights as they are used, where that is exact."""
         down, up = merge.snapped(merge.down), merge.snapped(merge.up)
         holds = down.dtype == merge.down.dtype
         bits = 32 if holds else merge.bits

@@ -245,6 +245,28 @@ def test_bad_input(spec: str, size: int | tuple[int, int], message: str) -> None
         vr.plan(spec + "\n", _model(), example=torch.zeros(1, 3, *sides))
 
 
+@pytest.mark.parametrize(("queries", "swapped"), [("focus", False), ("focus", True),
+                                                  ("grid_anchor", False)])  # fmt: skip
+def test_row_and_column_attention_excludes_dynamic_queries(queries: str, swapped: bool) -> None:
+    clauses = [
+        f"add dfpq(queries={queries}) to decoder",
+        "replace decoder.layers[2].cross_attn with rcda()",
+    ]
+    spec = "\n".join(reversed(clauses) if swapped else clauses)
+    with pytest.raises(
+        vr.VitrewriteError, match="VR412 dfpq and rcda exclude each other"
+    ) as caught:
+        vr.plan(f"{spec}\n", _model(), example=IMAGES)
+    assert "'decoder.layers[2]'" in str(caught.value)
+    assert f"other clause: <text>:{1 if swapped else 2}: {clauses[1]}" in str(caught.value)
+
+
+def test_without_dynamic_queries_they_go_together() -> None:
+    spec = "add dfpq(queries=learned) to decoder\n"
+    spec += "replace decoder.layers[2].cross_attn with rcda()\n"
+    vr.plan(spec, _model(), example=IMAGES)
+
+
 def test_a_model_without_a_decoder() -> None:
     with pytest.raises(vr.VitrewriteError, match="has no site 'decoder'"):
         vr.plan("add dfpq() to decoder\n", "vit_tiny_patch16_224")

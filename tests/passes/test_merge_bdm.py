@@ -253,3 +253,27 @@ def test_warnings() -> None:
     assert any("bfloat16" in w for w in half.warnings)
     pooled = vr.plan("insert merge.bdm() after blocks[1].attn\n", vit(global_pool="avg"))
     assert any("pools" in w for w in pooled.warnings)
+
+
+@pytest.mark.parametrize("kind", ["zero", "equal", "pairs"])
+def test_keys_that_are_zero_or_equal_lose_no_token(kind: str) -> None:
+    torch.manual_seed(0)
+    merge = MERGE((8, 8), 16).eval()
+    hard = MERGE((8, 8), 16, hard=True).eval()
+    hard.load_state_dict(merge.state_dict())
+    k = {
+        "zero": torch.zeros(2, 3, 65, 16),
+        "equal": torch.ones(2, 3, 65, 16),
+        "pairs": torch.randn(2, 3, 65, 4).repeat(1, 1, 1, 4).round(),
+    }[kind]
+    x = torch.randn(2, 65, 48)
+    (soft, size), (other, count) = merge.train()(x, k), hard(x, k)
+    merge.eval()
+    assert bool(soft.isfinite().all())
+    torch.testing.assert_close(size.sum(1), torch.full((2,), 65.0))
+    if kind != "pairs":  # dropout of the adapter breaks the ties in training
+        (soft, size) = merge(x, k)
+        torch.testing.assert_close(soft, other)
+        torch.testing.assert_close(size, count)
+    soft.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in merge.parameters() if p.grad is not None)

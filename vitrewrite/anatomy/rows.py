@@ -111,6 +111,15 @@ def compact(index: torch.Tensor) -> torch.Tensor:
     return index[tuple(slice(0, 1) if s == 0 else slice(None) for s in index.stride())]
 
 
+def collapsed(index: torch.Tensor) -> torch.Tensor:
+    """`compact(index)`, with length 1 also along axes on which numbers only repeat."""
+    index = compact(index)
+    for axis, length in enumerate(index.shape):
+        first = index.narrow(axis, 0, 1) if length > 1 else index
+        index = first if torch.equal(first.expand_as(index), index) else index
+    return index
+
+
 class _Follower:
     """Walks back from an op; `source` replaces the linear layers as what is looked for."""
 
@@ -192,9 +201,9 @@ def _spread(op: Op, live: list[Rows]) -> torch.Tensor | None:
     """The numbers of the first input that fits the shape of `op`."""
     for part in live:
         if isinstance(part.index, torch.Tensor) and part.index.dim() == len(op.shape):
-            small = compact(part.index)
-            if all(a in (1, b) for a, b in zip(small.shape, op.shape, strict=True)):
-                return small.expand(op.shape)
+            for small in (compact(part.index), collapsed(part.index)):
+                if all(a in (1, b) for a, b in zip(small.shape, op.shape, strict=True)):
+                    return small.expand(op.shape)
     return None
 
 

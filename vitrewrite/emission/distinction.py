@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from ..tracing.leaves import is_inserted
+from ..tracing.leaves import is_helper, is_inserted
 
 if TYPE_CHECKING:
     from .classes import Class
@@ -39,8 +39,10 @@ def _features(cls: Class) -> Iterator[str]:
     if graph is None:
         return
     for node in graph.nodes:
-        if node.op == "call_module" and is_inserted(cls.sample.get_submodule(str(node.target))):
-            yield str(node.target).rpartition(".")[2]
+        if node.op == "call_module":
+            module = cls.sample.get_submodule(str(node.target))
+            if is_inserted(module) and not is_helper(module):
+                yield str(node.target).rpartition(".")[2]
     for node in graph.nodes:
         if node.op == "placeholder" and node.meta.get("wired"):
             yield str(node.meta.get("hint") or node.name)

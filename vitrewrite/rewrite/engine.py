@@ -141,7 +141,7 @@ def rewrite(
     example = example_of_one(root, example)
     training = Training(root, anatomy, example)
     result = Rewrite(spec, root, anatomy, example, Editor(root), Stream.of(anatomy, root), training)
-    result.batches = Batches(root)
+    result.batches = Batches(root, original)
     shaping = _shape(spec, result, original)
     found = _select(spec, result, profile, allocations, shaping)
     jobs = []
@@ -200,7 +200,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
             message = f"the rewritten model does not run: {told}"
             raise RewriteError("VR405", message, span=clause.span) from error
         result.anatomy = analyse(result.root)
-        result.batches = Batches(result.root)
+        result.batches = Batches(result.root, original)
     return set(numbers)
 
 

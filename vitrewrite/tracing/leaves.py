@@ -25,6 +25,11 @@ def is_inserted(module: nn.Module) -> bool:
     return hasattr(type(module), "inserted_by")
 
 
+def is_helper(module: nn.Module) -> bool:
+    """Whether an inserted module belongs to no pass, and only gives values to those that do."""
+    return getattr(module, "inserted_by", None) == "vitrewrite"
+
+
 def changed_by(module: nn.Module) -> tuple[int | None, ...]:
     """For each output of an inserted module the argument that it is a changed form of.
 

@@ -116,7 +116,9 @@ class CellSelection(nn.Module):
         """The chosen keys and their positions, [K, B, C] each."""
         if self.cells == "all":
             return keys, positions
-        pixels = self.pixels(attention.detach().sum(1), like.shape[-2], like.shape[-1])
+        wide = torch.promote_types(attention.dtype, torch.float32)
+        score = attention.detach().sum(1, dtype=wide)
+        pixels = self.pixels(score, like.shape[-2], like.shape[-1])
         index = pixels.t()[:, :, None].expand(-1, -1, keys.shape[2])
         return keys.gather(0, index), positions.gather(0, index)
 

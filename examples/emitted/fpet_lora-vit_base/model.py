@@ -34,11 +34,10 @@ class LowRank(nn.Module):
         scale: float,
         dropout: float = 0.0,
         drop_input: bool = False,
-        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_features, self.rows, self.rank, self.scale = in_features, rows, rank, scale
-        self.dropout, self.drop_input, self.drop_path = dropout, drop_input, drop_path
+        self.dropout, self.drop_input = dropout, drop_input
         self.down = nn.Parameter(torch.empty(len(rows) * rank, in_features))
         self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
         self.reset_parameters()
@@ -48,15 +47,16 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.up)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The output y of the linear, updated; x is the linear's input."""
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The output y of the linear, updated; x is its input, `keep` a factor per sample."""
         if self.drop_input:
             code = F.linear(F.dropout(x, self.dropout, self.training), self.down)
         else:
             code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
-        if self.drop_path:
-            ones = code.new_ones(code.shape[:1] + (1,) * (code.dim() - 1))
-            code = code * F.dropout(ones, self.drop_path, self.training)
+        if keep is not None:
+            code = code * keep.to(code.dtype)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         ups = torch.split(self.up, [b - a for a, b in self.rows])
         if torch.is_grad_enabled():  # all rows in one product
@@ -65,6 +65,7 @@ class LowRank(nn.Module):
                 for (a, b), up in zip(self.rows, ups, strict=True)
             ]
             return torch.addmm(out, code, torch.cat(padded, 1).T, alpha=self.scale).view_as(y)
+        out = out.clone()  # y is not ours: whoever called the linear layer may have kept it
         for (a, b), part, up in zip(self.rows, torch.split(code, self.rank, 1), ups, strict=True):
             out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
         return out.view_as(y)
@@ -123,8 +124,8 @@ class BipartiteMerge(nn.Module):
         size = x.new_ones(x.shape[:2]) if size is None else size
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             scores = self.match(k[:, :, prefix:])
-            weight = size[:, prefix:, None].float()
-            both = torch.cat([weight * x[:, prefix:].float(), weight], dim=2)
+            weight = self.wide(size[:, prefix:, None])
+            both = torch.cat([weight * self.wide(x[:, prefix:]), weight], dim=2)
             merge = self.merge_hard if self.hard else self.merge_soft
             both = merge(scores, both[:, self.a], both[:, self.b])
             patches, count = both[..., :-1] / both[..., -1:], both[..., -1]
@@ -133,17 +134,18 @@ class BipartiteMerge(nn.Module):
 
     def match(self, k: torch.Tensor) -> torch.Tensor:
         """Cosines of A and B, [B, N_A, N_B]; no gradient reaches the keys."""
-        m = k.detach().float().mean(dim=1)
+        m = self.wide(k.detach()).mean(dim=1)
         code = F.relu(F.linear(m, self.snapped(self.down)))
         code = F.dropout(code, self.dropout, self.training)
         m = m + self.scale * F.linear(code, self.snapped(self.up))
-        m = m / m.norm(dim=-1, keepdim=True)
+        m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         return torch.bmm(m[:, self.a], m[:, self.b].transpose(1, 2))
 
     def merge_soft(self, scores: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """b + W^T a, with W the match made hard and the gradient of the sigmoid."""
         gate = torch.sigmoid(scores - scores.topk(2, dim=-1).values.mean(dim=-1, keepdim=True))
-        chosen = gate + ((gate > 0.5).to(gate.dtype) - gate).detach()
+        best = torch.zeros_like(gate).scatter(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
+        chosen = gate + (best - gate).detach()
         return b + chosen.transpose(1, 2) @ a
 
     def merge_hard(self, scores: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -154,13 +156,17 @@ class BipartiteMerge(nn.Module):
 
     def snapped(self, weight: torch.Tensor) -> torch.Tensor:
         """With 1 bit the weight on two levels, its gradient straight through."""
-        weight = weight.float()
+        weight = self.wide(weight)
         if self.bits != 1:
             return weight
         mean, std = weight.mean(), weight.std()
         z = (weight - mean) / (std + 1e-5)
-        level = torch.where(z < 0, -0.6744897501960817, 0.6744897501960817)
+        level = torch.where(z < 0, -0.6744897501960817, 0.6744897501960817).to(z.dtype)
         return (z + (level - z).detach()) * std + mean
+
+    def wide(self, x: torch.Tensor) -> torch.Tensor:
+        """In float32 or better."""
+        return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class PatchEmbed(nn.Module):

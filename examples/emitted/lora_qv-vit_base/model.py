@@ -31,11 +31,10 @@ class LowRank(nn.Module):
         scale: float,
         dropout: float = 0.0,
         drop_input: bool = False,
-        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_features, self.rows, self.rank, self.scale = in_features, rows, rank, scale
-        self.dropout, self.drop_input, self.drop_path = dropout, drop_input, drop_path
+        self.dropout, self.drop_input = dropout, drop_input
         self.down = nn.Parameter(torch.empty(len(rows) * rank, in_features))
         self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
         self.reset_parameters()
@@ -45,15 +44,16 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.up)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The output y of the linear, updated; x is the linear's input."""
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The output y of the linear, updated; x is its input, `keep` a factor per sample."""
         if self.drop_input:
             code = F.linear(F.dropout(x, self.dropout, self.training), self.down)
         else:
             code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
-        if self.drop_path:
-            ones = code.new_ones(code.shape[:1] + (1,) * (code.dim() - 1))
-            code = code * F.dropout(ones, self.drop_path, self.training)
+        if keep is not None:
+            code = code * keep.to(code.dtype)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         ups = torch.split(self.up, [b - a for a, b in self.rows])
         if torch.is_grad_enabled():  # all rows in one product
@@ -62,6 +62,7 @@ class LowRank(nn.Module):
                 for (a, b), up in zip(self.rows, ups, strict=True)
             ]
             return torch.addmm(out, code, torch.cat(padded, 1).T, alpha=self.scale).view_as(y)
+        out = out.clone()  # y is not ours: whoever called the linear layer may have kept it
         for (a, b), part, up in zip(self.rows, torch.split(code, self.rank, 1), ups, strict=True):
             out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
         return out.view_as(y)

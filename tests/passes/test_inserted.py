@@ -1,0 +1,173 @@
+"""What holds of whatever a pass puts into a model: dtype, mode, and that it spoils nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vitrewrite as vr
+from tests import goldens
+from tests.passes.test_spt import profile
+from vitrewrite import catalog
+
+SPECS = {
+    "lora": "insert lora(rank=2) at blocks[*].attn.{q, v} + blocks[*].mlp.fc1",
+    "lora-spt": "insert lora(rank=2, convention=spt) at every linear in blocks",
+    "lora-library": "insert lora(rank=2, convention=library, alpha=4) at blocks[*].attn.qkv",
+    "adapter": "insert adapter(hidden=4) at every linear in blocks",
+    "sparse": "insert sparse() at sensitive(budget=4K, scale=10K)",
+    "merge.bdm": "insert merge.bdm() after blocks[1].attn",
+    "prompt": "prepend prompt(count=3, dropout=0.1) to blocks[*]",
+    "prompt-masks": "prepend prompt(count=3, masks=true, segments=4) to blocks[*]",
+    "prompt-patches": "prepend prompt(count=3, readout=patches) to blocks[0]",
+    "kv_prompt": "prepend kv_prompt(n=2) to blocks[*].attn",
+    "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
+}
+OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
+AT_INIT = {"lora", "lora-spt", "lora-library", "adapter", "sparse"}
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def _apply(name: str, model: nn.Module) -> vr.Rewritten:
+    measured = {"profile": profile()} if name == "sparse" else {}
+    return vr.apply(f"{SPECS[name]}\n", model, **measured)
+
+
+def _base(dtype: torch.dtype = torch.float32) -> nn.Module:
+    return goldens.case("spt-lora-vit").base().to(dtype)
+
+
+def _dtypes(module: nn.Module) -> set[torch.dtype]:
+    tensors = (*module.parameters(), *module.buffers())
+    return {t.dtype for t in tensors if t.is_floating_point()}
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_every_pass_is_here() -> None:
+    covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS
+    assert covered == set(catalog.passes())
+
+
+CASES = [(name, torch.bfloat16) for name in SPECS] + [
+    ("lora", torch.float16), ("merge.bdm", torch.float16),
+    ("adapter", torch.float64), ("merge.bdm", torch.float64), ("merge.bdm", torch.float32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda v: str(v).removeprefix("torch."))
+def test_it_has_the_dtype_of_the_model_whatever_the_default(name: str, dtype: torch.dtype) -> None:
+    model, x = _base(dtype), IMAGES.to(dtype)
+    with _default(torch.float64):
+        rewritten = _apply(name, model)
+        module = rewritten.module
+        y = module(x)
+        lowered = vr.lower(rewritten).module
+        z = lowered(x)
+    assert _dtypes(module) == _dtypes(lowered) == {dtype}
+    assert y.dtype == z.dtype == dtype
+    if name in AT_INIT:
+        assert torch.equal(y, model(x))
+    torch.testing.assert_close(z, y, rtol=0, atol=0.06)
+    module.train()
+    module(x).float().sum().backward()
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_it_is_in_the_mode_of_what_it_is_put_into(name: str) -> None:
+    model = _base().eval()
+    rewritten = _apply(name, model)
+    with torch.no_grad():
+        for parameter in rewritten.module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1 * parameter.requires_grad)
+    for module in (rewritten.module, rewritten.base, vr.lower(rewritten).module):
+        assert [n for n, m in module.named_modules() if m.training] == []
+    assert torch.equal(rewritten.module(IMAGES), rewritten.module(IMAGES))
+    model.train()
+    rewritten = _apply(name, model)
+    for module in (rewritten.module, rewritten.base, vr.lower(rewritten).module):
+        assert [n for n, m in module.named_modules() if not m.training] == []
+    assert all(m.training for m in model.modules())
+
+
+def test_mixed_modes_stay_as_they_were_given() -> None:
+    model = _base().train()
+    model.blocks[0].eval()  # type: ignore[union-attr, index]
+    rewritten = _apply("lora-spt", model)
+    vr.verify(rewritten, graphs=False)
+    for module in (rewritten.module, vr.lower(rewritten).module):
+        for path, each in module.named_modules():
+            assert each.training == (not f"{path}.".startswith("blocks.0.")), path
+
+
+def test_a_claim_that_is_measured_changes_no_mode() -> None:
+    spec = f"{SPECS['lora']}\nrequire identity at init\nrequire lowers exactly\n"
+    assert all(m.training for m in vr.apply(spec, _base().train()).module.modules())
+
+
+def test_a_model_by_name_is_in_eval_mode() -> None:
+    options = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32, "num_classes": 5}
+    rewritten = vr.apply(SPECS["prompt"] + "\n", "vit_tiny_patch16_224", model_options=options)
+    assert not any(m.training for m in rewritten.module.modules())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", SPECS)
+def test_nothing_is_written_into_what_others_may_hold(name: str, training: bool) -> None:
+    rewritten = _apply(name, _base().train(training))
+    module = rewritten.module
+    paths = {i.path for i in rewritten.result.editor.insertions}
+    kept: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+
+    def note(*values: Any) -> None:
+        kept.extend((v, v.clone(), v._version) for v in values if isinstance(v, torch.Tensor))
+
+    for path, each in module.named_modules():
+        if path in paths:
+            each.register_forward_pre_hook(lambda _, given: note(*given))
+        elif path:
+            each.register_forward_hook(
+                lambda _, given, made: note(*given, *(made if isinstance(made, tuple) else [made]))
+            )
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1 * parameter.requires_grad)
+        module(IMAGES)
+    assert kept
+    for value, copy, version in kept:
+        assert torch.equal(value, copy)
+        assert value._version == version
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "insert lora(rank=2, dropout=0) at every linear in blocks",
+        "insert lora(rank=2, convention=spt, dropout=0, drop_path=0) at every linear in blocks",
+        "insert adapter(hidden=4, dropout=0, drop_path=0) at every linear in blocks",
+    ],
+)
+def test_the_base_trains_as_it_did_at_equal_seed(spec: str) -> None:
+    kwargs = goldens.case("lora-qv").about["base"]["kwargs"]
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(**kwargs, proj_drop_rate=0.1, drop_path_rate=0.3).train()
+    rewritten = vr.apply(f"{spec}\n", model)
+    torch.manual_seed(3)
+    expected = model(IMAGES)
+    torch.manual_seed(3)
+    assert torch.equal(rewritten.module(IMAGES), expected)
