@@ -21,6 +21,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | tuple[int, ...] | None = None,
+    needs: str = "",
     help: str = "",
 ) -> Any:
     """A field of a pass that a spec can set; without `default` it must be set.
@@ -30,9 +31,14 @@ def option(
         minimum: smallest value allowed (inclusive).
         maximum: largest value allowed (inclusive).
         choices: the words or numbers allowed.
+        needs: a condition on the other options without which this one has no effect, such as
+            `"masks and count > 1"`; a spec that sets it all the same is refused. What depends on
+            the site is told by `site.idle(option, why)`.
         help: one line for `vitrewrite explain`.
     """
-    metadata = {"minimum": minimum, "maximum": maximum, "choices": choices, "help": help}
+    metadata = {
+        "minimum": minimum, "maximum": maximum, "choices": choices, "needs": needs, "help": help,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -106,6 +106,8 @@ def option_lines(options: Mapping[str, OptionInfo]) -> list[str]:
         ]
         if option.choices:
             limits.append(f"one of {', '.join(map(str, option.choices))}")
+        if option.needs:
+            limits.append(f"only if {option.needs}")
         facts = ", ".join([str(option), default, *limits])
         lines.append(f"    {option.name}: {facts}. {option.help}".rstrip())
     return lines

@@ -60,8 +60,8 @@ def model_file(
     shown = f"({listed}{',' if len(trainable or ()) == 1 else ''})"
     return render(
         "model.py.jinja", title=title, story=story, imports=imports, packed=PACKED in text,
-        classes=text, root=source.root, trainable=shown if trainable else "", frozen=trainable == (),
-        ties=_ties(root),
+        classes=text, root=source.root, trainable=shown if trainable else "",
+        frozen=trainable == (), ties=_ties(root),
     )  # fmt: skip
 
 
