@@ -112,6 +112,8 @@ class BottleneckAdapter(Pass):
             parallel = part.role.endswith("attn.proj")
             width = part.in_features if parallel else stop - start
             dropout = 0.0 if parallel else self.dropout
+            if parallel:
+                linear.idle("dropout", "at the proj of an attention, which has none")
             one = replace(linear, parts=(part,))
             branch = Adapter(width, self.hidden, ((start, stop),), parallel, self.bias, dropout)
             one.parallel(branch, drop_path=self.drop_path)

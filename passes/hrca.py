@@ -136,7 +136,12 @@ class HighResolutionCrossAttention(Pass):
     claims: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ("layers",)
 
-    omega: int = option(32, minimum=1, help="one of this many coarse cells, or pixels, is kept")
+    omega: int = option(
+        32,
+        minimum=1,
+        needs="cells != 'all'",
+        help="one of this many coarse cells, or pixels, is kept",
+    )
     cells: str = option(
         "top",
         choices=("top", "bilinear", "random", "all"),

@@ -110,7 +110,9 @@ class Lora(Pass):
     )
     scale: float | None = option(None, help="factor of the update; 1 by default (vtab, spt)")
     alpha: float | None = option(None, help="numerator of the scale (library)")
-    rank_stabilised: bool = option(False, help="alpha / sqrt(rank) instead of alpha / rank")
+    rank_stabilised: bool = option(
+        False, needs="convention == 'library'", help="alpha / sqrt(rank) instead of alpha / rank"
+    )
     dropout: float = option(0.1, minimum=0, below=1, help="in training only")
     drop_path: float | None = option(
         None, minimum=0, below=1, help="per sample, in training only; 0.1 for spt, else 0"

@@ -23,6 +23,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] | tuple[int, ...] | None = None,
+    needs: str = "",
     help: str = "",
 ) -> Any:
     """A field of a pass that a spec can set; without `default` it must be set.
@@ -34,11 +35,14 @@ def option(
         above: the value must be larger than this.
         below: the value must be smaller than this.
         choices: the words or numbers allowed.
+        needs: a condition on the other options without which this one has no effect, such as
+            `"masks and count > 1"`; a spec that sets it all the same is refused. What depends on
+            the site is told by `site.idle(option, why)`.
         help: one line for `vitrewrite explain`.
     """
     metadata = {
         "minimum": minimum, "maximum": maximum, "above": above, "below": below,
-        "choices": choices, "help": help,
+        "choices": choices, "needs": needs, "help": help,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
+from vitrewrite.needs import names_in
 
 _TYPES = ("int", "float", "str", "bool")
-_DETAILS = ("minimum", "maximum", "above", "below", "choices", "help")
+_DETAILS = ("default", "minimum", "maximum", "above", "below", "choices", "needs", "help")
 _FACTS = ("prefix", "grid", "size")
 CLAIMS = ("same_output_at_init", "lowers_exactly")
 """What can be checked of any pass; its own `errors` measures what else it claims."""
@@ -43,6 +44,7 @@ class OptionInfo:
         required: whether a spec must set it; else `default` holds.
         minimum: smallest value allowed; `maximum` the largest.
         above: what a value must be larger than; `below` what it must be smaller than.
+        needs: when it has an effect, or "" for always; see `needs`.
     """
 
     name: str
@@ -56,6 +58,7 @@ class OptionInfo:
     above: float | None = None
     below: float | None = None
     choices: tuple[Any, ...] | None = None
+    needs: str = ""
     help: str = ""
 
     def __str__(self) -> str:
@@ -127,6 +130,7 @@ def _signature(name: str, module: str, path: Path, tree: ast.Module) -> PassInfo
     found = _pass_class(tree)
     options: dict[str, OptionInfo] = {}
     values: dict[str, Any] = {}
+    lines: dict[str, ast.stmt] = {}
     for item in found.body:
         target, annotation, value = _assignment(item)
         if target in _CLASS_VALUES:
@@ -135,6 +139,9 @@ def _signature(name: str, module: str, path: Path, tree: ast.Module) -> PassInfo
             _check_known(target, values[target], own, item)
         elif annotation is not None and "ClassVar" not in ast.unparse(annotation):
             options[target] = _option(target, annotation, value)
+            lines[target] = item
+    for option in options.values():
+        _check_needs(option, options, lines[option.name])
     doc = ast.get_docstring(tree) or ""
     return PassInfo(name, path, module, found.name, doc, options, **values)
 
@@ -186,6 +193,16 @@ def _check_known(name: str, words: Sequence[str], own: Sequence[str], item: ast.
             raise _Malformed(f"{message}; {near}" if near else message, item)
 
 
+def _check_needs(option: OptionInfo, known: Mapping[str, OptionInfo], item: ast.stmt) -> None:
+    try:
+        names = names_in(option.needs) if option.needs else set()
+    except ValueError as error:
+        raise _Malformed(f"needs of {option.name} is no condition: {error}", item) from None
+    if unknown := sorted(names - known.keys()):
+        message = f"needs of {option.name} has {shown(unknown[0])}; options: {listing(known)}"
+        raise _Malformed(message, item)
+
+
 def _measured(found: ast.ClassDef) -> list[str]:
     """What `errors` of a pass can name: its text constants."""
     bodies = (f for f in found.body if isinstance(f, ast.FunctionDef) and f.name == "errors")
@@ -210,7 +227,7 @@ def _option(name: str, annotation: ast.expr, value: ast.expr | None) -> OptionIn
         default, required = (value.args[0] if value.args else None), not value.args
         if "default" in details:
             required = False
-        if unknown := set(details) - {"default", *_DETAILS}:
+        if unknown := set(details) - set(_DETAILS):
             raise _Malformed(f"option() has no argument {shown(unknown.pop())}", value)
     result = details.pop("default", None) if default is None else _literal(default, annotation)
     details.setdefault("choices", words)

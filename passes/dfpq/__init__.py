@@ -69,6 +69,7 @@ class DynamicFocusAwarePositionalQueries(Pass):
     pool: str = option(
         "background",
         choices=("background", "foreground"),
+        needs="queries in ('focus', 'dynamic_anchor')",
         help="side of the first masks that the first queries pool, as in the code or in the text",
     )
     threshold: float = option(
@@ -79,7 +80,8 @@ class DynamicFocusAwarePositionalQueries(Pass):
         """K_l; q_0 from the first masks; then q from the attention of each layer."""
         decoder.check()
         self.check(decoder)
-        decoder.threshold(self.threshold)
+        if not decoder.threshold(self.threshold):
+            decoder.idle("threshold", "in a model whose masks block nothing")
         bias = decoder.positions
         if self.keys != "unchanged":
             for level in decoder.levels:

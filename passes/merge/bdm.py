@@ -173,6 +173,8 @@ class BipartiteDifferentiableMatching(Pass):
         known = [point.tokens.size] if point.tokens.size else []
         _, size = point.insert(merge, attn.keys, *known, also=("size",))
         point.become(grid=None, size=size)
+        if not attn.block.following:
+            attn.idle("prop_attn", "in the last block: no attention follows")
         for later in attn.block.following if self.prop_attn else ():
             later.attn.bias_keys(size.log())
 

@@ -161,9 +161,12 @@ class VisualPrompt(Pass):
     count: int = option(10, minimum=1, help="prompts per block, M")
     dropout: float = option(0.0, minimum=0, below=1, help="on the prompts, in training only")
     masks: bool = option(False, help="trained masks of whole prompts and of segments (E2VPT)")
-    segments: int = option(8, minimum=1, help="segments of a prompt, R")
+    segments: int = option(8, minimum=1, needs="masks", help="segments of a prompt, R")
     layout: str = option(
-        "strided", choices=("strided", "contiguous"), help="which channels are one segment"
+        "strided",
+        choices=("strided", "contiguous"),
+        needs="masks and segments > 1",
+        help="which channels are one segment",
     )
     position: int | None = option(
         None, minimum=0, help="tokens in front of them; class and registers by default"
@@ -181,7 +184,10 @@ class VisualPrompt(Pass):
         (), minimum=0, maximum=99, help="percents of each prompt's segments to try masked"
     )
     importance: str = option(
-        "signed", choices=("signed", "absolute"), help="gradient per batch, or its size per sample"
+        "signed",
+        choices=("signed", "absolute"),
+        needs="prune_tokens or prune_segments",
+        help="gradient per batch, or its size per sample",
     )
 
     def procedure(self) -> PruneAndRewind | None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from vitrewrite.catalog import Catalog
 from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
+from vitrewrite.needs import holds, names_in
 from vitrewrite.signature import OptionInfo, PassInfo
 
-from .expressions import Literal
+from .expressions import Literal, literal
 from .model import Clause, PassUse
 from .problems import Problems
 from .selectors import Option
@@ -30,6 +31,36 @@ def check_options(
                 raise _unknown_option(option, known, owner)
             checked.append(_typed(option, known[option.name], owner))
     return tuple(checked)
+
+
+def without_effect(
+    options: tuple[Option, ...], known: Mapping[str, OptionInfo], owner: str
+) -> list[tuple[str, SpecError]]:
+    """VR230, with its name, for each option that is set, and does nothing as the others are.
+
+    One that is set to its default is as if it were not there.
+    """
+    given = {o.name: o for o in options if isinstance(o.value, Literal)}
+    doubtful = {o.name for o in options} - given.keys()
+    values = {k: literal(given[k].value) if k in given else v.default for k, v in known.items()}
+    found = []
+    for name, option in given.items():
+        info = known.get(name)
+        if info is None or not info.needs or values[name] == info.default:
+            continue
+        if doubtful & names_in(info.needs) or _holds(info.needs, values):
+            continue
+        message = f"{owner}.{name} has no effect here: it needs {info.needs}"
+        error = SpecError("VR230", message, span=option.span, suggestion="take it out")
+        found.append((name, error))
+    return found
+
+
+def _holds(needs: str, values: Mapping[str, object]) -> bool:
+    try:
+        return holds(needs, values)
+    except TypeError:  # a value of a wrong type, which is an error of its own
+        return True
 
 
 def _unknown_option(option: Option, known: Mapping[str, OptionInfo], owner: str) -> SpecError:

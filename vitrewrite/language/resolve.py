@@ -8,6 +8,7 @@ from functools import singledispatchmethod
 
 from vitrewrite.catalog import Catalog
 from vitrewrite.errors import Span, SpecError, shown
+from vitrewrite.needs import names_in
 from vitrewrite.signature import OptionInfo, PassInfo
 from vitrewrite.tuning.settings import options as settings_of_tune
 
@@ -19,6 +20,7 @@ from .check import (
     check_required,
     default,
     find_pass,
+    without_effect,
 )
 from .claims import check_claim
 from .expressions import Expression, Literal, NodeT, map_expressions
@@ -65,6 +67,7 @@ class Resolver:
         self._defaults: list[Mapping[str, Value]] = []
         self._requires: list[Require] = []
         self._settings: list[Option] = []
+        self._idle: list[SpecError] = []
         for depth, statement in expansion.statements:
             self._depth = depth
             with problems.catch():
@@ -140,11 +143,22 @@ class Resolver:
         if info is None:
             return dataclasses.replace(use, options=tuple(resolved)), {}
         checked = check_options(tuple(resolved), info.options, use.name, self._problems)
+        self._note_idle(checked, use, info)
         with self._problems.catch():
             check_required(options, info.options, use.name, use.span)
         given = {option.name for option in checked}
         defaults = {k: default(v) for k, v in info.options.items() if k not in given}
         return dataclasses.replace(use, options=checked), defaults
+
+    def _note_idle(self, options: tuple[Option, ...], use: PassUse, info: PassInfo) -> None:
+        """Options without effect: wrong in a spec, only odd where an override made them so."""
+        given = {(option.name, option.span) for option in use.options}
+        replaced = {o.name for o in options if (o.name, o.span) not in given}
+        for name, error in without_effect(options, info.options, use.name):
+            if replaced & {name, *names_in(info.options[name].needs)}:
+                self._idle.append(error)
+            else:
+                self._problems.add(error)
 
     def _overridden(self, use: PassUse, info: PassInfo | None) -> tuple[Option, ...]:
         """The options with what overrides say about this pass."""
@@ -191,7 +205,7 @@ class Resolver:
 
     def spec(self, source: Source) -> Spec:
         """The spec, after all statements; errors may be waiting in `problems`."""
-        settings = self._tuned()
+        settings, known = self._tuned(), settings_of_tune()
         model, arguments = self._final_model()
         if not self._scope.incomplete:
             for error in self._overrides.unused():
@@ -206,7 +220,11 @@ class Resolver:
             requires=tuple(self._requires),
             tune=Tune(settings, _NOWHERE),
             params={p.name: python_value(values[p.name]) for p in self._params if p.name in values},
-            warnings=self._unused_params(),
+            warnings=(
+                *self._unused_params(),
+                *self._idle,
+                *(error for _, error in without_effect(settings, known, "tune")),
+            ),
             defaults=tuple(self._defaults),
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
 from vitrewrite.signature import OptionInfo
 
-from .check import check_options, check_repeated, check_required
+from .check import check_options, check_repeated, check_required, without_effect
 from .claims import check_bound
 from .conditions import Condition, tests
 from .expressions import Expression, Literal
@@ -39,7 +39,7 @@ CALLS: Mapping[str, Mapping[str, OptionInfo]] = {
         "samples": OptionInfo("samples", "int", False, False, False, 800, minimum=1),
         "per": OptionInfo("per", "str", False, False, False, "sample", choices=("sample", "batch")),
         "alpha": OptionInfo("alpha", "float", False, False, False, 10.0, above=0),
-        "beta": OptionInfo("beta", "float", False, False, False, 5.0, above=0),
+        "beta": OptionInfo("beta", "float", False, False, False, 5.0, above=0, needs="vectors"),
         "vectors": OptionInfo("vectors", "bool", False, False, False, True),
         "structured_only": OptionInfo("structured_only", "bool", False, False, False, False),
         "scale": OptionInfo("scale", "int", False, False, False, 1_000_000, minimum=1),
@@ -143,7 +143,9 @@ def _check_call(call: Call, problems: Problems) -> None:
         message = f"no selector {shown(call.name + '()')}"
         raise SpecError("VR215", message, span=call.span, notes=notes, suggestion=suggestion)
     check_repeated(call.options)
-    check_options(call.options, CALLS[call.name], call.name, problems)
+    checked = check_options(call.options, CALLS[call.name], call.name, problems)
+    for _, error in without_effect(checked, CALLS[call.name], call.name):
+        problems.add(error)
     check_required(call.options, CALLS[call.name], call.name, call.span)
 
 

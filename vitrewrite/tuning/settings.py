@@ -26,14 +26,18 @@ class Settings:
     many there are.
     """
 
-    epochs: int = option(10, minimum=0, help="passes over the training images")
+    epochs: int = option(
+        10, minimum=0, needs="steps is None", help="passes over the training images"
+    )
     steps: int | None = option(None, minimum=0, help="steps, instead of epochs")
     batch: int = option(64, minimum=1, help="images per step, over all processes and pieces")
     accumulate: int = option(1, minimum=1, help="pieces that a step's images are computed in")
     optimiser: str = option("adamw", choices=("adamw", "sgd"), help="AdamW, or SGD with momentum")
     lr: float = option(1e-3, minimum=0, help="learning rate after warm-up")
-    min_lr: float = option(0.0, minimum=0, help="learning rate that the schedule ends at")
-    momentum: float = option(0.9, minimum=0, maximum=1, help="of sgd")
+    min_lr: float = option(
+        0.0, minimum=0, needs="schedule == 'cosine'", help="learning rate that it ends at"
+    )
+    momentum: float = option(0.9, minimum=0, maximum=1, needs="optimiser == 'sgd'", help="of sgd")
     weight_decay: float = option(1e-4, minimum=0, help="of weights; biases and norms have none")
     schedule: str = option("cosine", choices=("cosine", "constant"), help="after warm-up")
     warmup_epochs: float = option(0.0, minimum=0, help="epochs in which the rate rises from 0")

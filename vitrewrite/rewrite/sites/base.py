@@ -143,6 +143,11 @@ class BoundSite:
         if text not in self.editor.warnings:
             self.editor.warnings.append(text)
 
+    def idle(self, option: str, why: str) -> None:
+        """Notes that an option which the clause sets has no effect, for what the site is."""
+        if option in self.clause.options:
+            self.warn(f"{self.pass_name}.{option} has no effect {why}")
+
     def waive(self, claim: str, why: str) -> None:
         """Says that a claim of the pass is not made at this site; `plan` tells why."""
         self.editor.waived.setdefault((self.clause.number, claim), {})[self.role] = why

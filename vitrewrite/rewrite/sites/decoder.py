@@ -167,14 +167,21 @@ class DecoderSite(BoundSite):
             raise self.unfit("no pixel decoder makes its levels")
         return pixels.levels[0].features.unit
 
-    def threshold(self, probability: float) -> None:
-        """Masks block what is less probable than this."""
+    def threshold(self, probability: float) -> bool:
+        """Masks block what is less probable than this.
+
+        Returns:
+            Whether they block anything.
+        """
+        found = False
         for unit in dict.fromkeys(p.mask.unit for p in self.decoder.predictions):
             graph = self.editor.graph(unit)
             masks = {self.editor.node(p.mask) for p in self.decoder.predictions}
             for node in slices.behind(n for n in masks if n.graph is graph):
                 if node.target in _COMPARISONS and isinstance(node.args[1], float):
                     node.update_arg(1, probability)
+                    found = True
+        return found
 
     def insert_layer(self, behind: LayerSite, like: LayerSite, name: str) -> LayerSite:
         """Puts a copy of a layer behind another one; what is predicted then is returned too.
