@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import FileError
+from .errors import FileError, shown
 
 LOCK = "lock.json"
 RUN = "tune.json"  # in folders of `tune`
@@ -62,7 +62,7 @@ def _is_ours(folder: Path) -> bool:
     try:
         text = (folder / LOCK).read_text(encoding="utf-8")
         return bool(json.loads(text)["made_by"] == MADE_BY)
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
         return False
 
 
@@ -111,6 +111,8 @@ def reported(target: Path) -> Iterator[None]:
     """What the system refuses, as an error of ours."""
     from safetensors import SafetensorError
 
+    if "\0" in str(target):
+        raise FileError("VR702", f"cannot write {shown(target)}: no file name holds a NUL")
     try:
         yield
     except OSError as error:

@@ -16,6 +16,7 @@ from . import __version__
 from .disk import LOCK, MADE_BY, open_to_readers, replacing, replacing_file, reported
 from .errors import FileError
 from .fingerprint import fingerprint_of
+from .reading import regular
 
 if TYPE_CHECKING:
     from .rewrite.rewritten import Rewritten
@@ -214,7 +215,7 @@ def load_delta(rewritten: Rewritten, path: str | Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(regular(path)), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:

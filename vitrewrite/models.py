@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from . import hugging_face
+from .bounds import refuse_huge
 from .catalog import is_file
 from .errors import (
     CaptureError,
@@ -27,6 +28,7 @@ from .errors import (
 )
 from .language.model import ModelRef
 from .language.overrides import MODEL_ARGUMENTS
+from .reading import regular
 from .tracing.construction import construct
 
 ALIASES = {
@@ -60,8 +62,9 @@ def asked_by(ref: ModelRef | None) -> Iterator[None]:
     except VitrewriteError as error:
         if ref is not None and error.span is None and isinstance(error, (MatchError, CaptureError)):
             said, _, reason = error.message.partition(": ")
+            about = {"VR311": reason, "VR316": said}.get(error.code, "")
             of_arguments = " cannot be built with " in said
-            error.span = ref.place_of(reason) if of_arguments else ref.span
+            error.span = ref.place_of(about) if of_arguments else ref.span
         raise
 
 
@@ -93,6 +96,7 @@ def create(
         FileError: VR710 to VR712 for weights that cannot be had or do not fit.
     """
     options = dict(options or {})
+    refuse_huge(name, options)
     if meta:
         with torch.device("meta"):
             model = construct(lambda: _build(name, options))
@@ -243,7 +247,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_file(regular(path))
     except Exception as error:  # the library raises several kinds for what is wrong with a file
         raise FileError("VR711", f"cannot read weights '{path}': {first_line(error)}") from error
 

@@ -14,6 +14,7 @@ import torch
 
 from . import __version__
 from .errors import FileError, first_line
+from .reading import regular
 from .rewrite.unlowering import originals, state_hash
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _read(path: Path, code: str, what: str) -> tuple[dict[str, torch.Tensor], Ma
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(regular(path)), framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         message = f"cannot read {what} '{path}': {first_line(error)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from ..errors import FileError, SpecError, VitrewriteError, did_you_mean, listin
 from ..explain import explain_code
 from ..language import format_text, parse_spec
 from ..language.source import read_source
+from ..reading import read_json
 from ..report.allocation import changes
 from ..signature import OptionInfo, PassInfo
 from ..tuning.settings import options as settings_of_tune
@@ -181,12 +181,12 @@ def _content(name: str) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
     if not is_report and not catalog.is_file(path / "lock.json"):
         return str(parse_spec(name)).splitlines(), {}, {}
     try:
-        report = json.loads((path if is_report else path / "report.json").read_text("utf-8"))
+        report = read_json(path if is_report else path / "report.json")
         counts = {k: report[k] for k in ("macs", "macs_lowered", "tokens", "weights", "model")}
         counts |= report["params"]
         if is_report:
             return [c["clause"] for c in report["clauses"]], counts, report["allocations"]
-        lock = json.loads((path / "lock.json").read_text("utf-8"))
+        lock = read_json(path / "lock.json")
         return lock["spec"].splitlines(), counts, lock["allocations"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = "report" if is_report else "folder"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import click
 
 from ..disk import write_text
 from ..errors import DataError, FileError, UsageError, first_line, shown
+from ..reading import read_json, regular
 from .commands import Commands, _json, _overrides, cli
 from .common import busy, echo_json, is_folder, request
 
@@ -33,7 +33,7 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
     from ..report.sensitivity import Sensitivity
 
     try:
-        found = json.loads((folder / "report.json").read_text("utf-8"))["allocations"]
+        found = read_json(folder / "report.json")["allocations"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError("VR703", f"'{folder}' is no folder that apply wrote: {error}") from error
     if not found:
@@ -116,7 +116,7 @@ def _opened(path: Path | None) -> Image:
             ) from error  # fmt: skip
         return Image.fromarray(load_sample_image("china.jpg"))
     try:
-        with Image.open(path) as opened:
+        with Image.open(regular(path)) as opened:
             return opened.convert("RGB")
     except Exception as error:  # Pillow raises many kinds
         reason = first_line(error)

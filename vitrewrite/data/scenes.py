@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError, shown
+from ..reading import regular
 from .images import Data, Images, Key
 from .joint import IGNORED, JointTransform
 from .loading import shuffled
@@ -59,7 +60,7 @@ class _Scenes:
         from PIL import Image
 
         scene = self.files[index]
-        with Image.open(scene.image) as image:
+        with Image.open(regular(scene.image)) as image:
             image.load()
         labels = _read_map(scene)
         if labels.shape != (image.height, image.width):
@@ -82,7 +83,7 @@ def _read_map(scene: Scene) -> np.ndarray[Any, np.dtype[np.int64]]:
     from PIL import Image
 
     try:
-        with Image.open(scene.labels) as opened:
+        with Image.open(regular(scene.labels)) as opened:
             labels = np.asarray(opened)
     except Exception as error:  # Pillow raises many kinds
         raise _bad_map(scene, (str(error).splitlines() or [type(error).__name__])[0]) from error

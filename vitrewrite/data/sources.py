@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, shown
+from ..reading import regular
 from .images import Data, Images, Source
 from .loading import shuffled
 from .preprocessing import Preprocessing
@@ -140,7 +141,7 @@ class _Files:
     def load(self, index: int) -> tuple[Image, int]:
         from PIL import Image
 
-        with Image.open(self.paths[index]) as image:
+        with Image.open(regular(self.paths[index])) as image:
             image.load()
             return image, self.labels[index]
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ..disk import replacing_file
 from ..errors import ProfileError, listing
+from ..reading import parse_json, regular
 from .listing import Candidate
 
 SENSITIVITY = "sensitivity."
@@ -126,8 +127,8 @@ class Profile:
             ProfileError: VR763 if it cannot be read.
         """
         try:
-            with safe_open(str(path), "pt") as file:
-                about = json.loads((file.metadata() or {})["vitrewrite"])
+            with safe_open(str(regular(path)), "pt") as file:
+                about = parse_json((file.metadata() or {})["vitrewrite"])
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError) as error:
             raise ProfileError("VR763", f"the profile '{path}' cannot be read: {error}") from error

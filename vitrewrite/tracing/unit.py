@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..errors import UsageError
 from .template import Template
 
 
@@ -43,6 +44,18 @@ class Unit(nn.Module):
         if self.training and self.template.training is not None:
             graph = self.template.training
         return run_graph(graph, self, args)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` asks for first.
+
+        Raises:
+            UsageError: VR909; its language has no way to say what a captured model is.
+        """
+        raise UsageError(
+            "VR909",
+            f"torch.jit.script cannot compile a captured or rewritten model ({self.kind})",
+            suggestion="use torch.export.export(module, (x,)) or torch.compile(module)",
+        )
 
 
 def run_graph(

@@ -13,6 +13,7 @@ import torch
 
 from ..disk import open_to_readers, reported
 from ..errors import FileError
+from ..reading import read_json, regular
 from .engine import Engine
 from .run import Run, persistent_buffers
 from .tensors import named, optimiser_state, pack, restore_optimiser, unpack
@@ -108,7 +109,7 @@ class Checkpoints:
         if path is None:
             return None
         try:
-            packed = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            packed = read_json(path / _STATE)
             if packed["format"] != FORMAT:
                 raise ValueError(f"its format is {packed['format']}")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -153,7 +154,7 @@ class Checkpoints:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(str(path / _TENSORS), framework="pt") as file:
+            with safe_open(str(regular(path / _TENSORS)), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in empty}
         except (OSError, SafetensorError) as error:
             raise _broken(path, error) from error

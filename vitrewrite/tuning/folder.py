@@ -20,6 +20,7 @@ from ..disk import LOCK, MADE_BY, RUN, replacing_file, reported
 from ..errors import FileError, shown
 from ..files import emit_into, fingerprint, json_text
 from ..language.model import Tune
+from ..reading import read_json
 from ..rewrite.rewritten import Rewritten
 from .settings import Settings
 
@@ -98,7 +99,7 @@ class RunFolder:
     def _known(self) -> dict[str, Any]:
         """What the run in the folder is."""
         try:
-            record = json.loads((self.path / RUN).read_text(encoding="utf-8"))
+            record = read_json(self.path / RUN)
             return dict(record["run"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"nothing to resume in '{self.path}'"

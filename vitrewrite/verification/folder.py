@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from ..errors import FileError, listing
 from ..language import parse_spec
 from ..models import load_state, load_weights, read_weights
 from ..originals import ORIGINALS, WEIGHTS, unlowered_state
+from ..reading import read_json
 from ..rewrite.apply import apply, lower
 from ..rewrite.rewritten import Rewritten
 from ..rewrite.unlowering import same_bits
@@ -60,7 +60,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
         FileError: VR703 if the folder has none, or a broken one.
     """
     try:
-        lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        lock = read_json(folder / LOCK)
         if lock["made_by"] == MADE_BY and all(
             isinstance(lock[key], kind) for key, kind in _FIELDS.items()
         ):
