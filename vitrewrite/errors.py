@@ -106,7 +106,8 @@ class VitrewriteError(Exception):
         lines += [f"  note: {note}" for note in self.notes]
         if help_ := self.shell if shell else self.suggestion:
             lines.append(f"  help: {help_}")
-        return "\n".join(lines)
+        # A terminal takes no lone surrogates, and obeys control characters.
+        return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", "\n".join(lines))
 
     def __str__(self) -> str:
         return self.render()

@@ -5,7 +5,6 @@ Only configurations and safetensors are read: never a pickle, never code of a re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from .bounds import refuse_huge
 from .errors import FileError, MatchError, did_you_mean, first_line, listing, shown
+from .storage.hashing import parsed, read_bytes
 from .tracing.construction import construct
 
 PREFIX = "hf:"
@@ -111,8 +112,9 @@ def _configured(name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     transformers = _transformers()
     values = _values(name)
     kind = values.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise MatchError("VR310", f"no model '{name}': transformers knows no {shown(kind)}")
+    refuse_huge(name, values)
     with _quiet():
         try:
             config = transformers.CONFIG_MAPPING[kind].from_dict(values)
@@ -132,7 +134,21 @@ def _set(name: str, config: Any, key: str, value: Any, options: Mapping[str, Any
     if key not in known and not hasattr(config, key):
         near = did_you_mean(key, known)
         raise _refused(name, options, f"its configuration has no '{key}'", suggestion=near)
+    old = getattr(config, key, None)
+    if isinstance(value, str) and isinstance(old, (int, float, list, tuple)):
+        kind = "true or false" if isinstance(old, bool) else "a number"
+        kind = "a list" if isinstance(old, (list, tuple)) else kind
+        raise _refused(name, options, f"{key} is {kind}, not {shown(value)}")
+    sides = value if isinstance(value, tuple) else (value, value)
+    if key == "image_size" and not (len(sides) == 2 and all(_is_count(side) for side in sides)):
+        raise _refused(name, options, f"{key} is a number of pixels, or height and width")
+    if key == "num_labels" and not _is_count(value):
+        raise _refused(name, options, f"{key} is a number of classes, at least 1")
     setattr(config, key, list(value) if isinstance(value, tuple) else value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _class(transformers: Any, name: str, config: Any) -> tuple[Any, Any]:
@@ -176,7 +192,7 @@ def _values(name: str) -> dict[str, Any]:
 
 def _read(path: Path, name: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parsed(read_bytes(path))
     except (OSError, ValueError) as error:
         reason = f"cannot read '{path}': {first_line(error)}"
         raise MatchError("VR310", f"no model '{name}': {reason}") from error

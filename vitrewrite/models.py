@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from . import hugging_face
+from .bounds import refuse_huge
 from .catalog import is_file
 from .errors import (
     CaptureError,
@@ -61,8 +62,9 @@ def asked_by(ref: ModelRef | None) -> Iterator[None]:
     except VitrewriteError as error:
         if ref is not None and error.span is None and isinstance(error, (MatchError, CaptureError)):
             said, _, reason = error.message.partition(": ")
+            about = {"VR311": reason, "VR316": said}.get(error.code, "")
             of_arguments = " cannot be built with " in said
-            error.span = ref.place_of(reason) if of_arguments else ref.span
+            error.span = ref.place_of(about) if of_arguments else ref.span
         raise
 
 
@@ -97,6 +99,7 @@ def create(
             that are not finite.
     """
     options = dict(options or {})
+    refuse_huge(name, options)
     if meta:
         with torch.device("meta"):
             model = construct(lambda: _build(name, options))

@@ -51,6 +51,8 @@ def _unforeseen(error: Exception) -> VitrewriteError:
     if isinstance(error, OSError) and error.strerror:  # a full disk, a terminal that went away
         place = f" {shown(error.filename)}" if error.filename is not None else ""
         return FileError("VR700", f"cannot use{place or ' a file'}: {error.strerror.lower()}")
+    if isinstance(error, ValueError) and "null byte" in str(error):
+        return FileError("VR700", "cannot use a file: no file name holds a NUL")
     return VitrewriteError(
         "VR999",
         f"internal error: {type(error).__name__}: {error}",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import re
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -216,8 +218,27 @@ class Printer:
         else:
             condition = self.text(node.args[0])
             self._write(f"if not {condition.within(ATOM)}:")
-            message = f"captured for sizes where {condition.code}"
-            self.out += [f"    {line}" for line in wrap(_raised(message), self.width - 4)]
+            sides = arg(node, 0).args if isinstance(arg(node, 0), fx.Node) else ()
+            got = [self.text(side).code for side in sides if isinstance(side, fx.Node)]
+            lines = _raised(self._in_words(node, condition.code), got, self.width - 4)
+            self.out += [f"    {line}" for line in lines]
+
+    def _in_words(self, guard: fx.Node, condition: str) -> str:
+        """A condition with `x.shape[2]` for each size that the source gives no name."""
+        waiting, seen = list(guard.all_input_nodes), set[fx.Node]()
+        while waiting:
+            node = waiting.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if is_size(node):
+                name, owner = self.text(node).code, self.text(operand(node)).code
+                if re.fullmatch(r"size\d+", name):
+                    said = f"{owner}.shape[{arg(node, 1)}]"
+                    condition = re.sub(rf"\b{name}\b", said, condition)
+            elif node.op == "call_function":
+                waiting += node.all_input_nodes
+        return condition
 
     def _return(self, statement: Statement, number: int) -> None:
         value = statement.node.args[0]
@@ -227,10 +248,22 @@ class Printer:
         self._write(f"return {code[1:-1] if bare else code}", *inside)
 
 
-def _raised(message: str) -> str:
-    if len(message) + 24 > WIDTH - 12:
-        message = "captured for other sizes"
-    return f"raise ValueError({constant(message)})"
+def _raised(condition: str, sides: list[str], width: int) -> list[str]:
+    """`raise ValueError(...)` with what must be true of the sizes, and what they are."""
+    told = f"captured for sizes where {condition}"
+    got = [code for code in sides if not _UNQUOTABLE & set(code)]
+    values = [f"{{{code}}}" for code in got]
+    whole = f'raise ValueError(f"{told}, got {" and ".join(values)}")'
+    if got and len(whole) <= width and not _UNQUOTABLE & set(condition):
+        return [whole]
+    words = textwrap.wrap(f"{told}, got " if got else told, width - 8, drop_whitespace=False)
+    texts = [f'f"{value}"' for value in values]
+    parts = [*map(constant, words), *(t for text in texts for t in ('" and "', text))]
+    del parts[len(words) : len(words) + 1]  # the first size needs no "and" in front
+    return ["raise ValueError(", *(f"    {part}" for part in parts), ")"]
+
+
+_UNQUOTABLE = set('"\\{}')  # what the braces of an f-string cannot hold
 
 
 def _input_check(

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..declare import Pass
 from ..errors import VitrewriteError, a_or_an
 from ..language import parse_spec
 from ..language.model import Clause
 from ..language.selectors import Path, Selector
-from ..tracing.unit import on_meta
+from ..tracing.template import Template
+from ..tracing.unit import Unit, duplicate, on_meta
 from .measure import BrokenError, Propagation
 from .select import Selection
 from .within import KINDS, Site, kind_of, parts
@@ -123,11 +125,26 @@ class Adviser:
         spec = replace(self.result.spec, clauses=(clause,), requires=())
         try:
             with torch.device("meta"):
-                tried = rewrite(spec, on_meta(self.result.root))
-                Propagation(on_meta(tried.root), tried.example)
+                tried = rewrite(spec, copied(self.result.root))
+                Propagation(tried.root, tried.example)
         except (VitrewriteError, BrokenError):
             return False
         return True
+
+
+def copied(root: nn.Module) -> nn.Module:
+    """A tree like this one without weights, which can be rewritten on trial."""
+    copy = duplicate(
+        on_meta(root),
+        lambda p: nn.Parameter(p.detach(), requires_grad=p.requires_grad),
+        lambda b: b.clone(),
+    )
+    clones: dict[int, Template] = {}
+    for unit in copy.modules():
+        if isinstance(unit, Unit) and (template := unit.template) is not None:
+            clones.setdefault(id(template), template.clone())
+            unit.__dict__["template"] = clones[id(template)]
+    return copy
 
 
 def _parsed(text: str) -> Selector | None:

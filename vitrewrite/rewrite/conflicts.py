@@ -43,15 +43,16 @@ def _pairs(shapes: tuple[Shape, ...]) -> list[tuple[Shape, Shape]]:
 
 def _positions(error: BrokenError, fixed: Shape, other: Shape, count: int, what: str) -> str | None:
     """What an operand made for `count` tokens is, if `fixed` is one and `other` has others."""
-    differing = [
-        b for a, b in zip(reversed(fixed), reversed(other), strict=False) if a == count != b > 1
-    ]
+    if min(len(fixed), len(other)) < 2 or fixed[-2] != count:
+        return None
+    rotates = error.operation in ("mul", "mul_")
+    is_square = fixed[-1] == count and not rotates
+    differing = [n for n in (other[-2:] if is_square else other[-2:-1]) if n not in (1, count)]
     if not differing:
         return None
-    if fixed[-2:] == (count, count):
-        differing = [n for n in (other[-2], other[-1]) if n not in (1, count)]
+    if is_square:
         kind = f"adds a relative position bias, which is for a grid of {count} {what}"
-    elif error.operation in ("mul", "mul_"):
+    elif rotates:
         kind = f"turns queries and keys by rotary positions, one for each of {count} {what}"
     elif error.operation in ("add", "add_", "iadd"):
         kind = f"adds positions, one for each of {count} {what}"

@@ -37,9 +37,9 @@ def image_size(model: nn.Module) -> tuple[int, int, int] | None:
     config: Any = getattr(model, "config", None)
     for each in (config, getattr(config, "backbone_config", None)):
         side = getattr(each, "image_size", None)
-        if isinstance(side, (int, tuple, list)):
-            height, width = (side, side) if isinstance(side, int) else side
-            return int(getattr(each, "num_channels", 3)), int(height), int(width)
+        sides = (side, side) if isinstance(side, int) else side
+        if isinstance(sides, (tuple, list)) and len(sides) == 2:
+            return int(getattr(each, "num_channels", 3)), *map(int, sides)  # type: ignore[return-value]
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     embed = getattr(model, "patch_embed", None)
     image = getattr(embed, "img_size", None) or getattr(model, "img_size", None)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx, nn
 
+from ..errors import UsageError
 from .portable import packed, unpacked
 from .template import Template
 
@@ -74,6 +75,18 @@ class Unit(nn.Module):
         if self.printed is None:
             return super().__reduce_ex__(protocol)
         return _instance, (self.printed,), self.__getstate__()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` asks for first.
+
+        Raises:
+            UsageError: VR909; its language has no way to say what a captured model is.
+        """
+        raise UsageError(
+            "VR909",
+            f"torch.jit.script cannot compile a captured or rewritten model ({self.kind})",
+            suggestion="use torch.export.export(module, (x,)) or torch.compile(module)",
+        )
 
     def get_submodule(self, target: str) -> nn.Module:
         """The module at a dotted path, also where a name is that of an attribute as well."""
