@@ -118,3 +118,38 @@ def test_verifies() -> None:
 def test_without_measurements() -> None:
     with pytest.raises(vr.VitrewriteError, match="VR306"):
         vr.plan(SPT.format(structured="lora()"), goldens.case("spt-allocation").base())
+
+
+@pytest.mark.parametrize(
+    ("clauses", "counted", "trained", "released"),
+    [
+        (("lora(rank=2)",), 3995, 3360, 3973),
+        (("lora(rank=2)", "adapter(hidden=2)"), 3787, 2888, 3760),
+        (("sparse()",), 3914, 3434, 3879),
+    ],
+)
+def test_what_is_reported_is_what_is_trained(
+    clauses: tuple[str, ...], counted: int, trained: int, released: int
+) -> None:
+    """Also where not all that was bought has a clause, and where two modules are at one matrix."""
+    spec = "".join(f"insert {clause} at {CALL}\n" for clause in clauses)
+    rewritten = vr.apply(spec, goldens.case("spt-lora-vit").base(), profile=profile())
+    (bought,) = rewritten.report["allocations"].values()
+    assert bought["total"] == rewritten.report["params"]["trainable_without_head"] == trained
+    assert (bought["counted"], bought["released"]) == (counted, released)
+    assert bought["counted"] <= 4000
+    (kept,) = (
+        vr.plan(spec, goldens.case("spt-lora-vit").base(), profile=profile())
+        .to_json()["allocations"]
+        .values()
+    )
+    assert kept == bought
+
+
+def test_all_that_was_bought_is_trained_with_all_clauses() -> None:
+    case = goldens.case("spt-lora-vit")
+    spec = SPT.format(structured=STRUCTURED["spt-lora-vit"])
+    rewritten = vr.apply(spec, case.base(), profile=profile())
+    (bought,) = rewritten.report["allocations"].values()
+    assert bought["total"] == bought["counted"] == 4043
+    assert bought["total"] == rewritten.report["params"]["trainable_without_head"]

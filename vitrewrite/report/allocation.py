@@ -23,7 +23,8 @@ def summary(call: str, allocation: Mapping[str, Any]) -> list[str]:
         allocation: as `report.json` has it.
     """
     decisions = list(allocation["decisions"].values())
-    anyway = allocation["total"] - sum(d["parameters"] for d in decisions)
+    counted = allocation.get("counted", allocation["total"])
+    anyway = counted - sum(d["parameters"] for d in decisions)
     blocks: dict[Any, list[Any]] = {}
     for decision in decisions:
         blocks.setdefault(decision["block"], []).append(decision)
@@ -33,9 +34,17 @@ def summary(call: str, allocation: Mapping[str, Any]) -> list[str]:
     return [
         f"{call}: {allocation['total']:,} of {allocation['budget']:,} parameters, from "
         f"{allocation['tau']:,} sensitive entries"
-        + (f"; {anyway:,} of them trained anyway" if anyway else ""),
+        + (f"; {anyway:,} of them trained anyway" if anyway else "")
+        + _other_counts(allocation, counted),
         *(f"  {line}" for line in table([*_TITLES, *rows, _row("all", decisions, of=True)])),
     ]
+
+
+def _other_counts(allocation: Mapping[str, Any], counted: int) -> str:
+    """What the rule counts, and what the authors' code would train of it, where these differ."""
+    total, released = allocation["total"], allocation.get("released", counted)
+    rule = f"; the rule counts {counted:,}" if counted != total else ""
+    return rule + (f"; the authors' code trains {released:,}" if released != counted else "")
 
 
 def position(block: int | str | None) -> tuple[int, int]:

@@ -88,13 +88,11 @@ class Allocations:
             return allocate(listed, profile.sensitivities(listed), int(values["budget"]), rule)
 
     def _cost(self, call: Call) -> Any:
-        """What the structured pass of the allocation costs, if there is one."""
-        for clause in self.spec.clauses:
-            if clause.use is not None and str(call) in map(str, calls(clause.sites)):
-                method = method_of(clause)
-                if "linear" in method.attaches:
-                    return method.cost
-        return None
+        """What the structured passes of the allocation cost at a matrix, if there are any."""
+        naming = (c for c in self.spec.clauses if str(call) in map(str, calls(c.sites)))
+        methods = [method_of(clause) for clause in naming if clause.use is not None]
+        costs = [method.cost for method in methods if "linear" in method.attaches]
+        return (lambda *shape: sum(cost(*shape) for cost in costs)) if costs else None
 
 
 def _sites(decision: Decision) -> Iterator[Site]:

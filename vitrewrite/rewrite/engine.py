@@ -151,6 +151,8 @@ def rewrite(
     for job in schedule(jobs):
         _carry_out(job, result)
     _train(spec, found, result)
+    for call, bought in result.allocations.items():
+        result.allocations[call] = replace(bought, trained=_trained_for(call, found, result))
     result.steps.sort(key=lambda step: step.clause.number)
     return result
 
@@ -368,6 +370,28 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
     result.base_trained = {
         n for n, p in result.root.named_parameters() if p.requires_grad and id(p) not in inserted
     }
+
+
+def _trained_for(call: str, found: list[tuple[Site, ...]], result: Rewrite) -> int:
+    """How many parameters the clauses of an allocation train, with what is trained anyway."""
+    inserted = {id(p) for i in result.editor.insertions for p in i.module.parameters()}
+    chosen: set[str] = set()
+    clauses = set()
+    for number, (clause, sites) in enumerate(zip(result.spec.clauses, found, strict=True)):
+        named = [str(c) for c in calls(clause.sites)]
+        if call in named and clause.use is not None:
+            clauses.add(number)
+        if clause.verb == "train" and (call in named or not named):
+            chosen |= parameters_of(sites, result.root)
+    own = [i.module for i in result.editor.insertions if i.clause in clauses]
+    modules = [p for module in own for p in module.parameters()]
+    base = [
+        p
+        for n, p in result.root.named_parameters()
+        if n in chosen - result.head and id(p) not in inserted
+    ]
+    unique = {id(p): p.numel() for p in (*modules, *base) if p.requires_grad}
+    return sum(unique.values())
 
 
 def parameters_of(sites: Iterable[Site], root: nn.Module) -> set[str]:

@@ -83,23 +83,37 @@ class Allocation:
 
     Attributes:
         tau: how many entries count as sensitive.
-        total: trained parameters, the head excluded.
+        total: parameters as the rule counts them, the head excluded.
         decisions: one per candidate, in their order.
+        trained: those that the clauses of a spec train, the head excluded, once that is known.
     """
 
     budget: int
     tau: int
     total: int
     decisions: tuple[Decision, ...]
+    trained: int | None = None
+
+    @property
+    def released(self) -> int:
+        """What the authors' code trains of `total`: it counts entries of norms, and trains none."""
+        norms = (d for d in self.decisions if d.kind == "entries" and d.candidate.layer is None)
+        return self.total - sum(d.parameters for d in norms)
 
     def to_json(self, *, entries: bool = False) -> dict[str, Any]:
-        """The allocation as data; with `entries`, all that `from_json` needs."""
+        """The allocation as data; with `entries`, all that `from_json` needs.
+
+        `total` is what is trained, `counted` what the rule counts, `released` what the authors'
+        code would train of that.
+        """
         decisions = {d.candidate.name: d.to_json() for d in self.decisions}
         for decision in self.decisions if entries else ():
             if len(decision.entries):
                 decisions[decision.candidate.name]["entries"] = decision.entries.tolist()
         return {
-            "budget": self.budget, "tau": self.tau, "total": self.total, "decisions": decisions,
+            "budget": self.budget, "tau": self.tau,
+            "total": self.total if self.trained is None else self.trained,
+            "counted": self.total, "released": self.released, "decisions": decisions,
         }  # fmt: skip
 
     @property
@@ -120,7 +134,8 @@ class Allocation:
                     candidate, stored["sensitive"], stored["kind"], stored["parameters"], entries
                 )
             )
-        return cls(data["budget"], data["tau"], data["total"], tuple(decisions))
+        total = data.get("counted", data["total"])
+        return cls(data["budget"], data["tau"], total, tuple(decisions))
 
 
 def allocate(
