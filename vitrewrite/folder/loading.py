@@ -18,7 +18,7 @@ from ..originals import unlowered_state
 from ..rewrite.apply import Request, carry_out, lower
 from ..rewrite.rewritten import Rewritten
 from ..rewrite.unlowering import same_bits
-from ..storage.tensors import read_tensors
+from ..storage.tensors import check_finite, read_tensors
 from ..tracing import trace
 from .base import load_base
 from .delta import fingerprint, load_delta
@@ -157,6 +157,8 @@ class Loader:
         spec = spec.placed(lock["places"])
         request = Request(spec, lock["model"], lock["weights"], lock["seed"], self._options)
         base = self._base(state, whole)
+        where = self._path(WEIGHTS) if state is not None else self.folder.path
+        check_finite(base.state_dict(), where, models.buffers_of(base))
         try:
             rewritten = carry_out(request, spec, base, allocations=lock["allocations"])
         except VitrewriteError:
