@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import nn
 
 from .. import models
 from ..disk import LOCK
-from ..errors import FileError, VitrewriteError, listing
+from ..errors import FileError, VitrewriteError, first_line, listing
 from ..language import parse_spec
 from ..originals import unlowered_state
 from ..rewrite.apply import Request, carry_out, lower
@@ -151,6 +152,10 @@ class Loader:
     ) -> Rewritten:
         """The spec of the lock file, carried out again on the base."""
         lock = self.folder.lock
+        if re.search(
+            r"^\s*include\b", lock["spec"], re.MULTILINE
+        ):  # it is resolved: that reads files
+            raise self._odd("its spec includes another")
         spec = parse_spec(lock["spec"] + "\n").renamed(lock["spec_name"])
         if len(spec.clauses) != len(lock["places"]):
             raise self._odd("it has other clauses than places of them")
@@ -163,8 +168,8 @@ class Loader:
             rewritten = carry_out(request, spec, base, allocations=lock["allocations"])
         except VitrewriteError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise self._odd(f"{type(error).__name__} {error}") from error
+        except Exception as error:  # a program or allocation of others makes torch say anything
+            raise self._odd(f"{type(error).__name__} {first_line(error)}") from error
         rewritten.trained = True
         rewritten.buildable = self._may_build
         return rewritten
