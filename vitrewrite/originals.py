@@ -15,7 +15,7 @@ from . import __version__
 from .errors import FileError
 from .folder.lock import ORIGINALS, WEIGHTS, Folder
 from .rewrite.unlowering import originals, state_hash
-from .storage.tensors import read_tensors, write_tensors
+from .storage.tensors import check_finite, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from .rewrite.rewritten import Rewritten
@@ -43,7 +43,8 @@ def unlowered_state(folder: Folder) -> dict[str, torch.Tensor]:
 
     Raises:
         FileError: VR713 if the originals cannot be read, VR711 if the weights cannot, VR715 if
-            either was changed, VR714 if they are not those that were written together.
+            either was changed, VR716 if they
+            are not finite, VR714 if they are not those that were written together.
     """
     path = folder.path / ORIGINALS
     if not folder.has(ORIGINALS):
@@ -55,6 +56,7 @@ def unlowered_state(folder: Folder) -> dict[str, torch.Tensor]:
         found.metadata.keys()
     ):
         raise FileError("VR713", f"'{path}' was not written by 'vitrewrite lower'")
+    check_finite(found.tensors, path)
     weights = read_tensors(folder.path / WEIGHTS, digest=folder.digest(WEIGHTS)).tensors
     added = found.metadata["added"].splitlines()
     state = {**{k: v for k, v in weights.items() if k not in added}, **found.tensors}

@@ -120,6 +120,18 @@ def test_mask2former(monkeypatch: pytest.MonkeyPatch) -> None:
     check(member.build(), (3, *member.sizes[0]))
 
 
+class Uses(nn.Module):
+    """Calls a module that is somebody else's too."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.other = other
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.other(x) + 1
+        return y
+
+
 class Tied(nn.Module):
     """One module under two names, one parameter in two modules, a table, a recurrent layer."""
 
@@ -134,6 +146,7 @@ class Tied(nn.Module):
         self.c.weight = self.a.weight
         self.parts = nn.ModuleDict({"3x3": nn.Conv1d(4, 4, 3, padding=1), "a-b": nn.GELU()})
         self.rnn = nn.LSTM(4, 4, batch_first=True)
+        self.late = Uses(self.parts["a-b"])
         self.register_buffer("table", torch.arange(4.0) ** 0.5, persistent=False)
         self.register_buffer(
             "mask", torch.full((4,), -float("inf")).masked_fill_(self.table < 9, 0)
@@ -142,6 +155,7 @@ class Tied(nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, Any]:
         x = self.c(self.b(self.a(x))) + self.table + self.mask
         x = self.parts["a-b"](self.parts["3x3"](x.transpose(1, 2)))
+        x = self.late(x)
         y, (h, _) = self.rnn(x.transpose(1, 2))
         return {"y": y[:, ::2], "last": h, "pair": (y.mean(), x.shape[0])}
 
@@ -193,7 +207,7 @@ def small() -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def node(data: Any, op: str) -> Any:
-    nodes = data["templates"][data["modules"][0]["unit"]]["graph"]
+    nodes = data["templates"][data["modules"][-1]["unit"]]["graph"]
     return next(n for n in nodes if n["op"] == op)
 
 
@@ -239,15 +253,15 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     ),
     "an odd node": lambda d: node(d, "call_module").update(op="exec"),
     "a template in text": lambda d: d["templates"][0].update(name=EVIL),
-    "a class in text": lambda d: d["modules"][0].update(kind="A(B)"),
-    "a setting in text": lambda d: d["modules"][0].update(settings={"a=print()": 1}),
-    "a setting that is text": lambda d: d["modules"][0].update(settings={"a": "print()"}),
-    "a layer of somebody": lambda d: d["modules"][1].update(layer="os.system"),
-    "a lazy layer": lambda d: d["modules"][1].update(layer="LazyLinear"),
-    "an option that is none": lambda d: d["modules"][1].update(options={"x": 1}),
-    "a child of itself": lambda d: d["modules"][1].update(children={"x": 0}),
-    "a child that is not there": lambda d: d["modules"][1].update(children={"x": 7}),
-    "a name of a child": lambda d: d["modules"][1].update(children={"x()": None}),
+    "a class in text": lambda d: d["modules"][-1].update(kind="A(B)"),
+    "a setting in text": lambda d: d["modules"][-1].update(settings={"a=print()": 1}),
+    "a setting that is text": lambda d: d["modules"][-1].update(settings={"a": "print()"}),
+    "a layer of somebody": lambda d: d["modules"][0].update(layer="os.system"),
+    "a lazy layer": lambda d: d["modules"][0].update(layer="LazyLinear"),
+    "an option that is none": lambda d: d["modules"][0].update(options={"x": 1}),
+    "a child of itself": lambda d: d["modules"][0].update(children={"x": 0}),
+    "a child that is not there": lambda d: d["modules"][0].update(children={"x": 7}),
+    "a name of a child": lambda d: d["modules"][0].update(children={"x()": None}),
     "another shape": lambda d: d["tensors"][0].update(shape=[2, 2]),
     "another dtype": lambda d: d["tensors"][0].update(dtype="float16"),
     "no dtype": lambda d: d["tensors"][0].update(dtype="__class__"),

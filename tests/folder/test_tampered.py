@@ -115,6 +115,7 @@ OTHERS: dict[str, tuple[Callable[[], object], str]] = {
     "options-list": (lambda: locked(model_options=[]), "VR703"),
     "places": (lambda: locked(places=[["lora.peft", 1]]), "VR703"),
     "places-odd": (lambda: locked(places=[[1, "lora.peft"]]), "VR703"),
+    "lock-include": (lambda: locked(spec="include lora\n"), "VR703"),
     "lock-spec": (lambda: locked(spec="insert lroa() at blocks"), "VR201"),
     "lock-base": (lambda: locked(base_fingerprint="0" * 40), "VR720"),
 }
@@ -152,6 +153,15 @@ def test_folders_that_were_changed(name: str, tampered: Path) -> None:
     change, code = OTHERS[name]
     change()
     refused(code)
+
+
+def test_a_pipe_is_not_waited_for(tampered: Path) -> None:
+    os.mkfifo("pipe")
+    line = ("apply", "lora.peft", "model=vit_tiny", "depth=1")
+    result = invoke(*line, "weights=pipe", "--out", "new")
+    assert (result.status, result.codes) == (1, ["VR711"])
+    assert "cannot read weights 'pipe': it is no regular file" in result.err
+    assert invoke("lower", "out", "--delta", "pipe", "--out", "new").codes == ["VR711"]
 
 
 def test_nobody_writes_over_a_folder_that_is_not_ours(tampered: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +13,13 @@ from torch import nn
 
 from .. import models
 from ..disk import LOCK
-from ..errors import FileError, VitrewriteError, listing
+from ..errors import FileError, VitrewriteError, first_line, listing
 from ..language import parse_spec
 from ..originals import unlowered_state
 from ..rewrite.apply import Request, carry_out, lower
 from ..rewrite.rewritten import Rewritten
 from ..rewrite.unlowering import same_bits
-from ..storage.tensors import read_tensors
+from ..storage.tensors import check_finite, read_tensors
 from ..tracing import trace
 from .base import load_base
 from .delta import fingerprint, load_delta
@@ -151,6 +152,10 @@ class Loader:
     ) -> Rewritten:
         """The spec of the lock file, carried out again on the base."""
         lock = self.folder.lock
+        if re.search(
+            r"^\s*include\b", lock["spec"], re.MULTILINE
+        ):  # it is resolved: that reads files
+            raise self._odd("its spec includes another")
         spec = parse_spec(lock["spec"] + "\n").renamed(lock["spec_name"])
         if len(spec.clauses) != len(lock["places"]):
             raise self._odd("it has other clauses than places of them")
@@ -158,12 +163,14 @@ class Loader:
         request = Request(spec, lock["model"], lock["weights"], lock["seed"], self._options)
         original, base = self._base(state, whole)
         base.eval()  # as models by name are
+        where = self._path(WEIGHTS) if state is not None else self.folder.path
+        check_finite(base.state_dict(), where, models.buffers_of(base))
         try:
             rewritten = carry_out(request, spec, base, allocations=lock["allocations"])
         except VitrewriteError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise self._odd(f"{type(error).__name__} {error}") from error
+        except Exception as error:  # a program or allocation of others makes torch say anything
+            raise self._odd(f"{type(error).__name__} {first_line(error)}") from error
         rewritten.trained = True
         rewritten.original, rewritten.buildable = original, self._may_build
         return rewritten

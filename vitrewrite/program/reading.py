@@ -58,10 +58,10 @@ class _Reader:
 
     def root(self) -> nn.Module:
         """The whole tree."""
-        # The last first: each module comes before its children.
-        for number in reversed(range(len(self.data["modules"]))):
-            self.modules[number] = self._module(self.data["modules"][number], number)
-        root = self.modules[0]
+        # Each module comes behind its children, and the root is the last.
+        for number, data in enumerate(self.data["modules"]):
+            self.modules[number] = self._module(data, number)
+        root = self.modules[len(self.modules) - 1]
         programs = {path(k): from_json(g) for k, g in self.data["programs"].items()}
         root.__dict__["programs"] = programs
         root.__dict__["example"] = decode(self.data["example"], [])
@@ -82,7 +82,7 @@ class _Reader:
             value = None if index is None else self._tensor(index)
             module.register_buffer(path(name), value, persistent=persistent is True)
         for name, child in data.get("children", {}).items():
-            if child is not None and not (type(child) is int and child > number):
+            if child is not None and not (type(child) is int and 0 <= child < number):
                 raise DataError(f"{name!r} is no child")
             module._modules[path(name)] = None if child is None else self.modules[child]
         return module

@@ -31,6 +31,11 @@ _OPERATORS = (
     *("lshift", "rshift", "truth"),
 )
 _BUILTINS = ("abs", "bool", "float", "int", "len", "max", "min", "round", "sum", "getattr", "pow")
+# Operators of tensors that torch wraps in functions of its own.
+_OF_TENSORS = (
+    *("__pow__", "__rpow__", "__rsub__", "__rdiv__", "__floordiv__", "__rfloordiv__", "__rmod__"),
+    *("__rmatmul__", "__pos__"),
+)
 # Of the functions on tensors these read files or memory.
 _REFUSED = {"from_file", "frombuffer", "from_dlpack"}
 _FUNCTIONAL = {"torch.nn.functional", "torch.functional", "torch._jit_internal"}
@@ -74,6 +79,7 @@ def functions() -> dict[str, Callable[..., Any]]:
         "torch.iinfo": torch.iinfo,
         "torch._assert": torch._assert,
     }
+    found |= {f"torch.Tensor.{name}": getattr(torch.Tensor, name) for name in _OF_TENSORS}
     found["torch._C._set_grad_enabled"] = torch._C._set_grad_enabled
     return found
 

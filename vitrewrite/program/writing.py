@@ -81,8 +81,6 @@ class _Writer:
         """The number of a module that stands at `place`."""
         if id(module) in self.numbers:
             return self.numbers[id(module)]
-        number = self.numbers[id(module)] = len(self.modules)
-        self.modules.append({})
         data = self._kind(module, place)
         hidden = module._non_persistent_buffers_set
         parameters = {
@@ -97,8 +95,10 @@ class _Writer:
             for k, v in module._modules.items()
         }
         parts = {"parameters": parameters, "buffers": buffers, "children": children}
-        self.modules[number] = {**data, **{k: v for k, v in parts.items() if v}}
-        return number
+        # Behind its children, one of which may have been somebody else's before.
+        self.numbers[id(module)] = len(self.modules)
+        self.modules.append({**data, **{k: v for k, v in parts.items() if v}})
+        return self.numbers[id(module)]
 
     def _kind(self, module: nn.Module, place: str) -> dict[str, Any]:
         if isinstance(module, Unit):

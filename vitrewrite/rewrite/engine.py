@@ -25,7 +25,7 @@ from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
 from ..sensitivity.sites import Entries
 from ..tracing import inputs
-from ..tracing.unit import on_meta
+from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
 from .clause import Clause
@@ -188,6 +188,8 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         for i, clause in enumerate(spec.clauses)
         if clause.use and "layers" in catalog.signature(clause.use.name).writes
     ]
+    if numbers:  # what is noted in the graphs from here on is not true of the base
+        own_templates(result.root)
     for number in numbers:
         clause = spec.clauses[number]
         assert clause.sites is not None

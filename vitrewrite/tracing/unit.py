@@ -312,6 +312,16 @@ def duplicate(
     return copy(root)
 
 
+def own_templates(root: nn.Module) -> None:
+    """Gives a tree copies of its templates, where another tree has the same ones."""
+    copies: dict[int, Template] = {}
+    for module in root.modules():
+        if isinstance(module, Unit) and module.template is not None:
+            known = copies.get(id(module.template)) or module.template.clone()
+            copies[id(module.template)] = known
+            module.__dict__["template"] = known
+
+
 def on_meta(root: nn.Module) -> nn.Module:
     """The same tree without weights, in float32 and eval mode; the tree itself if it is such."""
     bare = all(t.is_meta for t in (*root.parameters(), *root.buffers()))
