@@ -157,3 +157,9 @@ def test_a_hook_on_one_model_is_on_that_alone() -> None:
     lowered.get_submodule("norm").register_forward_hook(hook)
     found.base.get_submodule("norm").register_forward_hook(hook)
     assert torch.equal(found.module.eval()(IMAGES), wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scripting_is_refused_in_one_line() -> None:
+    with pytest.raises(vr.VitrewriteError, match=r"VR607 VisionTransformer was captured"):
+        torch.jit.script(vr.capture(vit()))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx, nn
 
+from ..errors import CaptureError
 from .portable import packed, unpacked
 from .template import Template
 
@@ -69,6 +70,13 @@ class Unit(nn.Module):
         if self.printed is None:
             return super().__reduce_ex__(protocol)
         return _instance, (self.printed,), self.__getstate__()
+
+    def __prepare_scriptable__(self) -> Any:
+        """Called by `torch.jit.script`, which needs a file that the class is in."""
+        raise CaptureError(
+            "VR607", f"{type(self).__name__} was captured, and torch.jit.script cannot read it",
+            suggestion="use torch.export or torch.compile",
+        )  # fmt: skip
 
     def get_submodule(self, target: str) -> nn.Module:
         """The module at a dotted path, also where a name is that of an attribute as well."""
