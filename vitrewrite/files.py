@@ -189,9 +189,13 @@ def test_text(rewritten: Rewritten) -> str:
     fixed = any(n.target is check_input for n in unit.template.graph.nodes)
     params = rewritten.measures.params
     single = isinstance(unit.template.graph.output_node().args[0], fx.Node)
+    example = rewritten.result.example[0]
+    exact = example.dtype in (torch.float32, torch.float64)
     return render(
-        "test_model.py.jinja", shape=tuple(rewritten.result.example[0].shape[1:]), fixed=fixed,
+        "test_model.py.jinja", shape=tuple(example.shape[1:]), fixed=fixed,
         single=single, total=params.total, trainable=params.trainable,
+        dtype="" if example.dtype == torch.float32 else str(example.dtype),
+        close="rtol=1e-3, atol=1e-4" if exact else "rtol=6e-2, atol=6e-2",
         original=repr(full_name(rewritten.model_name)) if _starts_as_timms(rewritten) else "",
         options=pformat(rewritten.model_options, width=88, sort_dicts=True),
     )  # fmt: skip

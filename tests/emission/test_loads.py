@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 
@@ -22,7 +23,7 @@ from vitrewrite.emission.literals import constant
 from vitrewrite.emission.twin import emitted_twin
 from vitrewrite.files import model_text
 
-from .emitted import INPUT, Block, check, linear, module
+from .emitted import INPUT, Block, check, linear, loaded, module
 from .test_names import in_turn
 
 
@@ -229,3 +230,10 @@ def test_patterns_match_names_with_wildcards() -> None:
     names = ["a[0].weight", "a*.weight", "b?.weight", "b1.weight"]
     assert patterns(names[:1], names) == ("a[[]0].*",)
     assert patterns(names[2:3], names) == ("b[?].*",)
+
+
+def test_nothing_is_trained_where_everything_is_frozen(tmp_path: Path) -> None:
+    model = VisionTransformer(16, 8, embed_dim=16, depth=1, num_heads=2, num_classes=2)
+    folder = vr.emit(vr.apply("freeze head\n", model), tmp_path / "out")
+    assert not any(p.requires_grad for p in loaded(folder).parameters())
+    assert "backward" not in (folder / "test_model.py").read_text("utf-8")
