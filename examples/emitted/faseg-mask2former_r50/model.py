@@ -392,7 +392,14 @@ class Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(nn.Module):
             + spatial_shapes_list_4 * spatial_shapes_list_5
             == size1
         ):
-            raise ValueError("captured for other sizes")
+            raise ValueError(
+                "captured for sizes where spatial_shapes_list_0 * spatial_shapes_list_1 + "
+                "spatial_shapes_list_2 * spatial_shapes_list_3 + spatial_shapes_list_4 * "
+                "spatial_shapes_list_5 == hidden_states.shape[1], got "
+                f"{spatial_shapes_list_0 * spatial_shapes_list_1 + spatial_shapes_list_2 * spatial_shapes_list_3 + spatial_shapes_list_4 * spatial_shapes_list_5}"
+                " and "
+                f"{size1}"
+            )
         value = self.value_proj(hidden_states)
         value = value.masked_fill(attention_mask[..., None], 0.0)
         value = value.view(batch_size, size1, 8, 32)
@@ -737,13 +744,23 @@ class Mask2FormerAttention(nn.Module):
         value_states = value_states.view(batch_size * 8, -1, 32)
         attn_weights = torch.bmm(query_states, key_states.transpose(1, 2))
         if not (attn_weights.shape[0] == batch_size * 8):
-            raise ValueError("captured for sizes where attn_weights.shape[0] == batch_size * 8")
+            raise ValueError(
+                "captured for sizes where attn_weights.shape[0] == batch_size * 8, got "
+                f"{attn_weights.shape[0]}"
+                " and "
+                f"{batch_size * 8}"
+            )
         attn_weights = F.softmax(attn_weights, dim=-1)
         attn_weights_reshaped = attn_weights.view(batch_size, 8, target_len, source_len)
         attn_weights = attn_weights_reshaped.view(batch_size * 8, target_len, source_len)
         attn_output = torch.bmm(attn_weights, value_states)
         if not (attn_output.shape[0] == batch_size * 8):
-            raise ValueError("captured for sizes where attn_output.shape[0] == batch_size * 8")
+            raise ValueError(
+                "captured for sizes where attn_output.shape[0] == batch_size * 8, got "
+                f"{attn_output.shape[0]}"
+                " and "
+                f"{batch_size * 8}"
+            )
         attn_output = attn_output.view(batch_size, 8, target_len, 32)
         attn_output = attn_output.transpose(1, 2)
         attn_output = attn_output.reshape(batch_size, target_len, embed_dim)

@@ -30,6 +30,11 @@ def _tensors(output):
     return [tensor for item in items for tensor in _tensors(item)]
 
 
+def _images(batch, seed=0):
+    images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    return images
+
+
 @pytest.fixture(scope="module")
 def model():
     weights = HERE / "weights.safetensors"
@@ -45,7 +50,7 @@ def test_parameter_counts(model):
 @settings(max_examples=3, deadline=None)
 @given(batch=st.integers(1, 3), seed=st.integers(0, 1000))
 def test_images_do_not_see_each_other(model, batch, seed):
-    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    x = _images(batch, seed)
     with torch.no_grad():
         together = _tensors(model(x))
         alone = [_tensors(model(x[i : i + 1])) for i in range(batch)]
@@ -56,7 +61,7 @@ def test_images_do_not_see_each_other(model, batch, seed):
 
 def test_gradients_reach_what_is_trained_and_nothing_else(model):
     model.train()
-    outputs = _tensors(model(torch.randn(2, *SHAPE)))
+    outputs = _tensors(model(_images(2)))
     sum(output.square().sum() for output in outputs).backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name

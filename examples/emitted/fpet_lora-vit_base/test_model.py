@@ -23,6 +23,11 @@ def _source():
     return module
 
 
+def _images(batch, seed=0):
+    images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    return images
+
+
 @pytest.fixture(scope="module")
 def model():
     weights = HERE / "weights.safetensors"
@@ -38,7 +43,7 @@ def test_parameter_counts(model):
 @settings(max_examples=3, deadline=None)
 @given(batch=st.integers(1, 3), seed=st.integers(0, 1000))
 def test_images_do_not_see_each_other(model, batch, seed):
-    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    x = _images(batch, seed)
     with torch.no_grad():
         together, alone = model(x), torch.cat([model(x[i : i + 1]) for i in range(batch)])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
@@ -46,7 +51,7 @@ def test_images_do_not_see_each_other(model, batch, seed):
 
 def test_gradients_reach_what_is_trained_and_nothing_else(model):
     model.train()
-    model(torch.randn(2, *SHAPE)).square().sum().backward()
+    model(_images(2)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     model.zero_grad(set_to_none=True)
@@ -54,7 +59,6 @@ def test_gradients_reach_what_is_trained_and_nothing_else(model):
 
 
 def test_another_image_size_is_refused(model):
-    height, width = SHAPE[-2:]
     with pytest.raises(ValueError, match="captured for"):
-        model(torch.randn(1, *SHAPE[:-2], height + 32, width))
+        model(torch.cat([_images(1), _images(1)[..., :32, :]], dim=-2))
 

@@ -27,6 +27,11 @@ def _source():
     return module
 
 
+def _images(batch, seed=0):
+    images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    return images
+
+
 @pytest.fixture(scope="module")
 def model():
     weights = HERE / "weights.safetensors"
@@ -42,7 +47,7 @@ def test_parameter_counts(model):
 @settings(max_examples=3, deadline=None)
 @given(batch=st.integers(1, 3), seed=st.integers(0, 1000))
 def test_images_do_not_see_each_other(model, batch, seed):
-    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    x = _images(batch, seed)
     with torch.no_grad():
         together, alone = model(x), torch.cat([model(x[i : i + 1]) for i in range(batch)])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
@@ -50,7 +55,7 @@ def test_images_do_not_see_each_other(model, batch, seed):
 
 def test_gradients_reach_what_is_trained_and_nothing_else(model):
     model.train()
-    model(torch.randn(2, *SHAPE)).square().sum().backward()
+    model(_images(2)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     model.zero_grad(set_to_none=True)
@@ -69,12 +74,14 @@ def test_gradients_reach_what_is_trained_and_nothing_else(model):
 def test_at_its_start_it_is_the_model_that_it_was_made_from(model, batch, training, dtype):
     timm = pytest.importorskip("timm")
     original, start = timm.create_model(ORIGINAL, **OPTIONS), copy.deepcopy(model)
-    inserted = [m for m in start.modules() if hasattr(type(m), "inserted_by")]
+    known = dict(original.named_modules())
+    inserted = [module for name, module in start.named_modules() if name not in known]
     for module in inserted:
-        module.reset_parameters()
+        if hasattr(type(module), "inserted_by"):
+            module.reset_parameters()
     state = start.state_dict()
     original.load_state_dict({name: state[name] for name in original.state_dict()})
-    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = _images(batch).to(dtype)
     outputs = []
     for each in (original, start):
         each.to(dtype).train(training).requires_grad_(False)
@@ -86,7 +93,6 @@ def test_at_its_start_it_is_the_model_that_it_was_made_from(model, batch, traini
 
 
 def test_another_image_size_is_refused(model):
-    height, width = SHAPE[-2:]
     with pytest.raises(ValueError, match="captured for"):
-        model(torch.randn(1, *SHAPE[:-2], height + 32, width))
+        model(torch.cat([_images(1), _images(1)[..., :32, :]], dim=-2))
 
