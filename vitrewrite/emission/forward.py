@@ -251,15 +251,13 @@ class Printer:
 def _raised(condition: str, sides: list[str], width: int) -> list[str]:
     """`raise ValueError(...)` with what must be true of the sizes, and what they are."""
     told = f"captured for sizes where {condition}"
-    got = [code for code in sides if not _UNQUOTABLE & set(code)]
-    values = [f"{{{code}}}" for code in got]
-    whole = f'raise ValueError(f"{told}, got {" and ".join(values)}")'
+    got = [c for c in sides if not _UNQUOTABLE & set(c) and len(c) < width - 16]
+    values = " and ".join(f"{{{code}}}" for code in got)
+    whole = f'raise ValueError(f"{told}, got {values}")'
     if got and len(whole) <= width and not _UNQUOTABLE & set(condition):
         return [whole]
     words = textwrap.wrap(f"{told}, got " if got else told, width - 8, drop_whitespace=False)
-    texts = [f'f"{value}"' for value in values]
-    parts = [*map(constant, words), *(t for text in texts for t in ('" and "', text))]
-    del parts[len(words) : len(words) + 1]  # the first size needs no "and" in front
+    parts = [*map(constant, words), *([f'f"{values}"'] if got else [])]
     return ["raise ValueError(", *(f"    {part}" for part in parts), ")"]
 
 

@@ -396,8 +396,6 @@ class Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(nn.Module):
                 "captured for sizes where spatial_shapes_list_0 * spatial_shapes_list_1 + "
                 "spatial_shapes_list_2 * spatial_shapes_list_3 + spatial_shapes_list_4 * "
                 "spatial_shapes_list_5 == hidden_states.shape[1], got "
-                f"{spatial_shapes_list_0 * spatial_shapes_list_1 + spatial_shapes_list_2 * spatial_shapes_list_3 + spatial_shapes_list_4 * spatial_shapes_list_5}"
-                " and "
                 f"{size1}"
             )
         value = self.value_proj(hidden_states)
@@ -746,9 +744,7 @@ class Mask2FormerAttention(nn.Module):
         if not (attn_weights.shape[0] == batch_size * 8):
             raise ValueError(
                 "captured for sizes where attn_weights.shape[0] == batch_size * 8, got "
-                f"{attn_weights.shape[0]}"
-                " and "
-                f"{batch_size * 8}"
+                f"{attn_weights.shape[0]} and {batch_size * 8}"
             )
         attn_weights = F.softmax(attn_weights, dim=-1)
         attn_weights_reshaped = attn_weights.view(batch_size, 8, target_len, source_len)
@@ -757,9 +753,7 @@ class Mask2FormerAttention(nn.Module):
         if not (attn_output.shape[0] == batch_size * 8):
             raise ValueError(
                 "captured for sizes where attn_output.shape[0] == batch_size * 8, got "
-                f"{attn_output.shape[0]}"
-                " and "
-                f"{batch_size * 8}"
+                f"{attn_output.shape[0]} and {batch_size * 8}"
             )
         attn_output = attn_output.view(batch_size, 8, target_len, 32)
         attn_output = attn_output.transpose(1, 2)
