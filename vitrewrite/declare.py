@@ -36,8 +36,8 @@ def option(
         below: the value must be smaller than this.
         choices: the words or numbers allowed.
         needs: a condition on the other options without which this one has no effect, such as
-            `"masks and count > 1"`; a spec that sets it all the same is refused. What depends on
-            the site is told by `site.idle(option, why)`.
+            `"masks and count > 1"`; a spec that sets it all the same gets a warning. What depends
+            on the site is told by `site.idle(option, why)`.
         help: one line for `vitrewrite explain`.
     """
     metadata = {

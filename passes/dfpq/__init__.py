@@ -69,7 +69,7 @@ class DynamicFocusAwarePositionalQueries(Pass):
     pool: str = option(
         "background",
         choices=("background", "foreground"),
-        needs="queries in ('focus', 'dynamic_anchor')",
+        needs="queries in ('focus', 'dynamic_anchor', 'foreground')",
         help="side of the first masks that the first queries pool, as in the code or in the text",
     )
     threshold: float = option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,13 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
     errors: list[VitrewriteError] = []
     results = []
     for name in names:
-        failed = _check(name, overrides)
+        failed, odd = _check(name, overrides)
         errors += failed
-        results.append({"spec": name, "ok": not failed, "errors": [e.code for e in failed]})
+        warned = {"warnings": [w.code for w in odd]} if odd else {}
+        codes = [e.code for e in failed]
+        results.append({"spec": name, "ok": not failed, "errors": codes, **warned})
+        for warning in odd:
+            click.echo(f"warning: {warning.render()}", err=True)
         if not as_json:
             label = "<text>" if is_text(name) else name
             click.echo(f"{'error' if failed else 'ok   '}  {label}")
@@ -146,14 +150,19 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
     raise_all(errors)
 
 
-def _check(name: str, overrides: tuple[str, ...]) -> list[VitrewriteError]:
+def _check(
+    name: str, overrides: tuple[str, ...]
+) -> tuple[list[VitrewriteError], Sequence[VitrewriteError]]:
+    """What is wrong with a spec, and what is odd."""
+    odd: Sequence[VitrewriteError] = ()
     try:
         wanted = request(name, overrides)
+        odd = wanted.spec.warnings
         if wanted.names_model and not wanted.lacks_measurements:
-            return [v.error() for v in wanted.plan().claims if v.holds is False]
+            return [v.error() for v in wanted.plan().claims if v.holds is False], odd
     except VitrewriteError as error:
-        return list(getattr(error, "errors", [error]))
-    return []
+        return list(getattr(error, "errors", [error])), odd
+    return [], odd
 
 
 @cli.command()

@@ -35,8 +35,8 @@ def check_options(
 
 def without_effect(
     options: tuple[Option, ...], known: Mapping[str, OptionInfo], owner: str
-) -> list[tuple[str, SpecError]]:
-    """VR230, with its name, for each option that is set, and does nothing as the others are.
+) -> list[SpecError]:
+    """VR230 for each option that is set, and does nothing as the others are.
 
     One that is set to its default is as if it were not there.
     """
@@ -51,8 +51,7 @@ def without_effect(
         if doubtful & names_in(info.needs) or _holds(info.needs, values):
             continue
         message = f"{owner}.{name} has no effect here: it needs {info.needs}"
-        error = SpecError("VR230", message, span=option.span, suggestion="take it out")
-        found.append((name, error))
+        found.append(SpecError("VR230", message, span=option.span, suggestion="take it out"))
     return found
 
 

@@ -8,7 +8,6 @@ from functools import singledispatchmethod
 
 from vitrewrite.catalog import Catalog
 from vitrewrite.errors import Span, SpecError, shown
-from vitrewrite.needs import names_in
 from vitrewrite.signature import OptionInfo, PassInfo
 from vitrewrite.tuning.settings import options as settings_of_tune
 
@@ -143,22 +142,12 @@ class Resolver:
         if info is None:
             return dataclasses.replace(use, options=tuple(resolved)), {}
         checked = check_options(tuple(resolved), info.options, use.name, self._problems)
-        self._note_idle(checked, use, info)
+        self._idle += without_effect(checked, info.options, use.name)
         with self._problems.catch():
             check_required(options, info.options, use.name, use.span)
         given = {option.name for option in checked}
         defaults = {k: default(v) for k, v in info.options.items() if k not in given}
         return dataclasses.replace(use, options=checked), defaults
-
-    def _note_idle(self, options: tuple[Option, ...], use: PassUse, info: PassInfo) -> None:
-        """Options without effect: wrong in a spec, only odd where an override made them so."""
-        given = {(option.name, option.span) for option in use.options}
-        replaced = {o.name for o in options if (o.name, o.span) not in given}
-        for name, error in without_effect(options, info.options, use.name):
-            if replaced & {name, *names_in(info.options[name].needs)}:
-                self._idle.append(error)
-            else:
-                self._problems.add(error)
 
     def _overridden(self, use: PassUse, info: PassInfo | None) -> tuple[Option, ...]:
         """The options with what overrides say about this pass."""
@@ -223,7 +212,7 @@ class Resolver:
             warnings=(
                 *self._unused_params(),
                 *self._idle,
-                *(error for _, error in without_effect(settings, known, "tune")),
+                *without_effect(settings, known, "tune"),
             ),
             defaults=tuple(self._defaults),
         )

@@ -144,7 +144,7 @@ def _check_call(call: Call, problems: Problems) -> None:
         raise SpecError("VR215", message, span=call.span, notes=notes, suggestion=suggestion)
     check_repeated(call.options)
     checked = check_options(call.options, CALLS[call.name], call.name, problems)
-    for _, error in without_effect(checked, CALLS[call.name], call.name):
+    for error in without_effect(checked, CALLS[call.name], call.name):
         problems.add(error)
     check_required(call.options, CALLS[call.name], call.name, call.span)
 
