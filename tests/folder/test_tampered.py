@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -167,3 +168,14 @@ def test_a_pipe_is_not_waited_for(tampered: Path) -> None:
 def test_nobody_writes_over_a_folder_that_is_not_ours(tampered: Path) -> None:
     cut("lock.json", 100)
     assert invoke("lower", "out", "--out", "out").codes == ["VR701"]
+
+
+@pytest.mark.usefixtures("without_graphs")
+def test_no_text_of_a_lock_file_becomes_code(tampered: Path) -> None:
+    """What folders from elsewhere say of names is printed in comments and titles."""
+    places = json.loads(Path("out/lock.json").read_text())["places"]
+    code = 'a"""\nopen("ran", "w")\n"""\\'
+    locked(spec_name=code, model=code, places=[[code, line] for _, line in places])
+    assert invoke("lower", "out", "--out", "new").status == 0
+    assert invoke("verify", "out").status == 1  # its source is not what would be printed
+    assert not Path("ran").exists()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..emission.checked import found_good
 from .check import Check
 from .numeric import at_start, given, randomised, sample, starts_equal
 from .original import call_own, own_model
@@ -81,10 +82,15 @@ class Runs:
     def emitted(self) -> nn.Module:
         """The model that the emitted text builds."""
         from ..emission.twin import emitted_twin
+
+        return emitted_twin(self.text, self.rewritten.module.state_dict())
+
+    @cached_property
+    def text(self) -> str:
+        """The emitted source."""
         from ..files import model_text
 
-        module = self.rewritten.module
-        return emitted_twin(model_text(self.rewritten), module.state_dict())
+        return model_text(self.rewritten)
 
     @property
     def other_dtype(self) -> torch.dtype:
@@ -193,7 +199,10 @@ def reference(runs: Runs, situations: Sequence[Situation]) -> Iterator[Check]:
             yield _same("rewritten at its start = the model itself", runs, OWN, START, situations)
     # It is the text of the same classes: of a batch of one or of two, one is enough.
     some = situations if Situation(2) not in situations else situations[1:]
-    yield _same("emitted source = rewritten", runs, MODULE, EMITTED, some)
+    emitted = _same("emitted source = rewritten", runs, MODULE, EMITTED, some)
+    if emitted.holds:
+        found_good(runs.text, runs.rewritten.module)
+    yield emitted
 
 
 def _same(name: str, runs: Runs, first: str, second: str, situations: Sequence[Situation]) -> Check:
