@@ -10,6 +10,7 @@ import torch
 
 from .. import __version__
 from ..disk import LOCK, replacing_file
+from ..emission.literals import one_line
 from ..errors import FileError
 from ..fingerprint import fingerprint_of
 from ..storage.hashing import changed
@@ -49,6 +50,7 @@ def save_delta(rewritten: Rewritten, path: str | Path) -> str:
         "vitrewrite": __version__,
         "torch": torch.__version__,
     }
+    metadata = {key: one_line(value) for key, value in metadata.items()}
     with replacing_file(Path(path)) as temporary:
         return write_tensors(temporary, tensors, metadata, seal=True)
 

@@ -236,10 +236,14 @@ def _shared(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def _own_trained(result: Rewrite) -> None:
-    """Parameters of the original that will be trained get storage of their own."""
-    for name in result.base_trained:
-        owner, _, leaf = name.rpartition(".")
-        module = result.root.get_submodule(owner)
-        parameter = module._parameters[leaf]
-        assert parameter is not None
-        module._parameters[leaf] = nn.Parameter(parameter.detach().clone())
+    """Parameters of the original that will be trained get storage of their own; ties stay."""
+    named = dict(result.root.named_parameters())
+    trained = {id(named[name]) for name in result.base_trained}
+    made: dict[int, nn.Parameter] = {}
+    for module in result.root.modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in trained:
+                if id(parameter) not in made:
+                    own = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                    made[id(parameter)] = own
+                module._parameters[leaf] = made[id(parameter)]

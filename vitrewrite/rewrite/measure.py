@@ -108,6 +108,7 @@ class Propagation:
             # The tree computes in float32, whatever the model it stands for does.
             floats = tuple(v.float() if v.is_floating_point() else v for v in inputs)
             self.top = self._run(root, floats)
+        del self.counter  # it cannot be pickled, and has counted
         self.macs = self.entries[self.top].macs
 
     def shape(self, place: Place) -> tuple[int, ...] | None:
