@@ -35,6 +35,11 @@ tune spec.peft data=digits:0-1 num_classes=2 --profile profile device=cpu --out 
 TIMES = {"seconds", "images_per_second", "peak_memory_mb"}
 
 
+def without(value: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Without the hashes of what holds times."""
+    return {k: v for k, v in value.items() if k not in keys}
+
+
 def run(folder: Path, seed: int) -> dict[str, Any]:
     """Everything that is written, by name, and what is printed, but for times."""
     folder.mkdir()
@@ -56,7 +61,10 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
         elif name.endswith("state.json"):
             state = json.loads(path.read_text())
             state["run"].pop("seconds", None)
-            found[name] = state
+            found[name] = without(state, "digest", "metrics")
+        elif name == "tuned/lock.json":
+            lock = without(json.loads(path.read_text()), "digest")
+            found[name] = {**lock, "files": without(lock["files"], "metrics.jsonl")}
         else:
             found[name] = path.read_bytes()
     return found

@@ -157,15 +157,15 @@ trained only as a whole
     ),
     "a NUL in a name": (
         ["apply", "lora.peft", "--out", "a\0b"],
-        "VR700 cannot use a file: no file name holds a NUL",
+        "VR737 'a\N{REPLACEMENT CHARACTER}b' cannot be the name of a file: it holds a NUL",
     ),
     "a NUL in a folder": (
         ["lower", "a\0b", "--out", "x"],
-        "VR700 cannot use a file: no file name holds a NUL",
+        "VR737 'a\N{REPLACEMENT CHARACTER}b' cannot be the name of a file: it holds a NUL",
     ),
     "a pipe of weights": (
         ["apply", "lora.peft", "weights=pipe", "--out", "x"],
-        "VR711 cannot read weights 'pipe': it is not a regular file",
+        "VR711 cannot read weights 'pipe': it is no regular file",
     ),
     "deeply nested JSON": (
         ["diff", "deep.json", "lora.peft"],
@@ -173,7 +173,8 @@ trained only as a whole
     ),
     "deeply nested report": (
         ["show", "sensitivity", "folder"],
-        "VR703 'folder' is no folder that apply wrote: it is nested too deeply",
+        """VR703 'folder' is no folder that vitrewrite wrote, or was changed since
+  note: lock.json: no such file or directory""",
     ),
 }  # fmt: skip
 SILENT = "from torch import nn\n\n\ndef build():\n    return nn.Linear(3, 3)\n"

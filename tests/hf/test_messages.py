@@ -57,5 +57,5 @@ def test_a_pipe_is_no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     Path("odd").mkdir()
     os.mkfifo("odd/config.json")
-    with pytest.raises(vr.VitrewriteError, match="it is not a regular file"):
+    with pytest.raises(vr.VitrewriteError, match="it is no regular file"):
         vr.plan("model hf:./odd\ntrain head\n")

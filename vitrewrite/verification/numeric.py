@@ -31,8 +31,12 @@ def sample(
     found = []
     for k, value in enumerate(example):
         shape = value.shape[1:] if shapes is None else shapes[k]
-        seeds = (10_000 * seed + 100 * k + i for i in range(batch))
-        found.append(torch.stack([_image(shape, value.dtype, s) for s in seeds]).to(device))
+        images = torch.empty(
+            (batch, *shape), dtype=value.dtype
+        )  # fails at once if there are too many
+        for i, image in enumerate(images):
+            image.copy_(_image(shape, value.dtype, 10_000 * seed + 100 * k + i))
+        found.append(images.to(device))
     return tuple(found)
 
 
