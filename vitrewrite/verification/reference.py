@@ -149,8 +149,9 @@ class Runs:
     def _model(self, which: str) -> nn.Module:
         if which == EMITTED:
             return self.emitted
-        models = {BASE: self.rewritten.base, MODULE: self.rewritten.module}
-        return models.get(which, self.fresh.module)
+        if which == START:  # made only when it is asked for
+            return self.fresh.module
+        return self.rewritten.base if which == BASE else self.rewritten.module
 
     @contextmanager
     def _watched(self, which: str, situation: Situation) -> Iterator[None]:
