@@ -96,7 +96,7 @@ def test_a_guard_names_the_sizes_that_it_wants_and_what_it_got() -> None:
         model(torch.zeros(1, 3, 2, 4))
 
 
-def test_a_guard_with_a_long_condition_names_both_sides() -> None:
+def test_a_guard_with_a_long_condition_says_the_condition() -> None:
     class Long(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             height, width = (x * 2).shape[2:]
@@ -106,7 +106,7 @@ def test_a_guard_with_a_long_condition_names_both_sides() -> None:
             return x
 
     model = vr.capture(Long().eval(), torch.zeros(1, 3, 8, 8)).eval()
-    with pytest.raises(ValueError, match=r"^captured for sizes where .*, got \d+ and \d+$"):
+    with pytest.raises(ValueError, match=r"^captured for sizes where .* < .* - 1$"):
         model(torch.zeros(1, 3, 1, 90000))
 
 

@@ -223,6 +223,8 @@ class VisualPrompt(Pass):
             last = [block, *block.following][-1]
             last.output.insert(WithoutPrompts(self.count, start))
             last.output.become(prefix=tokens.prefix)
+            if self.evolve(block):
+                last.waive("lowers_exactly", "prompts that stayed are taken out there")
 
     def lower(self, block: BlockSite, module: nn.Module) -> bool:
         """Deep prompts become k(norm1(P)) and v(norm1(P))."""

@@ -27,13 +27,6 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(claim, "PATIENCE", 0.0)
-    return tmp_path
-
-
 def write(target: str | Path, **texts: str) -> None:
     """A folder of ours."""
     with disk.replacing(Path(target)) as folder:
@@ -52,9 +45,6 @@ def code(target: str | Path) -> str:
         write(target, b="new")
     assert "\n" not in caught.value.message
     return caught.value.code
-
-
-# -- what stays -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exchanges", [True, False])

@@ -252,7 +252,7 @@ def test_a_folder_without_originals_is_a_model_all_the_same(inside: Path) -> Non
     loaded = load_folder(Path("low"))
     assert loaded.unlowered is None
     assert equal(state(loaded), load_file(WEIGHTS))
-    assert all(check.holds for check in quick(loaded))
+    assert not any(check.holds is False for check in quick(loaded))
 
 
 @pytest.mark.parametrize("name", ["head.bias", "norm.weight"])

@@ -148,7 +148,8 @@ def repeated(root: nn.Module) -> Iterator[tuple[str, str]]:
     def walk(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
         modules[id(module)] = path
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
+            # Tables that no checkpoint holds are constants: nobody can tell whether they are one.
+            if tensor is not None and name not in module._non_persistent_buffers_set:
                 below = f"{path}.{name}".lstrip(".")
                 first = tensors.setdefault(id(tensor), below)
                 if first != below:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import EmitError, shown
+from ..tracing.leaves import leaf_class
 from ..tracing.unit import Unit
 from . import layers
 from .access import is_chain, is_numbered, set_buffer, set_child, set_parameter
@@ -120,7 +121,7 @@ class Constructors:
             default = layers.default(type(modules[0]), key)
             text = parameters.express([f.get(key, default) for f in found], layers.wish(key))
             arguments.append(text if key in plain else f"{key}={text}")
-        return Call(self._class_name(type(modules[0])), tuple(arguments))
+        return Call(self._class_name(leaf_class(modules[0])), tuple(arguments))
 
     def _class_name(self, cls: type[nn.Module]) -> str:
         name = self.inserted.get(cls) or layers.torch_name(cls)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Span, VerifyError, caused_at
 from ..language.model import Claim, Spec
-from .engine import Rewrite, parameters_of
+from .engine import Rewrite
+from .parameters import parameters_of
 from .select import Selection
 
 if TYPE_CHECKING:

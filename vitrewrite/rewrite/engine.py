@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from .editor import Editor
 from .facts import Reader, watched
 from .measure import BrokenError, Propagation
 from .order import Order, orders
+from .parameters import parameters_of
 from .passes import method_of
 from .samples import Batches
 from .schedule import Job, distinct, overlapping, schedule
@@ -49,7 +49,7 @@ from .sites import (
 )
 from .stream import Stream
 from .training import Training
-from .within import KINDS, Named, Site, kind_of, parts
+from .within import KINDS, Site, kind_of
 
 
 @dataclass
@@ -394,29 +394,3 @@ def _trained_for(call: str, found: list[tuple[Site, ...]], result: Rewrite) -> i
     ]
     unique = {id(p): p.numel() for p in (*modules, *base) if p.requires_grad}
     return sum(unique.values())
-
-
-def parameters_of(sites: Iterable[Site], root: nn.Module) -> set[str]:
-    """Names of the parameters that sites stand for.
-
-    Raises:
-        RewriteError: VR408 for some rows of a fused weight, which cannot be trained alone.
-    """
-    paths = {path for site in sites for path in _paths(site)}
-    names = (n for n, _ in root.named_parameters(remove_duplicate=False))
-    return {n for n in names if not paths.isdisjoint(accumulate(n.split("."), "{}.{}".format))}
-
-
-def _paths(site: Site) -> Iterator[str]:
-    """The modules and parameters of a site."""
-    for part in parts(site):
-        if isinstance(part, Linear):
-            if part.rows is not None and part is site:
-                raise RewriteError(
-                    "VR408", f"'{part.role}' is some rows of {part.weight}, trained only as a whole"
-                )
-            yield part.weight.rpartition(".")[0]
-        elif isinstance(part, Named):
-            yield part.path
-        elif unit := getattr(part, "unit", None):
-            yield unit

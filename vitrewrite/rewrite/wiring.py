@@ -194,6 +194,18 @@ def _take(editor: Editor, unit: str, node: fx.Node) -> fx.Node:
     return placeholder
 
 
+def size_of(editor: Editor, unit: str, node: fx.Node, axis: int) -> fx.Node:
+    """The node that reads a length of a tensor."""
+    for user in node.users:
+        if user.target == "size" and user.args == (node, axis):
+            return user
+    graph = editor.graph(unit)
+    with after(graph, [node]):
+        size = graph.call_method("size", (node, axis))
+    size.meta |= {"val": 1, "hint": "batch"}
+    return size
+
+
 def release(editor: Editor, unit: str) -> None:
     """Takes out the inputs of a unit, and of those in it, that nobody reads any more."""
     inside = [p for p, _ in units(editor.root) if p == unit or p.startswith(f"{unit}.")]

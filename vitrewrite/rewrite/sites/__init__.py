@@ -1,8 +1,9 @@
 """Site verbs: what a pass may do where its clause attaches."""
 
 from .attention import AttentionSite
-from .base import BoundSite, Context
+from .base import BoundSite
 from .block import BlockSite, Point
+from .context import Context
 from .decoder import DecoderSite
 from .entries import EntriesSite
 from .layer import LayerSite

@@ -3,67 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
 
-from ...anatomy.sites import Anatomy, Place
+from ...anatomy.sites import Place
 from ...errors import RewriteError
 from ...tracing import inputs
 from ...tracing.leaves import changed_by
 from ...tracing.template import eliminate_dead_code
 from .. import branches, wiring
 from ..clause import Clause
-from ..editor import Editor, Insertion, after, join, relative
+from ..editor import Editor, Insertion, join, relative
 from ..fitting import fit, floating
-from ..samples import Batches
-from ..stream import Stream
+from .context import Context, Drops
 from .dropping import KeepSamples
 from .value import Value
 
 _M = TypeVar("_M", bound=nn.Module)
-
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """What a clause is carried out in.
-
-    Attributes:
-        scope: paths of the units that hold the sites of the clause.
-        roles: of the sites of the clause, in order.
-        folds: whether what the pass puts beside a layer is linear, so that the weights can take it.
-        shared: values that the sites of the clause have in common.
-        insertion: at lowering, the module that is lowered.
-        batches: how samples lie in the values of the model.
-    """
-
-    editor: Editor
-    clause: Clause
-    anatomy: Anatomy
-    stream: Stream
-    scope: tuple[str, ...] = ()
-    roles: tuple[str, ...] = ()
-    folds: bool = False
-    shared: dict[str, Value] = field(default_factory=dict)
-    insertion: Insertion | None = None
-    batches: Batches | None = None
-
-
-@dataclass(frozen=True)
-class Drops:
-    """What is dropped at random in training, of a branch beside a layer.
-
-    Attributes:
-        dropout: probability of each number of its input; sites of one clause that read the same
-            input share the draw.
-        path: probability of what it yields, for each sample of the batch as a whole. The branch is
-            called with a third argument: factors to multiply with, one per sample.
-    """
-
-    dropout: float = 0.0
-    path: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,19 +333,9 @@ class BoundSite:
             for node in [n for n in self.editor.graph(path).nodes if n.op == "placeholder"]:
                 samples = self.context.batches.at(Place(path, node.name))
                 if samples is not None and samples.order == "alone":
-                    size = self._size(path, node, samples.axis)
+                    size = wiring.size_of(self.editor, path, node, samples.axis)
                     return wiring.read(self.editor, Place(path, size.name), unit)
         raise self.unfit("no input of the model says how many samples there are")
-
-    def _size(self, unit: str, node: fx.Node, axis: int) -> fx.Node:
-        for user in node.users:
-            if user.target == "size" and user.args == (node, axis):
-                return user
-        graph = self.editor.graph(unit)
-        with after(graph, [node]):
-            size = graph.call_method("size", (node, axis))
-        size.meta |= {"val": 1, "hint": "batch"}
-        return size
 
     def _help(
         self, module: nn.Module, unit: str, args: Sequence[fx.Node], name: str, hint: str

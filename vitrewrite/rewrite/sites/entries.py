@@ -12,7 +12,8 @@ from ...sensitivity.sites import Entries
 from ...tracing.unit import duplicate
 from .. import branches
 from ..editor import Fold
-from .base import BoundSite, Drops
+from .base import BoundSite
+from .context import Drops
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from torch import nn
 from ...anatomy.sites import Linear, Place
 from .. import branches
 from ..editor import Fold
-from .base import BoundSite, Drops
+from .base import BoundSite
+from .context import Drops
 
 
 @dataclass(frozen=True, eq=False)

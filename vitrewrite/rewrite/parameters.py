@@ -1,0 +1,38 @@
+"""The parameters that sites stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
+from torch import nn
+
+from ..anatomy.sites import Linear
+from ..errors import RewriteError
+from .within import Named, Site, parts
+
+
+def parameters_of(sites: Iterable[Site], root: nn.Module) -> set[str]:
+    """Names of the parameters that sites stand for.
+
+    Raises:
+        RewriteError: VR408 for some rows of a fused weight, which cannot be trained alone.
+    """
+    paths = {path for site in sites for path in _paths(site)}
+    names = (n for n, _ in root.named_parameters(remove_duplicate=False))
+    return {n for n in names if not paths.isdisjoint(accumulate(n.split("."), "{}.{}".format))}
+
+
+def _paths(site: Site) -> Iterator[str]:
+    """The modules and parameters of a site."""
+    for part in parts(site):
+        if isinstance(part, Linear):
+            if part.rows is not None and part is site:
+                raise RewriteError(
+                    "VR408", f"'{part.role}' is some rows of {part.weight}, trained only as a whole"
+                )
+            yield part.weight.rpartition(".")[0]
+        elif isinstance(part, Named):
+            yield part.path
+        elif unit := getattr(part, "unit", None):
+            yield unit
