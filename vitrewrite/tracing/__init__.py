@@ -6,13 +6,14 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..context import LOCK
 from ..errors import CaptureError, VitrewriteError, shown
 from . import calls, construction, inputs, modes, tree
 from .guards import check_input, is_guard
 from .limits import tracked_limits
+from .nodes import is_size
 from .pruning import pass_on, prune
 from .recorder import Recorder
 from .state import calls_seen_by, in_mode, preserved, tracked_builtins, uncached
@@ -139,14 +140,14 @@ def _guard_input_size(template: Template, example: Any) -> None:
                 captured = tuple(int(value.shape[d]) for d in dims)
                 guard = graph.call_function(check_input, ((), captured))
                 guard.meta["guard"] = frozenset({IMAGE})
-            with graph.inserting_before(guard):
-                reads = tuple(_size(graph, node, d) for d in dims)
-            guard.args = (reads, captured)
+            guard.args = (tuple(_size(guard, node, d) for d in dims), captured)
 
 
-def _size(graph: Any, node: Any, dim: int) -> Any:
-    for user in node.users:
-        if user.op == "call_method" and user.target == "size" and user.args[1] == dim:
-            user.meta["early"] = True
+def _size(guard: fx.Node, tensor: fx.Node, dim: int) -> fx.Node:
+    """A size of an input, read before the guard; where it is read later, it now is earlier."""
+    for user in tensor.users:
+        if is_size(user) and user.args[1] == dim:
+            guard.prepend(user)
             return user
-    return graph.call_method("size", (node, dim))
+    with guard.graph.inserting_before(guard):
+        return guard.graph.call_method("size", (tensor, dim))
