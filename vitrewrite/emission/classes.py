@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
 from .access import child_of, is_chain, is_sequence
@@ -17,7 +18,7 @@ from .literals import Symbol, same
 from .names import Scope
 from .parameters import Parameters
 from .skeleton import Position, numbered, replace_literals, skeleton
-from .tidy import generalise, tidy
+from .tidy import tidy
 
 
 @dataclass(eq=False)

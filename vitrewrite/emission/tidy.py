@@ -19,38 +19,6 @@ _SAME_SHAPE_METHODS = {"contiguous", "clone", "to", "float", "softmax", "sigmoid
 _SAME_SHAPE_FUNCTIONS = {torch.roll, torch.softmax, nn.functional.gelu, nn.functional.silu}
 
 
-def generalise(graph: fx.Graph) -> None:
-    """Writes `(B, 1, 1)` for a mask per sample of x as `(B,) + (1,) * (x.ndim - 1)`.
-
-    So a module that is used on sequences and on images, such as stochastic depth, is one class.
-    """
-    for node in list(graph.nodes):
-        for shape in [a for a in node.args if isinstance(a, tuple)]:
-            owner = _per_sample(shape)
-            if owner is None:
-                continue
-            with graph.inserting_before(node):
-                rank = graph.call_function(getattr, (owner, "ndim"))
-                ones = graph.call_function(operator.sub, (rank, 1))
-                tail = graph.call_function(operator.mul, ((1,), ones))
-                whole = graph.call_function(operator.add, (shape[:1], tail))
-            for made in (rank, ones):
-                made.meta["val"] = 1
-            node.args = tuple(whole if a is shape else a for a in node.args)
-
-
-def _per_sample(shape: tuple[Any, ...]) -> fx.Node | None:
-    """The tensor x of rank n if the shape is its batch size and n - 1 ones."""
-    first, rest = shape[:1], shape[1:]
-    if not first or not is_size(first[0]) or first[0].args[1] != 0 or len(rest) < 1:
-        return None
-    owner = operand(first[0])
-    value = owner.meta.get("val")
-    ones = all(type(s) is int and s == 1 for s in rest)
-    same = isinstance(value, torch.Tensor) and value.dim() == len(shape)
-    return owner if ones and same else None
-
-
 def tidy(graph: fx.Graph, units: Sequence[nn.Module]) -> None:
     """Reads sizes where they were first known, and computes nothing about sizes twice.
 
