@@ -8,16 +8,17 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
-from .access import child_of, is_chain
+from .access import child_of, is_chain, is_sequence
 from .distinction import distinguish
 from .inlining import inline_small_calls
 from .literals import Symbol, same
 from .names import Scope
 from .parameters import Parameters
 from .skeleton import Position, numbered, replace_literals, skeleton
-from .tidy import generalise, tidy
+from .tidy import tidy
 
 
 @dataclass(eq=False)
@@ -84,11 +85,7 @@ class Classes:
 
     def _key(self, unit: Unit) -> tuple[Any, dict[Position, int | float]]:
         template = unit.template
-        names = (
-            tuple(unit._modules),
-            tuple(k for k, v in unit._parameters.items() if v is not None),
-            tuple(k for k, v in unit._buffers.items() if v is not None),
-        )
+        names = _parts(unit)
         if template is None:
             return (unit.kind, names), {}
         if id(template) not in self._skeletons:
@@ -97,15 +94,17 @@ class Classes:
                 generalise(graph)
             self._skeletons[id(template)] = general, *skeleton(general)
         _, shape, literals = self._skeletons[id(template)]
-        return (shape, names), literals
+        return (shape, names, _lists(unit, template)), literals
 
     def _ordered(self) -> list[Class]:
         """Children before parents, else as they were found."""
         order: list[Class] = []
+        begun: set[Class] = set()  # a class may have itself below
 
         def visit(cls: Class) -> None:
-            if cls in order:
+            if cls in begun:
                 return
+            begun.add(cls)
             for unit in cls.units:
                 for below in list(unit.modules())[1:]:
                     if id(below) in self.of:
@@ -149,7 +148,7 @@ class Classes:
         names = {p: self._argument(cls, p) for p in cls.literals[0]} if cls.template else {}
         for i, graph in enumerate(cls.graphs):
             replace_literals(graph, i, {p: s for p, s in names.items() if s is not None})
-            tidy(graph, cls.sample)
+            tidy(graph, cls.units)
             eliminate_dead_code(graph)
 
     def _argument(self, cls: Class, position: Position) -> Symbol | None:
@@ -160,7 +159,7 @@ class Classes:
         if name is None and isinstance(vector[0], float):
             complement = tuple(_setting_values(cls, k) for k in cls.sample.settings)
             for key, values in zip(cls.sample.settings, complement, strict=True):
-                if values is not None and vector == tuple(1 - v for v in values):
+                if values is not None and all(map(same, vector, (1 - v for v in values))):
                     return Symbol(f"1 - {cls.parameters.express(values, key, 'self.')}")
         fallback = "size" if isinstance(vector[0], int) else "factor"
         return Symbol(
@@ -189,6 +188,40 @@ def _used_by(cls: Class) -> set[int]:
 def _members(unit: Unit) -> frozenset[str]:
     """The names of a module's children, parameters and buffers."""
     return frozenset((*unit._modules, *unit._parameters, *unit._buffers))
+
+
+def _parts(unit: Unit) -> Any:
+    """The children and tensors of a unit, as far as its constructor must be the same."""
+    hidden = unit._non_persistent_buffers_set
+    return (
+        tuple((k, m is None) for k, m in unit._modules.items()),
+        tuple((k, p.dim(), _special(p)) for k, p in unit._parameters.items() if p is not None),
+        tuple(
+            (k, b.dim(), k in hidden or (b.dtype,)) for k, b in unit._buffers.items()
+            if b is not None
+        ),
+    )  # fmt: skip
+
+
+def _special(parameter: nn.Parameter) -> Any:
+    return None if parameter.dtype.is_floating_point else parameter.dtype
+
+
+def _lists(unit: Unit, template: Template) -> Any:
+    """What holds the children of children that the programs call or read, and how many it holds."""
+    targets = {
+        str(n.target)
+        for graph in template.graphs
+        for n in graph.nodes
+        if n.op in ("call_module", "get_attr")
+    }
+    paths = sorted({t.rpartition(".")[0] for t in targets} - {""})
+    found = []
+    for path in paths:
+        owner = child_of(unit, path)
+        held = len(owner._modules) if is_sequence(owner) else type(owner)
+        found.append((path, held))
+    return tuple(found)
 
 
 def _has_state(module: nn.Module) -> bool:

@@ -13,9 +13,10 @@ from typing import Any
 from torch import fx, nn
 
 from ..tracing.template import copy_graph
-from .effects import has_effect
+from .alike import numbered_call, operands, shape
+from .effects import has_effect, may_change
 from .expressions import ATOM, CALL, Text, render, structure
-from .growing import operands, shape
+from .loops import Loop
 from .names import plural
 from .rolls import spread
 
@@ -32,11 +33,14 @@ class Comprehension:
         graph: its inputs are an item of each tuple, then the other values; its output what is made.
         slices: for each tuple, the part of it that is gone through.
         hints: for each tuple, what its items are called.
+        layers: the calls in `graph` of a child of a list that is gone through beside the tuples;
+            the list, and what its children are called.
     """
 
     graph: fx.Graph
     slices: tuple[str, ...]
     hints: tuple[str | None, ...]
+    layers: tuple[tuple[fx.Node, str, str], ...] = ()
     __name__ = "comprehension"
 
     def __call__(self, *_: Any) -> Any:
@@ -46,6 +50,9 @@ class Comprehension:
     def text(self, node: fx.Node, of: Callable[[Any], Text], free: Callable[[str], str]) -> Text:
         """The list for `node`, given the texts of its arguments and how names are made free."""
         tuples, others = (list(map(of, values)) for values in node.args)  # type: ignore[arg-type]
+        called = [free(variable) for _, _, variable in self.layers]
+        for (call, _, _), name in zip(self.layers, called, strict=True):
+            call.meta["callee"] = name
         names = [free(hint or "y") for hint in self.hints]
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
         texts = dict(zip(inputs, [*map(Text, names), *others], strict=True))
@@ -54,9 +61,10 @@ class Comprehension:
             return structure(value, lambda n: texts[n] if n in texts else render(n, inside))
 
         element = inside(self.graph.output_node().args[0]).code
-        parts = [t.within(CALL) + s for t, s in zip(tuples, self.slices, strict=True)]
+        parts = [over for _, over, _ in self.layers]
+        parts += [t.within(CALL) + s for t, s in zip(tuples, self.slices, strict=True)]
         over = parts[0] if len(parts) == 1 else f"zip({', '.join(parts)})"
-        return Text(f"[{element} for {', '.join(names)} in {over}]", ATOM)
+        return Text(f"[{element} for {', '.join([*called, *names])} in {over}]", ATOM)
 
 
 def comprehend(graph: fx.Graph, module: nn.Module) -> fx.Graph:
@@ -88,6 +96,8 @@ class _Lists:
     def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
         self.graph, self.module = graph, module
         self.done: list[_Alike] = []
+        changes = [i for i, n in enumerate(graph.nodes) if may_change(n)]
+        self.settled = {*list(graph.nodes)[max(changes, default=-1) + 1 :]}
 
     def walk(self, value: Any) -> Any:
         """The value with a node in place of items that are made alike."""
@@ -111,19 +121,21 @@ class _Lists:
     def _alike(self, values: Sequence[Any]) -> _Alike | None:
         """The longest beginning of `values` that is made alike, the last one excepted at most."""
         lengths = [n for n in (len(values), len(values) - 1) if n >= LEAST]
-        found = (_Alike(self.module, values[:n]) for n in lengths)
+        found = (_Alike(self.module, values[:n], self.settled) for n in lengths)
         return next((alike for alike in found if alike.found), None)
 
 
 class _Alike:
     """Values that are walked against the flow in lockstep, as far as items of tuples."""
 
-    def __init__(self, module: nn.Module, values: Sequence[Any]) -> None:
+    def __init__(self, module: nn.Module, values: Sequence[Any], settled: set[fx.Node]) -> None:
         self.module, self.values, self.count = module, values, len(values)
+        self.settled = settled  # nodes after which nothing is changed in place
         self.items: dict[tuple[fx.Node, int], Sequence[fx.Node]] = {}
         self.hints: dict[tuple[fx.Node, int], str] = {}
         self.others: dict[fx.Node, None] = {}
         self.made: dict[fx.Node, Sequence[fx.Node]] = {}
+        self.layers: dict[fx.Node, Loop] = {}
         alike = self._same(values, "")
         self.found = alike and bool(self.items) and (bool(self.made) or not _is_node(values[0]))
 
@@ -158,8 +170,21 @@ class _Alike:
             return True
         if len(set(map(shape, values))) > 1 or not all(map(self._is_inside, values)):
             return False
+        if len({v.target for v in values}) > 1 and not self._are_a_list(values):
+            return False
         self.made[first] = values
         return all(self._same(each, "") for each in zip(*map(operands, values), strict=True))
+
+    def _are_a_list(self, values: Sequence[fx.Node]) -> bool:
+        """Whether values are made by the children of a list, in a row."""
+        places = [numbered_call(v) for v in values]
+        if places[0] is None:
+            return False
+        container, start = places[0]
+        if places != [(container, start + i) for i in range(len(places))]:
+            return False
+        self.layers[values[0]] = Loop(container, start, tuple(values))
+        return True
 
     def _are_items(self, values: Sequence[fx.Node]) -> bool:
         """Whether values are items, in a row, of one tuple."""
@@ -177,7 +202,7 @@ class _Alike:
         plain = node.op not in ("placeholder", "get_attr") and "arity" not in node.meta
         mentioned = [o for user in node.users for o in operands(user)].count(node)
         alone = mentioned == 1 and not node.meta.get("origin")
-        return plain and alone and not has_effect(node, self.module)
+        return plain and alone and node in self.settled and not has_effect(node)
 
     def write(self, graph: fx.Graph) -> fx.Node:
         """Adds the node for the list; what stands for its items."""
@@ -191,7 +216,9 @@ class _Alike:
         for owner, start in self.items:
             owner.meta["hint"] = owner.meta.get("hint") or plural(self.hints[owner, start])
         slices = tuple(self._slice(owner.meta["arity"], start) for owner, start in self.items)
-        target = Comprehension(inner, slices, tuple(self.hints[place] for place in self.items))
+        layers = [(known[n], v.slice(self.module), v.variable) for n, v in self.layers.items()]
+        hints = tuple(self.hints[place] for place in self.items)
+        target = Comprehension(inner, slices, hints, tuple(layers))
         with graph.inserting_before(graph.output_node()):
             owners = tuple(owner for owner, _ in self.items)
             node = graph.call_function(target, (owners, tuple(self.others)))

@@ -154,7 +154,8 @@ class Constructors:
             cls.parameters.value(key, position[id(m)]) if id(m) in position else 0.0
             for m in modules
         ]
-        if not all(isinstance(v, float) for v in values):
+        switch = all((v != 0) == (id(m) in position) for v, m in zip(values, modules, strict=True))
+        if not switch or not all(isinstance(v, float) for v in values):
             return None
         text = parameters.express(values, name.rstrip("0123456789"))
         return f"{cls.name}({text}) if {text} else nn.Identity()"

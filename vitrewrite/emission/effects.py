@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx, nn
 
 from ..tracing.operators import is_impure, is_inplace
@@ -13,21 +15,26 @@ _RANDOM_LAYERS = (
 )  # fmt: skip
 
 
-def has_effect(node: fx.Node, module: nn.Module) -> bool:
+def note_effects(graph: fx.Graph, units: Sequence[nn.Module]) -> None:
+    """Notes in calls of children what they do in any of the modules that share the graph."""
+    for node in graph.nodes:
+        if node.op == "call_module":
+            children = [unit.get_submodule(str(node.target)) for unit in units]
+            busy = [child for child in children if module_has_effect(child)]
+            node.meta["effect"] = bool(busy)
+            node.meta["change"] = any(not isinstance(child, _RANDOM_LAYERS) for child in busy)
+
+
+def has_effect(node: fx.Node) -> bool:
     """Whether evaluating the node draws random numbers or changes a tensor."""
     if node.op in ("placeholder", "output"):
         return False
-    if node.op == "call_module":
-        return module_has_effect(module.get_submodule(str(node.target)))
-    return is_impure(node)
+    return bool(node.meta["effect"]) if node.op == "call_module" else is_impure(node)
 
 
-def may_change(node: fx.Node, module: nn.Module) -> bool:
+def may_change(node: fx.Node) -> bool:
     """Whether evaluating the node may change a tensor that was there before."""
-    if node.op != "call_module":
-        return is_inplace(node.target)
-    callee = module.get_submodule(str(node.target))
-    return not isinstance(callee, _RANDOM_LAYERS) and module_has_effect(callee)
+    return bool(node.meta["change"]) if node.op == "call_module" else is_inplace(node.target)
 
 
 def module_has_effect(module: nn.Module) -> bool:

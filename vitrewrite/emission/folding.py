@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
+from .alike import numbered_call
 from .growing import Turns
-from .loops import numbered_call
 from .rolls import Roll, item, spread
 
 Key = tuple[bool, tuple[int, ...]]  # whether values are collected, and of which columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from ..tracing.guards import check_grid, check_input, for_grid
 from ..tracing.nodes import arg, is_size, operand
 from .access import written
 from .comprehensions import Comprehension, comprehend
-from .expressions import ATOM, CALL, INPLACE, Text, render, structure, subscript
+from .effects import note_effects
+from .expressions import ATOM, CALL, INPLACE, Text, named_arguments, render, structure, subscript
 from .grouping import is_nested
 from .literals import comment, constant
 from .names import Names
@@ -26,14 +27,15 @@ from .turns import roll_lines
 from .wrap import WIDTH, wrap
 
 
-def body_lines(graph: fx.Graph, module: nn.Module, parameters: list[str]) -> list[str]:
-    """The statements of a forward of `module`, given the names of its inputs.
+def body_lines(graph: fx.Graph, units: Sequence[nn.Module], parameters: list[str]) -> list[str]:
+    """The statements of the forward of all `units`, given the names of its inputs.
 
     The nodes of `graph` are put in the order in which they are printed, unless a loop is rolled up.
     """
-    written(graph, module)
-    graph = comprehend(roll_up(graph, module), module)
-    return Printer(Plan.of(graph, module), parameters).print()
+    written(graph, units[0])
+    note_effects(graph, units)
+    graph = comprehend(roll_up(graph), units[0])
+    return Printer(Plan.of(graph, units[0]), parameters).print()
 
 
 class Printer:
@@ -181,7 +183,9 @@ class Printer:
         name = self.names.take(node, [start, *_wishes(node)], number)
         if name != start:
             self._write(f"{name} = {start}")
-        extra = "".join(f", {self.text(a).code}" for a in loop.nodes[0].args[1:])
+        given = [self.text(a).code for a in loop.nodes[0].args[1:]]
+        named = named_arguments(loop.nodes[0]).items()
+        extra = "".join(f", {a}" for a in (*given, *(f"{k}={self.text(v).code}" for k, v in named)))
         origins = {str(o) for n in loop.nodes if (o := n.meta.get("origin")) is not None}
         self.out += [line for origin in sorted(origins) for line in comment(origin)]
         owned = fx.Graph().placeholder("owned")  # holds the loop's variable, no value

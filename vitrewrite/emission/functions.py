@@ -102,5 +102,5 @@ def _print(function: Function, root: nn.Module, scope: Scope) -> None:
     graph = numbered(function.graph)
     replace_literals(graph, 0, new)
     head = f"def {function.name}({', '.join(function.parameters.vectors)}):"
-    body = body_lines(graph, root, [])
+    body = body_lines(graph, (root,), [])
     function.text = "\n".join((head, *(f"    {line}" for line in body)))

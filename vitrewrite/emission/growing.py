@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from .loops import numbered_call
+from .alike import numbered_call, operands, shape
 
 Column = Sequence[fx.Node]  # a node of each turn
 
@@ -198,18 +198,3 @@ def _fits(node: fx.Node, other: fx.Node, wanted: Sequence[fx.Node | None]) -> bo
     """Whether `node` is as `other`, but reads what is `wanted`, where that is known."""
     pairs = zip(wanted, operands(node), strict=False)
     return shape(node) == shape(other) and all(w in (None, o) for w, o in pairs)
-
-
-def operands(node: fx.Node) -> list[fx.Node]:
-    """The nodes in the arguments of a node, repeated ones too."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, dict(node.kwargs)), found.append)
-    return found
-
-
-def shape(node: fx.Node) -> str:
-    """Equal for nodes that differ in their operands, or the number of the child that they call."""
-    held = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: "<node>")
-    container, _ = numbered_call(node) or (node.target, 0)
-    # Some children may return a tuple, others one value.
-    return repr((node.op, container, held, node.meta.get("arity")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -33,9 +33,18 @@ def _same_trivial(children: Sequence[nn.Module]) -> bool:
     first = children[0]
     if not isinstance(first, Unit) or not all(isinstance(c, Unit) for c in children):
         return False
-    templates = {id(c.template): c.template for c in children if isinstance(c, Unit)}
-    signatures = {t.signature() for t in templates.values() if t is not None}
-    return len(signatures) == 1 and all(_steps(c) <= MAX_STEPS for c in children)
+    if _steps(first) > MAX_STEPS or not all(_steps(c) <= MAX_STEPS for c in children):
+        return False
+    return len({_program(c) for c in children}) == 1
+
+
+def _program(module: nn.Module) -> Hashable:
+    """Equal for modules that compute the same by programs that can be written inline."""
+    if is_nothing(module) or not isinstance(module, Unit) or module.template is None:
+        return None
+    calls = (n for n in module.template.graph.nodes if n.op == "call_module")
+    below = [_program(module.get_submodule(str(n.target))) for n in calls]
+    return module.template.signature(), *below
 
 
 def _steps(module: nn.Module) -> int:
@@ -49,6 +58,8 @@ def _steps(module: nn.Module) -> int:
         return never
     steps = 0
     for node in module.template.graph.nodes:
+        if node.op == "get_attr":
+            return never
         if node.op == "call_module":
             child = module.get_submodule(str(node.target))
             steps += 0 if is_nothing(child) else _steps(child)

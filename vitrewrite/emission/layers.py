@@ -15,6 +15,10 @@ _RENAMED = {"in_features": "dim", "normalized_shape": "dim", "num_features": "di
             "in_channels": "dim", "out_features": "out_dim", "out_channels": "out_dim"}  # fmt: skip
 
 
+_RANKED = ("normalized_shape", "unflattened_size")
+"""Arguments of which one number means one dimension, not the same in all."""
+
+
 @functools.cache
 def _signature(cls: type) -> tuple[inspect.Parameter, ...]:
     parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
@@ -35,7 +39,7 @@ def arguments(layer: nn.Module) -> dict[str, Any]:
             continue
         value = getattr(layer, parameter.name)
         if is_torch_class(cls):
-            value = _simple(value, isinstance(parameter.default, bool))
+            value = _simple(value, isinstance(parameter.default, bool), parameter.name in _RANKED)
         default = parameter.default
         if (
             default is inspect.Parameter.empty
@@ -67,11 +71,16 @@ def torch_name(cls: type) -> str | None:
     return f"nn.{cls.__name__}" if getattr(nn, cls.__name__, None) is cls else None
 
 
-def _simple(value: Any, flag: bool) -> Any:
+def _simple(value: Any, flag: bool, ranked: bool) -> Any:
     if flag and (value is None or isinstance(value, torch.Tensor)):
         return value is not None
     if isinstance(value, torch.Size):
         value = tuple(value)
-    if isinstance(value, tuple) and value and all(v == value[0] for v in value):
+    if (
+        isinstance(value, tuple)
+        and value
+        and not (ranked and len(value) > 1)
+        and all(v == value[0] for v in value)
+    ):
         return value[0] if isinstance(value[0], int) else value
     return value

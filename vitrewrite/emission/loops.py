@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from .access import access, child_of
+from .alike import numbered_call, operands, shape
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ def _loop(run: list[fx.Node]) -> Loop:
     return Loop(container, index, tuple(run))
 
 
-def numbered_call(node: fx.Node) -> tuple[str, int] | None:
-    """The list that holds the child which a node calls, and its number there; see `written`."""
-    return node.meta.get("place") if node.args else None
-
-
 def _plain_call(node: fx.Node) -> tuple[str, int] | None:
     """The same, if the call gives one value."""
     return None if "arity" in node.meta else numbered_call(node)
@@ -67,4 +63,5 @@ def _continues(last: fx.Node, node: fx.Node) -> bool:
     before, here = _plain_call(last), _plain_call(node)
     if before is None or here is None or here != (before[0], before[1] + 1):
         return False
-    return node.args[0] is last and len(last.users) == 1 and node.args[1:] == last.args[1:]
+    rest = operands(node)[1:] == operands(last)[1:] and shape(node) == shape(last)
+    return node.args[0] is last and len(last.users) == 1 and rest

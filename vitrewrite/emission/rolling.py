@@ -10,23 +10,24 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from ..tracing.template import copy_graph
+from .alike import numbered_call, shape
 from .effects import has_effect, may_change
 from .folding import fold
-from .growing import Turns, shape
-from .loops import find_loops, numbered_call
+from .growing import Turns
+from .loops import find_loops
 
 LEAST = 3  # turns; fewer are no shorter as a loop
 
 
-def roll_up(graph: fx.Graph, module: nn.Module) -> fx.Graph:
+def roll_up(graph: fx.Graph) -> fx.Graph:
     """The graph with one node for all turns of each such loop, which is only good for printing."""
     simple = {n for loop in find_loops(graph) for n in loop.nodes}
     runs = [run for run in _runs(graph) if not simple.intersection(run)]
     for names in [[n.name for n in run] for run in runs]:
-        graph = _roll_run(graph, module, names)
+        graph = _roll_run(graph, names)
     return graph
 
 
@@ -46,7 +47,7 @@ def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
     return runs
 
 
-def _roll_run(graph: fx.Graph, module: nn.Module, names: list[str]) -> fx.Graph:
+def _roll_run(graph: fx.Graph, names: list[str]) -> fx.Graph:
     """Rolls up the first part of a run of calls that can be, and what is left of the run."""
     by_name = {n.name: n for n in graph.nodes}
     gone = [i for i, name in enumerate(names) if name not in by_name]  # into another run's turns
@@ -60,9 +61,9 @@ def _roll_run(graph: fx.Graph, module: nn.Module, names: list[str]) -> fx.Graph:
         calls = [copies[name] for name in names[start:stop]]
         _take_apart(attempt, calls)
         turns = Turns(attempt, [calls[i::step] for i in range(step)], early=early)
-        if turns.grow() and _keeps_order(turns, module) and fold(turns):
-            attempt = _roll_run(attempt, module, names[:start])
-            return _roll_run(attempt, module, names[stop:])
+        if turns.grow() and _keeps_order(turns) and fold(turns):
+            attempt = _roll_run(attempt, names[:start])
+            return _roll_run(attempt, names[stop:])
     return graph
 
 
@@ -109,13 +110,13 @@ def _put(value: Any, old: fx.Node, new: Any) -> Any:
     return {k: _put(v, old, new) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _keeps_order(turns: Turns, module: nn.Module) -> bool:
+def _keeps_order(turns: Turns) -> bool:
     """Whether random draws, and changes of tensors, happen when they did before."""
     order = turns.order
     inside = sorted(turns.where, key=order.__getitem__)
     start, end = order[inside[0]], order[inside[-1]]
     between = [n for n, i in order.items() if start < i < end and n not in turns.where]
-    if any(has_effect(n, module) for n in between):
+    if any(map(has_effect, between)):
         return False
     if any(order[user] < end for n in inside for user in n.users if user not in turns.where):
         return False
@@ -123,7 +124,7 @@ def _keeps_order(turns: Turns, module: nn.Module) -> bool:
     place = {n: (turn, rank[column]) for n, (column, turn) in turns.where.items()}
     places = [place[n] for n in inside]
     rolled = sorted(places)
-    drawn = [place[n] for n in inside if has_effect(n, module)]
-    changes = [i for i, n in enumerate(inside) if may_change(n, module)]
+    drawn = [place[n] for n in inside if has_effect(n)]
+    changes = [i for i, n in enumerate(inside) if may_change(n)]
     same = all(places[i] == rolled[i] and {*places[:i]} == {*rolled[:i]} for i in changes)
     return same and drawn == sorted(drawn)

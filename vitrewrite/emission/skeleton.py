@@ -6,11 +6,15 @@ its constructor.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import fx
 
+from ..tracing.guards import is_guard
+from ..tracing.nodes import is_size
 from ..tracing.template import Template, copy_graph
 
 Position = tuple[Any, ...]
@@ -25,9 +29,29 @@ def skeleton(template: Template) -> tuple[Hashable, dict[Position, int | float]]
         number = {node: j for j, node in enumerate(graph.nodes)}
         for node, j in number.items():
             target = "" if node.op == "placeholder" else node.target
-            parts = _abstract((node.args, dict(node.kwargs)), (i, j), number, literals)
-            shape.append((node.op, target, parts, node.meta.get("origin")))
+            own = {} if _is_written_out(node) else literals
+            parts = _abstract((node.args, dict(node.kwargs)), (i, j), number, own)
+            fixed = tuple(own.items()) if own is not literals else ()
+            shape.append((node.op, target, parts, fixed, *_seen(node)))
     return tuple(shape), literals
+
+
+def _is_written_out(node: fx.Node) -> bool:
+    """Whether the literals of a node decide how others are printed, so that all must have them."""
+    owner = node.args[0] if node.args else None
+    item = node.target is operator.getitem and isinstance(owner, fx.Node) and "arity" in owner.meta
+    order = node.op == "call_method" and node.target == "permute"
+    return is_size(node) or item or order or is_guard(node)
+
+
+def _seen(node: fx.Node) -> tuple[Hashable, ...]:
+    """What else of a node its printed form depends on."""
+    value = node.meta.get("val")
+    sizes = {user.args[1] for user in node.users if is_size(user)}
+    padded = bool(sizes) and node.target is torch.nn.functional.pad
+    rank = value.dim() if (sizes - {0} or padded) and isinstance(value, torch.Tensor) else None
+    number = isinstance(value, (int, float))
+    return node.meta.get("origin"), node.meta.get("arity"), number, rank
 
 
 def _abstract(

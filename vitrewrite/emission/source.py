@@ -118,9 +118,9 @@ def _forward(cls: Class) -> list[str]:
     names = [str(n.meta.get("hint") or n.name) for n in graph.nodes if n.op == "placeholder"]
     names = _distinct(names)
     head = wrap(f"def forward({', '.join(('self', *names))}):", WIDTH - 4)
-    body = body_lines(graph, cls.sample, names)
+    body = body_lines(graph, cls.units, names)
     if len(cls.graphs) == 2:
-        training = body_lines(cls.graphs[1], cls.sample, names)
+        training = body_lines(cls.graphs[1], cls.units, names)
         if len(body) == 1:  # "return x": nothing happens outside training
             body = ["if not self.training:", f"    {body[0]}", *training]
         else:

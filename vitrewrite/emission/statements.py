@@ -220,7 +220,7 @@ class Plan:
     def _orders(self, node: fx.Node) -> bool:
         """Whether the moment at which the node is evaluated matters."""
         rolled = isinstance(node.target, Roll)
-        return rolled or node in self.loops or has_effect(node, self.module)
+        return rolled or node in self.loops or has_effect(node)
 
     def _operands(self, node: fx.Node) -> set[fx.Node]:
         """Everything written inside the statement of `node`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,43 +19,16 @@ _SAME_SHAPE_METHODS = {"contiguous", "clone", "to", "float", "softmax", "sigmoid
 _SAME_SHAPE_FUNCTIONS = {torch.roll, torch.softmax, nn.functional.gelu, nn.functional.silu}
 
 
-def generalise(graph: fx.Graph) -> None:
-    """Writes `(B, 1, 1)` for a mask per sample of x as `(B,) + (1,) * (x.ndim - 1)`.
+def tidy(graph: fx.Graph, units: Sequence[nn.Module]) -> None:
+    """Reads sizes where they were first known, and computes nothing about sizes twice.
 
-    So a module that is used on sequences and on images, such as stochastic depth, is one class.
+    Args:
+        graph: a program.
+        units: all modules that share it: a child of one may keep a shape, that of another not.
     """
     for node in list(graph.nodes):
-        for shape in [a for a in node.args if isinstance(a, tuple)]:
-            owner = _per_sample(shape)
-            if owner is None:
-                continue
-            with graph.inserting_before(node):
-                rank = graph.call_function(getattr, (owner, "ndim"))
-                ones = graph.call_function(operator.sub, (rank, 1))
-                tail = graph.call_function(operator.mul, ((1,), ones))
-                whole = graph.call_function(operator.add, (shape[:1], tail))
-            for made in (rank, ones):
-                made.meta["val"] = 1
-            node.args = tuple(whole if a is shape else a for a in node.args)
-
-
-def _per_sample(shape: tuple[Any, ...]) -> fx.Node | None:
-    """The tensor x of rank n if the shape is its batch size and n - 1 ones."""
-    first, rest = shape[:1], shape[1:]
-    if not first or not is_size(first[0]) or first[0].args[1] != 0 or len(rest) < 1:
-        return None
-    owner = operand(first[0])
-    value = owner.meta.get("val")
-    ones = all(type(s) is int and s == 1 for s in rest)
-    same = isinstance(value, torch.Tensor) and value.dim() == len(shape)
-    return owner if ones and same else None
-
-
-def tidy(graph: fx.Graph, module: nn.Module) -> None:
-    """Reads sizes where they were first known, and computes nothing about sizes twice."""
-    for node in list(graph.nodes):
         if is_size(node):
-            known = _known_size(operand(node), arg(node, 1), module)
+            known = _known_size(operand(node), arg(node, 1), units)
             if known is not None:
                 _replace(graph, node, known)
     _share(graph)
@@ -80,12 +54,12 @@ def _settled(node: fx.Node) -> fx.Node:
     return node
 
 
-def _known_size(tensor: fx.Node, dim: int, module: nn.Module) -> tuple[Any, Any] | None:
+def _known_size(tensor: fx.Node, dim: int, units: Sequence[nn.Module]) -> tuple[Any, Any] | None:
     """An earlier tensor and dimension of the same size, or `(size, None)`."""
     found: tuple[Any, Any] | None = None
     current, at = tensor, dim
     while True:
-        step = _origin(current, at, module)
+        step = _origin(current, at, units)
         if step is None:
             return found
         found = step
@@ -94,19 +68,19 @@ def _known_size(tensor: fx.Node, dim: int, module: nn.Module) -> tuple[Any, Any]
         current, at = step
 
 
-def _origin(node: fx.Node, dim: int, module: nn.Module) -> tuple[Any, Any] | None:
+def _origin(node: fx.Node, dim: int, units: Sequence[nn.Module]) -> tuple[Any, Any] | None:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return None
     source = node.args[0]
-    if _keeps_shape(node, module):
+    if _keeps_shape(node, units):
         return source, dim
     if node.op == "call_method" and node.target in ("view", "reshape"):
         sizes = node.args[1] if isinstance(node.args[1], tuple) else node.args[1:]
         if dim < len(sizes) and (is_size(sizes[dim]) or _is_scalar(sizes[dim])):
             return sizes[dim], None
     if node.op == "call_method" and node.target == "permute":
-        order = node.args[1] if isinstance(node.args[1], tuple) else node.args[1:]
-        return source, order[dim]
+        order: Any = node.args[1] if isinstance(node.args[1], tuple) else node.args[1:]
+        return source, order[dim] % len(order)
     if node.target is nn.functional.pad:
         return _through_pad(node, dim)
     return None
@@ -126,9 +100,10 @@ def _through_pad(node: fx.Node, dim: int) -> tuple[Any, Any] | None:
     return (source, dim) if all(isinstance(p, int) and p == 0 for p in own) else None
 
 
-def _keeps_shape(node: fx.Node, module: nn.Module) -> bool:
+def _keeps_shape(node: fx.Node, units: Sequence[nn.Module]) -> bool:
     if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), _SAME_SHAPE_LAYERS)
+        children = (unit.get_submodule(str(node.target)) for unit in units)
+        return all(isinstance(child, _SAME_SHAPE_LAYERS) for child in children)
     if node.op == "call_method":
         return node.target in _SAME_SHAPE_METHODS
     return node.target in _SAME_SHAPE_FUNCTIONS

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from .access import access
+from .alike import numbered_call
 from .expressions import ATOM
 from .literals import comment
-from .loops import Loop, numbered_call
+from .loops import Loop
 from .names import plural
 from .rolls import Roll, is_item
 from .statements import Plan

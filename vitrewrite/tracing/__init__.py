@@ -6,13 +6,14 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..context import LOCK
 from ..errors import CaptureError, VitrewriteError, shown
 from . import calls, construction, inputs, modes, tree
 from .guards import check_input, is_guard
 from .limits import tracked_limits
+from .nodes import is_size
 from .pruning import pass_on, prune
 from .recorder import Recorder
 from .state import calls_seen_by, in_mode, preserved, tracked_builtins, uncached
@@ -38,6 +39,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
         evaluation = _trace(model, example, training=False)
         training = _trace(model, example, training=True, other=evaluation.recorder)
     merged = modes.merge(evaluation.assignments, training.assignments)
+    _share_programs(model, merged)
     fixed = {**evaluation.fixed, **training.fixed}
     for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
         _drop_settled_guards(template, set(fixed))
@@ -46,12 +48,45 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     pass_on(merged)
     if IMAGE in fixed:
         _guard_input_size(merged[""], example)
-    root = copy_tree(model, merged, {**evaluation.constants, **training.constants})
+    root = copy_tree(model, merged, _at_first_path(model, evaluation, training))
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
     root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
     root.__dict__["config"] = getattr(model, "config", None)
     return root
+
+
+def _share_programs(model: nn.Module, assigned: dict[str, Any]) -> None:
+    """Gives a module with several paths, of which some are called, one program under all of them.
+
+    Raises:
+        CaptureError: VR604 if it has several.
+    """
+    for paths in tree.module_paths(model).values():
+        found = [path for path in paths if path in assigned]
+        if len(paths) < 2 or not found:
+            continue
+        first = assigned[found[0]]
+        for path in found[1:]:
+            other = assigned[path]
+            templates = isinstance(first, Template) and isinstance(other, Template)
+            if other is not first and not (templates and first.same(other)):
+                raise CaptureError(
+                    "VR604", f"'{found[0]}', which is '{path}', too, is called in two ways that "
+                    "give different programs",
+                )  # fmt: skip
+        assigned.update(dict.fromkeys(paths, first))
+
+
+def _at_first_path(model: nn.Module, *traces: _Trace) -> dict[str, torch.Tensor]:
+    """The constants of all traces, each at the first path of the module that holds it."""
+    paths = tree.module_paths(model).values()
+    firsts = {path: each[0] for each in paths for path in each}
+    found: dict[str, torch.Tensor] = {}
+    for name, constant in (item for each in traces for item in each.constants.items()):
+        owner, _, own = name.rpartition(".")
+        found[f"{firsts[owner]}.{own}".lstrip(".")] = constant
+    return found
 
 
 def _check_names(model: nn.Module) -> None:
@@ -139,14 +174,14 @@ def _guard_input_size(template: Template, example: Any) -> None:
                 captured = tuple(int(value.shape[d]) for d in dims)
                 guard = graph.call_function(check_input, ((), captured))
                 guard.meta["guard"] = frozenset({IMAGE})
-            with graph.inserting_before(guard):
-                reads = tuple(_size(graph, node, d) for d in dims)
-            guard.args = (reads, captured)
+            guard.args = (tuple(_size(guard, node, d) for d in dims), captured)
 
 
-def _size(graph: Any, node: Any, dim: int) -> Any:
-    for user in node.users:
-        if user.op == "call_method" and user.target == "size" and user.args[1] == dim:
-            user.meta["early"] = True
+def _size(guard: fx.Node, tensor: fx.Node, dim: int) -> fx.Node:
+    """A size of an input, read before the guard; where it is read later, it now is earlier."""
+    for user in tensor.users:
+        if is_size(user) and user.args[1] == dim:
+            guard.prepend(user)
             return user
-    return graph.call_method("size", (node, dim))
+    with guard.graph.inserting_before(guard):
+        return guard.graph.call_method("size", (tensor, dim))

@@ -15,6 +15,7 @@ from .frame import Frame, getitem
 from .leaves import is_leaf, leaf_class, run_leaf, torch_base
 from .memo import Entry
 from .numbers import Tracked
+from .ranks import of_any_rank
 from .recorder import Recorder
 from .template import Template, signature
 from .witness import COUNT
@@ -137,13 +138,16 @@ def _assign(frame: Frame, target: str, entry: Entry) -> None:
     found |= {f"{target}.{path}": template for path, template in entry.assignments.items()}
     for path, template in found.items():
         known = frame.assignments.setdefault(path, template)
-        same = known is template or (
-            isinstance(known, Template) and isinstance(template, Template) and known.same(template)
-        )
-        if not same:
+        if known is template:
+            continue
+        one = None
+        if isinstance(known, Template) and isinstance(template, Template):
+            one = known if known.same(template) else of_any_rank(known, template)
+        if one is None:
             raise CaptureError(
                 "VR604", f"'{frame.path}.{path}' is called in two ways that give different programs"
             )
+        frame.assignments[path] = one
 
 
 def _bind_outputs(frame: Frame, node: fx.Node, outputs: Any) -> None:

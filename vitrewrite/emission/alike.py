@@ -1,0 +1,25 @@
+"""What makes two nodes the same but for what they read, or which child of a list they call."""
+
+from __future__ import annotations
+
+from torch import fx
+
+
+def numbered_call(node: fx.Node) -> tuple[str, int] | None:
+    """The list that holds the child which a node calls, and its number there; see `written`."""
+    return node.meta.get("place") if node.args else None
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """The nodes in the arguments of a node, repeated ones too."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, dict(node.kwargs)), found.append)
+    return found
+
+
+def shape(node: fx.Node) -> str:
+    """Equal for nodes that differ in their operands, or the number of the child that they call."""
+    held = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: "<node>")
+    container, _ = numbered_call(node) or (node.target, 0)
+    # Some children may return a tuple, others one value.
+    return repr((node.op, container, held, node.meta.get("arity")))
