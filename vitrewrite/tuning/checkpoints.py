@@ -208,15 +208,21 @@ def _check_numbers(state: Any, run: Run, where: Path) -> None:
     Raises:
         FileError: VR716.
     """
-    here = {k: getattr(v, "_local_tensor", v) for k, v in state["model"].items()}
+    here = {k: local for k, v in state["model"].items() if (local := _local(v)) is not None}
     check_finite(here, where, buffers_of(run.module))
     of = {
-        f"{key} of {name}": getattr(value, "_local_tensor", value)
+        f"{key} of {name}": local
         for name, known in state["optimiser"].items()
         for key, value in known.items()
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, torch.Tensor) and (local := _local(value)) is not None
     }
     check_finite(of, where, of)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor | None:
+    """What this process has of a tensor; None while its memory is given back, between steps."""
+    local: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return None if local.numel() and not local.untyped_storage().nbytes() else local
 
 
 def own_tensors(run: Run, module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -272,8 +272,8 @@ class BoundSite:
             x = layer.args[0]
             assert isinstance(x, fx.Node)
             args: list[fx.Node] = [self._dropped(place.unit, x, drops.dropout), node]
-            if drops.path:
-                args.append(self._kept(place, x, drops.path, f"{child}_keep"))
+            if drops.path and (kept := self._kept(place, x, drops.path, f"{child}_keep")):
+                args.append(kept)
             if path:
                 target, origin = relative(path, place.unit), self.clause.origin
                 (new,) = self.editor.call(place.unit, target, args, origin=origin, hints=(hint,))
@@ -306,14 +306,17 @@ class BoundSite:
             known[key] = Value(Place(unit, node.name))
         return known[key].read(self.editor, unit)
 
-    def _kept(self, call: Place, x: fx.Node, p: float, name: str) -> fx.Node:
-        """By sample, whether a branch beside a call is kept.
+    def _kept(self, call: Place, x: fx.Node, p: float, name: str) -> fx.Node | None:
+        """By sample, whether a branch beside a call is kept; None where nobody asked for that.
 
         Raises:
             RewriteError: VR413 if samples cannot be told apart in what is called with.
         """
         batches = self.context.batches
         samples = None if batches is None else batches.at(call)
+        if samples is None and "drop_path" not in self.clause.options:
+            self.warn("where samples cannot be told apart, its branch is not dropped by sample")
+            return None
         if samples is None:
             raise self.clause.error(
                 "VR413",
