@@ -299,9 +299,12 @@ def duplicate(
         new = type(module).__new__(type(module))
         nn.Module.__init__(new)
         state = ("_parameters", "_buffers", "_modules")
+        # Tables of hooks, and which buffers no state dict holds, are a copy's own; not under FSDP2,
+        # whose hooks give a module's memory back and have to stay with it.
+        sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
         for key, value in module.__dict__.items():
-            if key not in state:  # tables of hooks, and which buffers no state dict holds, are own
-                own = key.startswith("_") and isinstance(value, (dict, set))
+            if key not in state:
+                own = key.startswith("_") and isinstance(value, (dict, set)) and not sharded
                 new.__dict__[key] = value.copy() if own else value
         modules[id(module)] = new
         new._parameters = {k: tensor(v, parameter) for k, v in module._parameters.items()}
