@@ -9,14 +9,14 @@ import torch
 from torch import fx, nn
 
 from ..context import LOCK
-from ..errors import CaptureError, VitrewriteError, shown
-from . import calls, construction, inputs, modes, tree
+from ..errors import CaptureError, shown
+from . import construction, inputs, modes, tree
+from .control import programs
 from .guards import check_input, is_guard
-from .limits import tracked_limits
 from .nodes import is_size
 from .pruning import pass_on, prune
-from .recorder import Recorder
-from .state import calls_seen_by, in_mode, preserved, tracked_builtins, uncached
+from .runs import Run
+from .state import preserved, tracked_builtins, uncached
 from .template import Template
 from .unit import copy_tree
 from .witness import IMAGE
@@ -36,11 +36,10 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
     with LOCK, preserved(model), uncached(model), tracked_builtins(model):
-        evaluation = _trace(model, example, training=False)
-        training = _trace(model, example, training=True, other=evaluation.recorder)
-    merged = modes.merge(evaluation.assignments, training.assignments)
+        found = programs(model, example)
+    merged = modes.merge(found.evaluation, found.training)
     _share_programs(model, merged)
-    fixed = {**evaluation.fixed, **training.fixed}
+    fixed = found.fixed
     for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
         _drop_settled_guards(template, set(fixed))
         template.clean()
@@ -48,7 +47,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     pass_on(merged)
     if IMAGE in fixed:
         _guard_input_size(merged[""], example)
-    root = copy_tree(model, merged, _at_first_path(model, evaluation, training))
+    root = copy_tree(model, merged, _at_first_path(model, *found.runs))
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
     root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
@@ -78,7 +77,7 @@ def _share_programs(model: nn.Module, assigned: dict[str, Any]) -> None:
         assigned.update(dict.fromkeys(paths, first))
 
 
-def _at_first_path(model: nn.Module, *traces: _Trace) -> dict[str, torch.Tensor]:
+def _at_first_path(model: nn.Module, *traces: Run) -> dict[str, torch.Tensor]:
     """The constants of all traces, each at the first path of the module that holds it."""
     paths = tree.module_paths(model).values()
     firsts = {path: each[0] for each in paths for path in each}
@@ -103,51 +102,6 @@ def _check_names(model: nn.Module) -> None:
                     "VR606", f"{where} has a part named {shown(name)}: a name is not empty, has no "
                     "dot, and can be written to a file",
                 )  # fmt: skip
-
-
-class _Trace:
-    def __init__(self, recorder: Recorder, assignments: dict[str, Any]) -> None:
-        self.recorder = recorder
-        self.assignments = assignments
-        self.fixed = recorder.values.dead
-        self.constants = recorder.constants
-
-
-def _trace(
-    model: nn.Module, example: Any, *, training: bool, other: Recorder | None = None
-) -> _Trace:
-    recorder = Recorder(model, other)
-    args, kwargs = _primary(recorder, example)
-
-    def handler(module: nn.Module, args: Any, kwargs: Any, run: Any) -> Any:
-        if not recorder.frames:
-            return run()
-        return calls.call_module(recorder, module, args, kwargs, run)
-
-    try:
-        with in_mode(model, training), calls_seen_by(handler), tracked_limits(recorder), recorder:
-            entry = calls.trace_forward(recorder, model, "", args, kwargs, model.forward)
-    except VitrewriteError:
-        raise
-    except Exception as error:
-        where = recorder.failed_in or "the root"
-        raise CaptureError(
-            "VR602", f"{type(model).__name__} cannot be captured: in '{where}': {error}"
-        ) from error
-    return _Trace(recorder, {"": entry.template, **entry.assignments})
-
-
-def _primary(recorder: Recorder, example: Any) -> Any:
-    """The example's arguments on meta, registered with their witnesses."""
-    batch = inputs.batch_of(example)
-
-    def register(value: torch.Tensor) -> torch.Tensor:
-        primary = inputs.variant(value, batch, None)
-        others = [inputs.variant(value, batch, i) for i in range(2)]
-        recorder.values.add(primary, [*others])
-        return primary
-
-    return tree.map_leaves(register, inputs.as_arguments(example))
 
 
 def _drop_settled_guards(template: Template, fixed: set[int]) -> None:

@@ -9,16 +9,16 @@ import torch
 from torch import fx, nn
 
 from ..errors import CaptureError
-from . import hooks, tree
+from . import hooks, places, tree
 from .branches import Outcome, explore
 from .frame import Frame, getitem
+from .history import Call
 from .leaves import is_leaf, leaf_class, run_leaf, torch_base
 from .memo import Entry
 from .numbers import Tracked
 from .ranks import of_any_rank
 from .recorder import Recorder
 from .template import Template, signature
-from .witness import COUNT
 
 Assigned = Template | type[nn.Module]
 """What a module becomes: an instance of a template, or a torch layer."""
@@ -47,7 +47,9 @@ def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs:
         node = frame.graph.call_module(target, inputs)
     else:
         node = frame.graph.call_module(target, frame.arg(args), frame.arg(kwargs))
-    _assign(frame, target, entry)
+    if recorder.places is not None:
+        recorder.places[node] = places.here()
+    _assign(recorder, frame, target, entry)
     _bind_outputs(frame, node, outputs)
     return outputs
 
@@ -56,7 +58,7 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
     key = recorder.memo.key(module, (args, kwargs), recorder)
     found = recorder.memo.leaves.get(key)
     if found is None and not hooks.hooked_below(module):
-        found = recorder.memo.entries.get(key)
+        found = recorder.memo.find(key)
     if found is None and is_leaf(module) and not hooks.makes_state(module):
         found = recorder.memo.leaves[key] = _leaf(
             recorder, module, leaf_class(module), args, kwargs
@@ -107,18 +109,28 @@ def trace_forward(
 ) -> Entry:
     """Runs `forward` in a frame of its own, once for each way it may go."""
 
+    given = recorder.frames[-1].reads if recorder.frames else []
+    frames: list[Frame] = []
+
     def run(decisions: tuple[bool, ...]) -> Outcome:
         with recorder.open(module, path, decisions) as frame:
+            frames.append(frame)
             tree.bind_arguments(frame, module, args, kwargs)
             outputs = forward(*args, **kwargs)
             frame.graph.output(frame.arg(outputs))
         template = Template.of(module, frame.graph)
         with recorder.off():
-            witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
+            witnesses = [recorder.values.outcome(index, outputs) for index in range(recorder.values.count)]
         entry = Entry(template, outputs, witnesses, frame.assignments)
         return Outcome(entry, tuple(frame.asked))
 
-    return explore(run, recorder.off, path).entry
+    entry = explore(run, recorder.off, path).entry
+    trail = [step for frame in frames for step in frame.trail]
+    read = [each for frame in frames for each in frame.reads]
+    recorder.history.add(
+        Call(entry.template, module, path, args, kwargs, forward, given, read, trail)
+    )
+    return entry
 
 
 def _leaf(
@@ -133,7 +145,7 @@ def _leaf(
     return Entry(cls, outputs, witnesses, {})
 
 
-def _assign(frame: Frame, target: str, entry: Entry) -> None:
+def _assign(recorder: Recorder, frame: Frame, target: str, entry: Entry) -> None:
     found = {target: entry.template}
     found |= {f"{target}.{path}": template for path, template in entry.assignments.items()}
     for path, template in found.items():
@@ -143,6 +155,8 @@ def _assign(frame: Frame, target: str, entry: Entry) -> None:
         one = None
         if isinstance(known, Template) and isinstance(template, Template):
             one = known if known.same(template) else of_any_rank(known, template)
+            if one is not None:
+                recorder.history.join(one, known, template)
         if one is None:
             raise CaptureError(
                 "VR604", f"'{frame.path}.{path}' is called in two ways that give different programs"

@@ -11,6 +11,8 @@ import torch
 from torch import fx, nn
 
 from ..errors import CaptureError
+from .dtypes import same_as
+from .nodes import after_inputs, attribute_of
 from .numbers import Int, Tracked, make
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class Frame:
         self.decisions = decisions  # answers to the first questions about values of tensors
         self.asked: list[fx.Node] = []  # what was asked
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
+        self.trail: list[Any] = []  # what was decided on numbers, in order
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """Makes `node` stand for `value` from here on."""
@@ -102,29 +105,19 @@ class Frame:
         return node
 
     def _read(self, value: torch.dtype | torch.device) -> Any:
-        """A dtype or device that this forward read off a tensor stays that reading."""
-        for read, node, what in reversed(self.reads):
-            if read == value and type(read) is type(value):
-                return self._getattr(node, what) if what else node
-        return value
+        """A device that this forward read off a tensor stays that reading, a dtype may be one."""
+        found = [(node, what) for read, node, what in self.reads if read is value or read == value]
+        if not found:
+            return value
+        if isinstance(value, torch.dtype):
+            latest_last = dict.fromkeys(reversed([node for node, _ in found]))
+            return self.emit_function(same_as, (value, tuple(reversed(latest_last))))
+        node, what = found[-1]
+        return attribute_of(node, what) if what else node
 
-    def has_read(self, value: torch.dtype | torch.device) -> bool:
-        """Whether this forward read the dtype or device off a tensor, or was given it."""
-        return any(read == value and type(read) is type(value) for read, _, _ in self.reads)
-
-    def _getattr(self, node: fx.Node, what: str) -> fx.Node:
-        for user in node.users:
-            if user.target is getattr and user.args == (node, what):
-                return user
-        # Right after the tensor, so that every later use may share it.
-        with self.graph.inserting_after(self._after(node)):
-            return self.graph.call_function(getattr, (node, what))
-
-    def _after(self, node: fx.Node) -> fx.Node:
-        """`node`, or the last placeholder: nothing may stand between placeholders."""
-        while node.op == "placeholder" and node.next.op == "placeholder":
-            node = node.next
-        return node
+    def has_read(self, value: torch.device) -> bool:
+        """Whether this forward read the device off a tensor, or was given it."""
+        return any(read == value for read, _, _ in self.reads)
 
     def size(self, tensor: torch.Tensor, dim: int) -> Any:
         """The tracked length of a dimension, read at most once."""
@@ -141,7 +134,7 @@ class Frame:
         return self.sizes[key]
 
     def _size_node(self, node: fx.Node, dim: int) -> fx.Node:
-        with self.graph.inserting_after(self._after(self._last_size(node))):
+        with self.graph.inserting_after(after_inputs(self._last_size(node))):
             return self.graph.call_method("size", (node, dim))
 
     def _last_size(self, node: fx.Node) -> fx.Node:

@@ -6,7 +6,10 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
+
+from .nodes import after_inputs, attribute_of
 
 if TYPE_CHECKING:
     from .frame import Frame
@@ -49,6 +52,16 @@ def check_grid(size: tuple[int, ...], planned: tuple[int, ...], user: str) -> No
         raise ValueError(f"{for_grid(planned, user)}, got {got}")
 
 
+def check_dtype(dtype: torch.dtype, captured: tuple[torch.dtype, ...]) -> None:
+    """The guard of a forward that does something else in other dtypes.
+
+    Raises:
+        ValueError: if `dtype` is none of `captured`.
+    """
+    if dtype not in captured:
+        raise ValueError(f"captured for {' or '.join(map(str, captured))}, got {dtype}")
+
+
 def for_grid(planned: tuple[int, ...], user: str) -> str:
     """What a pass is made for, in words."""
     shown = "x".join(map(str, planned))
@@ -70,6 +83,17 @@ def require(
     guard.meta["guard"] = deps
 
 
+def require_dtype(tensor: fx.Node, captured: tuple[torch.dtype, ...]) -> None:
+    """Adds a guard that a tensor has a dtype for which its forward was captured."""
+    dtype = attribute_of(tensor, "dtype")
+    with tensor.graph.inserting_after(after_inputs(dtype)):
+        guard = tensor.graph.call_function(check_dtype, (dtype, captured))
+    guard.meta["guard"] = frozenset({DTYPE})
+
+
+DTYPE = -1  # no witness: what such a guard depends on is never fixed
+
+
 def _is_call(node: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     return node.target is target and node.args == args
 
@@ -80,7 +104,7 @@ def _describe(target: Callable[..., Any], args: tuple[Any, ...]) -> str:
     return f"captured for sizes where {names[0]} {symbol[target.__name__]} {names[-1]}"
 
 
-GUARDS = (check_size, check_input, check_grid)
+GUARDS = (check_size, check_input, check_grid, check_dtype)
 
 
 def is_guard(node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,22 @@ from ..errors import CaptureError, a_or_an
 # Unlike each other and unlike any size in a model, so that a batch that got built in shows.
 BATCHES = (5, 7)
 SCALES = (2, 3)  # of height and width, for the witness of the image size
+CONTROL_BATCH = 22  # unlike the first batch modulo every number up to 11
+
+
+@dataclass(frozen=True)
+class Aspects:
+    """In what a trace that checks another differs from it.
+
+    Attributes:
+        batch: the batch size, if it is another one.
+        scaled: whether images are as large as under the witness of their size.
+        dtype: what the model and its inputs are cast to, if anything.
+    """
+
+    batch: int | None = None
+    scaled: bool = False
+    dtype: torch.dtype | None = None
 
 
 def example_input(model: nn.Module) -> torch.Tensor:
@@ -65,12 +82,34 @@ def batch_of(example: Any) -> int:
 
 def variant(tensor: torch.Tensor, batch: int, which: int | None) -> torch.Tensor:
     """A meta tensor like `tensor`: the primary one (`which` None) or that of a witness."""
+    shape = _shape(tensor, batch, BATCHES[which == 0], scaled=which == 1)
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+
+def control(tensor: torch.Tensor, batch: int, aspects: Aspects) -> torch.Tensor:
+    """A meta tensor like `tensor`, for a trace that checks another."""
+    shape = _shape(tensor, batch, aspects.batch or BATCHES[0], scaled=aspects.scaled)
+    cast = aspects.dtype is not None and tensor.is_floating_point()
+    return torch.empty(shape, dtype=aspects.dtype if cast else tensor.dtype, device="meta")
+
+
+def _shape(tensor: torch.Tensor, batch: int, new: int, *, scaled: bool) -> list[int]:
     shape = list(tensor.shape)
     if shape and shape[0] == batch:
-        shape[0] = BATCHES[which == 0]
-    if which == 1:
-        if len(shape) >= 4:
-            shape[-2:] = [shape[-2] * SCALES[0], shape[-1] * SCALES[1]]
-        elif len(shape) == 3:
-            shape[1] *= SCALES[0]
-    return torch.empty(shape, dtype=tensor.dtype, device="meta")
+        shape[0] = new
+    if scaled and len(shape) >= 4:
+        shape[-2:] = [shape[-2] * SCALES[0], shape[-1] * SCALES[1]]
+    elif scaled and len(shape) == 3:
+        shape[1] *= SCALES[0]
+    return shape
+
+
+def other_dtype(model: nn.Module, example: Any) -> torch.dtype | None:
+    """A floating dtype that a model, or else what it is called with, is not in."""
+    args, kwargs = as_arguments(example)
+    given = (v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
+    kinds = (t.dtype for t in (*model.parameters(), *given) if t.is_floating_point())
+    kind = next(kinds, None)
+    if kind is None:
+        return None
+    return torch.bfloat16 if kind == torch.float32 else torch.float32

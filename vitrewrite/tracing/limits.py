@@ -1,4 +1,7 @@
-"""Limits of dtypes: `torch.finfo(x.dtype).max` stays that of whatever `x` is when a model runs."""
+"""Limits of dtypes: `torch.finfo(x.dtype).max` stays that of whatever `x` is when a model runs.
+
+Those of a dtype that turns out to be a constant become constants again: see `dtypes`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .numbers import make
-from .witness import COUNT
 
 if TYPE_CHECKING:
     from .frame import Frame
@@ -20,7 +22,7 @@ _NUMBERS = ("max", "min", "eps", "tiny", "smallest_normal", "resolution")
 
 
 class Limits:
-    """What `torch.finfo` yields for a dtype that the forward of `frame` read off a tensor."""
+    """What `torch.finfo` yields for a dtype in the forward of `frame`."""
 
     def __init__(self, frame: Frame, dtype: torch.dtype, known: torch.finfo) -> None:
         self._frame, self._dtype, self._known = frame, dtype, known
@@ -34,12 +36,12 @@ class Limits:
             limits = frame.emit_function(type(self._known), (frame.arg(self._dtype),))
             return frame.emit_function(getattr, (limits, name))
 
-        return make(frame, value, (value,) * COUNT, recipe)
+        return make(frame, value, (value,) * frame.recorder.values.count, recipe)
 
 
 @contextmanager
 def tracked_limits(recorder: Recorder) -> Iterator[None]:
-    """Lets `torch.finfo` of a dtype that was read off a tensor be an operation."""
+    """Lets `torch.finfo` of a dtype be an operation."""
     original: Any = torch.finfo
     owner = threading.get_ident()
 
@@ -47,7 +49,7 @@ def tracked_limits(recorder: Recorder) -> Iterator[None]:
         known = original() if dtype is None else original(dtype)
         mine = recorder.frames and threading.get_ident() == owner
         frame = recorder.frames[-1] if mine else None
-        if dtype is None or frame is None or not frame.has_read(dtype):
+        if dtype is None or frame is None:
             return known
         return Limits(frame, dtype, known)
 

@@ -19,6 +19,7 @@ from . import tree
 from .configuration import freeze
 from .hooks import TABLES
 from .numbers import Float, Int, plain
+from .template import Template
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -81,18 +82,30 @@ class Memo:
     """Templates by key, for one trace.
 
     Args:
-        other: the memo of the trace in the other mode; what does not depend on the mode is shared.
+        other: the memo of another trace; what does not depend on the mode is shared.
     """
 
     def __init__(self, other: Memo | None = None) -> None:
         self.entries: dict[Hashable, Entry] = {}
+        self.other = other
+        self.shared: set[int] = set()  # programs of the other trace that are those of this one
         self.leaves: dict[Hashable, Entry] = other.leaves if other else {}
         self.fingerprints: dict[int, Hashable] = other.fingerprints if other else {}
+
+    def find(self, key: Hashable) -> Entry | None:
+        """The outcome of an equal call; of the other trace, if nothing in it is another program."""
+        found = self.entries.get(key)
+        if found is None and self.shared and self.other is not None:
+            found = self.other.entries.get(key)
+            parts = () if found is None else (found.template, *found.assignments.values())
+            if any(isinstance(t, Template) and id(t) not in self.shared for t in parts):
+                return None
+        return found
 
     def key(self, module: nn.Module, arguments: Any, recorder: Recorder) -> Hashable:
         """What the call depends on."""
         order: dict[int, int] = {}
-        read = tuple(freeze(v) for v in tree.passed(recorder.frame, arguments) if _is_kind(v))
+        read = tuple(v for v in tree.passed(recorder.frame, arguments) if _is_device(v))
         with recorder.off():
             return self.fingerprint(module), _signature(arguments, recorder, order), read
 
@@ -116,8 +129,8 @@ class Memo:
         return _intern((type(module), config, state, children))
 
 
-def _is_kind(value: Any) -> bool:
-    return isinstance(value, (torch.dtype, torch.device))
+def _is_device(value: Any) -> bool:
+    return isinstance(value, torch.device)
 
 
 _INTERNED: dict[Hashable, int] = {}

@@ -29,6 +29,8 @@ def merge(evaluation: dict[str, Any], training: dict[str, Any]) -> dict[str, Any
 
 
 def _merge(evaluation: Any, training: Any) -> Any:
+    if evaluation is training:
+        return evaluation
     if not isinstance(evaluation, Template) or not isinstance(training, Template):
         return evaluation
     if signature(evaluation.graph) == signature(training.graph):

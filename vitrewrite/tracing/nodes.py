@@ -19,6 +19,23 @@ def operand(node: fx.Node, index: int = 0) -> fx.Node:
     return found
 
 
+def after_inputs(node: fx.Node) -> fx.Node:
+    """`node`, or the last placeholder: nothing may stand between placeholders."""
+    while node.op == "placeholder" and node.next.op == "placeholder":
+        node = node.next
+    return node
+
+
+def attribute_of(node: fx.Node, what: str) -> fx.Node:
+    """The node that reads a dtype or device off a tensor."""
+    for user in node.users:
+        if user.target is getattr and user.args == (node, what):
+            return user
+    # Right after the tensor, so that every later use may share it.
+    with node.graph.inserting_after(after_inputs(node)):
+        return node.graph.call_function(getattr, (node, what))
+
+
 def is_size(value: Any) -> TypeGuard[fx.Node]:
     """Whether the value is a node that reads one size of a tensor."""
     return (

@@ -19,11 +19,12 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
-from . import tree
+from . import places, tree
 from .branches import decide
 from .decompose import PROGRAMS
 from .frame import Frame, getitem
 from .guards import require
+from .history import History
 from .memo import Memo
 from .numbers import Tracked
 from .operators import canonical, is_inplace, is_repeatable
@@ -49,18 +50,23 @@ class Recorder(TorchFunctionMode):
 
     Args:
         model: what is traced.
-        other: the trace in the other mode, to share what does not depend on the mode.
+        other: another trace, to share what does not depend on mode and inputs.
+        values: all values of the trace.
     """
 
-    def __init__(self, model: nn.Module, other: Recorder | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, other: Recorder | None = None, values: Witnesses | None = None
+    ) -> None:
         super().__init__()
         self.frames: list[Frame] = []
-        self.values: Witnesses = Witnesses(other.values if other else None)
+        self.values: Witnesses = values or Witnesses()
+        self.history = History()
         self.memo: Memo = Memo(other.memo if other else None)
         self.modules: dict[int, list[str]] = other.modules if other else tree.module_paths(model)
         self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
         self.failed_in = ""
+        self.places: dict[fx.Node, str | None] | None = None  # lines of operations, if wanted
 
     # -- frames ---------------------------------------------------------------------------------
 
@@ -211,6 +217,8 @@ class Recorder(TorchFunctionMode):
                 lambda a: _execute(kind, target, *a), arguments, what, key
             )
             node = _node(frame, kind, target, *frame.arg(arguments))
+            if self.places is not None:
+                self.places[node] = places.here()
             if target is operator.setitem:
                 return None
             if is_inplace(target) and result is args[0]:
@@ -247,6 +255,7 @@ class Recorder(TorchFunctionMode):
 
     def guard(self, op: Callable[..., Any], args: tuple[Any, ...], outcome: bool) -> None:
         """Notes that the trace went on because `op(*args)` was `outcome`."""
+        self.frame.trail.append((op, outcome, *(a for a in args if not isinstance(a, Tracked))))
         deps: set[int] = set()
         for arg in args:
             deps |= arg.deps if isinstance(arg, Tracked) else set()

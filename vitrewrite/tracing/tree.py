@@ -61,8 +61,11 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def passed(frame: Frame | None, value: Any) -> Iterator[Any]:
-    """What a call hands over: leaves, and dtypes and devices that the caller read off a tensor."""
-    if isinstance(value, (torch.dtype, torch.device)):
+    """What a call hands over: leaves, dtypes, and devices that the caller read off a tensor."""
+    if isinstance(value, torch.dtype):
+        if frame is not None:
+            yield value
+    elif isinstance(value, torch.device):
         if frame is not None and frame.has_read(value):
             yield value
     elif isinstance(value, (tuple, list)):

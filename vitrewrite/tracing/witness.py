@@ -26,12 +26,19 @@ class DeadError(Exception):
 
 
 class Witnesses:
-    """Every value of a trace, under every witness."""
+    """Every value of a trace, under every witness.
 
-    def __init__(self, other: Witnesses | None = None) -> None:
+    Args:
+        count: how many there are; a trace that only checks another has none.
+        state: what a shadow of the model's state becomes, where it is in another dtype.
+    """
+
+    def __init__(self, count: int = COUNT, state: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None) -> None:
+        self.count = count
         self.dead: dict[int, str] = {}  # witness -> why the model is fixed in it
+        self._state = state
         self._others: dict[int, list[torch.Tensor | None]] = {}
-        self._metas: dict[int, torch.Tensor] = other._metas if other else {}
+        self._metas: dict[int, torch.Tensor] = {}
         self._keep: list[Any] = []
 
     def keep(self, value: Any) -> None:
@@ -47,15 +54,17 @@ class Witnesses:
         """The value under the primary input, then under each witness (None where dead)."""
         others = self._others.get(id(value))
         if others is None:  # a parameter: the same under all
-            others = [None if i in self.dead else value for i in range(COUNT)]
+            others = [None if i in self.dead else value for i in range(self.count)]
         return [value, *others]
 
     def meta(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor itself, or its shadow on the meta device."""
-        if tensor.device.type == "meta":
+        is_meta = tensor.device.type == "meta"
+        if is_meta and (self._state is None or id(tensor) in self._others):
             return tensor
         if id(tensor) not in self._metas:
-            self._metas[id(tensor)] = tensor.detach().to("meta")
+            shadow = tensor if is_meta else tensor.detach().to("meta")
+            self._metas[id(tensor)] = self._state(tensor, shadow) if self._state else shadow
             self.keep(tensor)
         return self._metas[id(tensor)]
 
@@ -101,7 +110,7 @@ class Witnesses:
         """
         run = function if key is None else lambda v: remembered(function, v, key)
         result = run(self.primary(value))
-        return result, [self._attempt(i, run, value, what) for i in range(COUNT)]
+        return result, [self._attempt(i, run, value, what) for i in range(self.count)]
 
     def _attempt(self, index: int, function: Callable[[Any], Any], value: Any, what: str) -> Any:
         if index in self.dead:

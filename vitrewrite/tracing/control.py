@@ -1,0 +1,168 @@
+"""The programs of a model in both modes, none of which has a constant that was a size or dtype.
+
+The trace in training runs under other inputs than the one in eval: another batch and image size,
+another dtype. Where both wrote the same program, it depends on none of these, nor on the mode. A
+module whose programs differ is traced by itself in the two combinations that are missing. What
+still differs then is a number or dtype that left the tracer: see `escapes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..errors import CaptureError
+from . import inputs
+from .comparison import Difference, compare, left_by
+from .dtypes import Choices, decide
+from .escapes import Escapes
+from .inputs import Aspects
+from .runs import Run
+from .template import Template
+from .witness import IMAGE
+
+Pair = tuple[Template, Template]
+
+
+@dataclass
+class Programs:
+    """What both modes of a model are.
+
+    Attributes:
+        evaluation: the program (or torch layer) of each module by path, in eval mode.
+        training: likewise, in training.
+        fixed: in what the model is fixed, and why.
+        runs: the traces that these programs are from.
+    """
+
+    evaluation: dict[str, Any]
+    training: dict[str, Any]
+    fixed: dict[int, str]
+    runs: list[Run] = field(default_factory=list)
+
+
+def programs(model: nn.Module, example: Any) -> Programs:
+    """Traces a model in both modes.
+
+    Raises:
+        CaptureError: if a forward cannot be followed, or computes with something that left the
+            tracer and cannot be guarded.
+    """
+    evaluation = Run(model, example, training=False)
+    dtype = inputs.other_dtype(model, example)
+    scaled = IMAGE not in evaluation.fixed
+    control, aspects = _control(model, example, Aspects(inputs.CONTROL_BATCH, scaled, dtype))
+    if control is None:  # in training it runs under no other inputs: they are checked in eval alone
+        training = Run(model, example, training=True, other=evaluation)
+        fixed = {**evaluation.fixed, **training.fixed}
+        _decide(evaluation, training, [])
+        return Programs(evaluation.assignments, training.assignments, fixed, [evaluation, training])
+    if scaled and not aspects.scaled:
+        evaluation.fixed.setdefault(IMAGE, "training")
+    found = _Crosswise(evaluation, control)
+    if found.complete:
+        decide(found.graphs(), left_by(found.choices))
+        return Programs(
+            evaluation.assignments, found.training, evaluation.fixed, [evaluation]
+        )
+    training = Run(model, example, training=True, other=evaluation)
+    escapes = Escapes(model, example, aspects, evaluation, training)
+    decide(_graphs(evaluation.assignments, training.assignments), escapes.choices)
+    escapes.guard()
+    fixed = {**evaluation.fixed, **training.fixed, **escapes.fixed}
+    return Programs(evaluation.assignments, training.assignments, fixed, [evaluation, training])
+
+
+def _control(model: nn.Module, example: Any, most: Aspects) -> tuple[Run | None, Aspects]:
+    """The trace in training under inputs as unlike those in eval as the model takes."""
+    unlike = [most, Aspects(most.batch, most.scaled), Aspects(most.batch, dtype=most.dtype)]
+    for aspects in dict.fromkeys([*unlike, Aspects(most.batch)]):
+        try:
+            return Run(model, example, training=True, aspects=aspects), aspects
+        except CaptureError:  # it may say so of the first trace, too; else that one is right
+            continue
+    return None, Aspects()
+
+
+def _decide(evaluation: Run, training: Run, choices: list[Choices]) -> None:
+    decide(_graphs(evaluation.assignments, training.assignments), left_by(choices))
+
+
+def _graphs(*assignments: dict[str, Any]) -> Iterator[Any]:
+    found = (t for each in assignments for t in each.values() if isinstance(t, Template))
+    for template in {id(t): t for t in found}.values():
+        yield from template.graphs
+
+
+class _Crosswise:
+    """Eval and training, compared across mode and inputs at once.
+
+    Attributes:
+        complete: whether every program of either was found to depend on its mode at most.
+        training: the programs in training under the inputs of `evaluation`, if it is complete.
+        choices: what the uses of dtypes may be.
+    """
+
+    def __init__(self, evaluation: Run, control: Run) -> None:
+        self.evaluation, self.control = evaluation, control
+        self.training = dict(evaluation.assignments)
+        self.choices: list[Choices] = []
+        self._made: list[Template] = []
+        self.complete = evaluation.assignments.keys() == control.assignments.keys()
+        if self.complete:
+            unequal = self._unequal()
+            self.complete = not unequal or self._explained(unequal)
+
+    def graphs(self) -> Iterator[Any]:
+        """Those of all programs under the inputs of `evaluation`."""
+        yield from _graphs(self.evaluation.assignments, self.training)
+
+    def _pairs(self) -> dict[tuple[int, int], list[str]]:
+        """The paths of each two programs that are one module's."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for path, mine in self.evaluation.assignments.items():
+            theirs = self.control.assignments[path]
+            if isinstance(mine, Template) and isinstance(theirs, Template):
+                found.setdefault((id(mine), id(theirs)), []).append(path)
+        return found
+
+    def _unequal(self) -> dict[tuple[int, int], list[str]]:
+        """Pairs that differ; the choices of the others are noted."""
+        unequal = {}
+        for pair, paths in self._pairs().items():
+            mine, theirs = (r.assignments[paths[0]] for r in (self.evaluation, self.control))
+            found = compare(mine.graph, theirs.graph)
+            if isinstance(found, Difference) or not self._same_trails(mine, theirs):
+                unequal[pair] = paths
+            else:
+                self.choices.append(found)
+        return unequal
+
+    def _same_trails(self, mine: Template, theirs: Template) -> bool:
+        return self.evaluation.trails(mine) == self.control.trails(theirs)
+
+    def _explained(self, unequal: dict[tuple[int, int], list[str]]) -> bool:
+        """Whether the mode alone makes the programs differ."""
+        firsts = [paths[0] for paths in unequal.values()]
+        mine = [self.evaluation.assignments[p] for p in firsts]
+        theirs = [self.control.assignments[p] for p in firsts]
+        shared = [
+            {id(t) for t in run.assignments.values() if isinstance(t, Template)}
+            - {id(t) for t in given}
+            for run, given in ((self.evaluation, mine), (self.control, theirs))
+        ]
+        training = self.evaluation.in_other_mode(mine, shared[0])
+        evaluation = self.control.in_other_mode(theirs, shared[1])
+        rows = zip(unequal.values(), mine, theirs, training, evaluation, strict=True)
+        for paths, a, b, (in_training, _), (in_eval, _) in rows:
+            if in_training is None or in_eval is None:
+                return False
+            found = compare(a.graph, in_eval.graph), compare(in_training.graph, b.graph)
+            if any(isinstance(f, Difference) for f in found):
+                return False
+            self.choices += [f for f in found if not isinstance(f, Difference)]
+            self.training.update(dict.fromkeys(paths, in_training))
+        return True

@@ -1,0 +1,179 @@
+"""One trace of a model, and traces of single modules with what they were called with in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CaptureError, VitrewriteError
+from . import calls, inputs, tree
+from .frame import Frame
+from .history import Call
+from .inputs import Aspects
+from .limits import tracked_limits
+from .numbers import Tracked, plain
+from .ranks import of_any_rank
+from .recorder import Recorder
+from .state import calls_seen_by, in_mode
+from .template import Template
+from .witness import COUNT, Witnesses
+
+
+class Run:
+    """A trace of a model.
+
+    Args:
+        model: what is traced.
+        example: what it is called with.
+        training: the mode.
+        aspects: in what it differs from the trace that becomes the program; None if it is that one.
+        other: another trace under the same inputs.
+        places: whether to note where in the source operations are.
+
+    Attributes:
+        assignments: the program (or torch layer) of each module by path.
+
+    Raises:
+        CaptureError: if a forward cannot be followed.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Any, *, training: bool, aspects: Aspects | None = None,
+        other: Run | None = None, places: bool = False,
+    ) -> None:  # fmt: skip
+        self.model, self.training = model, training
+        values = Witnesses() if aspects is None else Witnesses(0, _state_in(model, aspects.dtype))
+        self.recorder = Recorder(model, other.recorder if other else None, values)
+        self.recorder.places = {} if places else None
+        args, kwargs = _arguments(self.recorder, example, aspects)
+        try:
+            with _tracing(self.recorder, model, training):
+                entry = calls.trace_forward(self.recorder, model, "", args, kwargs, model.forward)
+        except VitrewriteError:
+            raise
+        except Exception as error:
+            where = self.recorder.failed_in or "the root"
+            raise CaptureError(
+                "VR602", f"{type(model).__name__} cannot be captured: in '{where}': {error}"
+            ) from error
+        self.assignments: dict[str, Any] = {"": entry.template, **entry.assignments}
+        self.constants = self.recorder.constants
+        self.fixed = values.dead
+
+    def calls(self, template: Template) -> list[Call]:
+        """The calls that a program of this trace stands for."""
+        return self.recorder.history.of(template)
+
+    def trails(self, template: Template) -> list[Any]:
+        """What the forwards of a program decided on numbers."""
+        return [call.trail for call in self.calls(template)]
+
+    def in_other_mode(
+        self, templates: Sequence[Template], shared: set[int]
+    ) -> list[tuple[Template | None, list[Any]]]:
+        """The programs of single modules in the other mode, under the inputs of this trace.
+
+        Args:
+            templates: their programs in this mode.
+            shared: ids of the programs that are the same in both modes.
+
+        Returns:
+            Program and trail of each, or None for what cannot be traced by itself.
+        """
+        recorder = Recorder(self.model, self.recorder, self.recorder.values)
+        recorder.memo.shared = shared
+        with _tracing(recorder, self.model, not self.training):
+            found = [_together(recorder, self.calls(t)) for t in templates]
+        self.constants.update(recorder.constants)
+        return [(t, [] if t is None else [c.trail for c in recorder.history.of(t)]) for t in found]
+
+
+def _together(recorder: Recorder, made: list[Call]) -> Template | None:
+    """The program of several calls that were one program in the other mode, if it is one in this."""
+    one: Template | None = None
+    for call in made:
+        template = _again(recorder, call)
+        if template is None:
+            return None
+        if one is not None and not one.same(template):
+            joined = of_any_rank(one, template)
+            if joined is None:
+                return None
+            recorder.history.join(joined, one, template)
+            template = joined
+        one = one if one is not None and one.same(template) else template
+    return one
+
+
+def _again(recorder: Recorder, call: Call) -> Template | None:
+    caller = Frame(recorder, call.module, "")
+    caller.reads = call.given
+    renewed: dict[int, Any] = {}
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, Tracked):
+            return value
+        if id(value) not in renewed:
+            number: Any = type(value)(plain(value))
+            number.frame, number.witnesses, number.deps = caller, value.witnesses, value.deps
+            number.recipe, number.hint = value.recipe, value.hint
+            renewed[id(value)] = number
+        return renewed[id(value)]
+
+    args, kwargs = tree.map_leaves(own, (call.args, call.kwargs))
+    recorder.frames.append(caller)
+    try:
+        entry = calls.trace_forward(
+            recorder, call.module, call.path, args, kwargs, call.forward
+        )
+    except Exception:  # by itself it cannot be traced; the whole model can, or says why not
+        return None
+    finally:
+        recorder.frames.clear()
+    found: Template = entry.template
+    return found
+
+
+@contextmanager
+def _tracing(recorder: Recorder, model: nn.Module, training: bool) -> Iterator[None]:
+    def handler(module: nn.Module, args: Any, kwargs: Any, run: Any) -> Any:
+        if not recorder.frames:
+            return run()
+        return calls.call_module(recorder, module, args, kwargs, run)
+
+    with in_mode(model, training), calls_seen_by(handler), tracked_limits(recorder), recorder:
+        yield
+
+
+def _arguments(recorder: Recorder, example: Any, aspects: Aspects | None) -> Any:
+    """The example's arguments on meta, registered with their witnesses."""
+    batch = inputs.batch_of(example)
+
+    def register(value: torch.Tensor) -> torch.Tensor:
+        if aspects is None:
+            primary = inputs.variant(value, batch, None)
+            recorder.values.add(primary, [inputs.variant(value, batch, i) for i in range(COUNT)])
+        else:
+            primary = inputs.control(value, batch, aspects)
+            recorder.values.add(primary, [])
+        return primary
+
+    return tree.map_leaves(register, inputs.as_arguments(example))
+
+
+def _state_in(
+    model: nn.Module, dtype: torch.dtype | None
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """Casts the shadows of what `model.to(dtype)` would cast."""
+    if dtype is None:
+        return None
+    state = {id(t) for t in (*model.parameters(), *model.buffers())}
+
+    def cast(tensor: torch.Tensor, shadow: torch.Tensor) -> torch.Tensor:
+        return shadow.to(dtype) if id(tensor) in state and shadow.is_floating_point() else shadow
+
+    return cast
