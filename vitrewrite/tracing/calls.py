@@ -15,6 +15,7 @@ from .frame import Frame, getitem
 from .history import Call
 from .leaves import is_leaf, leaf_class, run_leaf, torch_base
 from .memo import Entry
+from .nodes import add
 from .numbers import Tracked
 from .ranks import of_any_rank
 from .recorder import Recorder
@@ -44,9 +45,9 @@ def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs:
     target = str(tree.relative(path, frame.path))
     if isinstance(entry.template, Template):
         inputs = tuple(frame.arg(v) for v in tree.passed(frame, (args, kwargs)))
-        node = frame.graph.call_module(target, inputs)
+        node = add(frame.graph, "call_module", target, inputs)
     else:
-        node = frame.graph.call_module(target, frame.arg(args), frame.arg(kwargs))
+        node = add(frame.graph, "call_module", target, frame.arg(args), frame.arg(kwargs))
     if recorder.places is not None:
         recorder.places[node] = places.here()
     _assign(recorder, frame, target, entry)

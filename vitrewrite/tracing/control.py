@@ -54,7 +54,8 @@ def programs(model: nn.Module, example: Any) -> Programs:
     evaluation = Run(model, example, training=False)
     dtype = inputs.other_dtype(model, example)
     scaled = IMAGE not in evaluation.fixed
-    control, aspects = _control(model, example, Aspects(inputs.CONTROL_BATCH, scaled, dtype))
+    most = Aspects(inputs.CONTROL_BATCH, scaled, dtype)
+    control, aspects = _control(model, example, most, evaluation)
     if control is None:  # in training it runs under no other inputs: they are checked in eval alone
         training = Run(model, example, training=True, other=evaluation)
         fixed = {**evaluation.fixed, **training.fixed}
@@ -76,12 +77,15 @@ def programs(model: nn.Module, example: Any) -> Programs:
     return Programs(evaluation.assignments, training.assignments, fixed, [evaluation, training])
 
 
-def _control(model: nn.Module, example: Any, most: Aspects) -> tuple[Run | None, Aspects]:
+def _control(
+    model: nn.Module, example: Any, most: Aspects, other: Run
+) -> tuple[Run | None, Aspects]:
     """The trace in training under inputs as unlike those in eval as the model takes."""
     unlike = [most, Aspects(most.batch, most.scaled), Aspects(most.batch, dtype=most.dtype)]
     for aspects in dict.fromkeys([*unlike, Aspects(most.batch)]):
         try:
-            return Run(model, example, training=True, aspects=aspects), aspects
+            control = Run(model, example, training=True, aspects=aspects, other=other)
+            return control, aspects
         except CaptureError:  # it may say so of the first trace, too; else that one is right
             continue
     return None, Aspects()

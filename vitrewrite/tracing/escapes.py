@@ -86,7 +86,10 @@ class Escapes:
             self._unguarded.append((run, template, f"'{path or 'the root'}', {where}"))
 
     def _run(self, run: Run, aspects: Aspects) -> Run:
-        return Run(self.model, self.example, training=run.training, aspects=aspects, places=True)
+        return Run(
+            self.model, self.example, training=run.training, aspects=aspects, other=run,
+            places=True,
+        )  # fmt: skip
 
     def _differences(
         self, run: Run, control: Run, choices: list[Choices] | None = None

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from ..errors import CaptureError
 from .dtypes import same_as
-from .nodes import after_inputs, attribute_of
+from .nodes import add, after_inputs, attribute_of
 from .numbers import Int, Tracked, make
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Frame:
 
     def emit_function(self, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
         """Adds a call whose arguments are nodes and constants already."""
-        return self.graph.call_function(target, args)
+        return add(self.graph, "call_function", target, args)
 
     def arg(self, value: Any) -> Any:
         """What stands for `value` in an argument list of this graph."""
@@ -135,7 +135,7 @@ class Frame:
 
     def _size_node(self, node: fx.Node, dim: int) -> fx.Node:
         with self.graph.inserting_after(after_inputs(self._last_size(node))):
-            return self.graph.call_method("size", (node, dim))
+            return add(self.graph, "call_method", "size", (node, dim))
 
     def _last_size(self, node: fx.Node) -> fx.Node:
         """Sizes of one tensor are read together, where the tensor is made."""

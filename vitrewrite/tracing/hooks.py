@@ -20,7 +20,8 @@ TABLES = frozenset({
 def hooked_below(module: nn.Module) -> bool:
     """Whether anything inside of the module is hooked, so that its call cannot be replayed."""
     return any(
-        m._forward_hooks or m._forward_pre_hooks for m in module.modules() if m is not module
+        m is not None and (m._forward_hooks or m._forward_pre_hooks or hooked_below(m))
+        for m in module._modules.values()
     )
 
 

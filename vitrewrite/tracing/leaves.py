@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import kernels
+
 
 def is_torch_class(cls: type) -> bool:
     """Whether torch itself defines the class."""
@@ -61,6 +63,15 @@ def run_leaf(
     module: nn.Module, args: Any, kwargs: Any, meta: Callable[[torch.Tensor], torch.Tensor]
 ) -> Any:
     """The leaf's output on meta, whatever device its weights are on."""
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    state = {name: meta(tensor) for name, tensor in tensors}
-    return torch.func.functional_call(module, state, args, kwargs)
+    if "_flat_weights" in module.__dict__:  # recurrent layers keep their weights twice
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        state = {name: meta(tensor) for name, tensor in tensors}
+        return torch.func.functional_call(module, state, args, kwargs)
+    # `functional_call` of a childless module, in a tenth of the time.
+    shell = type(module).__new__(type(module))
+    shell.__dict__.update(module.__dict__, training=module.training)
+    for table in ("_parameters", "_buffers"):
+        own = module.__dict__[table].items()
+        shell.__dict__[table] = {k: None if t is None else meta(t) for k, t in own}
+    known = None if kwargs else kernels.of_layer(shell, *args)
+    return shell.forward(*args, **kwargs) if known is None else known

@@ -83,13 +83,14 @@ class Memo:
 
     Args:
         other: the memo of another trace; what does not depend on the mode is shared.
+        inputs: whether the inputs of the other trace are those of this one.
     """
 
-    def __init__(self, other: Memo | None = None) -> None:
+    def __init__(self, other: Memo | None = None, *, inputs: bool = True) -> None:
         self.entries: dict[Hashable, Entry] = {}
         self.other = other
         self.shared: set[int] = set()  # programs of the other trace that are those of this one
-        self.leaves: dict[Hashable, Entry] = other.leaves if other else {}
+        self.leaves: dict[Hashable, Entry] = other.leaves if other and inputs else {}
         self.fingerprints: dict[int, Hashable] = other.fingerprints if other else {}
 
     def find(self, key: Hashable) -> Entry | None:

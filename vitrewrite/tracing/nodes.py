@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any, TypeGuard
 
 from torch import fx
+
+
+def add(graph: fx.Graph, op: str, target: Any, args: tuple[Any, ...], kwargs: Any = None) -> fx.Node:
+    """A new node where the graph inserts: what `create_node` makes, in a third of the time."""
+    node = graph.create_node(op, target, name=_name(target))
+    node.args = args
+    if kwargs:
+        node.kwargs = kwargs
+    return node
+
+
+@functools.lru_cache(maxsize=1024)
+def _name(target: Any) -> str:
+    """How `torch.fx` names what a target gives."""
+    name: str = target if isinstance(target, str) else target.__name__
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+    return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name).lower()
 
 
 def arg(node: fx.Node, index: int) -> Any:
@@ -33,7 +53,7 @@ def attribute_of(node: fx.Node, what: str) -> fx.Node:
             return user
     # Right after the tensor, so that every later use may share it.
     with node.graph.inserting_after(after_inputs(node)):
-        return node.graph.call_function(getattr, (node, what))
+        return add(node.graph, "call_function", getattr, (node, what))
 
 
 def is_size(value: Any) -> TypeGuard[fx.Node]:

@@ -19,13 +19,14 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
-from . import places, tree
+from . import kernels, places, tree
 from .branches import decide
 from .decompose import PROGRAMS
 from .frame import Frame, getitem
 from .guards import require
 from .history import History
 from .memo import Memo
+from .nodes import add
 from .numbers import Tracked
 from .operators import canonical, is_inplace, is_repeatable
 from .witness import Witnesses
@@ -61,7 +62,8 @@ class Recorder(TorchFunctionMode):
         self.frames: list[Frame] = []
         self.values: Witnesses = values or Witnesses()
         self.history = History()
-        self.memo: Memo = Memo(other.memo if other else None)
+        inputs = other is None or other.values.count == self.values.count
+        self.memo: Memo = Memo(other.memo if other else None, inputs=inputs)
         self.modules: dict[int, list[str]] = other.modules if other else tree.module_paths(model)
         self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
@@ -280,6 +282,9 @@ def _never_drops(input: Any, p: float = 0.5, *_: Any, **__: Any) -> bool:
 
 
 def _execute(kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+    known = kernels.of_function(target, args, kwargs)
+    if known is not None:
+        return known
     if kind == "attribute":
         return getattr(args[0], target)
     if kind == "method":
@@ -288,11 +293,10 @@ def _execute(kind: str, target: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _node(frame: Frame, kind: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
-    if kind == "method":
-        return frame.graph.call_method(target, args, kwargs)
     if kind == "attribute":
-        return frame.graph.call_function(getattr, (*args, target))
-    return frame.graph.call_function(target, args, kwargs)
+        return add(frame.graph, "call_function", getattr, (*args, target))
+    op = "call_method" if kind == "method" else "call_function"
+    return add(frame.graph, op, target, args, kwargs)
 
 
 _OURS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import sys
 import threading
@@ -88,6 +89,18 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         yield
     finally:
         del nn.Module.training
+
+
+@contextmanager
+def without_garbage() -> Iterator[None]:
+    """No search for garbage: hardly any is made, and to search what libraries hold takes long."""
+    searched = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searched:
+            gc.enable()
 
 
 @contextmanager
