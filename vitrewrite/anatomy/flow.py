@@ -22,7 +22,7 @@ from ..tracing.unit import Unit
 # Calls that take tensors and yield none: what they make is not part of the flow.
 _NO_TENSOR = {
     "getattr", "size", "dim", "numel", "is_floating_point", "check_input", "check_size",
-    "check_grid", "by_mode",
+    "check_grid", "check_dtype", "by_mode",
     "lt", "le", "gt", "ge", "eq", "ne", "_set_grad_enabled",
 }  # fmt: skip
 

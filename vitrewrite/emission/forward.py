@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..tracing.guards import check_grid, check_input, for_grid
+from ..tracing.guards import check_dtype, check_grid, check_input, for_grid, one_of
 from ..tracing.nodes import arg, is_size, operand
 from .access import written
 from .comprehensions import Comprehension, comprehend
@@ -214,6 +214,8 @@ class Printer:
         node = statement.node
         if node.target is check_input:
             self.out += _input_check(node, self.text)
+        elif node.target is check_dtype:
+            self.out += _dtype_check(node, self.text)
         elif node.target is check_grid:
             planned, user = arg(node, 1), str(arg(node, 2))
             first, *rest = _input_check(node, self.text, for_grid(planned, user))
@@ -286,6 +288,15 @@ def _input_check(
     text = what.replace("{want}", want)
     error = wrap(f'raise ValueError(f"{text}, got {got}")', WIDTH - 12)
     return [f"if {shape} != {literal}:", *(f"    {line}" for line in error)]
+
+
+def _dtype_check(node: fx.Node, of: Callable[[Any], Text]) -> list[str]:
+    """`if x.dtype != torch.float32: raise ...`."""
+    captured = arg(node, 1)
+    dtype = of(arg(node, 0)).within(CALL)
+    unlike = f"!= {captured[0]}" if len(captured) == 1 else f"not in {of(captured).code}"
+    error = wrap(f'raise ValueError(f"{one_of(captured)}, got {{{dtype}}}")', WIDTH - 12)
+    return [f"if {dtype} {unlike}:", *(f"    {line}" for line in error)]
 
 
 def _wishes(node: fx.Node) -> list[str | None]:

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..tracing.guards import check_input, check_size
+from ..tracing.guards import check_dtype, check_input, check_size
 from ..tracing.modes import by_mode
 from .values import DataError
 
 _OWN: dict[str, Callable[..., Any]] = {
     "check_input": check_input,
     "check_size": check_size,
+    "check_dtype": check_dtype,
     "by_mode": by_mode,
 }
 _OPERATORS = (

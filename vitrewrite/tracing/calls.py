@@ -39,10 +39,14 @@ def call_module(
 
 
 def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
-    entry = _entry(recorder, module, path, args, kwargs)
-    outputs = entry.fresh(recorder)
     frame = recorder.frame
     target = str(tree.relative(path, frame.path))
+    if recorder.replayed is None:
+        entry = _entry(recorder, module, path, args, kwargs)
+    else:
+        entry = recorder.replayed(target, len(frame.called))
+    outputs = entry.fresh(recorder)
+    frame.called.append((target, entry))
     if isinstance(entry.template, Template):
         inputs = tuple(frame.arg(v) for v in tree.passed(frame, (args, kwargs)))
         node = add(frame.graph, "call_module", target, inputs)
@@ -121,7 +125,9 @@ def trace_forward(
             frame.graph.output(frame.arg(outputs))
         template = Template.of(module, frame.graph)
         with recorder.off():
-            witnesses = [recorder.values.outcome(index, outputs) for index in range(recorder.values.count)]
+            witnesses = [
+                recorder.values.outcome(index, outputs) for index in range(recorder.values.count)
+            ]
         entry = Entry(template, outputs, witnesses, frame.assignments)
         return Outcome(entry, tuple(frame.asked))
 
@@ -129,7 +135,18 @@ def trace_forward(
     trail = [step for frame in frames for step in frame.trail]
     read = [each for frame in frames for each in frame.reads]
     recorder.history.add(
-        Call(entry.template, module, path, args, kwargs, forward, given, read, trail)
+        Call(
+            entry.template,
+            module,
+            path,
+            args,
+            kwargs,
+            forward,
+            given,
+            read,
+            trail,
+            frames[-1].called,
+        )  # fmt: skip
     )
     return entry
 

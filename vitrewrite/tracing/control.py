@@ -22,6 +22,7 @@ from .escapes import Escapes
 from .inputs import Aspects
 from .runs import Run
 from .template import Template
+from .thirds import Thirds
 from .witness import IMAGE
 
 Pair = tuple[Template, Template]
@@ -64,15 +65,16 @@ def programs(model: nn.Module, example: Any) -> Programs:
     if scaled and not aspects.scaled:
         evaluation.fixed.setdefault(IMAGE, "training")
     found = _Crosswise(evaluation, control)
+    others = Thirds(model, example, evaluation, control, aspects.dtype)
     if found.complete:
         decide(found.graphs(), left_by(found.choices))
-        return Programs(
-            evaluation.assignments, found.training, evaluation.fixed, [evaluation]
-        )
+        others.guard()
+        return Programs(evaluation.assignments, found.training, evaluation.fixed, [evaluation])
     training = Run(model, example, training=True, other=evaluation)
     escapes = Escapes(model, example, aspects, evaluation, training)
     decide(_graphs(evaluation.assignments, training.assignments), escapes.choices)
     escapes.guard()
+    others.guard()
     fixed = {**evaluation.fixed, **training.fixed, **escapes.fixed}
     return Programs(evaluation.assignments, training.assignments, fixed, [evaluation, training])
 

@@ -17,7 +17,7 @@ from torch import fx, nn
 from ..errors import CaptureError
 from .comparison import Difference, compare, left_by
 from .dtypes import Choices
-from .guards import require_dtype
+from .guards import check_dtype, require_dtype
 from .inputs import BATCHES, Aspects
 from .places import of_forward
 from .runs import Run
@@ -126,11 +126,26 @@ class Escapes:
             CaptureError: VR615 if it has none to check.
         """
         for run, template, where in self._unguarded:
-            dtypes = list(_read(run, template))
-            if not dtypes:
+            if not guard_dtypes(run, template):
                 raise CaptureError("VR615", f"a dtype is built into the model ({where})")
-            for node, value in dtypes:
-                require_dtype(node, (value,))
+
+
+def guard_dtypes(run: Run, template: Template, kinds: tuple[torch.dtype, ...] = ()) -> bool:
+    """Lets a forward check the dtypes that it read, or else those of its inputs.
+
+    Args:
+        run: the trace that the program is from.
+        template: the program.
+        kinds: dtypes under which it is the same, if there are several.
+
+    Returns:
+        Whether there is anything to check, or is checked already.
+    """
+    guarded = any(n.target is check_dtype for n in template.graph.nodes)
+    dtypes = [] if guarded else list(_read(run, template))
+    for node, value in dtypes:
+        require_dtype(node, kinds if value in kinds else (value,))
+    return guarded or bool(dtypes)
 
 
 def _read(run: Run, template: Template) -> Iterator[tuple[fx.Node, torch.dtype]]:

@@ -40,6 +40,7 @@ class Frame:
         self.decisions = decisions  # answers to the first questions about values of tensors
         self.asked: list[fx.Node] = []  # what was asked
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
+        self.called: list[tuple[str, Any]] = []  # what was called, and what came of it
         self.trail: list[Any] = []  # what was decided on numbers, in order
 
     def bind(self, value: Any, node: fx.Node) -> None:

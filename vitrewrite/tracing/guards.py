@@ -59,7 +59,12 @@ def check_dtype(dtype: torch.dtype, captured: tuple[torch.dtype, ...]) -> None:
         ValueError: if `dtype` is none of `captured`.
     """
     if dtype not in captured:
-        raise ValueError(f"captured for {' or '.join(map(str, captured))}, got {dtype}")
+        raise ValueError(f"{one_of(captured)}, got {dtype}")
+
+
+def one_of(captured: tuple[torch.dtype, ...]) -> str:
+    """For which dtypes a forward was captured, in words."""
+    return f"captured for {' or '.join(map(str, captured))}"
 
 
 def for_grid(planned: tuple[int, ...], user: str) -> str:

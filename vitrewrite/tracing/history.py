@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Call:
         given: dtypes and devices that the calling forward had read.
         read: those that this forward read: value, node, and attribute ("" for an input).
         trail: what it decided on numbers, in order.
+        called: what it called, relative to itself, and what came of it.
     """
 
     template: Template
@@ -36,6 +37,7 @@ class Call:
     given: list[Any]
     read: list[Any]
     trail: list[Any]
+    called: list[tuple[str, Any]]
 
 
 class History:
@@ -53,6 +55,9 @@ class History:
         """Notes that a program stands for others, too."""
         known = self._alike.setdefault(id(one), [])
         known += [t for t in others if t is not one and all(t is not k for k in known)]
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(list(self._calls.values()))
 
     def of(self, template: Template) -> list[Call]:
         """The calls that a program stands for."""

@@ -104,12 +104,15 @@ def _shape(tensor: torch.Tensor, batch: int, new: int, *, scaled: bool) -> list[
     return shape
 
 
-def other_dtype(model: nn.Module, example: Any) -> torch.dtype | None:
-    """A floating dtype that a model, or else what it is called with, is not in."""
+def dtype_of(model: nn.Module, example: Any) -> torch.dtype | None:
+    """The floating dtype of a model, or else of what it is called with."""
     args, kwargs = as_arguments(example)
     given = (v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
     kinds = (t.dtype for t in (*model.parameters(), *given) if t.is_floating_point())
-    kind = next(kinds, None)
-    if kind is None:
-        return None
-    return torch.bfloat16 if kind == torch.float32 else torch.float32
+    return next(kinds, None)
+
+
+def other_dtype(model: nn.Module, example: Any) -> torch.dtype | None:
+    """A floating dtype that a model is not in; None if it is in none."""
+    kind = dtype_of(model, example)
+    return None if kind is None else torch.bfloat16 if kind == torch.float32 else torch.float32

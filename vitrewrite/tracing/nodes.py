@@ -9,7 +9,9 @@ from typing import Any, TypeGuard
 from torch import fx
 
 
-def add(graph: fx.Graph, op: str, target: Any, args: tuple[Any, ...], kwargs: Any = None) -> fx.Node:
+def add(
+    graph: fx.Graph, op: str, target: Any, args: tuple[Any, ...], kwargs: Any = None
+) -> fx.Node:
     """A new node where the graph inserts: what `create_node` makes, in a third of the time."""
     node = graph.create_node(op, target, name=_name(target))
     node.args = args

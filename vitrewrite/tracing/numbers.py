@@ -2,16 +2,21 @@
 
 `tensor.shape` of a traced tensor yields `Int`s: real `int`s (so argument parsers, `range` and `%`
 accept them) that carry how to compute them again. Arithmetic is recorded; a comparison decides
-the control flow of the trace and becomes a guard. Every exit from tracking (`hash`, `math.sqrt`,
-`int(...)`) guards that the value stays what it was. Only formatting is free: it feeds messages.
+the control flow of the trace and becomes a guard. Every exit from tracking that Python lets
+see (`hash`, `int(...)`) guards that the value stays what it was. Formatting is free, as it feeds
+messages, and C code takes the plain number unseen (`range`, numpy): what comes of that shows where
+the trace is compared with one under other sizes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from .frame import Frame
@@ -74,6 +79,11 @@ def plain(x: object) -> Any:
     return float.__float__(x) if isinstance(x, Float) else x
 
 
+def exited(x: Any) -> Any:
+    """The plain number, which from here on must stay what it is."""
+    return x._exit() if isinstance(x, Tracked) else x
+
+
 def make(
     frame: Frame, value: int | float, witnesses: tuple[Any, ...], recipe: Callable[[], Any]
 ) -> Any:
@@ -117,6 +127,31 @@ def maximum(*args: Any, **kwargs: Any) -> Any:
     return _extreme(max, args, kwargs)
 
 
+def length(x: Any) -> Any:
+    """`len`, recorded for tensors."""
+    return x.size(0) if isinstance(x, torch.Tensor) and x.dim() else len(x)
+
+
+def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of `math`, recorded where its operands are tracked."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracked = any(isinstance(a, Tracked) for a in args)
+        if kwargs or not tracked or _foreign(args):
+            return function(*args, **kwargs)
+        return apply(function, args)
+
+    return call
+
+
+def product(values: Any, *, start: Any = 1) -> Any:
+    """`math.prod`, one product after the other."""
+    for value in values:
+        start = start * value
+    return start
+
+
 def _extreme(op: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     several = len(args) == 1 and isinstance(args[0], (tuple, list)) and not kwargs
     operands = tuple(args[0]) if several else args
@@ -144,7 +179,7 @@ def _evaluate(op: Callable[..., Any], args: list[Any]) -> Any:
         return None
     try:
         return op(*args)
-    except ArithmeticError:
+    except (ArithmeticError, ValueError):
         return None
 
 
@@ -170,8 +205,13 @@ def _exiting(name: str) -> Callable[..., Any]:
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _EXITS = ("and", "or", "xor", "lshift", "rshift")
+_METHODS = {  # which would give plain numbers
+    Int: ("__invert__", "bit_length", "bit_count", "to_bytes", "as_integer_ratio", "conjugate"),
+    Float: ("hex", "as_integer_ratio", "conjugate"),
+}
 _UNARY: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,
+    "pos": operator.pos,
     "abs": operator.abs,
     "round": round,
     "floor": math.floor,
@@ -192,6 +232,10 @@ for _cls in (Int, Float):
         setattr(_cls, _name, _op)
     for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(_cls, f"__{_name}__", _compare(getattr(operator, _name)))
+    for _name in _METHODS[_cls]:
+        setattr(_cls, _name, _exiting(_name))
+    _cls.real = property(lambda self: self)
+Int.numerator = property(lambda self: self)  # type: ignore[assignment, misc]
 for _name in _EXITS:
     setattr(Int, f"__{_name}__", _exiting(f"__{_name}__"))
     setattr(Int, f"__r{_name}__", _exiting(f"__r{_name}__"))

@@ -15,14 +15,20 @@ if TYPE_CHECKING:
     from .history import Call
 
 _FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_LIBRARY = str(Path(inspect.__file__).parent)  # Python's own, with what is installed below it
 
 
 def here() -> str | None:
-    """The line that runs now, outside of torch and the tracer."""
+    """The line that runs now, outside of torch, the tracer, numpy and Python's own library."""
     frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_FOREIGN):
+    while frame is not None and _is_foreign(frame.f_code.co_filename):
         frame = frame.f_back  # type: ignore[assignment]
     return None if frame is None else _line(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _is_foreign(file: str) -> bool:
+    built_in = file.startswith(_LIBRARY) and "-packages" not in file
+    return built_in or file.startswith(_FOREIGN) or "/numpy/" in file
 
 
 def of_forward(calls: Iterable[Call]) -> str:

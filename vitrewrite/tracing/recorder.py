@@ -25,9 +25,9 @@ from .decompose import PROGRAMS
 from .frame import Frame, getitem
 from .guards import require
 from .history import History
-from .memo import Memo
+from .memo import Entry, Memo
 from .nodes import add
-from .numbers import Tracked
+from .numbers import Tracked, exited
 from .operators import canonical, is_inplace, is_repeatable
 from .witness import Witnesses
 
@@ -68,6 +68,8 @@ class Recorder(TorchFunctionMode):
         self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
         self.failed_in = ""
+        # Answers the calls of a forward that is traced again: what is called, as the how-manieth.
+        self.replayed: Callable[[str, int], Entry] | None = None
         self.places: dict[fx.Node, str | None] | None = None  # lines of operations, if wanted
 
     # -- frames ---------------------------------------------------------------------------------
@@ -179,12 +181,16 @@ class Recorder(TorchFunctionMode):
             value = getattr(self.values.meta(tensor), name)
         if name in ("dtype", "device"):
             self.frame.reads.append((value, self.frame.arg(tensor), name))
+        elif name == "itemsize":
+            self._attribute("dtype", tensor)
         return value
 
     def _method(self, name: str, args: Any, kwargs: Any) -> Any:
         tensor, rest = args[0], args[1:]
-        if name in ("size", "__len__"):
-            dim = 0 if name == "__len__" else (*rest, *kwargs.values(), None)[0]
+        if name == "__len__":  # `len` itself gives a plain number, whatever it gets
+            return exited(self.frame.size(tensor, 0))
+        if name == "size":
+            dim = (*rest, *kwargs.values(), None)[0]
             shape = self._attribute("shape", tensor)
             return shape if dim is None else shape[dim]
         if name in ("numel", "nelement"):
@@ -194,7 +200,11 @@ class Recorder(TorchFunctionMode):
             return total
         if name == "__iter__":
             return iter(self._record("method", "unbind", (tensor, 0), {}))
+        if name == "type" and (rest or kwargs):
+            return NotImplemented
         if name in _CONSTANT_METHODS:
+            if name in ("type", "element_size"):
+                self._attribute("dtype", tensor)
             with self.off():
                 return getattr(self.values.meta(tensor), name)(*rest, **kwargs)
         if name == "__bool__":

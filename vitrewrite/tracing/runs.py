@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from .frame import Frame
 from .history import Call
 from .inputs import Aspects
 from .limits import tracked_limits
+from .memo import Entry
 from .numbers import Tracked, plain
 from .ranks import of_any_rank
 from .recorder import Recorder
@@ -109,7 +110,8 @@ def _together(recorder: Recorder, made: list[Call]) -> Template | None:
     return one
 
 
-def _again(recorder: Recorder, call: Call) -> Template | None:
+def _again(recorder: Recorder, call: Call, arguments: Any = None) -> Template | None:
+    """The program of a call that is traced by itself; None if it cannot be."""
     caller = Frame(recorder, call.module, "")
     caller.reads = call.given
     renewed: dict[int, Any] = {}
@@ -121,21 +123,53 @@ def _again(recorder: Recorder, call: Call) -> Template | None:
             number: Any = type(value)(plain(value))
             number.frame, number.witnesses, number.deps = caller, value.witnesses, value.deps
             number.recipe, number.hint = value.recipe, value.hint
+            if not recorder.values.count:
+                number.witnesses, number.deps = (), frozenset()
             renewed[id(value)] = number
         return renewed[id(value)]
 
-    args, kwargs = tree.map_leaves(own, (call.args, call.kwargs))
+    args, kwargs = tree.map_leaves(own, arguments or (call.args, call.kwargs))
     recorder.frames.append(caller)
     try:
-        entry = calls.trace_forward(
-            recorder, call.module, call.path, args, kwargs, call.forward
-        )
+        entry = calls.trace_forward(recorder, call.module, call.path, args, kwargs, call.forward)
     except Exception:  # by itself it cannot be traced; the whole model can, or says why not
         return None
     finally:
         recorder.frames.clear()
     found: Template = entry.template
     return found
+
+
+class Replay(Protocol):
+    """A call under other inputs, and what is called in it."""
+
+    call: Call
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model is cast to."""
+
+    def arguments(self) -> Any:
+        """What is called with, positional and by name."""
+
+    def answer(self, target: str, number: int) -> Entry:
+        """What a call in it gives."""
+
+
+def again(run: Run, replay: Replay) -> Template | None:
+    """The program of a forward under other inputs; None if it goes another way, or fails."""
+    values = Witnesses(0, _state_in(run.model, replay.dtype))
+    recorder = Recorder(run.model, run.recorder, values)
+    recorder.replayed = replay.answer
+    try:
+        arguments = replay.arguments()
+    except Exception:
+        return None
+    for value in tree.leaves(arguments):
+        if isinstance(value, torch.Tensor):
+            values.add(value, [])
+    with _tracing(recorder, run.model, run.training):
+        return _again(recorder, replay.call, arguments)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -105,16 +106,34 @@ def without_garbage() -> Iterator[None]:
 
 @contextmanager
 def tracked_builtins(model: nn.Module) -> Iterator[None]:
-    """Lets `min` and `max` of sizes be operations, where the built-in ones would compare."""
-    made = {"min": numbers.minimum, "max": numbers.maximum}
-    changed = [(s, name) for s in _spaces(model) for name in made if name not in s]
+    """Lets `min`, `max`, `len` and functions of `math` be operations on sizes.
+
+    The built-in ones would compare sizes, or give plain numbers.
+    """
+    made: dict[str, Any] = {
+        "min": numbers.minimum, "max": numbers.maximum, "len": numbers.length,
+    }  # fmt: skip
+    spaces = _spaces(model)
+    changed = [(s, name) for s in spaces for name in made if name not in s]
+    own = {name: numbers.recorded(getattr(math, name)) for name in _OF_MATH}
+    own["prod"] = numbers.product
+    before = {name: getattr(math, name) for name in own}
+    of = {id(before[name]): own[name] for name in own}
+    imported = [(s, k, v) for s in spaces for k, v in s.items() if id(v) in of]
     for space, name in changed:
         space[name] = made[name]
+    for space, name, value in (*imported, *((vars(math), k, v) for k, v in before.items())):
+        space[name] = of[id(value)]
     try:
         yield
     finally:
+        for space, name, value in (*imported, *((vars(math), k, v) for k, v in before.items())):
+            space[name] = value
         for space, name in changed:
             del space[name]
+
+
+_OF_MATH = ("sqrt", "isqrt", "log", "log2", "log10", "exp", "gcd", "pow")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import CaptureError
-from . import tree
+from . import places, tree
 from .numbers import plain
 from .recipes import remembered
 
@@ -33,7 +33,11 @@ class Witnesses:
         state: what a shadow of the model's state becomes, where it is in another dtype.
     """
 
-    def __init__(self, count: int = COUNT, state: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        count: int = COUNT,
+        state: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self.count = count
         self.dead: dict[int, str] = {}  # witness -> why the model is fixed in it
         self._state = state
@@ -129,6 +133,8 @@ class Witnesses:
         Raises:
             CaptureError: if the model turns out to be fixed in batch size.
         """
+        place = places.here()
+        why = f"{why}, {place}" if place else why
         self.dead.setdefault(index, why)
         if index == BATCH:
             raise CaptureError("VR605", f"the batch size is built into the model ({why})")
