@@ -134,20 +134,10 @@ def trace_forward(
     entry = explore(run, recorder.off, path).entry
     trail = [step for frame in frames for step in frame.trail]
     read = [each for frame in frames for each in frame.reads]
-    recorder.history.add(
-        Call(
-            entry.template,
-            module,
-            path,
-            args,
-            kwargs,
-            forward,
-            given,
-            read,
-            trail,
-            frames[-1].called,
-        )  # fmt: skip
+    call = Call(
+        entry.template, module, path, args, kwargs, forward, given, read, trail, frames[-1].called
     )
+    recorder.history.add(call)
     return entry
 
 

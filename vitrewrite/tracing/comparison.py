@@ -74,12 +74,15 @@ class _Comparison:
             self._same_node(a, b)
         elif type(a) is not type(b):
             raise _UnlikeError
-        elif isinstance(a, (tuple, list)):
+        else:
+            self._same_constant(a, b)
+
+    def _same_constant(self, a: Any, b: Any) -> None:
+        """Of one type; a structure may hold nodes."""
+        if isinstance(a, (tuple, list)):
             self._same_items(a, b)
         elif isinstance(a, dict):
-            if list(a) != list(b):
-                raise _UnlikeError
-            self._same_items(list(a.values()), list(b.values()))
+            self._same_items([*a, *a.values()], [*b, *b.values()])
         elif isinstance(a, slice):
             self._same_items((a.start, a.stop, a.step), (b.start, b.stop, b.step))
         elif not _equal(a, b):
@@ -122,7 +125,7 @@ class _Comparison:
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, float):
-        return a.hex() == b.hex()  # -0.0 is not 0.0, and NaN is NaN
+        return a.hex() == str(b.hex())  # -0.0 is not 0.0, and NaN is NaN
     try:
         return bool(a == b)
     except Exception:  # an array of several values, or whatever else a model may hand over

@@ -234,8 +234,8 @@ for _cls in (Int, Float):
         setattr(_cls, f"__{_name}__", _compare(getattr(operator, _name)))
     for _name in _METHODS[_cls]:
         setattr(_cls, _name, _exiting(_name))
-    _cls.real = property(lambda self: self)
-Int.numerator = property(lambda self: self)  # type: ignore[assignment, misc]
+    for _name in ("real", "numerator") if _cls is Int else ("real",):
+        setattr(_cls, _name, property(lambda self: self))
 for _name in _EXITS:
     setattr(Int, f"__{_name}__", _exiting(f"__{_name}__"))
     setattr(Int, f"__r{_name}__", _exiting(f"__r{_name}__"))

@@ -187,8 +187,8 @@ class Recorder(TorchFunctionMode):
 
     def _method(self, name: str, args: Any, kwargs: Any) -> Any:
         tensor, rest = args[0], args[1:]
-        if name == "__len__":  # `len` itself gives a plain number, whatever it gets
-            return exited(self.frame.size(tensor, 0))
+        if name in ("__len__", "__iter__"):
+            return self._as_sequence(name, tensor)
         if name == "size":
             dim = (*rest, *kwargs.values(), None)[0]
             shape = self._attribute("shape", tensor)
@@ -198,24 +198,30 @@ class Recorder(TorchFunctionMode):
             for length in self._attribute("shape", tensor):
                 total = total * length
             return total
-        if name == "__iter__":
-            return iter(self._record("method", "unbind", (tensor, 0), {}))
-        if name == "type" and (rest or kwargs):
-            return NotImplemented
-        if name in _CONSTANT_METHODS:
-            if name in ("type", "element_size"):
-                self._attribute("dtype", tensor)
-            with self.off():
-                return getattr(self.values.meta(tensor), name)(*rest, **kwargs)
+        if name in _CONSTANT_METHODS and (name != "type" or not (rest or kwargs)):
+            return self._constant(name, *args, **kwargs)
         if name == "__bool__":
             return decide(self.frame, tensor)
         if name in _READS_DATA:
             raise CaptureError(
                 "VR602",
                 f"'{self.frame.path or 'the root'}' decides on the values of a tensor "
-                f"(Tensor.{name.strip('_')}), which are not known when it is captured",
+                f"(Tensor.{name.strip('_')}), which are not known when it is captured, in "
+                f"{places.here()}",
             )
         return NotImplemented
+
+    def _as_sequence(self, name: str, tensor: torch.Tensor) -> Any:
+        if name == "__iter__":
+            return iter(self._record("method", "unbind", (tensor, 0), {}))
+        return exited(self.frame.size(tensor, 0))  # `len` gives a plain number, whatever it gets
+
+    def _constant(self, name: str, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The answer of a method that depends on neither values nor sizes."""
+        if name in ("type", "element_size"):
+            self._attribute("dtype", tensor)
+        with self.off():
+            return getattr(self.values.meta(tensor), name)(*args, **kwargs)
 
     def _record(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         self.harvest()

@@ -48,7 +48,8 @@ class Run:
     ) -> None:  # fmt: skip
         self.model, self.training = model, training
         values = Witnesses() if aspects is None else Witnesses(0, _state_in(model, aspects.dtype))
-        self.recorder = Recorder(model, other.recorder if other else None, values)
+        shared: Recorder | None = other.recorder if other else None
+        self.recorder: Recorder = Recorder(model, shared, values)
         self.recorder.places = {} if places else None
         args, kwargs = _arguments(self.recorder, example, aspects)
         try:
@@ -94,7 +95,7 @@ class Run:
 
 
 def _together(recorder: Recorder, made: list[Call]) -> Template | None:
-    """The program of several calls that were one program in the other mode, if it is one in this."""
+    """The program of calls that were one program in the other mode, if they are in this one."""
     one: Template | None = None
     for call in made:
         template = _again(recorder, call)
@@ -120,7 +121,8 @@ def _again(recorder: Recorder, call: Call, arguments: Any = None) -> Template | 
         if not isinstance(value, Tracked):
             return value
         if id(value) not in renewed:
-            number: Any = type(value)(plain(value))
+            kind: Any = type(value)
+            number: Any = kind(plain(value))
             number.frame, number.witnesses, number.deps = caller, value.witnesses, value.deps
             number.recipe, number.hint = value.recipe, value.hint
             if not recorder.values.count:

@@ -66,8 +66,7 @@ class Thirds:
             return
         for path, template in suspects:
             found = whole.assignments.get(path)
-            known = isinstance(found, Template)
-            if not known or isinstance(compare(template.graph, found.graph), Difference):
+            if not isinstance(found, Template) or not _are_same(template, found):
                 yield template
 
     def _suspects(self, kinds: Kinds) -> Iterator[tuple[str, Template]]:
@@ -78,8 +77,9 @@ class Thirds:
                 continue
             tried.add(id(mine))
             theirs = self._control.assignments.get(path)
-            known = isinstance(theirs, Template)
-            if not known or not _is_same(self._run, self._control, mine, theirs, kinds):
+            if not isinstance(theirs, Template) or not _is_same(
+                self._run, self._control, mine, theirs, kinds
+            ):
                 yield path, mine
 
 
@@ -100,7 +100,11 @@ def _is_same(run: Run, control: Run, mine: Template, theirs: Template, kinds: Ki
     if len(own) != 1 or len(other) != 1:
         return False
     found = again(run, _Cast(own[0], other[0], kinds))
-    return found is not None and not isinstance(compare(mine.graph, found.graph), Difference)
+    return found is not None and _are_same(mine, found)
+
+
+def _are_same(mine: Template, other: Template) -> bool:
+    return not isinstance(compare(mine.graph, other.graph), Difference)
 
 
 class _Cast:

@@ -21,6 +21,10 @@ BATCH, IMAGE = 0, 1
 COUNT = 2
 
 
+Shadow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""What becomes of the shadow of a tensor that belongs to the model, given both."""
+
+
 class DeadError(Exception):
     """A witness that is no longer carried."""
 
@@ -33,11 +37,7 @@ class Witnesses:
         state: what a shadow of the model's state becomes, where it is in another dtype.
     """
 
-    def __init__(
-        self,
-        count: int = COUNT,
-        state: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    ) -> None:
+    def __init__(self, count: int = COUNT, state: Shadow | None = None) -> None:
         self.count = count
         self.dead: dict[int, str] = {}  # witness -> why the model is fixed in it
         self._state = state
