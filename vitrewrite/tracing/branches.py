@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from ..errors import CaptureError
+from . import places
 from .frame import Frame
 from .memo import Entry
 from .operators import is_impure
@@ -30,11 +31,13 @@ class UndecidedError(BaseException):
 
     Attributes:
         frame: the forward that asks.
+        place: the line that does.
     """
 
     def __init__(self, frame: Frame) -> None:
         super().__init__()
         self.frame = frame
+        self.place = places.here()
 
 
 @dataclass(frozen=True)
@@ -94,22 +97,28 @@ def explore(
     except UndecidedError as question:
         if question.frame.path != where:
             raise
+        place = where, question.place or ""
     if len(decisions) == _MOST:
-        raise _too_much(where, "too often")
+        raise _too_much(place, "too often")
     no, yes = (explore(run, off, where, (*decisions, answer)) for answer in (False, True))
     with off():
-        return _joined(no, yes, len(decisions), where)
+        return _joined(no, yes, len(decisions), place)
 
 
-def _too_much(where: str, why: str) -> CaptureError:
+Where = tuple[str, str]
+"""The path of the forward that decides, and the line."""
+
+
+def _too_much(where: Where, why: str) -> CaptureError:
+    path, line = where
     return CaptureError(
         "VR602",
-        f"'{where or 'the root'}' decides on the values of a tensor, which are not known when it "
-        f"is captured, {why}",
+        f"'{path or 'the root'}' decides on the values of a tensor, which are not known when it "
+        f"is captured, {why}, in {line}",
     )
 
 
-def _joined(no: Outcome, yes: Outcome, number: int, where: str) -> Outcome:
+def _joined(no: Outcome, yes: Outcome, number: int, where: Where) -> Outcome:
     graph = no.entry.template.graph
     condition = no.conditions[number]
     end = graph.output_node()
@@ -154,13 +163,13 @@ def _shared(no: fx.Graph, yes: fx.Graph, condition: fx.Node) -> dict[fx.Node, fx
     return same
 
 
-def _pure(graph: fx.Graph, shared: set[fx.Node], where: str) -> None:
+def _pure(graph: fx.Graph, shared: set[fx.Node], where: Where) -> None:
     own = (n for n in graph.nodes if n not in shared and n.op != "output")
     if any(is_impure(n) or n.op == "call_module" for n in own):
         raise _too_much(where, "to do more than to compute")
 
 
-def _selected(graph: fx.Graph, condition: fx.Node, yes: Any, no: Any, where: str) -> Any:
+def _selected(graph: fx.Graph, condition: fx.Node, yes: Any, no: Any, where: Where) -> Any:
     """The outputs of either way, node by node."""
     if yes is no or (not _nodes(yes) and not _nodes(no) and yes == no):
         return no

@@ -19,6 +19,7 @@ from . import inputs
 from .comparison import Difference, compare, left_by
 from .dtypes import Choices, decide
 from .escapes import Escapes
+from .history import Call
 from .inputs import Aspects
 from .runs import Run
 from .template import Template
@@ -65,16 +66,19 @@ def programs(model: nn.Module, example: Any) -> Programs:
     if scaled and not aspects.scaled:
         evaluation.fixed.setdefault(IMAGE, "training")
     found = _Crosswise(evaluation, control)
-    others = Thirds(model, example, evaluation, control, aspects.dtype)
+    thirds = Thirds(model, example, control, aspects.dtype)
+    thirds.look(evaluation, evaluation.assignments, evaluation.calls, training=False)
     if found.complete:
+        thirds.look(evaluation, found.training, found.calls, training=True)
         decide(found.graphs(), left_by(found.choices))
-        others.guard()
+        thirds.guard()
         return Programs(evaluation.assignments, found.training, evaluation.fixed, [evaluation])
     training = Run(model, example, training=True, other=evaluation)
     escapes = Escapes(model, example, aspects, evaluation, training)
+    thirds.look(training, training.assignments, training.calls, training=True)
     decide(_graphs(evaluation.assignments, training.assignments), escapes.choices)
     escapes.guard()
-    others.guard()
+    thirds.guard()
     fixed = {**evaluation.fixed, **training.fixed, **escapes.fixed}
     return Programs(evaluation.assignments, training.assignments, fixed, [evaluation, training])
 
@@ -116,7 +120,7 @@ class _Crosswise:
         self.evaluation, self.control = evaluation, control
         self.training = dict(evaluation.assignments)
         self.choices: list[Choices] = []
-        self._made: list[Template] = []
+        self._made: dict[int, list[Call]] = {}  # the calls of programs in training
         self.complete = evaluation.assignments.keys() == control.assignments.keys()
         if self.complete:
             unequal = self._unequal()
@@ -125,6 +129,10 @@ class _Crosswise:
     def graphs(self) -> Iterator[Any]:
         """Those of all programs under the inputs of `evaluation`."""
         yield from _graphs(self.evaluation.assignments, self.training)
+
+    def calls(self, template: Template) -> list[Call]:
+        """The calls that a program in training alone stands for."""
+        return self._made.get(id(template), [])
 
     def _pairs(self) -> dict[tuple[int, int], list[str]]:
         """The paths of each two programs that are one module's."""
@@ -163,7 +171,7 @@ class _Crosswise:
         training = self.evaluation.in_other_mode(mine, shared[0])
         evaluation = self.control.in_other_mode(theirs, shared[1])
         rows = zip(unequal.values(), mine, theirs, training, evaluation, strict=True)
-        for paths, a, b, (in_training, _), (in_eval, _) in rows:
+        for paths, a, b, (in_training, made), (in_eval, _) in rows:
             if in_training is None or in_eval is None:
                 return False
             found = compare(a.graph, in_eval.graph), compare(in_training.graph, b.graph)
@@ -171,4 +179,5 @@ class _Crosswise:
                 return False
             self.choices += [f for f in found if not isinstance(f, Difference)]
             self.training.update(dict.fromkeys(paths, in_training))
+            self._made[id(in_training)] = made
         return True

@@ -8,7 +8,7 @@ fixed in; a dtype is guarded where it is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..errors import CaptureError
 from .comparison import Difference, compare, left_by
 from .dtypes import Choices
 from .guards import check_dtype, require_dtype
+from .history import Call
 from .inputs import BATCHES, Aspects
 from .places import of_forward
 from .runs import Run
@@ -126,15 +127,17 @@ class Escapes:
             CaptureError: VR615 if it has none to check.
         """
         for run, template, where in self._unguarded:
-            if not guard_dtypes(run, template):
+            if not guard_dtypes(run.calls(template), template):
                 raise CaptureError("VR615", f"a dtype is built into the model ({where})")
 
 
-def guard_dtypes(run: Run, template: Template, kinds: tuple[torch.dtype, ...] = ()) -> bool:
+def guard_dtypes(
+    calls: Iterable[Call], template: Template, kinds: tuple[torch.dtype, ...] = ()
+) -> bool:
     """Lets a forward check the dtypes that it read, or else those of its inputs.
 
     Args:
-        run: the trace that the program is from.
+        calls: those that the program stands for.
         template: the program.
         kinds: dtypes under which it is the same, if there are several.
 
@@ -142,17 +145,17 @@ def guard_dtypes(run: Run, template: Template, kinds: tuple[torch.dtype, ...] = 
         Whether there is anything to check, or is checked already.
     """
     guarded = any(n.target is check_dtype for n in template.graph.nodes)
-    dtypes = [] if guarded else list(_read(run, template))
+    dtypes = [] if guarded else list(_read(calls, template))
     for node, value in dtypes:
         require_dtype(node, kinds if value in kinds else (value,))
     return guarded or bool(dtypes)
 
 
-def _read(run: Run, template: Template) -> Iterator[tuple[fx.Node, torch.dtype]]:
+def _read(calls: Iterable[Call], template: Template) -> Iterator[tuple[fx.Node, torch.dtype]]:
     """The tensors of which a forward read a floating dtype, or else its inputs."""
     nodes = list(template.graph.nodes)
     found: dict[fx.Node, torch.dtype] = {}
-    for call in run.calls(template):
+    for call in calls:
         for value, node, what in call.read:
             known = isinstance(value, torch.dtype) and value.is_floating_point and node in nodes
             if known and what:

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import CaptureError
+from . import places
 from .dtypes import same_as
 from .nodes import add, after_inputs, attribute_of
 from .numbers import Int, Tracked, make
@@ -96,7 +97,7 @@ class Frame:
             raise CaptureError(
                 "VR603",
                 f"a size read in '{value.frame.path or 'the root'}' is used in "
-                f"'{self.path or 'the root'}' without being passed to it",
+                f"'{self.path or 'the root'}' without being passed to it, in {places.here()}",
             )
         node = value.recipe()
         if not isinstance(node, fx.Node):

@@ -120,13 +120,16 @@ class Recorder(TorchFunctionMode):
         where = f"'{frame.path or 'the root'}'"
         if paths:
             raise CaptureError(
-                "VR603", f"{where} reads '{paths[0]}', which it neither owns nor is given"
+                "VR603",
+                f"{where} reads '{paths[0]}', which it neither owns nor is given, in "
+                f"{places.here()}",
             )
         names = [k for k, v in frame.module.__dict__.items() if v is tensor]
         if not names:
             raise CaptureError(
                 "VR603",
-                f"{where} uses a tensor that was computed elsewhere and is not passed to it",
+                f"{where} uses a tensor that was computed elsewhere and is not passed to it, in "
+                f"{places.here()}",
             )
         path = f"{frame.path}.{names[0]}" if frame.path else names[0]
         self.owners[id(tensor)] = [path]

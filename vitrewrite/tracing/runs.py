@@ -76,7 +76,7 @@ class Run:
 
     def in_other_mode(
         self, templates: Sequence[Template], shared: set[int]
-    ) -> list[tuple[Template | None, list[Any]]]:
+    ) -> list[tuple[Template | None, list[Call]]]:
         """The programs of single modules in the other mode, under the inputs of this trace.
 
         Args:
@@ -84,14 +84,14 @@ class Run:
             shared: ids of the programs that are the same in both modes.
 
         Returns:
-            Program and trail of each, or None for what cannot be traced by itself.
+            Program and calls of each; None for what cannot be traced by itself.
         """
         recorder = Recorder(self.model, self.recorder, self.recorder.values)
         recorder.memo.shared = shared
         with _tracing(recorder, self.model, not self.training):
             found = [_together(recorder, self.calls(t)) for t in templates]
         self.constants.update(recorder.constants)
-        return [(t, [] if t is None else [c.trail for c in recorder.history.of(t)]) for t in found]
+        return [(t, [] if t is None else recorder.history.of(t)) for t in found]
 
 
 def _together(recorder: Recorder, made: list[Call]) -> Template | None:
@@ -158,7 +158,7 @@ class Replay(Protocol):
         """What a call in it gives."""
 
 
-def again(run: Run, replay: Replay) -> Template | None:
+def again(run: Run, replay: Replay, *, training: bool) -> Template | None:
     """The program of a forward under other inputs; None if it goes another way, or fails."""
     values = Witnesses(0, _state_in(run.model, replay.dtype))
     recorder = Recorder(run.model, run.recorder, values)
@@ -170,7 +170,7 @@ def again(run: Run, replay: Replay) -> Template | None:
     for value in tree.leaves(arguments):
         if isinstance(value, torch.Tensor):
             values.add(value, [])
-    with _tracing(recorder, run.model, run.training):
+    with _tracing(recorder, run.model, training):
         return _again(recorder, replay.call, arguments)
 
 

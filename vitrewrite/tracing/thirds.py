@@ -6,7 +6,7 @@ and bfloat16. Such a forward alone is traced again; what it calls gives what it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,80 +27,84 @@ Kinds = tuple[torch.dtype, torch.dtype, torch.dtype]
 
 
 class Thirds:
-    """The programs of a trace that are others in a third dtype.
+    """The programs of a model that are others in a third dtype.
 
     Args:
         model: what was traced.
         example: what it is called with.
-        run: the trace that becomes the program.
-        control: the one that checks it.
+        control: the trace that checks the others.
         dtype: what the model was cast to in `control`; nothing is looked for if it was not.
     """
 
     def __init__(
-        self, model: nn.Module, example: Any, run: Run, control: Run, dtype: torch.dtype | None
+        self, model: nn.Module, example: Any, control: Run, dtype: torch.dtype | None
     ) -> None:
-        self._run, self._control = run, control
-        self._kinds: tuple[torch.dtype, ...] = ()
-        self._found: list[Template] = []
+        self._model, self._example, self._control = model, example, control
+        self._found: list[tuple[Template, list[Call]]] = []
+        self._seen: set[int] = set()
+        self._wholes: dict[bool, Run | None] = {}
         first = dtype_of(model, example)
+        self._kinds: Kinds | None = None
         if dtype is not None and first is not None:
             last = next(k for k in _KINDS if k not in (first, dtype))
-            self._kinds = (first, dtype)
-            self._found = list(self._unlike(model, example, (first, dtype, last)))
+            self._kinds = first, dtype, last
+
+    def look(self, run: Run, assignments: dict[str, Any], calls: Calls, *, training: bool) -> None:
+        """Tries programs whose forwards read a dtype, while what they read is undecided.
+
+        Args:
+            run: a trace under the inputs that they are from.
+            assignments: the programs by path.
+            calls: the calls that each stands for.
+            training: their mode.
+        """
+        for path, mine in assignments.items():
+            if self._kinds is None or not isinstance(mine, Template) or id(mine) in self._seen:
+                continue
+            self._seen.add(id(mine))
+            own = calls(mine)
+            if not any(_reads(call) for call in own):
+                continue
+            theirs = self._control.assignments.get(path)
+            other = self._control.calls(theirs) if isinstance(theirs, Template) else []
+            if len(own) == len(other) == 1:
+                replay = _Cast(own[0], other[0], self._kinds)
+                alone = again(run, replay, training=training)
+                if alone is not None and _are_same(mine, alone):
+                    continue
+            if not self._is_same_in_whole(path, mine, training=training):
+                self._found.append((mine, own))
+
+    def _is_same_in_whole(self, path: str, mine: Template, *, training: bool) -> bool:
+        """Whether the trace of the whole model in the third dtype says so."""
+        if training not in self._wholes:
+            assert self._kinds is not None
+            aspects = Aspects(dtype=self._kinds[2])
+            try:
+                self._wholes[training] = Run(
+                    self._model, self._example, training=training, aspects=aspects
+                )
+            except CaptureError:
+                self._wholes[training] = None
+        whole = self._wholes[training]
+        found = None if whole is None else whole.assignments.get(path)
+        return isinstance(found, Template) and _are_same(mine, found)
 
     def guard(self) -> None:
         """Lets these programs check that they run in one of the first two."""
-        for template in self._found:
-            guard_dtypes(self._run, template, self._kinds)
-
-    def _unlike(self, model: nn.Module, example: Any, kinds: Kinds) -> Iterator[Template]:
-        suspects = list(self._suspects(kinds))
-        if not suspects:
-            return
-        try:
-            aspects = Aspects(dtype=kinds[2])
-            whole = Run(model, example, training=self._run.training, aspects=aspects)
-        except CaptureError:
-            yield from (template for _, template in suspects)
-            return
-        for path, template in suspects:
-            found = whole.assignments.get(path)
-            if not isinstance(found, Template) or not _are_same(template, found):
-                yield template
-
-    def _suspects(self, kinds: Kinds) -> Iterator[tuple[str, Template]]:
-        """Paths and programs that by themselves may be others."""
-        tried: set[int] = set()
-        for path, mine in self._run.assignments.items():
-            if not isinstance(mine, Template) or id(mine) in tried or not _reads(self._run, mine):
-                continue
-            tried.add(id(mine))
-            theirs = self._control.assignments.get(path)
-            if not isinstance(theirs, Template) or not _is_same(
-                self._run, self._control, mine, theirs, kinds
-            ):
-                yield path, mine
+        for template, calls in self._found:
+            guard_dtypes(calls, template, (self._kinds or ())[:2])
 
 
+Calls = Callable[[Template], list[Call]]
 _KINDS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _reads(run: Run, template: Template) -> bool:
+def _reads(call: Call) -> bool:
     return any(
         isinstance(value, torch.dtype) and value.is_floating_point and what
-        for call in run.calls(template)
         for value, _, what in call.read
     )
-
-
-def _is_same(run: Run, control: Run, mine: Template, theirs: Template, kinds: Kinds) -> bool:
-    """Whether a forward by itself is the same program in the third dtype, as far as can be seen."""
-    own, other = run.calls(mine), control.calls(theirs)
-    if len(own) != 1 or len(other) != 1:
-        return False
-    found = again(run, _Cast(own[0], other[0], kinds))
-    return found is not None and _are_same(mine, found)
 
 
 def _are_same(mine: Template, other: Template) -> bool:
