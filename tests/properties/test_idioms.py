@@ -14,7 +14,8 @@ from torch import nn
 
 import vitrewrite as vr
 from tests.properties import idioms
-from tests.properties.idioms import ENDS, PIECES, C, Forward
+from tests.properties.idioms import ENDS, PIECES, C
+from tests.properties.invented import Model
 from tests.properties.test_random_models import imported
 from vitrewrite.files import model_text
 
@@ -31,9 +32,9 @@ def names(draw: st.DrawFn) -> tuple[str, ...]:
     return tuple(pieces if last is None else [*pieces[:3], last])
 
 
-def build(chosen: tuple[str, ...], dtype: torch.dtype = torch.float32) -> Forward:
+def build(chosen: tuple[str, ...], dtype: torch.dtype = torch.float32) -> Model:
     torch.manual_seed(0)
-    return Forward(*chosen).to(dtype)
+    return Model(*chosen).to(dtype)
 
 
 def outcome(chosen: tuple[str, ...]) -> str:

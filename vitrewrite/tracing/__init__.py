@@ -16,7 +16,7 @@ from .guards import check_input, is_guard
 from .nodes import is_size
 from .pruning import pass_on, prune
 from .runs import Run
-from .state import preserved, tracked_builtins, uncached, without_garbage
+from .state import tracked_builtins, uncached, without_garbage
 from .template import Template
 from .unit import copy_tree
 from .witness import IMAGE
@@ -35,7 +35,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     """
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
-    with LOCK, without_garbage(), preserved(model), uncached(model), tracked_builtins(model):
+    with LOCK, without_garbage(), uncached(model), tracked_builtins(model):
         found = programs(model, example)
     merged = modes.merge(found.evaluation, found.training)
     _share_programs(model, merged)

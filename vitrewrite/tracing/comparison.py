@@ -16,6 +16,7 @@ from torch import fx
 from .dtypes import Choices, candidates, is_use
 from .guards import is_guard
 from .nodes import is_size
+from .numbers import Tracked
 from .operators import is_impure
 
 
@@ -41,6 +42,7 @@ class _Comparison:
         self.steps = _steps(first), _steps(second)
         self.members = set(self.steps[0]), set(self.steps[1])
         self.match: dict[fx.Node, fx.Node] = {}
+        self.equal: set[tuple[fx.Node, fx.Node]] = set()  # of those that are no steps
         self.choices: Choices = {}
 
     def run(self) -> Choices | Difference:
@@ -100,8 +102,9 @@ class _Comparison:
                 raise _UnlikeError
         elif a in self.members[0] or b in self.members[1]:
             raise _UnlikeError  # one of them comes later
-        else:
+        elif (a, b) not in self.equal:
             self._same_call(a, b)
+            self.equal.add((a, b))
 
     def _same_use(self, a: Any, b: Any) -> None:
         constant, mine = candidates(a)
@@ -133,7 +136,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _steps(graph: fx.Graph) -> list[fx.Node]:
-    """What decides outputs and effects, in order, without mere readings of sizes and dtypes."""
+    """What decides outputs and effects, in order, without numbers and readings of dtypes."""
     live: set[fx.Node] = set()
     kept = (n for n in graph.nodes if is_impure(n) and not is_guard(n))
     waiting = list(kept)
@@ -146,9 +149,11 @@ def _steps(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _is_reading(node: fx.Node) -> bool:
-    """Where it stands says nothing: it was put right after what it reads."""
+    """Where it stands says nothing: it was put where it was first needed, maybe by a check."""
+    if node.op not in ("call_function", "call_method"):
+        return False
     known = node.target is getattr and node.args[1] in ("dtype", "device", "ndim")
-    return is_use(node) or is_size(node) or known
+    return known or is_use(node) or is_size(node) or isinstance(node.meta.get("val"), Tracked)
 
 
 def left_by(several: Iterable[Choices]) -> Choices:

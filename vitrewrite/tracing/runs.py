@@ -19,7 +19,7 @@ from .memo import Entry
 from .numbers import Tracked, plain
 from .ranks import of_any_rank
 from .recorder import Recorder
-from .state import calls_seen_by, in_mode
+from .state import calls_seen_by, in_mode, preserved
 from .template import Template
 from .witness import COUNT, Witnesses
 
@@ -181,7 +181,10 @@ def _tracing(recorder: Recorder, model: nn.Module, training: bool) -> Iterator[N
             return run()
         return calls.call_module(recorder, module, args, kwargs, run)
 
-    with in_mode(model, training), calls_seen_by(handler), tracked_limits(recorder), recorder:
+    with (
+        preserved(model), in_mode(model, training), calls_seen_by(handler),
+        tracked_limits(recorder), recorder,
+    ):  # fmt: skip
         yield
 
 
