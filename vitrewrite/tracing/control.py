@@ -3,7 +3,7 @@
 The trace in training runs under other inputs than the one in eval: another batch and image size,
 another dtype. Where both wrote the same program, it depends on none of these, nor on the mode. A
 module whose programs differ is traced by itself in the two combinations that are missing. What
-still differs then is a number or dtype that left the tracer: see `escapes`.
+still differs then is a number or dtype that left the tracer: see `diagnosis`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import nn
 from ..errors import CaptureError
 from . import inputs
 from .comparison import Difference, compare, left_by
+from .diagnosis import Escapes
 from .dtypes import Choices, decide
-from .escapes import Escapes
 from .history import Call
 from .inputs import Aspects
-from .runs import Run
+from .runs import FailedError, Run
 from .template import Template
 from .thirds import Thirds
 from .witness import IMAGE
@@ -57,7 +57,7 @@ def programs(model: nn.Module, example: Any) -> Programs:
     dtype = inputs.other_dtype(model, example)
     scaled = IMAGE not in evaluation.fixed
     most = Aspects(inputs.CONTROL_BATCH, scaled, dtype)
-    control, aspects = _control(model, example, most, evaluation)
+    control, aspects, failed = _control(model, example, most, evaluation)
     if control is None:  # in training it runs under no other inputs: they are checked in eval alone
         training = Run(model, example, training=True, other=evaluation)
         fixed = {**evaluation.fixed, **training.fixed}
@@ -68,6 +68,8 @@ def programs(model: nn.Module, example: Any) -> Programs:
     found = _Crosswise(evaluation, control)
     thirds = Thirds(model, example, control, aspects.dtype)
     thirds.look(evaluation, evaluation.assignments, evaluation.calls, training=False)
+    if failed is not None:
+        thirds.note(evaluation, failed)
     if found.complete:
         thirds.look(evaluation, found.training, found.calls, training=True)
         decide(found.graphs(), left_by(found.choices))
@@ -85,16 +87,23 @@ def programs(model: nn.Module, example: Any) -> Programs:
 
 def _control(
     model: nn.Module, example: Any, most: Aspects, other: Run
-) -> tuple[Run | None, Aspects]:
-    """The trace in training under inputs as unlike those in eval as the model takes."""
+) -> tuple[Run | None, Aspects, str | None]:
+    """The trace in training under inputs as unlike those in eval as the model takes.
+
+    Returns:
+        Also the path of the forward that failed in another dtype, if one did.
+    """
+    failed: str | None = None
     unlike = [most, Aspects(most.batch, most.scaled), Aspects(most.batch, dtype=most.dtype)]
     for aspects in dict.fromkeys([*unlike, Aspects(most.batch)]):
         try:
             control = Run(model, example, training=True, aspects=aspects, other=other)
-            return control, aspects
-        except CaptureError:  # it may say so of the first trace, too; else that one is right
-            continue
-    return None, Aspects()
+        except CaptureError as error:  # it may be one of the first trace, too; else that is right
+            if aspects.dtype is not None and isinstance(error, FailedError):
+                failed = error.path
+        else:
+            return control, aspects, failed if aspects.dtype is None else None
+    return None, Aspects(), None
 
 
 def _decide(evaluation: Run, training: Run, choices: list[Choices]) -> None:

@@ -24,6 +24,19 @@ from .template import Template
 from .witness import COUNT, Witnesses
 
 
+class FailedError(CaptureError):
+    """A forward raised an error of its own.
+
+    Args:
+        path: of the module.
+        message: what it says.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__("VR602", message)
+        self.path = path
+
+
 class Run:
     """A trace of a model.
 
@@ -58,9 +71,10 @@ class Run:
         except VitrewriteError:
             raise
         except Exception as error:
-            where = self.recorder.failed_in or "the root"
-            raise CaptureError(
-                "VR602", f"{type(model).__name__} cannot be captured: in '{where}': {error}"
+            path = self.recorder.failed_in
+            raise FailedError(
+                path,
+                f"{type(model).__name__} cannot be captured: in '{path or 'the root'}': {error}",
             ) from error
         self.assignments: dict[str, Any] = {"": entry.template, **entry.assignments}
         self.constants = self.recorder.constants

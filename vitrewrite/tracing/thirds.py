@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import CaptureError
 from . import tree
 from .comparison import Difference, compare
-from .escapes import guard_dtypes
+from .diagnosis import guard_dtypes
 from .history import Call
 from .inputs import Aspects, dtype_of
 from .memo import Entry
@@ -90,8 +90,14 @@ class Thirds:
         found = None if whole is None else whole.assignments.get(path)
         return isinstance(found, Template) and _are_same(mine, found)
 
+    def note(self, run: Run, path: str) -> None:
+        """Notes a forward that failed in the second dtype, if it read one."""
+        template = run.assignments.get(path)
+        if isinstance(template, Template) and any(map(_reads, run.calls(template))):
+            self._found.append((template, run.calls(template)))
+
     def guard(self) -> None:
-        """Lets these programs check that they run in one of the first two."""
+        """Lets these programs check that they run in a dtype that was tried."""
         for template, calls in self._found:
             guard_dtypes(calls, template, (self._kinds or ())[:2])
 
