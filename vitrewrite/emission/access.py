@@ -140,8 +140,13 @@ def written(graph: fx.Graph, module: nn.Module) -> None:
             node.meta["place"] = container, int(name)
 
 
-def repeated(root: nn.Module) -> Iterator[tuple[str, str]]:
-    """Paths of modules, parameters and buffers that are one with another's, and that other path."""
+def repeated(root: nn.Module, made: frozenset[int]) -> Iterator[tuple[str, str]]:
+    """Paths of modules, parameters and buffers that are one with another's, and that other path.
+
+    Args:
+        root: a tree.
+        made: ids of the modules that count, and with them what lists of theirs hold.
+    """
     modules: dict[int, str] = {}
     tensors: dict[int, str] = {}
 
@@ -156,7 +161,7 @@ def repeated(root: nn.Module) -> Iterator[tuple[str, str]]:
                     yield below, first
         for name, child in module._modules.items():
             below = f"{path}.{name}".lstrip(".")
-            if child is None:
+            if child is None or (id(child) not in made and not is_sequence(module)):
                 continue
             if id(child) in modules:
                 yield below, modules[id(child)]

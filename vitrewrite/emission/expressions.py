@@ -145,8 +145,13 @@ def _arguments(node: fx.Node, of: Callable[[Any], Text], skip: int = 0) -> str:
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
     """The keyword arguments of a call that are not its defaults."""
-    defaults = _defaults(node.target)
-    return {k: v for k, v in node.kwargs.items() if not _is(v, defaults.get(k, ...))}
+    return named(node.target, node.kwargs)
+
+
+def named(target: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keyword arguments of a function that are not its defaults."""
+    defaults = _defaults(target)
+    return {k: v for k, v in kwargs.items() if not _is(v, defaults.get(k, ...))}
 
 
 def _is(value: Any, default: Any) -> bool:

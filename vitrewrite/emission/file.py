@@ -67,7 +67,7 @@ def model_file(
         packed=packed, classes=text, root=source.root, rest=rest, cast=cast,
         others=[(quoted(pattern), str(dtype)) for pattern, dtype in others],
         trainable=constant(trainable) if trainable else "", frozen=trainable == (),
-        ties=[tie(root, *pair) for pair in repeated(root)],
+        ties=[tie(root, *pair) for pair in repeated(root, source.made)],
     )  # fmt: skip
 
 

@@ -27,14 +27,26 @@ from .turns import roll_lines
 from .wrap import WIDTH, wrap
 
 
-def body_lines(graph: fx.Graph, units: Sequence[nn.Module], parameters: list[str]) -> list[str]:
-    """The statements of the forward of all `units`, given the names of its inputs.
+def body_lines(
+    graph: fx.Graph, units: Sequence[nn.Module], parameters: list[str], *, plain: bool = False
+) -> list[str]:
+    """The statements of the forward of all `units`.
 
     The nodes of `graph` are put in the order in which they are printed, unless a loop is rolled up.
+
+    Args:
+        graph: a program that they share.
+        units: the modules.
+        parameters: the names of its inputs.
+        plain: write every call as a line of its own, without loops and comprehensions.
     """
     written(graph, units[0])
     note_effects(graph, units)
-    graph = comprehend(roll_up(graph), units[0])
+    if plain:
+        for node in graph.nodes:
+            node.meta.pop("place", None)
+    else:
+        graph = comprehend(roll_up(graph), units[0])
     return Printer(Plan.of(graph, units[0]), parameters).print()
 
 

@@ -33,7 +33,7 @@ def _same_trivial(children: Sequence[nn.Module]) -> bool:
     first = children[0]
     if not isinstance(first, Unit) or not all(isinstance(c, Unit) for c in children):
         return False
-    if _steps(first) > MAX_STEPS or not all(_steps(c) <= MAX_STEPS for c in children):
+    if steps(first) > MAX_STEPS or not all(steps(c) <= MAX_STEPS for c in children):
         return False
     return len({_program(c) for c in children}) == 1
 
@@ -47,7 +47,7 @@ def _program(module: nn.Module) -> Hashable:
     return module.template.signature(), *below
 
 
-def _steps(module: nn.Module) -> int:
+def steps(module: nn.Module) -> int:
     """Operations in a program that could be written inline; too many for one that could not."""
     never = MAX_STEPS + 1
     if not isinstance(module, Unit) or module.template is None or module.template.training:
@@ -56,18 +56,18 @@ def _steps(module: nn.Module) -> int:
         return never
     if module_has_effect(module):
         return never
-    steps = 0
+    count = 0
     for node in module.template.graph.nodes:
         if node.op == "get_attr":
             return never
         if node.op == "call_module":
             child = module.get_submodule(str(node.target))
-            steps += 0 if is_nothing(child) else _steps(child)
+            count += 0 if is_nothing(child) else steps(child)
         elif node.op in ("call_function", "call_method"):
-            steps += 1
+            count += 1
         elif node.op == "output" and not isinstance(node.args[0], fx.Node):
             return never
-    return steps
+    return count
 
 
 def _inline(graph: fx.Graph, call: fx.Node, unit: nn.Module) -> None:

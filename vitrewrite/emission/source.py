@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import EmitError
 from ..tracing.leaves import is_torch_class
 from ..tracing.unit import Unit
-from .classes import Class, Classes
+from .classes import Care, Class, Classes
 from .constructors import Constructors
 from .forward import body_lines
 from .functions import Functions
@@ -22,11 +22,20 @@ from .wrap import WIDTH, wrap
 
 @dataclass(frozen=True)
 class Source:
-    """The classes of a model as text, what the root is called, and those that passes insert."""
+    """The classes of a model as text.
+
+    Attributes:
+        classes: the text of each.
+        root: what the root is called.
+        inserted: the classes that passes insert, and what they are called.
+        made: ids of the modules that the constructors make; what holds nothing and is never called
+            is not.
+    """
 
     classes: tuple[str, ...]
     root: str
-    inserted: dict[type[nn.Module], str]  # and what they are called
+    inserted: dict[type[nn.Module], str]
+    made: frozenset[int]
 
     @property
     def text(self) -> str:
@@ -34,15 +43,19 @@ class Source:
         return "\n\n\n".join(self.classes)
 
 
-def print_classes(root: nn.Module) -> tuple[Source, Classes]:
+def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Classes]:
     """Prints every class below and including `root`, which must be a unit with a template.
+
+    Args:
+        root: a tree.
+        care: modules that are written with more care.
 
     Returns:
         The text, and whose class each module has.
     """
     inserted = _inserted(root)
     scope = Scope(inserted.values())
-    table = Classes(root, scope)
+    table = Classes(root, scope, care)
     functions = Functions(root, scope)
     constructors = Constructors(table, functions, inserted)
     texts = []
@@ -50,7 +63,8 @@ def print_classes(root: nn.Module) -> tuple[Source, Classes]:
         texts.append(_class(cls, constructors.lines(cls)))
     sources = tuple(class_source(c, name) for c, name in inserted.items())
     parts = (*(f.text for f in functions.all), *sources, *texts)
-    return Source(parts, table.of[id(root)].name, inserted), table
+    made = frozenset(id(m) for m in root.modules() if table.makes(m))
+    return Source(parts, table.of[id(root)].name, inserted, made), table
 
 
 def class_source(cls: type[nn.Module], name: str) -> str:
@@ -118,9 +132,9 @@ def _forward(cls: Class) -> list[str]:
     names = [str(n.meta.get("hint") or n.name) for n in graph.nodes if n.op == "placeholder"]
     names = _distinct(names)
     head = wrap(f"def forward({', '.join(('self', *names))}):", WIDTH - 4)
-    body = body_lines(graph, cls.units, names)
+    body = body_lines(graph, cls.units, names, plain=cls.plain)
     if len(cls.graphs) == 2:
-        training = body_lines(cls.graphs[1], cls.units, names)
+        training = body_lines(cls.graphs[1], cls.units, names, plain=cls.plain)
         if len(body) == 1:  # "return x": nothing happens outside training
             body = ["if not self.training:", f"    {body[0]}", *training]
         else:

@@ -14,7 +14,7 @@ from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
 from ..tracing.operators import is_impure, is_inplace
 from .comprehensions import Comprehension
-from .effects import has_effect
+from .effects import has_effect, may_change
 from .expressions import INPLACE, named_arguments
 from .grouping import augmented, is_scalar, sized, unpacked
 from .loops import Loop, find_loops
@@ -100,6 +100,7 @@ class Plan:
         for node in self.graph.nodes:
             if node in self.in_loop:
                 continue
+            pending = self._changed(pending, node)
             if node.op == "placeholder":
                 self._sizes_of(node)
             elif self._is_part(node):
@@ -113,6 +114,20 @@ class Plan:
                 pending = self._settle(pending, node)
                 self._add(node)
                 self._sizes_of(node)
+
+    def _changed(self, pending: list[fx.Node], node: fx.Node) -> list[fx.Node]:
+        """What changes a tensor in place is printed before the next node that may read it."""
+        if is_size(node) or node.op in ("placeholder", "get_attr"):
+            return pending
+        inside = self._operands(node)
+        early = [p for p in pending if may_change(p) and p not in inside]
+        if not early:
+            return pending
+        for each in pending[: pending.index(early[-1]) + 1]:
+            if each not in inside:
+                self.inlined.discard(each)
+                self._add(each)
+        return pending[pending.index(early[-1]) + 1 :]
 
     def _settle(self, pending: list[fx.Node], node: fx.Node) -> list[fx.Node]:
         """Before `node` is printed, what must have happened earlier gets a statement of its own."""
@@ -180,7 +195,7 @@ class Plan:
     def _can_join(self, node: fx.Node, user: fx.Node) -> bool:
         """Whether a node is written inside the line of the only one that reads it."""
         if user.op == "output" or _mentions(user, node) > 1:
-            return _mentions(user, node) == 1
+            return _mentions(user, node) == 1 and self._reads_stay(node, user)
         if node in self.one_mode:
             return self._reads_stay(node, user)
         if user in self.in_loop or user in self.loops or user.target is operator.setitem:
@@ -194,7 +209,7 @@ class Plan:
     def _reads_stay(self, node: fx.Node, user: fx.Node) -> bool:
         """No in-place operation may change what `node` reads before `user` is evaluated."""
         between = list(self.graph.nodes)[self.order[node] + 1 : self.order[user]]
-        return not any(is_inplace(n.target) and n not in self._operands(user) for n in between)
+        return not any(may_change(n) and node not in self._operands(n) for n in between)
 
     def _depth(self, node: fx.Node) -> int:
         inner = [self._depth(n) for n in node.all_input_nodes if n in self.inlined]

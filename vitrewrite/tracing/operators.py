@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 _BINARY: dict[str, Callable[..., Any]] = {
@@ -83,11 +84,19 @@ def is_repeatable(target: Any) -> bool:
     return not is_inplace(target) and target not in _EFFECTS
 
 
+def draws(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of a function, or of a method of that name, draws random numbers."""
+    if target is F.scaled_dot_product_attention:
+        rate = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+        return not (isinstance(rate, (int, float)) and rate == 0)
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return name.removesuffix("_") in _RANDOM
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether a function or method node draws random numbers."""
-    target = node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name.removesuffix("_") in _RANDOM
+    calls = node.op in ("call_function", "call_method")
+    return calls and draws(node.target, node.args, node.kwargs)
 
 
 def is_impure(node: fx.Node) -> bool:
