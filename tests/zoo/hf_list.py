@@ -29,7 +29,8 @@ _LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers"
            "n_layer", "decoder_num_hidden_layers", "num_blocks", "num_encoder_blocks")  # fmt: skip
 _WIDTHS = (
     "hidden_size", "intermediate_size", "d_model", "encoder_ffn_dim", "decoder_ffn_dim",
-    "embed_dim", "hidden_sizes", "neck_hidden_sizes", "fusion_hidden_size", "decoder_hidden_size", "hidden_dim",
+    "embed_dim", "hidden_sizes", "neck_hidden_sizes", "fusion_hidden_size", "decoder_hidden_size",
+    "hidden_dim",
     "feature_size", "mask_feature_size", "encoder_feedforward_dim", "dim_feedforward",
     "embedding_size", "projection_dim", "decoder_intermediate_size", "hidden_act_dim",
     "encoder_hidden_dim", "decoder_hidden_dim", "mlp_dim", "n_embd", "fpn_hidden_size",
