@@ -31,6 +31,7 @@ class Class:
     literals: list[dict[Position, int | float]] = field(default_factory=list)
     parameters: Parameters = field(default_factory=lambda: Parameters(0))
     graphs: tuple[fx.Graph, ...] = ()
+    checkpointed: str | None = None  # when it is computed again in backward; "" is always
     used: set[int] = field(default_factory=set)  # ids of modules that some graph calls
 
     @property
@@ -150,6 +151,12 @@ class Classes:
             replace_literals(graph, i, {p: s for p, s in names.items() if s is not None})
             tidy(graph, cls.units)
             eliminate_dead_code(graph)
+        flags = [unit.checkpointing for unit in cls.units]
+        if any(flags):
+            differs = not all(flags)
+            cls.checkpointed = (
+                cls.parameters.express(flags, "checkpointed", "self.") if differs else ""
+            )
 
     def _argument(self, cls: Class, position: Position) -> Symbol | None:
         vector = tuple(found[position] for found in cls.literals)

@@ -62,9 +62,11 @@ def model_file(
     torch_imports = ["import torch"] if "torch" in used else []
     if "F" in used:
         torch_imports.append("import torch.nn.functional as F")
+    after = ["from torch.utils.checkpoint import checkpoint"] if "checkpoint" in used else []
     return render(
         "model.py.jinja", docstring=docstring(f"{one_line(title)}\n\n{story}\n"),
-        imports=[*standard, *([""] if standard else []), *torch_imports, "from torch import nn"],
+        imports=[*standard, *([""] if standard else []), *torch_imports, "from torch import nn",
+                 *after],
         packed=packed, classes=text, root=source.root, rest=rest, cast=cast,
         others=[(quoted(pattern), str(dtype)) for pattern, dtype in others],
         stated=quoted(stated) if stated else "",

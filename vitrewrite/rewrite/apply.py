@@ -19,7 +19,7 @@ from ..language import parse_spec
 from ..language.model import Spec
 from ..sensitivity.profile import Profile
 from ..tracing import inputs, trace
-from ..tracing.unit import duplicate, on_meta
+from ..tracing.unit import checkpointed, duplicate, on_meta
 from .claims import judge
 from .conflicts import needed
 from .engine import Rewrite, example_of_one, rewrite
@@ -125,7 +125,7 @@ def plan(
     claims = judge(spec, measures, result)
     return Plan(
         spec, request.name, request.described, result.anatomy, tuple(result.steps), measures,
-        claims, tuple(result.warnings), result.allocations, result.orders,
+        claims, tuple(result.warnings), result.allocations, result.orders, checkpointed(root),
     )  # fmt: skip
 
 

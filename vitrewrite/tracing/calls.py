@@ -11,6 +11,7 @@ from torch import fx, nn
 from ..errors import CaptureError
 from . import hooks, tree
 from .branches import Outcome, explore
+from .checkpoints import checkpointed
 from .frame import Frame, getitem
 from .leaves import is_leaf, leaf_class, run_leaf, torch_base
 from .memo import Entry
@@ -115,7 +116,9 @@ def trace_forward(
         template = Template.of(module, frame.graph)
         with recorder.off():
             witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
-        entry = Entry(template, outputs, witnesses, frame.assignments)
+        again, lost = checkpointed(frame)
+        recorder.lost_checkpoints.update(lost)
+        entry = Entry(template, outputs, witnesses, frame.assignments, again)
         return Outcome(entry, tuple(frame.asked))
 
     return explore(run, recorder.off, path).entry
@@ -136,6 +139,7 @@ def _leaf(
 def _assign(frame: Frame, target: str, entry: Entry) -> None:
     found = {target: entry.template}
     found |= {f"{target}.{path}": template for path, template in entry.assignments.items()}
+    frame.checkpointed |= {f"{target}.{path}".rstrip(".") for path in entry.checkpointed}
     for path, template in found.items():
         known = frame.assignments.setdefault(path, template)
         if known is template:

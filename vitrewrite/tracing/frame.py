@@ -37,6 +37,9 @@ class Frame:
         self.hinted: set[int] = set()
         self.decisions = decisions  # answers to the first questions about values of tensors
         self.asked: list[fx.Node] = []  # what was asked
+        self.inside = 0  # how many checkpoints are open
+        self.regions: list[list[fx.Node]] = []  # what was added in each checkpoint
+        self.checkpointed: set[str] = set()  # relative paths of what was called with checkpoints
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
 
     def bind(self, value: Any, node: fx.Node) -> None:

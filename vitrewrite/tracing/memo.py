@@ -29,12 +29,17 @@ _STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", 
 
 @dataclass(frozen=True)
 class Entry:
-    """The outcome of a module call: its template, outputs, and the templates below it."""
+    """The outcome of a module call: its template, outputs, and the templates below it.
+
+    Attributes:
+        checkpointed: relative paths of what is computed again in backward; see `checkpoints`.
+    """
 
     template: Any
     outputs: Any
     witnesses: list[Any]
     assignments: dict[str, Any]
+    checkpointed: frozenset[str] = frozenset()
 
     def fresh(self, recorder: Recorder) -> Any:
         """New values of the same shapes, so that every call has outputs of its own."""

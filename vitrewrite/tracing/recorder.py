@@ -61,6 +61,7 @@ class Recorder(TorchFunctionMode):
         self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
         self.failed_in = ""
+        self.lost_checkpoints: set[str] = set()  # forwards, parts of which were checkpointed
 
     # -- frames ---------------------------------------------------------------------------------
 
