@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a model is kept: in results and what is written, and through `lower`."""
+"""Gradient checkpointing of a model is kept: in results, when written, and through `lower`."""
 
 from __future__ import annotations
 

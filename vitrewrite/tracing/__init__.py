@@ -12,13 +12,14 @@ from torch import fx, nn
 from ..context import LOCK
 from ..errors import CaptureError, VitrewriteError, shown
 from . import calls, construction, inputs, modes, tree
+from .caches import Caches, passed_by
 from .checkpoints import checkpoints_seen
 from .guards import check_input, is_guard
 from .limits import tracked_limits
 from .nodes import is_size
 from .pruning import pass_on, prune
 from .recorder import Recorder
-from .state import calls_seen_by, in_mode, preserved, tracked_builtins, uncached
+from .state import calls_seen_by, in_mode, preserved, tracked_builtins
 from .template import Template
 from .unit import checkpoint, copy_tree
 from .witness import IMAGE
@@ -37,9 +38,10 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     """
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
-    with LOCK, preserved(model), uncached(model), tracked_builtins(model):
-        evaluation = _trace(model, example, training=False)
-        training = _trace(model, example, training=True, other=evaluation.recorder)
+    with LOCK, preserved(model), tracked_builtins(model):
+        caches = Caches.of(model)
+        evaluation = _trace(model, example, caches, training=False)
+        training = _trace(model, example, caches, training=True, other=evaluation.recorder)
     merged = modes.merge(evaluation.assignments, training.assignments)
     _share_programs(model, merged)
     fixed = {**evaluation.fixed, **training.fixed}
@@ -130,7 +132,12 @@ class _Trace:
 
 
 def _trace(
-    model: nn.Module, example: Any, *, training: bool, other: Recorder | None = None
+    model: nn.Module,
+    example: Any,
+    caches: Caches,
+    *,
+    training: bool,
+    other: Recorder | None = None,
 ) -> _Trace:
     recorder = Recorder(model, other)
     args, kwargs = _primary(recorder, example)
@@ -143,7 +150,7 @@ def _trace(
     try:
         with (
             in_mode(model, training), calls_seen_by(handler), tracked_limits(recorder),
-            checkpoints_seen(recorder), recorder,
+            checkpoints_seen(recorder), passed_by(caches, recorder), recorder,
         ):  # fmt: skip
             entry = calls.trace_forward(recorder, model, "", args, kwargs, model.forward)
     except VitrewriteError:
