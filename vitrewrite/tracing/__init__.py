@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..context import LOCK
+from ..context import LOCK, same_randomness
 from ..errors import CaptureError, VitrewriteError, shown
 from . import calls, construction, inputs, modes, tree
 from .caches import Caches, passed_by
 from .checkpoints import checkpoints_seen
+from .escapes import AnewError
 from .guards import check_input, is_guard
 from .limits import tracked_limits
 from .nodes import is_size
@@ -38,7 +39,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     """
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
-    with LOCK, preserved(model), tracked_builtins(model):
+    with LOCK, same_randomness(), tracked_builtins(model):
         caches = Caches.of(model)
         evaluation = _trace(model, example, caches, training=False)
         training = _trace(model, example, caches, training=True, other=evaluation.recorder)
@@ -139,7 +140,22 @@ def _trace(
     training: bool,
     other: Recorder | None = None,
 ) -> _Trace:
-    recorder = Recorder(model, other)
+    anew: set[type] = set(other.anew) if other else set()
+    while True:
+        recorder = Recorder(model, other)
+        recorder.anew = anew
+        try:
+            with preserved(model):
+                return _traced(recorder, model, example, caches, training=training)
+        except AnewError as found:
+            if found.classes <= anew:
+                raise CaptureError("VR603", "a value leaves a call that did not run") from found
+            anew |= found.classes
+
+
+def _traced(
+    recorder: Recorder, model: nn.Module, example: Any, caches: Caches, *, training: bool
+) -> _Trace:
     args, kwargs = _primary(recorder, example)
 
     def handler(module: nn.Module, args: Any, kwargs: Any, run: Any) -> Any:

@@ -253,7 +253,10 @@ def _is_traced(value: Any) -> bool:
 
 
 class _Forgetful(dict[Any, Any]):
-    """A dict in whose stead it stands, without tensors; what a trace puts in stays in its frame."""
+    """A dict in whose stead it stands, without tensors.
+
+    What a trace puts in under a size stays in its frame: others have sizes of their own.
+    """
 
     def __init__(self, known: dict[Any, Any], recorder: Recorder) -> None:
         super().__init__({k: v for k, v in known.items() if not _is_traced(v)})
@@ -262,19 +265,19 @@ class _Forgetful(dict[Any, Any]):
 
     def _find(self, key: Any) -> tuple[Any, ...] | None:
         frame = self._recorder.frame if self._recorder.frames else None
-        return next((e for e in self._own if e[2] is frame and _same(e[0], key)), None)
+        return next((e for e in self._own if e[2] in (None, frame) and _same(e[0], key)), None)
 
     def __contains__(self, key: Any) -> bool:
         if self._find(key) is not None:
             return True
         # A table of sizes is looked up for good: what it says holds for one size.
-        return bool(len(self)) and super().__contains__(key)
+        return bool(super().__len__()) and super().__contains__(key)
 
     def __getitem__(self, key: Any) -> Any:
         found = self._find(key)
         if found is not None:
             return found[1]
-        if not len(self):
+        if not super().__len__():
             raise KeyError(key)
         return super().__getitem__(key)
 
@@ -285,7 +288,8 @@ class _Forgetful(dict[Any, Any]):
     def __setitem__(self, key: Any, value: Any) -> None:
         self._own = [e for e in self._own if e is not self._find(key)]
         if _is_traced((key, value)):
-            self._own.append((key, value, self._recorder.frame if self._recorder.frames else None))
+            frame = self._recorder.frame if self._recorder.frames and _is_traced(key) else None
+            self._own.append((key, value, frame))
         else:
             super().__setitem__(key, value)
 
@@ -294,6 +298,25 @@ class _Forgetful(dict[Any, Any]):
         if key not in self:
             self[key] = default
         return self[key]
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self._own)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        yield from (key for key, _, _ in self._own)
+
+    def keys(self) -> Any:
+        """All keys."""
+        return list(self)
+
+    def values(self) -> Any:
+        """All values."""
+        return [*super().values(), *(value for _, value, _ in self._own)]
+
+    def items(self) -> Any:
+        """All keys with their values."""
+        return list(zip(self, self.values(), strict=True))
 
     def __deepcopy__(self, memo: Any) -> dict[Any, Any]:
         return dict(self)

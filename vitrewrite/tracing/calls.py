@@ -39,15 +39,20 @@ def call_module(
 
 
 def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
+    passed = list(tree.passed(recorder.frame, (args, kwargs)))  # a list may grow meanwhile
     entry = _entry(recorder, module, path, args, kwargs)
     outputs = entry.fresh(recorder)
     frame = recorder.frame
     target = str(tree.relative(path, frame.path))
     if isinstance(entry.template, Template):
-        inputs = tuple(frame.arg(v) for v in tree.passed(frame, (args, kwargs)))
-        node = frame.graph.call_module(target, inputs)
+        traced = entry.frame
+        assert traced is not None
+        taken = () if traced.shared else traced.taken
+        given = (*passed, *taken)
+        node = frame.graph.call_module(target, frame.arg(given))
+        frame.calls.append((node, traced))
     else:
-        node = frame.graph.call_module(target, frame.arg(args), frame.arg(kwargs))
+        node = frame.graph.call_module(target, *frame.arg((args, kwargs)))
     _assign(frame, target, entry)
     _bind_outputs(frame, node, outputs)
     return outputs
@@ -63,11 +68,16 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
             recorder, module, leaf_class(module), args, kwargs
         )
     if found is None:
-        before = tree.signature_of_dict(module)
+        before, effects = tree.signature_of_dict(module), recorder.effects
         found = _first_call(recorder, module, path, args, kwargs)
         # Else the effects of the call could not be replayed.
-        if before == tree.signature_of_dict(module) and not hooks.hooked_below(module):
+        if before != tree.signature_of_dict(module):
+            recorder.effects += 1
+        once = type(module) in recorder.anew or (found.frame is not None and found.frame.taken)
+        if recorder.effects == effects and not once and not hooks.hooked_below(module):
             recorder.memo.entries[key] = found
+            if found.frame is not None:
+                found.frame.shared = True
     return found
 
 
@@ -118,7 +128,7 @@ def trace_forward(
             witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
         again, lost = checkpointed(frame)
         recorder.lost_checkpoints.update(lost)
-        entry = Entry(template, outputs, witnesses, frame.assignments, again)
+        entry = Entry(template, outputs, witnesses, frame.assignments, again, frame)
         return Outcome(entry, tuple(frame.asked))
 
     return explore(run, recorder.off, path).entry

@@ -11,20 +11,18 @@ from typing import Any
 
 from torch import nn
 
-from ..context import same_randomness
 from . import numbers
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Restores every attribute and container, and the random state, also after an error.
+    """Restores every attribute and container, also after an error.
 
     What was not changed is not touched: another thread may be running the model.
     """
     saved = [(m, dict(m.__dict__), _containers(m)) for m in model.modules()]
     try:
-        with same_randomness():
-            yield
+        yield
     finally:
         for module, attributes, containers in saved:
             for name in module.__dict__.keys() - attributes.keys():
