@@ -139,7 +139,7 @@ trained only as a whole
         """<command line>:1:7: VR601 a Linear does not say what its input is
     model silent.py:build
           ^^^^^^^^^^^^^^^
-  help: let the function that builds it say so: model.img_size = (224, 224)""",
+  help: give its input, such as input=1x3x224x224""",
     ),
     "a part that is selected twice": (
         ["plan", TRAIN.format("blocks[0] + blocks")],

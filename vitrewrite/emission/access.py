@@ -18,7 +18,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Attributes that every module has, and those that our own modules have besides.
 _HIDDEN = frozenset({
     *dir(nn.Module()), *(n for c in (Captured, Unit) for n in (*vars(c), *c.__annotations__)),
-    "classes", "programs", "example", "config", "pretrained_cfg",
+    "classes", "programs", "example", "config", "pretrained_cfg", "notes",
 })  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def is_chain(unit: Unit) -> bool:
     """Whether the unit just calls its numbered children in turn: an `nn.Sequential`."""
     if unit.template is None or unit.template.training or unit._parameters or unit._buffers:
         return False
-    if "example" in unit.__dict__:  # the root is a class of its own
+    if unit.checkpointing or "example" in unit.__dict__:  # the root is a class of its own
         return False
     nodes = [n for n in unit.template.graph.nodes if n.op != "output"]
     if not is_numbered(unit) or len(nodes) != len(unit._modules) + 1:

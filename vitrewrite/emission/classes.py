@@ -32,6 +32,7 @@ class Class:
     parameters: Parameters = field(default_factory=lambda: Parameters(0))
     graphs: tuple[fx.Graph, ...] = ()
     plain: bool = False  # whether its forward is written without loops
+    checkpointed: str | None = None  # when it is computed again in backward; "" is always
     used: set[int] = field(default_factory=set)  # ids of modules that some graph calls
 
     @property
@@ -172,6 +173,12 @@ class Classes:
             replace_literals(graph, i, {p: s for p, s in names.items() if s is not None})
             tidy(graph, cls.units)
             eliminate_dead_code(graph)
+        flags = [unit.checkpointing for unit in cls.units]
+        if any(flags):
+            differs = not all(flags)
+            cls.checkpointed = (
+                cls.parameters.express(flags, "checkpointed", "self.") if differs else ""
+            )
 
     def _argument(self, cls: Class, position: Position) -> Symbol | None:
         vector = tuple(found[position] for found in cls.literals)

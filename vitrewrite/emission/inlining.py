@@ -52,6 +52,8 @@ def steps(module: nn.Module) -> int:
     never = MAX_STEPS + 1
     if not isinstance(module, Unit) or module.template is None or module.template.training:
         return never
+    if module.checkpointing:
+        return never
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return never
     if module_has_effect(module):

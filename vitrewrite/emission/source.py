@@ -131,7 +131,9 @@ def _forward(cls: Class) -> list[str]:
     graph = cls.graphs[0]
     names = [str(n.meta.get("hint") or n.name) for n in graph.nodes if n.op == "placeholder"]
     names = _distinct(names)
-    head = wrap(f"def forward({', '.join(('self', *names))}):", WIDTH - 4)
+    arguments = ", ".join(("self", *names))
+    called, checkpointing = _checkpoint(cls, names)
+    head = wrap(f"def {called}({arguments}):", WIDTH - 4)
     body = body_lines(graph, cls.units, names, plain=cls.plain)
     if len(cls.graphs) == 2:
         training = body_lines(cls.graphs[1], cls.units, names, plain=cls.plain)
@@ -139,7 +141,24 @@ def _forward(cls: Class) -> list[str]:
             body = ["if not self.training:", f"    {body[0]}", *training]
         else:
             body = ["if self.training:", *_indent(training, 1), *body]
-    return [*head, *_indent(body, 1)]
+    own = [*head, *_indent(body, 1)]
+    if not checkpointing:
+        return own
+    return [*wrap(f"def forward({arguments}):", WIDTH - 4), *_indent(checkpointing, 1), "", *own]
+
+
+def _checkpoint(cls: Class, names: list[str]) -> tuple[str, list[str]]:
+    """What the method that computes is called, and the `forward` that checkpoints it, if any."""
+    if cls.checkpointed is None:
+        return "forward", []
+    called, given = "compute", ", ".join(names)
+    while called in cls.parameters.members or called in cls.parameters.vectors:
+        called += "_"
+    condition = f" and {cls.checkpointed}" if cls.checkpointed else ""
+    lines = [f"if self.training{condition}:"]
+    call = f"return checkpoint({', '.join((f'self.{called}', *names))}, use_reentrant=False)"
+    lines += _indent(wrap(call, WIDTH - 12), 1)
+    return called, [*lines, *wrap(f"return self.{called}({given})", WIDTH - 8)]
 
 
 _NO_ARGUMENT = CALLED | IMPORTED | {"self"}  # else the body could not use them

@@ -105,7 +105,8 @@ class Rewrite:
     @property
     def warnings(self) -> list[str]:
         """What is odd but not wrong, in the spec and on this model."""
-        return [*(w.render() for w in self.spec.warnings), *self.editor.warnings]
+        known = self.root.__dict__["notes"]
+        return [*(w.render() for w in self.spec.warnings), *known, *self.editor.warnings]
 
     @property
     def orders(self) -> tuple[Order, ...]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..context import LOCK
+from ..context import LOCK, same_randomness
 from ..errors import CaptureError, VitrewriteError, shown
 from . import calls, construction, inputs, modes, tree
+from .caches import Caches, passed_by
+from .checkpoints import checkpoints_seen
+from .escapes import AnewError
 from .guards import check_input, is_guard
 from .limits import tracked_limits
 from .nodes import is_size
 from .pruning import pass_on, prune
 from .recorder import Recorder
-from .state import calls_seen_by, in_mode, preserved, tracked_builtins, uncached
+from .state import calls_seen_by, in_mode, preserved, tracked_builtins
 from .template import Template
-from .unit import copy_tree
+from .unit import checkpoint, copy_tree
 from .witness import IMAGE
 
 
@@ -35,9 +39,10 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     """
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
-    with LOCK, preserved(model), uncached(model), tracked_builtins(model):
-        evaluation = _trace(model, example, training=False)
-        training = _trace(model, example, training=True, other=evaluation.recorder)
+    with LOCK, same_randomness(), tracked_builtins(model):
+        caches = Caches.of(model)
+        evaluation = _trace(model, example, caches, training=False)
+        training = _trace(model, example, caches, training=True, other=evaluation.recorder)
     merged = modes.merge(evaluation.assignments, training.assignments)
     _share_programs(model, merged)
     fixed = {**evaluation.fixed, **training.fixed}
@@ -49,11 +54,22 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     if IMAGE in fixed:
         _guard_input_size(merged[""], example)
     root = copy_tree(model, merged, _at_first_path(model, evaluation, training))
+    checkpoint(root, training.checkpointed)
+    root.__dict__["notes"] = tuple(_notes(training.recorder))
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
     root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
     root.__dict__["config"] = getattr(model, "config", None)
     return root
+
+
+def _notes(recorder: Recorder) -> Iterator[str]:
+    """What a user should know about how the model was captured."""
+    for path in sorted(recorder.lost_checkpoints):
+        yield (
+            f"{shown(path) if path else 'the model'} checkpoints a part of what it computes: of "
+            "that, the modules it calls are computed again in backward, the rest is kept in memory"
+        )
 
 
 def _share_programs(model: nn.Module, assigned: dict[str, Any]) -> None:
@@ -106,7 +122,10 @@ def _check_names(model: nn.Module) -> None:
 
 
 class _Trace:
-    def __init__(self, recorder: Recorder, assignments: dict[str, Any]) -> None:
+    def __init__(
+        self, recorder: Recorder, assignments: dict[str, Any], checkpointed: frozenset[str]
+    ) -> None:
+        self.checkpointed = checkpointed
         self.recorder = recorder
         self.assignments = assignments
         self.fixed = recorder.values.dead
@@ -114,9 +133,29 @@ class _Trace:
 
 
 def _trace(
-    model: nn.Module, example: Any, *, training: bool, other: Recorder | None = None
+    model: nn.Module,
+    example: Any,
+    caches: Caches,
+    *,
+    training: bool,
+    other: Recorder | None = None,
 ) -> _Trace:
-    recorder = Recorder(model, other)
+    anew: set[type] = set(other.anew) if other else set()
+    while True:
+        recorder = Recorder(model, other)
+        recorder.anew = anew
+        try:
+            with preserved(model):
+                return _traced(recorder, model, example, caches, training=training)
+        except AnewError as found:
+            if found.classes <= anew:
+                raise CaptureError("VR603", "a value leaves a call that did not run") from found
+            anew |= found.classes
+
+
+def _traced(
+    recorder: Recorder, model: nn.Module, example: Any, caches: Caches, *, training: bool
+) -> _Trace:
     args, kwargs = _primary(recorder, example)
 
     def handler(module: nn.Module, args: Any, kwargs: Any, run: Any) -> Any:
@@ -125,7 +164,10 @@ def _trace(
         return calls.call_module(recorder, module, args, kwargs, run)
 
     try:
-        with in_mode(model, training), calls_seen_by(handler), tracked_limits(recorder), recorder:
+        with (
+            in_mode(model, training), calls_seen_by(handler), tracked_limits(recorder),
+            checkpoints_seen(recorder), passed_by(caches, recorder), recorder,
+        ):  # fmt: skip
             entry = calls.trace_forward(recorder, model, "", args, kwargs, model.forward)
     except VitrewriteError:
         raise
@@ -134,7 +176,7 @@ def _trace(
         raise CaptureError(
             "VR602", f"{type(model).__name__} cannot be captured: in '{where}': {error}"
         ) from error
-    return _Trace(recorder, {"": entry.template, **entry.assignments})
+    return _Trace(recorder, {"": entry.template, **entry.assignments}, entry.checkpointed)
 
 
 def _primary(recorder: Recorder, example: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from ..errors import CaptureError
 from . import hooks, tree
 from .branches import Outcome, explore
+from .checkpoints import checkpointed
 from .frame import Frame, getitem
 from .leaves import is_leaf, leaf_class, run_leaf, torch_base
 from .memo import Entry
@@ -38,15 +39,20 @@ def call_module(
 
 
 def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
+    passed = list(tree.passed(recorder.frame, (args, kwargs)))  # a list may grow meanwhile
     entry = _entry(recorder, module, path, args, kwargs)
     outputs = entry.fresh(recorder)
     frame = recorder.frame
     target = str(tree.relative(path, frame.path))
     if isinstance(entry.template, Template):
-        inputs = tuple(frame.arg(v) for v in tree.passed(frame, (args, kwargs)))
-        node = frame.graph.call_module(target, inputs)
+        traced = entry.frame
+        assert traced is not None
+        taken = () if traced.shared else traced.taken
+        given = (*passed, *taken)
+        node = frame.graph.call_module(target, frame.arg(given))
+        frame.calls.append((node, traced))
     else:
-        node = frame.graph.call_module(target, frame.arg(args), frame.arg(kwargs))
+        node = frame.graph.call_module(target, *frame.arg((args, kwargs)))
     _assign(frame, target, entry)
     _bind_outputs(frame, node, outputs)
     return outputs
@@ -62,11 +68,16 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
             recorder, module, leaf_class(module), args, kwargs
         )
     if found is None:
-        before = tree.signature_of_dict(module)
+        before, effects = tree.signature_of_dict(module), recorder.effects
         found = _first_call(recorder, module, path, args, kwargs)
         # Else the effects of the call could not be replayed.
-        if before == tree.signature_of_dict(module) and not hooks.hooked_below(module):
+        if before != tree.signature_of_dict(module):
+            recorder.effects += 1
+        once = type(module) in recorder.anew or (found.frame is not None and found.frame.taken)
+        if recorder.effects == effects and not once and not hooks.hooked_below(module):
             recorder.memo.entries[key] = found
+            if found.frame is not None:
+                found.frame.shared = True
     return found
 
 
@@ -115,7 +126,9 @@ def trace_forward(
         template = Template.of(module, frame.graph)
         with recorder.off():
             witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
-        entry = Entry(template, outputs, witnesses, frame.assignments)
+        again, lost = checkpointed(frame)
+        recorder.lost_checkpoints.update(lost)
+        entry = Entry(template, outputs, witnesses, frame.assignments, again, frame)
         return Outcome(entry, tuple(frame.asked))
 
     return explore(run, recorder.off, path).entry
@@ -136,6 +149,7 @@ def _leaf(
 def _assign(frame: Frame, target: str, entry: Entry) -> None:
     found = {target: entry.template}
     found |= {f"{target}.{path}": template for path, template in entry.assignments.items()}
+    frame.checkpointed |= {f"{target}.{path}".rstrip(".") for path in entry.checkpointed}
     for path, template in found.items():
         known = frame.assignments.setdefault(path, template)
         if known is template:

@@ -35,6 +35,7 @@ class Captured(Unit):
         graph = fx.Graph()
         _inline(self, "", graph, None)
         result = fx.GraphModule(self, graph, class_name=type(self).__name__)
+        result.meta["example"] = self.__dict__["example"]
         return result.train(self.training)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import CaptureError
+from .escapes import bring
 from .numbers import Int, Tracked, make
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ class Frame:
         self.hinted: set[int] = set()
         self.decisions = decisions  # answers to the first questions about values of tensors
         self.asked: list[fx.Node] = []  # what was asked
+        self.parent: Frame | None = recorder.frames[-1] if recorder.frames else None
+        self.calls: list[tuple[fx.Node, Frame]] = []  # what was traced when it was called here
+        self.moved = 0  # how often a call came to return more than it did
+        self.taken: list[Any] = []  # values of forwards around this one, inputs besides its own
+        self.shared = False  # whether other calls have its program, without having run
+        self.inside = 0  # how many checkpoints are open
+        self.regions: list[list[fx.Node]] = []  # what was added in each checkpoint
+        self.checkpointed: set[str] = set()  # relative paths of what was called with checkpoints
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
 
     def bind(self, value: Any, node: fx.Node) -> None:
@@ -56,23 +65,47 @@ class Frame:
             self.nodes.setdefault(id(value), node)
         return node
 
+    def take(self, value: Any) -> None:
+        """Adds an input for a value that a forward around this one has."""
+        nodes = list(self.graph.nodes)
+        inputs = [n for n in nodes if n.op == "placeholder"]
+        first = None if inputs or not nodes else nodes[0]
+        inserting = self.graph.inserting_after if inputs else self.graph.inserting_before
+        with inserting(inputs[-1] if inputs else first):
+            node = self.placeholder("given", value)
+        node.meta["argument"] = "given"
+        self.nodes[id(value)] = node
+        self.recorder.values.keep(value)
+        self.taken.append(value)
+
+    def item(self, node: fx.Node, index: int) -> fx.Node:
+        """Adds `node[index]`."""
+        return getitem(self, node, index)
+
     def emit_function(self, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
         """Adds a call whose arguments are nodes and constants already."""
         return self.graph.call_function(target, args)
 
     def arg(self, value: Any) -> Any:
         """What stands for `value` in an argument list of this graph."""
+        moved = self.moved
+        found = self._standing(value)
+        return found if self.moved == moved else self._standing(value)
+
+    def _standing(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if isinstance(value, Tracked):
-            return self._number(value)
+            return self.number(value)
         if isinstance(value, (tuple, list)):
-            items = [self.arg(v) for v in value]
+            items = [self._standing(v) for v in value]
             return items if isinstance(value, list) else tuple(items)
         if isinstance(value, dict):
-            return {k: self.arg(v) for k, v in value.items()}
+            return {k: self._standing(v) for k, v in value.items()}
         if isinstance(value, slice):
-            return slice(self.arg(value.start), self.arg(value.stop), self.arg(value.step))
+            return slice(
+                self._standing(value.start), self._standing(value.stop), self._standing(value.step)
+            )
         if isinstance(value, (torch.dtype, torch.device)):
             return self._read(value)
         return value
@@ -80,12 +113,21 @@ class Frame:
     def _tensor(self, value: torch.Tensor) -> fx.Node:
         node = self.nodes.get(id(value))
         if node is None:
+            node = bring(self, value)
+        if node is None:
             node = self.graph.get_attr(self.recorder.owner(self, value))
             self.bind(value, node)
         return node
 
-    def _number(self, value: Tracked) -> Any:
+    def number(self, value: Tracked) -> Any:
+        """What stands for a tracked number.
+
+        Raises:
+            CaptureError: VR603 if no forward around has it.
+        """
         node = self.nodes.get(id(value))
+        if node is None and value.frame is not self:
+            node = bring(self, value)
         if node is not None:
             return node
         if value.frame is not self:

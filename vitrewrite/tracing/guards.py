@@ -61,7 +61,7 @@ def require(
 ) -> None:
     """Adds a guard that `op(*args)` is `outcome`; it goes if `deps` turn out to be fixed."""
     target = op if outcome else _OPPOSITE[op]
-    node_args = tuple(frame.arg(a) for a in args)
+    node_args = frame.arg(tuple(args))
     for node in frame.graph.nodes:
         if node.meta.get("guard") is not None and _is_call(node.args[0], target, node_args):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -63,4 +64,9 @@ def run_leaf(
     """The leaf's output on meta, whatever device its weights are on."""
     tensors = (*module.named_parameters(), *module.named_buffers())
     state = {name: meta(tensor) for name, tensor in tensors}
-    return torch.func.functional_call(module, state, args, kwargs)
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+    try:  # hooks run once, where the module is called
+        return torch.func.functional_call(module, state, args, kwargs)
+    finally:
+        module._forward_hooks, module._forward_pre_hooks = hooks

@@ -21,6 +21,7 @@ from .hooks import TABLES
 from .numbers import Float, Int, plain
 
 if TYPE_CHECKING:
+    from .frame import Frame
     from .recorder import Recorder
 
 _STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", *TABLES}
@@ -29,12 +30,19 @@ _STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", 
 
 @dataclass(frozen=True)
 class Entry:
-    """The outcome of a module call: its template, outputs, and the templates below it."""
+    """The outcome of a module call: its template, outputs, and the templates below it.
+
+    Attributes:
+        frame: where it was traced, if it was.
+        checkpointed: relative paths of what is computed again in backward; see `checkpoints`.
+    """
 
     template: Any
     outputs: Any
     witnesses: list[Any]
     assignments: dict[str, Any]
+    checkpointed: frozenset[str] = frozenset()
+    frame: Frame | None = None
 
     def fresh(self, recorder: Recorder) -> Any:
         """New values of the same shapes, so that every call has outputs of its own."""

@@ -98,9 +98,7 @@ def apply(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         _evaluate(op, [a.witnesses[i] if isinstance(a, Tracked) else a for a in args])
         for i in range(len(tracked[0].witnesses))
     )
-    result = make(
-        frame, value, witnesses, lambda: frame.emit_function(op, tuple(map(frame.arg, args)))
-    )
+    result = make(frame, value, witnesses, lambda: frame.emit_function(op, frame.arg(args)))
     if isinstance(result, Tracked):  # keeps `x % 7` dependent even where witnesses agree on it
         alive = [a.deps for a in tracked]
         result.deps = frozenset().union(*alive)

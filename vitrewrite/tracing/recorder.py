@@ -61,6 +61,9 @@ class Recorder(TorchFunctionMode):
         self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
         self.failed_in = ""
+        self.effects = 0  # calls that changed an attribute of their module
+        self.anew: set[type] = set()  # classes whose modules are traced each for itself
+        self.lost_checkpoints: set[str] = set()  # forwards, parts of which were checkpointed
 
     # -- frames ---------------------------------------------------------------------------------
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from ..context import same_randomness
 from . import numbers
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Restores every attribute and container, and the random state, also after an error.
+    """Restores every attribute and container, also after an error.
 
     What was not changed is not touched: another thread may be running the model.
     """
     saved = [(m, dict(m.__dict__), _containers(m)) for m in model.modules()]
     try:
-        with same_randomness():
-            yield
+        yield
     finally:
         for module, attributes, containers in saved:
             for name in module.__dict__.keys() - attributes.keys():
@@ -104,26 +100,6 @@ def tracked_builtins(model: nn.Module) -> Iterator[None]:
             del space[name]
 
 
-@contextmanager
-def uncached(model: nn.Module) -> Iterator[None]:
-    """Bypasses `functools.lru_cache` around functions and methods of the model's modules.
-
-    A cache filled while tracing would hand traced values to the user's model later on.
-    """
-    undo: list[Callable[[], None]] = []
-    try:
-        for space in _spaces(model):
-            for name, value in list(space.items()):
-                undo += _bypassed(functools.partial(space.__setitem__, name), value)
-        for cls in _classes(model):
-            for name, value in list(vars(cls).items()):
-                undo += _bypassed(functools.partial(setattr, cls, name), value)
-        yield
-    finally:
-        for each in reversed(undo):
-            each()
-
-
 def _classes(model: nn.Module) -> list[type]:
     """The classes that the model's forwards are in, without torch's."""
     found = {c: None for m in model.modules() for c in type(m).__mro__}
@@ -142,31 +118,6 @@ def _spaces(model: nn.Module) -> list[dict[str, Any]]:
             if space is not None:
                 found[id(space)] = space
     return list(found.values())
-
-
-def _bypassed(put: Callable[[Any], None], value: Any) -> list[Callable[[], None]]:
-    """Takes the cache off an attribute or out of a wrapper's closure; how to put it back."""
-    kind = type(value) if isinstance(value, (staticmethod, classmethod)) else None
-    function = value.__func__ if kind else value
-    if isinstance(function, functools._lru_cache_wrapper):
-        plain = function.__wrapped__
-        put(kind(plain) if kind else plain)
-        return [functools.partial(put, value)]
-    undo: list[Callable[[], None]] = []
-    closure = function.__closure__ if isinstance(function, FunctionType) else None
-    for cell in closure or ():
-        cached = _content(cell)
-        if isinstance(cached, functools._lru_cache_wrapper):
-            cell.cell_contents = cached.__wrapped__
-            undo.append(functools.partial(setattr, cell, "cell_contents", cached))
-    return undo
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty cell
-        return None
 
 
 @contextmanager

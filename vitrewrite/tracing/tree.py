@@ -119,4 +119,5 @@ def bind_arguments(frame: Frame, module: nn.Module, args: Any, kwargs: Any) -> N
 
 def signature_of_dict(module: nn.Module) -> dict[str, int]:
     """Identity of every attribute: a forward that changes one must not be memoised."""
-    return {k: id(v) for k, v in module.__dict__.items()}
+    found = module.__dict__.items()
+    return {k: id(v) + len(v) if isinstance(v, (list, dict, set)) else id(v) for k, v in found}
