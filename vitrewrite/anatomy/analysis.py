@@ -16,7 +16,8 @@ from .kinds import FUSED_ATTENTION, is_norm, matrix, norm_path
 from .pixels import joins, pixel_decoder
 from .queries import Finder, find_chain
 from .sites import Anatomy, Attention, Block, Linear, Place, Stream
-from .stream import final_norms, find_stem, find_stream, heads, late_tokens, patch_embed
+from .stem import find_stem
+from .stream import final_norms, find_stream, heads, late_tokens, patch_embed
 from .trunk import Sets, Trunk, find_trunk, residual_sums
 
 
@@ -45,7 +46,7 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
     notes = assembler.notes
     norm = None if chain else _final_norm(flow, trunk, assembler, notes)
     head = heads(flow, trunk.sums)
-    stem = find_stem(trunk.groups[0].first.point, sets) if blocks else None
+    stem = find_stem(trunk.groups[0].first.point, flow, sets) if blocks else None
     pixels = decoder = None
     if chain is not None:
         inner = find_trunk(flow, attentions, sets, residuals, scales)

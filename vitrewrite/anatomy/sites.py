@@ -122,6 +122,7 @@ class Stream:
     prefix_tokens: int = 0  # how many tokens the prefix is
     suffix_tokens: int = 0  # how many tokens stand behind the patches
     readout: tuple[int, ...] | None = None  # the tokens that the head reads; None: others too
+    bounds: tuple[int, ...] = ()  # where what is behind the blocks cuts the tokens, by position
     patches: Place | None = None  # a map of the patches, in the layout of convolutions or NHWC
 
 
