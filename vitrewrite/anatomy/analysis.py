@@ -10,6 +10,7 @@ from torch import nn
 from ..tracing.unit import Unit
 from .attention import Core, cores
 from .blocks import Assembler, Notes, Parts, place, site
+from .cuts import with_tokens
 from .decoder import Decoder, PixelDecoder
 from .flow import Flow, Op, flatten, union
 from .kinds import FUSED_ATTENTION, is_norm, matrix, norm_path
@@ -72,7 +73,8 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
         first = blocks[0].linears
         stream = find_stream(flow, trunk.groups, stem, first[0].in_features if first else None)
         embed = patch_embed(flow, stem, trunk.groups, sets)
-        anatomy = replace(anatomy, stream=stream, patch_embed=embed)
+        blocks = with_tokens(blocks, flow, trunk.groups) if stream.layout == "sequence" else blocks
+        anatomy = replace(anatomy, stream=stream, patch_embed=embed, blocks=blocks)
         _note_stream(notes, flow, trunk, stem.suffix, sets)
     else:
         notes.add("no residual blocks found")

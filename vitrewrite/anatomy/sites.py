@@ -85,6 +85,14 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where a block cuts its tokens at a fixed number, or takes one out: the prefix, as a rule."""
+
+    place: Place  # an index, a `narrow` or a `split`
+    axis: int  # of the tokens, in what is cut
+
+
+@dataclass(frozen=True)
 class Block:
     """A residual block: `input` + branch = `mid`, + branch = `output`.
 
@@ -104,6 +112,8 @@ class Block:
     norm1: str | None  # module paths
     norm2: str | None
     linears: tuple[Linear, ...] = ()  # every matrix in the block, in order of use
+    tokens: int | None = None  # how many its stream has, if that is a sequence
+    cuts: tuple[Cut, ...] = ()  # where it cuts them at fixed numbers
 
     @property
     def path(self) -> str:

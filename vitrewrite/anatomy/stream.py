@@ -59,7 +59,7 @@ def find_stream(flow: Flow, groups: list[Group], stem: Stem, width: int | None) 
         extra = sum(n for _, n in stem.prefix + stem.suffix)
         patches = _patches(flow, entry, tokens - extra)
         grid = None if patches is None else (patches.shape[2], patches.shape[3])
-    read = reads(groups[-1].last.sum)
+    read = reads(groups[-1].last.sum, flow.outputs)
     return Stream(
         layout, tuple(p for p, _ in stem.prefix), tokens, grid,
         prefix_tokens=sum(n for _, n in stem.prefix),
@@ -83,11 +83,13 @@ class Reads(NamedTuple):
     others: bool
 
 
-def reads(last: Op) -> Reads:
-    """What is read of the last block's result."""
+def reads(last: Op, outputs: list[Op]) -> Reads:
+    """What is read of the last block's result; what the model returns as it is, is read whole."""
     queue, found, bounds, others = [last], set[int](), set[int](), False
     while queue:
-        for user in queue.pop().users:
+        op = queue.pop()
+        others = others or op in outputs
+        for user in op.users:
             index: Any = user.node.args[1] if user.name == "getitem" else None
             cut = index[1] if isinstance(index, tuple) and len(index) > 1 else None
             if is_norm(user) or user.name in PASSES | PRODUCTS | {"Dropout"}:
