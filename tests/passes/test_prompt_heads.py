@@ -27,7 +27,8 @@ def build(name: str, **more: Any) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    # Torch takes another kernel for weights that ask for a gradient: those of a rewrite do not.
+    return model.requires_grad_(False)
 
 
 def by_hooks(
@@ -112,10 +113,12 @@ def test_heads_and_positions(name: str) -> None:
         for batch in (1, 3):
             x = torch.randn(batch, 3, size, size)
             assert torch.equal(rewritten.module(x), base(x))
-        if name.endswith("class"):  # whose last prompts nobody reads
-            lowered = vr.lower(rewritten)
-            assert lowered.report["tokens"] == [tokens[0]] * 3
-            torch.testing.assert_close(lowered.module(x), base(x), rtol=1e-4, atol=2e-5)
+        lowered = vr.lower(rewritten)
+        alone = name.endswith("class")  # the last prompts are read by nobody, and all become keys
+        assert lowered.report["tokens"] == ([tokens[0]] * 3 if alone else tokens)
+        torch.testing.assert_close(lowered.module(x), base(x), rtol=1e-4, atol=2e-5)
+        if name == "dinov3":  # whose own casts keep the positions' periods in float32
+            return
         x, wide = x.bfloat16(), base.bfloat16()
         assert torch.equal(rewritten.module.bfloat16()(x), wide(x))
 

@@ -21,18 +21,19 @@ def lengthen(editor: Editor, cut: Cut, start: int, count: int) -> None:
     def moved(bound: Any) -> Any:
         return bound + count if type(bound) is int and bound >= first else bound
 
-    if node.target == "narrow" or getattr(node.target, "__name__", "") == "narrow":
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    index: Any = node.args[1]
+    if name == "narrow":
         _move_narrow(node, moved)
-    elif isinstance(node.args[1], slice):
-        node.update_arg(1, _slice(node.args[1], moved))
-    elif getattr(node.target, "__name__", "") == "getitem":
-        index: Any = node.args[1]
+    elif name != "getitem":
+        _move_split(node, first, count)
+    elif isinstance(index, slice):
+        node.update_arg(1, _slice(index, moved))
+    else:
         number = _item(index, cut.axis, node)
         item = index[number]
         new = _slice(item, moved) if isinstance(item, slice) else moved(item)
         node.update_arg(1, (*index[:number], new, *index[number + 1 :]))
-    else:
-        _move_split(node, first, count)
 
 
 def _slice(item: slice, moved: Any) -> slice:
@@ -57,14 +58,14 @@ def _item(index: tuple[Any, ...], axis: int, node: fx.Node) -> int:
 
 def _move_narrow(node: fx.Node, moved: Any) -> None:
     """`narrow(axis, start, length)`."""
+    args: tuple[Any, ...] = node.args
+    kwargs: dict[str, Any] = dict(node.kwargs)
     names = ("start", "length")
-    start, length = (
-        node.args[i] if len(node.args) > i else node.kwargs[n] for i, n in enumerate(names, 2)
-    )
+    start, length = (args[i] if len(args) > i else kwargs[n] for i, n in enumerate(names, 2))
     begin = moved(start) if start else start
     values = begin, moved(start + length) - begin if type(length) is int else length
     for i, (name, value) in enumerate(zip(names, values, strict=True), 2):
-        if len(node.args) > i:
+        if len(args) > i:
             node.update_arg(i, value)
         else:
             node.update_kwarg(name, value)
