@@ -68,7 +68,7 @@ class Cuts:
 def _bounds(op: Op) -> set[int]:
     """The axes along which an op cuts at fixed numbers."""
     node, rank = op.node, len(op.inputs[0].shape) if op.inputs else 0
-    if op.name == "getitem" and rank:
+    if op.name in ("getitem", "setitem") and rank:
         index: Any = node.args[1]
         if isinstance(index, slice):
             index = (index,)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import fx
 
 from ..anatomy.sites import Cut
+from ..tracing.numbers import plain
 from .editor import Editor
+from .slices import ahead
 
 
 def lengthen(editor: Editor, cut: Cut, start: int, count: int) -> None:
@@ -25,7 +28,9 @@ def lengthen(editor: Editor, cut: Cut, start: int, count: int) -> None:
     index: Any = node.args[1]
     if name == "narrow":
         _move_narrow(node, moved)
-    elif name != "getitem":
+    elif name == "tensor_split":
+        node.update_arg(1, type(index)(moved(bound) for bound in index))
+    elif name not in ("getitem", "setitem"):
         _move_split(node, first, count)
     elif isinstance(index, slice):
         node.update_arg(1, _slice(index, moved))
@@ -80,6 +85,20 @@ def _move_split(node: fx.Node, first: int, count: int) -> None:
             return  # it follows the tokens
         end += size
         if end >= first:
-            grown = [*sizes[:number], size + count, *sizes[number + 1 :]]
-            node.update_arg(1, type(sizes)(grown))
+            rest = [_shorter(node, s, count) for s in sizes[number + 1 :]]
+            node.update_arg(1, type(sizes)([*sizes[:number], size + count, *rest]))
             return
+
+
+def _shorter(split: fx.Node, size: Any, count: int) -> Any:
+    """The size of a later piece: less by `count` if it is what the other pieces leave over."""
+    source = split.args[0]
+    assert isinstance(source, fx.Node)
+    if not isinstance(size, fx.Node) or not ahead([size]) & ahead([source]):
+        return size
+    if size.target is operator.sub and size.args[1] == -count:
+        return size.args[0]
+    with split.graph.inserting_before(split):
+        made = split.graph.call_function(operator.sub, (size, count))
+    made.meta["val"] = plain(size.meta["val"]) - count
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ...anatomy.sites import Attention, Block, Place
 from ...tracing import inputs
 from ...tracing.leaves import changed_by
 from ...tracing.nodes import is_size
+from ...tracing.operators import is_inplace
 from .. import wiring
 from ..editor import after
 from ..evaluate import Evaluation
@@ -232,6 +234,7 @@ class AttentionSite(BoundSite):
         biased = len(changed_by(module)) == 3
         hints = ("keys", "values", "bias") if biased else ("keys", "values")
         results = self.put(module, self._unit, (k, v), hints)
+        _settle(core, (k, v), results)
         _set_operand(core, 1, results[0])
         _set_operand(core, 2, results[1])
         pads = (rows, 0) if before else (0, rows)
@@ -276,6 +279,7 @@ class AttentionSite(BoundSite):
         if any(n in tokens for n in ahead([bias]) if n.op == "placeholder" or is_size(n)):
             return
         (made,) = self.put(module, self._unit, (bias,), ("bias",), name=f"{self._stem}_bias")
+        _settle(core, (bias,), (made,))
         _set_operand(core, 3, made)
 
     def keys_and_values(
@@ -294,35 +298,24 @@ class AttentionSite(BoundSite):
         Raises:
             RewriteError: VR410 if they hang on the other tokens, or on the image.
         """
-        found = [
-            self._seen(at, rows, start, fill) for fill in ((0.0, 1.0) if self._cut else (None,))
-        ]
-        for first, again in zip(found[0], found[-1], strict=True):
-            if not first.is_meta and not torch.equal(first, again):
-                raise self.unfit("the keys of the tokens in front hang on the image")
+        fills = (0.0,) if rows.is_meta else (0.0, 1.0)
+        found = [self._seen(at, rows, start, fill) for fill in fills]
+        if any(not torch.equal(*pair) for pair in zip(*found, strict=True) if len(pair) > 1):
+            raise self.unfit("the keys of the tokens in front hang on the image")
         return found[0]
 
-    @property
-    def _cut(self) -> bool:
-        """Whether the block tells its tokens apart by how many are in front."""
-        return self.owner is not None and bool(self.owner.cuts)
-
     def _seen(
-        self, at: Place, rows: torch.Tensor, start: int, fill: float | None
+        self, at: Place, rows: torch.Tensor, start: int, fill: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of rows alone, or among other tokens, all filled with one number."""
-        core = self._core()
-        given = {at: rows[None]}
-        if fill is not None:
-            assert self.owner is not None
-            assert self.owner.tokens is not None
-            others = rows.new_full((self.owner.tokens, rows.shape[1]), fill)
-            given[at] = torch.cat([others[:start], rows, others[start:]])[None]
-            given |= self._image(rows, fill)
-        run = Evaluation(self.editor, given)
+        """Keys and values of rows among as many tokens as there are, all filled with one number.
+
+        Rows alone would be another model's: positions are given to tokens by where they stand.
+        """
+        core, count = self._core(), self.owner.tokens if self.owner else None
+        others = rows.new_full((count or start, rows.shape[1]), fill)
+        given = {at: torch.cat([others[:start], rows, others[start:]])[None]}
+        run = Evaluation(self.editor, given | self._image(rows, fill))
         k, v = (run.value(self._unit, _of_tokens(_operand(core, i)))[0] for i in (1, 2))
-        if fill is None:
-            return k, v
         return k[:, start : start + len(rows)], v[:, start : start + len(rows)]
 
     def _image(self, like: torch.Tensor, fill: float) -> dict[Place, torch.Tensor]:
@@ -408,6 +401,16 @@ def _set_operand(core: fx.Node, index: int, value: fx.Node) -> None:
         core.update_arg(index, value)
     else:
         core.update_kwarg(_OPERANDS[index], value)
+
+
+def _settle(core: fx.Node, given: Sequence[fx.Node], results: Sequence[fx.Node]) -> None:
+    """Moves a call behind what changes its arguments in place, as the attention reads them."""
+    if not any(is_inplace(user.target) for node in given for user in node.users):
+        return
+    call = results[0] if results[0].op == "call_module" else results[0].args[0]
+    assert isinstance(call, fx.Node)
+    for node in (call, *(r for r in results if r is not call)):
+        core.prepend(node)
 
 
 def _of_tokens(node: fx.Node) -> fx.Node:
