@@ -13,7 +13,7 @@ from .blocks import Assembler, Notes, Parts, place, site
 from .cuts import with_tokens
 from .decoder import Decoder, PixelDecoder
 from .flow import Flow, Op, flatten, union
-from .kinds import FUSED_ATTENTION, is_norm, matrix, norm_path
+from .kinds import FUSED_ATTENTION, is_norm, layer_matrix, matrix, norm_path
 from .pixels import joins, pixel_decoder
 from .queries import Finder, find_chain
 from .sites import Anatomy, Attention, Block, Linear, Place, Stream
@@ -137,7 +137,7 @@ def _calls(flow: Flow) -> dict[tuple[str, int], tuple[Place, ...]]:
     """Where matrices and norms are applied; what a unit does each time that it runs counts once."""
     found: dict[tuple[str, int], dict[Place, None]] = {}
     for op in flow.ops:
-        if (weight := matrix(op)) is not None:
+        if (weight := layer_matrix(op)) is not None:
             key = weight.path, weight.rows[0] if weight.rows else 0
         elif is_norm(op):
             key = f"{norm_path(op)}.weight", 0

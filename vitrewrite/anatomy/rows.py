@@ -24,6 +24,7 @@ from .kinds import (
     VIEWS,
     is_conv,
     is_depthwise,
+    layer_matrix,
     matrix,
 )
 from .values import concrete
@@ -54,6 +55,16 @@ class Rows:
         rows = self.rows()
         low, high = min(rows), max(rows) + 1
         return (low, high) if high - low == len(rows) else None
+
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The rows as half-open ranges, in order."""
+        found: list[tuple[int, int]] = []
+        for row in sorted(self.rows()):
+            if found and found[-1][1] == row:
+                found[-1] = found[-1][0], row + 1
+            else:
+                found.append((row, row + 1))
+        return tuple(found)
 
     def rows(self) -> frozenset[int]:
         """The numbers of the rows that are shown, as far as they are known."""
@@ -154,10 +165,13 @@ def _is_barrier(op: Op) -> bool:
 
 
 def _base(op: Op) -> Rows | None:
-    weight = matrix(op)
+    weight = layer_matrix(op)
     if weight is None or not op.shape:
         return None
-    return Rows(op, torch.arange(weight.out_features, device="cpu").expand(op.shape))
+    numbers = torch.arange(weight.out_features, device="cpu")
+    if matrix(op) is None:  # of a convolution, whose channels are the second axis
+        numbers = numbers.reshape(-1, *[1] * (len(op.shape) - 2))
+    return Rows(op, numbers.expand(op.shape))
 
 
 def _combine(op: Op, parts: list[Rows | None]) -> Rows | None:

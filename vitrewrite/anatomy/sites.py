@@ -36,6 +36,13 @@ class Linear:
     out_features: int  # number of rows of this site
     rows: tuple[int, int] | None = None  # half-open range of a fused weight, None for all of it
     offset: int = 0  # the first row that the call applies, where it applies a piece of the weight
+    pieces: tuple[tuple[int, int], ...] = ()  # the rows where they have gaps, as of heads in turn
+    axis: int = -1  # of the features in what goes in and out: 1 for a pointwise convolution
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """All rows of this site as half-open ranges, in order."""
+        return self.pieces or (self.rows or (0, self.out_features),)
 
     @property
     def path(self) -> str:
