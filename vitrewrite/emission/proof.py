@@ -190,12 +190,19 @@ def _called(terms: Terms, child: nn.Module, args: Any, kwargs: Any, training: bo
 
 def _printed(terms: Terms, unit: Unit, training: bool) -> Any:
     """The printed forward of a unit, with torch replaced by what makes terms."""
-    forward = type(unit).forward
-    assert isinstance(forward, FunctionType)
+    return _bound(type(unit).forward, _Stand(terms, unit, training), terms)
+
+
+def _bound(method: Any, stand: _Stand, terms: Terms) -> Any:
     names = {"torch": _Library(terms, torch), "F": _Library(terms, F), "nn": _Library(terms, nn)}
-    space = {**forward.__globals__, **names, "math": math}
-    function = FunctionType(forward.__code__, space, forward.__name__, forward.__defaults__)
-    return function.__get__(_Stand(terms, unit, training))
+    space = {**method.__globals__, **names, "math": math, "checkpoint": _checkpoint}
+    function = FunctionType(method.__code__, space, method.__name__, method.__defaults__)
+    return function.__get__(stand)
+
+
+def _checkpoint(compute: Any, *args: Any, **_: Any) -> Any:
+    """What is computed again in backward is computed once."""
+    return compute(*args)
 
 
 class _Library:
@@ -239,6 +246,9 @@ class _Stand:
             return {k: self._child(m) for k, m in module._modules.items()}
         if name in ("_parameters", "_buffers"):
             return {k: self._tensor(t) for k, t in getattr(module, name).items() if t is not None}
+        method = getattr(type(module), name, None)
+        if isinstance(method, FunctionType):  # a part of the printed class
+            return _bound(method, self, self._terms)
         return getattr(module, name)
 
     __getattr__ = member

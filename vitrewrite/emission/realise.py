@@ -59,7 +59,8 @@ def _become(unit: Unit, table: Classes, found: dict[str, type[Unit]]) -> None:
         unit.__class__ = Chain
         return
     cls = table.of[id(unit)]
-    if cls.name not in found:  # nothing calls it and it holds nothing
+    if cls not in table.all:  # nothing calls it and it holds nothing: it runs its graph
+        unit.__class__ = Unit
         return
     unit.__class__ = found[cls.name]
     index = next(i for i, u in enumerate(cls.units) if u is unit)
