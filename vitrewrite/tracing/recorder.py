@@ -237,10 +237,11 @@ class Recorder(TorchFunctionMode):
             return result
         if isinstance(result, (tuple, list)):
             node.meta["arity"] = len(result)
-            return tuple(
+            items = [
                 self._bind(frame, getitem(frame, node, i), r, [o and o[i] for o in others])
                 for i, r in enumerate(result)
-            )
+            ]
+            return tree.rebuilt(tuple(result) if isinstance(result, list) else result, items)
         return result
 
     # -- guards and names -----------------------------------------------------------------------

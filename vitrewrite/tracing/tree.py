@@ -82,8 +82,7 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, torch.Size):
         return torch.Size(map_leaves(function, v) for v in value)
     if isinstance(value, tuple):
-        items = [map_leaves(function, v) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return rebuilt(value, [map_leaves(function, v) for v in value])
     if isinstance(value, list):
         return [map_leaves(function, v) for v in value]
     if isinstance(value, dict):
@@ -92,6 +91,14 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
         parts = (value.start, value.stop, value.step)
         return slice(*(map_leaves(function, v) for v in parts))
     return value
+
+
+def rebuilt(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    """A tuple of other items; one with names, of Python's or of torch's, keeps them."""
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    # What `x.max(dim=1)` returns takes its items as one sequence.
+    return type(value)(items) if hasattr(value, "n_sequence_fields") else tuple(items)
 
 
 def _like(value: dict[str, Any], items: dict[str, Any]) -> Any:
