@@ -14,6 +14,7 @@ from ..tracing.leaves import is_torch_class
 from ..tracing.unit import Unit
 from .classes import Class, Classes
 from .constructors import Constructors
+from .fixed import fixed_arguments
 from .forward import body_lines
 from .functions import Functions
 from .names import CALLED, IMPORTED, RESERVED, Scope, identifier, is_name
@@ -117,7 +118,9 @@ def _forward(cls: Class) -> list[str]:
     graph = cls.graphs[0]
     names = [str(n.meta.get("hint") or n.name) for n in graph.nodes if n.op == "placeholder"]
     names = _distinct(names)
-    head = wrap(f"def forward({', '.join(('self', *names))}):", WIDTH - 4)
+    known = cls.sample.__dict__
+    more, checks = fixed_arguments(known.get("constants", {}), known.get("example"), _NO_ARGUMENT)
+    head = wrap(f"def forward({', '.join(('self', *names, *more))}):", WIDTH - 4)
     body = body_lines(graph, cls.units, names)
     if len(cls.graphs) == 2:
         training = body_lines(cls.graphs[1], cls.units, names)
@@ -125,7 +128,7 @@ def _forward(cls: Class) -> list[str]:
             body = ["if not self.training:", f"    {body[0]}", *training]
         else:
             body = ["if self.training:", *_indent(training, 1), *body]
-    return [*head, *_indent(body, 1)]
+    return [*head, *_indent([*checks, *body], 1)]
 
 
 _NO_ARGUMENT = CALLED | IMPORTED | {"self"}  # else the body could not use them

@@ -11,6 +11,7 @@ from torch import fx, nn
 from ..context import LOCK
 from ..errors import CaptureError, VitrewriteError, shown
 from . import calls, construction, inputs, modes, tree
+from .arguments import separated
 from .guards import check_input, is_guard
 from .limits import tracked_limits
 from .nodes import is_size
@@ -28,16 +29,18 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     Args:
         model: any `nn.Module`; a flat `fx.GraphModule` too.
         example: what it is called with (a tensor, a tuple or a dict of keywords); by default what
-            the model says of itself. Only shapes matter.
+            the model says of itself. Only shapes of tensors matter; other entries are constants
+            that it is captured for.
 
     Raises:
         CaptureError: if a forward cannot be followed.
     """
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
+    example, constants = separated(model, example)
     with LOCK, preserved(model), uncached(model), tracked_builtins(model):
-        evaluation = _trace(model, example, training=False)
-        training = _trace(model, example, training=True, other=evaluation.recorder)
+        evaluation = _trace(model, example, constants, training=False)
+        training = _trace(model, example, constants, training=True, other=evaluation.recorder)
     merged = modes.merge(evaluation.assignments, training.assignments)
     _share_programs(model, merged)
     fixed = {**evaluation.fixed, **training.fixed}
@@ -51,6 +54,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     root = copy_tree(model, merged, _at_first_path(model, evaluation, training))
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
+    root.__dict__["constants"] = constants
     root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
     root.__dict__["config"] = getattr(model, "config", None)
     return root
@@ -114,7 +118,12 @@ class _Trace:
 
 
 def _trace(
-    model: nn.Module, example: Any, *, training: bool, other: Recorder | None = None
+    model: nn.Module,
+    example: Any,
+    constants: dict[str, Any],
+    *,
+    training: bool,
+    other: Recorder | None = None,
 ) -> _Trace:
     recorder = Recorder(model, other)
     args, kwargs = _primary(recorder, example)
@@ -126,7 +135,8 @@ def _trace(
 
     try:
         with in_mode(model, training), calls_seen_by(handler), tracked_limits(recorder), recorder:
-            entry = calls.trace_forward(recorder, model, "", args, kwargs, model.forward)
+            given = kwargs | constants
+            entry = calls.trace_forward(recorder, model, "", args, given, model.forward)
     except VitrewriteError:
         raise
     except Exception as error:

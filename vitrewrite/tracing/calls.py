@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from ..errors import CaptureError
 from . import hooks, tree
+from .arguments import bind_arguments, in_order
 from .branches import Outcome, explore
 from .frame import Frame, getitem
 from .leaves import is_leaf, leaf_class, run_leaf, torch_base
@@ -43,7 +44,8 @@ def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs:
     frame = recorder.frame
     target = str(tree.relative(path, frame.path))
     if isinstance(entry.template, Template):
-        inputs = tuple(frame.arg(v) for v in tree.passed(frame, (args, kwargs)))
+        given = in_order(module, args, kwargs)
+        inputs = tuple(frame.arg(v) for v in tree.passed(frame, given))
         node = frame.graph.call_module(target, inputs)
     else:
         node = frame.graph.call_module(target, frame.arg(args), frame.arg(kwargs))
@@ -109,7 +111,7 @@ def trace_forward(
 
     def run(decisions: tuple[bool, ...]) -> Outcome:
         with recorder.open(module, path, decisions) as frame:
-            tree.bind_arguments(frame, module, args, kwargs)
+            bind_arguments(frame, module, args, kwargs)
             outputs = forward(*args, **kwargs)
             frame.graph.output(frame.arg(outputs))
         template = Template.of(module, frame.graph)

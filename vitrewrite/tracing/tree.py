@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -110,18 +109,6 @@ def _like(value: dict[str, Any], items: dict[str, Any]) -> Any:
         for key in items:
             result.move_to_end(key)
     return result
-
-
-def bind_arguments(frame: Frame, module: nn.Module, args: Any, kwargs: Any) -> None:
-    """One placeholder for each tensor or number in the call, named as the forward names it."""
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    caller = frame.recorder.caller
-    for name, value in bound.arguments.items():
-        found = list(passed(caller, value))
-        for i, leaf in enumerate(found):
-            plain = "x" if name in ("args", "input", "inputs") else name
-            node = frame.placeholder(plain if len(found) == 1 else f"{plain}_{i}", leaf)
-            node.meta["argument"] = plain
 
 
 def signature_of_dict(module: nn.Module) -> dict[str, int]:
