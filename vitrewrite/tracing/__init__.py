@@ -38,9 +38,11 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
     example, constants = separated(model, example)
-    with LOCK, preserved(model), uncached(model), tracked_builtins(model):
-        evaluation = _trace(model, example, constants, training=False)
-        training = _trace(model, example, constants, training=True, other=evaluation.recorder)
+    with LOCK, uncached(model), tracked_builtins(model):
+        with preserved(model):
+            evaluation = _trace(model, example, constants, training=False)
+        with preserved(model):  # what the first run left, such as a cache, is not the second's
+            training = _trace(model, example, constants, training=True, other=evaluation.recorder)
     merged = modes.merge(evaluation.assignments, training.assignments)
     _share_programs(model, merged)
     fixed = {**evaluation.fixed, **training.fixed}

@@ -127,6 +127,7 @@ def _joined(no: Outcome, yes: Outcome, number: int, where: str) -> Outcome:
         no.entry,
         template=Template(no.entry.template.name, graph),
         assignments={**yes.entry.assignments, **no.entry.assignments},
+        decided=True,
     )
     return Outcome(entry, no.conditions)
 

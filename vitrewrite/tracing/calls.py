@@ -39,8 +39,10 @@ def call_module(
 
 
 def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
-    entry = _entry(recorder, module, path, args, kwargs)
+    entry, is_new = _entry(recorder, module, path, args, kwargs)
     outputs = entry.fresh(recorder)
+    if is_new and not entry.decided:
+        recorder.known.passed_on(entry.outputs, outputs)
     frame = recorder.frame
     target = str(tree.relative(path, frame.path))
     if isinstance(entry.template, Template):
@@ -54,7 +56,10 @@ def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs:
     return outputs
 
 
-def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
+def _entry(
+    recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any
+) -> tuple[Entry, bool]:
+    """The outcome of a call, and whether it was traced now."""
     key = recorder.memo.key(module, (args, kwargs), recorder)
     found = recorder.memo.leaves.get(key)
     if found is None and not hooks.hooked_below(module):
@@ -63,13 +68,15 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
         found = recorder.memo.leaves[key] = _leaf(
             recorder, module, leaf_class(module), args, kwargs
         )
+    is_new = found is None
     if found is None:
         before = tree.signature_of_dict(module)
         found = _first_call(recorder, module, path, args, kwargs)
         # Else the effects of the call could not be replayed.
-        if before == tree.signature_of_dict(module) and not hooks.hooked_below(module):
+        same = before == tree.signature_of_dict(module) and not hooks.hooked_below(module)
+        if same and found.repeatable:
             recorder.memo.entries[key] = found
-    return found
+    return found, is_new
 
 
 def _first_call(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
@@ -117,7 +124,7 @@ def trace_forward(
         template = Template.of(module, frame.graph)
         with recorder.off():
             witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
-        entry = Entry(template, outputs, witnesses, frame.assignments)
+        entry = Entry(template, outputs, witnesses, frame.assignments, frame.repeatable)
         return Outcome(entry, tuple(frame.asked))
 
     return explore(run, recorder.off, path).entry

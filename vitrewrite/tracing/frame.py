@@ -37,6 +37,8 @@ class Frame:
         self.hinted: set[int] = set()
         self.decisions = decisions  # answers to the first questions about values of tensors
         self.asked: list[fx.Node] = []  # what was asked
+        self.first_step = len(recorder.known.replay.steps)
+        self.repeatable = True  # no decision hangs on values that were made outside of it
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
 
     def bind(self, value: Any, node: fx.Node) -> None:

@@ -29,12 +29,19 @@ _STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", 
 
 @dataclass(frozen=True)
 class Entry:
-    """The outcome of a module call: its template, outputs, and the templates below it."""
+    """The outcome of a module call: its template, outputs, and the templates below it.
+
+    Attributes:
+        repeatable: whether an equal call has the same outcome.
+        decided: whether the outputs hang on values that are not known.
+    """
 
     template: Any
     outputs: Any
     witnesses: list[Any]
     assignments: dict[str, Any]
+    repeatable: bool = True
+    decided: bool = False
 
     def fresh(self, recorder: Recorder) -> Any:
         """New values of the same shapes, so that every call has outputs of its own."""

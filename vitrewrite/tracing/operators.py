@@ -34,7 +34,7 @@ _INPLACE = {
     operator.setitem,
 }  # fmt: skip
 _EFFECTS = {torch._C._set_grad_enabled, torch._assert}
-_RANDOM = {
+RANDOM = {
     "rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like",
     "randn_like", "randint_like", "dropout", "alpha_dropout", "feature_dropout", "dropout1d",
     "dropout2d", "dropout3d", "rrelu", "gumbel_softmax", "uniform", "exponential",
@@ -87,7 +87,7 @@ def is_random(node: fx.Node) -> bool:
     """Whether a function or method node draws random numbers."""
     target = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name.removesuffix("_") in _RANDOM
+    return node.op in ("call_function", "call_method") and name.removesuffix("_") in RANDOM
 
 
 def is_impure(node: fx.Node) -> bool:

@@ -19,14 +19,16 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
-from . import tree
+from . import asked, tree
 from .branches import decide
 from .decompose import PROGRAMS
 from .frame import Frame, getitem
 from .guards import require
+from .known import Known
 from .memo import Memo
 from .numbers import Tracked
 from .operators import canonical, is_inplace, is_repeatable
+from .ranges import INDEXING, check_indices
 from .witness import Witnesses
 
 _CONSTANT_ATTRIBUTES = {
@@ -60,6 +62,7 @@ class Recorder(TorchFunctionMode):
         self.modules: dict[int, list[str]] = other.modules if other else tree.module_paths(model)
         self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
+        self.known = Known(model, self.values)
         self.failed_in = ""
 
     # -- frames ---------------------------------------------------------------------------------
@@ -190,8 +193,12 @@ class Recorder(TorchFunctionMode):
             with self.off():
                 return getattr(self.values.meta(tensor), name)(*rest, **kwargs)
         if name == "__bool__":
-            return decide(self.frame, tensor)
+            answer = asked.truth(self.frame, tensor)
+            return decide(self.frame, tensor) if answer is None else answer
         if name in _READS_DATA:
+            found = asked.read(self.frame, name, tensor, rest)
+            if found is not NotImplemented:
+                return found
             raise CaptureError(
                 "VR602",
                 f"'{self.frame.path or 'the root'}' decides on the values of a tensor "
@@ -210,13 +217,18 @@ class Recorder(TorchFunctionMode):
             result, others = self.values.run(
                 lambda a: _execute(kind, target, *a), arguments, what, key
             )
+            if target in INDEXING:
+                check_indices(frame, target, arguments, what)
             node = _node(frame, kind, target, *frame.arg(arguments))
             if target is operator.setitem:
+                self.known.note(frame, kind, target, arguments, None)
                 return None
             if is_inplace(target) and result is args[0]:
                 self._rebind(frame, node, result, old_shape)
-                return result
-            return self._bind(frame, node, result, others)
+            else:
+                result = self._bind(frame, node, result, others)
+            self.known.note(frame, kind, target, arguments, result)
+            return result
 
     def _rebind(self, frame: Frame, node: fx.Node, value: torch.Tensor, old_shape: Any) -> None:
         """After an in-place operation the same tensor is what the new node returns."""

@@ -43,6 +43,10 @@ class Witnesses:
         self._others[id(value)] = others
         self.keep(value)
 
+    def has(self, value: torch.Tensor) -> bool:
+        """Whether the value was made while tracing."""
+        return id(value) in self._others
+
     def all(self, value: torch.Tensor) -> list[torch.Tensor | None]:
         """The value under the primary input, then under each witness (None where dead)."""
         others = self._others.get(id(value))
