@@ -113,7 +113,8 @@ class Twice(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mask = ones(x)
         found: torch.Tensor = x * self.first(mask)[:, None]
-        return found + self.second(torch.zeros_like(mask))[:, None]
+        other: torch.Tensor = self.second(torch.zeros_like(mask))
+        return found + other[:, None]
 
 
 def test_equal_modules_that_decide_on_other_values_are_two() -> None:

@@ -17,6 +17,7 @@ from .limits import tracked_limits
 from .nodes import is_size
 from .pruning import pass_on, prune
 from .recorder import Recorder
+from .sizes import settle
 from .state import calls_seen_by, in_mode, preserved, tracked_builtins, uncached
 from .template import Template
 from .unit import copy_tree
@@ -39,15 +40,19 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     example = inputs.example_input(model) if example is None else example
     example, constants = separated(model, example)
     with LOCK, uncached(model), tracked_builtins(model):
-        with preserved(model):
-            evaluation = _trace(model, example, constants, training=False)
-        with preserved(model):  # what the first run left, such as a cache, is not the second's
-            training = _trace(model, example, constants, training=True, other=evaluation.recorder)
+        with preserved(model) as restore:
+            evaluation = _trace(Recorder(model, None, restore), example, constants, training=False)
+        with preserved(model) as restore:  # what the first run left is not the second's
+            recorder = Recorder(model, evaluation.recorder, restore)
+            training = _trace(recorder, example, constants, training=True)
     merged = modes.merge(evaluation.assignments, training.assignments)
     _share_programs(model, merged)
     fixed = {**evaluation.fixed, **training.fixed}
     for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
         _drop_settled_guards(template, set(fixed))
+        if IMAGE in fixed:
+            for graph in template.graphs:
+                settle(graph)
         template.clean()
     prune(merged)
     pass_on(merged)
@@ -120,14 +125,9 @@ class _Trace:
 
 
 def _trace(
-    model: nn.Module,
-    example: Any,
-    constants: dict[str, Any],
-    *,
-    training: bool,
-    other: Recorder | None = None,
+    recorder: Recorder, example: Any, constants: dict[str, Any], *, training: bool
 ) -> _Trace:
-    recorder = Recorder(model, other)
+    model = recorder.model
     args, kwargs = _primary(recorder, example)
 
     def handler(module: nn.Module, args: Any, kwargs: Any, run: Any) -> Any:

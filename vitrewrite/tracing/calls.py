@@ -116,7 +116,7 @@ def trace_forward(
 ) -> Entry:
     """Runs `forward` in a frame of its own, once for each way it may go."""
 
-    def run(decisions: tuple[bool, ...]) -> Outcome:
+    def run(decisions: tuple[Any, ...]) -> Outcome:
         with recorder.open(module, path, decisions) as frame:
             bind_arguments(frame, module, args, kwargs)
             outputs = forward(*args, **kwargs)
@@ -125,7 +125,7 @@ def trace_forward(
         with recorder.off():
             witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
         entry = Entry(template, outputs, witnesses, frame.assignments, frame.repeatable)
-        return Outcome(entry, tuple(frame.asked))
+        return Outcome(entry, tuple(frame.asked), frozenset(frame.lost))
 
     return explore(run, recorder.off, path).entry
 

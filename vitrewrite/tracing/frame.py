@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from ..errors import CaptureError
 from .numbers import Int, Tracked, make
+from .witness import IMAGE
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -24,7 +25,7 @@ class Frame:
     """
 
     def __init__(
-        self, recorder: Recorder, module: nn.Module, path: str, decisions: tuple[bool, ...] = ()
+        self, recorder: Recorder, module: nn.Module, path: str, decisions: tuple[Any, ...] = ()
     ) -> None:
         self.recorder = recorder
         self.module = module
@@ -36,7 +37,8 @@ class Frame:
         self.assignments: dict[str, Any] = {}  # relative path -> template of what was called
         self.hinted: set[int] = set()
         self.decisions = decisions  # answers to the first questions about values of tensors
-        self.asked: list[fx.Node] = []  # what was asked
+        self.asked: list[fx.Node | None] = []  # what was asked
+        self.lost: set[fx.Node] = set()  # nodes from which on no other image size is carried
         self.first_step = len(recorder.known.replay.steps)
         self.repeatable = True  # no decision hangs on values that were made outside of it
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
@@ -45,6 +47,8 @@ class Frame:
         """Makes `node` stand for `value` from here on."""
         self.nodes[id(value)] = node
         node.meta["val"] = value
+        if self.decisions and IMAGE in self.recorder.values.dead:
+            self.lost.add(node)
         self.recorder.values.keep(value)
 
     def placeholder(self, name: str, value: Any) -> fx.Node:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
 from . import asked, tree
-from .branches import decide
+from .branches import choose, decide
 from .decompose import PROGRAMS
 from .frame import Frame, getitem
 from .guards import require
@@ -29,7 +29,7 @@ from .memo import Memo
 from .numbers import Tracked
 from .operators import canonical, is_inplace, is_repeatable
 from .ranges import INDEXING, check_indices
-from .witness import Witnesses
+from .witness import IMAGE, Witnesses
 
 _CONSTANT_ATTRIBUTES = {
     "ndim", "requires_grad", "layout", "is_meta", "is_cuda", "is_sparse", "is_quantized", "is_cpu",
@@ -52,9 +52,12 @@ class Recorder(TorchFunctionMode):
     Args:
         model: what is traced.
         other: the trace in the other mode, to share what does not depend on the mode.
+        restore: puts a module, and all below it, back to what it was before the trace.
     """
 
-    def __init__(self, model: nn.Module, other: Recorder | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, other: Recorder | None, restore: Callable[[nn.Module], None]
+    ) -> None:
         super().__init__()
         self.frames: list[Frame] = []
         self.values: Witnesses = Witnesses(other.values if other else None)
@@ -64,6 +67,9 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
         self.known = Known(model, self.values)
         self.failed_in = ""
+        self.restore = restore
+        self.model = model
+        self.tries_sizes = other is None or IMAGE not in other.values.dead
 
     # -- frames ---------------------------------------------------------------------------------
 
@@ -79,7 +85,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def open(
-        self, module: nn.Module, path: str, decisions: tuple[bool, ...] = ()
+        self, module: nn.Module, path: str, decisions: tuple[Any, ...] = ()
     ) -> Iterator[Frame]:
         """A frame for a forward of `module`."""
         self.frames.append(Frame(self, module, path, decisions))
@@ -249,6 +255,10 @@ class Recorder(TorchFunctionMode):
             return result
         if isinstance(result, (tuple, list)):
             node.meta["arity"] = len(result)
+            for index, other in enumerate(others):
+                if other is not None and len(other) != len(result):
+                    self.values.kill(index, f"{node.target} in '{frame.path}' gives {len(result)}")
+                    others[index] = None
             items = [
                 self._bind(frame, getitem(frame, node, i), r, [o and o[i] for o in others])
                 for i, r in enumerate(result)
@@ -269,6 +279,18 @@ class Recorder(TorchFunctionMode):
                 self.values.kill(index, f"{op.__name__} in '{self.frame.path or 'the root'}'")
         if deps - set(self.values.dead):
             require(self.frame, op, args, outcome, frozenset(deps))
+
+    def decide(self, op: Callable[..., Any], args: tuple[Any, ...], outcome: bool) -> bool:
+        """How the trace goes on from `op(*args)`, which is `outcome` at the sizes of the example.
+
+        Raises:
+            UndecidedError: if it comes out otherwise at another image size, and both ways are to
+                be traced.
+        """
+        way = choose(self.frame, op, args, outcome) if self.tries_sizes else None
+        if way is None:
+            self.guard(op, args, outcome)
+        return outcome if way is None else way
 
     def harvest(self) -> None:
         """Takes the local variables of the running forward, and helpers it is in, as names."""
