@@ -14,6 +14,7 @@ from ..tracing.leaves import is_torch_class
 from ..tracing.unit import Unit
 from .classes import Care, Class, Classes
 from .constructors import Constructors
+from .fixed import fixed_arguments
 from .forward import body_lines
 from .functions import Functions
 from .names import CALLED, IMPORTED, RESERVED, Scope, identifier, is_name
@@ -131,9 +132,12 @@ def _forward(cls: Class) -> list[str]:
     graph = cls.graphs[0]
     names = [str(n.meta.get("hint") or n.name) for n in graph.nodes if n.op == "placeholder"]
     names = _distinct(names)
-    arguments = ", ".join(("self", *names))
+    known = cls.sample.__dict__
+    more, checks = fixed_arguments(known.get("constants", {}), known.get("example"), _NO_ARGUMENT)
+    arguments = ", ".join(("self", *names, *more))
     called, checkpointing = _checkpoint(cls, names)
-    head = wrap(f"def {called}({arguments}):", WIDTH - 4)
+    own = ", ".join(("self", *names))
+    head = wrap(f"def {called}({own if checkpointing else arguments}):", WIDTH - 4)
     body = body_lines(graph, cls.units, names, plain=cls.plain)
     if len(cls.graphs) == 2:
         training = body_lines(cls.graphs[1], cls.units, names, plain=cls.plain)
@@ -141,10 +145,10 @@ def _forward(cls: Class) -> list[str]:
             body = ["if not self.training:", f"    {body[0]}", *training]
         else:
             body = ["if self.training:", *_indent(training, 1), *body]
-    own = [*head, *_indent(body, 1)]
     if not checkpointing:
-        return own
-    return [*wrap(f"def forward({arguments}):", WIDTH - 4), *_indent(checkpointing, 1), "", *own]
+        return [*head, *_indent([*checks, *body], 1)]
+    forward = wrap(f"def forward({arguments}):", WIDTH - 4)
+    return [*forward, *_indent([*checks, *checkpointing], 1), "", *head, *_indent(body, 1)]
 
 
 def _checkpoint(cls: Class, names: list[str]) -> tuple[str, list[str]]:

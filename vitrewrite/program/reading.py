@@ -65,6 +65,8 @@ class _Reader:
         programs = {path(k): from_json(g) for k, g in self.data["programs"].items()}
         root.__dict__["programs"] = programs
         root.__dict__["example"] = decode(self.data["example"], [])
+        constants = decode(self.data["constants"], []) if "constants" in self.data else {}
+        root.__dict__["constants"] = {identifier(k): v for k, v in constants.items()}
         root.__dict__["pretrained_cfg"] = decode(self.data["pretrained_cfg"], [])
         config = decode(self.data["config"], [])
         root.__dict__["config"] = None if config is None else SimpleNamespace(**config)

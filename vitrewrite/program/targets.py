@@ -17,12 +17,14 @@ from torch import nn
 
 from ..tracing.guards import check_input, check_size
 from ..tracing.modes import by_mode
+from ..tracing.sizes import by_size
 from .values import DataError
 
 _OWN: dict[str, Callable[..., Any]] = {
     "check_input": check_input,
     "check_size": check_size,
     "by_mode": by_mode,
+    "by_size": by_size,
 }
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "matmul", "pow", "and_", "or_", "xor"),

@@ -57,6 +57,7 @@ def write_program(root: nn.Module) -> Program:
     data = {
         "format": FORMAT,
         "example": encode(known["example"]),
+        "constants": encode(known.get("constants") or {}),
         "pretrained_cfg": encode(records) if records else None,
         "config": _config(known.get("config")),
         "notes": list(known["notes"]),

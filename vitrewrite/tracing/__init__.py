@@ -12,6 +12,7 @@ from torch import fx, nn
 from ..context import LOCK, same_randomness
 from ..errors import CaptureError, VitrewriteError, shown
 from . import calls, construction, inputs, modes, tree
+from .arguments import separated
 from .caches import Caches, passed_by
 from .checkpoints import checkpoints_seen
 from .escapes import AnewError
@@ -20,6 +21,7 @@ from .limits import tracked_limits
 from .nodes import is_size
 from .pruning import pass_on, prune
 from .recorder import Recorder
+from .sizes import settle
 from .state import calls_seen_by, in_mode, preserved, tracked_builtins
 from .template import Template
 from .unit import checkpoint, copy_tree
@@ -32,22 +34,27 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     Args:
         model: any `nn.Module`; a flat `fx.GraphModule` too.
         example: what it is called with (a tensor, a tuple or a dict of keywords); by default what
-            the model says of itself. Only shapes matter.
+            the model says of itself. Only shapes of tensors matter; other entries are constants
+            that it is captured for.
 
     Raises:
         CaptureError: if a forward cannot be followed.
     """
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
+    example, constants = separated(model, example)
     with LOCK, same_randomness(), tracked_builtins(model):
-        caches = Caches.of(model)
-        evaluation = _trace(model, example, caches, training=False)
-        training = _trace(model, example, caches, training=True, other=evaluation.recorder)
+        given = example, constants, Caches.of(model)
+        evaluation = _trace(model, *given, training=False)
+        training = _trace(model, *given, training=True, other=evaluation.recorder)
     merged = modes.merge(evaluation.assignments, training.assignments)
     _share_programs(model, merged)
     fixed = {**evaluation.fixed, **training.fixed}
     for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
         _drop_settled_guards(template, set(fixed))
+        if IMAGE in fixed:
+            for graph in template.graphs:
+                settle(graph)
         template.clean()
     prune(merged)
     pass_on(merged)
@@ -58,6 +65,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     root.__dict__["notes"] = tuple(_notes(training.recorder))
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
+    root.__dict__["constants"] = constants
     root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
     root.__dict__["config"] = getattr(model, "config", None)
     return root
@@ -135,6 +143,7 @@ class _Trace:
 def _trace(
     model: nn.Module,
     example: Any,
+    constants: dict[str, Any],
     caches: Caches,
     *,
     training: bool,
@@ -142,11 +151,11 @@ def _trace(
 ) -> _Trace:
     anew: set[type] = set(other.anew) if other else set()
     while True:
-        recorder = Recorder(model, other)
-        recorder.anew = anew
         try:
-            with preserved(model):
-                return _traced(recorder, model, example, caches, training=training)
+            with preserved(model) as restore:
+                recorder = Recorder(model, other, restore)
+                recorder.anew = anew
+                return _traced(recorder, example, constants, caches, training=training)
         except AnewError as found:
             if found.classes <= anew:
                 raise CaptureError("VR603", "a value leaves a call that did not run") from found
@@ -154,8 +163,9 @@ def _trace(
 
 
 def _traced(
-    recorder: Recorder, model: nn.Module, example: Any, caches: Caches, *, training: bool
+    recorder: Recorder, example: Any, constants: dict[str, Any], caches: Caches, *, training: bool
 ) -> _Trace:
+    model = recorder.model
     args, kwargs = _primary(recorder, example)
 
     def handler(module: nn.Module, args: Any, kwargs: Any, run: Any) -> Any:
@@ -168,7 +178,8 @@ def _traced(
             in_mode(model, training), calls_seen_by(handler), tracked_limits(recorder),
             checkpoints_seen(recorder), passed_by(caches, recorder), recorder,
         ):  # fmt: skip
-            entry = calls.trace_forward(recorder, model, "", args, kwargs, model.forward)
+            named = kwargs | constants
+            entry = calls.trace_forward(recorder, model, "", args, named, model.forward)
     except VitrewriteError:
         raise
     except Exception as error:

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from ..errors import CaptureError
 from . import hooks, tree
+from .arguments import bind_arguments, in_order
 from .branches import Outcome, explore
 from .checkpoints import checkpointed
 from .frame import Frame, getitem
@@ -39,17 +40,19 @@ def call_module(
 
 
 def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
-    passed = list(tree.passed(recorder.frame, (args, kwargs)))  # a list may grow meanwhile
-    entry = _entry(recorder, module, path, args, kwargs)
+    given = in_order(module, args, kwargs)
+    passed = list(tree.passed(recorder.frame, given))  # a list may grow meanwhile
+    entry, is_new = _entry(recorder, module, path, args, kwargs)
     outputs = entry.fresh(recorder)
+    if is_new and not entry.decided:
+        recorder.known.passed_on(entry.outputs, outputs)
     frame = recorder.frame
     target = str(tree.relative(path, frame.path))
     if isinstance(entry.template, Template):
         traced = entry.frame
         assert traced is not None
         taken = () if traced.shared else traced.taken
-        given = (*passed, *taken)
-        node = frame.graph.call_module(target, frame.arg(given))
+        node = frame.graph.call_module(target, frame.arg((*passed, *taken)))
         frame.calls.append((node, traced))
     else:
         node = frame.graph.call_module(target, *frame.arg((args, kwargs)))
@@ -58,7 +61,10 @@ def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs:
     return outputs
 
 
-def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
+def _entry(
+    recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any
+) -> tuple[Entry, bool]:
+    """The outcome of a call, and whether it was traced now."""
     key = recorder.memo.key(module, (args, kwargs), recorder)
     found = recorder.memo.leaves.get(key)
     if found is None and not hooks.hooked_below(module):
@@ -67,6 +73,7 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
         found = recorder.memo.leaves[key] = _leaf(
             recorder, module, leaf_class(module), args, kwargs
         )
+    is_new = found is None
     if found is None:
         before, effects = tree.signature_of_dict(module), recorder.effects
         found = _first_call(recorder, module, path, args, kwargs)
@@ -74,11 +81,12 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
         if before != tree.signature_of_dict(module):
             recorder.effects += 1
         once = type(module) in recorder.anew or (found.frame is not None and found.frame.taken)
-        if recorder.effects == effects and not once and not hooks.hooked_below(module):
+        same = recorder.effects == effects and not once and not hooks.hooked_below(module)
+        if same and found.repeatable:
             recorder.memo.entries[key] = found
             if found.frame is not None:
                 found.frame.shared = True
-    return found
+    return found, is_new
 
 
 def _first_call(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
@@ -118,9 +126,9 @@ def trace_forward(
 ) -> Entry:
     """Runs `forward` in a frame of its own, once for each way it may go."""
 
-    def run(decisions: tuple[bool, ...]) -> Outcome:
+    def run(decisions: tuple[Any, ...]) -> Outcome:
         with recorder.open(module, path, decisions) as frame:
-            tree.bind_arguments(frame, module, args, kwargs)
+            bind_arguments(frame, module, args, kwargs)
             outputs = forward(*args, **kwargs)
             frame.graph.output(frame.arg(outputs))
         template = Template.of(module, frame.graph)
@@ -128,8 +136,10 @@ def trace_forward(
             witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
         again, lost = checkpointed(frame)
         recorder.lost_checkpoints.update(lost)
-        entry = Entry(template, outputs, witnesses, frame.assignments, again, frame)
-        return Outcome(entry, tuple(frame.asked))
+        entry = Entry(
+            template, outputs, witnesses, frame.assignments, again, frame, frame.repeatable
+        )
+        return Outcome(entry, tuple(frame.asked), frozenset(frame.lost))
 
     return explore(run, recorder.off, path).entry
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 from ..errors import CaptureError
 from .escapes import bring
 from .numbers import Int, Tracked, make
+from .witness import IMAGE
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -25,7 +26,7 @@ class Frame:
     """
 
     def __init__(
-        self, recorder: Recorder, module: nn.Module, path: str, decisions: tuple[bool, ...] = ()
+        self, recorder: Recorder, module: nn.Module, path: str, decisions: tuple[Any, ...] = ()
     ) -> None:
         self.recorder = recorder
         self.module = module
@@ -37,7 +38,6 @@ class Frame:
         self.assignments: dict[str, Any] = {}  # relative path -> template of what was called
         self.hinted: set[int] = set()
         self.decisions = decisions  # answers to the first questions about values of tensors
-        self.asked: list[fx.Node] = []  # what was asked
         self.parent: Frame | None = recorder.frames[-1] if recorder.frames else None
         self.calls: list[tuple[fx.Node, Frame]] = []  # what was traced when it was called here
         self.moved = 0  # how often a call came to return more than it did
@@ -46,12 +46,18 @@ class Frame:
         self.inside = 0  # how many checkpoints are open
         self.regions: list[list[fx.Node]] = []  # what was added in each checkpoint
         self.checkpointed: set[str] = set()  # relative paths of what was called with checkpoints
+        self.asked: list[fx.Node | None] = []  # what was asked
+        self.lost: set[fx.Node] = set()  # nodes from which on no other image size is carried
+        self.first_step = len(recorder.known.replay.steps)
+        self.repeatable = True  # no decision hangs on values that were made outside of it
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """Makes `node` stand for `value` from here on."""
         self.nodes[id(value)] = node
         node.meta["val"] = value
+        if self.decisions and IMAGE in self.recorder.values.dead:
+            self.lost.add(node)
         self.recorder.values.keep(value)
 
     def placeholder(self, name: str, value: Any) -> fx.Node:

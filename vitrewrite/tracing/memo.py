@@ -35,6 +35,8 @@ class Entry:
     Attributes:
         frame: where it was traced, if it was.
         checkpointed: relative paths of what is computed again in backward; see `checkpoints`.
+        repeatable: whether an equal call has the same outcome.
+        decided: whether the outputs hang on values that are not known.
     """
 
     template: Any
@@ -43,6 +45,8 @@ class Entry:
     assignments: dict[str, Any]
     checkpointed: frozenset[str] = frozenset()
     frame: Frame | None = None
+    repeatable: bool = True
+    decided: bool = False
 
     def fresh(self, recorder: Recorder) -> Any:
         """New values of the same shapes, so that every call has outputs of its own."""

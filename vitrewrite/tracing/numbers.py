@@ -34,6 +34,11 @@ class Tracked:
         self.frame.recorder.guard(op, (self, *others), outcome)
         return outcome
 
+    def _decide(self, op: Callable[..., Any], *others: object) -> bool:
+        """A comparison that the forward may go on from in either way."""
+        outcome = bool(op(plain(self), *map(plain, others)))
+        return self.frame.recorder.decide(op, (self, *others), outcome)
+
     def _exit(self) -> Any:
         value = plain(self)
         self._guard(operator.eq, value)
@@ -43,7 +48,7 @@ class Tracked:
         return hash(self._exit())
 
     def __bool__(self) -> bool:
-        return self._guard(operator.ne, 0)
+        return self._decide(operator.ne, 0)
 
     def __int__(self) -> int:
         return int(self._exit())
@@ -155,7 +160,7 @@ def _reverse(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compare(op: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda a, b: NotImplemented if _foreign((b,)) else a._guard(op, b)
+    return lambda a, b: NotImplemented if _foreign((b,)) else a._decide(op, b)
 
 
 def _foreign(args: tuple[Any, ...]) -> bool:

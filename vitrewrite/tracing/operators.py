@@ -35,7 +35,7 @@ _INPLACE = {
     operator.setitem,
 }  # fmt: skip
 _EFFECTS = {torch._C._set_grad_enabled, torch._assert}
-_RANDOM = {
+RANDOM = {
     "rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like",
     "randn_like", "randint_like", "dropout", "alpha_dropout", "feature_dropout", "dropout1d",
     "dropout2d", "dropout3d", "rrelu", "gumbel_softmax", "uniform", "exponential",
@@ -90,7 +90,7 @@ def draws(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool
         rate = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
         return not (isinstance(rate, (int, float)) and rate == 0)
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    return name.removesuffix("_") in _RANDOM
+    return name.removesuffix("_") in RANDOM
 
 
 def is_random(node: fx.Node) -> bool:

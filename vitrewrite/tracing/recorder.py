@@ -19,15 +19,17 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
-from . import tree
-from .branches import decide
+from . import asked, tree
+from .branches import choose, decide
 from .decompose import PROGRAMS
 from .frame import Frame, getitem
 from .guards import require
+from .known import Known
 from .memo import Memo
 from .numbers import Tracked
 from .operators import canonical, is_inplace, is_repeatable
-from .witness import Witnesses
+from .ranges import INDEXING, check_indices
+from .witness import IMAGE, Witnesses
 
 _CONSTANT_ATTRIBUTES = {
     "ndim", "requires_grad", "layout", "is_meta", "is_cuda", "is_sparse", "is_quantized", "is_cpu",
@@ -50,9 +52,12 @@ class Recorder(TorchFunctionMode):
     Args:
         model: what is traced.
         other: the trace in the other mode, to share what does not depend on the mode.
+        restore: puts a module, and all below it, back to what it was before the trace.
     """
 
-    def __init__(self, model: nn.Module, other: Recorder | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, other: Recorder | None, restore: Callable[[nn.Module], None]
+    ) -> None:
         super().__init__()
         self.frames: list[Frame] = []
         self.values: Witnesses = Witnesses(other.values if other else None)
@@ -60,10 +65,14 @@ class Recorder(TorchFunctionMode):
         self.modules: dict[int, list[str]] = other.modules if other else tree.module_paths(model)
         self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
+        self.known = Known(model, self.values)
         self.failed_in = ""
         self.effects = 0  # calls that changed an attribute of their module
         self.anew: set[type] = set()  # classes whose modules are traced each for itself
         self.lost_checkpoints: set[str] = set()  # forwards, parts of which were checkpointed
+        self.restore = restore
+        self.model = model
+        self.tries_sizes = other is None or IMAGE not in other.values.dead
 
     # -- frames ---------------------------------------------------------------------------------
 
@@ -79,7 +88,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def open(
-        self, module: nn.Module, path: str, decisions: tuple[bool, ...] = ()
+        self, module: nn.Module, path: str, decisions: tuple[Any, ...] = ()
     ) -> Iterator[Frame]:
         """A frame for a forward of `module`."""
         self.frames.append(Frame(self, module, path, decisions))
@@ -193,8 +202,12 @@ class Recorder(TorchFunctionMode):
             with self.off():
                 return getattr(self.values.meta(tensor), name)(*rest, **kwargs)
         if name == "__bool__":
-            return decide(self.frame, tensor)
+            answer = asked.truth(self.frame, tensor)
+            return decide(self.frame, tensor) if answer is None else answer
         if name in _READS_DATA:
+            found = asked.read(self.frame, name, tensor, rest)
+            if found is not NotImplemented:
+                return found
             raise CaptureError(
                 "VR602",
                 f"'{self.frame.path or 'the root'}' decides on the values of a tensor "
@@ -213,13 +226,18 @@ class Recorder(TorchFunctionMode):
             result, others = self.values.run(
                 lambda a: _execute(kind, target, *a), arguments, what, key
             )
+            if target in INDEXING:
+                check_indices(frame, target, arguments, what)
             node = _node(frame, kind, target, *frame.arg(arguments))
             if target is operator.setitem:
+                self.known.note(frame, kind, target, arguments, None)
                 return None
             if is_inplace(target) and result is args[0]:
                 self._rebind(frame, node, result, old_shape)
-                return result
-            return self._bind(frame, node, result, others)
+            else:
+                result = self._bind(frame, node, result, others)
+            self.known.note(frame, kind, target, arguments, result)
+            return result
 
     def _rebind(self, frame: Frame, node: fx.Node, value: torch.Tensor, old_shape: Any) -> None:
         """After an in-place operation the same tensor is what the new node returns."""
@@ -240,10 +258,15 @@ class Recorder(TorchFunctionMode):
             return result
         if isinstance(result, (tuple, list)):
             node.meta["arity"] = len(result)
-            return tuple(
+            for index, other in enumerate(others):
+                if other is not None and len(other) != len(result):
+                    self.values.kill(index, f"{node.target} in '{frame.path}' gives {len(result)}")
+                    others[index] = None
+            items = [
                 self._bind(frame, getitem(frame, node, i), r, [o and o[i] for o in others])
                 for i, r in enumerate(result)
-            )
+            ]
+            return tree.rebuilt(tuple(result) if isinstance(result, list) else result, items)
         return result
 
     # -- guards and names -----------------------------------------------------------------------
@@ -259,6 +282,18 @@ class Recorder(TorchFunctionMode):
                 self.values.kill(index, f"{op.__name__} in '{self.frame.path or 'the root'}'")
         if deps - set(self.values.dead):
             require(self.frame, op, args, outcome, frozenset(deps))
+
+    def decide(self, op: Callable[..., Any], args: tuple[Any, ...], outcome: bool) -> bool:
+        """How the trace goes on from `op(*args)`, which is `outcome` at the sizes of the example.
+
+        Raises:
+            UndecidedError: if it comes out otherwise at another image size, and both ways are to
+                be traced.
+        """
+        way = choose(self.frame, op, args, outcome) if self.tries_sizes else None
+        if way is None:
+            self.guard(op, args, outcome)
+        return outcome if way is None else way
 
     def harvest(self) -> None:
         """Takes the local variables of the running forward, and helpers it is in, as names."""

@@ -5,31 +5,45 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from . import numbers
+from . import casts, numbers
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module) -> Iterator[Callable[[nn.Module], None]]:
     """Restores every attribute and container, also after an error.
 
     What was not changed is not touched: another thread may be running the model.
+
+    Yields:
+        What restores a module, and all below it, before it runs once more.
     """
-    saved = [(m, dict(m.__dict__), _containers(m)) for m in model.modules()]
+    saved = {id(m): (m, dict(m.__dict__), _containers(m)) for m in model.modules()}
+
+    def restore(root: nn.Module) -> None:
+        for module in list(root.modules()):
+            if id(module) in saved:
+                _restore(*saved[id(module)])
+
     try:
-        yield
+        yield restore
     finally:
-        for module, attributes, containers in saved:
-            for name in module.__dict__.keys() - attributes.keys():
-                del module.__dict__[name]
-            module.__dict__.update(attributes)
-            for name, content in containers.items():
-                _refill(module.__dict__[name], content)
+        for each in saved.values():
+            _restore(*each)
+
+
+def _restore(module: nn.Module, attributes: dict[str, Any], containers: dict[str, Any]) -> None:
+    for name in module.__dict__.keys() - attributes.keys():
+        del module.__dict__[name]
+    module.__dict__.update(attributes)
+    for name, content in containers.items():
+        _refill(module.__dict__[name], content)
 
 
 def _containers(module: nn.Module) -> dict[str, Any]:
@@ -88,9 +102,12 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def tracked_builtins(model: nn.Module) -> Iterator[None]:
-    """Lets `min` and `max` of sizes be operations, where the built-in ones would compare."""
-    made = {"min": numbers.minimum, "max": numbers.maximum}
-    changed = [(s, name) for s in _spaces(model) for name in made if name not in s]
+    """Lets `min`, `max`, `int` and `float` of sizes be operations, not comparisons and copies."""
+    made: dict[str, Any] = {"min": numbers.minimum, "max": numbers.maximum}
+    made |= {"int": casts.integer, "float": casts.real}
+    spaces = {id(s): s for s in _with_helpers(_spaces(model))}.values()
+    free = {id(s): {"min", "max", *casts.only_called(s)} for s in spaces}
+    changed = [(s, name) for s in spaces for name in free[id(s)] if name not in s]
     for space, name in changed:
         space[name] = made[name]
     try:
@@ -118,6 +135,18 @@ def _spaces(model: nn.Module) -> list[dict[str, Any]]:
             if space is not None:
                 found[id(space)] = space
     return list(found.values())
+
+
+def _with_helpers(spaces: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The files of the model, and those whose functions they call."""
+    foreign = ("torch", "builtins", "vitrewrite", *sys.stdlib_module_names)
+    for space in spaces:
+        yield space
+        for value in list(space.values()):
+            if isinstance(value, FunctionType) and value.__globals__ is not space:
+                name = str(value.__globals__.get("__name__", ""))
+                if name.partition(".")[0] not in foreign:
+                    yield value.__globals__
 
 
 @contextmanager
