@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..tracing.guards import is_guard
+from ..tracing.modes import by_mode
 from ..tracing.numbers import plain
+from ..tracing.sizes import by_size
 from ..tracing.unit import Unit
 from .effects import is_nothing, module_changes, module_has_effect
 from .inlining import MAX_STEPS, steps
-from .symbols import Memory, Symbol, Terms, UnprovedError, frozen
+from .symbols import Memory, Number, Symbol, Terms, UnprovedError, frozen
 
 
 def unproved(unit: Unit) -> str | None:
@@ -113,7 +115,10 @@ def _input(terms: Terms, number: int, node: fx.Node) -> Any:
 
 def _note(terms: Terms, node: fx.Node, value: Any) -> None:
     """Keeps what the graph tells of a value: its shape, or how many items it has."""
-    known = node.meta.get("arity", node.meta.get("val"))
+    known = node.meta.get("val")
+    if isinstance(known, (int, float)) and not isinstance(known, bool):
+        known = Number(plain(known))
+    known = node.meta.get("arity", known)
     if isinstance(value, Symbol) and known is not None:
         terms.known.setdefault(value.term, known)
 
@@ -145,7 +150,7 @@ def _function(terms: Terms, function: Any, args: Any, kwargs: Any) -> Any:
     made = str(getattr(function, "__module__", None) or "torch").partition(".")[0] == "torch"
     if not made and not _symbols((args, kwargs)):
         return function(*args, **kwargs)
-    if getattr(function, "__name__", "") == "by_mode" and isinstance(args[0], bool):
+    if function in (by_mode, by_size) and isinstance(args[0], bool):
         return function(*args)
     return terms.apply(function, args, kwargs)
 
@@ -197,6 +202,7 @@ def _bound(method: Any, stand: _Stand, terms: Terms) -> Any:
     names = {"torch": _Library(terms, torch), "F": _Library(terms, F), "nn": _Library(terms, nn)}
     space = {**method.__globals__, **names, "math": math, "checkpoint": _checkpoint}
     function = FunctionType(method.__code__, space, method.__name__, method.__defaults__)
+    function.__kwdefaults__ = method.__kwdefaults__
     return function.__get__(stand)
 
 

@@ -32,6 +32,14 @@ VIEWS = frozenset({
 _METHODS = {method: function for function, (_, method) in INPLACE.items()}
 
 
+@dataclass(frozen=True)
+class Number:
+    """What a value that is read off a tensor was when the model was captured."""
+
+    value: int | float
+
+
+_COMPARE = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 _LIMITS = "the limits of a dtype"
 
 
@@ -103,6 +111,10 @@ class Terms:
         term = self.of(key, name)
         if target in (torch.finfo, torch.iinfo):
             self.known[term] = _LIMITS
+        if target in _COMPARE:
+            sides = [a.value if isinstance(a, Symbol) else Number(a) for a in args]
+            if all(isinstance(side, Number) for side in sides):
+                self.known[term] = bool(target(*(side.value for side in sides)))
         first = args[0] if args and isinstance(args[0], Symbol) else None
         if first is not None and is_inplace(target):
             first.change(term)
@@ -128,6 +140,12 @@ class Symbol:
         """What the graph tells of it."""
         return self._terms.known.get(self._term)
 
+    @property
+    def count(self) -> int | None:
+        """How many items it has, if it is a tuple."""
+        value = self.value
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
     def change(self, term: int) -> None:
         """It was changed in place; its shape stays."""
         self._terms.known.setdefault(term, self.value)
@@ -140,22 +158,21 @@ class Symbol:
             return getattr(value, name)
         if name in ("dtype", "device"):  # which no change in place changes
             return Symbol(self._terms, self._terms.of((name, self._first), name))
-        if value is _LIMITS or isinstance(value, int) or not _is_method(name):
+        if value is _LIMITS or self.count is not None or not _is_method(name):
             return self._terms.apply(getattr, (self, name), {})
         return lambda *args, **kwargs: self._terms.apply(name, (self, *args), kwargs)
 
     def __iter__(self) -> Iterator[Any]:
-        count = self.value if isinstance(self.value, int) else None
-        if count is None:
+        if self.count is None:
             raise UnprovedError("a value whose number of items is not known is gone through")
-        return (self[i] for i in range(count))
+        return (self[i] for i in range(self.count))
 
     def __getitem__(self, index: Any) -> Any:
-        if not isinstance(self.value, int):
+        if self.count is None:
             return self._terms.apply(operator.getitem, (self, index), {})
         if isinstance(index, slice):
             return tuple(self)[index]
-        terms, key = self._terms, ("item", self._term, range(self.value)[index])
+        terms, key = self._terms, ("item", self._term, range(self.count)[index])
         term = terms.freely(lambda: terms.of(key, "an item"))
         return Symbol(terms, term, terms.state.setdefault(key, Memory()))
 
@@ -163,10 +180,11 @@ class Symbol:
         self._terms.apply(operator.setitem, (self, index, value), {})
 
     def __len__(self) -> int:
-        value = self.value
-        return value if isinstance(value, int) else len(value)
+        return len(self.value) if self.count is None else self.count
 
     def __bool__(self) -> bool:
+        if isinstance(self.value, bool):
+            return self.value
         raise UnprovedError("a value decides what is computed")
 
     __hash__ = None  # type: ignore[assignment]
@@ -209,7 +227,7 @@ for _function, (_, _name) in INPLACE.items():
 def frozen(value: Any) -> Hashable:
     """A value as part of a term."""
     if isinstance(value, Symbol):
-        if isinstance(value.value, int):  # a tuple is its items
+        if value.count is not None:  # a tuple is its items
             return ("tuple", *map(frozen, value))
         return ("symbol", value.term, value.memory.version)
     if isinstance(value, enum.Enum):
