@@ -35,8 +35,8 @@ _WIDTHS = (
     "embedding_size", "projection_dim", "decoder_intermediate_size", "hidden_act_dim",
     "encoder_hidden_dim", "decoder_hidden_dim", "mlp_dim", "n_embd", "fpn_hidden_size",
 )  # fmt: skip
-_LEVELS = ((8, 64), (8, None), (1, 64), (1, None))
-"""What widths are divided by, and the image size, in the order in which they are tried."""
+_LEVELS = ((8, 64, 2), (8, None, 2), (1, 64, 2), (1, None, 2), (1, None, 99))
+"""What widths are divided by, the image size, and how many layers at most; as they are tried."""
 _MOST = 120_000_000  # parameters of a model that is looked at
 
 
@@ -81,9 +81,9 @@ def _fitting(name: str) -> tuple[Any, tuple[int, ...]]:
         RuntimeError: if the class runs with none.
     """
     why = ""
-    for divisor, side in _LEVELS:
+    for divisor, side, most in _LEVELS:
         try:
-            config = _config(name, divisor, side)
+            config = _config(name, divisor, side, most)
             size = _image_size(config, side)
             with torch.device("meta"):
                 count = sum(p.numel() for p in _model(name, config).parameters())
@@ -105,7 +105,7 @@ def _model(name: str, config: Any) -> nn.Module:
     return model
 
 
-def _config(name: str, divisor: int, side: int | None) -> Any:
+def _config(name: str, divisor: int, side: int | None, most: int) -> Any:
     cls = getattr(hf, name).config_class
     more: dict[str, Any] = {}
     given = inspect.signature(cls.__init__).parameters
@@ -116,7 +116,7 @@ def _config(name: str, divisor: int, side: int | None) -> Any:
         config = cls(**more)
     except Exception:  # one of those that refuse what they list
         config = cls()
-    _shrink(config, divisor, side)
+    _shrink(config, divisor, side, most)
     return config
 
 
@@ -127,12 +127,12 @@ def _resnet() -> Any:
     )
 
 
-def _shrink(config: Any, divisor: int, side: int | None) -> None:
+def _shrink(config: Any, divisor: int, side: int | None, most: int) -> None:
     for key, value in list(vars(config).items()):
         if isinstance(value, hf.PretrainedConfig):
-            _shrink(value, divisor, side)
+            _shrink(value, divisor, side, most)
         elif key in _LAYERS:
-            setattr(config, key, _each(value, lambda v: min(v, 2)))
+            setattr(config, key, _each(value, lambda v: min(v, most)))
         elif key in _WIDTHS:
             setattr(config, key, _each(value, lambda v: max(v // divisor, 8)))
         elif divisor > 1 and ("num" in key and "heads" in key):

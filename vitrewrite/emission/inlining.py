@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -23,10 +24,23 @@ def inline_small_calls(graph: fx.Graph, units: Sequence[Unit]) -> None:
             continue
         children = [u.get_submodule(str(node.target)) for u in units]
         if all(is_nothing(child) for child in children):
+            users = list(node.users)
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+            _take_items(graph, users)
         elif _same_trivial(children):
             _inline(graph, node, children[0])
+
+
+def _take_items(graph: fx.Graph, users: Sequence[fx.Node]) -> None:
+    """Writes `(a, b)[0]` as `a`."""
+    for user in users:
+        items = user.args[0] if user.target is operator.getitem else None
+        if isinstance(items, (tuple, list)) and isinstance(user.args[1], int):
+            item = items[user.args[1]]
+            if isinstance(item, fx.Node):
+                user.replace_all_uses_with(item)
+                graph.erase_node(user)
 
 
 def _same_trivial(children: Sequence[nn.Module]) -> bool:

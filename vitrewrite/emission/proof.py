@@ -148,7 +148,8 @@ def _method(terms: Terms, name: str, args: Any, kwargs: Any) -> Any:
 def _function(terms: Terms, function: Any, args: Any, kwargs: Any) -> Any:
     """Numbers are computed; what has a symbol in it, and what torch makes, is a term."""
     made = str(getattr(function, "__module__", None) or "torch").partition(".")[0] == "torch"
-    if not made and not _symbols((args, kwargs)):
+    of_items = bool(args) and isinstance(args[0], (tuple, list, dict))  # `(a, b)[0]`
+    if not made and (of_items or not _symbols((args, kwargs))):
         return function(*args, **kwargs)
     if function in (by_mode, by_size) and isinstance(args[0], bool):
         return function(*args)
