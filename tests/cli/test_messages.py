@@ -152,7 +152,8 @@ trained only as a whole
     ),
     "a linear layer in a convolution": (
         ["plan", TRAIN.format("every linear in patch_embed.proj")],
-        """<text>:2:13: VR302 'every linear in patch_embed.proj' matches nothing in VisionTransformer
+        """<text>:2:13: VR302 'every linear in patch_embed.proj' matches nothing \
+in VisionTransformer
     train every linear in patch_embed.proj
                 ^^^^^^^^^^^^^^^^^^^^^^^^^^
   note: 'patch_embed.proj' is a Conv2d
@@ -166,13 +167,6 @@ trained only as a whole
                 ^^^^^^^^^^^^^
   note: its blocks are in: blocks
   help: write 'every block'""",
-    ),
-    "a list without brackets": (
-        ["plan", "faseg", "image_size=1024,2048"],
-        """<command line>:1:12: VR204 image_size cannot be '1024,2048'
-    image_size=1024,2048
-               ^^^^^^^^^
-  help: a list is written in brackets, without spaces: image_size=[1024,2048]""",
     ),
     "a type of model that is a list": (
         ["sites", "hf:./listed"],
