@@ -20,6 +20,8 @@ from .kinds import (
     PRODUCTS,
     Matrix,
     is_activation,
+    is_conv,
+    is_depthwise,
     layer_matrix,
     matrix,
     norm_path,
@@ -210,6 +212,8 @@ class Assembler:
         if not first:
             return self._fused_mlp(role, group, second, parts)
         between = self._between(first, second)
+        if any(is_conv(o) and not is_depthwise(o) for o in self.flow.members(between)):
+            return None  # it mixes positions, or channels once more
         acts = [o for o in self.flow.members(between) if is_activation(o)]
         if not acts:
             return None
