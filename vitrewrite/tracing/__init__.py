@@ -17,6 +17,7 @@ from .checkpoints import checkpoints_seen
 from .escapes import AnewError
 from .fused import FUSED, fused_attention
 from .guards import check_input, is_guard
+from .helpers import kept
 from .limits import tracked_limits
 from .nodes import is_size
 from .pruning import pass_on, prune
@@ -57,6 +58,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     root = copy_tree(model, merged, _at_first_path(model, evaluation, training))
     checkpoint(root, training.checkpointed)
     root.__dict__["notes"] = tuple(_notes(model, training.recorder))
+    root.__dict__["helpers"] = kept(model)
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
     root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
