@@ -154,6 +154,7 @@ def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> di
 def model_text(rewritten: Rewritten) -> str:
     """The text of `model.py`."""
     from .emission.file import model_file, patterns
+    from .emission.source import print_classes
 
     module = rewritten.module
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
@@ -164,7 +165,11 @@ def model_text(rewritten: Rewritten) -> str:
     chosen = patterns(trained, names)
     story = spec or "    No clauses."
     stated = inputs.statement(module, rewritten.result.example)
-    return model_file(rewritten.result.root, rewritten.source, title, story, chosen, stated)
+    source = rewritten.source
+    printed: Any = getattr(module, "printed", None)
+    if printed is not None and printed.text != source.text:  # `set_grad_checkpointing` since
+        source = print_classes(module)[0]
+    return model_file(rewritten.result.root, source, title, story, chosen, stated)
 
 
 def checked_text(rewritten: Rewritten) -> str:

@@ -116,7 +116,7 @@ integer modulo by zero
     "an argument beyond all bounds": (
         ["sites", "tiny.py:build", "depth=1000000000"],
         """<command line>:1:7: VR316 'tiny.py:build' cannot be built with depth=1000000000: \
-no model has more than 10,000
+no model has more than 2,000
     depth=1000000000
           ^^^^^^^^^^""",
     ),

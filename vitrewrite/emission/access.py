@@ -18,7 +18,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Attributes that every module has, and those that our own modules have besides.
 _HIDDEN = frozenset({
     *dir(nn.Module()), *(n for c in (Captured, Unit) for n in (*vars(c), *c.__annotations__)),
-    "classes", "programs", "example", "constants", "config", "pretrained_cfg", "notes",
+    "classes", "programs", "example", "constants", "config", "pretrained_cfg", "notes", "helpers",
 })  # fmt: skip
 
 

@@ -10,13 +10,15 @@ import torch
 from torch import fx, nn
 
 from ..context import LOCK, same_randomness
-from ..errors import CaptureError, VitrewriteError, shown
+from ..errors import CaptureError, VitrewriteError, listing, shown
 from . import calls, construction, inputs, modes, tree
 from .arguments import separated
 from .caches import Caches, passed_by
 from .checkpoints import checkpoints_seen
 from .escapes import AnewError
+from .fused import FUSED, fused_attention
 from .guards import check_input, is_guard
+from .helpers import kept
 from .limits import tracked_limits
 from .nodes import is_size
 from .pruning import pass_on, prune
@@ -62,7 +64,8 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
         _guard_input_size(merged[""], example)
     root = copy_tree(model, merged, _at_first_path(model, evaluation, training))
     checkpoint(root, training.checkpointed)
-    root.__dict__["notes"] = tuple(_notes(training.recorder))
+    root.__dict__["notes"] = tuple(_notes(model, training.recorder))
+    root.__dict__["helpers"] = kept(model)
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
     root.__dict__["constants"] = constants
@@ -71,8 +74,13 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     return root
 
 
-def _notes(recorder: Recorder) -> Iterator[str]:
+def _notes(model: nn.Module, recorder: Recorder) -> Iterator[str]:
     """What a user should know about how the model was captured."""
+    if names := fused_attention(model):
+        yield (
+            f"{listing(names)} take kernels of their own in eval, which round differently: there "
+            f"the model itself and what is captured may be {FUSED:g} apart"
+        )
     for path in sorted(recorder.lost_checkpoints):
         yield (
             f"{shown(path) if path else 'the model'} checkpoints a part of what it computes: of "

@@ -23,6 +23,9 @@ def check_size(held: bool, what: str) -> None:
     Raises:
         ValueError: if `held` is false.
     """
+    if isinstance(held, fx.Proxy):
+        _again(check_size, held, what)
+        return
     if not held:
         raise ValueError(what)
 
@@ -33,6 +36,9 @@ def check_input(size: tuple[int, ...], captured: tuple[int, ...]) -> None:
     Raises:
         ValueError: if `size` differs from `captured`.
     """
+    if any(isinstance(each, fx.Proxy) for each in size):
+        _again(check_input, size, captured)
+        return
     if tuple(size) != captured:
         want, got = ("x".join(map(str, s)) for s in (captured, size))
         raise ValueError(f"captured for {want}, got {got}")
@@ -44,9 +50,19 @@ def check_grid(size: tuple[int, ...], planned: tuple[int, ...], user: str) -> No
     Raises:
         ValueError: if `size` differs from `planned`.
     """
+    if any(isinstance(each, fx.Proxy) for each in size):
+        _again(check_grid, size, planned, user)
+        return
     if tuple(size) != planned:
         got = "x".join(map(str, size))
         raise ValueError(f"{for_grid(planned, user)}, got {got}")
+
+
+def _again(guard: Callable[..., None], *args: Any) -> None:
+    """Keeps a guard in a graph that torch.fx makes of ours."""
+    proxies: list[Any] = [a for a in (*args, *tuple(args[0] if isinstance(args[0], tuple) else ()))
+                          if isinstance(a, fx.Proxy)]  # fmt: skip
+    proxies[0].tracer.create_proxy("call_function", guard, args, {})
 
 
 def for_grid(planned: tuple[int, ...], user: str) -> str:
@@ -81,6 +97,8 @@ def _describe(target: Callable[..., Any], args: tuple[Any, ...]) -> str:
 
 
 GUARDS = (check_size, check_input, check_grid)
+for _guard in GUARDS:  # torch.fx drops other calls whose results nobody uses
+    fx.node.has_side_effect(_guard)
 
 
 def is_guard(node: fx.Node) -> bool:
