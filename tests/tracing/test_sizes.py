@@ -155,3 +155,19 @@ def test_a_rewritten_model_takes_every_size() -> None:
     for size in ((32, 32), (64, 48)):
         x = torch.randn(2, 3, *size)
         assert torch.equal(rewritten.module(x), model(x)), size
+
+
+def test_a_choice_is_a_statement_and_a_fixed_point() -> None:
+    captured = vr.capture(Resized(by_count).eval(), torch.zeros(1, 3, 32, 32))
+    text = captured.printed.text  # type: ignore[union-attr]
+    lines = [
+        "        if h * w == self.table[0, 0].numel() and h == w:",
+        "            table = self.table",
+        "        else:",
+        "            table = F.interpolate(",
+    ]
+    assert "\n".join(lines[1:3]) in text
+    assert lines[3] in text
+    assert " and h == w:" in text
+    again = vr.capture(captured, torch.zeros(1, 3, 32, 32))
+    assert again.printed.text == text  # type: ignore[union-attr]

@@ -8,6 +8,8 @@ that of every size. Where that cannot be, the model is fixed in image size.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,6 +62,7 @@ class Join:
         self.pairs: dict[fx.Node, fx.Node] = {}  # what both do after it
         self.taken: set[fx.Node] = set()
         self.choices: dict[fx.Node, list[tuple[Any, ...]]] = {}
+        self.numbers: dict[fx.Node, str] = {}
         self.position = {n: i for i, n in enumerate(other.nodes)}
 
     def run(self) -> fx.Graph:
@@ -186,25 +189,38 @@ class Join:
         """A value of the own way in the graph of the other, before `user`."""
         if not isinstance(value, fx.Node):
             return fx.node.map_arg(value, lambda n: self._copied(n, user))
-        known = self.same.get(value) or self.pairs.get(value)
-        if known is not None:
-            return known
+        if value in self.same or value in self.pairs:
+            return self.same.get(value) or self.pairs[value]
         if value in self.lost or value.op in ("placeholder", "call_module") or is_impure(value):
             raise UnlikeError
         args = fx.node.map_arg(value.args, lambda n: self._copied(n, user))
         kwargs = fx.node.map_arg(dict(value.kwargs), lambda n: self._copied(n, user))
-        for node in self.other.nodes:
-            if node is user:
-                break
-            if (node.op, node.target, node.args, node.kwargs) == (
-                value.op, value.target, args, kwargs,
-            ):  # fmt: skip
-                self.same[value] = node
-                return node
+        equal = self._equal_to(_key_of(value.op, value.target, args, kwargs, self._number), user)
+        if equal is not None:
+            self.same[value] = equal
+            return equal
         node = self.other.create_node(value.op, value.target, args, kwargs)
         node.meta = dict(value.meta)
         self.same[value] = node
         return node
+
+    def _equal_to(self, key: str, user: fx.Node) -> fx.Node | None:
+        """What is computed in the same way before `user`."""
+        node: fx.Node
+        for node in self.other.nodes:
+            if node is user:
+                return None
+            if self._number(node) == key:
+                return node
+        return None
+
+    def _number(self, node: fx.Node) -> str:
+        """Equal for nodes that compute the same."""
+        if node not in self.numbers:
+            own = node.op in ("placeholder", "call_module") or is_impure(node)
+            key = _key_of(node.op, node.target, node.args, dict(node.kwargs), self._number)
+            self.numbers[node] = node.name if own else key
+        return self.numbers[node]
 
     def _guards(self, end: fx.Node) -> None:
         """What the own way takes for granted has to hold where it is gone."""
@@ -249,6 +265,13 @@ class _Choice:
 
     def __init__(self, mine: Any, theirs: Any) -> None:
         self.mine, self.theirs = mine, theirs
+
+
+def _key_of(op: str, target: Any, args: Any, kwargs: Any, number: Callable[[fx.Node], str]) -> str:
+    """What a node computes, as a short text."""
+    held = fx.node.map_arg((args, kwargs), lambda n: number(n))
+    text = repr((op, target if isinstance(target, str) else id(target), held))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _key(value: Any) -> Any:
