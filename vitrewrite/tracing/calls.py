@@ -125,7 +125,7 @@ def trace_forward(
         with recorder.off():
             witnesses = [recorder.values.outcome(index, outputs) for index in range(COUNT)]
         entry = Entry(template, outputs, witnesses, frame.assignments, frame.repeatable)
-        return Outcome(entry, tuple(frame.asked), frozenset(frame.lost))
+        return Outcome(entry, tuple(frame.asked), frozenset(frame.lost), frame.doubt)
 
     return explore(run, recorder.off, path).entry
 

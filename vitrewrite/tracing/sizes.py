@@ -9,7 +9,7 @@ that of every size. Where that cannot be, the model is fixed in image size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import fx
 
 from .guards import check_size, is_guard
 from .numbers import plain
-from .operators import is_impure
+from .operators import is_impure, is_inplace
 
 OWN, OTHER, FIXED = "own", "other", "fixed"
 """How a decision goes: as the example has it, as the witness has it, or as the example alone."""
@@ -50,11 +50,12 @@ class Join:
         outcome: how the example decides.
         lost: nodes of `own` from which on its witness is not carried, so that what is decided
             there is not known to be guarded.
+        doubt: the node of `own` from which on something was decided there.
     """
 
     def __init__(
         self, own: fx.Graph, other: fx.Graph, same: dict[fx.Node, fx.Node], condition: fx.Node,
-        outcome: bool, lost: frozenset[fx.Node],
+        outcome: bool, lost: frozenset[fx.Node], doubt: fx.Node | None = None,
     ) -> None:  # fmt: skip
         self.own, self.other = own, other
         self.same, self.condition, self.outcome, self.lost = same, condition, outcome, lost
@@ -62,7 +63,11 @@ class Join:
         self.pairs: dict[fx.Node, fx.Node] = {}  # what both do after it
         self.taken: set[fx.Node] = set()
         self.choices: dict[fx.Node, list[tuple[Any, ...]]] = {}
+        mine = list(own.nodes)
+        self.sure = set(mine if doubt is None else mine[: mine.index(doubt) + 1])
         self.numbers: dict[fx.Node, str] = {}
+        self.epochs: dict[fx.Node, int] = {}
+        self.changes = {g: [n for n in g.nodes if is_inplace(n.target)] for g in (own, other)}
         self.position = {n: i for i, n in enumerate(other.nodes)}
 
     def run(self) -> fx.Graph:
@@ -72,12 +77,14 @@ class Join:
             UnlikeError: if there is none.
         """
         end = self.other.output_node()
-        waiting = [(self.own.output_node(), end)]
+        waiting = [(self.own.output_node(), end), *self._effects()]
         edits: list[tuple[fx.Node, Any, Any]] = []
         while waiting:
             mine, theirs = waiting.pop()
             args = self._match(mine.args, theirs.args, waiting)
             kwargs = self._match(dict(mine.kwargs), dict(theirs.kwargs), waiting)
+            if mine not in self.sure and _differs((args, kwargs)):
+                raise UnlikeError
             edits.append((theirs, args, kwargs))
         self._check_effects()
         made: dict[Any, Any] = {}
@@ -88,21 +95,30 @@ class Join:
         self._in_order()
         return self.other
 
+    def _effects(self) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """What does more than compute, in the order in which both ways do it.
+
+        Raises:
+            UnlikeError: if they do not do the same.
+        """
+        if len(self.changes[self.own]) != len(self.changes[self.other]):
+            raise UnlikeError
+        mine, theirs = (
+            [n for n in g.nodes if _has_effect(n) and n not in known]
+            for g, known in ((self.own, self.same), (self.other, self.before))
+        )
+        for one, other in zip(mine, theirs, strict=False):
+            if one not in self.pairs and self._alike(one, other):
+                self.pairs[one] = other
+                self.taken.add(other)
+                yield one, other
+
     # -- what is alike ------------------------------------------------------------------------
 
     def _match(self, mine: Any, theirs: Any, waiting: list[Any]) -> Any:
         """`theirs`, with a `_Choice` wherever the ways differ."""
         if isinstance(mine, fx.Node) and isinstance(theirs, fx.Node):
-            if self.same.get(mine) is theirs or self.pairs.get(mine) is theirs:
-                return theirs
-            if theirs.target is by_size and self._same_value(mine, _own(theirs)):
-                return theirs  # the choice that the forward makes later on, as the example makes it
-            if self._alike(mine, theirs):
-                self.pairs[mine] = theirs
-                self.taken.add(theirs)
-                waiting.append((mine, theirs))
-                return theirs
-            return _Choice(mine, theirs)
+            return self._match_nodes(mine, theirs, waiting)
         if type(mine) is type(theirs) and isinstance(mine, (tuple, list)):
             if len(mine) == len(theirs):
                 return type(mine)(
@@ -113,7 +129,21 @@ class Join:
         elif isinstance(mine, slice) and isinstance(theirs, slice):
             parts = ((getattr(s, p) for p in ("start", "stop", "step")) for s in (mine, theirs))
             return slice(*(self._match(a, b, waiting) for a, b in zip(*parts, strict=True)))
-        elif type(mine) is type(theirs) and mine == theirs:
+        elif self._same_value(mine, _own(theirs) if _is_choice(theirs) else theirs):
+            return theirs
+        return _Choice(mine, theirs)
+
+    def _match_nodes(self, mine: fx.Node, theirs: fx.Node, waiting: list[Any]) -> Any:
+        if self.same.get(mine) is theirs or self.pairs.get(mine) is theirs:
+            return theirs
+        if mine.target is by_size and self._same_value(mine, theirs):
+            return theirs
+        if theirs.target is by_size and self._same_value(mine, _own(theirs)):
+            return theirs  # the choice that the forward makes later on, as the example makes it
+        if self._alike(mine, theirs):
+            self.pairs[mine] = theirs
+            self.taken.add(theirs)
+            waiting.append((mine, theirs))
             return theirs
         return _Choice(mine, theirs)
 
@@ -138,16 +168,17 @@ class Join:
     def _alike(self, mine: fx.Node, theirs: fx.Node) -> bool:
         free = mine not in self.same and mine not in self.pairs
         free = free and theirs not in self.before and theirs not in self.taken
+        free = free and self._changes_before(mine) == self._changes_before(theirs)
         same = (mine.op, mine.target) == (theirs.op, theirs.target) and mine.op != "placeholder"
         plain_ = mine.op not in ("get_attr", "output") and mine.target is not by_size
-        return free and same and plain_ and _outline(mine) == _outline(theirs)
+        alike = _like(mine.args, theirs.args) and _like(dict(mine.kwargs), dict(theirs.kwargs))
+        return free and same and plain_ and alike
 
     def _check_effects(self) -> None:
         """What does more than compute has to be done in both ways."""
         for graph, known in ((self.own, {*self.same, *self.pairs}), (self.other, self._theirs())):
             for node in graph.nodes:
-                effect = node.op == "call_module" or (is_impure(node) and not is_guard(node))
-                if effect and node not in known and node.op not in ("placeholder", "output"):
+                if (node.op == "call_module" or _has_effect(node)) and node not in known:
                     raise UnlikeError
 
     def _theirs(self) -> set[fx.Node]:
@@ -174,8 +205,8 @@ class Join:
         mine, theirs = choice.mine, choice.theirs
         if not _equal(_value(mine), _value(theirs)):
             raise UnlikeError
+        copied = self._copied(mine, user)
         with self.other.inserting_before(user):
-            copied = self._copied(mine, user)
             yes, no = (copied, theirs) if self.outcome else (theirs, copied)
             found = chosen(self.other, self.condition, yes, no, self.outcome)
         if isinstance(found, fx.Node):
@@ -195,23 +226,45 @@ class Join:
             raise UnlikeError
         args = fx.node.map_arg(value.args, lambda n: self._copied(n, user))
         kwargs = fx.node.map_arg(dict(value.kwargs), lambda n: self._copied(n, user))
-        equal = self._equal_to(_key_of(value.op, value.target, args, kwargs, self._number), user)
+        first, before = self._place(value, user)
+        key = _key_of(value.op, value.target, args, kwargs, self._number)
+        equal = self._equal_to(key, first, before)
         if equal is not None:
             self.same[value] = equal
             return equal
-        node = self.other.create_node(value.op, value.target, args, kwargs)
+        with self.other.inserting_before(before):
+            node = self.other.create_node(value.op, value.target, args, kwargs)
         node.meta = dict(value.meta)
         self.same[value] = node
         return node
 
-    def _equal_to(self, key: str, user: fx.Node) -> fx.Node | None:
-        """What is computed in the same way before `user`."""
+    def _place(self, value: fx.Node, user: fx.Node) -> tuple[fx.Node | None, fx.Node]:
+        """Between which changes in place a value of the own way is to be computed."""
+        count, changes = self._changes_before(value), self.changes[self.other]
+        later = changes[count] if count < len(changes) else user
+        if later not in self.position or self.position[later] > self.position.get(user, 0):
+            later = user
+        return (changes[count - 1] if count else None), later
+
+    def _changes_before(self, node: fx.Node) -> int:
+        """How many changes in place come before a node of either graph."""
+        if node not in self.epochs:
+            count = 0
+            for each in node.graph.nodes:
+                self.epochs[each] = count
+                count += is_inplace(each.target)
+        return self.epochs[node]
+
+    def _equal_to(self, key: str, first: fx.Node | None, before: fx.Node) -> fx.Node | None:
+        """What is computed in the same way behind `first` and before another node."""
         node: fx.Node
+        behind = first is None
         for node in self.other.nodes:
-            if node is user:
+            if node is before:
                 return None
-            if self._number(node) == key:
+            if (behind or node.op == "get_attr") and self._number(node) == key:
                 return node
+            behind = behind or node is first
         return None
 
     def _number(self, node: fx.Node) -> str:
@@ -225,10 +278,10 @@ class Join:
     def _guards(self, end: fx.Node) -> None:
         """What the own way takes for granted has to hold where it is gone."""
         for guard in [n for n in self.own.nodes if is_guard(n) and n not in self.same]:
+            held = self._copied(guard.args[0], end)
+            if any(is_guard(u) for u in held.users):
+                continue
             with self.other.inserting_before(end):
-                held = self._copied(guard.args[0], end)
-                if any(is_guard(u) for u in held.users):
-                    continue
                 yes, no = (held, True) if self.outcome else (True, held)
                 held = chosen(self.other, self.condition, yes, no, self.outcome)
                 new = self.other.call_function(check_size, (held, guard.args[1]))
@@ -260,6 +313,10 @@ class Join:
 _ENDS = ("placeholder", "output")
 
 
+def _has_effect(node: fx.Node) -> bool:
+    return is_impure(node) and not is_guard(node) and node.op not in _ENDS
+
+
 class _Choice:
     """Where the ways have different values."""
 
@@ -274,6 +331,19 @@ def _key_of(op: str, target: Any, args: Any, kwargs: Any, number: Callable[[fx.N
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def _differs(value: Any) -> bool:
+    """Whether arguments have a choice in them."""
+    if isinstance(value, dict):
+        return any(map(_differs, value.values()))
+    if isinstance(value, slice):
+        return any(map(_differs, (value.start, value.stop, value.step)))
+    return (
+        any(map(_differs, value))
+        if isinstance(value, (tuple, list))
+        else (isinstance(value, _Choice))
+    )
+
+
 def _key(value: Any) -> Any:
     return value if isinstance(value, fx.Node) else repr(value)
 
@@ -282,11 +352,20 @@ def _hint(value: Any) -> Any:
     return value.meta.get("hint") if isinstance(value, fx.Node) else None
 
 
-def _outline(node: fx.Node) -> str:
-    """A call without what its nodes are."""
-    return repr(
-        fx.node.map_arg((node.args, dict(node.kwargs)), lambda _: fx.Graph().placeholder("x"))
-    )
+def _like(mine: Any, theirs: Any) -> bool:
+    """Whether arguments are the same but for what nodes are, and numbers that follow a size."""
+    if isinstance(mine, fx.Node) or isinstance(theirs, fx.Node):
+        both = isinstance(mine, fx.Node) and isinstance(theirs, fx.Node)
+        return both or _equal(_value(mine), _value(theirs))
+    if type(mine) is not type(theirs):
+        return False
+    if isinstance(mine, (tuple, list)):
+        return len(mine) == len(theirs) and all(map(_like, mine, theirs))
+    if isinstance(mine, dict):
+        return mine.keys() == theirs.keys() and all(_like(v, theirs[k]) for k, v in mine.items())
+    if isinstance(mine, slice):
+        return all(_like(getattr(mine, p), getattr(theirs, p)) for p in ("start", "stop", "step"))
+    return bool(mine == theirs)
 
 
 def _value(value: Any) -> Any:
