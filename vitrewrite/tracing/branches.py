@@ -18,10 +18,11 @@ from torch import fx
 
 from ..errors import CaptureError
 from .frame import Frame
+from .joining import Join, UnlikeError
 from .memo import Entry
 from .numbers import Tracked
 from .operators import is_impure
-from .sizes import FIXED, OTHER, OWN, Join, UnlikeError, may_go_on
+from .sizes import FIXED, OTHER, OWN, may_go_on
 from .template import Template
 from .witness import IMAGE
 
