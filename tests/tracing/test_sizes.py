@@ -70,7 +70,32 @@ def either(m: Any, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-WAYS = {f.__name__: f for f in (by_statement, by_count, one_after_another, either)}
+def in_place(m: Any, x: torch.Tensor) -> torch.Tensor:
+    x = x + 0
+    y = x.exp() if x.shape[-1] == 4 else x.sin()
+    x.add_(m.table if x.shape[-2:] == m.table.shape[-2:] else resize(m.table, x.shape[-2:]))
+    x[:, 0] = x[:, 1]
+    return x * y
+
+
+def two_decisions(m: Any, x: torch.Tensor) -> torch.Tensor:
+    h, w = x.shape[-2:]
+    if h == 4:
+        return x + 1 if w == 4 else x - 1
+    return x * 2 if w == 4 else x * 3
+
+
+WAYS = {
+    f.__name__: f
+    for f in (
+        by_statement,
+        by_count,
+        one_after_another,
+        either,
+        in_place,
+        two_decisions,
+    )
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -90,6 +115,37 @@ def test_ways_that_do_not_meet_again_fix_the_size() -> None:
     assert torch.equal(captured(x), model(x))
     with pytest.raises(ValueError, match="captured for 32x32, got 64x32"):
         captured(torch.zeros(1, 3, 64, 32))
+
+
+def cropped(m: Any, x: torch.Tensor) -> torch.Tensor:
+    h, w = x.shape[-2:]
+    x = x[:, :, :4] if h > 4 else x
+    x = x[..., :4] if w > 4 else x
+    found: torch.Tensor = x + m.table
+    return found
+
+
+def decided_later(m: Any, x: torch.Tensor) -> torch.Tensor:
+    h, w = x.shape[-2:]
+    table = m.table if h == 4 else resize(m.table, (h, 4))
+    y: torch.Tensor = table.mean(3, keepdim=True) + x
+    k = (3 if w == 4 else 5) if h == 4 else (1 if w == 4 else 2)
+    return y * k
+
+
+@pytest.mark.parametrize("way", [cropped, decided_later])
+def test_what_is_decided_after_the_ways_part_is_never_lost(way: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model = Resized(way).eval()
+    captured = vr.capture(model, torch.zeros(1, 3, 32, 32))
+    for size in ((32, 32), (64, 32), (32, 96), (64, 64)):
+        x = torch.randn(2, 3, *size)
+        try:
+            found = captured(x)
+        except ValueError:
+            found = None
+        exact = found is not None and torch.equal(found, model(x))
+        assert exact or (found is None and size != (32, 32)), size
 
 
 SMALL: dict[str, Any] = {
@@ -155,3 +211,19 @@ def test_a_rewritten_model_takes_every_size() -> None:
     for size in ((32, 32), (64, 48)):
         x = torch.randn(2, 3, *size)
         assert torch.equal(rewritten.module(x), model(x)), size
+
+
+def test_a_choice_is_a_statement_and_a_fixed_point() -> None:
+    captured = vr.capture(Resized(by_count).eval(), torch.zeros(1, 3, 32, 32))
+    text = captured.printed.text  # type: ignore[union-attr]
+    lines = [
+        "        if h * w == self.table[0, 0].numel() and h == w:",
+        "            table = self.table",
+        "        else:",
+        "            table = F.interpolate(",
+    ]
+    assert "\n".join(lines[1:3]) in text
+    assert lines[3] in text
+    assert " and h == w:" in text
+    again = vr.capture(captured, torch.zeros(1, 3, 32, 32))
+    assert again.printed.text == text  # type: ignore[union-attr]

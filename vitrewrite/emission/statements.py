@@ -13,6 +13,7 @@ from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
 from ..tracing.operators import is_impure, is_inplace
+from .choices import Block, blocks, is_choice
 from .comprehensions import Comprehension
 from .effects import has_effect, may_change
 from .expressions import INPLACE, named_arguments
@@ -31,6 +32,7 @@ class Statement:
     node: fx.Node
     kind: str  # "assign", "unpack", "sizes", "loop", "roll", "effect", "guard", "return"
     loop: Loop | None = None
+    block: Block | None = None  # the way of a choice that it is part of
 
 
 class Plan:
@@ -47,6 +49,7 @@ class Plan:
         self.augmented = augmented(graph)
         self.inlined: set[fx.Node] = set()
         self.one_mode = _of_one_mode(graph)
+        self.blocks = blocks(graph)
         self.statements: list[Statement] = []
         self._plan()
 
@@ -114,6 +117,17 @@ class Plan:
                 pending = self._settle(pending, node)
                 self._add(node)
                 self._sizes_of(node)
+        self.statements = self._by_block(None)
+
+    def _by_block(self, block: Block | None) -> list[Statement]:
+        """The statements of a block, those of either way of a choice in front of it."""
+        found: list[Statement] = []
+        for statement in [s for s in self.statements if s.block == block]:
+            if statement.kind == "choice":
+                for way in (True, False):
+                    found += self._by_block((statement.node, way))
+            found.append(statement)
+        return found
 
     def _changed(self, pending: list[fx.Node], node: fx.Node) -> list[fx.Node]:
         """What changes a tensor in place is printed before the next node that may read it."""
@@ -150,17 +164,20 @@ class Plan:
             kind = "loop"
         elif isinstance(node.target, Roll):
             kind = "roll"
+        elif is_choice(node):
+            kind = "choice"
         elif node in self.unpacked:
             kind = "unpack"
         elif not node.users or node.target is operator.setitem:
             kind = "effect"
-        self.statements.append(Statement(node, kind, loop=self.loops.get(node)))
+        block = self.blocks.get(node)
+        self.statements.append(Statement(node, kind, self.loops.get(node), block))
 
     def _sizes_of(self, node: fx.Node) -> None:
         values = [node, *self.unpacked.get(node, [])] if node.op != "placeholder" else [node]
         for value in values:
             if value in self.sized:
-                self.statements.append(Statement(value, "sizes"))
+                self.statements.append(Statement(value, "sizes", block=self.blocks.get(value)))
 
     def _is_part(self, node: fx.Node) -> bool:
         """Sizes and items that the statement of their tensor or tuple already names."""
@@ -178,6 +195,8 @@ class Plan:
         if node in self.augmented:
             return True
         if node.op == "output" or node in self.loops or node in self.unpacked or node in self.sized:
+            return False
+        if is_choice(node):
             return False
         if isinstance(node.target, Roll) or any(isinstance(u.target, Roll) for u in node.users):
             return False

@@ -18,10 +18,11 @@ from torch import fx
 
 from ..errors import CaptureError
 from .frame import Frame
+from .joining import Join, UnlikeError
 from .memo import Entry
 from .numbers import Tracked
 from .operators import is_impure
-from .sizes import FIXED, OTHER, OWN, Join, UnlikeError, may_go_on
+from .sizes import FIXED, OTHER, OWN, may_go_on
 from .template import Template
 from .witness import IMAGE
 
@@ -52,6 +53,7 @@ class Outcome:
     entry: Entry
     conditions: tuple[fx.Node | None, ...]
     lost: frozenset[fx.Node] = frozenset()
+    doubt: fx.Node | None = None
 
 
 def decide(frame: Frame, condition: torch.Tensor) -> bool:
@@ -141,17 +143,21 @@ def explore(
         if question.frame.path != where:
             raise
         sizes, recorder = question.sizes, question.frame.recorder
-        module = question.frame.module
+        module, dead = question.frame.module, question.frame.dead
 
     def run_again(decisions: tuple[Any, ...]) -> Outcome:
         recorder.restore(module)  # what the last run left, such as a cache, is of another program
+        recorder.values.dead = dict(dead)
         return run(decisions)
 
     if sizes:
         return _by_sizes(run_again, off, where, decisions, recorder)
     if sum(isinstance(d, bool) for d in decisions) == _MOST:
         raise _too_much(where, "too often")
-    no, yes = (explore(run_again, off, where, (*decisions, answer)) for answer in (False, True))
+    no = explore(run_again, off, where, (*decisions, False))
+    fixed = dict(recorder.values.dead)
+    yes = explore(run_again, off, where, (*decisions, True))
+    recorder.values.dead = {**fixed, **recorder.values.dead}
     with off():
         return _joined(no, yes, len(decisions), where)
 
@@ -169,7 +175,7 @@ def _by_sizes(
         if not may_go_on(decisions):
             raise UnlikeError
         other = explore(run, off, where, (*decisions, OTHER))
-        if IMAGE in values.dead:
+        if IMAGE in values.dead and OWN not in decisions:
             raise UnlikeError
         own = explore(run, off, where, (*decisions, OWN))
         values.dead = dict(dead)  # what the example's way cannot carry is carried by the other
@@ -185,11 +191,12 @@ def _of_sizes(own: Outcome, other: Outcome, number: int) -> Outcome:
     assert condition is not None
     graph, before = other.entry.template.graph, own.entry.template.graph
     same = _shared(graph, before, condition)
-    join = Join(before, graph, same, condition, condition.meta["outcome"], own.lost)
+    outcome = condition.meta["outcome"]
+    join = Join(before, graph, same, condition, outcome, own.lost, own.doubt)
     entry = replace(
         other.entry, template=Template(other.entry.template.name, join.run()), decided=True
     )
-    return Outcome(entry, other.conditions, other.lost)
+    return Outcome(entry, other.conditions, other.lost, other.doubt)
 
 
 def _too_much(where: str, why: str) -> CaptureError:

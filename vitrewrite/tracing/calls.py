@@ -139,7 +139,7 @@ def trace_forward(
         entry = Entry(
             template, outputs, witnesses, frame.assignments, again, frame, frame.repeatable
         )
-        return Outcome(entry, tuple(frame.asked), frozenset(frame.lost))
+        return Outcome(entry, tuple(frame.asked), frozenset(frame.lost), frame.doubt)
 
     return explore(run, recorder.off, path).entry
 

@@ -47,17 +47,24 @@ class Frame:
         self.regions: list[list[fx.Node]] = []  # what was added in each checkpoint
         self.checkpointed: set[str] = set()  # relative paths of what was called with checkpoints
         self.asked: list[fx.Node | None] = []  # what was asked
+        self.dead = dict(recorder.values.dead)  # what the model was fixed in before
         self.lost: set[fx.Node] = set()  # nodes from which on no other image size is carried
         self.first_step = len(recorder.known.replay.steps)
         self.repeatable = True  # no decision hangs on values that were made outside of it
+        self.doubt: fx.Node | None = None  # from here on decisions on sizes are not known
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """Makes `node` stand for `value` from here on."""
         self.nodes[id(value)] = node
         node.meta["val"] = value
-        if self.decisions and IMAGE in self.recorder.values.dead:
-            self.lost.add(node)
+        if self.decisions and IMAGE in self.recorder.values.dead and node.op != "get_attr":
+            carried = isinstance(value, Tracked) and value.witnesses[IMAGE:][:1] not in (
+                (),
+                (None,),
+            )
+            if not carried:
+                self.lost.add(node)
         self.recorder.values.keep(value)
 
     def placeholder(self, name: str, value: Any) -> fx.Node:
@@ -180,9 +187,10 @@ class Frame:
         key = (id(tensor), dim)
         if key not in self.sizes:
             node = self._tensor(tensor)
-            length, *others = (
-                t.size(dim) if t is not None else None for t in self.recorder.values.all(tensor)
-            )
+            values = self.recorder.values
+            length, *others = (t.size(dim) if t is not None else None for t in values.all(tensor))
+            if not values.has(tensor):  # a parameter
+                others = [length] * len(others)
             assert length is not None  # the primary witness is always alive
             self.sizes[key] = make(self, length, tuple(others), lambda: self._size_node(node, dim))
             self.recorder.values.keep(tensor)
@@ -197,6 +205,11 @@ class Frame:
         while node.next.op == "call_method" and node.next.target == "size":
             node = node.next
         return node
+
+    def doubted(self) -> None:
+        """Notes that a decision hangs on sizes of which only those of the example are known."""
+        if self.doubt is None:
+            self.doubt = next(iter(reversed(self.graph.nodes)), None)
 
     def hint(self, names: dict[str, Any]) -> None:
         """Takes names for nodes from the local variables of a running forward."""

@@ -29,6 +29,7 @@ from .memo import Memo
 from .numbers import Tracked
 from .operators import canonical, is_inplace, is_repeatable
 from .ranges import INDEXING, check_indices
+from .sizes import OWN
 from .witness import IMAGE, Witnesses
 
 _CONSTANT_ATTRIBUTES = {
@@ -276,12 +277,21 @@ class Recorder(TorchFunctionMode):
         deps: set[int] = set()
         for arg in args:
             deps |= arg.deps if isinstance(arg, Tracked) else set()
+        if IMAGE in self.values.dead and any(_may_follow(a) for a in args):
+            self._doubt()
         for index in deps - set(self.values.dead):
             under = [a.witnesses[index] if isinstance(a, Tracked) else a for a in args]
             if None in under or bool(op(*under)) != outcome:
+                self._doubt()
                 self.values.kill(index, f"{op.__name__} in '{self.frame.path or 'the root'}'")
         if deps - set(self.values.dead):
             require(self.frame, op, args, outcome, frozenset(deps))
+
+    def _doubt(self) -> None:
+        """Something is decided at the sizes of the example alone."""
+        for frame in self.frames:
+            if OWN in frame.decisions:
+                frame.doubted()
 
     def decide(self, op: Callable[..., Any], args: tuple[Any, ...], outcome: bool) -> bool:
         """How the trace goes on from `op(*args)`, which is `outcome` at the sizes of the example.
@@ -302,6 +312,13 @@ class Recorder(TorchFunctionMode):
             if "/torch/" not in here.f_code.co_filename and here.f_code not in _OURS:
                 self.frame.hint(here.f_locals)
             here = here.f_back
+
+
+def _may_follow(value: Any) -> bool:
+    """Whether a number may be another one at another image size."""
+    if not isinstance(value, Tracked):
+        return False
+    return IMAGE in value.deps or value.witnesses[IMAGE:][:1] in ((), (None,))
 
 
 def _never_drops(input: Any, p: float = 0.5, *_: Any, **__: Any) -> bool:

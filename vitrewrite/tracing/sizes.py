@@ -10,12 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
-
-from .guards import check_size, is_guard
-from .numbers import plain
-from .operators import is_impure
 
 OWN, OTHER, FIXED = "own", "other", "fixed"
 """How a decision goes: as the example has it, as the witness has it, or as the example alone."""
@@ -33,251 +28,6 @@ def may_go_on(decisions: tuple[Any, ...]) -> bool:
     return sum(d in (OWN, OTHER) for d in decisions) < _MOST
 
 
-class UnlikeError(Exception):
-    """Two ways cannot be one program."""
-
-
-class Join:
-    """Puts the way of the example into the graph of the other way.
-
-    Args:
-        own: the graph of the example's way.
-        other: that of the witness' way, in which everything holds under the example too.
-        same: what both do before the decision, nodes of `other` by those of `own`.
-        condition: what decides, a node of `other`.
-        outcome: how the example decides.
-        lost: nodes of `own` from which on its witness is not carried, so that what is decided
-            there is not known to be guarded.
-    """
-
-    def __init__(
-        self, own: fx.Graph, other: fx.Graph, same: dict[fx.Node, fx.Node], condition: fx.Node,
-        outcome: bool, lost: frozenset[fx.Node],
-    ) -> None:  # fmt: skip
-        self.own, self.other = own, other
-        self.same, self.condition, self.outcome, self.lost = same, condition, outcome, lost
-        self.before = set(same.values())
-        self.pairs: dict[fx.Node, fx.Node] = {}  # what both do after it
-        self.taken: set[fx.Node] = set()
-        self.choices: dict[fx.Node, list[tuple[Any, ...]]] = {}
-        self.position = {n: i for i, n in enumerate(other.nodes)}
-
-    def run(self) -> fx.Graph:
-        """The graph of both.
-
-        Raises:
-            UnlikeError: if there is none.
-        """
-        end = self.other.output_node()
-        waiting = [(self.own.output_node(), end)]
-        edits: list[tuple[fx.Node, Any, Any]] = []
-        while waiting:
-            mine, theirs = waiting.pop()
-            args = self._match(mine.args, theirs.args, waiting)
-            kwargs = self._match(dict(mine.kwargs), dict(theirs.kwargs), waiting)
-            edits.append((theirs, args, kwargs))
-        self._check_effects()
-        made: dict[Any, Any] = {}
-        for node, args, kwargs in sorted(edits, key=lambda e: self.position[e[0]]):
-            node.args = self._resolved(args, node, made)
-            node.kwargs = self._resolved(kwargs, node, made)
-        self._guards(end)
-        self._in_order()
-        return self.other
-
-    # -- what is alike ------------------------------------------------------------------------
-
-    def _match(self, mine: Any, theirs: Any, waiting: list[Any]) -> Any:
-        """`theirs`, with a `_Choice` wherever the ways differ."""
-        if isinstance(mine, fx.Node) and isinstance(theirs, fx.Node):
-            if self.same.get(mine) is theirs or self.pairs.get(mine) is theirs:
-                return theirs
-            if theirs.target is by_size and self._same_value(mine, _own(theirs)):
-                return theirs  # the choice that the forward makes later on, as the example makes it
-            if self._alike(mine, theirs):
-                self.pairs[mine] = theirs
-                self.taken.add(theirs)
-                waiting.append((mine, theirs))
-                return theirs
-            return _Choice(mine, theirs)
-        if type(mine) is type(theirs) and isinstance(mine, (tuple, list)):
-            if len(mine) == len(theirs):
-                return type(mine)(
-                    self._match(a, b, waiting) for a, b in zip(mine, theirs, strict=True)
-                )
-        elif isinstance(mine, dict) and isinstance(theirs, dict) and mine.keys() == theirs.keys():
-            return {k: self._match(mine[k], v, waiting) for k, v in theirs.items()}
-        elif isinstance(mine, slice) and isinstance(theirs, slice):
-            parts = ((getattr(s, p) for p in ("start", "stop", "step")) for s in (mine, theirs))
-            return slice(*(self._match(a, b, waiting) for a, b in zip(*parts, strict=True)))
-        elif type(mine) is type(theirs) and mine == theirs:
-            return theirs
-        return _Choice(mine, theirs)
-
-    def _same_value(self, mine: Any, theirs: Any) -> bool:
-        """Whether two values are computed alike, step by step."""
-        if isinstance(mine, fx.Node) and isinstance(theirs, fx.Node):
-            if self.same.get(mine) is theirs or self.pairs.get(mine) is theirs:
-                return True
-            pure = mine.op not in ("placeholder", "call_module") and not is_impure(mine)
-            if not pure or (mine.op, mine.target) != (theirs.op, theirs.target):
-                return False
-            inner = (mine.args, dict(mine.kwargs)), (theirs.args, dict(theirs.kwargs))
-            return self._same_value(*inner)
-        if isinstance(mine, (tuple, list)) and isinstance(theirs, (tuple, list)):
-            alike = len(mine) == len(theirs)
-            return alike and all(map(self._same_value, mine, theirs))
-        if isinstance(mine, dict) and isinstance(theirs, dict):
-            alike = mine.keys() == theirs.keys()
-            return alike and all(self._same_value(v, theirs[k]) for k, v in mine.items())
-        return type(mine) is type(theirs) and bool(mine == theirs)
-
-    def _alike(self, mine: fx.Node, theirs: fx.Node) -> bool:
-        free = mine not in self.same and mine not in self.pairs
-        free = free and theirs not in self.before and theirs not in self.taken
-        same = (mine.op, mine.target) == (theirs.op, theirs.target) and mine.op != "placeholder"
-        plain_ = mine.op not in ("get_attr", "output") and mine.target is not by_size
-        return free and same and plain_ and _outline(mine) == _outline(theirs)
-
-    def _check_effects(self) -> None:
-        """What does more than compute has to be done in both ways."""
-        for graph, known in ((self.own, {*self.same, *self.pairs}), (self.other, self._theirs())):
-            for node in graph.nodes:
-                effect = node.op == "call_module" or (is_impure(node) and not is_guard(node))
-                if effect and node not in known and node.op not in ("placeholder", "output"):
-                    raise UnlikeError
-
-    def _theirs(self) -> set[fx.Node]:
-        return {*self.before, *self.taken}
-
-    # -- what differs -------------------------------------------------------------------------
-
-    def _resolved(self, value: Any, user: fx.Node, made: dict[Any, Any]) -> Any:
-        if isinstance(value, _Choice):
-            key = (_key(value.mine), _key(value.theirs))
-            if key not in made:
-                made[key] = self._choice(value, user)
-            return made[key]
-        if isinstance(value, (tuple, list)):
-            return type(value)(self._resolved(v, user, made) for v in value)
-        if isinstance(value, dict):
-            return {k: self._resolved(v, user, made) for k, v in value.items()}
-        if isinstance(value, slice):
-            parts = (value.start, value.stop, value.step)
-            return slice(*(self._resolved(v, user, made) for v in parts))
-        return value
-
-    def _choice(self, choice: _Choice, user: fx.Node) -> Any:
-        mine, theirs = choice.mine, choice.theirs
-        if not _equal(_value(mine), _value(theirs)):
-            raise UnlikeError
-        with self.other.inserting_before(user):
-            copied = self._copied(mine, user)
-            yes, no = (copied, theirs) if self.outcome else (theirs, copied)
-            found = chosen(self.other, self.condition, yes, no, self.outcome)
-        if isinstance(found, fx.Node):
-            found.meta.setdefault("val", _value(theirs))
-            hint = _hint(mine) or _hint(theirs)
-            if hint and found.target is by_size:
-                found.meta["hint"] = hint
-        return found
-
-    def _copied(self, value: Any, user: fx.Node) -> Any:
-        """A value of the own way in the graph of the other, before `user`."""
-        if not isinstance(value, fx.Node):
-            return fx.node.map_arg(value, lambda n: self._copied(n, user))
-        known = self.same.get(value) or self.pairs.get(value)
-        if known is not None:
-            return known
-        if value in self.lost or value.op in ("placeholder", "call_module") or is_impure(value):
-            raise UnlikeError
-        args = fx.node.map_arg(value.args, lambda n: self._copied(n, user))
-        kwargs = fx.node.map_arg(dict(value.kwargs), lambda n: self._copied(n, user))
-        for node in self.other.nodes:
-            if node is user:
-                break
-            if (node.op, node.target, node.args, node.kwargs) == (
-                value.op, value.target, args, kwargs,
-            ):  # fmt: skip
-                self.same[value] = node
-                return node
-        node = self.other.create_node(value.op, value.target, args, kwargs)
-        node.meta = dict(value.meta)
-        self.same[value] = node
-        return node
-
-    def _guards(self, end: fx.Node) -> None:
-        """What the own way takes for granted has to hold where it is gone."""
-        for guard in [n for n in self.own.nodes if is_guard(n) and n not in self.same]:
-            with self.other.inserting_before(end):
-                held = self._copied(guard.args[0], end)
-                if any(is_guard(u) for u in held.users):
-                    continue
-                yes, no = (held, True) if self.outcome else (True, held)
-                held = chosen(self.other, self.condition, yes, no, self.outcome)
-                new = self.other.call_function(check_size, (held, guard.args[1]))
-            new.meta = dict(guard.meta)
-
-    def _in_order(self) -> None:
-        """Puts what is read in front of who reads it, where nothing is changed in place."""
-        order: dict[fx.Node, None] = {}
-
-        def place(node: fx.Node) -> None:
-            for read in node.all_input_nodes:
-                if read not in order:
-                    place(read)
-            order[node] = None
-
-        nodes = list(self.other.nodes)
-        for node in nodes:
-            place(node) if node not in order else None
-        if list(order) == nodes:
-            return
-        if any(is_impure(n) and not is_guard(n) for n in nodes if n.op not in _ENDS):
-            raise UnlikeError
-        end = self.other.output_node()
-        for node in order:
-            if node is not end:
-                end.prepend(node)
-
-
-_ENDS = ("placeholder", "output")
-
-
-class _Choice:
-    """Where the ways have different values."""
-
-    def __init__(self, mine: Any, theirs: Any) -> None:
-        self.mine, self.theirs = mine, theirs
-
-
-def _key(value: Any) -> Any:
-    return value if isinstance(value, fx.Node) else repr(value)
-
-
-def _hint(value: Any) -> Any:
-    return value.meta.get("hint") if isinstance(value, fx.Node) else None
-
-
-def _outline(node: fx.Node) -> str:
-    """A call without what its nodes are."""
-    return repr(
-        fx.node.map_arg((node.args, dict(node.kwargs)), lambda _: fx.Graph().placeholder("x"))
-    )
-
-
-def _value(value: Any) -> Any:
-    return plain(value.meta.get("val")) if isinstance(value, fx.Node) else value
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether one can stand for the other at the size of the example."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return (a.shape, a.dtype) == (b.shape, b.dtype)
-    number = isinstance(a, (int, float)) and isinstance(b, (int, float))
-    return number and a == b
-
-
 def chosen(graph: fx.Graph, condition: Any, yes: Any, no: Any, outcome: bool) -> Any:
     """`yes if condition else no`, in its shortest form, at the insertion point of a graph."""
     if yes is no:
@@ -289,7 +39,7 @@ def chosen(graph: fx.Graph, condition: Any, yes: Any, no: Any, outcome: bool) ->
         return node
 
     for inner, outer in ((yes, no), (no, yes)):
-        if not _is_choice(inner) or outer not in inner.args[1:]:
+        if not is_choice(inner) or outer not in inner.args[1:]:
             continue
         also, own = inner.args[0], bool(inner.meta["own"])
         left = inner.args[1]
@@ -303,11 +53,12 @@ def chosen(graph: fx.Graph, condition: Any, yes: Any, no: Any, outcome: bool) ->
     return make(condition, yes, no, outcome)
 
 
-def _is_choice(value: Any) -> bool:
+def is_choice(value: Any) -> bool:
+    """Whether a value is a choice between two ways."""
     return isinstance(value, fx.Node) and value.target is by_size
 
 
-def _own(choice: fx.Node) -> Any:
+def own_side(choice: fx.Node) -> Any:
     """What a choice is at the size of the example."""
     return choice.args[1] if choice.meta["own"] else choice.args[2]
 
@@ -316,7 +67,7 @@ def settle(graph: fx.Graph) -> None:
     """Goes the way of the example everywhere, in a model that is fixed in image size."""
     for node in list(graph.nodes):
         if node.target is by_size:
-            own = _own(node)
+            own = own_side(node)
             if isinstance(own, fx.Node):
                 node.replace_all_uses_with(own)
             else:
