@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # One thread per test process: the processes share the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-.PHONY: demo test lint format fuzz bench clean
+.PHONY: demo test lint format fuzz zoo bench clean
 
 demo: $(STAMP)
 	$(BIN)/vitrewrite apply fpet_lora model=vit_base --out build/demo
@@ -30,6 +30,11 @@ fuzz: export VITREWRITE_FUZZ = 20000
 fuzz: export VITREWRITE_FUZZ_PROCESSES = 200
 fuzz: $(STAMP)
 	$(PYTEST) tests/properties tests/passes tests/language/test_properties.py tests/cli/test_fuzz.py
+
+# Every vision transformer of timm, transformers and others; writes docs/coverage.md. Half an hour.
+zoo: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group zoo
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo
 
 bench: $(STAMP)
 	$(BIN)/vitrewrite bench fpet_lora model=vit_base

@@ -102,7 +102,7 @@ def test_len_is_tracked() -> None:
     ],
 )
 def test_a_batch_size_that_escapes_is_refused_with_the_line(function: Callable[..., Any]) -> None:
-    with pytest.raises(vr.VitrewriteError, match=r"VR605 .*\(test_constants\.py:\d+"):
+    with pytest.raises(vr.VitrewriteError, match=r"VR605 .*[( ]test_constants\.py:\d+"):
         captured(function)
 
 

@@ -9,7 +9,11 @@ from .errors import MatchError
 
 _LARGEST = 100_000_000
 _LARGEST_OF = {
-    **dict.fromkeys(("depth", "depths", "num_layers", "num_hidden_layers"), 10_000),
+    **dict.fromkeys(("depth", "depths", "num_layers", "num_hidden_layers"), 2_000),
+    **dict.fromkeys(
+        ("hidden_size", "hidden_sizes", "embed_dim", "embed_dims", "intermediate_size", "dim"),
+        1_000_000,
+    ),
     **dict.fromkeys(("num_labels", "num_classes"), 1_000_000),
 }
 

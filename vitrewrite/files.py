@@ -22,6 +22,7 @@ from .folder.lock import DELTA, ORIGINALS, WEIGHTS, lock_text
 from .models import buffers_of, full_name
 from .storage.hashing import digest_of
 from .storage.tensors import check_finite, write_tensors
+from .tracing import inputs
 
 if TYPE_CHECKING:
     from .rewrite.rewritten import Rewritten
@@ -120,6 +121,7 @@ def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> di
     """
     import timm
 
+    stated = inputs.statement(rewritten.base, rewritten.base.__dict__["example"])
     return {
         "made_by": MADE_BY,
         "lowered": rewritten.lowered,
@@ -129,6 +131,7 @@ def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> di
         "places": [list(place) for place in rewritten.spec.places],
         "model": rewritten.model_name,
         "model_options": rewritten.model_options,
+        **({} if stated is None else {"input": stated}),
         "weights": rewritten.weights_request,
         "seed": rewritten.seed,
         "allocations": {
@@ -151,6 +154,7 @@ def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> di
 def model_text(rewritten: Rewritten) -> str:
     """The text of `model.py`."""
     from .emission.file import model_file, patterns
+    from .emission.source import print_classes
 
     module = rewritten.module
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
@@ -160,7 +164,12 @@ def model_text(rewritten: Rewritten) -> str:
     spec = "\n".join(f"    {line}".rstrip() for line in str(rewritten.spec).strip().splitlines())
     chosen = patterns(trained, names)
     story = spec or "    No clauses."
-    return model_file(rewritten.result.root, rewritten.source, title, story, chosen)
+    stated = inputs.statement(module, rewritten.result.example)
+    source = rewritten.source
+    printed: Any = getattr(module, "printed", None)
+    if printed is not None and printed.text != source.text:  # `set_grad_checkpointing` since
+        source = print_classes(module)[0]
+    return model_file(rewritten.result.root, source, title, story, chosen, stated)
 
 
 def checked_text(rewritten: Rewritten) -> str:
@@ -191,14 +200,17 @@ def test_text(rewritten: Rewritten) -> str:
     fixed = any(n.target is check_input for n in unit.template.graph.nodes)
     params = rewritten.measures.params
     single = isinstance(unit.template.graph.output_node().args[0], fx.Node)
-    example = rewritten.result.example[0]
+    examples = rewritten.result.example
+    example, many = examples[0], len(examples) > 1
     exact = example.dtype in (torch.float32, torch.float64)
+    timms = _starts_as_timms(rewritten)
     return render(
-        "test_model.py.jinja", shape=tuple(example.shape[1:]), fixed=fixed,
+        "test_model.py.jinja", shape=tuple(example.shape[1:]), fixed=fixed and not many, many=many,
+        inputs=[(tuple(v.shape[1:]), v.dtype) for v in examples],
         single=single, total=params.total, trainable=params.trainable,
         dtype="" if example.dtype == torch.float32 else str(example.dtype),
         close="rtol=1e-3, atol=1e-4" if exact else "rtol=6e-2, atol=6e-2",
-        original=repr(full_name(rewritten.model_name)) if _starts_as_timms(rewritten) else "",
+        original=repr(full_name(rewritten.model_name)) if timms and not many else "",
         options=pformat(rewritten.model_options, width=88, sort_dicts=True),
     )  # fmt: skip
 

@@ -9,7 +9,14 @@ Source
     Jia et al., "Visual Prompt Tuning", ECCV 2022. Masks: Han et al., E2VPT, ICCV 2023, section 3.3.
 
 Attaches to
-    Blocks of a model whose stream is a sequence of tokens.
+    Blocks of a model whose stream is a sequence of tokens. Prompts have no positions: rotary ones
+    leave them alone like class and registers, a relative bias is 0 for them. Without a class token
+    they stand in front. Blocks that work on a class token alone (CaiT's last) get none.
+
+Readout
+    `class`: the head reads class token and registers, as it is. `all`: its pooling sees the
+    prompts too, as with MAE; the default for heads that pool, or that return all tokens.
+    `patches`: the prompts are taken out behind the last block.
 
 Parameters
     prompt [M, C] per block, U(-v, v) with v = sqrt(6 / (patch numbers + C)), the numbers of one
@@ -42,7 +49,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitrewrite.declare import Pass, option
-from vitrewrite.rewrite.sites import BlockSite
+from vitrewrite.rewrite.sites import AttentionSite, BlockSite
 
 if TYPE_CHECKING:
     from .pruning import PruneAndRewind
@@ -119,6 +126,31 @@ class WithoutPrompts(nn.Module):
         return torch.cat([x[:, : self.start], x[:, self.start + self.count :]], dim=1)
 
 
+class WithPromptBias(nn.Module):
+    """Zeros in a bias of scores, [.., queries, keys], where prompts are; True in a mask."""
+
+    inserted_by = "prompt"
+    changes = (0,)
+
+    def __init__(self, count: int, start: int, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.count, self.start, self.axes = count, start, axes
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """It has none."""
+
+    def forward(self, bias: torch.Tensor) -> torch.Tensor:
+        """The bias with rows and columns for the prompts."""
+        for axis in self.axes:
+            front = bias.narrow(axis, 0, self.start)
+            behind = bias.narrow(axis, self.start, bias.shape[axis] - self.start)
+            shape = list(bias.shape)
+            shape[axis] = self.count
+            new = bias.new_full(shape, bias.dtype == torch.bool)
+            bias = torch.cat([front, new, behind], dim=axis)
+        return bias
+
+
 class ConstantRows(nn.Module):
     """What deep prompts are to an attention: constant keys and values before those of the tokens.
 
@@ -169,12 +201,15 @@ class VisualPrompt(Pass):
         help="which channels are one segment",
     )
     position: int | None = option(
-        None, minimum=0, help="tokens in front of them; class and registers by default"
+        None,
+        minimum=0,
+        help="tokens in front of them; class and registers by default, if there are any",
     )
-    readout: str = option(
-        "class",
+    readout: str | None = option(
+        None,
         choices=("class", "patches", "all"),
-        help="what the model's pooling sees: no prompts as it is, none as they go, or all",
+        help="what the head sees: no prompts as it is, none as they go, or all; "
+        "class by default, all where the head pools",
     )
 
     prune_tokens: tuple[int, ...] = option(
@@ -211,6 +246,9 @@ class VisualPrompt(Pass):
             )
         bound = math.sqrt(6 / (block.patch_features + block.stem_dim))
         deep = block.role != block.siblings[0]
+        if deep and self.other_stream(block):
+            block.warn(f"no prompts for '{block.role}': its stream is the class token alone")
+            return
         prompt = Prompt(self.count, block.dim, start, bound, deep, self.dropout)
         masks = [block.shared("masks", lambda: self.new_masks(block))] if self.masks else []
         block.input.insert(prompt, *masks)
@@ -219,36 +257,62 @@ class VisualPrompt(Pass):
         if deep:
             return
         block.input.become(prefix=tokens.prefix + self.count)
-        if self.readout == "patches":
+        for one in [block, *block.following]:
+            self.make_room(one, start)
+        if self.reading(block) == "patches":
             last = [block, *block.following][-1]
             last.output.insert(WithoutPrompts(self.count, start))
             last.output.become(prefix=tokens.prefix)
             if self.evolve(block):
                 last.waive("lowers_exactly", "prompts that stayed are taken out there")
 
-    def lower(self, block: BlockSite, module: nn.Module) -> bool:
+    def make_room(self, block: BlockSite, start: int) -> None:
+        """The prompts belong to the tokens in front, which have no positions."""
+        if self.other_stream(block):
+            return
+        block.lengthen_prefix(start, self.count)
+        if block.has_attention and (axes := block.attn.bias_axes):
+            block.attn.pad_bias(WithPromptBias(self.count, start, axes))
+
+    def lower(self, site: BlockSite | AttentionSite, module: nn.Module) -> bool:
         """Deep prompts become k(norm1(P)) and v(norm1(P))."""
+        block = site if isinstance(site, BlockSite) else site.block
         if self.evolve(block):
             return False
         if isinstance(module, Prompt):
             masks = block.sibling(PromptMasks)
             rows, same = _distinct(module.prompt if masks is None else module.prompt * masks())
-            k, v = block.attn.keys_and_values(block.inserted_at, rows)
+            k, v = block.attn.keys_and_values(block.inserted_at, rows, module.start)
             block.drop()
+            block.lengthen_prefix(module.start, -self.count)
             heads, count, width = k.shape
             constant = ConstantRows(heads, count, (width, v.shape[-1]), same > 1)
             constant.k, constant.v = k, v
             if same > 1:
                 constant.bias[-1] = math.log(same)
             block.attn.extend_kv(constant, count)
-        elif isinstance(module, WithoutPrompts):
+        elif isinstance(module, (WithoutPrompts, WithPromptBias)):
             block.drop()
         return not isinstance(module, PromptMasks)
 
     def evolve(self, block: BlockSite) -> bool:
         """Whether some prompts reach a block without new ones, or are pooled."""
         behind = block.context.anatomy.blocks[-len(block.siblings) :]
-        return self.readout == "all" or tuple(b.role for b in behind) != block.siblings
+        late = any(self.other_stream(b) for b in block.following)
+        return (
+            late or self.reading(block) == "all" or tuple(b.role for b in behind) != block.siblings
+        )
+
+    def other_stream(self, block: BlockSite) -> bool:
+        """Whether it works on the class token alone, as CaiT's last blocks do."""
+        return block.tokens == 1 < (block.context.anatomy.blocks[0].tokens or 1)
+
+    def reading(self, block: BlockSite) -> str:
+        """What the head reads: the card's readout for heads that pool, unless one is stated."""
+        if self.readout is not None:
+            return self.readout
+        read = block.context.anatomy.stream.readout
+        return "all" if read is None else "class"
 
     def delta(self, module: nn.Module) -> list[dict[str, torch.Tensor]]:
         """The tensors as the method names them."""
@@ -279,17 +343,20 @@ class VisualPrompt(Pass):
         start = first if self.position is None else self.position
         if start > first:
             raise block.reject("position", f"only {first} tokens stand before the patches")
-        if not first and self.position is None:
-            raise block.reject(
-                "position", "the model has no class token", suggestion="write position=0"
-            )
         self.check_readout(block, start)
         return start
 
     def check_readout(self, block: BlockSite, start: int) -> None:
         """What the head reads must stay where it is."""
-        read = block.context.anatomy.stream.readout
-        if self.readout == "class" and (read is None or max(read) >= start):
+        stream, reading = block.context.anatomy.stream, self.reading(block)
+        if reading != "patches" and max(stream.bounds, default=0) > start:
+            raise block.reject(
+                "readout" if self.position is None else "position",
+                f"the head tells tokens 0..{max(stream.bounds) - 1} by their position, and prompts "
+                f"in front would move them",
+                suggestion="write readout=patches to take the prompts out behind the last block",
+            )
+        if reading == "class" and stream.readout is None:
             raise block.reject(
                 "readout", "the head reads more than the tokens in front of the prompts",
                 suggestion="write readout=patches to take the prompts out behind the last block, "

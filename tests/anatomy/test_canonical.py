@@ -129,3 +129,37 @@ def test_talking_heads_stay_manual() -> None:
     assert canonicalise(root) == 0
     forms = [b.attn.form for b in analyse(root).blocks if b.attn]
     assert forms == ["manual", "manual", "sdpa", "sdpa"]
+
+
+class _FewerKeys(nn.Module):
+    """Windows of more queries than keys, with a bias of some axes and a mask for each window."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.q, self.kv = nn.Linear(8, 8), nn.Linear(8, 16)
+        self.bias = nn.Parameter(torch.randn(*shape))
+        self.mask = nn.Parameter(torch.randn(2, 1, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b = x.shape[0]
+        x = x.view(b * 2, 4, 8)
+        q = self.q(x).view(b * 2, 4, 2, 4).transpose(1, 2)
+        k, v = self.kv(x[:, 1:]).view(b * 2, 3, 2, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = q @ k.transpose(-2, -1) + self.bias
+        scores = scores.view(b, 2, 2, 4, 3) + self.mask
+        weights = scores.view(b * 2, 2, 4, 3).softmax(dim=-1)
+        return (weights @ v).transpose(1, 2).reshape(b, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 3), (2, 1, 3), (2, 4, 1), (2, 1, 1), (1, 4, 3), (1, 1, 3), (4, 1)], ids=str
+)
+@torch.no_grad()
+def test_a_bias_is_as_long_as_queries_and_keys(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = _FewerKeys(*shape).double().eval()
+    root = trace(model, torch.zeros(2, 8, 8, dtype=torch.float64)).eval()
+    assert canonicalise(root) == 1
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 8, 8, dtype=torch.float64)
+        torch.testing.assert_close(root(x), model(x), rtol=0, atol=1e-12)

@@ -163,14 +163,17 @@ def test_gate_is_what_is_activated() -> None:
     ]  # fmt: skip
 
 
-def test_interleaved_rows_are_no_sites() -> None:
+def test_rows_that_heads_take_in_turns() -> None:
     found = _analysed(attention=Interleaved)
-    attn = found.blocks[0].attn
+    attn, width = found.blocks[0].attn, DIM // HEADS
     assert attn is not None
-    assert attn.q is attn.k is attn.v is None
     assert attn.qkv is not None
-    assert attn.heads == HEADS
-    assert "blocks[0:3]: no sites q, k, v: their rows are not contiguous" in found.notes
+    assert (attn.heads, attn.qkv.ranges) == (HEADS, ((0, 3 * DIM),))
+    for first, site in enumerate((attn.q, attn.k, attn.v)):
+        assert site is not None
+        starts = [(3 * head + first) * width for head in range(HEADS)]
+        assert site.ranges == tuple((start, start + width) for start in starts)
+        assert (site.out_features, site.rows) == (DIM, (starts[0], starts[-1] + width))
 
 
 def test_rows_that_are_cut_and_joined_again() -> None:

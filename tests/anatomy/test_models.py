@@ -167,7 +167,6 @@ MODELS = [
         stream=("nchw", (), 3136, (56, 56)),
         around=("patch_embed", "head.norm", ["head.fc"]),
         units=("stages.0.blocks.0", "stages.3.blocks.1"),
-        notes=("blocks[2:12]: no sites q, k, v: their rows are not contiguous",),
     ),
     Expected(
         "maxvit_tiny_tf_224",
@@ -236,8 +235,9 @@ def test_sites_exist(
         if isinstance(site, Linear):
             check(site.call)
             weight = root.get_parameter(site.weight)
-            start, stop = site.rows or (0, weight.shape[0])
-            assert (site.out_features, site.in_features) == (stop - start, weight.shape[1])
+            rows = sum(stop - start for start, stop in site.ranges)
+            assert (site.out_features, site.in_features) == (rows, weight.shape[1])
+            assert site.rows in (None, (site.ranges[0][0], site.ranges[-1][1]))
 
 
 @every_model

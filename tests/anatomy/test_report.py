@@ -30,8 +30,8 @@ def test_text(anatomy: Callable[[str], Anatomy]) -> None:
 
 
 def test_notes_are_printed(anatomy: Callable[[str], Anatomy]) -> None:
-    text = to_text(anatomy("tiny_vit_5m_224"))
-    assert text.endswith("notes\n  blocks[2:12]: no sites q, k, v: their rows are not contiguous\n")
+    text = to_text(anatomy("cait_xxs24_224"))
+    assert text.endswith("notes\n  cls_token joins the tokens at blocks[24]\n")
 
 
 def test_json(anatomy: Callable[[str], Anatomy]) -> None:

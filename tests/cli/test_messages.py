@@ -116,7 +116,7 @@ integer modulo by zero
     "an argument beyond all bounds": (
         ["sites", "tiny.py:build", "depth=1000000000"],
         """<command line>:1:7: VR316 'tiny.py:build' cannot be built with depth=1000000000: \
-no model has more than 10,000
+no model has more than 2,000
     depth=1000000000
           ^^^^^^^^^^""",
     ),
@@ -134,12 +134,59 @@ trained only as a whole
     require params < 9M excluding blocks[0].attn.q
     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^""",
     ),
+    "entries without a budget": (
+        ["plan", TRAIN.format("every entries in blocks[0]")],
+        """<text>:2:13: VR302 'every entries in blocks[0]' matches nothing in VisionTransformer
+    train every entries in blocks[0]
+                ^^^^^^^^^^^^^^^^^^^^
+  note: a model has no entries by itself: they are what a budget buys
+  help: write 'sensitive(budget=0.4M)' to choose some""",
+    ),
+    "a decoder in a block": (
+        ["plan", TRAIN.format("every decoder in blocks[0]")],
+        """<text>:2:13: VR302 'every decoder in blocks[0]' matches nothing in VisionTransformer
+    train every decoder in blocks[0]
+                ^^^^^^^^^^^^^^^^^^^^
+  note: VisionTransformer has no decoder
+  help: write 'optional' before it if that is fine""",
+    ),
+    "a linear layer in a convolution": (
+        ["plan", TRAIN.format("every linear in patch_embed.proj")],
+        """<text>:2:13: VR302 'every linear in patch_embed.proj' matches nothing \
+in VisionTransformer
+    train every linear in patch_embed.proj
+                ^^^^^^^^^^^^^^^^^^^^^^^^^^
+  note: 'patch_embed.proj' is a Conv2d
+  note: its linear layers are in: blocks, head
+  help: write 'every linear in blocks'""",
+    ),
+    "a block in the head": (
+        ["plan", TRAIN.format("every block in head")],
+        """<text>:2:13: VR302 'every block in head' matches nothing in VisionTransformer
+    train every block in head
+                ^^^^^^^^^^^^^
+  note: its blocks are in: blocks
+  help: write 'every block'""",
+    ),
+    "a type of model that is a list": (
+        ["sites", "hf:./listed"],
+        """<command line>:1:7: VR310 no model 'hf:./listed': transformers knows no '['vit']'
+    model hf:./listed
+          ^^^^^^^^^^^""",
+    ),
+    "a configuration that is nested deeply": (
+        ["sites", "hf:./folder"],
+        """<command line>:1:7: VR310 no model 'hf:./folder': cannot read 'folder/config.json': \
+it is nested too deeply
+    model hf:./folder
+          ^^^^^^^^^^^""",
+    ),
     "a model that does not say its size": (
         ["sites", "silent.py:build"],
         """<command line>:1:7: VR601 a Linear does not say what its input is
     model silent.py:build
           ^^^^^^^^^^^^^^^
-  help: let the function that builds it say so: model.img_size = (224, 224)""",
+  help: give its input, such as input=1x3x224x224""",
     ),
     "a part that is selected twice": (
         ["plan", TRAIN.format("blocks[0] + blocks")],
@@ -187,7 +234,9 @@ def odd(here: Path) -> Path:
     os.mkfifo(here / "pipe")
     (here / "folder").mkdir()
     deep = "[" * 100_000 + "]" * 100_000
-    for name in ("deep.json", "folder/report.json"):
+    (here / "listed").mkdir()
+    (here / "listed" / "config.json").write_text('{"model_type": ["vit"]}')
+    for name in ("deep.json", "folder/report.json", "folder/config.json"):
         (here / name).write_text(deep)
     return here
 

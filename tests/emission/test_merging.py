@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import vitrewrite as vr
+from tests.emission.emitted import check
 from tests.test_rolls import tensors
 
 
@@ -265,3 +267,11 @@ def test_a_layer_for_each_item_is_a_comprehension() -> None:
     model = MODELS["a norm per level, in dictionaries"]().eval()
     rewritten = vr.apply("# nothing\n", model, example=torch.zeros(2, 8, 8))
     assert "for layer, h in zip(self.layers, values)" in rewritten.source.text
+
+
+@pytest.mark.parametrize("factors", [(0.0, 0.5, None), (None, 0.0), (0.5, None, 0.0, 0.25, None)])
+def test_a_factor_of_zero_is_no_identity(factors: tuple[float | None, ...], tmp_path: Path) -> None:
+    """A part that is there in some instances only: its number cannot tell which if it may be 0."""
+    torch.manual_seed(0)
+    blocks = [Around(nn.Identity() if f is None else Factor(f)) for f in factors]
+    check(nn.Sequential(*blocks, nn.Linear(8, 8)), tmp_path / "out")

@@ -191,3 +191,31 @@ def test_a_name_that_no_state_dict_can_hold_is_refused(name: str) -> None:
     model = module(lambda s, x: s._modules[name](x), **{name: linear()})
     with pytest.raises(vr.VitrewriteError, match="VR606 Made has a part named"):
         vr.capture(model, INPUT)
+
+
+class Renamed(nn.Module):
+    """Values with more than one name, and one that is changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = linear()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[1]
+        again = length
+        shown = x.sin()
+        other = shown
+        hidden = self.fc(other)
+        changed = hidden.mul_(length * again)
+        return torch.cat([changed, shown], 1).reshape(-1, 2 * length, 8)
+
+
+def test_a_value_keeps_the_first_name_of_its_source() -> None:
+    captured = vr.capture(Renamed().eval(), INPUT)
+    names = [str(n.meta.get("hint")) for g in captured.graphs.values() for n in g.nodes]
+    assert {"length", "shown", "hidden", "changed"} <= set(names)
+    assert not {"again", "other"} & set(names)
+    wanted = Renamed()
+    wanted.load_state_dict(captured.state_dict())
+    with torch.no_grad():
+        assert torch.equal(captured(INPUT), wanted(INPUT))

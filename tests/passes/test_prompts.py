@@ -143,7 +143,7 @@ def test_properties_over_random_vits(data: st.DataObject, seed: int) -> None:
     count = data.draw(st.integers(1, 5), label="count")
     where = data.draw(st.sampled_from(["blocks[*]", "blocks[0]", "blocks[-1]"]))
     plain = model.has_class_token and model.global_pool == "token"
-    stated = "" if plain else ", position=0, readout=patches"
+    stated = "" if plain else data.draw(st.sampled_from(["", ", position=0, readout=patches"]))
     masks = data.draw(st.booleans())
     options = f"count={count}, segments=4, masks={str(masks).lower()}{stated}"
     spec = f"prepend prompt({options}) to {where}\n"
@@ -168,12 +168,13 @@ def model(**options: Any) -> Any:
 
 
 BAD = {
-    "no class token": (
-        "prepend prompt() to blocks[*]\n", {"class_token": False, "global_pool": "avg"},
-        "VR403", "position",
+    "position": (
+        "prepend prompt(position=1) to blocks[*]\n", {"class_token": False, "global_pool": "avg"},
+        "VR403", "only 0 tokens stand before the patches",
     ),
     "pooling": (
-        "prepend prompt() to blocks[*]\n", {"global_pool": "avg"}, "VR403", "readout=patches",
+        "prepend prompt(readout=class) to blocks[*]\n", {"global_pool": "avg"},
+        "VR403", "readout=patches",
     ),
     "segments": (
         "prepend prompt(masks=true, segments=7) to blocks[*]\n", {}, "VR403", "valid: 1, 2, 4",
@@ -199,11 +200,6 @@ def test_models_without_a_sequence_are_refused() -> None:
     for name in ("convnext_atto", "swin_tiny_patch4_window7_224"):
         with pytest.raises(vr.VitrewriteError, match="sequence"):
             vr.plan("prepend prompt() to blocks[*]\n", name)
-
-
-def test_position_dependent_attention_is_refused() -> None:
-    with pytest.raises(vr.VitrewriteError, match="needs them as they were"):
-        vr.plan("prepend prompt(readout=patches) to blocks[*]\n", "beit_base_patch16_224")
 
 
 def test_applying_twice_is_detected() -> None:

@@ -10,13 +10,15 @@ from torch import nn
 from ..tracing.unit import Unit
 from .attention import Core, cores
 from .blocks import Assembler, Notes, Parts, place, site
+from .cuts import with_tokens
 from .decoder import Decoder, PixelDecoder
 from .flow import Flow, Op, flatten, union
-from .kinds import FUSED_ATTENTION, is_norm, matrix, norm_path
+from .kinds import FUSED_ATTENTION, is_norm, layer_matrix, matrix, norm_path
 from .pixels import joins, pixel_decoder
 from .queries import Finder, find_chain
 from .sites import Anatomy, Attention, Block, Linear, Place, Stream
-from .stream import final_norms, find_stem, find_stream, heads, late_tokens, patch_embed
+from .stem import find_stem
+from .stream import final_norms, find_stream, heads, late_tokens, patch_embed
 from .trunk import Sets, Trunk, find_trunk, residual_sums
 
 
@@ -45,7 +47,7 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
     notes = assembler.notes
     norm = None if chain else _final_norm(flow, trunk, assembler, notes)
     head = heads(flow, trunk.sums)
-    stem = find_stem(trunk.groups[0].first.point, sets) if blocks else None
+    stem = find_stem(trunk.groups[0].first.point, flow, sets) if blocks else None
     pixels = decoder = None
     if chain is not None:
         inner = find_trunk(flow, attentions, sets, residuals, scales)
@@ -71,7 +73,8 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
         first = blocks[0].linears
         stream = find_stream(flow, trunk.groups, stem, first[0].in_features if first else None)
         embed = patch_embed(flow, stem, trunk.groups, sets)
-        anatomy = replace(anatomy, stream=stream, patch_embed=embed)
+        blocks = with_tokens(blocks, flow, trunk.groups) if stream.layout == "sequence" else blocks
+        anatomy = replace(anatomy, stream=stream, patch_embed=embed, blocks=blocks)
         _note_stream(notes, flow, trunk, stem.suffix, sets)
     else:
         notes.add("no residual blocks found")
@@ -134,7 +137,7 @@ def _calls(flow: Flow) -> dict[tuple[str, int], tuple[Place, ...]]:
     """Where matrices and norms are applied; what a unit does each time that it runs counts once."""
     found: dict[tuple[str, int], dict[Place, None]] = {}
     for op in flow.ops:
-        if (weight := matrix(op)) is not None:
+        if (weight := layer_matrix(op)) is not None:
             key = weight.path, weight.rows[0] if weight.rows else 0
         elif is_norm(op):
             key = f"{norm_path(op)}.weight", 0

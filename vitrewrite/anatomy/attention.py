@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from .flow import Flow, Op
-from .kinds import ADDS, MATMULS, SDPA, VIEWS, matrix
+from .kinds import ADDS, MATMULS, SDPA, VIEWS, layer_matrix
 from .rows import Unclear, rows_of, trail
 
 # What may stand between the scores and the softmax, and between the softmax and the product
@@ -43,7 +43,8 @@ class Operand:
 
     Attributes:
         linear: the layer, or None if there is not just one.
-        span: the rows of it, None if they have gaps.
+        span: the rows of it, from the first to the last; None if they are not known.
+        ranges: the same as half-open ranges, more than one if they have gaps.
         count: how many rows.
         varies: per axis of the operand whether rows differ along it; empty if not known.
         why: what stands against a site.
@@ -51,6 +52,7 @@ class Operand:
 
     linear: Op | None
     span: tuple[int, int] | None = None
+    ranges: tuple[tuple[int, int], ...] = ()
     count: int = 0
     varies: tuple[bool, ...] = ()
     why: str = ""
@@ -150,11 +152,11 @@ def _operand(op: Op) -> Operand:
         rows = rows_of(op)
     except Unclear as reason:
         return Operand(None, why=str(reason))
-    span, count = rows.span(), len(rows.rows())
-    why = "" if span is not None else "their rows are not contiguous"
     if not rows.axes():
-        count, why = 0, "their rows could not be followed"
-    return Operand(rows.linear, span, count, rows.axes(), why)
+        return Operand(rows.linear, why="their rows could not be followed")
+    ranges = rows.ranges()
+    span = ranges[0][0], ranges[-1][1]
+    return Operand(rows.linear, span, ranges, len(rows.rows()), rows.axes())
 
 
 def head_count(core: Core, query: Operand) -> int:
@@ -191,7 +193,7 @@ def projection(core: Core, stops: int) -> Op | None:
         for user in op.users:
             if seen & user.bit or stops & user.bit or user.name in MATMULS or user.name == SDPA:
                 continue
-            if matrix(user) is not None:
+            if layer_matrix(user) is not None:
                 return user
             seen |= user.bit
             queue.append(user)

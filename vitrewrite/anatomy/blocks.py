@@ -16,7 +16,18 @@ from .attention import (
     projection,
 )
 from .flow import Flow, Op
-from .kinds import PRODUCTS, Matrix, is_activation, matrix, norm_path, strip
+from .kinds import (
+    PRODUCTS,
+    Matrix,
+    is_activation,
+    is_conv,
+    is_depthwise,
+    layer_matrix,
+    matrix,
+    norm_path,
+    pointwise,
+    strip,
+)
 from .layout import feeding_norm, following_norm, tokens_of, width_of, window
 from .sites import Attention, Block, Linear, Mlp, Place
 from .trunk import Group, Residual, Sets, Trunk
@@ -93,6 +104,10 @@ class Assembler:
         parts = Parts()
         attn = self._block_attention(role, group, parts)
         mlp = self._mlp(role, group, layers, parts)
+        if mlp is None and group.cores:
+            convs = [o for o in self.flow.members(owned) if pointwise(o) is not None]
+            both = sorted({*layers, *convs}, key=lambda o: o.index)
+            mlp = self._mlp(role, group, both, parts) if convs else None
         norm1, norm2 = self._norms(group, parts)
         width = self._width(group, layers)
         last = group.last.sum
@@ -142,7 +157,7 @@ class Assembler:
             self.notes.add(f"attn is the first of {len(group.cores)} attentions", role)
         attn = self.attention(f"{role}.attn", core, parts)
         query = self.operands.of(core.query)
-        width = matrix(query.linear) if query.linear is not None else None
+        width = layer_matrix(query.linear) if query.linear is not None else None
         seen = attended_tokens(core, query)
         found, grouped = window(core, group.first.point, width and width.in_features, seen)
         if grouped and found is None:
@@ -177,7 +192,7 @@ class Assembler:
             q=_rows_site(f"{role}.q", q),
             k=_rows_site(f"{role}.k", k),
             v=_rows_site(f"{role}.v", v),
-            qkv=None if fused is None else site(f"{role}.qkv", fused),
+            qkv=None if fused is None else _fused(f"{role}.qkv", fused, (q, k, v)),
             proj=None if proj is None else site(f"{role}.proj", proj),
             over="channels" if over_channels(core, q) else "tokens",
         )
@@ -192,9 +207,13 @@ class Assembler:
                 mine = [o for o in mine if not o.bit & (core.op.before | core.op.after)]
         second = mine[-1] if mine else None
         first = _feeders(mine)
-        if second is None or not first:
+        if second is None:
             return None
+        if not first:
+            return self._fused_mlp(role, group, second, parts)
         between = self._between(first, second)
+        if any(is_conv(o) and not is_depthwise(o) for o in self.flow.members(between)):
+            return None  # it mixes positions, or channels once more
         acts = [o for o in self.flow.members(between) if is_activation(o)]
         if not acts:
             return None
@@ -211,6 +230,20 @@ class Assembler:
             fc2=site(f"{role}.mlp.fc2", second),
             gate=gate,
         )
+
+    def _fused_mlp(self, role: str, group: Group, second: Op, parts: Parts) -> Mlp | None:
+        """The feed-forward part whose first layer is rows of one that makes q, k and v too."""
+        found = self.operands.of(second.inputs[0])
+        if found.linear is None or found.linear not in parts.names or not group.cores:
+            return None
+        between = found.linear.after & second.before & ~group.cores[0].op.before
+        acts = [o for o in self.flow.members(between) if is_activation(o)]
+        fc1 = _rows_site(f"{role}.mlp.fc1", found)
+        if not acts or fc1 is None or fc1.rows is None:
+            return None
+        parts.names[second] = "mlp.fc2"
+        fc2 = site(f"{role}.mlp.fc2", second)
+        return Mlp(role=f"{role}.mlp", fc1=fc1, act=place(_whole(acts[-1])), fc2=fc2)
 
     def _between(self, first: Sequence[Op], second: Op) -> int:
         bits = 0
@@ -283,7 +316,7 @@ def place(op: Op) -> Place:
 
 def site(role: str, op: Op, rows: tuple[int, int] | None = None) -> Linear:
     """A linear site: all of a layer, or rows of it."""
-    weight = matrix(op)
+    weight = layer_matrix(op)
     assert weight is not None, "only linear ops become sites"
     return _linear(role, op, weight, rows)
 
@@ -293,16 +326,34 @@ def _linear(role: str, op: Op, weight: Matrix, rows: tuple[int, int] | None) -> 
     offset = 0 if weight.rows is None else weight.rows[0]
     if weight.rows is not None:
         rows = (first + offset, last + offset)
-    return Linear(role, place(op), weight.path, weight.in_features, last - first, rows, offset)
+    axis = -1 if matrix(op) is not None else 1
+    count = last - first
+    return Linear(role, place(op), weight.path, weight.in_features, count, rows, offset, axis=axis)
+
+
+def _fused(role: str, layer: Op, parts: Sequence[Operand]) -> Linear:
+    """All of a layer of q, k and v, or their rows if it makes more than these."""
+    rows = sorted(r for part in parts for r in part.ranges)
+    weight = layer_matrix(layer)
+    assert weight is not None
+    ends = [0, *(stop for _, stop in rows)]
+    touching = [start == end for (start, _), end in zip(rows[1:], ends[2:], strict=False)]
+    if not rows or not all(touching) or (rows[0][0], ends[-1]) == (0, weight.out_features):
+        return site(role, layer)
+    return site(role, layer, (rows[0][0], ends[-1]))
 
 
 def _rows_site(role: str, found: Operand) -> Linear | None:
     if found.linear is None or found.span is None:
         return None
-    weight = matrix(found.linear)
+    weight = layer_matrix(found.linear)
     assert weight is not None, "operands come from linear ops"
-    whole = found.span == (0, weight.out_features)
-    return _linear(role, found.linear, weight, None if whole else found.span)
+    whole = found.ranges == ((0, weight.out_features),)
+    made = _linear(role, found.linear, weight, None if whole else found.span)
+    if len(found.ranges) < 2:
+        return made
+    pieces = tuple((a + made.offset, b + made.offset) for a, b in found.ranges)
+    return replace(made, out_features=found.count, pieces=pieces)
 
 
 def _sites(role: str, layers: Sequence[Op], parts: Parts) -> tuple[Linear, ...]:
@@ -332,7 +383,8 @@ def _feeders(layers: Sequence[Op]) -> list[Op]:
 def _disjoint(a: Operand, b: Operand) -> bool:
     if a.linear is None or a.linear is not b.linear or a.span is None or b.span is None:
         return False
-    return a.span[1] <= b.span[0] or b.span[1] <= a.span[0]
+    pairs = ((p, q) for p in a.ranges for q in b.ranges)
+    return all(p[1] <= q[0] or q[1] <= p[0] for p, q in pairs)
 
 
 def _input(group: Group) -> Place:

@@ -64,6 +64,22 @@ def matrix(op: Op) -> Matrix | None:
     return None if rows is None else Matrix(source.path, out_features, in_features, rows)
 
 
+def pointwise(op: Op) -> Matrix | None:
+    """The matrix that a convolution applies to the channels of each position, if that is all."""
+    layer = op.module
+    if not isinstance(layer, conv._ConvNd) or layer.transposed or layer.groups != 1:
+        return None
+    padded = layer.padding if isinstance(layer.padding, tuple) else ()
+    if {*layer.kernel_size, *layer.stride} != {1} or any(padded):
+        return None
+    return Matrix(f"{op.path}.weight", layer.out_channels, layer.in_channels)
+
+
+def layer_matrix(op: Op) -> Matrix | None:
+    """The matrix of a linear layer or of a pointwise convolution."""
+    return matrix(op) or pointwise(op)
+
+
 def _piece(weight: Op) -> tuple[int, int] | None:
     """The rows of a parameter that an item of its `chunk` or `split` holds."""
     split = weight.inputs[0] if weight.name == "getitem" and weight.inputs else None

@@ -7,13 +7,13 @@ operation changes lengths the numbers follow along the axes that still fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .flow import Op
+from .flow import Op, union
 from .kinds import (
     FUSED_ATTENTION,
     JOINS,
@@ -24,6 +24,7 @@ from .kinds import (
     VIEWS,
     is_conv,
     is_depthwise,
+    layer_matrix,
     matrix,
 )
 from .values import concrete
@@ -55,6 +56,16 @@ class Rows:
         low, high = min(rows), max(rows) + 1
         return (low, high) if high - low == len(rows) else None
 
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The rows as half-open ranges, in order."""
+        found: list[tuple[int, int]] = []
+        for row in sorted(self.rows()):
+            if found and found[-1][1] == row:
+                found[-1] = found[-1][0], row + 1
+            else:
+                found.append((row, row + 1))
+        return tuple(found)
+
     def rows(self) -> frozenset[int]:
         """The numbers of the rows that are shown, as far as they are known."""
         if not isinstance(self.index, torch.Tensor):
@@ -78,7 +89,7 @@ def rows_of(op: Op) -> Rows:
     Raises:
         Unclear: if there is no such layer, or more than one.
     """
-    found = _Follower(None).follow(op)
+    found = _Follower(0).follow(op)
     if found is None:
         raise Unclear("no linear layer")
     return found
@@ -98,8 +109,14 @@ def trail(op: Op) -> list[Op]:
 
 def positions_of(op: Op, source: Op, index: torch.Tensor) -> Rows | None:
     """Where the elements of `source`, numbered by `index`, are in `op`."""
-    follower = _Follower(source)
-    follower.known[source] = Rows(source, index)
+    return numbers_of(op, {source: index})
+
+
+def numbers_of(op: Op, known: Mapping[Op, torch.Tensor]) -> Rows | None:
+    """The numbers that the elements of `op` have, if those of some tensors have the given ones."""
+    source = next(iter(known))  # they count as one: numbers tell them apart
+    follower = _Follower(union(known))
+    follower.known |= {o: Rows(source, index) for o, index in known.items()}
     try:
         return follower.follow(op)
     except Unclear:
@@ -121,10 +138,10 @@ def collapsed(index: torch.Tensor) -> torch.Tensor:
 
 
 class _Follower:
-    """Walks back from an op; `source` replaces the linear layers as what is looked for."""
+    """Walks back from an op; `sources`, a set, replace the linear layers as what is looked for."""
 
-    def __init__(self, source: Op | None) -> None:
-        self.source = source
+    def __init__(self, sources: int) -> None:
+        self.sources = sources
         self.known: dict[Op, Rows | None] = {}
 
     def follow(self, op: Op) -> Rows | None:
@@ -133,8 +150,8 @@ class _Follower:
         return self.known[op]
 
     def _follow(self, op: Op) -> Rows | None:
-        if self.source is not None:
-            if not op.before & self.source.bit:
+        if self.sources:
+            if not op.before & self.sources:
                 return None
         elif (base := _base(op)) is not None:
             return base
@@ -148,10 +165,13 @@ def _is_barrier(op: Op) -> bool:
 
 
 def _base(op: Op) -> Rows | None:
-    weight = matrix(op)
+    weight = layer_matrix(op)
     if weight is None or not op.shape:
         return None
-    return Rows(op, torch.arange(weight.out_features, device="cpu").expand(op.shape))
+    numbers = torch.arange(weight.out_features, device="cpu")
+    if matrix(op) is None:  # of a convolution, whose channels are the second axis
+        numbers = numbers.reshape(-1, *[1] * (len(op.shape) - 2))
+    return Rows(op, numbers.expand(op.shape))
 
 
 def _combine(op: Op, parts: list[Rows | None]) -> Rows | None:

@@ -36,6 +36,13 @@ class Linear:
     out_features: int  # number of rows of this site
     rows: tuple[int, int] | None = None  # half-open range of a fused weight, None for all of it
     offset: int = 0  # the first row that the call applies, where it applies a piece of the weight
+    pieces: tuple[tuple[int, int], ...] = ()  # the rows where they have gaps, as of heads in turn
+    axis: int = -1  # of the features in what goes in and out: 1 for a pointwise convolution
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """All rows of this site as half-open ranges, in order."""
+        return self.pieces or (self.rows or (0, self.out_features),)
 
     @property
     def path(self) -> str:
@@ -85,6 +92,14 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where a block cuts its tokens at a fixed number, or takes one out: the prefix, as a rule."""
+
+    place: Place  # an index, a `narrow` or a `split`
+    axis: int  # of the tokens, in what is cut
+
+
+@dataclass(frozen=True)
 class Block:
     """A residual block: `input` + branch = `mid`, + branch = `output`.
 
@@ -104,6 +119,8 @@ class Block:
     norm1: str | None  # module paths
     norm2: str | None
     linears: tuple[Linear, ...] = ()  # every matrix in the block, in order of use
+    tokens: int | None = None  # how many its stream has, if that is a sequence
+    cuts: tuple[Cut, ...] = ()  # where it cuts them at fixed numbers
 
     @property
     def path(self) -> str:
@@ -122,6 +139,7 @@ class Stream:
     prefix_tokens: int = 0  # how many tokens the prefix is
     suffix_tokens: int = 0  # how many tokens stand behind the patches
     readout: tuple[int, ...] | None = None  # the tokens that the head reads; None: others too
+    bounds: tuple[int, ...] = ()  # where what is behind the blocks cuts the tokens, by position
     patches: Place | None = None  # a map of the patches, in the layout of convolutions or NHWC
 
 

@@ -1,10 +1,9 @@
-"""What is before and behind the blocks: patches, prefix tokens, the final norm, heads."""
+"""What is before and behind the blocks: the patches, the stream, the final norm, heads."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .blocks import place, site
 from .flow import Flow, Frame, Op, union
@@ -22,57 +21,10 @@ from .kinds import (
 )
 from .layout import layout_of, tokens_of, width_of
 from .sites import Linear, Stream
+from .stem import Stem
 from .trunk import Group, Sets, Trunk
 
 _HEAD_PATH = ADDS | JOINS | {"mean", "truediv", "div", "mul", "sum"}
-
-
-@dataclass
-class Stem:
-    """The way from the image to the first block.
-
-    Attributes:
-        prefix: parameters put before the patches, with how many tokens each is.
-        suffix: those put behind them.
-        marks: the ops that add parameters (tokens, positions): no part of the patch embedding.
-    """
-
-    prefix: list[tuple[str, int]]
-    suffix: list[tuple[str, int]]
-    marks: list[Op]
-
-
-def find_stem(start: Op, sets: Sets) -> Stem:
-    """Walks back from the first block to the layer that makes the patches."""
-    stem = Stem([], [], [])
-    op: Op | None = start
-    while op is not None and not is_conv(op):
-        live = [i for i in op.inputs if i.before & sets.images]
-        if op.name in JOINS and len(live) == 1:
-            _join(op, live[0], stem)
-        if op.name in ADDS | JOINS and len(live) < len(op.inputs):
-            stem.marks.append(op)
-        op = live[0] if len(live) == 1 else None
-    return stem
-
-
-def _join(op: Op, patches: Op, stem: Stem) -> None:
-    """Adds the tokens that one `cat` puts around the patches; outer ones are met first."""
-    position = op.inputs.index(patches)
-    front = [t for i in op.inputs[:position] for t in _tokens(i)]
-    stem.prefix += front
-    stem.suffix = [t for i in op.inputs[position + 1 :] for t in _tokens(i)] + stem.suffix
-
-
-def _tokens(op: Op) -> list[tuple[str, int]]:
-    """The parameters behind token inputs, with the number of tokens each gives."""
-    source = strip(op)
-    if source.name in JOINS:
-        return [t for i in source.inputs for t in _tokens(i)]
-    length = op.shape[1] if len(op.shape) > 2 else 1
-    while source.name != "get_attr" and source.inputs:
-        source = strip(source.inputs[0])
-    return [(source.path, length)]
 
 
 def patch_embed(flow: Flow, stem: Stem, groups: list[Group], sets: Sets) -> str | None:
@@ -107,28 +59,49 @@ def find_stream(flow: Flow, groups: list[Group], stem: Stem, width: int | None) 
         extra = sum(n for _, n in stem.prefix + stem.suffix)
         patches = _patches(flow, entry, tokens - extra)
         grid = None if patches is None else (patches.shape[2], patches.shape[3])
+    read = reads(groups[-1].last.sum, flow.outputs)
     return Stream(
         layout, tuple(p for p, _ in stem.prefix), tokens, grid,
         prefix_tokens=sum(n for _, n in stem.prefix),
         suffix_tokens=sum(n for _, n in stem.suffix),
-        readout=readout(groups[-1].last.sum), patches=None if patches is None else place(patches),
+        readout=None if read.others else read.tokens, bounds=read.bounds,
+        patches=None if patches is None else place(patches),
     )  # fmt: skip
 
 
-def readout(last: Op) -> tuple[int, ...] | None:
-    """The tokens of the last block's result that are read, if these are a few by position."""
-    queue, found = [last], set[int]()
+class Reads(NamedTuple):
+    """What is read of the last block's result.
+
+    Attributes:
+        tokens: by position, each alone.
+        bounds: where the sequence is cut, or a token is taken out of it.
+        others: whether more is read than tokens by position.
+    """
+
+    tokens: tuple[int, ...]
+    bounds: tuple[int, ...]
+    others: bool
+
+
+def reads(last: Op, outputs: list[Op]) -> Reads:
+    """What is read of the last block's result; what the model returns as it is, is read whole."""
+    queue, found, bounds, others = [last], set[int](), set[int](), False
     while queue:
         op = queue.pop()
+        others = others or op in outputs
         for user in op.users:
             index: Any = user.node.args[1] if user.name == "getitem" else None
+            cut = index[1] if isinstance(index, tuple) and len(index) > 1 else None
             if is_norm(user) or user.name in PASSES | PRODUCTS | {"Dropout"}:
                 queue.append(user)
-            elif isinstance(index, tuple) and len(index) > 1 and type(index[1]) is int:
-                found.add(index[1])
+            elif type(cut) is int:
+                found.add(cut)
             else:
-                return None
-    return tuple(sorted(found)) or None
+                others = True
+                pair = (cut.start, cut.stop) if isinstance(cut, slice) else ()
+                bounds.update(b for b in pair if type(b) is int and b > 0)
+    bounds.update(token + 1 for token in found if token >= 0)
+    return Reads(tuple(sorted(found)), tuple(sorted(bounds)), others or not found)
 
 
 def _entry(group: Group) -> Op:

@@ -178,10 +178,11 @@ def sites(model: str, overrides: tuple[str, ...], as_json: bool) -> None:
         from .. import models
         from ..anatomy import analyse
         from ..anatomy.report import to_json, to_text
-        from ..tracing import trace
+        from ..tracing import inputs, trace
 
         with models.asked_by(ref):
-            anatomy = analyse(trace(models.create(ref.name, ref.values, meta=True)))
+            built = models.create(ref.name, ref.values, meta=True)
+            anatomy = analyse(trace(built, inputs.stated_input(built, ref.input)))
     echo_json(to_json(anatomy)) if as_json else click.echo(to_text(anatomy))
 
 

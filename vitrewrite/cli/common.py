@@ -17,6 +17,7 @@ import click
 from .. import catalog
 from ..errors import UsageError, shown
 from ..language import RESERVED, parse_overrides, parse_spec
+from ..language.inputs import INPUT
 from ..language.model import Spec
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def request(spec: str, overrides: tuple[str, ...]) -> Request:
         arguments["weights"] = found["weights"]
     if "seed" in found:
         arguments["seed"] = _seed(found["seed"])
-    parsed = parse_spec(spec, {k: v for k, v in found.items() if k not in RESERVED or k == "model"})
+    others = set(RESERVED) - {"model", INPUT}
+    parsed = parse_spec(spec, {k: v for k, v in found.items() if k not in others})
     context = click.get_current_context(silent=True)
     if context is not None and (path := context.meta.get(_PROFILE)) is not None:
         arguments["profile"] = path

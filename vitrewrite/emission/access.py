@@ -18,7 +18,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Attributes that every module has, and those that our own modules have besides.
 _HIDDEN = frozenset({
     *dir(nn.Module()), *(n for c in (Captured, Unit) for n in (*vars(c), *c.__annotations__)),
-    "classes", "programs", "example", "config", "pretrained_cfg",
+    "classes", "programs", "example", "constants", "config", "pretrained_cfg", "notes", "helpers",
 })  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def is_chain(unit: Unit) -> bool:
     """Whether the unit just calls its numbered children in turn: an `nn.Sequential`."""
     if unit.template is None or unit.template.training or unit._parameters or unit._buffers:
         return False
-    if "example" in unit.__dict__:  # the root is a class of its own
+    if unit.checkpointing or "example" in unit.__dict__:  # the root is a class of its own
         return False
     nodes = [n for n in unit.template.graph.nodes if n.op != "output"]
     if not is_numbered(unit) or len(nodes) != len(unit._modules) + 1:
@@ -140,8 +140,13 @@ def written(graph: fx.Graph, module: nn.Module) -> None:
             node.meta["place"] = container, int(name)
 
 
-def repeated(root: nn.Module) -> Iterator[tuple[str, str]]:
-    """Paths of modules, parameters and buffers that are one with another's, and that other path."""
+def repeated(root: nn.Module, made: frozenset[int]) -> Iterator[tuple[str, str]]:
+    """Paths of modules, parameters and buffers that are one with another's, and that other path.
+
+    Args:
+        root: a tree.
+        made: ids of the modules that count, and with them what lists of theirs hold.
+    """
     modules: dict[int, str] = {}
     tensors: dict[int, str] = {}
 
@@ -156,7 +161,7 @@ def repeated(root: nn.Module) -> Iterator[tuple[str, str]]:
                     yield below, first
         for name, child in module._modules.items():
             below = f"{path}.{name}".lstrip(".")
-            if child is None:
+            if child is None or (id(child) not in made and not is_sequence(module)):
                 continue
             if id(child) in modules:
                 yield below, modules[id(child)]

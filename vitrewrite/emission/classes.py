@@ -31,6 +31,8 @@ class Class:
     literals: list[dict[Position, int | float]] = field(default_factory=list)
     parameters: Parameters = field(default_factory=lambda: Parameters(0))
     graphs: tuple[fx.Graph, ...] = ()
+    plain: bool = False  # whether its forward is written without loops
+    checkpointed: str | None = None  # when it is computed again in backward; "" is always
     used: set[int] = field(default_factory=set)  # ids of modules that some graph calls
 
     @property
@@ -42,15 +44,29 @@ class Class:
         """The children that the class needs, with one module per instance."""
         for name in self.sample._modules:
             modules = [u._modules[name] for u in self.units]
-            if any(m is not None and (_has_state(m) or id(m) in self.used) for m in modules):
+            if any(m is not None and is_made(m, self.used) for m in modules):
                 yield name, modules  # type: ignore[misc]
+
+
+@dataclass
+class Care:
+    """Modules, by id, whose classes are written with more care, as the proof of them failed.
+
+    Attributes:
+        plain: without loops and comprehensions.
+        alone: as a class of their own.
+    """
+
+    plain: set[int] = field(default_factory=set)
+    alone: set[int] = field(default_factory=set)
 
 
 class Classes:
     """All classes of a captured tree, children before parents."""
 
-    def __init__(self, root: nn.Module, scope: Scope) -> None:
+    def __init__(self, root: nn.Module, scope: Scope, care: Care | None = None) -> None:
         self.scope = scope
+        self.care = care or Care()
         self.of: dict[int, Class] = {}  # id of a unit -> its class
         self.paths = {id(m): path for path, m in root.named_modules()}
         self.all: list[Class] = []
@@ -58,14 +74,18 @@ class Classes:
         self._skeletons: dict[int, Any] = {}
         self._collect(root)
         self.all = self._ordered()
-        used: set[int] = set()
+        self._used: set[int] = set()
         for cls in self.all:
-            cls.used = used
+            cls.used = self._used
             self._prepare(cls)
-            used |= _used_by(cls)
+            self._used |= _used_by(cls)
         needed = self._reachable(root)
         self.all = [cls for cls in self.all if cls in needed]
         self._name()
+
+    def makes(self, module: nn.Module) -> bool:
+        """Whether a constructor makes the module."""
+        return is_made(module, self._used)
 
     def _collect(self, module: nn.Module) -> None:
         for child in module.children():
@@ -77,7 +97,8 @@ class Classes:
         if cls is None:
             template = module.template and self._skeletons[id(module.template)][0]
             name = template.name if template else module.kind
-            cls = self._by_key[key] = Class(name, template)
+            plain = id(module) in self.care.plain
+            cls = self._by_key[key] = Class(name, template, plain=plain)
             self.all.append(cls)
         cls.units.append(module)
         cls.literals.append(literals)
@@ -86,6 +107,8 @@ class Classes:
     def _key(self, unit: Unit) -> tuple[Any, dict[Position, int | float]]:
         template = unit.template
         names = _parts(unit)
+        if id(unit) in self.care.plain:
+            names = names, "plain", id(unit) if id(unit) in self.care.alone else None
         if template is None:
             return (unit.kind, names), {}
         if id(template) not in self._skeletons:
@@ -150,6 +173,12 @@ class Classes:
             replace_literals(graph, i, {p: s for p, s in names.items() if s is not None})
             tidy(graph, cls.units)
             eliminate_dead_code(graph)
+        flags = [unit.checkpointing for unit in cls.units]
+        if any(flags):
+            differs = not all(flags)
+            cls.checkpointed = (
+                cls.parameters.express(flags, "checkpointed", "self.") if differs else ""
+            )
 
     def _argument(self, cls: Class, position: Position) -> Symbol | None:
         vector = tuple(found[position] for found in cls.literals)
@@ -224,8 +253,10 @@ def _lists(unit: Unit, template: Template) -> Any:
     return tuple(found)
 
 
-def _has_state(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+def is_made(module: nn.Module, used: set[int]) -> bool:
+    """Whether a module is needed: it holds state, or is called by one of those in `used`."""
+    held = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+    return held or id(module) in used
 
 
 def setting(cls: Class, vector: tuple[Any, ...]) -> str | None:

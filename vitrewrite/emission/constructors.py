@@ -85,6 +85,8 @@ class Constructors:
     def construct(self, modules: Sequence[nn.Module], parameters: Parameters, name: str) -> Any:
         """A `Call` (or text) that makes the child `name` of every instance."""
         kinds = {self._kind(m) for m in modules}
+        if kinds == {type(None)}:  # an item of a list that some layer does without
+            return "None"
         if len(kinds) == 1:
             return self._same_kind(modules, parameters, name)
         busy = [m for m in modules if not is_nothing(m)]

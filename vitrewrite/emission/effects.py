@@ -22,7 +22,7 @@ def note_effects(graph: fx.Graph, units: Sequence[nn.Module]) -> None:
             children = [unit.get_submodule(str(node.target)) for unit in units]
             busy = [child for child in children if module_has_effect(child)]
             node.meta["effect"] = bool(busy)
-            node.meta["change"] = any(not isinstance(child, _RANDOM_LAYERS) for child in busy)
+            node.meta["change"] = any(map(module_changes, busy))
 
 
 def has_effect(node: fx.Node) -> bool:
@@ -34,6 +34,8 @@ def has_effect(node: fx.Node) -> bool:
 
 def may_change(node: fx.Node) -> bool:
     """Whether evaluating the node may change a tensor that was there before."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return False
     return bool(node.meta["change"]) if node.op == "call_module" else is_inplace(node.target)
 
 
@@ -46,6 +48,14 @@ def module_has_effect(module: nn.Module) -> bool:
             if any(n.op not in ("placeholder", "output") and is_impure(n) for n in graph.nodes):
                 return True
     return getattr(module, "inplace", False) or any(map(module_has_effect, module.children()))
+
+
+def module_changes(module: nn.Module) -> bool:
+    """Whether calling the module may change its input."""
+    graphs = module.template.graphs if isinstance(module, Unit) and module.template else ()
+    if any(is_inplace(n.target) for graph in graphs for n in graph.nodes):
+        return True
+    return getattr(module, "inplace", False) or any(map(module_changes, module.children()))
 
 
 def is_nothing(module: nn.Module) -> bool:

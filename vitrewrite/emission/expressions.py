@@ -17,9 +17,12 @@ from torch import fx
 
 from ..errors import EmitError, shown
 from ..tracing.modes import by_mode
+from ..tracing.sizes import by_size
 from .literals import Symbol, constant
 
-ATOM, CALL, POWER, UNARY, TERM, SUM, AND, XOR, OR, COMPARE, NOT, CHOICE = range(100, 40, -5)
+ATOM, CALL, POWER, UNARY, TERM, SUM, AND, XOR, OR, COMPARE, NOT, BOTH, EITHER, CHOICE = range(
+    100, 30, -5
+)
 
 _BINARY: dict[Any, tuple[str, int]] = {
     operator.add: ("+", SUM), operator.sub: ("-", SUM), operator.mul: ("*", TERM),
@@ -119,8 +122,22 @@ def _function(node: fx.Node, of: Callable[[Any], Text]) -> Text:
             return of(args[0])
         training, yes, no = (of(a).within(CHOICE + 1) for a in args)
         return Text(f"{yes} if {training} else {no}", CHOICE)
+    if target is by_size:
+        return _choice(args[0], args[1], args[2], of)
     assert callable(target)
     return Text(f"{function_name(target)}({_arguments(node, of)})", CALL)
+
+
+def _choice(condition: Any, yes: Any, no: Any, of: Callable[[Any], Text]) -> Text:
+    """`yes if condition else no`, and what it is short for."""
+    if yes is True:
+        return Text(f"{of(condition).within(EITHER)} or {of(no).within(EITHER)}", EITHER)
+    if no is False:
+        return Text(f"{of(condition).within(BOTH)} and {of(yes).within(BOTH)}", BOTH)
+    if (yes, no) == (False, True):
+        return Text(f"not {of(condition).within(NOT)}", NOT)
+    first, second = of(yes).within(CHOICE + 1), of(no).within(CHOICE + 1)
+    return Text(f"{first} if {of(condition).within(CHOICE + 1)} else {second}", CHOICE)
 
 
 def subscript(index: Any, of: Callable[[Any], Text]) -> str:
@@ -145,8 +162,13 @@ def _arguments(node: fx.Node, of: Callable[[Any], Text], skip: int = 0) -> str:
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
     """The keyword arguments of a call that are not its defaults."""
-    defaults = _defaults(node.target)
-    return {k: v for k, v in node.kwargs.items() if not _is(v, defaults.get(k, ...))}
+    return named(node.target, node.kwargs)
+
+
+def named(target: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keyword arguments of a function that are not its defaults."""
+    defaults = _defaults(target)
+    return {k: v for k, v in kwargs.items() if not _is(v, defaults.get(k, ...))}
 
 
 def _is(value: Any, default: Any) -> bool:

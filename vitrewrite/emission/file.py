@@ -39,7 +39,7 @@ def render(template: str, **values: Any) -> str:
 
 def model_file(
     root: nn.Module, source: Source, title: str, story: str,
-    trainable: tuple[str, ...] | None = None,
+    trainable: tuple[str, ...] | None = None, stated: str | None = None,
 ) -> str:  # fmt: skip
     """The text of `model.py`.
 
@@ -49,6 +49,7 @@ def model_file(
         title: first line of the file's docstring.
         story: where it comes from.
         trainable: patterns of the parameters that are trained; None means all of them.
+        stated: what the model is called with, as `input=` says it.
     """
     text = source.text
     used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
@@ -61,13 +62,16 @@ def model_file(
     torch_imports = ["import torch"] if "torch" in used else []
     if "F" in used:
         torch_imports.append("import torch.nn.functional as F")
+    after = ["from torch.utils.checkpoint import checkpoint"] if "checkpoint" in used else []
     return render(
         "model.py.jinja", docstring=docstring(f"{one_line(title)}\n\n{story}\n"),
-        imports=[*standard, *([""] if standard else []), *torch_imports, "from torch import nn"],
+        imports=[*standard, *([""] if standard else []), *torch_imports, "from torch import nn",
+                 *after],
         packed=packed, classes=text, root=source.root, rest=rest, cast=cast,
         others=[(quoted(pattern), str(dtype)) for pattern, dtype in others],
+        stated=quoted(stated) if stated else "",
         trainable=constant(trainable) if trainable else "", frozen=trainable == (),
-        ties=[tie(root, *pair) for pair in repeated(root)],
+        ties=[tie(root, *pair) for pair in repeated(root, source.made)],
     )  # fmt: skip
 
 

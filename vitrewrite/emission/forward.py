@@ -14,6 +14,7 @@ from torch import fx, nn
 from ..tracing.guards import check_dtype, check_grid, check_input, for_grid, one_of
 from ..tracing.nodes import arg, is_size, operand
 from .access import written
+from .choices import Block
 from .comprehensions import Comprehension, comprehend
 from .effects import note_effects
 from .expressions import ATOM, CALL, INPLACE, Text, named_arguments, render, structure, subscript
@@ -27,14 +28,26 @@ from .turns import roll_lines
 from .wrap import WIDTH, wrap
 
 
-def body_lines(graph: fx.Graph, units: Sequence[nn.Module], parameters: list[str]) -> list[str]:
-    """The statements of the forward of all `units`, given the names of its inputs.
+def body_lines(
+    graph: fx.Graph, units: Sequence[nn.Module], parameters: list[str], *, plain: bool = False
+) -> list[str]:
+    """The statements of the forward of all `units`.
 
     The nodes of `graph` are put in the order in which they are printed, unless a loop is rolled up.
+
+    Args:
+        graph: a program that they share.
+        units: the modules.
+        parameters: the names of its inputs.
+        plain: write every call as a line of its own, without loops and comprehensions.
     """
     written(graph, units[0])
     note_effects(graph, units)
-    graph = comprehend(roll_up(graph), units[0])
+    if plain:
+        for node in graph.nodes:
+            node.meta.pop("place", None)
+    else:
+        graph = comprehend(roll_up(graph), units[0])
     return Printer(Plan.of(graph, units[0]), parameters).print()
 
 
@@ -45,6 +58,7 @@ class Printer:
         self.plan = plan
         self.width = width
         self.out: list[str] = []
+        self.ways: dict[Block, list[str]] = {}  # lines of the ways of choices
         last_use: dict[fx.Node, int] = {}
         for number, statement in enumerate(plan.statements):
             for read in self._reads(statement):
@@ -106,14 +120,45 @@ class Printer:
     def print(self) -> list[str]:
         """All lines."""
         for number, statement in enumerate(self.plan.statements):
-            getattr(self, f"_{statement.kind}")(statement, number)
+            self._print_one(statement, number)
         return self.out
 
     def print_all_but_return(self) -> None:
         """Writes what leads to the outputs, which are then expressions or variables."""
         for number, statement in enumerate(self.plan.statements):
             if statement.kind != "return":
-                getattr(self, f"_{statement.kind}")(statement, number)
+                self._print_one(statement, number)
+
+    def _print_one(self, statement: Statement, number: int) -> None:
+        """Writes a statement, into the way of a choice where it is part of one."""
+        before, depth = self.out, 0
+        block = statement.block
+        if block is not None:
+            self.out = self.ways.setdefault(block, [])
+        while block is not None:
+            depth, block = depth + 1, self.plan.blocks.get(block[0])
+        self.width -= 4 * depth
+        getattr(self, f"_{statement.kind}")(statement, number)
+        self.width += 4 * depth
+        self.out = before
+
+    def _choice(self, statement: Statement, number: int) -> None:
+        node = statement.node
+        condition = self.text(node.args[0])
+        values = [self.text(value).code for value in node.args[1:]]
+        name = self.names.take(node, _wishes(node), number)
+        ways = [self.ways.pop((node, way), []) for way in (True, False)]
+        short = f"{name} = {render(node, self.text).code}"
+        if not any(ways) and len(short) <= self.width:
+            self.out.append(short)
+            return
+        for lines, value in zip(ways, values, strict=True):
+            lines += wrap(f"{name} = {value}", self.width - 4) if value != name else []
+        head = condition.code if ways[0] else f"not {condition.within(ATOM)}"
+        self.out += wrap(f"if {head}:", self.width)
+        self.out += [f"    {line}" for line in ways[0] or ways[1]]
+        if all(ways):
+            self.out += ["else:", *(f"    {line}" for line in ways[1])]
 
     def wrapped(self, line: str) -> list[str]:
         """The line, broken where it is too long."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..tracing.captured import Captured
 from ..tracing.unit import Printed, Unit
@@ -61,7 +62,7 @@ def _execute(text: str) -> dict[str, Any]:
     filename = f"<vitrewrite {next(_counter)}>"
     space: dict[str, Any] = {
         "torch": torch, "nn": nn, "F": F, "math": math, "unpack": unpack,
-        "OrderedDict": OrderedDict, "__name__": "vitrewrite.generated",
+        "OrderedDict": OrderedDict, "checkpoint": checkpoint, "__name__": "vitrewrite.generated",
     }  # fmt: skip
     code = compile(text, filename, "exec")
     # Tracebacks and `inspect.getsource` show the printed source.

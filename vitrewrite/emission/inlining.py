@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -23,17 +24,30 @@ def inline_small_calls(graph: fx.Graph, units: Sequence[Unit]) -> None:
             continue
         children = [u.get_submodule(str(node.target)) for u in units]
         if all(is_nothing(child) for child in children):
+            users = list(node.users)
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+            _take_items(graph, users)
         elif _same_trivial(children):
             _inline(graph, node, children[0])
+
+
+def _take_items(graph: fx.Graph, users: Sequence[fx.Node]) -> None:
+    """Writes `(a, b)[0]` as `a`."""
+    for user in users:
+        items = user.args[0] if user.target is operator.getitem else None
+        if isinstance(items, (tuple, list)) and isinstance(user.args[1], int):
+            item = items[user.args[1]]
+            if isinstance(item, fx.Node):
+                user.replace_all_uses_with(item)
+                graph.erase_node(user)
 
 
 def _same_trivial(children: Sequence[nn.Module]) -> bool:
     first = children[0]
     if not isinstance(first, Unit) or not all(isinstance(c, Unit) for c in children):
         return False
-    if _steps(first) > MAX_STEPS or not all(_steps(c) <= MAX_STEPS for c in children):
+    if steps(first) > MAX_STEPS or not all(steps(c) <= MAX_STEPS for c in children):
         return False
     return len({_program(c) for c in children}) == 1
 
@@ -47,27 +61,29 @@ def _program(module: nn.Module) -> Hashable:
     return module.template.signature(), *below
 
 
-def _steps(module: nn.Module) -> int:
+def steps(module: nn.Module) -> int:
     """Operations in a program that could be written inline; too many for one that could not."""
     never = MAX_STEPS + 1
     if not isinstance(module, Unit) or module.template is None or module.template.training:
+        return never
+    if module.checkpointing:
         return never
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return never
     if module_has_effect(module):
         return never
-    steps = 0
+    count = 0
     for node in module.template.graph.nodes:
         if node.op == "get_attr":
             return never
         if node.op == "call_module":
             child = module.get_submodule(str(node.target))
-            steps += 0 if is_nothing(child) else _steps(child)
+            count += 0 if is_nothing(child) else steps(child)
         elif node.op in ("call_function", "call_method"):
-            steps += 1
+            count += 1
         elif node.op == "output" and not isinstance(node.args[0], fx.Node):
             return never
-    return steps
+    return count
 
 
 def _inline(graph: fx.Graph, call: fx.Node, unit: nn.Module) -> None:

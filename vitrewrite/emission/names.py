@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 from torch import fx
 
-IMPORTED = frozenset({"torch", "nn", "F", "math", "base64", "zlib", "fnmatch", "OrderedDict"})
-DEFINED = frozenset({"build", "load", "unpack", "load_file", "TRAINABLE", "DTYPES"})
+IMPORTED = frozenset(
+    {"torch", "nn", "F", "math", "base64", "zlib", "fnmatch", "OrderedDict", "checkpoint"}
+)
+DEFINED = frozenset({"build", "load", "unpack", "load_file", "TRAINABLE", "DTYPES", "INPUT"})
 CALLED = frozenset({
     "abs", "complex", "enumerate", "float", "getattr", "int", "list", "max", "min", "range",
     "round", "slice", "super", "tuple", "zip", "any", "ValueError", "None", "True", "False",

@@ -4,23 +4,54 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..errors import EmitError
 from ..tracing.unit import Unit
 from .access import is_chain
-from .classes import Classes
+from .classes import Care, Classes
 from .generated import made
+from .proof import find_unproved
 from .source import Source, print_classes
 
 
 def realise(root: nn.Module) -> Source:
-    """Gives every unit below `root` its printed class; the state stays where it is."""
-    source, table = print_classes(root)
+    """Gives every unit below `root` its printed class; the state stays where it is.
+
+    What is printed is proved for every module. Where a class does not hold for one, it is printed
+    without loops; if that is not enough, each of its modules has a class of its own.
+
+    Raises:
+        EmitError: VR812 if a class still computes something else than its graph.
+    """
+    care = Care()
+    while True:
+        source, table = print_classes(root, care)
+        _realise(root, source, table)
+        wrong = find_unproved(root, table.of)
+        if not wrong:
+            root.__dict__["classes"] = {c.name: c.template for c in table.all if c.template}
+            return source
+        _retreat(care, table, wrong)
+
+
+def _realise(root: nn.Module, source: Source, table: Classes) -> None:
     names = {cls.name: root in cls.units for cls in table.all}
     found = made(source.text, names, {name: cls for cls, name in source.inserted.items()})
     for module in list(root.modules()):
         if isinstance(module, Unit):
             _become(module, table, found)
-    root.__dict__["classes"] = {c.name: c.template for c in table.all if c.template}
-    return source
+
+
+def _retreat(care: Care, table: Classes, wrong: dict[int, str]) -> None:
+    for unit, why in wrong.items():
+        cls = table.of[unit]
+        alike = {id(each) for each in cls.units}
+        if alike <= care.alone:
+            raise EmitError(
+                "VR812", f"the class that was printed for {cls.name} differs from its graph: {why}",
+                suggestion="nothing was written; please report the model and the spec",
+            )  # fmt: skip
+        care.alone |= alike & care.plain
+        care.plain |= alike
 
 
 def _become(unit: Unit, table: Classes, found: dict[str, type[Unit]]) -> None:
@@ -28,7 +59,8 @@ def _become(unit: Unit, table: Classes, found: dict[str, type[Unit]]) -> None:
         unit.__class__ = Chain
         return
     cls = table.of[id(unit)]
-    if cls.name not in found:  # nothing calls it and it holds nothing
+    if cls not in table.all:  # nothing calls it and it holds nothing: it runs its graph
+        unit.__class__ = Unit
         return
     unit.__class__ = found[cls.name]
     index = next(i for i, u in enumerate(cls.units) if u is unit)

@@ -12,8 +12,9 @@ from torch import nn
 from ..errors import EmitError
 from ..tracing.leaves import is_torch_class
 from ..tracing.unit import Unit
-from .classes import Class, Classes
+from .classes import Care, Class, Classes
 from .constructors import Constructors
+from .fixed import fixed_arguments
 from .forward import body_lines
 from .functions import Functions
 from .names import CALLED, IMPORTED, RESERVED, Scope, identifier, is_name
@@ -22,11 +23,20 @@ from .wrap import WIDTH, wrap
 
 @dataclass(frozen=True)
 class Source:
-    """The classes of a model as text, what the root is called, and those that passes insert."""
+    """The classes of a model as text.
+
+    Attributes:
+        classes: the text of each.
+        root: what the root is called.
+        inserted: the classes that passes insert, and what they are called.
+        made: ids of the modules that the constructors make; what holds nothing and is never called
+            is not.
+    """
 
     classes: tuple[str, ...]
     root: str
-    inserted: dict[type[nn.Module], str]  # and what they are called
+    inserted: dict[type[nn.Module], str]
+    made: frozenset[int]
 
     @property
     def text(self) -> str:
@@ -34,15 +44,19 @@ class Source:
         return "\n\n\n".join(self.classes)
 
 
-def print_classes(root: nn.Module) -> tuple[Source, Classes]:
+def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Classes]:
     """Prints every class below and including `root`, which must be a unit with a template.
+
+    Args:
+        root: a tree.
+        care: modules that are written with more care.
 
     Returns:
         The text, and whose class each module has.
     """
     inserted = _inserted(root)
     scope = Scope(inserted.values())
-    table = Classes(root, scope)
+    table = Classes(root, scope, care)
     functions = Functions(root, scope)
     constructors = Constructors(table, functions, inserted)
     texts = []
@@ -50,7 +64,8 @@ def print_classes(root: nn.Module) -> tuple[Source, Classes]:
         texts.append(_class(cls, constructors.lines(cls)))
     sources = tuple(class_source(c, name) for c, name in inserted.items())
     parts = (*(f.text for f in functions.all), *sources, *texts)
-    return Source(parts, table.of[id(root)].name, inserted), table
+    made = frozenset(id(m) for m in root.modules() if table.makes(m))
+    return Source(parts, table.of[id(root)].name, inserted, made), table
 
 
 def class_source(cls: type[nn.Module], name: str) -> str:
@@ -117,15 +132,37 @@ def _forward(cls: Class) -> list[str]:
     graph = cls.graphs[0]
     names = [str(n.meta.get("hint") or n.name) for n in graph.nodes if n.op == "placeholder"]
     names = _distinct(names)
-    head = wrap(f"def forward({', '.join(('self', *names))}):", WIDTH - 4)
-    body = body_lines(graph, cls.units, names)
+    known = cls.sample.__dict__
+    more, checks = fixed_arguments(known.get("constants", {}), known.get("example"), _NO_ARGUMENT)
+    arguments = ", ".join(("self", *names, *more))
+    called, checkpointing = _checkpoint(cls, names)
+    own = ", ".join(("self", *names))
+    head = wrap(f"def {called}({own if checkpointing else arguments}):", WIDTH - 4)
+    body = body_lines(graph, cls.units, names, plain=cls.plain)
     if len(cls.graphs) == 2:
-        training = body_lines(cls.graphs[1], cls.units, names)
+        training = body_lines(cls.graphs[1], cls.units, names, plain=cls.plain)
         if len(body) == 1:  # "return x": nothing happens outside training
             body = ["if not self.training:", f"    {body[0]}", *training]
         else:
             body = ["if self.training:", *_indent(training, 1), *body]
-    return [*head, *_indent(body, 1)]
+    if not checkpointing:
+        return [*head, *_indent([*checks, *body], 1)]
+    forward = wrap(f"def forward({arguments}):", WIDTH - 4)
+    return [*forward, *_indent([*checks, *checkpointing], 1), "", *head, *_indent(body, 1)]
+
+
+def _checkpoint(cls: Class, names: list[str]) -> tuple[str, list[str]]:
+    """What the method that computes is called, and the `forward` that checkpoints it, if any."""
+    if cls.checkpointed is None:
+        return "forward", []
+    called, given = "compute", ", ".join(names)
+    while called in cls.parameters.members or called in cls.parameters.vectors:
+        called += "_"
+    condition = f" and {cls.checkpointed}" if cls.checkpointed else ""
+    lines = [f"if self.training{condition}:"]
+    call = f"return checkpoint({', '.join((f'self.{called}', *names))}, use_reentrant=False)"
+    lines += _indent(wrap(call, WIDTH - 12), 1)
+    return called, [*lines, *wrap(f"return self.{called}({given})", WIDTH - 8)]
 
 
 _NO_ARGUMENT = CALLED | IMPORTED | {"self"}  # else the body could not use them

@@ -13,8 +13,9 @@ from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
 from ..tracing.operators import is_impure, is_inplace
+from .choices import Block, blocks, is_choice
 from .comprehensions import Comprehension
-from .effects import has_effect
+from .effects import has_effect, may_change
 from .expressions import INPLACE, named_arguments
 from .grouping import augmented, is_scalar, sized, unpacked
 from .loops import Loop, find_loops
@@ -31,6 +32,7 @@ class Statement:
     node: fx.Node
     kind: str  # "assign", "unpack", "sizes", "loop", "roll", "effect", "guard", "return"
     loop: Loop | None = None
+    block: Block | None = None  # the way of a choice that it is part of
 
 
 class Plan:
@@ -47,6 +49,7 @@ class Plan:
         self.augmented = augmented(graph)
         self.inlined: set[fx.Node] = set()
         self.one_mode = _of_one_mode(graph)
+        self.blocks = blocks(graph)
         self.statements: list[Statement] = []
         self._plan()
 
@@ -100,6 +103,7 @@ class Plan:
         for node in self.graph.nodes:
             if node in self.in_loop:
                 continue
+            pending = self._changed(pending, node)
             if node.op == "placeholder":
                 self._sizes_of(node)
             elif self._is_part(node):
@@ -113,6 +117,31 @@ class Plan:
                 pending = self._settle(pending, node)
                 self._add(node)
                 self._sizes_of(node)
+        self.statements = self._by_block(None)
+
+    def _by_block(self, block: Block | None) -> list[Statement]:
+        """The statements of a block, those of either way of a choice in front of it."""
+        found: list[Statement] = []
+        for statement in [s for s in self.statements if s.block == block]:
+            if statement.kind == "choice":
+                for way in (True, False):
+                    found += self._by_block((statement.node, way))
+            found.append(statement)
+        return found
+
+    def _changed(self, pending: list[fx.Node], node: fx.Node) -> list[fx.Node]:
+        """What changes a tensor in place is printed before the next node that may read it."""
+        if is_size(node) or node.op in ("placeholder", "get_attr"):
+            return pending
+        inside = self._operands(node)
+        early = [p for p in pending if may_change(p) and p not in inside]
+        if not early:
+            return pending
+        for each in pending[: pending.index(early[-1]) + 1]:
+            if each not in inside:
+                self.inlined.discard(each)
+                self._add(each)
+        return pending[pending.index(early[-1]) + 1 :]
 
     def _settle(self, pending: list[fx.Node], node: fx.Node) -> list[fx.Node]:
         """Before `node` is printed, what must have happened earlier gets a statement of its own."""
@@ -135,17 +164,20 @@ class Plan:
             kind = "loop"
         elif isinstance(node.target, Roll):
             kind = "roll"
+        elif is_choice(node):
+            kind = "choice"
         elif node in self.unpacked:
             kind = "unpack"
         elif not node.users or node.target is operator.setitem:
             kind = "effect"
-        self.statements.append(Statement(node, kind, loop=self.loops.get(node)))
+        block = self.blocks.get(node)
+        self.statements.append(Statement(node, kind, self.loops.get(node), block))
 
     def _sizes_of(self, node: fx.Node) -> None:
         values = [node, *self.unpacked.get(node, [])] if node.op != "placeholder" else [node]
         for value in values:
             if value in self.sized:
-                self.statements.append(Statement(value, "sizes"))
+                self.statements.append(Statement(value, "sizes", block=self.blocks.get(value)))
 
     def _is_part(self, node: fx.Node) -> bool:
         """Sizes and items that the statement of their tensor or tuple already names."""
@@ -164,6 +196,8 @@ class Plan:
             return True
         if node.op == "output" or node in self.loops or node in self.unpacked or node in self.sized:
             return False
+        if is_choice(node):
+            return False
         if isinstance(node.target, Roll) or any(isinstance(u.target, Roll) for u in node.users):
             return False
         if node.meta.get("assigned"):
@@ -180,7 +214,7 @@ class Plan:
     def _can_join(self, node: fx.Node, user: fx.Node) -> bool:
         """Whether a node is written inside the line of the only one that reads it."""
         if user.op == "output" or _mentions(user, node) > 1:
-            return _mentions(user, node) == 1
+            return _mentions(user, node) == 1 and self._reads_stay(node, user)
         if node in self.one_mode:
             return self._reads_stay(node, user)
         if user in self.in_loop or user in self.loops or user.target is operator.setitem:
@@ -194,7 +228,7 @@ class Plan:
     def _reads_stay(self, node: fx.Node, user: fx.Node) -> bool:
         """No in-place operation may change what `node` reads before `user` is evaluated."""
         between = list(self.graph.nodes)[self.order[node] + 1 : self.order[user]]
-        return not any(is_inplace(n.target) and n not in self._operands(user) for n in between)
+        return not any(may_change(n) and node not in self._operands(n) for n in between)
 
     def _depth(self, node: fx.Node) -> int:
         inner = [self._depth(n) for n in node.all_input_nodes if n in self.inlined]

@@ -20,7 +20,7 @@ from ..rewrite.apply import Request, carry_out, lower
 from ..rewrite.rewritten import Rewritten
 from ..rewrite.unlowering import same_bits
 from ..storage.tensors import check_finite, read_tensors
-from ..tracing import trace
+from ..tracing import inputs, trace
 from .base import load_base
 from .delta import fingerprint, load_delta
 from .lock import DELTA, ORIGINALS, PROGRAM, WEIGHTS, Folder
@@ -194,7 +194,8 @@ class Loader:
         if self.trust.model is None and state is not None and self.folder.has(PROGRAM):
             return None, load_base(self.folder, state, whole=whole)
         original = self._built(state)
-        return original, trace(original)
+        example = inputs.stated_input(original, self.folder.lock.get("input"))
+        return original, trace(original, example)
 
     def _built(self, state: Mapping[str, torch.Tensor] | None) -> nn.Module:
         """The model by name, where the folder does not have all of it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..disk import LOCK, MADE_BY
 from ..errors import FileError, VitrewriteError, first_line, raise_all
+from ..language.inputs import read_shapes
 from ..storage.hashing import parsed, read_bytes, read_checked, sealed, unsealed
 
 PROGRAM, TABLES = "program.json", "program.safetensors"
@@ -117,13 +118,23 @@ def lock_text(lock: Mapping[str, Any]) -> str:
 
 def _is_lock(lock: Mapping[str, Any]) -> bool:
     typed = all(type(lock.get(key)) is kind for key, kind in _FIELDS.items())
-    if not typed or not all(map(_is_place, lock["places"])):
+    if not typed or not all(map(_is_place, lock["places"])) or not _is_input(lock.get("input")):
         return False
     return 0 <= lock["seed"] < 1 << 64 and all(
         _NAME.fullmatch(name) and name != LOCK
         and isinstance(digest, str) and _HASH.fullmatch(digest)
         for name, digest in lock["files"].items()
     )  # fmt: skip
+
+
+def _is_input(stated: Any) -> bool:
+    """Whether it says what the model is called with, or nothing."""
+    if stated is None:
+        return True
+    try:
+        return isinstance(stated, str) and bool(read_shapes(stated))
+    except ValueError:
+        return False
 
 
 def _is_place(place: Any) -> bool:

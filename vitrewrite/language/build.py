@@ -56,7 +56,10 @@ class _Expressions:
         return expressions.Literal(read_number(token, token.span), token.span)
 
     def string(self, token: Word) -> expressions.Literal:
-        return expressions.Literal(read_string(token, token.span), token.span)
+        plain = token[0].isdigit()  # a shape, which needs no quotes
+        return expressions.Literal(
+            str(token) if plain else read_string(token, token.span), token.span
+        )
 
     def name(self, token: Word) -> Expression:
         if token in CONSTANTS:

@@ -28,8 +28,9 @@ def parse_spec(
         source: a path, the name of a shipped spec, or the text of one. A string is a text if it
             has a line end, starts with `#`, or starts with a verb and a space.
         overrides: values of params and of pass options by key, such as `rank` and `lora.rank`;
-            strings are read like values on a command line. `model` replaces the spec's model; the
-            other reserved keys (`weights`, `data`, `seed`, `device`) are the caller's.
+            strings are read like values on a command line. `model` replaces the spec's model,
+            `input` says what any model is called with; the other reserved keys (`weights`, `data`,
+            `seed`, `device`) are the caller's.
         catalog: where to find passes and specs; this installation's by default.
 
     Raises:

@@ -11,8 +11,30 @@ from vitrewrite.errors import Span, SpecError
 
 from .conditions import Compare
 from .expressions import Expression, Literal, literal
+from .inputs import INPUT, checked
 from .selectors import Option, Selector
 from .values import Number, Value, show
+
+
+def stated(option: Option) -> Option:
+    """An argument of a model, checked if it is its input.
+
+    Raises:
+        SpecError: VR231.
+    """
+    value = option.value
+    if option.name != INPUT or not isinstance(value, Literal):
+        return option
+    return replace(option, value=Literal(checked(value.value, value.span), value.span))
+
+
+def _arguments(options: tuple[Option, ...]) -> dict[str, Value]:
+    return {option.name: literal(option.value) for option in options if option.name != INPUT}
+
+
+def _input(options: tuple[Option, ...]) -> str | None:
+    found = [literal(option.value) for option in options if option.name == INPUT]
+    return str(found[0]) if found else None
 
 
 def _call(name: str, options: tuple[Option, ...]) -> str:
@@ -37,16 +59,30 @@ class ModelRef:
         options = {option.name: option for option in (*self.options, *more)}
         return replace(self, options=tuple(options.values()))
 
+    def stated(self) -> ModelRef:
+        """With its input in the one form that `inputs.read_shapes` reads.
+
+        Raises:
+            SpecError: VR231 if what is stated is none.
+        """
+        return replace(self, options=tuple(map(stated, self.options)))
+
     def place_of(self, text: str) -> Span:
         """Where the argument stands that a text is about; if that is not clear, the model."""
-        named = [o for o in self.options if re.search(rf"\b{re.escape(o.name)}\b", text)]
-        guilty = named or self.options
+        arguments = [o for o in self.options if o.name != INPUT]
+        named = [o for o in arguments if re.search(rf"\b{re.escape(o.name)}\b", text)]
+        guilty = named or arguments
         return guilty[0].span if len(guilty) == 1 else self.span
 
     @property
     def values(self) -> dict[str, Value]:
-        """The arguments of a resolved model."""
-        return {option.name: literal(option.value) for option in self.options}
+        """The arguments of a resolved model, for its constructor."""
+        return _arguments(self.options)
+
+    @property
+    def input(self) -> str | None:
+        """What it is called with, if that is stated."""
+        return _input(self.options)
 
 
 @dataclass(frozen=True)
@@ -276,7 +312,12 @@ class Spec:
     @property
     def model_arguments(self) -> dict[str, Value]:
         """Constructor arguments that overrides set."""
-        return {option.name: literal(option.value) for option in self.model_overrides}
+        return _arguments(self.model_overrides)
+
+    @property
+    def input(self) -> str | None:
+        """What any model is called with, if an override states it."""
+        return _input(self.model_overrides)
 
     def renamed(self, name: str) -> Spec:
         """The same spec under another name."""

@@ -10,6 +10,7 @@ from fractions import Fraction
 from vitrewrite.errors import UNPRINTABLE, Span, SpecError, did_you_mean, listing, shown
 
 from .expressions import Expression, ListOf, Literal, Name, map_expressions
+from .inputs import INPUT
 from .model import Model, ModelRef
 from .parse import parse_text
 from .scope import Scope
@@ -18,7 +19,7 @@ from .source import Source
 from .values import Value, bounded, show
 
 # Keys that say what to do with a spec; the command line and the API take them, not the spec.
-RESERVED = ("model", "weights", "data", "seed", "device")
+RESERVED = ("model", "weights", "data", "seed", "device", INPUT)
 # Constructor arguments of models that need no `model.` in front, if no param has the name.
 MODEL_ARGUMENTS = (
     *("num_classes", "img_size", "patch_size", "in_chans", "depth", "embed_dim", "num_heads"),
@@ -85,7 +86,7 @@ def parse_model(text: str, overrides: Overrides | None = None) -> ModelRef:
     assert isinstance(statement, Model)
     scope = Scope()
     ref = map_expressions(statement.ref, lambda e: Literal(scope.evaluate(e), e.span))
-    return ref.extended(overrides.options()) if overrides else ref
+    return (ref.extended(overrides.options()) if overrides else ref).stated()
 
 
 class Overrides:
@@ -146,7 +147,7 @@ class Overrides:
         Raises:
             SpecError: as `use`.
         """
-        found = ((name, self.use(name)) for name in self._given)
+        found = ((k, self.use(k, "str" if k == INPUT else "")) for k in self._given)
         return tuple(Option(name, value, value.span) for name, value in found if value)
 
     def model(self) -> ModelRef | None:

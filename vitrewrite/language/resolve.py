@@ -24,6 +24,7 @@ from .check import (
 from .claims import check_claim
 from .expressions import Expression, Literal, NodeT, map_expressions
 from .include import Expansion
+from .inputs import INPUT
 from .model import (
     AnyStatement,
     Clause,
@@ -36,6 +37,7 @@ from .model import (
     Require,
     Spec,
     Tune,
+    stated,
 )
 from .overrides import LIST, MODEL_ARGUMENTS, Overrides
 from .params import check_new, param_value
@@ -90,7 +92,9 @@ class Resolver:
     def _resolved_model(self, ref: ModelRef) -> ModelRef:
         with self._problems.catch():
             check_repeated(ref.options)
-        return self._resolved(ref)
+        with self._problems.catch():
+            return self._resolved(ref).stated()
+        return ref
 
     @_take.register
     def _(self, param: Param) -> None:
@@ -241,6 +245,9 @@ class Resolver:
         with self._problems.catch():
             given = self._overrides.model()
         model = self._resolved_model(given) if given else self._model and self._model[1].ref
+        with self._problems.catch():
+            if INPUT in self._overrides and (value := self._overrides.use(INPUT, "str")):
+                arguments[INPUT] = stated(Option(INPUT, value, value.span))
         if model is not None:
             model = model.extended(tuple(arguments.values()))
         return model, tuple(arguments.values())

@@ -14,7 +14,7 @@ from ..tracing.template import Template
 from ..tracing.unit import Unit
 from .graphs import from_json, template_from_json
 from .targets import CONTAINERS, layers
-from .values import DataError, decode, dtype, identifier, path, sizes
+from .values import DataError, decode, dtype, identifier, line, path, sizes
 from .writing import FORMAT
 
 _MOST = 1_000_000  # modules, tensors: far more than any model has
@@ -65,9 +65,12 @@ class _Reader:
         programs = {path(k): from_json(g) for k, g in self.data["programs"].items()}
         root.__dict__["programs"] = programs
         root.__dict__["example"] = decode(self.data["example"], [])
+        constants = decode(self.data["constants"], []) if "constants" in self.data else {}
+        root.__dict__["constants"] = {identifier(k): v for k, v in constants.items()}
         root.__dict__["pretrained_cfg"] = decode(self.data["pretrained_cfg"], [])
         config = decode(self.data["config"], [])
         root.__dict__["config"] = None if config is None else SimpleNamespace(**config)
+        root.__dict__["notes"] = tuple(line(note) for note in self.data["notes"])
         _check_paths(root)
         return root.eval()
 
@@ -95,7 +98,9 @@ class _Reader:
             settings = {identifier(k): decode(v, []) for k, v in data["settings"].items()}
             if not all(isinstance(v, (int, float)) for v in settings.values()):
                 raise DataError("a setting is no number")
-            return Unit(template, identifier(data["kind"]), settings)
+            unit = Unit(template, identifier(data["kind"]), settings)
+            unit.__dict__["checkpointing"] = data.get("checkpointing") is True
+            return unit
         if "container" in data:
             return CONTAINERS[data["container"]]()
         cls = layers()[data["layer"]]

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..tracing.guards import check_dtype, check_input, check_size
 from ..tracing.modes import by_mode
+from ..tracing.sizes import by_size
 from .values import DataError
 
 _OWN: dict[str, Callable[..., Any]] = {
@@ -24,6 +25,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "check_size": check_size,
     "check_dtype": check_dtype,
     "by_mode": by_mode,
+    "by_size": by_size,
 }
 _OPERATORS = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "matmul", "pow", "and_", "or_", "xor"),

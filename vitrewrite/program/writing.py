@@ -57,8 +57,10 @@ def write_program(root: nn.Module) -> Program:
     data = {
         "format": FORMAT,
         "example": encode(known["example"]),
+        "constants": encode(known.get("constants") or {}),
         "pretrained_cfg": encode(records) if records else None,
         "config": _config(known.get("config")),
+        "notes": list(known["notes"]),
         "templates": writer.templates,
         "programs": programs,
         "tensors": writer.tensors,
@@ -104,7 +106,10 @@ class _Writer:
         if isinstance(module, Unit):
             settings = {identifier(k): encode(v) for k, v in module.settings.items()}
             template = None if module.template is None else self._template(module.template)
-            return {"unit": template, "kind": identifier(module.kind), "settings": settings}
+            again = {"checkpointing": True} if module.checkpointing else {}
+            return {
+                "unit": template, "kind": identifier(module.kind), "settings": settings, **again,
+            }  # fmt: skip
         for name, cls in CONTAINERS.items():
             if type(module) is cls:
                 return {"container": name}

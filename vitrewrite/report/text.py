@@ -26,6 +26,7 @@ def plan_text(plan: Plan) -> str:
         "",
         *allocation_lines(plan.allocations),
         *measure_lines(plan.measures),
+        *checkpoint_lines(plan.checkpointing),
         *claim_lines(plan.claims),
         *(f"warning: {warning}" for warning in plan.warnings),
     ]
@@ -55,6 +56,14 @@ def _waived(steps: Iterable[Step]) -> Iterator[str]:
             more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
             where = f"line {step.clause.span.line}, " if step.clause.span else ""
             yield f"not claimed: {claim} ({where}{first}{more}): {why}"
+
+
+def checkpoint_lines(paths: Sequence[str]) -> list[str]:
+    """What is computed again in backward, as the model itself does it."""
+    if not paths:
+        return []
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return [f"checkpoints  {paths[0]}{more}: computed again in backward, as in the model"]
 
 
 def order_lines(orders: Iterable[Order]) -> list[str]:

@@ -18,8 +18,8 @@ from ..fingerprint import trunk_fingerprint
 from ..language import parse_spec
 from ..language.model import Spec
 from ..sensitivity.profile import Profile
-from ..tracing import trace
-from ..tracing.unit import duplicate, on_meta
+from ..tracing import inputs, trace
+from ..tracing.unit import checkpointed, duplicate, on_meta
 from .claims import judge
 from .conflicts import needed
 from .engine import Rewrite, example_of_one, rewrite
@@ -51,6 +51,7 @@ class Request:
     ) -> None:  # fmt: skip
         self.module = model if isinstance(model, nn.Module) else None
         self.options = {**(options or {}), **spec.model_arguments}
+        self.input = spec.input
         self.weights, self.seed = weights, seed
         self.ref = spec.model if model is None else None
         if isinstance(model, str):
@@ -60,6 +61,7 @@ class Request:
         elif spec.model is not None:
             self.name = spec.model.name
             self.options = {**spec.model.values, **self.options}
+            self.input = self.input or spec.model.input
         else:
             raise MatchError(
                 "VR312",
@@ -75,6 +77,8 @@ class Request:
         """
         with models.asked_by(self.ref):
             model = self.build(meta=meta)
+            if example is None:
+                example = inputs.stated_input(model, self.input)
             return model, trace(model, example)
 
     def build(self, *, meta: bool) -> nn.Module:
@@ -121,7 +125,7 @@ def plan(
     claims = judge(spec, measures, result)
     return Plan(
         spec, request.name, request.described, result.anatomy, tuple(result.steps), measures,
-        claims, tuple(result.warnings), result.allocations, result.orders,
+        claims, tuple(result.warnings), result.allocations, result.orders, checkpointed(root),
     )  # fmt: skip
 
 

@@ -105,7 +105,8 @@ class Rewrite:
     @property
     def warnings(self) -> list[str]:
         """What is odd but not wrong, in the spec and on this model."""
-        return [*(w.render() for w in self.spec.warnings), *self.editor.warnings]
+        known = self.root.__dict__["notes"]
+        return [*(w.render() for w in self.spec.warnings), *known, *self.editor.warnings]
 
     @property
     def orders(self) -> tuple[Order, ...]:
@@ -329,7 +330,7 @@ def _bound(sites: Sequence[Site], context: Context) -> list[BoundSite]:
             unit = context.editor.unit(site.call.unit)  # the same for blocks that are one module
             weight = context.editor.root.get_parameter(site.weight)
             same = groups.setdefault((id(unit), id(weight), site.offset), [])
-            if all(other.rows != site.rows for other in same):
+            if all(other.ranges != site.ranges for other in same):
                 same.append(site)
         elif isinstance(site, Attention):
             bound.append(AttentionSite(context, site, owners.get(site.role)))
@@ -342,7 +343,7 @@ def _bound(sites: Sequence[Site], context: Context) -> list[BoundSite]:
     bound += [EntriesSite(context, tuple(parts_)) for parts_ in layers.values()]
     for made in bound:
         made.refuse_twice()
-    in_order = (tuple(sorted(g, key=lambda s: s.rows or (0, 0))) for g in groups.values())
+    in_order = (tuple(sorted(g, key=lambda s: s.ranges)) for g in groups.values())
     return [*(LinearSite(context, parts_) for parts_ in in_order), *bound]
 
 

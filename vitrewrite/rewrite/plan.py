@@ -63,6 +63,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     allocations: Mapping[str, Allocation] = field(default_factory=dict)
     orders: tuple[Order, ...] = ()
+    checkpointing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The plan as data."""
@@ -76,6 +77,7 @@ class Plan:
             "allocations": {k: a.to_json() for k, a in self.allocations.items()},
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": list(self.warnings),
+            **({"checkpointing": list(self.checkpointing)} if self.checkpointing else {}),
         }
 
     def __str__(self) -> str:

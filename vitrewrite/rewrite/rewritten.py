@@ -13,6 +13,7 @@ from torch import nn
 from ..emission.source import Source
 from ..errors import RewriteError
 from ..language.model import Spec
+from ..tracing.unit import checkpointed
 from .claims import Verdict
 from .editor import join
 from .engine import Rewrite
@@ -59,6 +60,7 @@ class Rewritten:
     @property
     def report(self) -> dict[str, Any]:
         """The content of `report.json`: what equal runs have in common, so nothing of time."""
+        again = checkpointed(self.module)
         training = {k: v for k, v in self.training.items() if k != "seconds"}
         return {
             "spec": self.spec.name,
@@ -71,6 +73,7 @@ class Rewritten:
             "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": self.result.warnings,
+            **({"checkpointing": list(again)} if again else {}),
             **({"training": training} if training else {}),
             **self.lowering,
         }

@@ -75,15 +75,15 @@ def _overlap(a: Any, b: Any) -> bool:
         return bool(a.role == b.role)
     if a.weight != b.weight:
         return False
-    (start, stop), (low, high) = (s.rows or (0, s.out_features) for s in (a, b))
-    return start < high and low < stop
+    pairs = ((one, other) for one in a.ranges for other in b.ranges)
+    return any(start < high and low < stop for (start, stop), (low, high) in pairs)
 
 
 def distinct(sites: Sequence[Site]) -> tuple[Site, ...]:
     """The sites, a matrix that several blocks share only once."""
     found: dict[Any, Site] = {}
     for site in sites:
-        matrix = (site.weight, site.rows) if isinstance(site, Linear) else id(site)
+        matrix = (site.weight, site.ranges) if isinstance(site, Linear) else id(site)
         found.setdefault(matrix, site)
     return tuple(found.values())
 

@@ -81,9 +81,43 @@ class Selection:
                 "VR302",
                 f"'{selector}' matches nothing in {self.anatomy.model}",
                 span=selector.span,
-                suggestion="write 'optional' before it if that is fine",
+                **self._instead(selector),
             )
         return found
+
+    def _instead(self, selector: Selector) -> dict[str, Any]:
+        """Where sites of a kind are, for a selector that finds none; notes and a suggestion."""
+        optional = "write 'optional' before it if that is fine"
+        if not isinstance(selector, Every) or selector.kind not in KINDS:
+            return {"suggestion": optional}
+        kind, within = selector.kind, selector.within
+        if kind == "entries":
+            return {
+                "notes": ["a model has no entries by itself: they are what a budget buys"],
+                "suggestion": "write 'sensitive(budget=0.4M)' to choose some",
+            }
+        notes = []
+        sites = [] if within is None else self.sites(within)
+        if len(sites) == 1 and isinstance(sites[0], Named) and sites[0].path in self.modules:
+            notes.append(f"'{within}' is a {type(self.modules[sites[0].path]).__name__}")
+        places = ("blocks", "pixel_decoder", "decoder", "head")
+        found = [
+            place
+            for place in places
+            for role, site in self.anatomy.roles()
+            if isinstance(site, KINDS[kind]) and _top(role) == place
+        ]
+        word = "linear layer" if kind == "linear" else kind
+        if not found:
+            notes.append(f"{self.anatomy.model} has no {word}")
+            return {"notes": notes, "suggestion": optional}
+        named = list(dict.fromkeys(found))
+        whole = kind in (named[0], named[0].removesuffix("s"))
+        nearest = f"every {kind}" if whole else f"every {kind} in {named[0]}"
+        return {
+            "notes": [*notes, f"its {word}s are in: {listing(named)}"],
+            "suggestion": f"write '{nearest}'",
+        }
 
     def _evaluate(self, node: Selector) -> tuple[Site, ...]:
         if isinstance(node, Path):
@@ -167,8 +201,15 @@ class Selection:
             if kind is Linear:
                 inside = list(self.anatomy.linears)
         else:
-            inside = [part for site in self.sites(node.within) for part in parts(site)]
+            inside = [part for site in self.sites(node.within) for part in self._parts(site)]
         return tuple({s.role: s for s in inside if isinstance(s, kind)}.values())
+
+    def _parts(self, site: Site) -> list[Site]:
+        """A site and everything in it; in a module by name, the linear layers below it."""
+        if not isinstance(site, Named):
+            return parts(site)
+        below = (s for s in self.anatomy.linears if s.weight.startswith(f"{site.path}."))
+        return [site, *below]
 
     def _every_parameter(self, node: Every) -> tuple[Site, ...]:
         """Parameters of one kind: all of the model, or those in the sites of `within`."""
@@ -296,6 +337,11 @@ class Selection:
             notes=[*([f"it has: {listing(known)}"] if known else []), *fused],
             suggestion=did_you_mean(name, known),
         )  # fmt: skip
+
+
+def _top(role: str) -> str:
+    """The first step of a role, without its index."""
+    return role.partition(".")[0].partition("[")[0]
 
 
 def _spread(owner: Any) -> list[Any]:

@@ -97,6 +97,9 @@ def open_container(editor: Editor, path: str) -> None:
         graph.erase_node(call)
     children = nn.ModuleList(unit.children())
     children.training = unit.training
+    for child in children:
+        if isinstance(child, Unit):
+            child.__dict__["checkpointing"] |= unit.checkpointing
     owner, _, name = path.rpartition(".")
     editor.root.get_submodule(owner)._modules[name] = children
 

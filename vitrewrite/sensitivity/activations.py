@@ -72,7 +72,7 @@ def selected(text: str, anatomy: Anatomy, root: nn.Module) -> dict[str, Point]:
 def _points(site: Site) -> dict[str, Point]:
     if isinstance(site, Block):
         return {"input": Point(site.input), "output": Point(site.output)}
-    if isinstance(site, Linear):
+    if isinstance(site, Linear) and not site.pieces and (site.axis == -1 or site.rows is None):
         start = (site.rows[0] - site.offset) if site.rows else 0
         rows = (start, start + site.out_features) if site.rows else None
         return {"input": Point(site.call, True), "output": Point(site.call, rows=rows)}

@@ -128,6 +128,8 @@ def _parts(anatomy: Anatomy) -> dict[str, list[Linear]]:
     of_blocks = (block.attn for block in anatomy.blocks if block.attn is not None)
     for attn in (*of_blocks, *decoders.attentions(anatomy)):
         for site in (attn.q, attn.k, attn.v):
+            if site is not None and (site.pieces or site.axis != -1):
+                continue  # measured as a whole, if at all
             known = found.setdefault(site.weight, []) if site is not None else []
             # A block that runs twice has its rows once.
             if site is not None and all(site.rows != other.rows for other in known):

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..context import LOCK
-from ..errors import CaptureError, shown
+from ..context import LOCK, same_randomness
+from ..errors import CaptureError, listing, shown
 from . import construction, inputs, modes, tree
+from .arguments import separated
+from .caches import Caches
 from .control import programs
+from .fused import FUSED, fused_attention
 from .guards import check_input, is_guard
+from .helpers import kept
 from .nodes import is_size
 from .pruning import pass_on, prune
-from .runs import Run
-from .state import tracked_builtins, uncached, without_garbage
+from .runs import Given, Run
+from .sizes import settle
+from .state import tracked_builtins, without_garbage
 from .template import Template
-from .unit import copy_tree
+from .unit import checkpoint, copy_tree
 from .witness import IMAGE
 
 
@@ -28,31 +34,54 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     Args:
         model: any `nn.Module`; a flat `fx.GraphModule` too.
         example: what it is called with (a tensor, a tuple or a dict of keywords); by default what
-            the model says of itself. Only shapes matter.
+            the model says of itself. Only shapes of tensors matter; other entries are constants
+            that it is captured for.
 
     Raises:
         CaptureError: if a forward cannot be followed.
     """
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
-    with LOCK, without_garbage(), uncached(model), tracked_builtins(model):
-        found = programs(model, example)
+    example, constants = separated(model, example)
+    with LOCK, same_randomness(), without_garbage(), tracked_builtins(model):
+        found = programs(Given(model, example, constants, Caches.of(model)))
     merged = modes.merge(found.evaluation, found.training)
     _share_programs(model, merged)
     fixed = found.fixed
     for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
         _drop_settled_guards(template, set(fixed))
+        if IMAGE in fixed:
+            for graph in template.graphs:
+                settle(graph)
         template.clean()
     prune(merged)
     pass_on(merged)
     if IMAGE in fixed:
         _guard_input_size(merged[""], example)
     root = copy_tree(model, merged, _at_first_path(model, *found.runs))
+    checkpoint(root, found.checkpointed)
+    root.__dict__["notes"] = tuple(_notes(model, found.lost_checkpoints))
+    root.__dict__["helpers"] = kept(model)
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
+    root.__dict__["constants"] = constants
     root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
     root.__dict__["config"] = getattr(model, "config", None)
     return root
+
+
+def _notes(model: nn.Module, lost: set[str]) -> Iterator[str]:
+    """What a user should know about how the model was captured."""
+    if names := fused_attention(model):
+        yield (
+            f"{listing(names)} take kernels of their own in eval, which round differently: there "
+            f"the model itself and what is captured may be {FUSED:g} apart"
+        )
+    for path in sorted(lost):
+        yield (
+            f"{shown(path) if path else 'the model'} checkpoints a part of what it computes: of "
+            "that, the modules it calls are computed again in backward, the rest is kept in memory"
+        )
 
 
 def _share_programs(model: nn.Module, assigned: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -19,9 +19,16 @@ from torch import fx
 from ..errors import CaptureError
 from . import places
 from .frame import Frame
+from .joining import Join, UnlikeError
 from .memo import Entry
+from .numbers import Tracked
 from .operators import is_impure
+from .sizes import FIXED, OTHER, OWN, may_go_on
 from .template import Template
+from .witness import IMAGE
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
 
 _MOST = 3  # decisions in one forward, each of which doubles the work
 
@@ -31,13 +38,15 @@ class UndecidedError(BaseException):
 
     Attributes:
         frame: the forward that asks.
+        sizes: whether it asks how sizes compare.
         place: the line that does.
     """
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, sizes: bool = False) -> None:
         super().__init__()
         self.frame = frame
-        self.place = places.here()
+        self.sizes = sizes
+        self.place = places.here() or ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,9 @@ class Outcome:
     """One way through a forward: its graph, and the conditions that were decided."""
 
     entry: Entry
-    conditions: tuple[fx.Node, ...]
+    conditions: tuple[fx.Node | None, ...]
+    lost: frozenset[fx.Node] = frozenset()
+    doubt: fx.Node | None = None
 
 
 def decide(frame: Frame, condition: torch.Tensor) -> bool:
@@ -61,7 +72,44 @@ def decide(frame: Frame, condition: torch.Tensor) -> bool:
     if len(frame.asked) == len(frame.decisions):
         raise UndecidedError(frame)
     frame.asked.append(node)
-    return frame.decisions[len(frame.asked) - 1]
+    return bool(frame.decisions[len(frame.asked) - 1])
+
+
+def choose(
+    frame: Frame, op: Callable[..., Any], args: tuple[Any, ...], outcome: bool
+) -> bool | None:
+    """How a comparison of sizes goes on the way that is traced now; None if it is a guard.
+
+    Raises:
+        UndecidedError: if it is a new question.
+    """
+    under = [_under(a) for a in args]
+    dead = IMAGE in frame.recorder.values.dead or any(u is None for u in under)
+    if dead or bool(op(*under)) == outcome or any(_of_other(frame, a) for a in args):
+        return None
+    if len(frame.asked) == len(frame.decisions):
+        raise UndecidedError(frame, sizes=True)
+    way = frame.decisions[len(frame.asked)]
+    if way == FIXED:
+        frame.asked.append(None)
+        return None
+    node = frame.graph.call_function(op, tuple(frame.arg(a) for a in args))
+    frame.asked.append(node)
+    node.meta["outcome"] = outcome
+    return outcome if way == OWN else not outcome
+
+
+def _under(value: Any) -> Any:
+    """A number under the witness of another image size, None if there is none."""
+    if not isinstance(value, Tracked):
+        return value
+    return value.witnesses[IMAGE] if len(value.witnesses) > IMAGE else None
+
+
+def _of_other(frame: Frame, value: Any) -> bool:
+    """Whether a number belongs to another forward, and was not passed to this one."""
+    foreign = isinstance(value, Tracked) and value.frame is not frame
+    return foreign and id(value) not in frame.nodes
 
 
 def _certain(node: fx.Node) -> bool | None:
@@ -76,10 +124,10 @@ def _certain(node: fx.Node) -> bool | None:
 
 
 def explore(
-    run: Callable[[tuple[bool, ...]], Outcome],
+    run: Callable[[tuple[Any, ...]], Outcome],
     off: Callable[[], AbstractContextManager[None]],
     where: str,
-    decisions: tuple[bool, ...] = (),
+    decisions: tuple[Any, ...] = (),
 ) -> Outcome:
     """Traces a forward on every way through it.
 
@@ -97,12 +145,62 @@ def explore(
     except UndecidedError as question:
         if question.frame.path != where:
             raise
-        place = where, question.place or ""
-    if len(decisions) == _MOST:
+        sizes, recorder = question.sizes, question.frame.recorder
+        module, dead = question.frame.module, question.frame.dead
+        place = where, question.place
+
+    def run_again(decisions: tuple[Any, ...]) -> Outcome:
+        recorder.restore(module)  # what the last run left, such as a cache, is of another program
+        recorder.values.dead = dict(dead)
+        return run(decisions)
+
+    if sizes:
+        return _by_sizes(run_again, off, where, decisions, recorder)
+    if sum(isinstance(d, bool) for d in decisions) == _MOST:
         raise _too_much(place, "too often")
-    no, yes = (explore(run, off, where, (*decisions, answer)) for answer in (False, True))
+    no = explore(run_again, off, where, (*decisions, False))
+    fixed = dict(recorder.values.dead)
+    yes = explore(run_again, off, where, (*decisions, True))
+    recorder.values.dead = {**fixed, **recorder.values.dead}
     with off():
         return _joined(no, yes, len(decisions), place)
+
+
+def _by_sizes(
+    run: Callable[[tuple[Any, ...]], Outcome],
+    off: Callable[[], AbstractContextManager[None]],
+    where: str,
+    decisions: tuple[Any, ...],
+    recorder: Recorder,
+) -> Outcome:
+    """Traces both ways from a comparison of sizes; the example's alone if they are not alike."""
+    values, dead, failed = recorder.values, dict(recorder.values.dead), recorder.failed_in
+    try:
+        if not may_go_on(decisions):
+            raise UnlikeError
+        other = explore(run, off, where, (*decisions, OTHER))
+        if IMAGE in values.dead and OWN not in decisions:
+            raise UnlikeError
+        own = explore(run, off, where, (*decisions, OWN))
+        values.dead = dict(dead)  # what the example's way cannot carry is carried by the other
+        with off():
+            return _of_sizes(own, other, len(decisions))
+    except Exception:  # whatever a forward may do at sizes that it does not expect
+        values.dead, recorder.failed_in = dict(dead), failed
+        return explore(run, off, where, (*decisions, FIXED))
+
+
+def _of_sizes(own: Outcome, other: Outcome, number: int) -> Outcome:
+    condition = other.conditions[number]
+    assert condition is not None
+    graph, before = other.entry.template.graph, own.entry.template.graph
+    same = _shared(graph, before, condition)
+    outcome = condition.meta["outcome"]
+    join = Join(before, graph, same, condition, outcome, own.lost, own.doubt)
+    entry = replace(
+        other.entry, template=Template(other.entry.template.name, join.run()), decided=True
+    )
+    return Outcome(entry, other.conditions, other.lost, other.doubt)
 
 
 Where = tuple[str, str]
@@ -121,6 +219,7 @@ def _too_much(where: Where, why: str) -> CaptureError:
 def _joined(no: Outcome, yes: Outcome, number: int, where: Where) -> Outcome:
     graph = no.entry.template.graph
     condition = no.conditions[number]
+    assert condition is not None
     end = graph.output_node()
     same = _shared(graph, yes.entry.template.graph, condition)
     _pure(graph, set(same.values()), where)
@@ -136,6 +235,7 @@ def _joined(no: Outcome, yes: Outcome, number: int, where: Where) -> Outcome:
         no.entry,
         template=Template(no.entry.template.name, graph),
         assignments={**yes.entry.assignments, **no.entry.assignments},
+        decided=True,
     )
     return Outcome(entry, no.conditions)
 

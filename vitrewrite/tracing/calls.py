@@ -10,7 +10,9 @@ from torch import fx, nn
 
 from ..errors import CaptureError
 from . import hooks, places, tree
+from .arguments import bind_arguments, in_order
 from .branches import Outcome, explore
+from .checkpoints import checkpointed
 from .frame import Frame, getitem
 from .history import Call
 from .leaves import is_leaf, leaf_class, run_leaf, torch_base
@@ -39,19 +41,26 @@ def call_module(
 
 
 def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
+    given = in_order(module, args, kwargs)
+    passed = list(tree.passed(recorder.frame, given))  # a list may grow meanwhile
     frame = recorder.frame
     target = str(tree.relative(path, frame.path))
     if recorder.replayed is None:
-        entry = _entry(recorder, module, path, args, kwargs)
+        entry, is_new = _entry(recorder, module, path, args, kwargs)
     else:
-        entry = recorder.replayed(target, len(frame.called))
+        entry, is_new = recorder.replayed(target, len(frame.called)), False
     outputs = entry.fresh(recorder)
     frame.called.append((target, entry))
+    if is_new and not entry.decided:
+        recorder.known.passed_on(entry.outputs, outputs)
     if isinstance(entry.template, Template):
-        inputs = tuple(frame.arg(v) for v in tree.passed(frame, (args, kwargs)))
-        node = add(frame.graph, "call_module", target, inputs)
+        traced = entry.frame
+        assert traced is not None
+        taken = () if traced.shared else traced.taken
+        node = add(frame.graph, "call_module", target, frame.arg((*passed, *taken)))
+        frame.calls.append((node, traced))
     else:
-        node = add(frame.graph, "call_module", target, frame.arg(args), frame.arg(kwargs))
+        node = add(frame.graph, "call_module", target, *frame.arg((args, kwargs)))
     if recorder.places is not None:
         recorder.places[node] = places.here()
     _assign(recorder, frame, target, entry)
@@ -59,7 +68,10 @@ def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs:
     return outputs
 
 
-def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
+def _entry(
+    recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any
+) -> tuple[Entry, bool]:
+    """The outcome of a call, and whether it was traced now."""
     key = recorder.memo.key(module, (args, kwargs), recorder)
     found = recorder.memo.leaves.get(key)
     if found is None and not hooks.hooked_below(module):
@@ -68,13 +80,20 @@ def _entry(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: 
         found = recorder.memo.leaves[key] = _leaf(
             recorder, module, leaf_class(module), args, kwargs
         )
+    is_new = found is None
     if found is None:
-        before = tree.signature_of_dict(module)
+        before, effects = tree.signature_of_dict(module), recorder.effects
         found = _first_call(recorder, module, path, args, kwargs)
         # Else the effects of the call could not be replayed.
-        if before == tree.signature_of_dict(module) and not hooks.hooked_below(module):
+        if before != tree.signature_of_dict(module):
+            recorder.effects += 1
+        once = type(module) in recorder.anew or (found.frame is not None and found.frame.taken)
+        same = recorder.effects == effects and not once and not hooks.hooked_below(module)
+        if same and found.repeatable:
             recorder.memo.entries[key] = found
-    return found
+            if found.frame is not None:
+                found.frame.shared = True
+    return found, is_new
 
 
 def _first_call(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs: Any) -> Entry:
@@ -117,19 +136,22 @@ def trace_forward(
     given = recorder.frames[-1].reads if recorder.frames else []
     frames: list[Frame] = []
 
-    def run(decisions: tuple[bool, ...]) -> Outcome:
+    def run(decisions: tuple[Any, ...]) -> Outcome:
         with recorder.open(module, path, decisions) as frame:
             frames.append(frame)
-            tree.bind_arguments(frame, module, args, kwargs)
+            bind_arguments(frame, module, args, kwargs)
             outputs = forward(*args, **kwargs)
             frame.graph.output(frame.arg(outputs))
         template = Template.of(module, frame.graph)
         with recorder.off():
-            witnesses = [
-                recorder.values.outcome(index, outputs) for index in range(recorder.values.count)
-            ]
-        entry = Entry(template, outputs, witnesses, frame.assignments)
-        return Outcome(entry, tuple(frame.asked))
+            count = recorder.values.count
+            witnesses = [recorder.values.outcome(index, outputs) for index in range(count)]
+        again, lost = checkpointed(frame)
+        recorder.lost_checkpoints.update(lost)
+        entry = Entry(
+            template, outputs, witnesses, frame.assignments, again, frame, frame.repeatable
+        )
+        return Outcome(entry, tuple(frame.asked), frozenset(frame.lost), frame.doubt)
 
     entry = explore(run, recorder.off, path).entry
     trail = [step for frame in frames for step in frame.trail]
@@ -156,6 +178,7 @@ def _leaf(
 def _assign(recorder: Recorder, frame: Frame, target: str, entry: Entry) -> None:
     found = {target: entry.template}
     found |= {f"{target}.{path}": template for path, template in entry.assignments.items()}
+    frame.checkpointed |= {f"{target}.{path}".rstrip(".") for path in entry.checkpointed}
     for path, template in found.items():
         known = frame.assignments.setdefault(path, template)
         if known is template:

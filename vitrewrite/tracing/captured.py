@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
+from .helpers import ELSEWHERE, NUMBERS, repeated_units
 from .template import Template
-from .unit import Unit
+from .unit import Unit, checkpoint, checkpointed
 
 
 class Captured(Unit):
@@ -27,6 +30,45 @@ class Captured(Unit):
                 found[f"{name} (training)"] = template.training
         return found
 
+    def __getattr__(self, name: str) -> Any:
+        """Also what the model told of itself as timm's do: `num_features`, `group_matcher` ...
+
+        Raises:
+            AttributeError: for anything else; for what a captured model cannot have, with what to
+                use in its place.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in NUMBERS and name in self._told:
+                return self._told[name]
+            if name == "default_cfg" and self.__dict__.get("pretrained_cfg") is not None:
+                return self.__dict__["pretrained_cfg"]
+            if name in _METHODS and name in self._told:
+                return functools.partial(_METHODS[name], self)
+            if name in ELSEWHERE:
+                told = f"'{type(self).__name__}' has no '{name}': {ELSEWHERE[name]}"
+                raise AttributeError(told) from None
+            raise
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.__dict__.get("helpers", {})
+        return found
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Computes blocks again in backward, or keeps what they need in memory.
+
+        The blocks that the model itself checkpointed, or else the innermost units that stand in
+        numbered lists. To be done before a module is compiled, sharded or written.
+        """
+        from ..emission.realise import realise
+
+        known = checkpointed(self) or self._told.get("checkpointed") or repeated_units(self)
+        self.__dict__["helpers"] = {**self._told, "checkpointed": list(known)}
+        checkpoint(self, known if enable else ())
+        realise(self)
+
     def flat(self) -> fx.GraphModule:
         """One graph over the leaf layers, as `fx.symbolic_trace` would give.
 
@@ -35,7 +77,27 @@ class Captured(Unit):
         graph = fx.Graph()
         _inline(self, "", graph, None)
         result = fx.GraphModule(self, graph, class_name=type(self).__name__)
+        result.meta["example"] = self.__dict__["example"]
         return result.train(self.training)
+
+
+def _group_matcher(root: Captured, coarse: bool = False) -> Any:
+    return root._told["group_matcher"][coarse]
+
+
+def _no_weight_decay(root: Captured) -> Any:
+    return root._told["no_weight_decay"][0]
+
+
+def _get_classifier(root: Captured) -> nn.Module | tuple[nn.Module, ...]:
+    found = tuple(root.get_submodule(path) for path in root._told["get_classifier"])
+    return found if len(found) > 1 else found[0]
+
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "group_matcher": _group_matcher, "no_weight_decay": _no_weight_decay,
+    "get_classifier": _get_classifier,
+}  # fmt: skip
 
 
 def _inline(unit: Unit, path: str, out: fx.Graph, inputs: tuple[Any, ...] | None) -> Any:

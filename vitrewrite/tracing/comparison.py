@@ -70,6 +70,8 @@ class _Comparison:
             return
         if is_use(a) or is_use(b):
             self._same_use(a, b)
+        elif _is_number(a) and type(b) in (int, float):
+            return  # it is followed, while the other trace did not see that it has to be
         elif isinstance(a, fx.Node) or isinstance(b, fx.Node):
             if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)):
                 raise _UnlikeError
@@ -144,7 +146,7 @@ def _steps(graph: fx.Graph) -> list[fx.Node]:
         node = waiting.pop()
         if node not in live:
             live.add(node)
-            waiting += [] if is_use(node) else node.all_input_nodes
+            waiting += [] if is_use(node) or _is_number(node) else node.all_input_nodes
     return [n for n in graph.nodes if n in live and not _is_reading(n)]
 
 
@@ -153,7 +155,12 @@ def _is_reading(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method"):
         return False
     known = node.target is getattr and node.args[1] in ("dtype", "device", "ndim")
-    return known or is_use(node) or is_size(node) or isinstance(node.meta.get("val"), Tracked)
+    return known or is_use(node) or is_size(node) or _is_number(node)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a node of a number that is followed."""
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tracked)
 
 
 def left_by(several: Iterable[Choices]) -> Choices:

@@ -9,10 +9,8 @@ still differs then is a number or dtype that left the tracer: see `diagnosis`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-from torch import nn
 
 from ..errors import CaptureError
 from . import inputs
@@ -21,7 +19,8 @@ from .diagnosis import Escapes
 from .dtypes import Choices, decide
 from .history import Call
 from .inputs import Aspects
-from .runs import FailedError, Run
+from .runs import FailedError, Given, Run
+from .sizes import is_joined
 from .template import Template
 from .thirds import Thirds
 from .witness import IMAGE
@@ -38,35 +37,38 @@ class Programs:
         training: likewise, in training.
         fixed: in what the model is fixed, and why.
         runs: the traces that these programs are from.
+        checkpointed: paths of what is computed again in backward.
+        lost_checkpoints: forwards, parts of which were checkpointed.
     """
 
     evaluation: dict[str, Any]
     training: dict[str, Any]
     fixed: dict[int, str]
-    runs: list[Run] = field(default_factory=list)
+    runs: list[Run]
+    checkpointed: frozenset[str]
+    lost_checkpoints: set[str]
 
 
-def programs(model: nn.Module, example: Any) -> Programs:
+def programs(given: Given) -> Programs:
     """Traces a model in both modes.
 
     Raises:
         CaptureError: if a forward cannot be followed, or computes with something that left the
             tracer and cannot be guarded.
     """
-    evaluation = Run(model, example, training=False)
-    dtype = inputs.other_dtype(model, example)
+    evaluation = Run(given, training=False)
+    dtype = inputs.other_dtype(given.model, given.example)
     scaled = IMAGE not in evaluation.fixed
     most = Aspects(inputs.CONTROL_BATCH, scaled, dtype)
-    control, aspects, failed = _control(model, example, most, evaluation)
-    if control is None:  # in training it runs under no other inputs: they are checked in eval alone
-        training = Run(model, example, training=True, other=evaluation)
-        fixed = {**evaluation.fixed, **training.fixed}
-        _decide(evaluation, training, [])
-        return Programs(evaluation.assignments, training.assignments, fixed, [evaluation, training])
+    control, aspects, failed = _control(given, most, evaluation)
+    if control is None:  # in training it runs under no other inputs: there it is not checked
+        training = Run(given, training=True, other=evaluation)
+        decide(_graphs(evaluation.assignments, training.assignments), {})
+        return _of_runs(evaluation, training, {})
     if scaled and not aspects.scaled:
         evaluation.fixed.setdefault(IMAGE, "training")
     found = _Crosswise(evaluation, control)
-    thirds = Thirds(model, example, control, aspects.dtype)
+    thirds = Thirds(given, control, aspects.dtype)
     thirds.look(evaluation, evaluation.assignments, evaluation.calls, training=False)
     if failed is not None:
         thirds.note(evaluation, failed)
@@ -74,20 +76,27 @@ def programs(model: nn.Module, example: Any) -> Programs:
         thirds.look(evaluation, found.training, found.calls, training=True)
         decide(found.graphs(), left_by(found.choices))
         thirds.guard()
-        return Programs(evaluation.assignments, found.training, evaluation.fixed, [evaluation])
-    training = Run(model, example, training=True, other=evaluation)
-    escapes = Escapes(model, example, aspects, evaluation, training)
+        lost = control.recorder.lost_checkpoints
+        both = evaluation.assignments, found.training
+        return Programs(*both, evaluation.fixed, [evaluation], control.checkpointed, lost)
+    training = Run(given, training=True, other=evaluation)
+    escapes = Escapes(given, aspects, evaluation, training)
     thirds.look(training, training.assignments, training.calls, training=True)
     decide(_graphs(evaluation.assignments, training.assignments), escapes.choices)
     escapes.guard()
     thirds.guard()
-    fixed = {**evaluation.fixed, **training.fixed, **escapes.fixed}
-    return Programs(evaluation.assignments, training.assignments, fixed, [evaluation, training])
+    return _of_runs(evaluation, training, escapes.fixed)
 
 
-def _control(
-    model: nn.Module, example: Any, most: Aspects, other: Run
-) -> tuple[Run | None, Aspects, str | None]:
+def _of_runs(evaluation: Run, training: Run, fixed: dict[int, str]) -> Programs:
+    return Programs(
+        evaluation.assignments, training.assignments,
+        {**evaluation.fixed, **training.fixed, **fixed}, [evaluation, training],
+        training.checkpointed, training.recorder.lost_checkpoints,
+    )  # fmt: skip
+
+
+def _control(given: Given, most: Aspects, other: Run) -> tuple[Run | None, Aspects, str | None]:
     """The trace in training under inputs as unlike those in eval as the model takes.
 
     Returns:
@@ -97,17 +106,13 @@ def _control(
     unlike = [most, Aspects(most.batch, most.scaled), Aspects(most.batch, dtype=most.dtype)]
     for aspects in dict.fromkeys([*unlike, Aspects(most.batch)]):
         try:
-            control = Run(model, example, training=True, aspects=aspects, other=other)
+            control = Run(given, training=True, aspects=aspects, other=other)
         except CaptureError as error:  # it may be one of the first trace, too; else that is right
             if aspects.dtype is not None and isinstance(error, FailedError):
                 failed = error.path
         else:
             return control, aspects, failed if aspects.dtype is None else None
     return None, Aspects(), None
-
-
-def _decide(evaluation: Run, training: Run, choices: list[Choices]) -> None:
-    decide(_graphs(evaluation.assignments, training.assignments), left_by(choices))
 
 
 def _graphs(*assignments: dict[str, Any]) -> Iterator[Any]:
@@ -158,7 +163,8 @@ class _Crosswise:
         for pair, paths in self._pairs().items():
             mine, theirs = (r.assignments[paths[0]] for r in (self.evaluation, self.control))
             found = compare(mine.graph, theirs.graph)
-            if isinstance(found, Difference) or not self._same_trails(mine, theirs):
+            joined = is_joined(mine.graph)
+            if joined or isinstance(found, Difference) or not self._same_trails(mine, theirs):
                 unequal[pair] = paths
             else:
                 self.choices.append(found)
@@ -181,6 +187,10 @@ class _Crosswise:
         evaluation = self.control.in_other_mode(theirs, shared[1])
         rows = zip(unequal.values(), mine, theirs, training, evaluation, strict=True)
         for paths, a, b, (in_training, made), (in_eval, _) in rows:
+            if in_training is not None and is_joined(a.graph):
+                # It went both ways from a decision on sizes, the other trace one of them.
+                self.training.update(dict.fromkeys(paths, in_training))
+                continue
             if in_training is None or in_eval is None:
                 return False
             found = compare(a.graph, in_eval.graph), compare(in_training.graph, b.graph)

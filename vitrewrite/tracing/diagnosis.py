@@ -9,10 +9,9 @@ fixed in; a dtype is guarded where it is read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from ..errors import CaptureError
 from .comparison import Difference, compare, left_by
@@ -21,7 +20,8 @@ from .guards import check_dtype, require_dtype
 from .history import Call
 from .inputs import BATCHES, Aspects
 from .places import of_forward
-from .runs import Run
+from .runs import Given, Run
+from .sizes import is_joined
 from .template import Template
 from .witness import IMAGE
 
@@ -30,8 +30,7 @@ class Escapes:
     """Looks for what escaped in two traces, under the inputs of a third.
 
     Args:
-        model: what was traced.
-        example: what it is called with.
+        given: what was traced.
         aspects: in what the inputs may differ.
         runs: the traces of both modes.
 
@@ -44,8 +43,8 @@ class Escapes:
             once.
     """
 
-    def __init__(self, model: nn.Module, example: Any, aspects: Aspects, *runs: Run) -> None:
-        self.model, self.example = model, example
+    def __init__(self, given: Given, aspects: Aspects, *runs: Run) -> None:
+        self.given = given
         self.fixed: dict[int, str] = {}
         self._unguarded: list[tuple[Run, Template, str]] = []
         self._found: list[Choices] = []
@@ -87,10 +86,7 @@ class Escapes:
             self._unguarded.append((run, template, f"'{path or 'the root'}', {where}"))
 
     def _run(self, run: Run, aspects: Aspects) -> Run:
-        return Run(
-            self.model, self.example, training=run.training, aspects=aspects, other=run,
-            places=True,
-        )  # fmt: skip
+        return Run(self.given, training=run.training, aspects=aspects, other=run, places=True)
 
     def _differences(
         self, run: Run, control: Run, choices: list[Choices] | None = None
@@ -102,8 +98,8 @@ class Escapes:
             if not isinstance(mine, Template) or (id(mine), id(theirs)) in seen:
                 continue
             seen.add((id(mine), id(theirs)))
-            if not isinstance(theirs, Template):
-                continue  # whoever calls it differs, too
+            if not isinstance(theirs, Template) or is_joined(mine.graph):
+                continue  # whoever calls it differs, too; or it went both ways, unlike the other
             found = compare(mine.graph, theirs.graph)
             if isinstance(found, Difference):
                 checked = run.trails(mine) != control.trails(theirs)

@@ -13,8 +13,10 @@ from torch import fx, nn
 from ..errors import CaptureError
 from . import places
 from .dtypes import same_as
+from .escapes import bring
 from .nodes import add, after_inputs, attribute_of
 from .numbers import Int, Tracked, make
+from .witness import IMAGE
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -27,7 +29,7 @@ class Frame:
     """
 
     def __init__(
-        self, recorder: Recorder, module: nn.Module, path: str, decisions: tuple[bool, ...] = ()
+        self, recorder: Recorder, module: nn.Module, path: str, decisions: tuple[Any, ...] = ()
     ) -> None:
         self.recorder = recorder
         self.module = module
@@ -35,19 +37,39 @@ class Frame:
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}  # id of a tensor or number -> its node here
         self.sizes: dict[tuple[int, int], Int] = {}  # one read per (tensor, dimension)
+        self.called: list[tuple[str, Any]] = []  # what was called, and what came of it
+        self.trail: list[Any] = []  # what was decided on numbers, in order
         self.reads: list[tuple[Any, fx.Node, str]] = []  # dtypes and devices that were read
         self.assignments: dict[str, Any] = {}  # relative path -> template of what was called
         self.hinted: set[int] = set()
         self.decisions = decisions  # answers to the first questions about values of tensors
-        self.asked: list[fx.Node] = []  # what was asked
+        self.parent: Frame | None = recorder.frames[-1] if recorder.frames else None
+        self.calls: list[tuple[fx.Node, Frame]] = []  # what was traced when it was called here
+        self.moved = 0  # how often a call came to return more than it did
+        self.taken: list[Any] = []  # values of forwards around this one, inputs besides its own
+        self.shared = False  # whether other calls have its program, without having run
+        self.inside = 0  # how many checkpoints are open
+        self.regions: list[list[fx.Node]] = []  # what was added in each checkpoint
+        self.checkpointed: set[str] = set()  # relative paths of what was called with checkpoints
+        self.asked: list[fx.Node | None] = []  # what was asked
+        self.dead = dict(recorder.values.dead)  # what the model was fixed in before
+        self.lost: set[fx.Node] = set()  # nodes from which on no other image size is carried
+        self.first_step = len(recorder.known.replay.steps)
+        self.repeatable = True  # no decision hangs on values that were made outside of it
+        self.doubt: fx.Node | None = None  # from here on decisions on sizes are not known
         self.former: dict[int, str] = {}  # names that values had before an in-place operation
-        self.called: list[tuple[str, Any]] = []  # what was called, and what came of it
-        self.trail: list[Any] = []  # what was decided on numbers, in order
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """Makes `node` stand for `value` from here on."""
         self.nodes[id(value)] = node
         node.meta["val"] = value
+        if self.decisions and IMAGE in self.recorder.values.dead and node.op != "get_attr":
+            carried = isinstance(value, Tracked) and value.witnesses[IMAGE:][:1] not in (
+                (),
+                (None,),
+            )
+            if not carried:
+                self.lost.add(node)
         self.recorder.values.keep(value)
 
     def placeholder(self, name: str, value: Any) -> fx.Node:
@@ -61,23 +83,47 @@ class Frame:
             self.nodes.setdefault(id(value), node)
         return node
 
+    def take(self, value: Any) -> None:
+        """Adds an input for a value that a forward around this one has."""
+        nodes = list(self.graph.nodes)
+        inputs = [n for n in nodes if n.op == "placeholder"]
+        first = None if inputs or not nodes else nodes[0]
+        inserting = self.graph.inserting_after if inputs else self.graph.inserting_before
+        with inserting(inputs[-1] if inputs else first):
+            node = self.placeholder("given", value)
+        node.meta["argument"] = "given"
+        self.nodes[id(value)] = node
+        self.recorder.values.keep(value)
+        self.taken.append(value)
+
+    def item(self, node: fx.Node, index: int) -> fx.Node:
+        """Adds `node[index]`."""
+        return getitem(self, node, index)
+
     def emit_function(self, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
         """Adds a call whose arguments are nodes and constants already."""
         return add(self.graph, "call_function", target, args)
 
     def arg(self, value: Any) -> Any:
         """What stands for `value` in an argument list of this graph."""
+        moved = self.moved
+        found = self._standing(value)
+        return found if self.moved == moved else self._standing(value)
+
+    def _standing(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if isinstance(value, Tracked):
-            return self._number(value)
+            return self.number(value)
         if isinstance(value, (tuple, list)):
-            items = [self.arg(v) for v in value]
+            items = [self._standing(v) for v in value]
             return items if isinstance(value, list) else tuple(items)
         if isinstance(value, dict):
-            return {k: self.arg(v) for k, v in value.items()}
+            return {k: self._standing(v) for k, v in value.items()}
         if isinstance(value, slice):
-            return slice(self.arg(value.start), self.arg(value.stop), self.arg(value.step))
+            return slice(
+                self._standing(value.start), self._standing(value.stop), self._standing(value.step)
+            )
         if isinstance(value, (torch.dtype, torch.device)):
             return self._read(value)
         return value
@@ -85,12 +131,21 @@ class Frame:
     def _tensor(self, value: torch.Tensor) -> fx.Node:
         node = self.nodes.get(id(value))
         if node is None:
+            node = bring(self, value)
+        if node is None:
             node = self.graph.get_attr(self.recorder.owner(self, value))
             self.bind(value, node)
         return node
 
-    def _number(self, value: Tracked) -> Any:
+    def number(self, value: Tracked) -> Any:
+        """What stands for a tracked number.
+
+        Raises:
+            CaptureError: VR603 if no forward around has it.
+        """
         node = self.nodes.get(id(value))
+        if node is None and value.frame is not self:
+            node = bring(self, value)
         if node is not None:
             return node
         if value.frame is not self:
@@ -117,9 +172,9 @@ class Frame:
         node, what = found[-1]
         return attribute_of(node, what) if what else node
 
-    def has_read(self, value: torch.device) -> bool:
-        """Whether this forward read the device off a tensor, or was given it."""
-        return any(read == value for read, _, _ in self.reads)
+    def has_read(self, value: torch.dtype | torch.device) -> bool:
+        """Whether this forward read the dtype or device off a tensor, or was given it."""
+        return any(read is value or read == value for read, _, _ in self.reads)
 
     def size(self, tensor: torch.Tensor, dim: int) -> Any:
         """The tracked length of a dimension, read at most once."""
@@ -127,9 +182,10 @@ class Frame:
         key = (id(tensor), dim)
         if key not in self.sizes:
             node = self._tensor(tensor)
-            length, *others = (
-                t.size(dim) if t is not None else None for t in self.recorder.values.all(tensor)
-            )
+            values = self.recorder.values
+            length, *others = (t.size(dim) if t is not None else None for t in values.all(tensor))
+            if not values.has(tensor):  # a parameter
+                others = [length] * len(others)
             assert length is not None  # the primary witness is always alive
             self.sizes[key] = make(self, length, tuple(others), lambda: self._size_node(node, dim))
             self.recorder.values.keep(tensor)
@@ -144,6 +200,11 @@ class Frame:
         while node.next.op == "call_method" and node.next.target == "size":
             node = node.next
         return node
+
+    def doubted(self) -> None:
+        """Notes that a decision hangs on sizes of which only those of the example are known."""
+        if self.doubt is None:
+            self.doubt = next(iter(reversed(self.graph.nodes)), None)
 
     def hint(self, names: dict[str, Any]) -> None:
         """Takes names for nodes from the local variables of a running forward."""

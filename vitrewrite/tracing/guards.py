@@ -26,6 +26,9 @@ def check_size(held: bool, what: str) -> None:
     Raises:
         ValueError: if `held` is false.
     """
+    if isinstance(held, fx.Proxy):
+        _again(check_size, held, what)
+        return
     if not held:
         raise ValueError(what)
 
@@ -36,6 +39,9 @@ def check_input(size: tuple[int, ...], captured: tuple[int, ...]) -> None:
     Raises:
         ValueError: if `size` differs from `captured`.
     """
+    if any(isinstance(each, fx.Proxy) for each in size):
+        _again(check_input, size, captured)
+        return
     if tuple(size) != captured:
         want, got = ("x".join(map(str, s)) for s in (captured, size))
         raise ValueError(f"captured for {want}, got {got}")
@@ -47,6 +53,9 @@ def check_grid(size: tuple[int, ...], planned: tuple[int, ...], user: str) -> No
     Raises:
         ValueError: if `size` differs from `planned`.
     """
+    if any(isinstance(each, fx.Proxy) for each in size):
+        _again(check_grid, size, planned, user)
+        return
     if tuple(size) != planned:
         got = "x".join(map(str, size))
         raise ValueError(f"{for_grid(planned, user)}, got {got}")
@@ -58,13 +67,22 @@ def check_dtype(dtype: torch.dtype, captured: tuple[torch.dtype, ...]) -> None:
     Raises:
         ValueError: if `dtype` is none of `captured`.
     """
-    if dtype not in captured:
+    if isinstance(dtype, fx.Proxy):
+        _again(check_dtype, dtype, captured)
+    elif dtype not in captured:
         raise ValueError(f"{one_of(captured)}, got {dtype}")
 
 
 def one_of(captured: tuple[torch.dtype, ...]) -> str:
     """For which dtypes a forward was captured, in words."""
     return f"captured for {' or '.join(map(str, captured))}"
+
+
+def _again(guard: Callable[..., None], *args: Any) -> None:
+    """Keeps a guard in a graph that torch.fx makes of ours."""
+    proxies: list[Any] = [a for a in (*args, *tuple(args[0] if isinstance(args[0], tuple) else ()))
+                          if isinstance(a, fx.Proxy)]  # fmt: skip
+    proxies[0].tracer.create_proxy("call_function", guard, args, {})
 
 
 def for_grid(planned: tuple[int, ...], user: str) -> str:
@@ -79,7 +97,7 @@ def require(
 ) -> None:
     """Adds a guard that `op(*args)` is `outcome`; it goes if `deps` turn out to be fixed."""
     target = op if outcome else _OPPOSITE[op]
-    node_args = tuple(frame.arg(a) for a in args)
+    node_args = frame.arg(tuple(args))
     for node in frame.graph.nodes:
         if node.meta.get("guard") is not None and _is_call(node.args[0], target, node_args):
             return
@@ -110,6 +128,8 @@ def _describe(target: Callable[..., Any], args: tuple[Any, ...]) -> str:
 
 
 GUARDS = (check_size, check_input, check_grid, check_dtype)
+for _guard in GUARDS:  # torch.fx drops other calls whose results nobody uses
+    fx.node.has_side_effect(_guard)
 
 
 def is_guard(node: fx.Node) -> bool:

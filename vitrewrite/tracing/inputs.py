@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..errors import CaptureError, a_or_an
+from ..language.inputs import Shape, read_shapes, show_shapes
+from . import tree
+from .unit import Unit
 
 # Unlike each other and unlike any size in a model, so that a batch that got built in shows.
 BATCHES = (5, 7)
@@ -31,22 +36,93 @@ class Aspects:
     dtype: torch.dtype | None = None
 
 
-def example_input(model: nn.Module) -> torch.Tensor:
-    """An input of the size that the model says it is for.
+def example_input(model: nn.Module) -> Any:
+    """What the model was captured with, or an input of the size that it says it is for.
+
+    A file may say it of the models in it, as emitted files do: `INPUT = "1x3x64x64"`.
 
     Raises:
         CaptureError: if it does not say.
     """
+    if (known := _kept(model)) is not None:
+        return _again(model, known)
+    stated = getattr(inspect.unwrap(type(model).forward), "__globals__", {}).get("INPUT")
+    if isinstance(stated, str):
+        with suppress(ValueError):
+            return stated_input(model, stated)
     size = image_size(model)
     if size is None or min(size) < 1:
         raise CaptureError(
             "VR601",
             f"{a_or_an(type(model).__name__)} does not say what its input is",
             suggestion="pass example=, a tensor such as torch.zeros(1, 3, 224, 224)",
-            shell="let the function that builds it say so: model.img_size = (224, 224)",
+            shell="give its input, such as input=1x3x224x224",
         )
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.empty(1, *size, dtype=dtype, device="meta")
+    return torch.empty(1, *size, dtype=_dtype(model), device="meta")
+
+
+def _kept(model: nn.Module) -> Any:
+    """What a result of ours was captured with."""
+    if isinstance(model, Unit):
+        return model.__dict__.get("example")
+    return model.meta.get("example") if isinstance(model, fx.GraphModule) else None
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def stated_input(model: nn.Module, text: str | None) -> Any:
+    """Tensors on meta as `input=` states them; None if it states nothing.
+
+    Raises:
+        ValueError: if it states none.
+    """
+    if text is None:
+        return None
+    found = tuple(
+        torch.empty(
+            s.sizes, dtype=getattr(torch, s.dtype) if s.dtype else _dtype(model), device="meta"
+        )
+        for s in read_shapes(text)
+    )
+    return found if len(found) > 1 else found[0]
+
+
+def statement(model: nn.Module, example: Any) -> str | None:
+    """What `stated_input` makes an example of; None for keywords and for what is no tensor.
+
+    Args:
+        model: what is called with it.
+        example: as `trace` takes it.
+    """
+    args, kwargs = as_arguments(example)
+    if kwargs or not all(isinstance(v, torch.Tensor) and v.dim() > 1 for v in args):
+        return None
+    plain = _dtype(model)
+    return show_shapes([
+        Shape(tuple(v.shape), "" if v.dtype == plain else str(v.dtype).removeprefix("torch."))
+        for v in args
+    ])  # fmt: skip
+
+
+def _again(model: nn.Module, known: Any) -> Any:
+    """What a captured model was captured with, in the dtype that it has now.
+
+    Keywords of the original are those of the captured model, as far as its forward has them.
+    """
+    own = _dtype(model)
+    args, kwargs = as_arguments(known)
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+    floating = {v.dtype for v in tensors if v.is_floating_point()}
+    if floating and own not in floating:
+
+        def cast(value: Any) -> Any:
+            floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.to(own) if floats else value
+
+        return tree.map_leaves(cast, known)
+    return known
 
 
 def image_size(model: nn.Module) -> tuple[int, int, int] | None:

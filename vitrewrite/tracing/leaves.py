@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -62,11 +63,12 @@ def leaf_class(module: nn.Module) -> type[nn.Module]:
 def run_leaf(
     module: nn.Module, args: Any, kwargs: Any, meta: Callable[[torch.Tensor], torch.Tensor]
 ) -> Any:
-    """The leaf's output on meta, whatever device its weights are on."""
+    """The leaf's output on meta, whatever device its weights are on.
+
+    Its hooks do not run: they do where it is called.
+    """
     if "_flat_weights" in module.__dict__:  # recurrent layers keep their weights twice
-        tensors = (*module.named_parameters(), *module.named_buffers())
-        state = {name: meta(tensor) for name, tensor in tensors}
-        return torch.func.functional_call(module, state, args, kwargs)
+        return _swapped(module, args, kwargs, meta)
     # `functional_call` of a childless module, in a tenth of the time.
     shell = type(module).__new__(type(module))
     shell.__dict__.update(module.__dict__, training=module.training)
@@ -75,3 +77,16 @@ def run_leaf(
         shell.__dict__[table] = {k: None if t is None else meta(t) for k, t in own}
     known = None if kwargs else kernels.of_layer(shell, *args)
     return shell.forward(*args, **kwargs) if known is None else known
+
+
+def _swapped(
+    module: nn.Module, args: Any, kwargs: Any, meta: Callable[[torch.Tensor], torch.Tensor]
+) -> Any:
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    state = {name: meta(tensor) for name, tensor in tensors}
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+    try:
+        return torch.func.functional_call(module, state, args, kwargs)
+    finally:
+        module._forward_hooks, module._forward_pre_hooks = hooks

@@ -22,6 +22,7 @@ from .numbers import Float, Int, plain
 from .template import Template
 
 if TYPE_CHECKING:
+    from .frame import Frame
     from .recorder import Recorder
 
 _STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", *TABLES}
@@ -30,12 +31,23 @@ _STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", 
 
 @dataclass(frozen=True)
 class Entry:
-    """The outcome of a module call: its template, outputs, and the templates below it."""
+    """The outcome of a module call: its template, outputs, and the templates below it.
+
+    Attributes:
+        frame: where it was traced, if it was.
+        checkpointed: relative paths of what is computed again in backward; see `checkpoints`.
+        repeatable: whether an equal call has the same outcome.
+        decided: whether the outputs hang on values that are not known.
+    """
 
     template: Any
     outputs: Any
     witnesses: list[Any]
     assignments: dict[str, Any]
+    checkpointed: frozenset[str] = frozenset()
+    frame: Frame | None = None
+    repeatable: bool = True
+    decided: bool = False
 
     def fresh(self, recorder: Recorder) -> Any:
         """New values of the same shapes, so that every call has outputs of its own."""

@@ -39,6 +39,11 @@ class Tracked:
         self.frame.recorder.guard(op, (self, *others), outcome)
         return outcome
 
+    def _decide(self, op: Callable[..., Any], *others: object) -> bool:
+        """A comparison that the forward may go on from in either way."""
+        outcome = bool(op(plain(self), *map(plain, others)))
+        return self.frame.recorder.decide(op, (self, *others), outcome)
+
     def _exit(self) -> Any:
         value = plain(self)
         self._guard(operator.eq, value)
@@ -48,7 +53,7 @@ class Tracked:
         return hash(self._exit())
 
     def __bool__(self) -> bool:
-        return self._guard(operator.ne, 0)
+        return self._decide(operator.ne, 0)
 
     def __int__(self) -> int:
         return int(self._exit())
@@ -108,9 +113,7 @@ def apply(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         _evaluate(op, [a.witnesses[i] if isinstance(a, Tracked) else a for a in args])
         for i in range(len(tracked[0].witnesses))
     )
-    result = make(
-        frame, value, witnesses, lambda: frame.emit_function(op, tuple(map(frame.arg, args)))
-    )
+    result = make(frame, value, witnesses, lambda: frame.emit_function(op, frame.arg(args)))
     if isinstance(result, Tracked):  # keeps `x % 7` dependent even where witnesses agree on it
         alive = [a.deps for a in tracked]
         result.deps = frozenset().union(*alive)
@@ -192,7 +195,7 @@ def _reverse(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compare(op: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda a, b: NotImplemented if _foreign((b,)) else a._guard(op, b)
+    return lambda a, b: NotImplemented if _foreign((b,)) else a._decide(op, b)
 
 
 def _foreign(args: tuple[Any, ...]) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 _BINARY: dict[str, Callable[..., Any]] = {
@@ -34,7 +35,7 @@ _INPLACE = {
     operator.setitem,
 }  # fmt: skip
 _EFFECTS = {torch._C._set_grad_enabled, torch._assert}
-_RANDOM = {
+RANDOM = {
     "rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like",
     "randn_like", "randint_like", "dropout", "alpha_dropout", "feature_dropout", "dropout1d",
     "dropout2d", "dropout3d", "rrelu", "gumbel_softmax", "uniform", "exponential",
@@ -83,11 +84,19 @@ def is_repeatable(target: Any) -> bool:
     return not is_inplace(target) and target not in _EFFECTS
 
 
+def draws(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of a function, or of a method of that name, draws random numbers."""
+    if target is F.scaled_dot_product_attention:
+        rate = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+        return not (isinstance(rate, (int, float)) and rate == 0)
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return name.removesuffix("_") in RANDOM
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether a function or method node draws random numbers."""
-    target = node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name.removesuffix("_") in _RANDOM
+    calls = node.op in ("call_function", "call_method")
+    return calls and draws(node.target, node.args, node.kwargs)
 
 
 def is_impure(node: fx.Node) -> bool:

@@ -23,7 +23,7 @@ def remembered(
         value: its argument, nested.
         key: identifies the operation, whose result depends on nothing but the shapes and constants
             in `value`.
-        worth: whether a result is to be remembered; tuples come back as lists.
+        worth: whether a result is to be remembered.
     """
     full = (key, torch.get_default_dtype(), _described(value))
     if full in _RECIPES:
@@ -55,7 +55,7 @@ def _recipe(result: Any) -> Any:
     if isinstance(result, torch.Tensor):
         return tuple(result.shape), result.stride(), result.dtype
     if isinstance(result, (tuple, list)):
-        return [_recipe(r) for r in result]
+        return _Several(type(result), [_recipe(r) for r in result])
     return _Constant(result)
 
 
@@ -64,8 +64,17 @@ class _Constant:
     value: Any
 
 
+@dataclass(frozen=True)
+class _Several:
+    kind: type  # of a tuple or list, or the named tuple of `x.max(dim=1)`
+    recipes: list[Any]
+
+
 def _remade(recipe: Any) -> Any:
     if isinstance(recipe, tuple):
         shape, stride, dtype = recipe
         return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-    return recipe.value if isinstance(recipe, _Constant) else [_remade(r) for r in recipe]
+    if isinstance(recipe, _Constant):
+        return recipe.value
+    assert isinstance(recipe, _Several)
+    return recipe.kind(_remade(r) for r in recipe.recipes)

@@ -19,17 +19,20 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CaptureError
-from . import kernels, places, tree
-from .branches import decide
+from . import asked, kernels, places, tree
+from .branches import choose, decide
 from .decompose import PROGRAMS
 from .frame import Frame, getitem
 from .guards import require
 from .history import History
+from .known import Known
 from .memo import Entry, Memo
 from .nodes import add
 from .numbers import Tracked, exited
 from .operators import canonical, is_inplace, is_repeatable
-from .witness import Witnesses
+from .ranges import INDEXING, check_indices
+from .sizes import OWN
+from .witness import IMAGE, Witnesses
 
 _CONSTANT_ATTRIBUTES = {
     "ndim", "requires_grad", "layout", "is_meta", "is_cuda", "is_sparse", "is_quantized", "is_cpu",
@@ -52,12 +55,14 @@ class Recorder(TorchFunctionMode):
     Args:
         model: what is traced.
         other: another trace, to share what does not depend on mode and inputs.
+        restore: puts a module, and all below it, back to what it was before the trace.
         values: all values of the trace.
     """
 
     def __init__(
-        self, model: nn.Module, other: Recorder | None = None, values: Witnesses | None = None
-    ) -> None:
+        self, model: nn.Module, other: Recorder | None, restore: Callable[[nn.Module], None],
+        values: Witnesses | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.frames: list[Frame] = []
         self.values: Witnesses = values or Witnesses()
@@ -67,10 +72,17 @@ class Recorder(TorchFunctionMode):
         self.modules: dict[int, list[str]] = other.modules if other else tree.module_paths(model)
         self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
+        self.known = Known(model, self.values)
         self.failed_in = ""
         # Answers the calls of a forward that is traced again: what is called, as the how-manieth.
         self.replayed: Callable[[str, int], Entry] | None = None
         self.places: dict[fx.Node, str | None] | None = None  # lines of operations, if wanted
+        self.effects = 0  # calls that changed an attribute of their module
+        self.anew: set[type] = set()  # classes whose modules are traced each for itself
+        self.lost_checkpoints: set[str] = set()  # forwards, parts of which were checkpointed
+        self.restore = restore
+        self.model = model
+        self.tries_sizes = other is None or IMAGE not in other.values.dead
 
     # -- frames ---------------------------------------------------------------------------------
 
@@ -86,7 +98,7 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def open(
-        self, module: nn.Module, path: str, decisions: tuple[bool, ...] = ()
+        self, module: nn.Module, path: str, decisions: tuple[Any, ...] = ()
     ) -> Iterator[Frame]:
         """A frame for a forward of `module`."""
         self.frames.append(Frame(self, module, path, decisions))
@@ -204,8 +216,12 @@ class Recorder(TorchFunctionMode):
         if name in _CONSTANT_METHODS and (name != "type" or not (rest or kwargs)):
             return self._constant(name, *args, **kwargs)
         if name == "__bool__":
-            return decide(self.frame, tensor)
+            answer = asked.truth(self.frame, tensor)
+            return decide(self.frame, tensor) if answer is None else answer
         if name in _READS_DATA:
+            found = asked.read(self.frame, name, tensor, rest)
+            if found is not NotImplemented:
+                return found
             raise CaptureError(
                 "VR602",
                 f"'{self.frame.path or 'the root'}' decides on the values of a tensor "
@@ -237,15 +253,20 @@ class Recorder(TorchFunctionMode):
             result, others = self.values.run(
                 lambda a: _execute(kind, target, *a), arguments, what, key
             )
+            if target in INDEXING:
+                check_indices(frame, target, arguments, what)
             node = _node(frame, kind, target, *frame.arg(arguments))
             if self.places is not None:
                 self.places[node] = places.here()
             if target is operator.setitem:
+                self.known.note(frame, kind, target, arguments, None)
                 return None
             if is_inplace(target) and result is args[0]:
                 self._rebind(frame, node, result, old_shape)
-                return result
-            return self._bind(frame, node, result, others)
+            else:
+                result = self._bind(frame, node, result, others)
+            self.known.note(frame, kind, target, arguments, result)
+            return result
 
     def _rebind(self, frame: Frame, node: fx.Node, value: torch.Tensor, old_shape: Any) -> None:
         """After an in-place operation the same tensor is what the new node returns."""
@@ -266,10 +287,17 @@ class Recorder(TorchFunctionMode):
             return result
         if isinstance(result, (tuple, list)):
             node.meta["arity"] = len(result)
-            return tuple(
+            for index, other in enumerate(others):
+                if other is not None and len(other) != len(result):
+                    self.values.kill(
+                        index, f"{node.target} in '{frame.path or 'the root'}' gives {len(result)}"
+                    )
+                    others[index] = None
+            items = [
                 self._bind(frame, getitem(frame, node, i), r, [o and o[i] for o in others])
                 for i, r in enumerate(result)
-            )
+            ]
+            return tree.rebuilt(tuple(result) if isinstance(result, list) else result, items)
         return result
 
     # -- guards and names -----------------------------------------------------------------------
@@ -280,12 +308,33 @@ class Recorder(TorchFunctionMode):
         deps: set[int] = set()
         for arg in args:
             deps |= arg.deps if isinstance(arg, Tracked) else set()
+        if IMAGE in self.values.dead and any(_may_follow(a) for a in args):
+            self._doubt()
         for index in deps - set(self.values.dead):
             under = [a.witnesses[index] if isinstance(a, Tracked) else a for a in args]
             if None in under or bool(op(*under)) != outcome:
+                self._doubt()
                 self.values.kill(index, f"{op.__name__} in '{self.frame.path or 'the root'}'")
         if deps - set(self.values.dead):
             require(self.frame, op, args, outcome, frozenset(deps))
+
+    def _doubt(self) -> None:
+        """Something is decided at the sizes of the example alone."""
+        for frame in self.frames:
+            if OWN in frame.decisions:
+                frame.doubted()
+
+    def decide(self, op: Callable[..., Any], args: tuple[Any, ...], outcome: bool) -> bool:
+        """How the trace goes on from `op(*args)`, which is `outcome` at the sizes of the example.
+
+        Raises:
+            UndecidedError: if it comes out otherwise at another image size, and both ways are to
+                be traced.
+        """
+        way = choose(self.frame, op, args, outcome) if self.tries_sizes else None
+        if way is None:
+            self.guard(op, args, outcome)
+        return outcome if way is None else way
 
     def harvest(self) -> None:
         """Takes the local variables of the running forward, and helpers it is in, as names."""
@@ -294,6 +343,13 @@ class Recorder(TorchFunctionMode):
             if "/torch/" not in here.f_code.co_filename and here.f_code not in _OURS:
                 self.frame.hint(here.f_locals)
             here = here.f_back
+
+
+def _may_follow(value: Any) -> bool:
+    """Whether a number may be another one at another image size."""
+    if not isinstance(value, Tracked):
+        return False
+    return IMAGE in value.deps or value.witnesses[IMAGE:][:1] in ((), (None,))
 
 
 def _never_drops(input: Any, p: float = 0.5, *_: Any, **__: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,9 @@ from torch import nn
 
 from ..errors import CaptureError, VitrewriteError
 from . import calls, inputs, tree
+from .caches import Caches, passed_by
+from .checkpoints import checkpoints_seen
+from .escapes import AnewError
 from .frame import Frame
 from .history import Call
 from .inputs import Aspects
@@ -37,48 +41,82 @@ class FailedError(CaptureError):
         self.path = path
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is traced.
+
+    Attributes:
+        model: the model.
+        example: what it is called with.
+        constants: keywords that are the same in every call.
+        caches: what it reaches that keeps values from call to call.
+    """
+
+    model: nn.Module
+    example: Any
+    constants: dict[str, Any]
+    caches: Caches
+
+
 class Run:
     """A trace of a model.
 
     Args:
-        model: what is traced.
-        example: what it is called with.
+        given: what is traced.
         training: the mode.
         aspects: in what it differs from the trace that becomes the program; None if it is that one.
-        other: another trace under the same inputs.
+        other: another trace.
         places: whether to note where in the source operations are.
 
     Attributes:
         assignments: the program (or torch layer) of each module by path.
+        checkpointed: paths of what is computed again in backward.
 
     Raises:
         CaptureError: if a forward cannot be followed.
     """
 
+    recorder: Recorder
+
     def __init__(
-        self, model: nn.Module, example: Any, *, training: bool, aspects: Aspects | None = None,
+        self, given: Given, *, training: bool, aspects: Aspects | None = None,
         other: Run | None = None, places: bool = False,
     ) -> None:  # fmt: skip
-        self.model, self.training = model, training
-        values = Witnesses() if aspects is None else Witnesses(0, _state_in(model, aspects.dtype))
-        shared: Recorder | None = other.recorder if other else None
-        self.recorder: Recorder = Recorder(model, shared, values)
-        self.recorder.places = {} if places else None
-        args, kwargs = _arguments(self.recorder, example, aspects)
-        try:
-            with _tracing(self.recorder, model, training):
-                entry = calls.trace_forward(self.recorder, model, "", args, kwargs, model.forward)
-        except VitrewriteError:
-            raise
-        except Exception as error:
-            path = self.recorder.failed_in
-            raise FailedError(
-                path,
-                f"{type(model).__name__} cannot be captured: in '{path or 'the root'}': {error}",
-            ) from error
+        self.given, self.training, self._aspects = given, training, aspects
+        anew: set[type] = set(other.recorder.anew) if other else set()
+        while True:
+            try:
+                entry = self._entry(other, anew, places=places)
+                break
+            except AnewError as found:
+                if found.classes <= anew:
+                    raise CaptureError("VR603", "a value leaves a call that did not run") from found
+                anew |= found.classes
         self.assignments: dict[str, Any] = {"": entry.template, **entry.assignments}
+        self.checkpointed = entry.checkpointed
         self.constants = self.recorder.constants
-        self.fixed = values.dead
+        self.fixed = self.recorder.values.dead
+
+    def _entry(self, other: Run | None, anew: set[type], *, places: bool) -> Entry:
+        model, aspects = self.given.model, self._aspects
+        values = Witnesses() if aspects is None else Witnesses(0, _state_in(model, aspects.dtype))
+        with preserved(model) as restore:
+            self.recorder = Recorder(model, other.recorder if other else None, restore, values)
+            self.recorder.anew = anew
+            self.recorder.places = {} if places else None
+            args, kwargs = _arguments(self.recorder, self.given.example, aspects)
+            kwargs = kwargs | self.given.constants
+            try:
+                with _tracing(self.recorder, self.given, self.training):
+                    return calls.trace_forward(
+                        self.recorder, model, "", args, kwargs, model.forward
+                    )
+            except VitrewriteError:
+                raise
+            except Exception as error:
+                path = self.recorder.failed_in
+                said = f"cannot be captured: in '{path or 'the root'}': {error}"
+                raise FailedError(path, f"{type(model).__name__} {said}") from error
 
     def calls(self, template: Template) -> list[Call]:
         """The calls that a program of this trace stands for."""
@@ -100,10 +138,11 @@ class Run:
         Returns:
             Program and calls of each; None for what cannot be traced by itself.
         """
-        recorder = Recorder(self.model, self.recorder, self.recorder.values)
-        recorder.memo.shared = shared
-        with _tracing(recorder, self.model, not self.training):
-            found = [_together(recorder, self.calls(t)) for t in templates]
+        with preserved(self.given.model) as restore:
+            recorder = Recorder(self.given.model, self.recorder, restore, self.recorder.values)
+            recorder.anew, recorder.memo.shared = self.recorder.anew, shared
+            with _tracing(recorder, self.given, not self.training):
+                found = [_together(recorder, self.calls(t)) for t in templates]
         self.constants.update(recorder.constants)
         return [(t, [] if t is None else recorder.history.of(t)) for t in found]
 
@@ -148,7 +187,7 @@ def _again(recorder: Recorder, call: Call, arguments: Any = None) -> Template | 
     recorder.frames.append(caller)
     try:
         entry = calls.trace_forward(recorder, call.module, call.path, args, kwargs, call.forward)
-    except Exception:  # by itself it cannot be traced; the whole model can, or says why not
+    except (Exception, AnewError):  # by itself; the whole model can be traced, or says why not
         return None
     finally:
         recorder.frames.clear()
@@ -174,30 +213,32 @@ class Replay(Protocol):
 
 def again(run: Run, replay: Replay, *, training: bool) -> Template | None:
     """The program of a forward under other inputs; None if it goes another way, or fails."""
-    values = Witnesses(0, _state_in(run.model, replay.dtype))
-    recorder = Recorder(run.model, run.recorder, values)
-    recorder.replayed = replay.answer
     try:
         arguments = replay.arguments()
     except Exception:
         return None
+    model = run.given.model
+    values = Witnesses(0, _state_in(model, replay.dtype))
     for value in tree.leaves(arguments):
         if isinstance(value, torch.Tensor):
             values.add(value, [])
-    with _tracing(recorder, run.model, training):
-        return _again(recorder, replay.call, arguments)
+    with preserved(model) as restore:
+        recorder = Recorder(model, run.recorder, restore, values)
+        recorder.replayed = replay.answer
+        with _tracing(recorder, run.given, training):
+            return _again(recorder, replay.call, arguments)
 
 
 @contextmanager
-def _tracing(recorder: Recorder, model: nn.Module, training: bool) -> Iterator[None]:
+def _tracing(recorder: Recorder, given: Given, training: bool) -> Iterator[None]:
     def handler(module: nn.Module, args: Any, kwargs: Any, run: Any) -> Any:
         if not recorder.frames:
             return run()
         return calls.call_module(recorder, module, args, kwargs, run)
 
     with (
-        preserved(model), in_mode(model, training), calls_seen_by(handler),
-        tracked_limits(recorder), recorder,
+        in_mode(given.model, training), calls_seen_by(handler), tracked_limits(recorder),
+        checkpoints_seen(recorder), passed_by(given.caches, recorder), recorder,
     ):  # fmt: skip
         yield
 

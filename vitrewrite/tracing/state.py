@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import inspect
 import math
@@ -15,27 +14,38 @@ from typing import Any
 
 from torch import nn
 
-from ..context import same_randomness
-from . import numbers
+from . import casts, numbers
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Restores every attribute and container, and the random state, also after an error.
+def preserved(model: nn.Module) -> Iterator[Callable[[nn.Module], None]]:
+    """Restores every attribute and container, also after an error.
 
     What was not changed is not touched: another thread may be running the model.
+
+    Yields:
+        What restores a module, and all below it, before it runs once more.
     """
-    saved = [(m, dict(m.__dict__), _containers(m)) for m in model.modules()]
+    saved = {id(m): (m, dict(m.__dict__), _containers(m)) for m in model.modules()}
+
+    def restore(root: nn.Module) -> None:
+        for module in list(root.modules()):
+            if id(module) in saved:
+                _restore(*saved[id(module)])
+
     try:
-        with same_randomness():
-            yield
+        yield restore
     finally:
-        for module, attributes, containers in saved:
-            for name in module.__dict__.keys() - attributes.keys():
-                del module.__dict__[name]
-            module.__dict__.update(attributes)
-            for name, content in containers.items():
-                _refill(module.__dict__[name], content)
+        for each in saved.values():
+            _restore(*each)
+
+
+def _restore(module: nn.Module, attributes: dict[str, Any], containers: dict[str, Any]) -> None:
+    for name in module.__dict__.keys() - attributes.keys():
+        del module.__dict__[name]
+    module.__dict__.update(attributes)
+    for name, content in containers.items():
+        _refill(module.__dict__[name], content)
 
 
 def _containers(module: nn.Module) -> dict[str, Any]:
@@ -106,54 +116,37 @@ def without_garbage() -> Iterator[None]:
 
 @contextmanager
 def tracked_builtins(model: nn.Module) -> Iterator[None]:
-    """Lets `min`, `max`, `len` and functions of `math` be operations on sizes.
+    """Lets built-in functions, `int`, `float` and functions of `math` be operations on sizes.
 
-    The built-in ones would compare sizes, or give plain numbers.
+    The original ones would compare sizes, or give plain numbers.
     """
     made: dict[str, Any] = {
         "min": numbers.minimum, "max": numbers.maximum, "len": numbers.length,
+        "int": casts.integer, "float": casts.real,
     }  # fmt: skip
-    spaces = _spaces(model)
-    changed = [(s, name) for s in spaces for name in made if name not in s]
+    spaces = list({id(s): s for s in _with_helpers(_spaces(model))}.values())
+    free = {id(s): {"min", "max", "len", *casts.only_called(s)} for s in spaces}
+    changed = [(s, name) for s in spaces for name in free[id(s)] if name not in s]
     own = {name: numbers.recorded(getattr(math, name)) for name in _OF_MATH}
     own["prod"] = numbers.product
     before = {name: getattr(math, name) for name in own}
     of = {id(before[name]): own[name] for name in own}
     imported = [(s, k, v) for s in spaces for k, v in s.items() if id(v) in of]
+    imported += [(vars(math), k, v) for k, v in before.items()]
     for space, name in changed:
         space[name] = made[name]
-    for space, name, value in (*imported, *((vars(math), k, v) for k, v in before.items())):
+    for space, name, value in imported:
         space[name] = of[id(value)]
     try:
         yield
     finally:
-        for space, name, value in (*imported, *((vars(math), k, v) for k, v in before.items())):
+        for space, name, value in imported:
             space[name] = value
         for space, name in changed:
             del space[name]
 
 
 _OF_MATH = ("sqrt", "isqrt", "log", "log2", "log10", "exp", "gcd", "pow")
-
-
-@contextmanager
-def uncached(model: nn.Module) -> Iterator[None]:
-    """Bypasses `functools.lru_cache` around functions and methods of the model's modules.
-
-    A cache filled while tracing would hand traced values to the user's model later on.
-    """
-    undo: list[Callable[[], None]] = []
-    try:
-        for space in _spaces(model):
-            for name, value in list(space.items()):
-                undo += _bypassed(functools.partial(space.__setitem__, name), value)
-        for cls in _classes(model):
-            for name, value in list(vars(cls).items()):
-                undo += _bypassed(functools.partial(setattr, cls, name), value)
-        yield
-    finally:
-        for each in reversed(undo):
-            each()
 
 
 def _classes(model: nn.Module) -> list[type]:
@@ -176,29 +169,16 @@ def _spaces(model: nn.Module) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _bypassed(put: Callable[[Any], None], value: Any) -> list[Callable[[], None]]:
-    """Takes the cache off an attribute or out of a wrapper's closure; how to put it back."""
-    kind = type(value) if isinstance(value, (staticmethod, classmethod)) else None
-    function = value.__func__ if kind else value
-    if isinstance(function, functools._lru_cache_wrapper):
-        plain = function.__wrapped__
-        put(kind(plain) if kind else plain)
-        return [functools.partial(put, value)]
-    undo: list[Callable[[], None]] = []
-    closure = function.__closure__ if isinstance(function, FunctionType) else None
-    for cell in closure or ():
-        cached = _content(cell)
-        if isinstance(cached, functools._lru_cache_wrapper):
-            cell.cell_contents = cached.__wrapped__
-            undo.append(functools.partial(setattr, cell, "cell_contents", cached))
-    return undo
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty cell
-        return None
+def _with_helpers(spaces: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The files of the model, and those whose functions they call."""
+    foreign = ("torch", "builtins", "vitrewrite", *sys.stdlib_module_names)
+    for space in spaces:
+        yield space
+        for value in list(space.values()):
+            if isinstance(value, FunctionType) and value.__globals__ is not space:
+                name = str(value.__globals__.get("__name__", ""))
+                if name.partition(".")[0] not in foreign:
+                    yield value.__globals__
 
 
 @contextmanager

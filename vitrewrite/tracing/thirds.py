@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import CaptureError
 from . import tree
@@ -19,7 +18,8 @@ from .diagnosis import guard_dtypes
 from .history import Call
 from .inputs import Aspects, dtype_of
 from .memo import Entry
-from .runs import Run, again
+from .runs import Given, Run, again
+from .sizes import is_joined
 from .template import Template
 
 Kinds = tuple[torch.dtype, torch.dtype, torch.dtype]
@@ -30,20 +30,17 @@ class Thirds:
     """The programs of a model that are others in a third dtype.
 
     Args:
-        model: what was traced.
-        example: what it is called with.
+        given: what was traced.
         control: the trace that checks the others.
         dtype: what the model was cast to in `control`; nothing is looked for if it was not.
     """
 
-    def __init__(
-        self, model: nn.Module, example: Any, control: Run, dtype: torch.dtype | None
-    ) -> None:
-        self._model, self._example, self._control = model, example, control
+    def __init__(self, given: Given, control: Run, dtype: torch.dtype | None) -> None:
+        self._given, self._control = given, control
         self._found: list[tuple[Template, list[Call]]] = []
         self._seen: set[int] = set()
         self._wholes: dict[bool, Run | None] = {}
-        first = dtype_of(model, example)
+        first = dtype_of(given.model, given.example)
         self._kinds: Kinds | None = None
         if dtype is not None and first is not None:
             last = next(k for k in _KINDS if k not in (first, dtype))
@@ -63,7 +60,7 @@ class Thirds:
                 continue
             self._seen.add(id(mine))
             own = calls(mine)
-            if not any(_reads(call) for call in own):
+            if is_joined(mine.graph) or not any(_reads(call) for call in own):
                 continue
             theirs = self._control.assignments.get(path)
             other = self._control.calls(theirs) if isinstance(theirs, Template) else []
@@ -81,9 +78,7 @@ class Thirds:
             assert self._kinds is not None
             aspects = Aspects(dtype=self._kinds[2])
             try:
-                self._wholes[training] = Run(
-                    self._model, self._example, training=training, aspects=aspects
-                )
+                self._wholes[training] = Run(self._given, training=training, aspects=aspects)
             except CaptureError:
                 self._wholes[training] = None
         whole = self._wholes[training]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -85,8 +84,7 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, torch.Size):
         return torch.Size(map_leaves(function, v) for v in value)
     if isinstance(value, tuple):
-        items = [map_leaves(function, v) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return rebuilt(value, [map_leaves(function, v) for v in value])
     if isinstance(value, list):
         return [map_leaves(function, v) for v in value]
     if isinstance(value, dict):
@@ -95,6 +93,14 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
         parts = (value.start, value.stop, value.step)
         return slice(*(map_leaves(function, v) for v in parts))
     return value
+
+
+def rebuilt(value: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    """A tuple of other items; one with names, of Python's or of torch's, keeps them."""
+    if hasattr(value, "_fields"):
+        return type(value)(*items)
+    # What `x.max(dim=1)` returns takes its items as one sequence.
+    return type(value)(items) if hasattr(value, "n_sequence_fields") else tuple(items)
 
 
 def _like(value: dict[str, Any], items: dict[str, Any]) -> Any:
@@ -108,18 +114,7 @@ def _like(value: dict[str, Any], items: dict[str, Any]) -> Any:
     return result
 
 
-def bind_arguments(frame: Frame, module: nn.Module, args: Any, kwargs: Any) -> None:
-    """One placeholder for each tensor or number in the call, named as the forward names it."""
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    caller = frame.recorder.caller
-    for name, value in bound.arguments.items():
-        found = list(passed(caller, value))
-        for i, leaf in enumerate(found):
-            plain = "x" if name in ("args", "input", "inputs") else name
-            node = frame.placeholder(plain if len(found) == 1 else f"{plain}_{i}", leaf)
-            node.meta["argument"] = plain
-
-
 def signature_of_dict(module: nn.Module) -> dict[str, int]:
     """Identity of every attribute: a forward that changes one must not be memoised."""
-    return {k: id(v) for k, v in module.__dict__.items()}
+    found = module.__dict__.items()
+    return {k: id(v) + len(v) if isinstance(v, (list, dict, set)) else id(v) for k, v in found}

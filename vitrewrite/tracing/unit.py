@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,12 +25,14 @@ class Unit(nn.Module):
         template: the program, or None for a module that only holds state or children.
         kind: the class name of the original module.
         settings: its numeric attributes, which lend their names to constants.
+        checkpointing: whether, in training, it is computed again in backward.
     """
 
     printed: ClassVar[Printed | None] = None
     template: Template | None
     kind: str
     settings: dict[str, int | float]
+    checkpointing: bool
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class Unit(nn.Module):
     ) -> None:
         super().__init__()
         self.__dict__.update(template=template, kind=kind, settings=settings or {})
+        self.__dict__["checkpointing"] = False
 
     def forward(self, *args: Any) -> Any:
         """Runs the graph node by node."""
@@ -275,6 +278,19 @@ def _settings(module: nn.Module) -> dict[str, int | float]:
         elif isinstance(value, tuple) and len(value) == 2 and all(type(v) is int for v in value):
             found.setdefault(name, value[0])
     return found
+
+
+def checkpoint(root: nn.Module, paths: Iterable[str]) -> None:
+    """Lets the units at some paths be computed again in backward, and no others."""
+    chosen = {id(root.get_submodule(path)) for path in paths}
+    for module in root.modules():
+        if isinstance(module, Unit):
+            module.__dict__["checkpointing"] = id(module) in chosen
+
+
+def checkpointed(root: nn.Module) -> tuple[str, ...]:
+    """Paths of the units that are computed again in backward."""
+    return tuple(k for k, m in root.named_modules() if isinstance(m, Unit) and m.checkpointing)
 
 
 def duplicate(

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..tracing import tree
-from ..tracing.unit import duplicate, on_meta
+from ..tracing.unit import checkpointed, duplicate, on_meta
 from .check import Check
 from .numeric import relative, sample
 
@@ -63,10 +63,11 @@ def compiled_training(rewritten: Rewritten) -> Check:
     """A training step, gradients included, is one graph. On meta, so that it costs no arithmetic.
 
     Dropout and the like are on, and autograd's graph is traced and made functional, as inductor
-    needs it.
+    needs it. What is checkpointed draws random numbers twice, which torch cannot trace on meta.
     """
     name = "a training step compiles to one graph"
-    module = on_meta(rewritten.module)
+    module = rewritten.module
+    module = _own(module) if checkpointed(module) else on_meta(module)
     try:
         with _fresh():
             call = torch.compile(module, backend="aot_eager", fullgraph=True)
@@ -122,7 +123,8 @@ def _call(
     call: Any, module: nn.Module, rewritten: Rewritten, *, training: bool, batch: int
 ) -> bool:
     """One call on meta; if training, with a backward pass. Returns whether there was one."""
-    inputs = tuple(v.to("meta") for v in sample(rewritten, batch))
+    device = next((p.device for p in module.parameters()), torch.device("meta"))
+    inputs = tuple(v.to(device) for v in sample(rewritten, batch))
     module.train(training)
     with torch.set_grad_enabled(training):
         loss = _sum(call(*inputs))

@@ -39,4 +39,5 @@ def call_own(rewritten: Rewritten, model: nn.Module, values: tuple[torch.Tensor,
     args, kwargs = inputs.as_arguments(example)
     given = iter(values)
     positional = [next(given) for _ in args]
-    return model(*positional, **{key: next(given) for key in kwargs})
+    constants = rewritten.base.__dict__.get("constants", {})
+    return model(*positional, **{key: next(given) for key in kwargs}, **constants)

@@ -157,7 +157,7 @@ def _same(before: nn.Module, after: nn.Module) -> bool:
 
 
 def _settings(module: nn.Module) -> Any:
-    hidden = ("training", "template", "example", "classes")
+    hidden = ("training", "template", "example", "constants", "classes")
     own = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in hidden}
     return freeze(own)
 

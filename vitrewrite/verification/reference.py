@@ -23,6 +23,8 @@ import torch
 from torch import nn
 
 from ..emission.checked import found_good
+from ..errors import listing
+from ..tracing.fused import FUSED, fused_attention
 from .check import Check
 from .numeric import at_start, given, randomised, sample, starts_equal
 from .original import call_own, own_model
@@ -198,12 +200,26 @@ def reference(runs: Runs, situations: Sequence[Situation]) -> Iterator[Check]:
         yield _same("captured = the model itself", runs, OWN, BASE, situations)
         if runs.equal_at_start:
             yield _same("rewritten at its start = the model itself", runs, OWN, START, situations)
+        yield from _fused(runs)
     # It is the text of the same classes: of a batch of one or of two, one is enough.
     some = situations if Situation(2) not in situations else situations[1:]
     emitted = _same("emitted source = rewritten", runs, MODULE, EMITTED, some)
     if emitted.holds:
         found_good(runs.text, runs.rewritten.module)
     yield emitted
+
+
+def _fused(runs: Runs) -> Iterator[Check]:
+    """How far torch's own kernels, which the user's module takes in eval, are from the capture."""
+    if not isinstance(runs.own, nn.Module) or not (names := fused_attention(runs.own)):
+        return
+    wanted, got = runs(OWN, Situation(fused=True)), runs(BASE, Situation())
+    if isinstance(wanted, Exception) or isinstance(got, Exception):
+        return  # that is told already
+    largest = max((float(t.abs().max()) for t in wanted if t.numel()), default=0.0)
+    difference = apart(wanted, got) / max(1.0, largest)
+    what = f"kernels of their own that {listing(names)} take in eval"
+    yield Check(what, difference <= FUSED, difference, f"at most {FUSED:g}: they round differently")
 
 
 def _same(name: str, runs: Runs, first: str, second: str, situations: Sequence[Situation]) -> Check:

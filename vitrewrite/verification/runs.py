@@ -34,12 +34,14 @@ class Situation:
         training: in training mode, with the random state of `SEED`.
         dtype: of weights and inputs; by default the model's own.
         shapes: of the inputs without their batch; by default those that it was captured with.
+        fused: whether torch's attention modules may take their own kernels, as they do in eval.
     """
 
     batch: int = 1
     training: bool = False
     dtype: torch.dtype | None = None
     shapes: tuple[tuple[int, ...], ...] | None = None
+    fused: bool = False
 
     def __str__(self) -> str:
         words = [f"{self.batch} image{'s' if self.batch > 1 else ''}"]
@@ -65,7 +67,7 @@ def outcome(
         situation: its mode and dtype.
         still: modules in it that are in eval mode all the same.
     """
-    with _standing_in(module, situation), _same_ground(module):
+    with _standing_in(module, situation), _same_ground(module, situation.fused):
         for child in module.modules():
             child.training = situation.training and child not in still
         torch.manual_seed(SEED)
@@ -103,7 +105,7 @@ def _standing_in(module: nn.Module, situation: Situation) -> Iterator[None]:
 
 
 @contextmanager
-def _same_ground(module: nn.Module) -> Iterator[None]:
+def _same_ground(module: nn.Module, fast: bool) -> Iterator[None]:
     """Random state put back, no fused kernels of attention modules, no warnings of the model's.
 
     The fused kernels, which `nn.MultiheadAttention` takes in eval mode only, round differently.
@@ -111,7 +113,7 @@ def _same_ground(module: nn.Module) -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     with seeds_kept(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.backends.mha.set_fastpath_enabled(False)
+        torch.backends.mha.set_fastpath_enabled(fast)
         try:
             yield
         finally:

@@ -1209,6 +1209,9 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
         }
 
 
+INPUT = "1x3x512x512"
+
+
 def build():
     """The model with fresh weights; see `load` for those of this folder."""
     return Mask2FormerForUniversalSegmentation()

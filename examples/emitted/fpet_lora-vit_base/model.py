@@ -318,6 +318,9 @@ class VisionTransformer(nn.Module):
         return self.head(x)
 
 
+INPUT = "1x3x224x224"
+
+
 TRAINABLE = ("*.qkv_lora.*", "*.merge.*", "head.*")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,15 @@ from torch import fx, nn
 from ...anatomy.canonical import canonicalise_at
 from ...anatomy.explicit import write_out
 from ...anatomy.sites import Attention, Block, Place
+from ...tracing import inputs
 from ...tracing.leaves import changed_by
+from ...tracing.nodes import is_size
+from ...tracing.operators import is_inplace
 from .. import wiring
 from ..editor import after
 from ..evaluate import Evaluation
 from ..facts import Facts
-from ..slices import erase_unread
+from ..slices import ahead, erase_unread
 from .base import BoundSite
 from .value import Value
 
@@ -128,6 +132,18 @@ class AttentionSite(BoundSite):
         return _bias(self._core()) is not None
 
     @property
+    def bias_axes(self) -> tuple[int, ...]:
+        """The axes, from the end, along which its mask or bias is one number per token.
+
+        None where its scores are not of the form that has one.
+        """
+        core = self._found()
+        bias = None if core is None else _bias(core)
+        value = None if bias is None else bias.meta.get("val")
+        shape = value.shape if isinstance(value, torch.Tensor) else ()
+        return tuple(axis for axis in (-2, -1) if len(shape) >= -axis and shape[axis] > 1)
+
+    @property
     def keys(self) -> Value:
         """The keys of the tokens, [batch, heads, tokens, width]; not those that passes added."""
         core = self._core()
@@ -218,6 +234,7 @@ class AttentionSite(BoundSite):
         biased = len(changed_by(module)) == 3
         hints = ("keys", "values", "bias") if biased else ("keys", "values")
         results = self.put(module, self._unit, (k, v), hints)
+        _settle(core, (k, v), results)
         _set_operand(core, 1, results[0])
         _set_operand(core, 2, results[1])
         pads = (rows, 0) if before else (0, rows)
@@ -248,20 +265,67 @@ class AttentionSite(BoundSite):
         origin = core.meta.get("origin")
         core.meta["origin"] = f"{origin}\n{self.clause.origin}" if origin else self.clause.origin
 
-    def keys_and_values(self, at: Place, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def pad_bias(self, module: nn.Module) -> None:
+        """`bias = module(bias)` for the bias, or mask, that is added to the scores.
+
+        For a pass that changes the tokens: what is made for the tokens as they were grows with
+        them. Without a bias, or with one that is made of the tokens themselves, nothing is done.
+        """
+        core = self._core()
+        bias = _bias(core)
+        if bias is None:
+            return
+        tokens = ahead([_operand(core, i) for i in range(3)])
+        if any(n in tokens for n in ahead([bias]) if n.op == "placeholder" or is_size(n)):
+            return
+        (made,) = self.put(module, self._unit, (bias,), ("bias",), name=f"{self._stem}_bias")
+        _settle(core, (bias,), (made,))
+        _set_operand(core, 3, made)
+
+    def keys_and_values(
+        self, at: Place, rows: torch.Tensor, start: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """At lowering: the keys and values that tokens at a place of the stream have.
 
         Args:
             at: a place in the block, before the attention.
             rows: [tokens, channels].
+            start: how many other tokens stand in front of them.
 
         Returns:
             Keys and values, each [heads, tokens, width].
+
+        Raises:
+            RewriteError: VR410 if they hang on the other tokens, or on the image.
         """
-        core = self._core()
-        run = Evaluation(self.editor, {at: rows[None]})
-        k, v = (run.value(self._unit, _of_tokens(_operand(core, i))) for i in (1, 2))
-        return k[0], v[0]
+        fills = (0.0,) if rows.is_meta else (0.0, 1.0)
+        found = [self._seen(at, rows, start, fill) for fill in fills]
+        if any(not torch.equal(*pair) for pair in zip(*found, strict=True) if len(pair) > 1):
+            raise self.unfit("the keys of the tokens in front hang on the image")
+        return found[0]
+
+    def _seen(
+        self, at: Place, rows: torch.Tensor, start: int, fill: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of rows among as many tokens as there are, all filled with one number.
+
+        Rows alone would be another model's: positions are given to tokens by where they stand.
+        """
+        core, count = self._core(), self.owner.tokens if self.owner else None
+        others = rows.new_full((count or start, rows.shape[1]), fill)
+        given = {at: torch.cat([others[:start], rows, others[start:]])[None]}
+        run = Evaluation(self.editor, given | self._image(rows, fill))
+        k, v = (run.value(self._unit, _of_tokens(_operand(core, i)))[0] for i in (1, 2))
+        return k[:, start : start + len(rows)], v[:, start : start + len(rows)]
+
+    def _image(self, like: torch.Tensor, fill: float) -> dict[Place, torch.Tensor]:
+        """The inputs of the model, all filled with one number: what is made of their size runs."""
+        args, kwargs = inputs.as_arguments(self.editor.root.__dict__["example"])
+        nodes = [n for n in self.editor.graph("").nodes if n.op == "placeholder"]
+        return {
+            Place("", node.name): torch.full_like(value, fill, device=like.device)
+            for node, value in zip(nodes, (*args, *kwargs.values()), strict=False)
+        }
 
     # -- the node that attends ------------------------------------------------------------------
 
@@ -271,14 +335,20 @@ class AttentionSite(BoundSite):
 
     def _core(self) -> fx.Node:
         """The call of scaled_dot_product_attention, in a graph that may be edited."""
+        core = self._found()
+        if core is None:
+            raise self.unfit("its scores are not softmax(q k^T * scale + bias)")
+        return core
+
+    def _found(self) -> fx.Node | None:
+        """That call, if the attention is of its form."""
         place = self.editor.where(self.attention.core)
         node = self.editor.node(place)
         if node.target is F.scaled_dot_product_attention:
             return node
         found = canonicalise_at(self.editor.unit(place.unit), node)
-        if found is None:
-            raise self.unfit("its scores are not softmax(q k^T * scale + bias)")
-        self.editor.moved[place] = Place(place.unit, found.name)
+        if found is not None:
+            self.editor.moved[place] = Place(place.unit, found.name)
         return found
 
     def _shape(self, operand: int) -> tuple[int, ...]:
@@ -331,6 +401,16 @@ def _set_operand(core: fx.Node, index: int, value: fx.Node) -> None:
         core.update_arg(index, value)
     else:
         core.update_kwarg(_OPERANDS[index], value)
+
+
+def _settle(core: fx.Node, given: Sequence[fx.Node], results: Sequence[fx.Node]) -> None:
+    """Moves a call behind what changes its arguments in place, as the attention reads them."""
+    if not any(is_inplace(user.target) for node in given for user in node.users):
+        return
+    call = results[0] if results[0].op == "call_module" else results[0].args[0]
+    assert isinstance(call, fx.Node)
+    for node in (call, *(r for r in results if r is not call)):
+        core.prepend(node)
 
 
 def _of_tokens(node: fx.Node) -> fx.Node:

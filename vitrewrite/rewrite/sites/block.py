@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...anatomy.sites import Block, Place
+from ..cuts import lengthen
 from ..facts import Facts
 from .attention import AttentionSite
 from .base import BoundSite
@@ -46,6 +47,11 @@ class BlockSite(BoundSite):
         return self.block.index
 
     @property
+    def has_attention(self) -> bool:
+        """Whether it has an attention."""
+        return self.block.attn is not None
+
+    @property
     def attn(self) -> AttentionSite:
         """Its attention."""
         if self.block.attn is None:
@@ -62,6 +68,20 @@ class BlockSite(BoundSite):
         """Another clause that changed a fact of the tokens up to here, in words."""
         cause = self.context.stream.cause(2 * self.index + 1, fact)
         return None if cause is None or cause.number == self.clause.number else cause.origin
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens its own stream has in the model as it was, if it is a sequence."""
+        return self.block.tokens
+
+    def lengthen_prefix(self, start: int, count: int) -> None:
+        """From token `start` on there are `count` more tokens in front of the patches here.
+
+        Where the block cuts its tokens at a fixed number, such as for rotary positions, which are
+        for patches only, it cuts them `count` later; fewer tokens are told as a negative `count`.
+        """
+        for cut in self.block.cuts:
+            lengthen(self.editor, cut, start, count)
 
     @property
     def input(self) -> Point:

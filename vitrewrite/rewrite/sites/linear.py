@@ -41,14 +41,44 @@ class LinearSite(BoundSite):
         return self.parts[0].in_features
 
     @property
+    def ranges(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """The half-open ranges of each part, in the rows that the call applies.
+
+        A part has more than one where heads take turns: q of every head before k of the next.
+        """
+        return tuple(
+            tuple((first - p.offset, last - p.offset) for first, last in p.ranges)
+            for p in self.parts
+        )
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a part has more than one range."""
+        return any(part.pieces for part in self.parts)
+
+    @property
     def rows(self) -> tuple[tuple[int, int], ...]:
-        """The half-open range of each part, in the rows that the call applies."""
-        ranges = [(p.offset, p.rows or (0, p.out_features)) for p in self.parts]
-        return tuple((first - offset, last - offset) for offset, (first, last) in ranges)
+        """The half-open range of each part, for passes that take one.
+
+        Raises:
+            RewriteError: VR410 if the rows of a part have gaps.
+        """
+        if self.has_gaps:
+            raise self.unfit("its rows have gaps, as q, k and v of the heads take turns")
+        return tuple(found[0] for found in self.ranges)
+
+    @property
+    def axis(self) -> int:
+        """The axis of the features in what goes in and out: -1, or 1 for a 1x1 convolution."""
+        return self.parts[0].axis
+
+    @property
+    def _taken(self) -> list[tuple[int, int]]:
+        return [piece for found in self.ranges for piece in found]
 
     @property
     def weight(self) -> nn.Parameter:
-        """The weight of the whole layer, [out_features, in_features]."""
+        """The weight of the whole layer, [out_features, in_features] and a convolution's 1s."""
         return self.editor.root.get_parameter(self.parts[0].weight)
 
     @property
@@ -81,6 +111,8 @@ class LinearSite(BoundSite):
             RewriteError: VR402 if the pass is there already, VR410 if a unit calls the layer that
                 does not hold it, VR413 if `drop_path` finds no samples.
         """
+        if self.axis != getattr(branch, "axis", -1):
+            raise self.unfit("it works on the last axis, and the layer is a 1x1 convolution")
         for place in self._calls:
             self._refuse_rows(place)
         name = self._layer.rpartition(".")[2]
@@ -104,7 +136,7 @@ class LinearSite(BoundSite):
             if getattr(branch, "inserted_by", None) != self.pass_name:
                 continue
             taken = set(getattr(branch, "rows", ()) or [(0, self.out_features)])
-            if any(start < b and a < stop for start, stop in self.rows for a, b in taken):
+            if any(start < b and a < stop for start, stop in self._taken for a, b in taken):
                 raise self.clause.error(
                     "VR402",
                     f"'{self.role}' has {self.pass_name} already",
@@ -121,15 +153,18 @@ class LinearSite(BoundSite):
         """
         owner, _, name = self.parts[0].weight.rpartition(".")
         layer = self.editor.root.get_submodule(owner)
-        if not self.foldable(layer, self._calls, self.rows):
+        if not self.foldable(layer, self._calls, self._taken):
             return False
         weight = layer._parameters[name]
         assert weight is not None
         wide = torch.promote_types(weight.dtype, torch.float32)
         folded = weight.detach().to(wide, copy=True)
         for part, update in zip(self.parts, updates, strict=True):
-            start, stop = part.rows or (0, part.out_features)
-            folded[start:stop] += update.detach().to(wide)
+            first = 0
+            for start, stop in part.ranges:
+                piece = update[first : first + stop - start].detach().to(wide)
+                folded[start:stop] += piece.view_as(folded[start:stop])
+                first += stop - start
         new = nn.Parameter(folded.to(weight.dtype), requires_grad=False)
         setattr(layer, name, new)
         pair = (_applied(self.parts[0], matrix) for matrix in (weight, new))
@@ -140,7 +175,8 @@ class LinearSite(BoundSite):
 
 def _applied(part: Linear, weight: nn.Parameter) -> nn.Linear:
     """What the call of a site multiplies with, as a layer on the same memory."""
-    rows = nn.Parameter(weight.detach()[part.offset :], requires_grad=False)
+    matrix = weight.detach()[part.offset :].flatten(1)  # also of a convolution
+    rows = nn.Parameter(matrix, requires_grad=False)
     layer = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
     layer.weight = rows
     return layer

@@ -1,0 +1,4 @@
+"""The zoo: every vision transformer of the libraries that people use, captured and checked.
+
+`make zoo` runs all of it and writes `docs/coverage.md`; CI runs a fixed tenth (`test_tenth.py`).
+"""

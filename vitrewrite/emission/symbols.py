@@ -1,0 +1,251 @@
+"""Values that stand for tensors while a printed forward, or its graph, is gone through for proof.
+
+Whatever is computed of them becomes a term; equal computations of equal values are one term, by
+number. So two programs are the same if they yield the same terms. Sizes are the numbers that they
+were when the model was captured. A change in place gives a value another term, and everything
+that looks at the same memory another version.
+"""
+
+from __future__ import annotations
+
+import enum
+import operator
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..tracing.numbers import plain
+from ..tracing.operators import draws, is_inplace
+from .expressions import INPLACE, named
+
+VIEWS = frozenset({
+    "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "flatten",
+    "unflatten", "unbind", "chunk", "split", "tensor_split", "narrow", "select", "detach",
+    "contiguous", "expand_as", "view_as", "movedim", "swapaxes", "t", "diagonal", "unfold", "to",
+    "float", "type_as", "getitem", "T", "mT", "real", "imag", "view_as_real", "view_as_complex",
+    "dropout", "relu",
+})  # fmt: skip
+"""What may give back memory that it was given."""
+
+_METHODS = {method: function for function, (_, method) in INPLACE.items()}
+
+
+@dataclass(frozen=True)
+class Number:
+    """What a value that is read off a tensor was when the model was captured."""
+
+    value: int | float
+
+
+_COMPARE = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
+_LIMITS = "the limits of a dtype"
+
+
+class UnprovedError(Exception):
+    """A printed program computes something that its graph does not."""
+
+
+@dataclass
+class Memory:
+    """What several values may look at.
+
+    Attributes:
+        version: how often it was changed.
+    """
+
+    version: int = 0
+
+
+@dataclass
+class Terms:
+    """The terms of two programs that are compared: first of a graph, then of what was printed.
+
+    Attributes:
+        number: of each term.
+        known: what a term is, as far as the graph tells: a tensor on meta, or how many items.
+        open: whether terms may be added; else a new one is a difference.
+        moment: how many effects there were so far in the program that runs now.
+        state: the memory of parameters, buffers and items of tuples.
+    """
+
+    number: dict[Hashable, int] = field(default_factory=dict)
+    known: dict[int, Any] = field(default_factory=dict)
+    open: bool = True
+    moment: int = 0
+    state: dict[Hashable, Memory] = field(default_factory=dict)
+
+    def close(self) -> int:
+        """From here on, the other program runs; how many effects the first one had."""
+        ended, self.moment, self.open, self.state = self.moment, 0, False, {}
+        return ended
+
+    def freely(self, made: Callable[[], Any]) -> Any:
+        """What is read rather than computed may be read anywhere."""
+        was, self.open = self.open, True
+        try:
+            return made()
+        finally:
+            self.open = was
+
+    def of(self, key: Hashable, what: str) -> int:
+        """The number of a term.
+
+        Raises:
+            UnprovedError: if it is new, and the graph has been gone through.
+        """
+        if key not in self.number and not self.open:
+            raise UnprovedError(f"{what} is not what the graph computes there")
+        return self.number.setdefault(key, len(self.number))
+
+    def apply(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of a function, or of a method if `target` is its name."""
+        if isinstance(target, str) and target in _METHODS and len(args) == 2 and not kwargs:
+            target = _METHODS[target]
+        if target in (operator.eq, operator.ne) and isinstance(args[1], torch.dtype):
+            known = args[0].value  # only a check asks for it, which the graph goes through without
+            if isinstance(known, torch.dtype):
+                return target(known, args[1])
+        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        kwargs = named(target, kwargs)
+        effect = is_inplace(target) or draws(target, args, kwargs)
+        key = (target, frozen(args), frozen(kwargs), self.moment if effect else None)
+        self.moment += effect
+        term = self.of(key, name)
+        if target in (torch.finfo, torch.iinfo):
+            self.known[term] = _LIMITS
+        if target in _COMPARE:
+            sides = [a.value if isinstance(a, Symbol) else Number(a) for a in args]
+            if all(isinstance(side, Number) for side in sides):
+                self.known[term] = bool(target(*(side.value for side in sides)))
+        first = args[0] if args and isinstance(args[0], Symbol) else None
+        if first is not None and is_inplace(target):
+            first.change(term)
+            return None if target is operator.setitem else first
+        owner = first.memory if first is not None and name in VIEWS else Memory()
+        return Symbol(self, term, owner)
+
+
+class Symbol:
+    """Stands for a tensor, a tuple of them, or another value that is known when a model runs."""
+
+    def __init__(self, terms: Terms, term: int, memory: Memory | None = None) -> None:
+        self._terms, self._term, self._first = terms, term, term
+        self.memory = memory or Memory()
+
+    @property
+    def term(self) -> int:
+        """The number of what it is now."""
+        return self._term
+
+    @property
+    def value(self) -> Any:
+        """What the graph tells of it."""
+        return self._terms.known.get(self._term)
+
+    @property
+    def count(self) -> int | None:
+        """How many items it has, if it is a tuple."""
+        value = self.value
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def change(self, term: int) -> None:
+        """It was changed in place; its shape stays."""
+        self._terms.known.setdefault(term, self.value)
+        self._term = term
+        self.memory.version += 1
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.value
+        if isinstance(value, torch.Tensor) and name in ("shape", "ndim", "size", "dim", "numel"):
+            return getattr(value, name)
+        if name in ("dtype", "device"):  # which no change in place changes
+            term = self._terms.of((name, self._first), name)
+            if name == "dtype" and isinstance(value, torch.Tensor):
+                self._terms.known.setdefault(term, value.dtype)
+            return Symbol(self._terms, term)
+        if value is _LIMITS or self.count is not None or not _is_method(name):
+            return self._terms.apply(getattr, (self, name), {})
+        return lambda *args, **kwargs: self._terms.apply(name, (self, *args), kwargs)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.count is None:
+            raise UnprovedError("a value whose number of items is not known is gone through")
+        return (self[i] for i in range(self.count))
+
+    def __getitem__(self, index: Any) -> Any:
+        if self.count is None:
+            return self._terms.apply(operator.getitem, (self, index), {})
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        terms, key = self._terms, ("item", self._term, range(self.count)[index])
+        term = terms.freely(lambda: terms.of(key, "an item"))
+        return Symbol(terms, term, terms.state.setdefault(key, Memory()))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._terms.apply(operator.setitem, (self, index, value), {})
+
+    def __len__(self) -> int:
+        return len(self.value) if self.count is None else self.count
+
+    def __bool__(self) -> bool:
+        if isinstance(self.value, bool):
+            return self.value
+        raise UnprovedError("a value decides what is computed")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _is_method(name: str) -> bool:
+    return callable(getattr(torch.Tensor, name, None))
+
+
+def _operation(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *args: self._terms.apply(function, (self, *args), {})
+
+
+def _reversed(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: self._terms.apply(function, (other, self), {})
+
+
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+):
+    _function = getattr(operator, f"__{_name}__")
+    setattr(Symbol, f"__{_name}__", _operation(_function))
+    setattr(Symbol, f"__r{_name}__", _reversed(_function))
+for _name in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "invert", "pos"):
+    setattr(Symbol, f"__{_name}__", _operation(getattr(operator, _name)))
+for _function, (_, _name) in INPLACE.items():
+    setattr(Symbol, f"__{_function.__name__}__", _operation(_function))
+
+
+def frozen(value: Any) -> Hashable:
+    """A value as part of a term."""
+    if isinstance(value, Symbol):
+        if value.count is not None:  # a tuple is its items
+            return ("tuple", *map(frozen, value))
+        return ("symbol", value.term, value.memory.version)
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, (tuple, list)):
+        return ("list" if isinstance(value, list) else "tuple", *map(frozen, value))
+    if isinstance(value, dict):
+        return ("dict", *((k, frozen(v)) for k, v in value.items()))
+    if isinstance(value, slice):
+        return ("slice", frozen(value.start), frozen(value.stop), frozen(value.step))
+    value = plain(value.item() if type(value).__module__ == "numpy" else value)
+    if isinstance(value, float):
+        return ("float", float.hex(value))
+    return (type(value).__name__, value)
