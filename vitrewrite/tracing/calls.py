@@ -48,7 +48,9 @@ def _called(recorder: Recorder, module: nn.Module, path: str, args: Any, kwargs:
     if recorder.replayed is None:
         entry, is_new = _entry(recorder, module, path, args, kwargs)
     else:
-        entry, is_new = recorder.replayed(target, len(frame.called)), False
+        number = len(frame.called)
+        with recorder.off():
+            entry, is_new = recorder.replayed(target, number), False
     outputs = entry.fresh(recorder)
     frame.called.append((target, entry))
     if is_new and not entry.decided:

@@ -211,22 +211,28 @@ class Replay(Protocol):
         """What a call in it gives."""
 
 
-def again(run: Run, replay: Replay, *, training: bool) -> Template | None:
-    """The program of a forward under other inputs; None if it goes another way, or fails."""
+def again(run: Run, replays: Sequence[Replay], *, training: bool) -> list[Template | None]:
+    """The programs of forwards under other inputs; None for one that fails, or goes another way."""
+    if not replays:
+        return []
+    model = run.given.model
+    values = Witnesses(0, _state_in(model, replays[0].dtype))
+    with preserved(model) as restore:
+        recorder = Recorder(model, run.recorder, restore, values)
+        with _tracing(recorder, run.given, training):
+            return [_replayed(recorder, replay) for replay in replays]
+
+
+def _replayed(recorder: Recorder, replay: Replay) -> Template | None:
     try:
         arguments = replay.arguments()
     except Exception:
         return None
-    model = run.given.model
-    values = Witnesses(0, _state_in(model, replay.dtype))
     for value in tree.leaves(arguments):
         if isinstance(value, torch.Tensor):
-            values.add(value, [])
-    with preserved(model) as restore:
-        recorder = Recorder(model, run.recorder, restore, values)
-        recorder.replayed = replay.answer
-        with _tracing(recorder, run.given, training):
-            return _again(recorder, replay.call, arguments)
+            recorder.values.add(value, [])
+    recorder.replayed = replay.answer
+    return _again(recorder, replay.call, arguments)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ and bfloat16. Such a forward alone is traced again; what it calls gives what it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,22 +56,32 @@ class Thirds:
             calls: the calls that each stands for.
             training: their mode.
         """
+        tried = list(self._new(assignments, calls))
+        replays = {path: cast for path, mine in tried if (cast := self._cast(path, calls(mine)))}
+        alone = dict(zip(replays, again(run, [*replays.values()], training=training), strict=True))
+        for path, mine in tried:
+            found = alone.get(path)
+            if found is not None and _are_same(mine, found):
+                continue
+            if not self._is_same_in_whole(path, mine, training=training):
+                self._found.append((mine, calls(mine)))
+
+    def _new(self, assignments: dict[str, Any], calls: Calls) -> Iterator[tuple[str, Template]]:
+        """Paths and programs whose forwards read a dtype, and that were not tried yet."""
         for path, mine in assignments.items():
             if self._kinds is None or not isinstance(mine, Template) or id(mine) in self._seen:
                 continue
             self._seen.add(id(mine))
-            own = calls(mine)
-            if is_joined(mine.graph) or not any(_reads(call) for call in own):
-                continue
-            theirs = self._control.assignments.get(path)
-            other = self._control.calls(theirs) if isinstance(theirs, Template) else []
-            if len(own) == len(other) == 1:
-                replay = _Cast(own[0], other[0], self._kinds)
-                alone = again(run, replay, training=training)
-                if alone is not None and _are_same(mine, alone):
-                    continue
-            if not self._is_same_in_whole(path, mine, training=training):
-                self._found.append((mine, own))
+            if any(map(_reads, calls(mine))) and not is_joined(mine.graph):
+                yield path, mine
+
+    def _cast(self, path: str, own: list[Call]) -> _Cast | None:
+        """The call of a forward in the third dtype, if there is one call of it."""
+        theirs = self._control.assignments.get(path)
+        other = self._control.calls(theirs) if isinstance(theirs, Template) else []
+        if self._kinds is None or len(own) != 1 or len(other) != 1:
+            return None
+        return _Cast(own[0], other[0], self._kinds)
 
     def _is_same_in_whole(self, path: str, mine: Template, *, training: bool) -> bool:
         """Whether the trace of the whole model in the third dtype says so."""
@@ -137,7 +148,8 @@ class _Cast:
             raise _UnlikeError
         entry, other = mine[number][1], theirs[number][1]
         outputs = self._like(entry.outputs, other.outputs)
-        return Entry(entry.template, outputs, [], entry.assignments)
+        found: Entry = replace(entry, outputs=outputs, witnesses=[])
+        return found
 
     def _like(self, mine: Any, theirs: Any) -> Any:
         """A value in the third dtype, where it was in the first and in the second."""
