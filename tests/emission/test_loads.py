@@ -187,7 +187,7 @@ def test_source_that_is_wrong_is_not_written(
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("nn.Dropout(0.4)", "nn.Dropout(0.25)", "'d' with p = 0.25 instead of 0.4"),
+        ("nn.Dropout(p=0.4)", "nn.Dropout(p=0.25)", "'d' with p = 0.25 instead of 0.4"),
         ("eps=0.1", "eps=0.2", "'n' with eps = 0.2 instead of 0.1"),
     ],
 )

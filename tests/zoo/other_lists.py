@@ -58,7 +58,8 @@ def _vit_pytorch() -> dict[str, Callable[[], nn.Module]]:
                           window_size=(4, None), dropout=0.1),
         "TwinsSVT": of("twins_svt", "TwinsSVT", num_classes=7, s1_emb_dim=16, s2_emb_dim=24,
                        s3_emb_dim=32, s4_emb_dim=32, s1_depth=1, s2_depth=1, s3_depth=1, s4_depth=1,
-                       s1_local_patch_size=4, s2_local_patch_size=4, s3_local_patch_size=2, dropout=0.1),
+                       s1_local_patch_size=4, s2_local_patch_size=4, s3_local_patch_size=2,
+                       s1_global_k=2, s2_global_k=2, s3_global_k=2, s4_global_k=2, dropout=0.1),
     }  # fmt: skip
 
 
