@@ -4,6 +4,9 @@ What it does
     Puts M learned tokens behind the class token (and registers) at the input of the first selected
     block. At each further selected block new ones replace what has become of them: `blocks[0]` is
     VPT-shallow, `blocks[*]` is VPT-deep.
+    Readout `class`: the head reads class token and registers, as it is. `all`: its pooling sees the
+    prompts too, as with MAE; the default for heads that pool, or that return all tokens.
+    `patches`: the prompts are taken out behind the last block.
 
 Source
     Jia et al., "Visual Prompt Tuning", ECCV 2022. Masks: Han et al., E2VPT, ICCV 2023, section 3.3.
@@ -12,11 +15,6 @@ Attaches to
     Blocks of a model whose stream is a sequence of tokens. Prompts have no positions: rotary ones
     leave them alone like class and registers, a relative bias is 0 for them. Without a class token
     they stand in front. Blocks that work on a class token alone (CaiT's last) get none.
-
-Readout
-    `class`: the head reads class token and registers, as it is. `all`: its pooling sees the
-    prompts too, as with MAE; the default for heads that pool, or that return all tokens.
-    `patches`: the prompts are taken out behind the last block.
 
 Parameters
     prompt [M, C] per block, U(-v, v) with v = sqrt(6 / (patch numbers + C)), the numbers of one

@@ -184,6 +184,30 @@ def test_source_that_is_wrong_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("nn.Dropout(p=0.4)", "nn.Dropout(p=0.25)", "'d' with p = 0.25 instead of 0.4"),
+        ("eps=0.1", "eps=0.2", "'n' with eps = 0.2 instead of 0.1"),
+    ],
+)
+def test_what_acts_in_training_alone_is_compared(
+    old: str, new: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = vr.apply(
+        "# no clauses\n",
+        module(
+            lambda s, x: s.d(s.n(s.a(x))), a=linear(), d=nn.Dropout(0.4), n=nn.LayerNorm(8, 0.1)
+        ),
+        example=INPUT,
+    )
+    text = model_text(found)
+    assert old in text
+    monkeypatch.setattr("vitrewrite.files.model_text", lambda _: text.replace(old, new))
+    with pytest.raises(vr.VitrewriteError, match=f"VR808 the source that was printed makes {told}"):
+        vr.emit(found, tmp_path / "out")
+
+
 def test_a_model_that_does_not_run_is_not_written(tmp_path: Path) -> None:
     found = rewritten()
     found.module.get_submodule("a").weight = nn.Parameter(torch.ones(8, 9))

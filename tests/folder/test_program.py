@@ -34,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "eva02_tiny_patch14_224": {"depth": 1, "embed_dim": 48, "num_heads": 2, "img_size": 28},
     "cait_xxs24_224": {"depth": 1, "embed_dim": 48, "num_heads": 2, "img_size": 32},
     "mvitv2_tiny": ZOO["mvitv2_tiny"],
+    "vit_small_patch16_dinov3": {"depth": 1, "embed_dim": 48, "num_heads": 3, "img_size": 32},
 }  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def programs(root: nn.Module) -> list[Any]:
     """Everything that later stages read of a tree but its tensors."""
     return [
         (
-            path, unit.kind, unit.settings,
+            path, unit.kind, unit.settings, unit.kept,
             unit.template and unit.template.signature(),
             unit.template and [[_meta(n) for n in g.nodes] for g in unit.template.graphs],
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -36,7 +35,6 @@ class Found:
         sizes: `any` if it runs at other sizes as the model does, `guarded` if it refuses them by
             name, `fixed` if the model itself takes one size.
         worst: the largest difference that was seen.
-        seconds: CPU time of the capture.
     """
 
     key: str
@@ -44,7 +42,6 @@ class Found:
     why: str = ""
     sizes: str = "fixed"
     worst: float = 0.0
-    seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,10 +85,8 @@ def check(subject: Subject, clean: Clean | None = None) -> Found:
 
 
 def _compare(subject: Subject, model: nn.Module, found: Found, clean: Clean | None) -> None:
-    start = time.process_time()
     example = subject.inputs(1, 1)
     captured = vr.capture(model, example.get("", example))
-    found.seconds = round(time.process_time() - start, 3)
     rewritten = vr.apply("# no clauses\n", model, example=example.get("", example))
     text = model_text(rewritten)
     space: dict[str, Any] = {"__name__": "emitted"}

@@ -37,7 +37,7 @@ _WIDTHS = (
 )  # fmt: skip
 _LEVELS = ((8, 64, 2), (8, None, 2), (1, 64, 2), (1, None, 2), (1, None, 99))
 """What widths are divided by, the image size, and how many layers at most; as they are tried."""
-_MOST = 120_000_000  # parameters of a model that is looked at
+_MOST = 40_000_000  # parameters of a model that is looked at
 
 
 def names() -> list[str]:

@@ -34,7 +34,7 @@ def _vit_pytorch() -> dict[str, Callable[[], nn.Module]]:
         "ViT": of("vit", "ViT", **_VIT, dropout=0.1, emb_dropout=0.1),
         "SimpleViT": of("simple_vit", "SimpleViT", **_VIT),
         "DeepViT": of("deepvit", "DeepViT", **_VIT, dropout=0.1),
-        "CaiT": of("cait", "CaiT", **_VIT, cls_depth=1, dropout=0.1, layer_dropout=0.05),
+        "CaiT": of("cait", "CaiT", **_VIT, cls_depth=1, dropout=0.1),
         "T2TViT": of("t2t", "T2TViT", image_size=64, num_classes=7, dim=48, depth=2, heads=3,
                      mlp_dim=96, t2t_layers=((7, 4), (3, 2))),
         "CvT": of("cvt", "CvT", **staged, s1_emb_dim=16, s2_emb_dim=24, s3_emb_dim=32, s1_heads=1,
@@ -58,7 +58,8 @@ def _vit_pytorch() -> dict[str, Callable[[], nn.Module]]:
                           window_size=(4, None), dropout=0.1),
         "TwinsSVT": of("twins_svt", "TwinsSVT", num_classes=7, s1_emb_dim=16, s2_emb_dim=24,
                        s3_emb_dim=32, s4_emb_dim=32, s1_depth=1, s2_depth=1, s3_depth=1, s4_depth=1,
-                       dropout=0.1),
+                       s1_local_patch_size=4, s2_local_patch_size=4, s3_local_patch_size=2,
+                       s1_global_k=2, s2_global_k=2, s3_global_k=2, s4_global_k=2, dropout=0.1),
     }  # fmt: skip
 
 

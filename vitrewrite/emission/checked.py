@@ -12,7 +12,9 @@ from torch import nn
 
 from ..context import same_randomness
 from ..errors import EmitError, first_line
+from ..tracing.leaves import is_inserted, is_torch_class
 from ..tracing.tree import leaves
+from . import layers
 from .twin import emitted_twin, running
 
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
@@ -36,6 +38,11 @@ def check_text(text: str, module: nn.Module, example: Sequence[Any]) -> None:
     if _CHECKED.get(module) == text:
         return
     twin = emitted_twin(text, module.state_dict())
+    if other := other_setting(module, twin):
+        raise EmitError(
+            "VR808", f"the source that was printed makes {other}",
+            suggestion="nothing was written; please report the model and the spec",
+        )  # fmt: skip
     inputs = _inputs(module, example)
     wanted = _output(module, inputs)
     with _like(twin, module), running(text):
@@ -47,6 +54,36 @@ def check_text(text: str, module: nn.Module, example: Sequence[Any]) -> None:
             suggestion="nothing was written; please report the model and the spec",
         )  # fmt: skip
     found_good(text, module)
+
+
+def other_setting(module: nn.Module, twin: nn.Module) -> str:
+    """The first layer that has another option in a twin, in words: a rate, a stride, an epsilon.
+
+    One forward in eval would not show what acts in training alone.
+    """
+    known = dict(twin.named_modules(remove_duplicate=False))
+    for path, own in module.named_modules(remove_duplicate=False):
+        other = known.get(path)
+        if other is None or is_inserted(own):
+            continue
+        for name, value in _settings(own, other).items():
+            found = _settings(other, other).get(name)
+            if not _is_same(value, found):
+                return f"'{path}' with {name} = {found} instead of {value}"
+    return ""
+
+
+def _settings(module: nn.Module, twin: nn.Module) -> dict[str, Any]:
+    """The options of a layer of torch, or what an instance of a printed class was made with."""
+    if is_torch_class(type(module)):
+        return layers.arguments(module) if not module._modules else {}
+    plain = (bool, int, float, str)
+    names = (k for k, v in twin.__dict__.items() if k[0] != "_" and isinstance(v, plain))
+    return {k: module.__dict__[k] for k in names if k in module.__dict__ and k != "training"}
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return bool(a == b) or (a != a and b != b)
 
 
 def found_good(text: str, module: nn.Module) -> None:

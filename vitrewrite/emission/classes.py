@@ -223,6 +223,7 @@ def _parts(unit: Unit) -> Any:
     """The children and tensors of a unit, as far as its constructor must be the same."""
     hidden = unit._non_persistent_buffers_set
     return (
+        unit.kept,
         tuple((k, m is None) for k, m in unit._modules.items()),
         tuple((k, p.dim(), _special(p)) for k, p in unit._parameters.items() if p is not None),
         tuple(

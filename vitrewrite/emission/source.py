@@ -17,6 +17,7 @@ from .constructors import Constructors
 from .fixed import fixed_arguments
 from .forward import body_lines
 from .functions import Functions
+from .literals import quoted
 from .names import CALLED, IMPORTED, RESERVED, Scope, identifier, is_name
 from .wrap import WIDTH, wrap
 
@@ -121,11 +122,27 @@ def _class(cls: Class, made: list[str]) -> str:
         signature = ", ".join(("self", *cls.parameters.vectors))
         lines += _indent(wrap(f"def __init__({signature}):", WIDTH - 4), 1)
         lines += _indent(["super().__init__()", *stored, *made], 2)
+    if cls.sample.kept:
+        lines += ["", *_indent(_keeping(cls.sample), 1)]
     if cls.template is not None:
         if made or stored:
             lines.append("")
         lines += _indent(_forward(cls), 1)
     return "\n".join(lines if len(lines) > 1 else [*lines, "    pass"])
+
+
+def _keeping(unit: Unit) -> list[str]:
+    """The method through which casts and moves go, where buffers stay as exact as they are."""
+    names = ", ".join(quoted(name) for name in unit.kept)
+    body = [
+        *wrap(f"kept = {{name: self._buffers[name] for name in ({names},)}}", WIDTH - 8),
+        "super()._apply(*args, **kwargs)",
+        "for name, exact in kept.items():  # which a cast would make less so",
+        "    if self._buffers[name].itemsize < exact.itemsize:",
+        "        self._buffers[name] = exact.to(self._buffers[name].device)",
+        "return self",
+    ]
+    return ["def _apply(self, *args, **kwargs):", *_indent(body, 1)]
 
 
 def _forward(cls: Class) -> list[str]:

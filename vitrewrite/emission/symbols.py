@@ -160,6 +160,8 @@ class Symbol:
         value = self.value
         if isinstance(value, torch.Tensor) and name in ("shape", "ndim", "size", "dim", "numel"):
             return getattr(value, name)
+        if name == "shape" and value is None:
+            return _Shape(self)
         if name in ("dtype", "device"):  # which no change in place changes
             term = self._terms.of((name, self._first), name)
             if name == "dtype" and isinstance(value, torch.Tensor):
@@ -195,6 +197,16 @@ class Symbol:
         raise UnprovedError("a value decides what is computed")
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class _Shape:
+    """The sizes of a tensor of which the graph does not tell them: each is a value, too."""
+
+    def __init__(self, tensor: Symbol) -> None:
+        self._tensor = tensor
+
+    def __getitem__(self, dim: int) -> Any:
+        return self._tensor.size(dim)
 
 
 def _is_method(name: str) -> bool:

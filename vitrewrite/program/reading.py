@@ -100,6 +100,7 @@ class _Reader:
                 raise DataError("a setting is no number")
             unit = Unit(template, identifier(data["kind"]), settings)
             unit.__dict__["checkpointing"] = data.get("checkpointing") is True
+            unit.__dict__["kept"] = tuple(map(path, data.get("kept", ())))
             return unit
         if "container" in data:
             return CONTAINERS[data["container"]]()

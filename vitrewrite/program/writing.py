@@ -106,9 +106,11 @@ class _Writer:
         if isinstance(module, Unit):
             settings = {identifier(k): encode(v) for k, v in module.settings.items()}
             template = None if module.template is None else self._template(module.template)
-            again = {"checkpointing": True} if module.checkpointing else {}
+            more: dict[str, Any] = {"checkpointing": True} if module.checkpointing else {}
+            if module.kept:
+                more["kept"] = [path(name) for name in module.kept]
             return {
-                "unit": template, "kind": identifier(module.kind), "settings": settings, **again,
+                "unit": template, "kind": identifier(module.kind), "settings": settings, **more,
             }  # fmt: skip
         for name, cls in CONTAINERS.items():
             if type(module) is cls:

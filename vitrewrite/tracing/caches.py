@@ -7,7 +7,9 @@ by: `functools.lru_cache` calls what it wraps, and dicts forget what holds tenso
 
 from __future__ import annotations
 
+import dis
 import functools
+import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _FOREIGN = {"torch", "numpy", "typing", "abc", "builtins", *sys.stdlib_module_names}
 _MOST = 20_000  # functions that are looked into: no model reaches so many
+_WRITING = frozenset({"setdefault", "update", "__setitem__"})
 _STATE = frozenset(vars(nn.Module()))
 _SIMPLE = frozenset({bool, int, float, str, tuple, list, type(None)})
 _KNOWN: weakref.WeakKeyDictionary[type, list[_Place]] = weakref.WeakKeyDictionary()
@@ -85,7 +88,7 @@ class Caches(NamedTuple):
             for name, value in vars(module).items():
                 if name in _STATE or type(value) in _SIMPLE:
                     continue
-                if _is_cache(value):
+                if _is_cache(value) and _is_written(type(module), name):
                     places[id(vars(module)), name] = _Place(vars(module), name)
                 elif hasattr(value, "__dict__") and not _is_known(value):
                     helpers[id(value)] = vars(value)
@@ -147,26 +150,28 @@ class _Search:
             if _is_foreign(each.__module__):
                 continue
             for name, value in list(vars(each).items()):
-                self._held(_Place(each, name), value)
+                self._held(_Place(each, name), value, _is_written(cls, name))
 
     def _function(self, function: FunctionType) -> None:
         if _is_foreign(function.__module__):
             return
+        written = _writes(function.__code__)
         for cell in function.__closure__ or ():
-            self._held(_Place(cell, ""), _Place(cell, "").get())
+            self._held(_Place(cell, ""), _Place(cell, "").get(), written)
         names = _names(function.__code__)
         for name in names:
             value = function.__globals__.get(name)
             if value is not None:
-                self._held(_Place(function.__globals__, name), value)
+                self._held(_Place(function.__globals__, name), value, written)
             if isinstance(value, ModuleType) and not _is_foreign(value.__name__):
                 for part in names & vars(value).keys():
-                    self._held(_Place(vars(value), part), vars(value)[part])
+                    self._held(_Place(vars(value), part), vars(value)[part], written)
 
-    def _held(self, place: _Place, value: Any) -> None:
+    def _held(self, place: _Place, value: Any, written: bool = True) -> None:
         inner = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
         pythons = place.name.startswith("_") and place.name.endswith("_")  # annotations, enums
-        if (isinstance(inner, functools._lru_cache_wrapper) or type(value) is dict) and not pythons:
+        filled = type(value) is dict and written  # a dict that is only read is a table
+        if (isinstance(inner, functools._lru_cache_wrapper) or filled) and not pythons:
             self.places.append(place)
         if not isinstance(value, (str, int, float, dict, list, tuple, set, type(None))):
             self.waiting.append(value)
@@ -183,6 +188,21 @@ def _names(code: CodeType) -> set[str]:
         if isinstance(constant, CodeType):
             found |= _names(constant)
     return found
+
+
+def _writes(code: CodeType) -> bool:
+    """Whether a function, or one inside of it, puts something under a key."""
+    if any(i.opname == "STORE_SUBSCR" for i in dis.get_instructions(code)):
+        return True
+    inside = (c for c in code.co_consts if isinstance(c, CodeType))
+    return not _WRITING.isdisjoint(code.co_names) or any(map(_writes, inside))
+
+
+def _is_written(cls: type, name: str) -> bool:
+    """Whether a method of a class that names an attribute puts something under a key."""
+    methods = (v for each in cls.__mro__ for v in vars(each).values())
+    codes = (m.__code__ for m in map(inspect.unwrap, methods) if isinstance(m, FunctionType))
+    return any(name in _names(code) and _writes(code) for code in codes)
 
 
 # -- passing by -----------------------------------------------------------------------------------

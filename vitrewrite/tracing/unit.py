@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import UsageError
+from .kept import keeping, kept_buffers
 from .portable import packed, unpacked
 from .template import Template
 
@@ -25,6 +26,7 @@ class Unit(nn.Module):
         template: the program, or None for a module that only holds state or children.
         kind: the class name of the original module.
         settings: its numeric attributes, which lend their names to constants.
+        kept: its buffers that no cast makes less exact.
         checkpointing: whether, in training, it is computed again in backward.
     """
 
@@ -32,6 +34,7 @@ class Unit(nn.Module):
     template: Template | None
     kind: str
     settings: dict[str, int | float]
+    kept: tuple[str, ...] = ()
     checkpointing: bool
 
     def __init__(
@@ -56,6 +59,9 @@ class Unit(nn.Module):
         if self.training and self.template.training is not None:
             return self.template.training
         return self.template.graph
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        return keeping(self, self.kept, super()._apply, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -211,6 +217,8 @@ class _Copier:
         for name, buffer in module._buffers.items():
             result._buffers[name] = self._buffer(buffer)
         result._non_persistent_buffers_set |= module._non_persistent_buffers_set
+        if isinstance(result, Unit) and (kept := kept_buffers(module)):
+            result.__dict__["kept"] = kept
         for full, constant in self.constants.items():
             if full.rpartition(".")[0] == path:
                 name = full.rpartition(".")[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +16,18 @@ from ...anatomy.sites import Attention, Block, Place
 from ...tracing import inputs
 from ...tracing.leaves import changed_by
 from ...tracing.nodes import is_size
-from ...tracing.operators import is_inplace
 from .. import wiring
 from ..editor import after
 from ..evaluate import Evaluation
 from ..facts import Facts
 from ..slices import ahead, erase_unread
 from .base import BoundSite
+from .core import bias_of, of_tokens, operand_of, set_operand, settle
 from .value import Value
 
 if TYPE_CHECKING:
     from .block import BlockSite
     from .layer import LayerSite
-
-_OPERANDS = ("query", "key", "value", "attn_mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +126,7 @@ class AttentionSite(BoundSite):
     @property
     def masked(self) -> bool:
         """Whether its scores have a mask or bias."""
-        return _bias(self._core()) is not None
+        return bias_of(self._core()) is not None
 
     @property
     def bias_axes(self) -> tuple[int, ...]:
@@ -138,7 +135,7 @@ class AttentionSite(BoundSite):
         None where its scores are not of the form that has one.
         """
         core = self._found()
-        bias = None if core is None else _bias(core)
+        bias = None if core is None else bias_of(core)
         value = None if bias is None else bias.meta.get("val")
         shape = value.shape if isinstance(value, torch.Tensor) else ()
         return tuple(axis for axis in (-2, -1) if len(shape) >= -axis and shape[axis] > 1)
@@ -147,7 +144,7 @@ class AttentionSite(BoundSite):
     def keys(self) -> Value:
         """The keys of the tokens, [batch, heads, tokens, width]; not those that passes added."""
         core = self._core()
-        return Value(Place(self._unit, _of_tokens(_operand(core, 1)).name))
+        return Value(Place(self._unit, of_tokens(operand_of(core, 1)).name))
 
     @property
     def weights(self) -> Value:
@@ -158,7 +155,7 @@ class AttentionSite(BoundSite):
         if core.target is F.scaled_dot_product_attention:
             core = write_out(core)
             self.editor.moved[self.editor.where(self.attention.core)] = Place(unit, core.name)
-        probabilities = _operand(core, 0)
+        probabilities = operand_of(core, 0)
         value = Value(Place(unit, probabilities.name))
         if len(probabilities.meta["val"].shape) == 3:
             value = value.then("unflatten", 0, (-1, self.heads))
@@ -212,7 +209,7 @@ class AttentionSite(BoundSite):
     def unmask(self) -> None:
         """Every query attends to every key."""
         core = self._core()
-        mask = _bias(core)
+        mask = bias_of(core)
         core.args = core.args[:3]
         core.kwargs = {k: v for k, v in core.kwargs.items() if k != "attn_mask"}
         if mask is not None:
@@ -230,17 +227,17 @@ class AttentionSite(BoundSite):
             before: on which side.
         """
         core = self._core()
-        k, v = _operand(core, 1), _operand(core, 2)
+        k, v = operand_of(core, 1), operand_of(core, 2)
         biased = len(changed_by(module)) == 3
         hints = ("keys", "values", "bias") if biased else ("keys", "values")
         results = self.put(module, self._unit, (k, v), hints)
-        _settle(core, (k, v), results)
-        _set_operand(core, 1, results[0])
-        _set_operand(core, 2, results[1])
+        settle(core, (k, v), results)
+        set_operand(core, 1, results[0])
+        set_operand(core, 2, results[1])
         pads = (rows, 0) if before else (0, rows)
-        mask = _bias(core)
+        mask = bias_of(core)
         if mask is not None:
-            _set_operand(core, 3, self._padded(mask, pads))
+            set_operand(core, 3, self._padded(mask, pads))
         old = core.meta.get("rows", (0, 0))
         core.meta["rows"] = old[0] + pads[0], old[1] + pads[1]
         if biased:
@@ -258,7 +255,7 @@ class AttentionSite(BoundSite):
             index = (slice(None), None, None)
             bias = core.graph.call_function(operator.getitem, (numbers, index))
         if self.tokens.joined:
-            bias = self._filled(bias, _of_tokens(_operand(core, 1)))
+            bias = self._filled(bias, of_tokens(operand_of(core, 1)))
         if any(rows := core.meta.get("rows", (0, 0))):
             bias = self._padded(bias, rows)
         self._add_bias(core, bias)
@@ -272,15 +269,15 @@ class AttentionSite(BoundSite):
         them. Without a bias, or with one that is made of the tokens themselves, nothing is done.
         """
         core = self._core()
-        bias = _bias(core)
+        bias = bias_of(core)
         if bias is None:
             return
-        tokens = ahead([_operand(core, i) for i in range(3)])
+        tokens = ahead([operand_of(core, i) for i in range(3)])
         if any(n in tokens for n in ahead([bias]) if n.op == "placeholder" or is_size(n)):
             return
         (made,) = self.put(module, self._unit, (bias,), ("bias",), name=f"{self._stem}_bias")
-        _settle(core, (bias,), (made,))
-        _set_operand(core, 3, made)
+        settle(core, (bias,), (made,))
+        set_operand(core, 3, made)
 
     def keys_and_values(
         self, at: Place, rows: torch.Tensor, start: int = 0
@@ -315,7 +312,7 @@ class AttentionSite(BoundSite):
         others = rows.new_full((count or start, rows.shape[1]), fill)
         given = {at: torch.cat([others[:start], rows, others[start:]])[None]}
         run = Evaluation(self.editor, given | self._image(rows, fill))
-        k, v = (run.value(self._unit, _of_tokens(_operand(core, i)))[0] for i in (1, 2))
+        k, v = (run.value(self._unit, of_tokens(operand_of(core, i)))[0] for i in (1, 2))
         return k[:, start : start + len(rows)], v[:, start : start + len(rows)]
 
     def _image(self, like: torch.Tensor, fill: float) -> dict[Place, torch.Tensor]:
@@ -352,15 +349,15 @@ class AttentionSite(BoundSite):
         return found
 
     def _shape(self, operand: int) -> tuple[int, ...]:
-        value = _of_tokens(_operand(self._core(), operand)).meta.get("val")
+        value = of_tokens(operand_of(self._core(), operand)).meta.get("val")
         return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
     def _add_bias(self, core: fx.Node, bias: fx.Node) -> None:
-        old = _bias(core)
+        old = bias_of(core)
         if old is not None:
             with after(core.graph, [old, bias]):
                 bias = core.graph.call_function(operator.add, (old, bias))
-        _set_operand(core, 3, bias)
+        set_operand(core, 3, bias)
 
     def _padded(self, bias: fx.Node, rows: tuple[int, int]) -> fx.Node:
         value = bias.meta.get("val")
@@ -383,44 +380,3 @@ class AttentionSite(BoundSite):
             for node in (length, known, missing):
                 node.meta["val"] = 1
             return graph.call_function(F.pad, (bias, (missing, 0)))
-
-
-def _operand(core: fx.Node, index: int) -> fx.Node:
-    value = core.args[index] if len(core.args) > index else core.kwargs.get(_OPERANDS[index])
-    assert isinstance(value, fx.Node)
-    return value
-
-
-def _bias(core: fx.Node) -> fx.Node | None:
-    value: Any = core.args[3] if len(core.args) > 3 else core.kwargs.get("attn_mask")
-    return value if isinstance(value, fx.Node) else None
-
-
-def _set_operand(core: fx.Node, index: int, value: fx.Node) -> None:
-    if len(core.args) > index:
-        core.update_arg(index, value)
-    else:
-        core.update_kwarg(_OPERANDS[index], value)
-
-
-def _settle(core: fx.Node, given: Sequence[fx.Node], results: Sequence[fx.Node]) -> None:
-    """Moves a call behind what changes its arguments in place, as the attention reads them."""
-    if not any(is_inplace(user.target) for node in given for user in node.users):
-        return
-    call = results[0] if results[0].op == "call_module" else results[0].args[0]
-    assert isinstance(call, fx.Node)
-    for node in (call, *(r for r in results if r is not call)):
-        core.prepend(node)
-
-
-def _of_tokens(node: fx.Node) -> fx.Node:
-    """The keys or values before passes added rows to them."""
-    while node.target is operator.getitem:
-        call, index = node.args
-        if not (isinstance(call, fx.Node) and call.op == "call_module" and "origin" in call.meta):
-            break
-        inner = call.args[index] if isinstance(index, int) and index < len(call.args) else None
-        if not isinstance(inner, fx.Node):
-            break
-        node = inner
-    return node
