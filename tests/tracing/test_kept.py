@@ -38,11 +38,12 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.rope, self.fc = Frequencies(), nn.Linear(8, 8)
+        self.scale = torch.linspace(0.3, 0.7, 8)  # a plain attribute, which no cast reaches
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         angles = torch.arange(x.shape[1])[:, None] * self.rope.bands
-        y: torch.Tensor = self.fc(x * angles.cos().to(x.dtype) + self.rope.shift)
-        return y
+        y = self.fc(x * angles.cos().to(x.dtype) + self.rope.shift)
+        return y * self.scale
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

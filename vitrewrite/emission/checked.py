@@ -76,7 +76,8 @@ def other_setting(module: nn.Module, twin: nn.Module) -> str:
 def _settings(module: nn.Module, twin: nn.Module) -> dict[str, Any]:
     """The options of a layer of torch, or what an instance of a printed class was made with."""
     if is_torch_class(type(module)):
-        return layers.arguments(module) if not module._modules else {}
+        holds = module._modules or isinstance(module, (nn.ParameterList, nn.ParameterDict))
+        return {} if holds else layers.arguments(module)
     plain = (bool, int, float, str)
     names = (k for k, v in twin.__dict__.items() if k[0] != "_" and isinstance(v, plain))
     return {k: module.__dict__[k] for k in names if k in module.__dict__ and k != "training"}

@@ -217,12 +217,15 @@ class _Copier:
         for name, buffer in module._buffers.items():
             result._buffers[name] = self._buffer(buffer)
         result._non_persistent_buffers_set |= module._non_persistent_buffers_set
-        if isinstance(result, Unit) and (kept := kept_buffers(module)):
-            result.__dict__["kept"] = kept
+        kept = list(kept_buffers(module))
         for full, constant in self.constants.items():
             if full.rpartition(".")[0] == path:
                 name = full.rpartition(".")[2]
                 result.register_buffer(name, self._buffer(constant), persistent=False)
+                if constant.is_floating_point():  # no cast reaches a plain attribute
+                    kept.append(name)
+        if kept:
+            result.__dict__["kept"] = tuple(kept)
         for name, child in module._modules.items():
             below = f"{path}.{name}" if path else name
             result._modules[name] = None if child is None else self.copy(child, below)
