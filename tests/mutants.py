@@ -33,9 +33,10 @@ from queue import SimpleQueue
 ROOT = Path(__file__).resolve().parents[1]
 NEAR: dict[str, tuple[str, ...]] = {
     "vitrewrite/tracing": (
-        "tests/test_capture.py", "tests/test_structure.py", "tests/test_decompose.py",
-        "tests/test_contexts.py", "tests/emission", "tests/test_zoo.py", "tests/hf/test_zoo.py",
-        "tests/properties",
+        "tests/tracing", "tests/test_capture.py", "tests/test_constants.py", "tests/test_escapes.py",
+        "tests/test_caches.py", "tests/test_checkpointing.py", "tests/test_inputs.py",
+        "tests/test_decompose.py", "tests/test_contexts.py", "tests/emission", "tests/test_zoo.py",
+        "tests/hf/test_zoo.py", "tests/properties",
     ),
     "vitrewrite/anatomy": (
         "tests/anatomy", "tests/hf/test_anatomy.py", "tests/hf/test_registers.py", "tests/passes",
@@ -48,7 +49,7 @@ NEAR: dict[str, tuple[str, ...]] = {
     ),
     "vitrewrite/emission": (
         "tests/emission", "tests/test_rolls.py", "tests/test_comprehensions.py",
-        "tests/test_structure.py", "tests/test_zoo.py", "tests/hf/test_loops.py",
+        "tests/test_zoo.py", "tests/hf/test_loops.py",
         "tests/hf/test_names.py", "tests/properties",
     ),
     "passes": ("tests/passes", "tests/lowering", "tests/hf/test_faseg.py", "tests/tuning"),
