@@ -35,6 +35,33 @@ def of_layer(layer: nn.Module, *args: Any) -> torch.Tensor | None:
     return _empty(shape_of(layer, x.shape), x)
 
 
+def of_recurrent(layer: nn.Module, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+    """Outputs and last states of a recurrent layer, of which torch runs every step, or None.
+
+    Args:
+        layer: `nn.RNN`, `nn.LSTM` or `nn.GRU`.
+        dtype: that of its weights.
+        args: a batch of sequences; whatever else is given, torch has to say.
+        kwargs: likewise.
+    """
+    known = type(layer) in (nn.RNN, nn.LSTM, nn.GRU) and len(args) == 1 and not kwargs
+    if not known or not _plain(*args) or args[0].dim() != 3:
+        return None
+    x, made = args[0], torch.empty
+    assert isinstance(layer, nn.RNNBase)
+    first, second = (x.transpose(0, 1) if layer.batch_first else x).shape[:2]
+    ways, width = 1 + layer.bidirectional, layer.proj_size or layer.hidden_size
+    if x.shape[2] != layer.input_size or dtype != x.dtype:
+        return None
+    output = made((first, second, ways * width), dtype=dtype, device="meta")
+    hidden, cell = (
+        made((ways * layer.num_layers, second, w), dtype=dtype, device="meta")
+        for w in (width, layer.hidden_size)
+    )
+    output = output.transpose(0, 1) if layer.batch_first else output
+    return output, (hidden, cell) if type(layer) is nn.LSTM else hidden
+
+
 def of_function(target: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
     """The result of a function on meta tensors, or None if torch has to say."""
     shape_of = _FUNCTIONS.get(target)

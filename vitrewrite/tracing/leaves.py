@@ -68,7 +68,9 @@ def run_leaf(
     Its hooks do not run: they do where it is called.
     """
     if "_flat_weights" in module.__dict__:  # recurrent layers keep their weights twice
-        return _swapped(module, args, kwargs, meta)
+        dtype = meta(module._parameters["weight_ih_l0"]).dtype  # type: ignore[arg-type]
+        known = kernels.of_recurrent(module, dtype, *args, **kwargs)
+        return _swapped(module, args, kwargs, meta) if known is None else known
     # `functional_call` of a childless module, in a tenth of the time.
     shell = type(module).__new__(type(module))
     shell.__dict__.update(module.__dict__, training=module.training)
