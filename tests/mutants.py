@@ -34,9 +34,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NEAR: dict[str, tuple[str, ...]] = {
     "vitrewrite/tracing": (
         "tests/tracing", "tests/test_capture.py", "tests/test_constants.py",
-        "tests/test_escapes.py", "tests/test_caches.py", "tests/test_checkpointing.py", "tests/test_inputs.py",
-        "tests/test_decompose.py", "tests/test_contexts.py", "tests/emission", "tests/test_zoo.py",
-        "tests/hf/test_zoo.py", "tests/properties",
+        "tests/test_escapes.py", "tests/test_caches.py", "tests/test_checkpointing.py",
+        "tests/test_inputs.py", "tests/test_decompose.py", "tests/test_contexts.py",
+        "tests/emission", "tests/test_zoo.py", "tests/hf/test_zoo.py", "tests/properties",
     ),
     "vitrewrite/anatomy": (
         "tests/anatomy", "tests/hf/test_anatomy.py", "tests/hf/test_registers.py", "tests/passes",
