@@ -71,9 +71,3 @@ class Clean:
         assert self._process.stdout is not None
         print(folder, file=self._process.stdin, flush=True)
         return self._process.stdout.readline().strip() or "it died"
-
-    def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
