@@ -523,8 +523,8 @@ class Mask2FormerPixelDecoderEncoderOnly(nn.Module):
         spatial_shapes_list_5,
         valid_ratios,
     ):
-        device = inputs_embeds.device
         dtype = valid_ratios.dtype
+        device = inputs_embeds.device
         ref_y, ref_x = torch.meshgrid(
             torch.linspace(
                 0.5, spatial_shapes_list_0 - 0.5, spatial_shapes_list_0, dtype=dtype, device=device

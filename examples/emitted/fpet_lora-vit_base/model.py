@@ -21,7 +21,10 @@ from torch import nn
 
 
 class LowRank(nn.Module):
-    """A low-rank update of row ranges of a linear layer: y + scale * up(down(x))."""
+    """A low-rank update of rows of a linear layer: y + scale * up(down(x)).
+
+    Features lie on the last axis, or on `axis`, as those of a 1x1 convolution do.
+    """
 
     inserted_by = "lora"
     changes = (1,)
@@ -34,11 +37,15 @@ class LowRank(nn.Module):
         scale: float,
         dropout: float = 0.0,
         drop_input: bool = False,
+        pieces: tuple[int, ...] = (),
+        axis: int = -1,
     ) -> None:
         super().__init__()
         self.in_features, self.rows, self.rank, self.scale = in_features, rows, rank, scale
-        self.dropout, self.drop_input = dropout, drop_input
-        self.down = nn.Parameter(torch.empty(len(rows) * rank, in_features))
+        self.dropout, self.drop_input, self.axis = dropout, drop_input, axis
+        # How many of the ranges in `rows` are one matrix: one, unless the heads take turns.
+        self.pieces = pieces
+        self.down = nn.Parameter(torch.empty(len(pieces or rows) * rank, in_features))
         self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
         self.reset_parameters()
 
@@ -51,6 +58,10 @@ class LowRank(nn.Module):
         self, x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The output y of the linear, updated; x is its input, `keep` a factor per sample."""
+        given = y
+        if self.axis != -1:
+            x, y = x.movedim(self.axis, -1), y.movedim(self.axis, -1)
+            keep = None if keep is None else keep.movedim(self.axis, -1)
         if self.drop_input:
             code = F.linear(F.dropout(x, self.dropout, self.training), self.down)
         else:
@@ -58,17 +69,32 @@ class LowRank(nn.Module):
         if keep is not None:
             code = code * keep.to(code.dtype)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
-        ups = torch.split(self.up, [b - a for a, b in self.rows])
         if torch.is_grad_enabled():  # all rows in one product
-            padded = [
-                F.pad(up, (0, 0, a, y.shape[-1] - b))
-                for (a, b), up in zip(self.rows, ups, strict=True)
-            ]
-            return torch.addmm(out, code, torch.cat(padded, 1).T, alpha=self.scale).view_as(y)
-        out = out.clone()  # y is not ours: whoever called the linear layer may have kept it
-        for (a, b), part, up in zip(self.rows, torch.split(code, self.rank, 1), ups, strict=True):
-            out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
-        return out.view_as(y)
+            wide = torch.cat([self.padded(part, y.shape[-1]) for part in self.parts()], 1)
+            out = torch.addmm(out, code, wide.T, alpha=self.scale)
+        else:
+            out = out.clone()  # y is not ours: whoever called the linear layer may have kept it
+            for part, ups in zip(torch.split(code, self.rank, 1), self.parts(), strict=True):
+                for (a, b), up in ups:
+                    out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
+        out = out.view(y.shape)
+        if self.axis == -1:
+            return out
+        return torch.empty_like(given).copy_(out.movedim(-1, self.axis))  # in memory as it was
+
+    def parts(self) -> list[list[tuple[tuple[int, int], torch.Tensor]]]:
+        """For each matrix its ranges of rows, each with the rows of `up` for it."""
+        ups = torch.split(self.up, [b - a for a, b in self.rows])
+        pairs = iter(zip(self.rows, ups, strict=True))
+        return [[next(pairs) for _ in range(n)] for n in self.pieces or (1,) * len(self.rows)]
+
+    def padded(self, part: list[tuple[tuple[int, int], torch.Tensor]], width: int) -> torch.Tensor:
+        """The rows of `up` of one matrix where they are in the whole layer, zero elsewhere."""
+        made, end = [], 0
+        for (start, stop), up in part:
+            made += [up.new_zeros(start - end, self.rank)] * (start > end) + [up]
+            end = stop
+        return F.pad(torch.cat(made), (0, 0, 0, width - end))
 
 
 class BipartiteMerge(nn.Module):
