@@ -22,10 +22,9 @@ _HEAD = """# Coverage
 
 What `make zoo` finds: models are built small (few blocks), with random weights and every drop rate
 above zero that they take, captured, emitted, and compared with themselves: two batch sizes,
-training at equal seed, one and a half and two times the image size, bfloat16, and the emitted
-source in an interpreter without the library. *Exact* is a difference of 0.0 everywhere, but for
-torch's own attention in eval mode (`nn.MultiheadAttention`), which adds in another order: 2e-6 at
-most there.
+training at equal seed, one and a half times the image size, bfloat16, and the emitted source in an
+interpreter without the library. *Exact* is a difference of 0.0 everywhere, but for torch's own
+attention in eval mode (`nn.MultiheadAttention`), which adds in another order: 2e-6 at most there.
 
 - **timm**: every entry of `timm.list_models()` in whose forward an attention runs; of those whose
   modules are configured alike but for numbers, the smallest.

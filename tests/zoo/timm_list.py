@@ -7,6 +7,7 @@ for numbers (widths, depths, sizes), the smallest stands for all.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,7 @@ _RATES = {"drop_rate": 0.1, "drop_path_rate": 0.2, "proj_drop_rate": 0.1, "attn_
 def subject(name: str) -> Subject:
     """A model of timm, with few blocks."""
 
+    @functools.cache
     def size() -> tuple[int, ...]:
         with torch.device("meta"):
             return input_size(small(name))
