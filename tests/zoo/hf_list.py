@@ -92,7 +92,7 @@ def _fitting(name: str) -> tuple[Any, tuple[int, ...]]:
             torch.manual_seed(0)
             model = _model(name, config).eval()
             with torch.no_grad():
-                model(images(*size)(2, 1)[""])
+                model(images(*size)(1, 1)[""])
         except Exception as error:  # whatever a configuration that does not fit may raise
             why = f"{type(error).__name__}: {error}"
             continue

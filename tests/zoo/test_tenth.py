@@ -29,6 +29,7 @@ def test_nothing_is_wrong() -> None:
     assert [f["key"] for f in COVERAGE["models"] if f["outcome"] == "wrong"] == []
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries
 @pytest.mark.parametrize("known", TENTH, ids=lambda known: known["key"])
 def test_as_it_was(known: dict[str, Any]) -> None:
     found = check(subject(known["key"]))

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..anatomy.sites import Place
 from ..tracing import tree
 from ..tracing.configuration import freeze
+from ..tracing.numbers import plain
 from ..tracing.operators import is_repeatable
 from ..tracing.recipes import remembered
 from ..tracing.unit import Unit, run_node
@@ -170,6 +171,9 @@ class Propagation:
         return entry
 
     def _step(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any]) -> Any:
+        known = node.meta.get("val")
+        if node.target == "item" and isinstance(known, (int, float)):
+            return plain(known)  # what it was at this image size; on meta nothing has a value
         try:
             if node.op in ("call_function", "call_method") and is_repeatable(node.target):
                 return self._remembered(node, unit, values)

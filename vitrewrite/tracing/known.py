@@ -31,7 +31,10 @@ _LIKE = {
     "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "new_tensor",
 }  # fmt: skip
 _AS_OTHER = {"type_as", "expand_as", "view_as", "reshape_as", "to"}
-_UNSET = {"empty", "empty_like", "new_empty", "empty_strided"}  # whatever was in memory
+# What was in memory is nobody's value: who reads it before it is written may as well get zeros.
+_UNSET: dict[Any, Any] = {
+    torch.empty: torch.zeros, torch.empty_like: torch.zeros_like, "new_empty": "new_zeros",
+}  # fmt: skip
 _DTYPES = (torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -65,6 +68,7 @@ class Known:
 
     def note(self, frame: Frame, kind: str, target: Any, arguments: Any, result: Any) -> None:
         """Takes note of an operation that was recorded in `frame`."""
+        target = _UNSET.get(target, target)
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         tensors = [v for v in tree.leaves(arguments) if isinstance(v, torch.Tensor)]
         if is_inplace(target) and tensors:
@@ -72,7 +76,7 @@ class Known:
             return
         shapes = tensors if name in _LIKE else tensors[1:] if name in _AS_OTHER else []
         facts = [self._fact(t) for t in tensors if not any(t is s for s in shapes)]
-        if None in facts or name.removesuffix("_") in RANDOM or name in _UNSET:
+        if None in facts or name.removesuffix("_") in RANDOM or name == "empty_strided":
             return
         if len(self.replay.steps) >= _MOST_STEPS or not _has_tensor(result):
             return
