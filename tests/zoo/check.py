@@ -77,6 +77,8 @@ def check(subject: Subject, clean: Clean | None = None) -> Found:
         found.outcome, found.why = REFUSED, _line(error)
     except _WrongError as error:
         found.outcome, found.why = WRONG, str(error)
+    except TimeoutError:
+        raise
     except Exception as error:  # a crash is wrong, too
         found.outcome = WRONG
         last = traceback.extract_tb(error.__traceback__)[-1]

@@ -27,7 +27,8 @@ interpreter without the library. *Exact* is a difference of 0.0 everywhere, but 
 attention in eval mode (`nn.MultiheadAttention`), which adds in another order: 2e-6 at most there.
 
 - **timm**: every entry of `timm.list_models()` in whose forward an attention runs; of those whose
-  modules are configured alike but for numbers, the smallest.
+  modules are configured alike but for numbers, the smallest; none that has more than 120 M
+  parameters with two blocks a stage.
 - **transformers**: every class of its tables for images that takes `pixel_values` alone, and its
   vision towers, where a configuration made small runs.
 - Sizes: *any* runs at other image sizes as the model does; *guarded* refuses them by name, though

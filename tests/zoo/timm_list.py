@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from tests.zoo.subject import Inputs, Subject, images
 
 DEPTH = 2  # blocks of a stage at most
+_WIDE = 512  # channels
+_MOST = 120_000_000  # parameters of a model that is looked at
 _DEPTHS = ("depth", "depths", "layers", "conv_depths", "transformer_depths")
 _RATES = {"drop_rate": 0.1, "drop_path_rate": 0.2, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
 
@@ -73,7 +75,10 @@ def names() -> list[str]:
             model = small(name).eval()
         if not _attends(model):
             continue
-        cost = sum(p.numel() for p in model.parameters()) + _pixels(model)
+        count = sum(p.numel() for p in model.parameters())
+        if count > _MOST:
+            continue
+        cost = count + _pixels(model)
         key = configuration(model)
         smallest[key] = min(smallest.get(key, (cost, name)), (cost, name))
     chosen = {name for _, name in smallest.values()}
@@ -158,14 +163,24 @@ def _shallow() -> Iterator[None]:
 def _cutting(build: Callable[..., Any]) -> Callable[..., Any]:
     def built(cls: Any, variant: str, pretrained: bool, **kwargs: Any) -> Any:
         kwargs = {k: _cut(v) if k in _DEPTHS else v for k, v in kwargs.items()}
+        kwargs |= _narrow(kwargs)
         for key, config in kwargs.items():
             if dataclasses.is_dataclass(config) and not isinstance(config, type):
                 fields = {f.name for f in dataclasses.fields(config)} & set(_DEPTHS)
                 cut = {name: _cut(getattr(config, name)) for name in fields}
+                cut |= _narrow(vars(config))
                 kwargs[key] = dataclasses.replace(config, **cut)
         return build(cls, variant, pretrained, **kwargs)
 
     return built
+
+
+def _narrow(options: dict[str, Any]) -> dict[str, Any]:
+    """A quarter of the heads of a wide model, each as wide as it was."""
+    width, heads = options.get("embed_dim"), options.get("num_heads")
+    if type(width) is not int or type(heads) is not int or width < _WIDE or heads < 4:
+        return {}
+    return {"embed_dim": width // heads * (heads // 4), "num_heads": heads // 4}
 
 
 def _cut(depth: Any) -> Any:
