@@ -20,6 +20,7 @@ from tests.emission.test_merging import Listed, Ordered, Scaled
 from tests.models import DEAR
 from tests.test_rolls import tensors
 from vitrewrite.emission import classes, loops, realise
+from vitrewrite.emission.proof import Doubt, unproved
 
 X = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -68,7 +69,8 @@ def test_a_class_that_two_programs_share_is_taken_apart(monkeypatch: Any) -> Non
 
 
 def test_what_cannot_be_written_rightly_is_refused(monkeypatch: Any) -> None:
-    wrong = lambda root, _: {id(root): "add is not what the graph computes there"}  # noqa: E731
+    doubt = Doubt("add is not what the graph computes there", differs=True)
+    wrong = lambda root, _: {id(root): doubt}  # noqa: E731
     monkeypatch.setattr(realise, "find_unproved", wrong)
     message = (
         "VR812 the class that was printed for Made differs from its graph: add is not what the "
@@ -76,6 +78,14 @@ def test_what_cannot_be_written_rightly_is_refused(monkeypatch: Any) -> None:
     )
     with pytest.raises(vr.VitrewriteError, match=message):
         vr.capture(module(lambda m, x: x + 1), X)
+
+
+def test_what_symbols_cannot_go_through_is_written_plainly(monkeypatch: Any) -> None:
+    doubt = Doubt("TypeError: no such operator", differs=False)
+    monkeypatch.setattr(realise, "find_unproved", lambda root, _: {id(root): doubt})
+    model = Listed([nn.Linear(8, 8) for _ in range(3)], in_turn)
+    assert off(model) == 0
+    assert "for " not in inspect.getsource(type(vr.capture(model, X)).forward)
 
 
 # -- order ----------------------------------------------------------------------------------------
@@ -122,6 +132,19 @@ def test_names_of_what_nothing_calls(tmp_path: Path) -> None:
     idle = nn.Identity()
     model = module(lambda m, x: m.fc(x), fc=nn.Linear(8, 8), q=idle, k=idle)
     check(model, tmp_path, X)
+
+
+def operators(m: Any, x: torch.Tensor) -> Any:
+    n = (x * 4).long()
+    whole = n // 3 + 3 // (n.abs() + 1) + n % 2 + 5 % (n.abs() + 1) + n.__floordiv__(2)
+    bits = (n << 1) + (1 << n.abs().clamp(max=3)) + (n >> 1) + (n & 1) + (n | 4) + (n ^ 2) + ~n
+    return whole, bits, x**2 + 2**x - -x + abs(x) + 1 - x + 2 / (x * x + 1), x @ x, x // 2
+
+
+def test_every_operator_is_known() -> None:
+    captured: Any = vr.capture(module(operators).eval(), X)
+    assert unproved(captured) is None
+    assert off(module(operators)) == 0
 
 
 # -- any layers in any order ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -25,10 +26,23 @@ from ..tracing.sizes import by_size
 from ..tracing.unit import Unit
 from .effects import is_nothing, module_changes, module_has_effect
 from .inlining import MAX_STEPS, steps
-from .symbols import Memory, Number, Symbol, Terms, UnprovedError, frozen
+from .symbols import Memory, Number, Symbol, Terms, UnknownError, UnprovedError, frozen
 
 
-def unproved(unit: Unit) -> str | None:
+@dataclass(frozen=True)
+class Doubt:
+    """Why a class is not proved.
+
+    Attributes:
+        why: in words.
+        differs: whether it computes something else; if not, nothing is known of it.
+    """
+
+    why: str
+    differs: bool
+
+
+def unproved(unit: Unit) -> Doubt | None:
     """How the printed class of a unit differs from its graph, or None.
 
     Args:
@@ -39,9 +53,9 @@ def unproved(unit: Unit) -> str | None:
         try:
             _compare(unit, training)
         except UnprovedError as error:
-            return str(error)
-        except (ValueError, TypeError, AttributeError, LookupError) as error:
-            return f"{type(error).__name__}: {error}"
+            return Doubt(str(error), differs=True)
+        except (UnknownError, ValueError, TypeError, AttributeError, LookupError) as error:
+            return Doubt(f"{type(error).__name__}: {error}", differs=False)
     return None
 
 
@@ -286,7 +300,7 @@ class _Stand:
         return len(self._module._modules)
 
 
-def find_unproved(root: nn.Module, printed: Mapping[int, Any]) -> dict[int, str]:
+def find_unproved(root: nn.Module, printed: Mapping[int, Any]) -> dict[int, Doubt]:
     """Ids of the units whose printed class differs from their graph, and how.
 
     Args:
@@ -294,7 +308,7 @@ def find_unproved(root: nn.Module, printed: Mapping[int, Any]) -> dict[int, str]
         printed: what has a printed class of its own, by the id of the module.
     """
     seen: set[Hashable] = set()
-    found: dict[int, str] = {}
+    found: dict[int, Doubt] = {}
     for unit in root.modules():
         if not isinstance(unit, Unit) or unit.printed is None or id(unit) not in printed:
             continue

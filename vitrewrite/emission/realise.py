@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from ..errors import EmitError
@@ -9,7 +11,7 @@ from ..tracing.unit import Unit
 from .access import is_chain
 from .classes import Care, Classes
 from .generated import made
-from .proof import find_unproved
+from .proof import Doubt, find_unproved
 from .source import Source, print_classes
 
 
@@ -17,7 +19,8 @@ def realise(root: nn.Module) -> Source:
     """Gives every unit below `root` its printed class; the state stays where it is.
 
     What is printed is proved for every module. Where a class does not hold for one, it is printed
-    without loops; if that is not enough, each of its modules has a class of its own.
+    without loops; if that is not enough, each of its modules has a class of its own. Then only what
+    is known to differ is refused: line by line, a graph that no symbol can go through is printed.
 
     Raises:
         EmitError: VR812 if a class still computes something else than its graph.
@@ -27,10 +30,9 @@ def realise(root: nn.Module) -> Source:
         source, table = print_classes(root, care)
         _realise(root, source, table)
         wrong = find_unproved(root, table.of)
-        if not wrong:
+        if not _retreat(care, table, wrong):
             root.__dict__["classes"] = {c.name: c.template for c in table.all if c.template}
             return source
-        _retreat(care, table, wrong)
 
 
 def _realise(root: nn.Module, source: Source, table: Classes) -> None:
@@ -41,17 +43,23 @@ def _realise(root: nn.Module, source: Source, table: Classes) -> None:
             _become(module, table, found)
 
 
-def _retreat(care: Care, table: Classes, wrong: dict[int, str]) -> None:
-    for unit, why in wrong.items():
+def _retreat(care: Care, table: Classes, wrong: Mapping[int, Doubt]) -> bool:
+    """Has what is not proved written with more care; whether there is anything left to do."""
+    again = False
+    for unit, doubt in wrong.items():
         cls = table.of[unit]
         alike = {id(each) for each in cls.units}
-        if alike <= care.alone:
+        if not alike <= care.alone:
+            care.alone |= alike & care.plain
+            care.plain |= alike
+            again = True
+        elif doubt.differs:
             raise EmitError(
-                "VR812", f"the class that was printed for {cls.name} differs from its graph: {why}",
+                "VR812",
+                f"the class that was printed for {cls.name} differs from its graph: {doubt.why}",
                 suggestion="nothing was written; please report the model and the spec",
-            )  # fmt: skip
-        care.alone |= alike & care.plain
-        care.plain |= alike
+            )
+    return again
 
 
 def _become(unit: Unit, table: Classes, found: dict[str, type[Unit]]) -> None:

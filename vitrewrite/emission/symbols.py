@@ -47,6 +47,10 @@ class UnprovedError(Exception):
     """A printed program computes something that its graph does not."""
 
 
+class UnknownError(Exception):
+    """A printed program that symbols cannot go through: nothing is known of it."""
+
+
 @dataclass
 class Memory:
     """What several values may look at.
@@ -101,8 +105,8 @@ class Terms:
 
     def apply(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of a function, or of a method if `target` is its name."""
-        if isinstance(target, str) and target in _METHODS and len(args) == 2 and not kwargs:
-            target = _METHODS[target]
+        if isinstance(target, str) and not kwargs:
+            target, args = _operator(target, args)
         if target in (operator.eq, operator.ne) and isinstance(args[1], torch.dtype):
             known = args[0].value  # only a check asks for it, which the graph goes through without
             if isinstance(known, torch.dtype):
@@ -125,6 +129,18 @@ class Terms:
             return None if target is operator.setitem else first
         owner = first.memory if first is not None and name in VIEWS else Memory()
         return Symbol(self, term, owner)
+
+
+def _operator(name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """The operator that a method is, as `x.add_(y)` is `x += y` and `x.__rpow__(2)` is `2 ** x`."""
+    if name in _METHODS and len(args) == 2:
+        return _METHODS[name], args
+    plain = name.strip("_") if name.startswith("__") else ""
+    if plain and hasattr(operator, f"__{plain}__"):
+        return getattr(operator, f"__{plain}__"), args
+    if plain.startswith("r") and len(args) == 2 and hasattr(operator, f"__{plain[1:]}__"):
+        return getattr(operator, f"__{plain[1:]}__"), args[::-1]
+    return name, args
 
 
 class Symbol:
@@ -173,7 +189,7 @@ class Symbol:
 
     def __iter__(self) -> Iterator[Any]:
         if self.count is None:
-            raise UnprovedError("a value whose number of items is not known is gone through")
+            raise UnknownError("a value whose number of items is not known is gone through")
         return (self[i] for i in range(self.count))
 
     def __getitem__(self, index: Any) -> Any:
@@ -194,7 +210,7 @@ class Symbol:
     def __bool__(self) -> bool:
         if isinstance(self.value, bool):
             return self.value
-        raise UnprovedError("a value decides what is computed")
+        raise UnknownError("a value decides what is computed")
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -233,11 +249,13 @@ for _name in (
     "and",
     "or",
     "xor",
+    "lshift",
+    "rshift",
 ):
     _function = getattr(operator, f"__{_name}__")
     setattr(Symbol, f"__{_name}__", _operation(_function))
     setattr(Symbol, f"__r{_name}__", _reversed(_function))
-for _name in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "invert", "pos"):
+for _name in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "invert", "pos", "abs"):
     setattr(Symbol, f"__{_name}__", _operation(getattr(operator, _name)))
 for _function, (_, _name) in INPLACE.items():
     setattr(Symbol, f"__{_function.__name__}__", _operation(_function))

@@ -17,7 +17,8 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "floor_divide": operator.floordiv, "eq": operator.eq, "ne": operator.ne, "lt": operator.lt,
     "le": operator.le, "gt": operator.gt, "ge": operator.ge, "add_": operator.iadd,
     "sub_": operator.isub, "mul_": operator.imul, "div_": operator.itruediv,
-    "__getitem__": operator.getitem, "__and__": operator.and_, "__or__": operator.or_,
+    "__floordiv__": operator.floordiv, "__mod__": operator.mod, "__getitem__": operator.getitem,
+    "__and__": operator.and_, "__or__": operator.or_,
     "__xor__": operator.xor, "__eq__": operator.eq, "__ne__": operator.ne, "__lt__": operator.lt,
     "__le__": operator.le, "__gt__": operator.gt, "__ge__": operator.ge,
 }  # fmt: skip
