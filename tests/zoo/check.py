@@ -103,8 +103,7 @@ def _compare(subject: Subject, model: nn.Module, found: Found, clean: Clean | No
     found.sizes = _other_sizes(subject, model, others, found, allowed)
     _bfloat16(subject, model, others, found, allowed)
     if clean is not None:
-        with torch.no_grad():
-            wanted = tensors(call(model.eval(), subject.inputs(2, 1)))
+        wanted = _output(model, subject.inputs(2, 1))
         got = clean.run(text, model.state_dict(), subject.inputs(2, 1))
         _equal(wanted, got, found, "clean interpreter", allowed)
 

@@ -27,6 +27,7 @@ for line in sys.stdin:
         given = torch.load(folder + "/given.pt", weights_only=True)
         model = module.build().eval()
         model.load_state_dict(given["state"])
+        torch.manual_seed(7)
         with torch.no_grad():
             result = model(*given["args"], **given["kwargs"])
         torch.save(result, folder + "/result.pt")
@@ -69,5 +70,11 @@ class Clean:
             )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(folder, file=self._process.stdin, flush=True)
-        return self._process.stdout.readline().strip() or "it died"
+        process, self._process = (
+            self._process,
+            None,
+        )
+        print(folder, file=process.stdin, flush=True)
+        answer = process.stdout.readline().strip()  # type: ignore[union-attr]
+        self._process = process
+        return answer or "it died"
