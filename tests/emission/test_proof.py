@@ -20,7 +20,7 @@ from tests.emission.test_merging import Listed, Ordered, Scaled
 from tests.models import DEAR
 from tests.test_rolls import tensors
 from vitrewrite.emission import classes, loops, realise
-from vitrewrite.emission.proof import Doubt, unproved
+from vitrewrite.emission.proof import Doubt, likeness, unproved
 
 X = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -112,6 +112,21 @@ def a_view_of_what_is_changed(m: Any, x: torch.Tensor) -> Any:
     return total, x.sum(1), first
 
 
+def a_part_that_is_changed(m: Any, x: torch.Tensor) -> Any:
+    x = x * 2
+    first, second = x.unbind(1)[:2]
+    total = x.sum(1)
+    first.mul_(3)
+    return total, x.sum(1), second
+
+
+def a_shape_that_is_changed(m: Any, x: torch.Tensor) -> Any:
+    x = x * 2
+    rows = x.shape[1]
+    x.unsqueeze_(1)
+    return x * x.shape[-2] + rows, x.ndim * x
+
+
 def drawn_in_order(m: Any, x: torch.Tensor) -> Any:
     attended = F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if m.training else 0.0)
     return m.drop(x) + attended
@@ -119,12 +134,32 @@ def drawn_in_order(m: Any, x: torch.Tensor) -> Any:
 
 @pytest.mark.parametrize(
     "forward",
-    [read_before_a_change, read_before_a_layer_changes, a_view_of_what_is_changed, drawn_in_order],
+    [
+        read_before_a_change,
+        read_before_a_layer_changes,
+        a_view_of_what_is_changed,
+        a_part_that_is_changed,
+        a_shape_that_is_changed,
+        drawn_in_order,
+    ],
 )
 @pytest.mark.parametrize("training", [False, True])
 def test_order_is_kept(forward: Callable[..., Any], training: bool) -> None:
     parts = {"act": nn.ReLU(inplace=True), "drop": nn.Dropout(0.5)}
     assert off(module(forward, **parts), training=training) == 0
+
+
+def test_one_module_does_not_prove_another_whose_part_changes_its_input() -> None:
+    """The same program; what it calls is a layer that works in place in one of them."""
+
+    def forward(m: Any, x: torch.Tensor) -> Any:
+        return m.act(x), x.mean(-1, keepdim=True)
+
+    parts = [module(forward, act=nn.ReLU(inplace=inplace)) for inplace in (False, True)]
+    model = Listed(parts, lambda m, x: [part(x * 2) for part in m.layers])
+    assert off(model) == 0
+    first, second = vr.capture(model.eval(), X).get_submodule("layers").children()
+    assert likeness(first) != likeness(second)
 
 
 def test_names_of_what_nothing_calls(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from vitrewrite.passes.hrca import CellSelection
 from vitrewrite.passes.rcda import RowColumnAttention
 
 import vitrewrite as vr
-from tests.hf.zoo import SEGMENTER, mask2former, tensors
+from tests.hf.zoo import SEGMENTER, mask2former
+from tests.zoo.subject import tensors
 from vitrewrite import catalog
 from vitrewrite.anatomy import analyse
 

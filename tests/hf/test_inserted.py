@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import vitrewrite as vr
-from tests.hf.zoo import ZOO, mask2former, tensors
+from tests.hf.zoo import ZOO, mask2former
 from tests.passes.test_samples import ADAPTER, LORA, draws, kept
+from tests.zoo.subject import tensors
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 DECODERS = {

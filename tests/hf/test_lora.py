@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import vitrewrite as vr
-from tests.hf.zoo import ZOO, tensors
+from tests.hf.zoo import ZOO
 from tests.models import spread
+from tests.zoo.subject import tensors
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.tracing.construction import construct
 from vitrewrite.verification.numeric import difference, lowering_error, sample

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import transformers as hf
 from torch import nn
 
@@ -97,11 +96,3 @@ ZOO = {
         ((64, 64),), random=False,
     ),
 }  # fmt: skip
-
-
-def tensors(output: Any) -> dict[str, torch.Tensor]:
-    """Every tensor in an output by where it is in it."""
-    if isinstance(output, torch.Tensor):
-        return {"": output}
-    items = output.items() if isinstance(output, dict) else enumerate(output or ())
-    return {f"{k}.{name}": t for k, v in items for name, t in tensors(v).items()}

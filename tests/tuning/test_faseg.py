@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vitrewrite as vr
-from tests.hf.zoo import tensors
+from tests.zoo.subject import tensors
 from vitrewrite.data import Preprocessing, batches, open_data
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.sensitivity.run import measure

@@ -38,25 +38,25 @@ def check_text(text: str, module: nn.Module, example: Sequence[Any]) -> None:
     if _CHECKED.get(module) == text:
         return
     twin = emitted_twin(text, module.state_dict())
-    if other := other_setting(module, twin):
-        raise EmitError(
-            "VR808", f"the source that was printed makes {other}",
-            suggestion="nothing was written; please report the model and the spec",
-        )  # fmt: skip
+    if other := _other_setting(module, twin):
+        raise _differs(f"makes {other}")
     inputs = _inputs(module, example)
     wanted = _output(module, inputs)
     with _like(twin, module), running(text):
         found = _run(twin, inputs)
-    wrong = _difference(wanted, found)
-    if wrong:
-        raise EmitError(
-            "VR808", f"the source that was printed computes something else than the model: {wrong}",
-            suggestion="nothing was written; please report the model and the spec",
-        )  # fmt: skip
+    if wrong := _difference(wanted, found):
+        raise _differs(f"computes something else than the model: {wrong}")
     found_good(text, module)
 
 
-def other_setting(module: nn.Module, twin: nn.Module) -> str:
+def _differs(how: str) -> EmitError:
+    return EmitError(
+        "VR808", f"the source that was printed {how}",
+        suggestion="nothing was written; please report the model and the spec",
+    )  # fmt: skip
+
+
+def _other_setting(module: nn.Module, twin: nn.Module) -> str:
     """The first layer that has another option in a twin, in words: a rate, a stride, an epsilon.
 
     One forward in eval would not show what acts in training alone.

@@ -49,15 +49,15 @@ def _same_trivial(children: Sequence[nn.Module]) -> bool:
         return False
     if steps(first) > MAX_STEPS or not all(steps(c) <= MAX_STEPS for c in children):
         return False
-    return len({_program(c) for c in children}) == 1
+    return len({program(c) for c in children}) == 1
 
 
-def _program(module: nn.Module) -> Hashable:
+def program(module: nn.Module) -> Hashable:
     """Equal for modules that compute the same by programs that can be written inline."""
     if is_nothing(module) or not isinstance(module, Unit) or module.template is None:
         return None
     calls = (n for n in module.template.graph.nodes if n.op == "call_module")
-    below = [_program(module.get_submodule(str(n.target))) for n in calls]
+    below = [program(module.get_submodule(str(n.target))) for n in calls]
     return module.template.signature(), *below
 
 

@@ -19,14 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from ..tracing.configuration import freeze
 from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
 from ..tracing.numbers import plain
 from ..tracing.sizes import by_size
 from ..tracing.unit import Unit
 from .effects import is_nothing, module_changes, module_has_effect
-from .inlining import MAX_STEPS, steps
-from .symbols import Memory, Number, Symbol, Terms, UnknownError, UnprovedError, frozen
+from .inlining import MAX_STEPS, program, steps
+from .symbols import Number, Storage, Symbolic, Terms, UnknownError, UnprovedError, frozen
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,24 @@ def unproved(unit: Unit) -> Doubt | None:
     return None
 
 
+_APART = ("template", "kind", "settings")  # looked at apart, or not printed
+
+
 def likeness(unit: Unit) -> Hashable:
     """Equal for units of one class of which one proves the other."""
     template = unit.template
     assert template is not None
     calls = {str(n.target) for g in template.graphs for n in g.nodes if n.op == "call_module"}
     below = tuple((name, _kind(unit.get_submodule(name))) for name in sorted(calls))
-    own = tuple((k, v) for k, v in unit.__dict__.items() if isinstance(v, (int, float, str)))
+    own = tuple((k, freeze(v)) for k, v in unit.__dict__.items() if k[0] != "_" and k not in _APART)
     sizes = tuple((k, len(m._modules)) for k, m in unit._modules.items() if m is not None)
     return type(unit), id(template), own, below, sizes
 
 
 def _kind(module: nn.Module) -> Hashable:
     """What of a child decides how a call of it is written."""
-    inlined = isinstance(module, Unit) and steps(module) <= MAX_STEPS
-    return is_nothing(module), id(module.template) if inlined else None, module_has_effect(module)
+    inlined = program(module) if steps(module) <= MAX_STEPS else None
+    return is_nothing(module), inlined, module_has_effect(module), module_changes(module)
 
 
 def _has_modes(unit: Unit) -> bool:
@@ -122,7 +126,7 @@ def _input(terms: Terms, number: int, node: fx.Node) -> Any:
     value = node.meta.get("val")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return plain(value)
-    symbol = Symbol(terms, terms.of(("input", number), "an input"))
+    symbol = Symbolic(terms, terms.of(("input", number), "an input"))
     _note(terms, node, symbol)
     return symbol
 
@@ -133,7 +137,7 @@ def _note(terms: Terms, node: fx.Node, value: Any) -> None:
     if isinstance(known, (int, float)) and not isinstance(known, bool):
         known = Number(plain(known))
     known = node.meta.get("arity", known)
-    if isinstance(value, Symbol) and known is not None:
+    if isinstance(value, Symbolic) and known is not None:
         terms.known.setdefault(value.term, known)
 
 
@@ -148,13 +152,13 @@ def _node(terms: Terms, node: fx.Node, module: nn.Module, values: Any, training:
         return _called(terms, child, args, kwargs, training)
     if node.op == "call_method":
         return _method(terms, str(node.target), args, kwargs)
-    if node.target in (getattr, operator.getitem) and isinstance(args[0], Symbol):
+    if node.target in (getattr, operator.getitem) and isinstance(args[0], Symbolic):
         return node.target(*args)
     return _function(terms, node.target, args, kwargs)
 
 
 def _method(terms: Terms, name: str, args: Any, kwargs: Any) -> Any:
-    if isinstance(args[0], Symbol) and name in ("size", "dim", "numel"):
+    if isinstance(args[0], Symbolic) and name in ("size", "dim", "numel"):
         return getattr(args[0], name)(*args[1:], **kwargs)
     return terms.apply(name, args, kwargs)
 
@@ -171,7 +175,7 @@ def _function(terms: Terms, function: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _symbols(value: Any) -> bool:
-    return any(isinstance(v, Symbol) for v in _leaves(value))
+    return any(isinstance(v, Symbolic) for v in _leaves(value))
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -200,9 +204,9 @@ def _called(terms: Terms, child: nn.Module, args: Any, kwargs: Any, training: bo
     term = terms.of(key, f"a call of {type(child).__name__}")
     if module_changes(child):
         for value in _leaves((args, kwargs)):
-            if isinstance(value, Symbol):
+            if isinstance(value, Symbolic):
                 value.memory.version += 1
-    return Symbol(terms, term)
+    return Symbolic(terms, term)
 
 
 # -- what was printed -----------------------------------------------------------------------------
@@ -277,11 +281,11 @@ class _Stand:
     def _child(self, module: Any) -> _Stand:
         return _Stand(self._terms, module, self._training)
 
-    def _tensor(self, tensor: Any) -> Symbol:
+    def _tensor(self, tensor: Any) -> Symbolic:
         terms = self._terms
         term = terms.freely(lambda: terms.of(("state", id(tensor)), "a tensor"))
         terms.known.setdefault(term, tensor)
-        return Symbol(terms, term, terms.state.setdefault(id(tensor), Memory()))
+        return Symbolic(terms, term, terms.state.setdefault(id(tensor), Storage()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _called(self._terms, self._module, args, kwargs, self._training)

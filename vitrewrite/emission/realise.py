@@ -46,8 +46,7 @@ def _realise(root: nn.Module, source: Source, table: Classes) -> None:
 def _retreat(care: Care, table: Classes, wrong: Mapping[int, Doubt]) -> bool:
     """Has what is not proved written with more care; whether there is anything left to do."""
     again = False
-    for unit, doubt in wrong.items():
-        cls = table.of[unit]
+    for cls, doubt in {table.of[unit]: doubt for unit, doubt in wrong.items()}.items():
         alike = {id(each) for each in cls.units}
         if not alike <= care.alone:
             care.alone |= alike & care.plain

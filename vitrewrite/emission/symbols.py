@@ -52,7 +52,7 @@ class UnknownError(Exception):
 
 
 @dataclass
-class Memory:
+class Storage:
     """What several values may look at.
 
     Attributes:
@@ -78,7 +78,7 @@ class Terms:
     known: dict[int, Any] = field(default_factory=dict)
     open: bool = True
     moment: int = 0
-    state: dict[Hashable, Memory] = field(default_factory=dict)
+    state: dict[Hashable, Storage] = field(default_factory=dict)
 
     def close(self) -> int:
         """From here on, the other program runs; how many effects the first one had."""
@@ -120,15 +120,16 @@ class Terms:
         if target in (torch.finfo, torch.iinfo):
             self.known[term] = _LIMITS
         if target in _COMPARE:
-            sides = [a.value if isinstance(a, Symbol) else Number(a) for a in args]
+            sides = [a.value if isinstance(a, Symbolic) else Number(a) for a in args]
             if all(isinstance(side, Number) for side in sides):
                 self.known[term] = bool(target(*(side.value for side in sides)))
-        first = args[0] if args and isinstance(args[0], Symbol) else None
+        first = args[0] if args and isinstance(args[0], Symbolic) else None
         if first is not None and is_inplace(target):
             first.change(term)
             return None if target is operator.setitem else first
-        owner = first.memory if first is not None and name in VIEWS else Memory()
-        return Symbol(self, term, owner)
+        if first is not None and name in VIEWS:
+            return Symbolic(self, term, first.memory, views=True)
+        return Symbolic(self, term)
 
 
 def _operator(name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
@@ -143,12 +144,16 @@ def _operator(name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     return name, args
 
 
-class Symbol:
+class Symbolic:
     """Stands for a tensor, a tuple of them, or another value that is known when a model runs."""
 
-    def __init__(self, terms: Terms, term: int, memory: Memory | None = None) -> None:
+    def __init__(
+        self, terms: Terms, term: int, memory: Storage | None = None, *, views: bool = False
+    ) -> None:
         self._terms, self._term, self._first = terms, term, term
-        self.memory = memory or Memory()
+        self._before: Any = None  # what was known of it before it was changed
+        self.memory = memory or Storage()
+        self._views = views  # whether what is taken of it is in its memory
 
     @property
     def term(self) -> int:
@@ -158,7 +163,7 @@ class Symbol:
     @property
     def value(self) -> Any:
         """What the graph tells of it."""
-        return self._terms.known.get(self._term)
+        return self._terms.known.get(self._term, self._before)
 
     @property
     def count(self) -> int | None:
@@ -167,9 +172,8 @@ class Symbol:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def change(self, term: int) -> None:
-        """It was changed in place; its shape stays."""
-        self._terms.known.setdefault(term, self.value)
-        self._term = term
+        """It was changed in place; its shape stays, unless the graph tells another."""
+        self._before, self._term = self.value, term
         self.memory.version += 1
 
     def __getattr__(self, name: str) -> Any:
@@ -182,7 +186,7 @@ class Symbol:
             term = self._terms.of((name, self._first), name)
             if name == "dtype" and isinstance(value, torch.Tensor):
                 self._terms.known.setdefault(term, value.dtype)
-            return Symbol(self._terms, term)
+            return Symbolic(self._terms, term)
         if value is _LIMITS or self.count is not None or not _is_method(name):
             return self._terms.apply(getattr, (self, name), {})
         return lambda *args, **kwargs: self._terms.apply(name, (self, *args), kwargs)
@@ -199,7 +203,8 @@ class Symbol:
             return tuple(self)[index]
         terms, key = self._terms, ("item", self._term, range(self.count)[index])
         term = terms.freely(lambda: terms.of(key, "an item"))
-        return Symbol(terms, term, terms.state.setdefault(key, Memory()))
+        own = self.memory if self._views else terms.state.setdefault(key, Storage())
+        return Symbolic(terms, term, own)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._terms.apply(operator.setitem, (self, index, value), {})
@@ -218,7 +223,7 @@ class Symbol:
 class _Shape:
     """The sizes of a tensor of which the graph does not tell them: each is a value, too."""
 
-    def __init__(self, tensor: Symbol) -> None:
+    def __init__(self, tensor: Symbolic) -> None:
         self._tensor = tensor
 
     def __getitem__(self, dim: int) -> Any:
@@ -237,33 +242,21 @@ def _reversed(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, other: self._terms.apply(function, (other, self), {})
 
 
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-):
+_BOTH_SIDES = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+_ONE_SIDE = "eq ne lt le gt ge neg invert pos abs"
+for _name in _BOTH_SIDES.split():
     _function = getattr(operator, f"__{_name}__")
-    setattr(Symbol, f"__{_name}__", _operation(_function))
-    setattr(Symbol, f"__r{_name}__", _reversed(_function))
-for _name in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "invert", "pos", "abs"):
-    setattr(Symbol, f"__{_name}__", _operation(getattr(operator, _name)))
+    setattr(Symbolic, f"__{_name}__", _operation(_function))
+    setattr(Symbolic, f"__r{_name}__", _reversed(_function))
+for _name in _ONE_SIDE.split():
+    setattr(Symbolic, f"__{_name}__", _operation(getattr(operator, _name)))
 for _function, (_, _name) in INPLACE.items():
-    setattr(Symbol, f"__{_function.__name__}__", _operation(_function))
+    setattr(Symbolic, f"__{_function.__name__}__", _operation(_function))
 
 
 def frozen(value: Any) -> Hashable:
     """A value as part of a term."""
-    if isinstance(value, Symbol):
+    if isinstance(value, Symbolic):
         if value.count is not None:  # a tuple is its items
             return ("tuple", *map(frozen, value))
         return ("symbol", value.term, value.memory.version)

@@ -17,7 +17,7 @@ from .caches import Caches
 from .control import programs
 from .fused import FUSED, fused_attention
 from .guards import check_input, is_guard
-from .helpers import kept
+from .helpers import helpers_of
 from .nodes import is_size
 from .pruning import pass_on, prune
 from .runs import Given, Run
@@ -61,7 +61,7 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     root = copy_tree(model, merged, _at_first_path(model, *found.runs))
     checkpoint(root, found.checkpointed)
     root.__dict__["notes"] = tuple(_notes(model, found.lost_checkpoints))
-    root.__dict__["helpers"] = kept(model)
+    root.__dict__["helpers"] = helpers_of(model)
     root.__dict__["programs"] = construction.programs(model)
     root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
     root.__dict__["constants"] = constants

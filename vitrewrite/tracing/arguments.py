@@ -59,7 +59,7 @@ def separated(model: nn.Module, example: Any) -> tuple[Any, dict[str, Any]]:
     """
     known = dict(model.__dict__.get("constants", {})) if isinstance(model, Unit) else {}
     args, kwargs = as_arguments(example)
-    if not kwargs and all(_has_tensors(v) for v in args):
+    if not kwargs and all(tree.has_tensor(v) for v in args):
         by_name = known and isinstance(model.__dict__["example"], dict)
         return (named(model, args, kwargs) if by_name else example), known
     try:
@@ -67,18 +67,14 @@ def separated(model: nn.Module, example: Any) -> tuple[Any, dict[str, Any]]:
     except TypeError as error:
         name = type(model).__name__
         raise CaptureError("VR601", f"{name} cannot be called like the example: {error}") from error
-    constants = {k: v for k, v in entries.items() if not _has_tensors(v)}
+    constants = {k: v for k, v in entries.items() if not tree.has_tensor(v)}
     for name, value in constants.items():
         _check(name, value)
     tensors = {k: v for k, v in entries.items() if k not in constants}
-    left = [v for v in args if _has_tensors(v)]
+    left = [v for v in args if tree.has_tensor(v)]
     if not kwargs and list(map(id, args[: len(left)])) == list(map(id, left)):
         return tuple(left), known | constants  # constants come last
     return tensors, known | constants
-
-
-def _has_tensors(value: Any) -> bool:
-    return next(tree.leaves(value), None) is not None
 
 
 def _check(name: str, value: Any) -> None:

@@ -23,9 +23,6 @@ from .ranks import of_any_rank
 from .recorder import Recorder
 from .template import Template, signature
 
-Assigned = Template | type[nn.Module]
-"""What a module becomes: an instance of a template, or a torch layer."""
-
 
 def call_module(
     recorder: Recorder, module: nn.Module, args: Any, kwargs: Any, run: Callable[[], Any]

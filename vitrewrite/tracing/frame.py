@@ -64,10 +64,8 @@ class Frame:
         self.nodes[id(value)] = node
         node.meta["val"] = value
         if self.decisions and IMAGE in self.recorder.values.dead and node.op != "get_attr":
-            carried = isinstance(value, Tracked) and value.witnesses[IMAGE:][:1] not in (
-                (),
-                (None,),
-            )
+            others = value.witnesses[IMAGE:] if isinstance(value, Tracked) else ()
+            carried = any(other is not None for other in others[:1])
             if not carried:
                 self.lost.add(node)
         self.recorder.values.keep(value)

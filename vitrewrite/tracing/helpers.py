@@ -27,7 +27,7 @@ ELSEWHERE: Mapping[str, str] = {
 """What captured models do not have, and what to do instead."""
 
 
-def kept(model: nn.Module) -> dict[str, Any]:
+def helpers_of(model: nn.Module) -> dict[str, Any]:
     """What a model says of itself that is data, by name; of its classifier, where it is."""
     found = {name: getattr(model, name) for name in NUMBERS if _is_plain(getattr(model, name, ...))}
     for name, calls in (("group_matcher", ((False,), (True,))), ("no_weight_decay", ((),))):

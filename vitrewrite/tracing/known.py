@@ -78,7 +78,7 @@ class Known:
         facts = [self._fact(t) for t in tensors if not any(t is s for s in shapes)]
         if None in facts or name.removesuffix("_") in RANDOM or name == "empty_strided":
             return
-        if len(self.replay.steps) >= _MOST_STEPS or not _has_tensor(result):
+        if len(self.replay.steps) >= _MOST_STEPS or not tree.has_tensor(result):
             return
         numbers = [v for v in tree.leaves(arguments) if isinstance(v, Tracked)]
         deps = frozenset().union(
@@ -193,7 +193,3 @@ def _equal(a: torch.Tensor, b: torch.Tensor | None) -> bool:
     if b is None or a.shape != b.shape:
         return False
     return torch.equal(a.double(), b.double()) if not a.is_complex() else torch.equal(a, b)
-
-
-def _has_tensor(value: Any) -> bool:
-    return any(isinstance(v, torch.Tensor) for v in tree.leaves(value))

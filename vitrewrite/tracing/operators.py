@@ -70,6 +70,15 @@ def _is_method(func: Any, name: str) -> bool:
     return getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase."))
 
 
+def execute(kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+    """Runs what `canonical` gave."""
+    if kind == "attribute":
+        return getattr(args[0], target)
+    if kind == "method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
 def is_inplace(target: Any) -> bool:
     """Whether a call changes its first argument."""
     if target == "requires_grad_":

@@ -29,7 +29,7 @@ from .known import Known
 from .memo import Entry, Memo
 from .nodes import add
 from .numbers import Tracked, exited
-from .operators import canonical, is_inplace, is_repeatable
+from .operators import canonical, execute, is_inplace, is_repeatable
 from .ranges import INDEXING, check_indices
 from .sizes import OWN
 from .witness import IMAGE, Witnesses
@@ -358,13 +358,7 @@ def _never_drops(input: Any, p: float = 0.5, *_: Any, **__: Any) -> bool:
 
 def _execute(kind: str, target: Any, args: Any, kwargs: Any) -> Any:
     known = kernels.of_function(target, args, kwargs)
-    if known is not None:
-        return known
-    if kind == "attribute":
-        return getattr(args[0], target)
-    if kind == "method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    return target(*args, **kwargs)
+    return execute(kind, target, args, kwargs) if known is None else known
 
 
 def _node(frame: Frame, kind: str, target: Any, args: Any, kwargs: Any) -> fx.Node:

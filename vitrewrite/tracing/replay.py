@@ -12,6 +12,7 @@ import torch
 from . import tree
 from .facts import Fact
 from .numbers import Tracked, plain
+from .operators import execute
 from .witness import Witnesses
 
 _MOST_ELEMENTS = 1 << 20
@@ -114,7 +115,7 @@ class Replay:
 
         args, kwargs = tree.map_leaves(one, step.arguments)
         args, kwargs = _on_cpu(args, variant[1]), _on_cpu(kwargs, variant[1])
-        if step.kind == "function" and not _has_tensor((args, kwargs)):
+        if step.kind == "function" and not tree.has_tensor((args, kwargs)):
             kwargs["device"] = "cpu"
         return args, kwargs
 
@@ -141,14 +142,8 @@ def _on_cpu(value: Any, dtype: torch.dtype | None) -> Any:
 def _execute(step: Step, args: Any, kwargs: Any) -> Any:
     if step.kind == "same":
         return args[0]
-    if step.kind == "attribute":
-        return getattr(args[0], step.target)
-    if step.kind == "method":
-        return getattr(args[0], step.target)(*args[1:], **kwargs)
-    if step.target is operator.setitem:
-        args[0][args[1]] = args[2]
-        return args[0]
-    return step.target(*args, **kwargs)
+    found = execute(step.kind, step.target, args, kwargs)
+    return args[0] if step.target is operator.setitem else found
 
 
 def _forget(found: dict[int, torch.Tensor], changed: torch.Tensor | None) -> None:
@@ -157,7 +152,3 @@ def _forget(found: dict[int, torch.Tensor], changed: torch.Tensor | None) -> Non
         memory = changed.untyped_storage().data_ptr()
         for key in [k for k, v in found.items() if v.untyped_storage().data_ptr() == memory]:
             del found[key]
-
-
-def _has_tensor(value: Any) -> bool:
-    return any(isinstance(v, torch.Tensor) for v in tree.leaves(value))

@@ -195,7 +195,7 @@ def _again(recorder: Recorder, call: Call, arguments: Any = None) -> Template | 
     return found
 
 
-class Replay(Protocol):
+class Recall(Protocol):
     """A call under other inputs, and what is called in it."""
 
     call: Call
@@ -211,28 +211,28 @@ class Replay(Protocol):
         """What a call in it gives."""
 
 
-def again(run: Run, replays: Sequence[Replay], *, training: bool) -> list[Template | None]:
+def again(run: Run, recalls: Sequence[Recall], *, training: bool) -> list[Template | None]:
     """The programs of forwards under other inputs; None for one that fails, or goes another way."""
-    if not replays:
+    if not recalls:
         return []
     model = run.given.model
-    values = Witnesses(0, _state_in(model, replays[0].dtype))
+    values = Witnesses(0, _state_in(model, recalls[0].dtype))
     with preserved(model) as restore:
         recorder = Recorder(model, run.recorder, restore, values)
         with _tracing(recorder, run.given, training):
-            return [_replayed(recorder, replay) for replay in replays]
+            return [_recalled(recorder, each) for each in recalls]
 
 
-def _replayed(recorder: Recorder, replay: Replay) -> Template | None:
+def _recalled(recorder: Recorder, recall: Recall) -> Template | None:
     try:
-        arguments = replay.arguments()
+        arguments = recall.arguments()
     except Exception:
         return None
     for value in tree.leaves(arguments):
         if isinstance(value, torch.Tensor):
             recorder.values.add(value, [])
-    recorder.replayed = replay.answer
-    return _again(recorder, replay.call, arguments)
+    recorder.replayed = recall.answer
+    return _again(recorder, recall.call, arguments)
 
 
 @contextmanager

@@ -57,8 +57,8 @@ class Thirds:
             training: their mode.
         """
         tried = list(self._new(assignments, calls))
-        replays = {path: cast for path, mine in tried if (cast := self._cast(path, calls(mine)))}
-        alone = dict(zip(replays, again(run, [*replays.values()], training=training), strict=True))
+        recalls = {path: cast for path, mine in tried if (cast := self._cast(path, calls(mine)))}
+        alone = dict(zip(recalls, again(run, [*recalls.values()], training=training), strict=True))
         for path, mine in tried:
             found = alone.get(path)
             if found is not None and _are_same(mine, found):
@@ -75,13 +75,13 @@ class Thirds:
             if any(map(_reads, calls(mine))) and not is_joined(mine.graph):
                 yield path, mine
 
-    def _cast(self, path: str, own: list[Call]) -> _Cast | None:
+    def _cast(self, path: str, own: list[Call]) -> _CastCall | None:
         """The call of a forward in the third dtype, if there is one call of it."""
         theirs = self._control.assignments.get(path)
         other = self._control.calls(theirs) if isinstance(theirs, Template) else []
         if self._kinds is None or len(own) != 1 or len(other) != 1:
             return None
-        return _Cast(own[0], other[0], self._kinds)
+        return _CastCall(own[0], other[0], self._kinds)
 
     def _is_same_in_whole(self, path: str, mine: Template, *, training: bool) -> bool:
         """Whether the trace of the whole model in the third dtype says so."""
@@ -123,7 +123,7 @@ def _are_same(mine: Template, other: Template) -> bool:
     return not isinstance(compare(mine.graph, other.graph), Difference)
 
 
-class _Cast:
+class _CastCall:
     """A call as it would be in the third dtype."""
 
     def __init__(self, mine: Call, theirs: Call, kinds: Kinds) -> None:

@@ -59,6 +59,11 @@ def leaves(value: Any) -> Iterator[Any]:
         yield from leaves((value.start, value.stop, value.step))
 
 
+def has_tensor(value: Any) -> bool:
+    """Whether there is a tensor in a nested value."""
+    return any(isinstance(v, torch.Tensor) for v in leaves(value))
+
+
 def passed(frame: Frame | None, value: Any) -> Iterator[Any]:
     """What a call hands over: leaves, dtypes, and devices that the caller read off a tensor."""
     if isinstance(value, torch.dtype):

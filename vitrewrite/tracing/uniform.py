@@ -19,14 +19,14 @@ _SHAPED = {
 }  # fmt: skip
 _BY_ELEMENT = {
     "eq", "ne", "lt", "le", "gt", "ge", "inv", "invert", "logical_not", "logical_and",
-    "bitwise_not",
-    "logical_or", "and_", "or_", "xor", "add", "sub", "mul", "neg", "abs", "truediv", "rsub",
+    "bitwise_not", "logical_or", "and_", "or_", "xor", "add", "sub", "mul", "neg", "abs",
+    "truediv", "rsub",
 }  # fmt: skip
 _REDUCED = {"all", "any", "amin", "amax"}
 FRESH = {
     *_FILLED, *_FILLED_WITH, *_BY_ELEMENT, *_REDUCED, "clone", "cat", "stack", "cumsum", "sum",
-    "sin",
-    "cos", "pow", "exp", "log", "sqrt", "floordiv", "mod", "mean", "argmax", "argmin", "repeat",
+    "sin", "cos", "pow", "exp", "log", "sqrt", "floordiv", "mod", "mean", "argmax", "argmin",
+    "repeat",
 }  # fmt: skip
 """Operations whose result shares no memory with what they are given."""
 
