@@ -16,7 +16,7 @@ import timm
 import torch
 
 import vitrewrite as vr
-from vitrewrite.sensitivity.run import measure
+from vitrewrite.profiling.run import measure
 from vitrewrite.tuning import Settings, tune
 
 SPT = "sensitive(budget=4K, samples=400, scale=20K)"

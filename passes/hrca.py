@@ -40,8 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.declare import Pass, option
-from vitrewrite.rewrite.sites import DecoderSite, LayerSite, Value
+from vitrewrite.authoring import DecoderSite, LayerSite, Pass, Value, option
 
 
 class FineLevel(nn.Module):

@@ -35,8 +35,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from vitrewrite.declare import Pass, option
-from vitrewrite.rewrite.sites import AttentionSite
+from vitrewrite.authoring import AttentionSite, Pass, option
 
 
 class KeyValuePrompt(nn.Module):

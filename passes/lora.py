@@ -41,8 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.declare import Pass, option
-from vitrewrite.rewrite.sites import LinearSite
+from vitrewrite.authoring import LinearSite, Pass, option
 
 
 class LowRank(nn.Module):

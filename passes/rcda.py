@@ -38,8 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.declare import Pass
-from vitrewrite.rewrite.sites import AttentionSite
+from vitrewrite.authoring import AttentionSite, Pass
 
 _NAMES = ("q_x", "q_y", "k_x", "k_y", "v", "out")
 

@@ -33,8 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.declare import Pass
-from vitrewrite.rewrite.sites import EntriesSite
+from vitrewrite.authoring import EntriesSite, Pass
 
 
 class SparseDelta(nn.Module):

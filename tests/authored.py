@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 import torch
 from torch import nn
-from vitrewrite.declare import Pass, option
+from vitrewrite.authoring import Pass, option
 """
 
 

@@ -15,10 +15,10 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from tests.catalogue import CATALOG
 from vitrewrite.catalog import Catalog
+from vitrewrite.catalog.signatures import OptionInfo, PassInfo
 from vitrewrite.language.source import text_source
 from vitrewrite.language.tokens import statements
 from vitrewrite.language.values import show
-from vitrewrite.signature import OptionInfo, PassInfo
 
 SITES = ("blocks", "blocks[*].attn", "blocks[*].mlp", "head", "norm", "patch_embed")
 KINDS = ("linear", "norm", "attention")

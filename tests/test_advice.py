@@ -16,11 +16,11 @@ from torch import nn
 
 from tests.test_capture import tiny
 from vitrewrite import catalog
+from vitrewrite.editing.measure import Propagation
 from vitrewrite.errors import VitrewriteError
 from vitrewrite.language import parse_spec
 from vitrewrite.rewrite.advice import copied
 from vitrewrite.rewrite.engine import rewrite
-from vitrewrite.rewrite.measure import Propagation
 from vitrewrite.tracing import trace
 from vitrewrite.tracing.unit import on_meta
 

@@ -23,14 +23,14 @@ from vitrewrite.bench.layer import layer_steps
 from vitrewrite.bench.memory import peak_bytes, saved_bytes
 from vitrewrite.bench.steps import training_macs, training_steps
 from vitrewrite.bench.timing import spread, timed
-from vitrewrite.cli.common import Request
+from vitrewrite.cli.common import Invocation
 from vitrewrite.errors import UsageError
 from vitrewrite.report.chart import chart
 from vitrewrite.rewrite.rewritten import Rewritten
 
 CPU = torch.device("cpu")
 SPEC = "insert lora(rank=2, dropout=0.0) at blocks[{}].attn.{{q, v}}\ntrain head\n"
-SETTINGS = bench.Settings(batch=2, rounds=1)
+SETTINGS = bench.BenchSettings(batch=2, rounds=1)
 
 
 def tiny(**options: Any) -> VisionTransformer:
@@ -45,8 +45,8 @@ def swin() -> SwinTransformer:
     )  # fmt: skip
 
 
-def request(model: nn.Module, spec: str = SPEC.format("*"), device: str = "cpu") -> Request:
-    return Request(vr.parse(spec), {"model": model}, device)
+def request(model: nn.Module, spec: str = SPEC.format("*"), device: str = "cpu") -> Invocation:
+    return Invocation(vr.parse(spec), {"model": model}, device)
 
 
 def models(rewritten: Rewritten) -> dict[str, Any]:
@@ -270,12 +270,12 @@ def test_profiling() -> None:
 
 
 def test_a_spec_that_measures_has_its_profiling_measured() -> None:
-    from vitrewrite.sensitivity.run import measure
+    from vitrewrite.profiling.run import measure
 
     spec = "insert sparse() at sensitive(budget=100, samples=4, scale=1K)\ntrain head\n"
     small = tiny(in_chans=1, num_classes=10)
     profile = measure(vr.parse(spec), small, data="digits", batch=4)
-    wanted = Request(vr.parse(spec), {"model": small, "profile": profile})
+    wanted = Invocation(vr.parse(spec), {"model": small, "profile": profile})
     assert bench.run(wanted, replace(SETTINGS, train=False))["profiling"]
     off = replace(SETTINGS, train=False, profiling=False)
     assert bench.run(wanted, off)["profiling"] == {}

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import vitrewrite as vr
 from vitrewrite.emission.twin import emitted_twin
-from vitrewrite.files import model_text
-from vitrewrite.folder.loading import load_folder
+from vitrewrite.folder.reading import load_folder
+from vitrewrite.folder.writing import model_text
 
 LORA = "insert lora(rank=2) at blocks[*].attn.{q, v}"
 

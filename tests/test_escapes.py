@@ -11,7 +11,7 @@ from torch import nn
 
 import vitrewrite as vr
 from vitrewrite.emission.twin import emitted_twin
-from vitrewrite.files import model_text
+from vitrewrite.folder.writing import model_text
 
 
 class Attention(nn.Module):

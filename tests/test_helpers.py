@@ -13,7 +13,7 @@ from torch import fx, nn
 
 import vitrewrite as vr
 from vitrewrite.emission.twin import emitted_twin
-from vitrewrite.files import model_text
+from vitrewrite.folder.writing import model_text
 from vitrewrite.tracing.unit import checkpointed
 
 LORA = "insert lora(rank=2) at blocks[*].attn.{q, v}"

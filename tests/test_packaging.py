@@ -18,7 +18,7 @@ DATA = {
     "vitrewrite/language/grammar.lark",
     "vitrewrite/language/table.json",
     "vitrewrite/language/mistakes.txt",
-    "vitrewrite/explanations.md",
+    "vitrewrite/catalog/explanations.md",
     "vitrewrite/emission/templates/model.py.jinja",
     "vitrewrite/emission/templates/test_model.py.jinja",
     "vitrewrite/emission/templates/graph.svg.jinja",

@@ -11,9 +11,9 @@ from torch import nn
 
 import vitrewrite as vr
 from tests.test_capture import tiny
+from vitrewrite.editing.measure import BrokenError
+from vitrewrite.editing.stream import Tokens
 from vitrewrite.rewrite.conflicts import needed
-from vitrewrite.rewrite.measure import BrokenError
-from vitrewrite.rewrite.stream import Tokens
 
 MERGE = "insert merge.bdm() after blocks[0].attn"
 PROMPT = "prepend prompt() to blocks[*]"

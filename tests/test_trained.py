@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 import vitrewrite as vr
-from vitrewrite.files import model_text
-from vitrewrite.files import test_text as text_of_tests
+from vitrewrite.folder.writing import model_text
+from vitrewrite.folder.writing import test_text as text_of_tests
 
 TINY = (
     "model vit_tiny_patch16_224(depth=1, embed_dim=24, num_heads=3, img_size=32, num_classes=5)\n"

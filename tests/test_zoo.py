@@ -15,7 +15,7 @@ from torch import nn
 
 import vitrewrite as vr
 from tests.models import ZOO, spread
-from vitrewrite.files import model_text
+from vitrewrite.folder.writing import model_text
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.tracing.construction import construct
 from vitrewrite.tracing.leaves import is_torch_class

@@ -17,13 +17,12 @@ lowered = vr.lower(rewritten)
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .declare import Pass
+from .catalog.declare import Pass
 from .errors import VitrewriteError
 
 if TYPE_CHECKING:
     from .api import apply, capture, emit, load, lower, parse, plan, save, verify
 
-__version__ = "0.1.0"
 __all__ = [
     "Pass",
     "VitrewriteError",

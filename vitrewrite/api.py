@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from . import files
-from .context import undisturbed
+from .anatomy.fingerprint import trunk_fingerprint
+from .editing.fitting import modes_kept
+from .emission.captured import Captured
 from .errors import raise_all
+from .folder import writing as files
 from .folder.delta import load_delta, save_delta
 from .language import parse_spec
 from .language.model import Spec
-from .rewrite.apply import apply as apply
-from .rewrite.apply import lower as lower
-from .rewrite.apply import plan as plan
-from .rewrite.fitting import modes_kept
+from .models.request import Request
+from .rewrite.compilation import Compilation
+from .rewrite.lowered import lowered
 from .rewrite.rewritten import Rewritten
+from .rewrite.weights import weighted
+from .sensitivity.profile import Profile
 from .tracing import trace
-from .tracing.captured import Captured
+from .tracing.undisturbed import undisturbed
 from .verification import Check, verify_rewritten
+from .verification.claims import judged, with_errors
 
 
 def parse(source: str | Path, **overrides: object) -> Spec:
@@ -58,6 +63,114 @@ def capture(model: nn.Module, example: Any = None) -> Captured:
     realise(root)
     assert isinstance(root, Captured)
     return root
+
+
+@undisturbed()
+def plan(
+    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
+    **overrides: object,
+) -> Compilation:  # fmt: skip
+    """What `spec` would change in `model`; no weight is allocated or read.
+
+    Args:
+        spec: a `Spec`, a path, the name of a shipped spec, or a text.
+        model: a module, or a name; by default the spec's own.
+        example: what the model is called with, if it does not say so itself.
+        weights: what `apply` would start from; only named here.
+        seed: of random weights.
+        profile: measurements for `sensitive(...)`, or the file of one.
+        overrides: params and pass options of the spec.
+
+    Raises:
+        VitrewriteError: everything that is wrong with the spec on this model.
+    """
+    request = Request(_spec(spec, overrides), model, weights, seed)
+    base = request.traced(example, meta=True)[1]
+    return Compilation.of(request, base, profile=_profile(profile))
+
+
+@undisturbed()
+def apply(
+    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
+    profile: Profile | str | Path | None = None,
+    allocations: Mapping[str, Any] | None = None, **overrides: object,
+) -> Rewritten:  # fmt: skip
+    """Rewrites a model; the input model is unchanged and shares its frozen weights.
+
+    Args:
+        spec: a `Spec`, a path, the name of a shipped spec, or a text.
+        model: a module, or a name; by default the spec's own.
+        example: what the model is called with, if it does not say so itself.
+        weights: `random`, `pretrained` or a safetensors file, for a model by name.
+        seed: of random weights, and of what the passes add.
+        model_options: constructor arguments of a model by name.
+        profile: measurements for `sensitive(...)`, or the file of one.
+        allocations: what each `sensitive(...)` bought before, as a lock file has it.
+        overrides: params and pass options of the spec.
+
+    Raises:
+        VitrewriteError: everything that is wrong, claims that do not hold included.
+    """
+    original, made = compiled(
+        spec, model, example=example, weights=weights, seed=seed, model_options=model_options,
+        profile=profile, allocations=allocations, **overrides,
+    )  # fmt: skip
+    return finished(made, original)
+
+
+@undisturbed()
+def compiled(
+    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
+    profile: Profile | str | Path | None = None,
+    allocations: Mapping[str, Any] | None = None, **overrides: object,
+) -> tuple[nn.Module, Compilation]:  # fmt: skip
+    """The model, and the spec carried out on it: what `apply` prints and then gives its weights.
+
+    Args and errors are those of `apply`, but for the claims that take weights.
+    """
+    request = Request(_spec(spec, overrides), model, weights, seed, model_options)
+    original, base = request.traced(example, meta=False)
+    if request.module is None:
+        base.eval()
+    measured = _profile(profile)
+    made = Compilation.of(request, base, profile=measured, allocations=allocations)
+    if measured is not None and made.allocations:
+        measured.check(trunk_fingerprint(base, made.anatomy))
+    return original, made
+
+
+@undisturbed()
+def finished(made: Compilation, original: nn.Module) -> Rewritten:
+    """The rewritten model, with all claims judged.
+
+    Raises:
+        VerifyError: VR501 for every claim that does not hold, together.
+    """
+    rewritten = weighted(made)
+    rewritten.original = original
+    return judged(rewritten)
+
+
+def _spec(spec: Spec | str | Path, overrides: Mapping[str, object]) -> Spec:
+    return spec if isinstance(spec, Spec) else parse_spec(spec, overrides)
+
+
+def _profile(profile: Profile | str | Path | None) -> Profile | None:
+    return Profile.load(profile) if isinstance(profile, (str, Path)) else profile
+
+
+@undisturbed()
+def lower(rewritten: Rewritten) -> Rewritten:
+    """The cheapest equal model: what can be folded into weights is folded.
+
+    `rewritten` is unchanged, and stays in the result as `unlowered`. The result's report has the
+    error of every fold and clause by dtype, measured when it is first asked for; see
+    `verification.lowered`. A model that is lowered already is its own cheapest equal.
+    """
+    return rewritten if rewritten.lowered else with_errors(lowered(rewritten))
 
 
 def verify(rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True) -> list[Check]:

@@ -39,8 +39,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from vitrewrite.declare import Pass, option
-from vitrewrite.rewrite.sites import DecoderSite, LayerSite, LevelSite, Value
+from vitrewrite.authoring import DecoderSite, LayerSite, LevelSite, Pass, Value, option
 
 from .keys import ConditionalPosition, LearnedPosition, ProjectedPosition
 from .queries import MaskPool, PositionalQueries

@@ -42,8 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.declare import Pass, option
-from vitrewrite.rewrite.sites import AttentionSite, BlockSite
+from vitrewrite.authoring import AttentionSite, BlockSite, Pass, option
 
 
 class BipartiteMerge(nn.Module):

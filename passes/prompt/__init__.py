@@ -46,8 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.declare import Pass, option
-from vitrewrite.rewrite.sites import AttentionSite, BlockSite
+from vitrewrite.authoring import AttentionSite, BlockSite, Pass, option
 
 if TYPE_CHECKING:
     from .pruning import PruneAndRewind

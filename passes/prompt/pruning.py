@@ -16,8 +16,7 @@ from itertools import product
 
 import torch
 
-from vitrewrite.rewrite.rewritten import Rewritten
-from vitrewrite.tuning import Phase, Procedure, Run
+from vitrewrite.authoring import Phase, Procedure, Rewritten, Run
 
 MASKS = ("token_mask", "segment_mask")
 

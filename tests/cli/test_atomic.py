@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from vitrewrite import files
 from vitrewrite.disk import folders
+from vitrewrite.folder import writing as files
 
 from .invoke import FILES, LORA, invoke, snapshot
 
@@ -122,7 +122,7 @@ def test_a_disk_that_is_full_in_the_middle_of_the_weights(
 ) -> None:
     before = snapshot(inside)
     full = failing(OSError(errno.ENOSPC, "No space left on device"))
-    monkeypatch.setattr("vitrewrite.files.write_tensors", full)
+    monkeypatch.setattr("vitrewrite.folder.writing.write_tensors", full)
     assert invoke("apply", "lora.peft", "--out", "out").codes == ["VR702"]
     assert snapshot(inside) == before
 

@@ -18,7 +18,7 @@ import vitrewrite
 import vitrewrite as vr
 from vitrewrite import catalog
 from vitrewrite.cli.common import busy, progress_bar
-from vitrewrite.folder.loading import load_folder
+from vitrewrite.folder.reading import load_folder
 
 from .invoke import COUNTS, FILES, LORA, invoke, snapshot
 

@@ -13,8 +13,8 @@ from PIL import Image
 import vitrewrite as vr
 from tests.tuning.scenes import SPEC, model_folder, scenes
 from vitrewrite import models
-from vitrewrite.report.segmentation import Segmentation, prepared
-from vitrewrite.rewrite.taps import WeightsTap, observe
+from vitrewrite.editing.taps import WeightsTap, observe
+from vitrewrite.report.segmentation import SegmentationPicture, prepared
 from vitrewrite.tasks.queries import semantic
 
 from .invoke import invoke
@@ -103,7 +103,7 @@ def test_what_is_shown_is_what_the_model_computes(ours: Any) -> None:
     with Image.open(IMAGE) as opened:
         image, pixels = prepared(ours, opened)
     assert image.shape == pixels.shape == (3, 64, 64)
-    found = Segmentation.of(ours, image, pixels)
+    found = SegmentationPicture.of(ours, image, pixels)
     with torch.no_grad():
         output = ours.module.eval()(pixels[None])
     classes, masks = output["class_queries_logits"][0], output["masks_queries_logits"][0]
@@ -114,7 +114,7 @@ def test_what_is_shown_is_what_the_model_computes(ours: Any) -> None:
     assert [tuple(look.weights.shape) for look in found.looks] == [(2, 2), (4, 4), (8, 8)]
     assert all(float(look.weights.sum()) == pytest.approx(1) for look in found.looks)
     assert sum(found.shares.values()) == pytest.approx(1)
-    other = Segmentation.of(ours, image, pixels, (found.query + 1) % 6)
+    other = SegmentationPicture.of(ours, image, pixels, (found.query + 1) % 6)
     assert not torch.equal(other.mask, found.mask)
     assert torch.equal(other.labels, found.labels)
 
@@ -123,7 +123,7 @@ def test_an_image_keeps_its_shape_in_multiples_of_the_stride(ours: Any) -> None:
     for size, expected in (((300, 300), (64, 64)), ((640, 160), (32, 128)), ((90, 100), (64, 64))):
         image, pixels = prepared(ours, Image.new("L", size, 128))
         assert image.shape == pixels.shape == (3, *expected)
-        assert len(Segmentation.of(ours, image, pixels).looks) == 3
+        assert len(SegmentationPicture.of(ours, image, pixels).looks) == 3
 
 
 def test_the_command(here: Path) -> None:

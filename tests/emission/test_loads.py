@@ -21,7 +21,7 @@ from vitrewrite.emission import checked
 from vitrewrite.emission.file import patterns
 from vitrewrite.emission.literals import constant
 from vitrewrite.emission.twin import emitted_twin
-from vitrewrite.files import model_text
+from vitrewrite.folder.writing import model_text
 
 from .emitted import INPUT, Block, check, linear, loaded, module
 from .test_names import in_turn
@@ -176,7 +176,7 @@ def test_source_that_is_wrong_is_not_written(
     found = rewritten()
     text = model_text(found)
     assert old in text
-    monkeypatch.setattr("vitrewrite.files.model_text", lambda _: text.replace(old, new))
+    monkeypatch.setattr("vitrewrite.folder.writing.model_text", lambda _: text.replace(old, new))
     with pytest.raises(vr.VitrewriteError) as caught:
         vr.emit(found, tmp_path / "out")
     assert caught.value.code == code
@@ -203,7 +203,7 @@ def test_what_acts_in_training_alone_is_compared(
     )
     text = model_text(found)
     assert old in text
-    monkeypatch.setattr("vitrewrite.files.model_text", lambda _: text.replace(old, new))
+    monkeypatch.setattr("vitrewrite.folder.writing.model_text", lambda _: text.replace(old, new))
     with pytest.raises(vr.VitrewriteError, match=f"VR808 the source that was printed makes {told}"):
         vr.emit(found, tmp_path / "out")
 

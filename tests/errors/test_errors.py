@@ -77,7 +77,7 @@ def malformed_pass() -> object:
 
 
 def failing_pass() -> object:
-    text = "from vitrewrite.declare import Pass\nclass Odd(Pass): pass\nraise OSError('no')\n"
+    text = "from vitrewrite.authoring import Pass\nclass Odd(Pass): pass\nraise OSError('no')\n"
     Path("failing.py").write_text(text)
     return Catalog((Path(),), ()).load("failing")
 

@@ -14,12 +14,12 @@ from tests.cli.invoke import LORA, TINY, invoke, snapshot
 from tests.folders import flip
 from vitrewrite.cli.listing import differences
 from vitrewrite.errors import VitrewriteError
-from vitrewrite.folder.loading import load_folder, rewritten_folder, unlowered_folder
 from vitrewrite.folder.lock import Folder
+from vitrewrite.folder.reading import load_folder, rewritten_folder, unlowered_folder
+from vitrewrite.language.settings import Settings
 from vitrewrite.tuning.checkpoints import Checkpoints
 from vitrewrite.tuning.engine import Engine
 from vitrewrite.tuning.folder import RunFolder
-from vitrewrite.tuning.settings import Settings
 from vitrewrite.verification.folder import verify_folder
 
 FLIPS = 20

@@ -16,8 +16,8 @@ from torch import nn
 import vitrewrite as vr
 from tests.models import ZOO, spread
 from vitrewrite.emission.realise import realise
-from vitrewrite.folder.loading import load_folder
-from vitrewrite.program import DataError, read_program, write_program
+from vitrewrite.folder.reading import load_folder
+from vitrewrite.program import ProgramError, read_program, write_program
 from vitrewrite.tracing import trace
 from vitrewrite.tracing.numbers import plain
 from vitrewrite.tracing.unit import Unit
@@ -176,7 +176,7 @@ def test_what_is_code_has_no_program(tmp_path: Path) -> None:
     from tests.test_capture import tiny
 
     rewritten = vr.apply("insert lora(rank=2) at blocks[*].attn.{q, v}\n", tiny())
-    with pytest.raises(DataError, match="which is code"):
+    with pytest.raises(ProgramError, match="which is code"):
         write_program(trace(rewritten.module, torch.zeros(1, 3, 32, 32)))
     again_ = vr.apply(
         "train head\n", rewritten.module, example=torch.zeros(1, 3, 32, 32)
@@ -282,11 +282,11 @@ def test_data_that_is_more_than_a_program(what: str, small: tuple[Any, Any]) -> 
     data = json.loads(json.dumps(small[0]))
     read_program(copy.deepcopy(data), small[1])
     CHANGES[what](data)
-    with pytest.raises(DataError):
+    with pytest.raises(ProgramError):
         read_program(data, small[1])
 
 
 @pytest.mark.parametrize("data", [None, 3, [], {}, "x", {"format": "vitrewrite program 1"}])
 def test_data_that_is_no_program(data: Any) -> None:
-    with pytest.raises(DataError):
+    with pytest.raises(ProgramError):
         read_program(data, {})

@@ -14,8 +14,8 @@ import vitrewrite as vr
 from tests.cli.invoke import LORA, TINY, invoke, snapshot
 from tests.folders import edit, reseal
 from tests.lowering.models import equal, fill, state, vit
-from vitrewrite.folder.loading import Trust, load_folder, rewritten_folder
 from vitrewrite.folder.lock import Folder
+from vitrewrite.folder.reading import Trust, load_folder, rewritten_folder
 from vitrewrite.verification.folder import verify_folder
 
 CODE = 'open("ran", "w").close()\n'

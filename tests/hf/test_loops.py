@@ -11,7 +11,7 @@ import torch
 
 import vitrewrite as vr
 from tests.hf.zoo import mask2former
-from vitrewrite.files import model_text
+from vitrewrite.folder.writing import model_text
 from vitrewrite.tracing.construction import construct
 
 EVERYTHING = {

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.cli.invoke import invoke
-from vitrewrite import hugging_face, models
+from vitrewrite import models
 from vitrewrite.errors import FileError, MatchError
+from vitrewrite.models import hugging_face
 from vitrewrite.tracing.inputs import example_input
 
 TINY_VIT: dict[str, Any] = {

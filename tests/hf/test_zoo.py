@@ -12,7 +12,7 @@ import vitrewrite as vr
 from tests.hf.zoo import ZOO
 from tests.models import spread
 from tests.zoo.subject import tensors
-from vitrewrite.files import model_text
+from vitrewrite.folder.writing import model_text
 from vitrewrite.tracing.construction import construct
 from vitrewrite.tracing.leaves import is_torch_class
 

@@ -11,10 +11,10 @@ import pytest
 from tests.catalogue import CATALOG, FIXTURES
 from vitrewrite import catalog
 from vitrewrite.catalog import Catalog
+from vitrewrite.catalog.signatures import PassInfo
 from vitrewrite.errors import SpecError
-from vitrewrite.signature import PassInfo
 
-HEAD = "from vitrewrite.declare import Pass, option\n"
+HEAD = "from vitrewrite.authoring import Pass, option\n"
 
 
 def signature_of(tmp_path: Path, text: str) -> PassInfo:

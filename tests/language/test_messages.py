@@ -11,13 +11,13 @@ from lark.lexer import Lexer, Token
 
 from tests.catalogue import CATALOG
 from tests.fuzz_specs import texts
+from vitrewrite.catalog.explain import explain_code, explanations
 from vitrewrite.errors import UsageError, VitrewriteError
-from vitrewrite.explain import explain_code, explanations
 from vitrewrite.language import parse_spec
 from vitrewrite.language.build import Word
 from vitrewrite.language.mistakes import mistakes
 from vitrewrite.language.parser import UnexpectedError, parse_words, words
-from vitrewrite.language.source import Source
+from vitrewrite.language.source import SpecSource
 from vitrewrite.language.table import build_table, load_table
 from vitrewrite.language.tokens import statements
 
@@ -52,7 +52,7 @@ def test_the_parser_takes_what_lark_takes() -> None:
     lark = Lark(grammar.read_text(), parser="lalr", lexer=Given, start="statement")
     compared = 0
     for text in texts(300, seed=5):
-        for statement in statements(Source("", text)):
+        for statement in statements(SpecSource("", text)):
             if not statement.tokens:
                 continue
             given = words(statement.source, statement.tokens, "statement")

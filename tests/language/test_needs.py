@@ -9,8 +9,8 @@ import pytest
 import vitrewrite as vr
 from vitrewrite import catalog
 from vitrewrite.catalog import Catalog
+from vitrewrite.catalog.needs import holds, names_in
 from vitrewrite.language import parse_spec
-from vitrewrite.needs import holds, names_in
 
 IDLE = [
     ("insert lora(rank_stabilised=true) at blocks[0].attn.q", "lora.rank_stabilised", 13),
@@ -87,7 +87,7 @@ def test_what_depends_on_the_site_is_a_warning() -> None:
 )
 def test_conditions_that_are_none(needs: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "from vitrewrite.declare import Pass, option\nclass Mine(Pass):\n    n: int = 1\n"
+        "from vitrewrite.authoring import Pass, option\nclass Mine(Pass):\n    n: int = 1\n"
         f"    m: int = option(2, needs={needs!r})\n"
     )
     with pytest.raises(vr.VitrewriteError, match=f"mine.py:4:5: VR240 .*needs of m .*{message}"):

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 import vitrewrite as vr
 from tests.cli.invoke import invoke, snapshot
 from tests.folders import edit, flip, reseal
-from vitrewrite import originals
-from vitrewrite.folder.loading import load_folder, unlowered_folder
+from vitrewrite.folder import originals
+from vitrewrite.folder.reading import load_folder, unlowered_folder
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.rewrite.unlowering import same_bits
 from vitrewrite.verification import quick
@@ -299,7 +299,7 @@ def test_a_full_disk_leaves_what_was_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = snapshot(inside)
-    monkeypatch.setattr("vitrewrite.files.write_tensors", full)
+    monkeypatch.setattr("vitrewrite.folder.writing.write_tensors", full)
     line = ("lower", "low", "--undo") if undo else ("lower", "out")
     for out in ("low", "new"):
         assert invoke(*line, "--out", out).codes == ["VR702"]

@@ -11,9 +11,9 @@ import vitrewrite as vr
 from tests.authored import branch, install
 from tests.lowering.models import fill, profile, vit
 from vitrewrite import catalog
+from vitrewrite.catalog.signatures import KNOWN
 from vitrewrite.rewrite.rewritten import Rewritten
-from vitrewrite.rewrite.within import KINDS
-from vitrewrite.signature import KNOWN
+from vitrewrite.selection.within import KINDS
 from vitrewrite.verification.check import Check
 from vitrewrite.verification.promises import identities, lowerings, properties
 from vitrewrite.verification.reference import Runs
@@ -195,7 +195,7 @@ def test_a_layer_of_two_holders_keeps_its_branch() -> None:
 )  # fmt: skip
 def test_words_that_nothing_knows(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        f"from vitrewrite.declare import Pass\nclass Mine(Pass):\n    {line}\n"
+        f"from vitrewrite.authoring import Pass\nclass Mine(Pass):\n    {line}\n"
     )
     with pytest.raises(vr.VitrewriteError, match=rf"mine\.py:3:5: VR240 .*{message}"):
         catalog.Catalog((tmp_path,), ()).signature("mine")
@@ -203,7 +203,7 @@ def test_words_that_nothing_knows(line: str, message: str, tmp_path: Path) -> No
 
 def test_a_claim_to_lower_without_lower(tmp_path: Path) -> None:
     (tmp_path / "mine2.py").write_text(
-        "from vitrewrite.declare import Pass\nclass Mine(Pass):\n    claims = ('lowers_exactly',)\n"
+        "from vitrewrite.authoring import Pass\nclass Mine(Pass):\n    claims = ('lowers_exactly',)\n"
     )
     with pytest.raises(vr.VitrewriteError, match=r"VR240 .*has no lower\(\)"):
         catalog.Catalog((tmp_path,), ()).load("mine2")

@@ -12,7 +12,7 @@ from torch import nn
 
 import vitrewrite as vr
 from tests import goldens
-from vitrewrite.rewrite.sites.dropping import KeepSamples
+from vitrewrite.sites.dropping import KeepSamples
 
 
 class SequenceFirst(nn.Module):

@@ -17,7 +17,7 @@ from tests.properties import idioms
 from tests.properties.idioms import ENDS, PIECES, C
 from tests.properties.invented import Model
 from tests.properties.test_random_models import imported
-from vitrewrite.files import model_text
+from vitrewrite.folder.writing import model_text
 
 EXAMPLE = torch.zeros(2, 6, C)
 SIZES = ((3, 6), (1, 6), (2, 11))

@@ -16,7 +16,7 @@ import vitrewrite as vr
 from tests.models import DEAR, tiny_vit
 from tests.spec_strategies import specs
 from vitrewrite.catalog import installed
-from vitrewrite.files import model_text
+from vitrewrite.folder.writing import model_text
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.tracing.inputs import image_size
 

@@ -15,10 +15,10 @@ import vitrewrite as vr
 from tests.cli.invoke import invoke
 from tests.tuning.conftest import TINY
 from vitrewrite.data import Preprocessing, batches, open_data
-from vitrewrite.sensitivity import activations
-from vitrewrite.sensitivity.activations import Activations, places
+from vitrewrite.profiling import activations
+from vitrewrite.profiling.activations import Activations, places
+from vitrewrite.profiling.run import measure
 from vitrewrite.sensitivity.profile import Profile
-from vitrewrite.sensitivity.run import measure
 
 SPEC = "train head\n"
 
@@ -36,7 +36,7 @@ def profile(sites: str, model: nn.Module, samples: int = 5, tokens: int | None =
 
 def images(model: nn.Module, count: int) -> torch.Tensor:
     """The images that a profile measures on."""
-    data = open_data("digits", Preprocessing.of_captured(vr.capture(model)))
+    data = open_data("digits", Preprocessing.of(vr.capture(model)))
     return torch.cat([b.images for b in batches(data.train, 2, seed=0, limit=count)])
 
 
@@ -151,7 +151,7 @@ def test_values_are_kept_as_they_were_before_operations_in_place() -> None:
     model, x = Model(), torch.randn(3, 1, 4, 4)
     root = trace(model, x)
     points = activations.selected("module('first')", analyse(root), root)
-    found = activations.Recorder(root, points, "sequence")(x)
+    found = activations.ActivationRecorder(root, points, "sequence")(x)
     name = next(n for n in found if n.endswith("output"))
     torch.testing.assert_close(found[name], model.first(x.reshape(3, 4, 4)))
     assert float(found[name].min()) < 0

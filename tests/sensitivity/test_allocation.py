@@ -13,8 +13,8 @@ import torch
 import vitrewrite as vr
 from tests import goldens
 from vitrewrite.anatomy import analyse
-from vitrewrite.sensitivity import Allocation, Rule, allocate, candidates
-from vitrewrite.sensitivity.gradients import squared_gradients
+from vitrewrite.profiling.gradients import squared_gradients
+from vitrewrite.sensitivity import Allocation, AllocationRule, allocate, candidates
 from vitrewrite.sensitivity.profile import Profile
 from vitrewrite.tracing import trace
 
@@ -32,7 +32,7 @@ def found(config: dict[str, Any], budget: int) -> Allocation:
         "lora": lambda out, inside: rank * (out + inside),
         "adapter": lambda out, _: 2 * rank * out + rank + out,
     }
-    rule = Rule(
+    rule = AllocationRule(
         cost=costs[kind] if config["alpha"] else None,
         alpha=config["alpha"] or 1.0,
         beta=config["beta"] or 1.0,

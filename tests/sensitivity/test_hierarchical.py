@@ -14,8 +14,8 @@ from torch import nn
 
 import vitrewrite as vr
 from vitrewrite.anatomy import analyse
+from vitrewrite.profiling.run import measure
 from vitrewrite.sensitivity import Candidate, candidates
-from vitrewrite.sensitivity.run import measure
 from vitrewrite.tracing import trace
 
 SPEC = """

@@ -17,8 +17,8 @@ import vitrewrite as vr
 from vitrewrite import catalog
 from vitrewrite.anatomy import analyse
 from vitrewrite.errors import ProfileError
-from vitrewrite.sensitivity import Allocation, Candidate, Rule, allocate, candidates
-from vitrewrite.sensitivity.gradients import squared_gradients
+from vitrewrite.profiling.gradients import squared_gradients
+from vitrewrite.sensitivity import Allocation, AllocationRule, Candidate, allocate, candidates
 from vitrewrite.tracing import trace
 
 WITHOUT_HEAD = 85_798_656
@@ -81,7 +81,7 @@ def test_thresholds_of_vit_b(structured: str, part: str, threshold: float) -> No
         (enough, "structured", cost),
         (enough - 1, "entries", enough - 1),
     ):
-        rule = Rule(COSTS[structured], scale=50 * count)
+        rule = AllocationRule(COSTS[structured], scale=50 * count)
         found = allocate(one_block(), with_sensitive(name, count), parameters, rule)
         (decision,) = (d for d in found.decisions if d.count)
         assert (found.tau, found.total) == (count, parameters)
@@ -90,7 +90,7 @@ def test_thresholds_of_vit_b(structured: str, part: str, threshold: float) -> No
 
 def test_a_vector_is_trained_whole_from_a_fifth_on() -> None:
     for count, kind, parameters in ((154, "vector", 768), (153, "entries", 153)):
-        rule = Rule(COSTS["lora"], scale=50 * count)
+        rule = AllocationRule(COSTS["lora"], scale=50 * count)
         sensitivities = with_sensitive("blocks.0.norm1.bias", count)
         (decision,) = (
             d for d in allocate(one_block(), sensitivities, parameters, rule).decisions if d.count
@@ -125,7 +125,7 @@ def vector(length: int, name: str = "v") -> Candidate:
 
 def singles(budget: int, length: int = 20_000) -> Allocation:
     """An allocation of single entries alone, so that each tau costs tau; steps of 200."""
-    rule = Rule(None, vectors=False, scale=10_000)
+    rule = AllocationRule(None, vectors=False, scale=10_000)
     return allocate([vector(length)], {"v": torch.arange(length).float()}, budget, rule)
 
 
@@ -180,7 +180,7 @@ def test_the_published_rule_keeps_to_tau(
 ) -> None:
     found, sensitivities = data
     cost = {"cost": lambda a, b: rank * (a + b)}
-    rule = Rule(**cost, alpha=1, beta=1, vectors=vectors, scale=50, extra=extra)
+    rule = AllocationRule(**cost, alpha=1, beta=1, vectors=vectors, scale=50, extra=extra)
     try:
         allocation = allocate(found, sensitivities, budget, rule)
     except ProfileError:
@@ -207,7 +207,7 @@ def check(allocation: Allocation, sensitivities: Mapping[str, torch.Tensor]) -> 
 def test_ties_go_to_what_comes_first_in_the_model() -> None:
     found = [vector(3, "a"), vector(3, "b")]
     sensitivities = {n: torch.tensor([1.0, 2.0, 1.0]) for n in "ab"}
-    allocation = allocate(found, sensitivities, 3, Rule(None, vectors=False, scale=150))
+    allocation = allocate(found, sensitivities, 3, AllocationRule(None, vectors=False, scale=150))
     assert [d.entries.tolist() for d in allocation.decisions] == [[0, 1], [1]]
 
 
@@ -231,7 +231,7 @@ def test_a_key_bias_is_chosen_only_if_it_has_a_gradient(options: dict[str, bool]
     batches = [(torch.randn(8, 3, 16, 16), torch.arange(8) % 5)]
     sensitivities = squared_gradients(root, batches, per_sample=False, names=names)
 
-    rule = Rule(None, vectors=False, scale=10**4)
+    rule = AllocationRule(None, vectors=False, scale=10**4)
     allocation = allocate(found, sensitivities, 10**6, rule)  # as much as can be
     keys = [d.count for d in allocation.decisions if d.candidate.name.endswith("bias[k]")]
     assert len(keys) == 2
@@ -241,12 +241,12 @@ def test_a_key_bias_is_chosen_only_if_it_has_a_gradient(options: dict[str, bool]
 def test_a_module_is_put_only_where_it_is_smaller_than_the_matrix() -> None:
     found = [Candidate("wide", (8, 8)), Candidate("narrow", (2, 64))]
     sensitivities = {"wide": torch.ones(8, 8), "narrow": torch.ones(2, 64)}
-    rule = Rule(COSTS_OF_TWO, scale=192 * 50 // 79)
+    rule = AllocationRule(COSTS_OF_TWO, scale=192 * 50 // 79)
     allocation = allocate(found, sensitivities, 150, rule)
     assert [d.kind for d in allocation.decisions] == ["structured", "entries"]
     for rank in (4, 8):
         with pytest.raises(ProfileError, match="VR766") as caught:
-            allocate(found, sensitivities, 100, Rule(cost_of("lora", rank=rank)))
+            allocate(found, sensitivities, 100, AllocationRule(cost_of("lora", rank=rank)))
         assert "the largest matrix, which is 2x64" in caught.value.render()
 
 
@@ -255,7 +255,7 @@ COSTS_OF_TWO = cost_of("lora", rank=2)
 
 def test_a_model_without_blocks() -> None:
     with pytest.raises(ProfileError, match="VR766"):
-        allocate([], {}, 100, Rule(None))
+        allocate([], {}, 100, AllocationRule(None))
 
 
 class Grouped(torch.nn.Module):

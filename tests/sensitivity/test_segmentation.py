@@ -12,8 +12,8 @@ import vitrewrite as vr
 from tests.tuning.scenes import model_folder, scenes
 from vitrewrite import models
 from vitrewrite.anatomy import analyse
+from vitrewrite.profiling.run import measure
 from vitrewrite.sensitivity import Candidate, Profile, candidates
-from vitrewrite.sensitivity.run import measure
 from vitrewrite.tracing import trace
 from vitrewrite.verification import quick
 

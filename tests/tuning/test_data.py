@@ -10,7 +10,7 @@ import torch
 
 import vitrewrite as vr
 from vitrewrite.data import Data, Preprocessing, batches, evaluation_batches, open_data
-from vitrewrite.data.loading import Batch, Share, TrainingOrder, training_batches
+from vitrewrite.data.loading import Batch, ProcessShare, TrainingOrder, training_batches
 from vitrewrite.errors import DataError
 
 GREY = Preprocessing((1, 16, 16), {"mean": (0.5,), "std": (0.5,), "interpolation": "bilinear"})
@@ -77,7 +77,7 @@ def test_data_sets_of_timm(pictures: Path) -> None:
 
 def test_preprocessing_is_the_models_own() -> None:
     captured = vr.apply("train head\n", "vit_tiny_patch16_224").base
-    found = Preprocessing.of_captured(captured)
+    found = Preprocessing.of(captured)
     assert (found.size, found.mode) == ((3, 224, 224), "RGB")
     assert found.config["mean"] == (0.5, 0.5, 0.5)
     assert (found.config["interpolation"], found.config["crop_pct"]) == ("bicubic", 0.9)
@@ -86,20 +86,20 @@ def test_preprocessing_is_the_models_own() -> None:
 # -- order ----------------------------------------------------------------------------------------
 
 
-def steps(images: object, share: Share, first: int = 0, workers: int = 0) -> list[Batch]:
+def steps(images: object, share: ProcessShare, first: int = 0, workers: int = 0) -> list[Batch]:
     order = TrainingOrder(20, 8, range(first, 5), 7, share, augment=True)
     return list(training_batches(images, order, workers))  # type: ignore[arg-type]
 
 
 def test_order_and_augmentation_depend_on_the_seed_alone(pictures: Path) -> None:
     images = open_data(str(pictures), COLOUR).train
-    whole = steps(images, Share())
+    whole = steps(images, ProcessShare())
     assert [len(b.labels) for b in whole] == [8] * 5
     assert not torch.equal(whole[0].images, whole[2].images)
     torch.manual_seed(99)
-    again = steps(images, Share(), first=3, workers=2)
+    again = steps(images, ProcessShare(), first=3, workers=2)
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole[3:], again, strict=True))
-    parts = [steps(images, Share(rank, 2, pieces=2)) for rank in range(2)]
+    parts = [steps(images, ProcessShare(rank, 2, pieces=2)) for rank in range(2)]
     for number, batch in enumerate(whole):
         pieces = [parts[rank][2 * number + piece] for piece in range(2) for rank in range(2)]
         assert torch.equal(torch.cat([p.images for p in pieces]), batch.images)
@@ -111,7 +111,7 @@ def test_reading_images_leaves_the_generators_alone(pictures: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    order = TrainingOrder(20, 8, range(1), 7, Share(), augment=True)
+    order = TrainingOrder(20, 8, range(1), 7, ProcessShare(), augment=True)
     for key in next(iter(order)):
         images[key]
     assert torch.equal(torch.rand(4), expected)
@@ -119,7 +119,7 @@ def test_reading_images_leaves_the_generators_alone(pictures: Path) -> None:
 
 def test_processes_evaluate_every_image_once(pictures: Path) -> None:
     images = open_data(str(pictures), COLOUR).train
-    found = [list(evaluation_batches(images, 4, Share(rank, 3))) for rank in range(3)]
+    found = [list(evaluation_batches(images, 4, ProcessShare(rank, 3))) for rank in range(3)]
     assert [len(each) for each in found] == [2, 2, 2]
     real = torch.cat([b.labels[b.labels >= 0] for each in found for b in each])
     assert real.sort().values.tolist() == [0] * 10 + [1] * 10
@@ -184,7 +184,7 @@ def test_an_image_that_cannot_be_read(content: bytes | str, workers: int, pictur
     def read() -> None:
         data = open_data(str(pictures), COLOUR)
         assert content == "cut"  # its head can be read
-        order = TrainingOrder(24, 24, range(1), 0, Share(), augment=False)
+        order = TrainingOrder(24, 24, range(1), 0, ProcessShare(), augment=False)
         list(training_batches(data.train.joined(data.val), order, workers))
 
     with pytest.raises(DataError, match=r"VR742 cannot read the image '.*light/05.png'"):
@@ -207,7 +207,7 @@ def test_a_model_of_something_else_than_images() -> None:
 
     model = timm.create_model("vit_tiny_patch16_224", depth=1, in_chans=4)
     with pytest.raises(DataError, match="VR744"):
-        Preprocessing.of(vr.apply("train head\n", model))
+        Preprocessing.of(vr.apply("train head\n", model).base)
 
 
 def test_digits_need_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

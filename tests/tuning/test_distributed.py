@@ -91,7 +91,7 @@ def test_a_sharded_run_goes_on_from_its_shards(folder: Path) -> None:
 
 
 def test_the_model_that_was_sharded_is_whole_again(folder: Path) -> None:
-    from vitrewrite.folder.loading import load_folder
+    from vitrewrite.folder.reading import load_folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

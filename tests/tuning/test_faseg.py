@@ -12,8 +12,8 @@ import torch
 import vitrewrite as vr
 from tests.zoo.subject import tensors
 from vitrewrite.data import Preprocessing, batches, open_data
+from vitrewrite.profiling.run import measure
 from vitrewrite.rewrite.rewritten import Rewritten
-from vitrewrite.sensitivity.run import measure
 from vitrewrite.tasks import task_for
 from vitrewrite.tuning import Settings, tune
 
@@ -47,7 +47,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_learns_and_its_delta_is_all_of_it(tmp_path: Path) -> None:
     spec = FASEG + "train every parameter\n"
     made = vr.apply(spec)
-    data = open_data("data", Preprocessing.of(made))
+    data = open_data("data", Preprocessing.of(made.base))
     task = task_for(data, made.module, made.result.anatomy)
     images, labels = next(batches(data.val, 6))
     with torch.no_grad():

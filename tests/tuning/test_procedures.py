@@ -19,8 +19,8 @@ from vitrewrite import catalog
 from vitrewrite.data import Batch
 from vitrewrite.errors import TuneError
 from vitrewrite.rewrite.rewritten import Rewritten
-from vitrewrite.tuning import Group, Phase, Procedure, Run, Settings, tune
-from vitrewrite.tuning.loop import Loop
+from vitrewrite.tuning import ParameterGroup, Phase, Procedure, Run, Settings, tune
+from vitrewrite.tuning.loop import TrainingLoop
 
 SETTINGS = Settings(steps=3, batch=32, log_every=1, checkpoint_every=2, lr=1e-2, keep=20)
 SPEC = """model tiny.py:build(num_classes=4)
@@ -75,8 +75,8 @@ class Distil(Procedure):
 
     skips_parameters = True
 
-    def groups(self, run: Run) -> Iterable[Group]:
-        return [Group("head", ("head.",), lr=0.5, schedule="constant", weight_decay=0.0)]
+    def groups(self, run: Run) -> Iterable[ParameterGroup]:
+        return [ParameterGroup("head", ("head.",), lr=0.5, schedule="constant", weight_decay=0.0)]
 
     def before_step(self, run: Run) -> None:
         draw = torch.rand((), generator=run.generator("path"))
@@ -135,16 +135,16 @@ def test_a_procedure_goes_on_where_it_was(
 ) -> None:
     attach(PruneAndRewind())
     run("whole")
-    original, calls = Loop._update, []
+    original, calls = TrainingLoop._update, []
 
-    def interrupted(loop: Loop, sums: Any) -> None:
+    def interrupted(loop: TrainingLoop, sums: Any) -> None:
         calls.append(1)
         if len(calls) == updates:
             raise KeyboardInterrupt
         original(loop, sums)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_update", interrupted)
+        patch.setattr(TrainingLoop, "_update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run("out")
     run("out", resume=True)

@@ -234,12 +234,12 @@ def test_a_checkpoint_that_was_broken_later_is_named(what: str, whole: Path, her
 
 
 def test_an_interruption_says_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitrewrite.tuning.loop import Loop
+    from vitrewrite.tuning.loop import TrainingLoop
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Loop, "_evaluate", interrupt)
+    monkeypatch.setattr(TrainingLoop, "_evaluate", interrupt)
     result = invoke(*RUN, "--out", "out")
     assert result.status == 130
     assert result.err == "interrupted; go on from the last checkpoint with --resume\n"

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vitrewrite.data import Preprocessing, batches, evaluation_batches, open_data
-from vitrewrite.data.loading import Share, TrainingOrder, training_batches
+from vitrewrite.data.loading import ProcessShare, TrainingOrder, training_batches
 from vitrewrite.errors import DataError
 
 from .scenes import scenes
@@ -92,7 +92,7 @@ def test_random_transforms_move_images_and_maps_alike(tmp_path: Path) -> None:
         write(tmp_path / "images" / f"{name}.png", np.stack([tiles * 15] * 3, -1))
         write(tmp_path / "annotations" / f"{name}.png", tiles)
     data = open_data(str(tmp_path), PLAIN)
-    order = TrainingOrder(1, 1, range(40), 3, Share(), augment=True)
+    order = TrainingOrder(1, 1, range(40), 3, ProcessShare(), augment=True)
     found = list(training_batches(data.train, order))
     again = list(training_batches(data.train, order))
     assert all(torch.equal(a.images, b.images) for a, b in zip(found, again, strict=True))
@@ -112,7 +112,7 @@ def test_random_transforms_move_images_and_maps_alike(tmp_path: Path) -> None:
 
 def test_padding_of_an_evaluation(folder: Path) -> None:
     data = open_data(str(folder), PLAIN)
-    parts = [list(evaluation_batches(data.train, 8, Share(rank, 2))) for rank in (0, 1)]
+    parts = [list(evaluation_batches(data.train, 8, ProcessShare(rank, 2))) for rank in (0, 1)]
     padded = [bool((each < 0).all()) for part in parts for each in part[0].labels]
     assert padded == [False] * 5 + [True]
 
@@ -163,7 +163,7 @@ def test_a_map_that_is_cut_short(workers: int, folder: Path) -> None:
     path = folder / "annotations" / "training" / "03.png"
     path.write_bytes(path.read_bytes()[:60])
     data = open_data(str(folder), PLAIN)
-    order = TrainingOrder(5, 5, range(1), 0, Share(), augment=False)
+    order = TrainingOrder(5, 5, range(1), 0, ProcessShare(), augment=False)
     with pytest.raises(DataError, match=r"VR747 .*training/03.png': .*truncated"):
         list(training_batches(data.train, order, workers))
 

@@ -17,11 +17,11 @@ from vitrewrite import models
 from vitrewrite.anatomy import analyse
 from vitrewrite.data import Data, Preprocessing, batches, open_data
 from vitrewrite.errors import DataError, TuneError
-from vitrewrite.tasks import Dense, Queries, Task, overlap, task_for
+from vitrewrite.tasks import Dense, QueryTask, Task, overlap, task_for
 from vitrewrite.tasks.choice import check_sides
 from vitrewrite.tracing import trace
 from vitrewrite.tuning import Settings, tune
-from vitrewrite.tuning.loop import Loop
+from vitrewrite.tuning.loop import TrainingLoop
 
 from .scenes import SPEC, model_folder, scenes
 
@@ -69,7 +69,7 @@ def ours(built: tuple[Any, dict[str, torch.Tensor]]) -> Any:
 
 @pytest.fixture
 def data(ours: Any) -> Data:
-    return open_data("data", Preprocessing.of(ours))
+    return open_data("data", Preprocessing.of(ours.base))
 
 
 @pytest.fixture
@@ -192,15 +192,15 @@ def test_an_interrupted_run_ends_bit_identical(
     ours: Any, built: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(steps=7, batch=4, checkpoint_every=2, augment=True, log_every=1)
-    original = Loop._update
+    original = TrainingLoop._update
 
-    def interrupted(self: Loop, sums: Any) -> None:
+    def interrupted(self: TrainingLoop, sums: Any) -> None:
         if self.run.step == 5:
             raise KeyboardInterrupt
         original(self, sums)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_update", interrupted)
+        patch.setattr(TrainingLoop, "_update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             tune(ours, "data", settings, out="out")
     tune(ours, "data", settings, out="out", resume=True)
@@ -254,7 +254,7 @@ def test_a_loss_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     output = {"class_queries_logits": torch.zeros(1, 2, 4), "auxiliary_logits": [{}]}
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(TuneError, match=r"VR857 .*\n.*vitrewrite\[mask2former\]"):
-        Queries(output)
+        QueryTask(output)
 
 
 def test_labels_smoothing_is_of_another_loss(ours: Any) -> None:

@@ -17,7 +17,7 @@ import vitrewrite as vr
 from vitrewrite import catalog
 from vitrewrite.errors import DataError, FileError
 from vitrewrite.tuning import Procedure, Run, Settings, tune
-from vitrewrite.tuning.loop import Loop
+from vitrewrite.tuning.loop import TrainingLoop
 
 SPEC = """model tiny.py:tied(num_classes=4)
 insert lora(rank=2, dropout={dropout}) at blocks[*].attn.{{q, v}}
@@ -69,21 +69,21 @@ def run(out: str, procedure: Procedure | None, **more: Any) -> None:
 
 def interrupted(out: str, updates: int) -> None:
     """A sharded run that stops in the middle of a step."""
-    original, calls = Loop._update, []
+    original, calls = TrainingLoop._update, []
 
-    def update(loop: Loop, sums: Any) -> None:
+    def update(loop: TrainingLoop, sums: Any) -> None:
         calls.append(1)
         if len(calls) == updates:
             raise KeyboardInterrupt
         original(loop, sums)
 
-    Loop._update = update  # type: ignore[method-assign]
+    TrainingLoop._update = update  # type: ignore[method-assign]
     try:
         run(out, None, settings={"shard": True}, dropout=0.1)
     except KeyboardInterrupt:
         assert len(calls) == updates
     finally:
-        Loop._update = original  # type: ignore[method-assign]
+        TrainingLoop._update = original  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import vitrewrite as vr
 from tests.models import spread
 from tests.zoo.clean import Clean
 from tests.zoo.subject import Inputs, Subject, call, tensors
-from vitrewrite.files import model_text
+from vitrewrite.folder.writing import model_text
 from vitrewrite.tracing.construction import construct
 
 EXACT, REFUSED, WRONG, UNFIT = "exact", "refused", "wrong", "does not run"

@@ -16,7 +16,7 @@ from .flow import Flow, Op, flatten, union
 from .kinds import FUSED_ATTENTION, is_norm, layer_matrix, matrix, norm_path
 from .pixels import joins, pixel_decoder
 from .queries import Finder, find_chain
-from .sites import Anatomy, Attention, Block, Linear, Place, Stream
+from .sites import Anatomy, Attention, Block, Linear, Place, StreamFacts
 from .stem import find_stem
 from .stream import final_norms, find_stream, heads, late_tokens, patch_embed
 from .trunk import Sets, Trunk, find_trunk, residual_sums
@@ -58,7 +58,7 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
     anatomy = Anatomy(
         model=_name(root),
         blocks=blocks,
-        stream=Stream("sequence", (), None, None),
+        stream=StreamFacts("sequence", (), None, None),
         patch_embed=None,
         norm=norm,
         head=head,

@@ -30,7 +30,7 @@ from .kinds import (
 )
 from .layout import feeding_norm, following_norm, tokens_of, width_of, window
 from .sites import Attention, Block, Linear, Mlp, Place
-from .trunk import Group, Residual, Sets, Trunk
+from .trunk import BlockGroup, Residual, Sets, Trunk
 
 
 class Notes:
@@ -98,7 +98,7 @@ class Assembler:
             seen |= group.last.sum.before
         return self._staged(made)
 
-    def _block(self, index: int, group: Group, owned: int) -> Block:
+    def _block(self, index: int, group: BlockGroup, owned: int) -> Block:
         role = f"blocks[{index}]"
         layers = list(self.flow.members(owned & self.sets.linears))
         parts = Parts()
@@ -127,7 +127,7 @@ class Assembler:
             linears=_sites(role, layers, parts),
         )
 
-    def _width(self, group: Group, layers: Sequence[Op]) -> int | None:
+    def _width(self, group: BlockGroup, layers: Sequence[Op]) -> int | None:
         """Channels of the block's result: what its last layer makes."""
         made = [m for o in layers if o.bit & group.last.region and (m := matrix(o))]
         return made[-1].out_features if made else None
@@ -149,7 +149,7 @@ class Assembler:
 
     # Attention
 
-    def _block_attention(self, role: str, group: Group, parts: Parts) -> Attention | None:
+    def _block_attention(self, role: str, group: BlockGroup, parts: Parts) -> Attention | None:
         if not group.cores:
             return None
         core = group.cores[0]
@@ -199,7 +199,7 @@ class Assembler:
 
     # Feed-forward
 
-    def _mlp(self, role: str, group: Group, layers: Sequence[Op], parts: Parts) -> Mlp | None:
+    def _mlp(self, role: str, group: BlockGroup, layers: Sequence[Op], parts: Parts) -> Mlp | None:
         residual = group.last
         mine = [o for o in layers if o.bit & residual.region and o.bit & residual.branch.before]
         if len(group.sums) == 1:
@@ -231,7 +231,7 @@ class Assembler:
             gate=gate,
         )
 
-    def _fused_mlp(self, role: str, group: Group, second: Op, parts: Parts) -> Mlp | None:
+    def _fused_mlp(self, role: str, group: BlockGroup, second: Op, parts: Parts) -> Mlp | None:
         """The feed-forward part whose first layer is rows of one that makes q, k and v too."""
         found = self.operands.of(second.inputs[0])
         if found.linear is None or found.linear not in parts.names or not group.cores:
@@ -270,7 +270,7 @@ class Assembler:
 
     # Norms
 
-    def _norms(self, group: Group, parts: Parts) -> tuple[str | None, str | None]:
+    def _norms(self, group: BlockGroup, parts: Parts) -> tuple[str | None, str | None]:
         layers = {name: op for op, name in parts.names.items()}
         reads = [layers.get(n) for n in ("attn.qkv", "attn.q", "attn.k", "attn.kv")]
         attn = next((o for o in reads if o is not None), None)
@@ -304,7 +304,7 @@ class Assembler:
         return norm_path(found)
 
 
-def _has_middle(group: Group) -> bool:
+def _has_middle(group: BlockGroup) -> bool:
     """Whether the feed-forward part reads the result of the attention, not its input."""
     return bool(group.last.point.before & group.first.sum.bit)
 
@@ -387,7 +387,7 @@ def _disjoint(a: Operand, b: Operand) -> bool:
     return all(p[1] <= q[0] or q[1] <= p[0] for p, q in pairs)
 
 
-def _input(group: Group) -> Place:
+def _input(group: BlockGroup) -> Place:
     """The value a block starts from, as its own unit sees it."""
     frame, point = group.frame, group.first.point
     if frame is None:

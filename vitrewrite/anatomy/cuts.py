@@ -16,13 +16,15 @@ from .blocks import place
 from .flow import Flow, Op
 from .rows import collapsed, numbers_of
 from .sites import Block, Cut
-from .trunk import Group
+from .trunk import BlockGroup
 from .values import concrete
 
 _SPLITS = ("split", "split_with_sizes", "tensor_split")
 
 
-def with_tokens(blocks: tuple[Block, ...], flow: Flow, groups: list[Group]) -> tuple[Block, ...]:
+def with_tokens(
+    blocks: tuple[Block, ...], flow: Flow, groups: list[BlockGroup]
+) -> tuple[Block, ...]:
     """Blocks on a sequence, with what is known of their tokens."""
     cuts, found = Cuts(flow), []
     for block, group in zip(blocks, groups, strict=True):
@@ -42,7 +44,7 @@ class Cuts:
         self.flow = flow
         self._known: dict[object, int | None] = {}
 
-    def of(self, group: Group, tokens_at: int) -> tuple[Cut, ...]:
+    def of(self, group: BlockGroup, tokens_at: int) -> tuple[Cut, ...]:
         """The cuts of a block.
 
         Args:

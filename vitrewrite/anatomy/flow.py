@@ -27,7 +27,7 @@ _NO_TENSOR = {
 }  # fmt: skip
 
 
-class Frame:
+class FlowFrame:
     """One call of a unit: which value each node of its graph has.
 
     Attributes:
@@ -37,7 +37,9 @@ class Frame:
 
     __slots__ = ("depth", "env", "graph", "module", "parent", "path")
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, path: str, parent: Frame | None) -> None:
+    def __init__(
+        self, module: nn.Module, graph: fx.Graph, path: str, parent: FlowFrame | None
+    ) -> None:
         self.module = module
         self.graph = graph
         self.path = path
@@ -50,9 +52,9 @@ class Frame:
         nodes = [n for n in self.graph.nodes if n.op == "placeholder"]
         return [(n, v) for n in nodes if isinstance(v := self.env.get(n), Op)]
 
-    def lineage(self) -> Iterator[Frame]:
+    def lineage(self) -> Iterator[FlowFrame]:
         """This frame and those it is called from, inside out."""
-        frame: Frame | None = self
+        frame: FlowFrame | None = self
         while frame is not None:
             yield frame
             frame = frame.parent
@@ -77,7 +79,7 @@ class Op:
         "name", "node", "path", "users",
     )  # fmt: skip
 
-    def __init__(self, node: fx.Node, frame: Frame, name: str, index: int) -> None:
+    def __init__(self, node: fx.Node, frame: FlowFrame, name: str, index: int) -> None:
         self.node = node
         self.frame = frame
         self.name = name
@@ -130,7 +132,7 @@ class Flow:
         self.ops: list[Op] = []
         self.images: list[Op] = []
         self.outputs: list[Op] = []
-        self.frames: list[Frame] = []
+        self.frames: list[FlowFrame] = []
 
     def members(self, bits: int) -> Iterator[Op]:
         """The ops of a set, in order."""
@@ -198,9 +200,9 @@ class _Builder:
         self.flow = Flow()
         self.steps: dict[int, list[_Step]] = {}
 
-    def call(self, unit: Unit, path: str, parent: Frame | None, args: tuple[Any, ...]) -> Any:
+    def call(self, unit: Unit, path: str, parent: FlowFrame | None, args: tuple[Any, ...]) -> Any:
         assert unit.template is not None, "a container is never called"
-        frame = Frame(unit, unit.template.graph, path, parent)
+        frame = FlowFrame(unit, unit.template.graph, path, parent)
         self.flow.frames.append(frame)
         supplied = iter(args)
         for step in self._steps(frame.graph):
@@ -221,13 +223,13 @@ class _Builder:
             self.steps[id(graph)] = [s for s in steps if s is not None]
         return self.steps[id(graph)]
 
-    def _return(self, frame: Frame, node: fx.Node) -> Any:
+    def _return(self, frame: FlowFrame, node: fx.Node) -> Any:
         value = _resolve(frame.env, node.args[0])
         if frame.parent is None:
             self.flow.outputs = list(dict.fromkeys(_leaves(value)))
         return value
 
-    def _call_module(self, frame: Frame, step: _Step) -> Any:
+    def _call_module(self, frame: FlowFrame, step: _Step) -> Any:
         target = str(step.node.target)
         module = frame.module._modules.get(target) or frame.module.get_submodule(target)
         path = f"{frame.path}.{target}" if frame.path else target
@@ -250,7 +252,7 @@ class _Builder:
             found.append(op)
         return found[0] if len(changes) < 2 else tuple(found)
 
-    def _compute(self, frame: Frame, step: _Step) -> Any:
+    def _compute(self, frame: FlowFrame, step: _Step) -> Any:
         node, env = step.node, frame.env
         if step.name == "getitem":  # an element of what a unit returned is not an operation
             container = env.get(step.inputs[0]) if step.inputs else None
@@ -274,7 +276,7 @@ class _Builder:
             env[node.args[0]] = op  # later readers of the changed tensor read the change
         return op
 
-    def _add(self, frame: Frame, step: _Step, name: str) -> Op:
+    def _add(self, frame: FlowFrame, step: _Step, name: str) -> Op:
         op = Op(step.node, frame, name, len(self.flow.ops))
         pairs = [(n, v) for n in step.inputs if isinstance(v := frame.env.get(n), Op)]
         op.arguments, op.inputs = tuple(n for n, _ in pairs), tuple(v for _, v in pairs)

@@ -9,12 +9,12 @@ from .blocks import Assembler, place
 from .decoder import PixelDecoder, PixelLevel
 from .flow import Flow, Op
 from .kinds import ADDS, JOINS, is_conv, strip
-from .queries import Chain, grid_of
+from .queries import QueryChain, grid_of
 from .sites import Block, Place
 from .trunk import Sets, Trunk
 
 
-def joins(flow: Flow, chain: Chain, sets: Sets) -> list[Op]:
+def joins(flow: Flow, chain: QueryChain, sets: Sets) -> list[Op]:
     """Where feature maps of different sizes become one sequence, on the way to the decoder."""
     found = []
     for op in flow.members(chain.values):

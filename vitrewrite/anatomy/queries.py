@@ -10,14 +10,14 @@ from ..tracing.leaves import changed_by
 from .attention import Core
 from .blocks import Assembler, Parts, _sites, place, site
 from .decoder import Addend, Decoder, DecoderLayer, Level, Prediction, Queries
-from .flow import Flow, Frame, Op, union
+from .flow import Flow, FlowFrame, Op, union
 from .kinds import ADDS, MATMULS, is_conv, is_norm, is_transparent, matrix, norm_path, strip
 from .sites import Linear, Mlp
-from .trunk import Group, Residual, Sets, layer_of
+from .trunk import BlockGroup, Residual, Sets, layer_of
 
 
 @dataclass
-class Chain:
+class QueryChain:
     """The cross-attentions of a decoder, in order, each with the sum that ends its branch.
 
     Attributes:
@@ -38,9 +38,9 @@ class Chain:
 
 def find_chain(
     attentions: Sequence[Core], residuals: Sequence[Residual], sets: Sets
-) -> Chain | None:
+) -> QueryChain | None:
     """The decoder's cross-attentions, or None if the model has no such decoder."""
-    chain: Chain | None = None
+    chain: QueryChain | None = None
     for core in attentions:
         if not core.value.before & sets.images:
             continue
@@ -51,7 +51,7 @@ def find_chain(
         if chain is None and not first.point.before & sets.images:
             if core.query.before & sets.images and not _is_placed(core, first.point):
                 continue
-            chain = Chain(first.point, [(core, first)])
+            chain = QueryChain(first.point, [(core, first)])
         elif chain is not None and _goes_on(chain, core, first):
             chain.links.append((core, first))
     return chain
@@ -64,7 +64,7 @@ def _is_placed(core: Core, stream: Op) -> bool:
     return total is not None and total.name in ADDS and stream in map(strip, total.inputs)
 
 
-def _goes_on(chain: Chain, core: Core, first: Residual) -> bool:
+def _goes_on(chain: QueryChain, core: Core, first: Residual) -> bool:
     """Whether queries of the chain read something that they are no part of."""
     follows = first.point.before & chain.links[-1][1].sum.bit
     return bool(follows) and not core.value.before & chain.start.bit
@@ -74,8 +74,8 @@ class Finder:
     """Makes the sites of a decoder from its chain."""
 
     def __init__(
-        self, flow: Flow, chain: Chain, attentions: Sequence[Core], residuals: Sequence[Residual],
-        assembler: Assembler, sets: Sets,
+        self, flow: Flow, chain: QueryChain, attentions: Sequence[Core],
+        residuals: Sequence[Residual], assembler: Assembler, sets: Sets,
     ) -> None:  # fmt: skip
         self.flow, self.chain, self.sets = flow, chain, sets
         self.attentions, self.residuals = attentions, residuals
@@ -167,7 +167,7 @@ class Finder:
 
     # -- layers --------------------------------------------------------------------------------
 
-    def _frame(self, index: int) -> Frame | None:
+    def _frame(self, index: int) -> FlowFrame | None:
         """The outermost unit that holds this cross-attention and no other."""
         others = {
             f
@@ -247,7 +247,7 @@ class Finder:
 
     def _ffn(self, role: str, last: Residual, layers: Sequence[Op], parts: Parts) -> Mlp | None:
         free = [o for o in layers if o not in parts.names]
-        found = self.assembler._mlp(role, Group([last], []), free, parts)
+        found = self.assembler._mlp(role, BlockGroup([last], []), free, parts)
         for op, name in parts.names.items():
             parts.names[op] = name.replace("mlp.", "ffn.")
         if found is None:

@@ -129,7 +129,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Stream:
+class StreamFacts:
     """Facts about the sequence that runs through the blocks."""
 
     layout: str  # "sequence" (B, N, C), "nhwc" or "nchw"
@@ -149,7 +149,7 @@ class Anatomy:
 
     model: str
     blocks: tuple[Block, ...]
-    stream: Stream
+    stream: StreamFacts
     patch_embed: str | None  # module path
     norm: str | None  # the final norm
     head: tuple[Linear, ...]  # classifiers; two for distilled models

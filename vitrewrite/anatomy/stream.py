@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from .blocks import place, site
-from .flow import Flow, Frame, Op, union
+from .flow import Flow, FlowFrame, Op, union
 from .kinds import (
     ADDS,
     JOINS,
@@ -20,21 +20,21 @@ from .kinds import (
     strip,
 )
 from .layout import layout_of, tokens_of, width_of
-from .sites import Linear, Stream
+from .sites import Linear, StreamFacts
 from .stem import Stem
-from .trunk import Group, Sets, Trunk
+from .trunk import BlockGroup, Sets, Trunk
 
 _HEAD_PATH = ADDS | JOINS | {"mean", "truediv", "div", "mul", "sum"}
 
 
-def patch_embed(flow: Flow, stem: Stem, groups: list[Group], sets: Sets) -> str | None:
+def patch_embed(flow: Flow, stem: Stem, groups: list[BlockGroup], sets: Sets) -> str | None:
     """The largest module around the first layer on the image that adds no tokens or positions."""
     first = next((o for o in flow.members(sets.mixing) if o.before & sets.images), None)
     if first is None:
         return None
     marks = stem.marks + [r.sum for g in groups for r in g.sums]
     taken = {frame for op in marks for frame in op.frame.lineage()}
-    best: Frame | None = None
+    best: FlowFrame | None = None
     for frame in first.frame.lineage():
         if frame in taken or frame.parent is None:
             break
@@ -44,7 +44,7 @@ def patch_embed(flow: Flow, stem: Stem, groups: list[Group], sets: Sets) -> str 
     return first.path if first.module is not None else norm_path(first)
 
 
-def find_stream(flow: Flow, groups: list[Group], stem: Stem, width: int | None) -> Stream:
+def find_stream(flow: Flow, groups: list[BlockGroup], stem: Stem, width: int | None) -> StreamFacts:
     """Layout, prefix, length and grid at the first block."""
     entry = _entry(groups[0])
     dim = width_of(entry, width)
@@ -60,7 +60,7 @@ def find_stream(flow: Flow, groups: list[Group], stem: Stem, width: int | None) 
         patches = _patches(flow, entry, tokens - extra)
         grid = None if patches is None else (patches.shape[2], patches.shape[3])
     read = reads(groups[-1].last.sum, flow.outputs)
-    return Stream(
+    return StreamFacts(
         layout, tuple(p for p, _ in stem.prefix), tokens, grid,
         prefix_tokens=sum(n for _, n in stem.prefix),
         suffix_tokens=sum(n for _, n in stem.suffix),
@@ -104,7 +104,7 @@ def reads(last: Op, outputs: list[Op]) -> Reads:
     return Reads(tuple(sorted(found)), tuple(sorted(bounds)), others or not found)
 
 
-def _entry(group: Group) -> Op:
+def _entry(group: BlockGroup) -> Op:
     """The stream as the block gets it: in its own layout, not as it was made."""
     frame, point = group.frame, group.first.point
     for _, value in [] if frame is None else frame.inputs():
@@ -122,7 +122,7 @@ def _patches(flow: Flow, entry: Op, count: int) -> Op | None:
     return None
 
 
-def late_tokens(flow: Flow, groups: list[Group], sets: Sets) -> list[tuple[str, int]]:
+def late_tokens(flow: Flow, groups: list[BlockGroup], sets: Sets) -> list[tuple[str, int]]:
     """Parameters that join the tokens behind the first block, each with the block they enter."""
     start = groups[0].first.sum
     found: dict[str, int] = {}

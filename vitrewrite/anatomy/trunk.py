@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .attention import Core
-from .flow import Flow, Frame, Op, union
+from .flow import Flow, FlowFrame, Op, union
 from .kinds import (
     ADDS,
     FUSED_ATTENTION,
@@ -42,12 +42,12 @@ class Residual:
 
 
 @dataclass(eq=False)
-class Group:
+class BlockGroup:
     """The sums of one block, in order, and its attention."""
 
     sums: list[Residual]
     cores: list[Core]
-    frame: Frame | None = None
+    frame: FlowFrame | None = None
 
     @property
     def first(self) -> Residual:
@@ -70,7 +70,7 @@ class Trunk:
         skips: sums over several blocks.
     """
 
-    groups: list[Group]
+    groups: list[BlockGroup]
     sums: int = 0
     pooled: list[Residual] = field(default_factory=list)
     skips: list[Residual] = field(default_factory=list)
@@ -260,18 +260,18 @@ def _is_pooled(point: Op, sums: int, sets: Sets) -> bool:
     return False
 
 
-def _grouped(residuals: list[Residual], cores: Sequence[Core], sets: Sets) -> list[Group]:
-    groups: list[Group] = []
+def _grouped(residuals: list[Residual], cores: Sequence[Core], sets: Sets) -> list[BlockGroup]:
+    groups: list[BlockGroup] = []
     for residual in residuals:
         inside = [c for c in cores if c.op.bit & residual.region]
         if groups and not inside and _continues(groups[-1], residual, sets):
             groups[-1].sums.append(residual)
         else:
-            groups.append(Group([residual], inside))
+            groups.append(BlockGroup([residual], inside))
     return groups
 
 
-def _continues(group: Group, residual: Residual, sets: Sets) -> bool:
+def _continues(group: BlockGroup, residual: Residual, sets: Sets) -> bool:
     """Whether a sum is the feed-forward part of a block that has its token mixing already."""
     if len(group.sums) > 1:
         return False
@@ -282,9 +282,9 @@ def _continues(group: Group, residual: Residual, sets: Sets) -> bool:
     return same_unit or bool(group.cores and residual.region & sets.linears)
 
 
-def _find_units(groups: list[Group], flow: Flow, sets: Sets) -> None:
+def _find_units(groups: list[BlockGroup], flow: Flow, sets: Sets) -> None:
     """Gives each group the smallest unit around it, unless that holds other blocks too."""
-    seen: dict[Frame, int] = {}
+    seen: dict[FlowFrame, int] = {}
     candidates = []
     for group in groups:
         frame = _around(group, flow, sets)
@@ -296,7 +296,7 @@ def _find_units(groups: list[Group], flow: Flow, sets: Sets) -> None:
             group.frame = frame
 
 
-def _around(group: Group, flow: Flow, sets: Sets) -> Frame:
+def _around(group: BlockGroup, flow: Flow, sets: Sets) -> FlowFrame:
     """The smallest unit that holds the sums, attention and layers of a group."""
     around = group.first.sum.frame
     members = [r.sum for r in group.sums] + [c.op for c in group.cores]
@@ -308,7 +308,7 @@ def _around(group: Group, flow: Flow, sets: Sets) -> Frame:
     return around
 
 
-def _common_frame(a: Frame, b: Frame) -> Frame:
+def _common_frame(a: FlowFrame, b: FlowFrame) -> FlowFrame:
     while a is not b:
         if a.depth >= b.depth:
             assert a.parent is not None, "all frames are in the root's"

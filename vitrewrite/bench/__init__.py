@@ -1,5 +1,5 @@
 """`vitrewrite bench`: what a rewritten model costs, side by side with its base."""
 
-from .run import Settings as Settings
+from .run import BenchSettings as BenchSettings
 from .run import run as run
 from .text import table as table

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..rewrite.apply import lower
+from ..api import lower
 from ..rewrite.rewritten import Rewritten
 from ..tracing.unit import duplicate
 

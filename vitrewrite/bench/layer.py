@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..rewrite.rewritten import Rewritten
-from ..rewrite.sites import LinearSite
+from ..sites import LinearSite
 from ..tracing.unit import Unit
 
 

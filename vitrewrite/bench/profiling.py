@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..profiling.gradients import squared_gradients
 from ..rewrite.rewritten import Rewritten
 from ..sensitivity import candidates
-from ..sensitivity.gradients import squared_gradients
 from ..tracing.unit import duplicate
 from .timing import Step
 

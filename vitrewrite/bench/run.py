@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..cli.common import Request
 from ..errors import UsageError
 from ..rewrite.rewritten import Rewritten
 from ..sensitivity.calls import wanted_by
@@ -20,14 +19,14 @@ from .contenders import Contender, compile_apart, contenders
 from .layer import layer_steps
 from .memory import peak_bytes, saved_bytes
 from .profiling import profiling
-from .steps import Forward, Tensors, Training, training_macs, training_steps
+from .steps import Forward, Tensors, TrainingStep, training_macs, training_steps
 from .timing import WARM_UP, Step, seconds, summary, timed
 
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """How to measure.
 
     Attributes:
@@ -50,31 +49,36 @@ class Settings:
 
 
 def run(
-    request: Request, settings: Settings, progress: Progress = lambda what, share: None
-) -> dict[str, Any]:
+    rewritten: Rewritten, settings: BenchSettings, device: str = "cpu",
+    progress: Progress = lambda what, share: None,
+) -> dict[str, Any]:  # fmt: skip
     """Measures time, memory and arithmetic of base, rewritten and lowered model.
 
     What the passes added is random, so that no branch is zero.
 
     Args:
-        request: what to rewrite; `device` says where to run it.
+        rewritten: the model.
         settings: how to measure.
+        device: where to run it.
         progress: told what is measured, and which share of the whole is done.
 
     Raises:
         UsageError: VR906 if a step does not run on this device in this dtype.
     """
-    progress("rewriting", 0.0)
-    rewritten = randomised(request.apply())
     with _threads(settings.threads):
-        return _Bench(rewritten, settings, torch.device(request.device), progress).measured()
+        twin = randomised(rewritten)
+        return _Bench(twin, settings, torch.device(device), progress).measured()
 
 
 class _Bench:
     """One benchmark: its models, its inputs, and how far it is."""
 
     def __init__(
-        self, rewritten: Rewritten, settings: Settings, device: torch.device, progress: Progress
+        self,
+        rewritten: Rewritten,
+        settings: BenchSettings,
+        device: torch.device,
+        progress: Progress,
     ) -> None:
         self.rewritten, self.settings, self.device = rewritten, settings, device
         self.progress, self.ticks = progress, 0
@@ -148,7 +152,9 @@ class _Bench:
             }
         return self._compared("training", steps, facts)
 
-    def _facts(self, what: str, contender: Contender, step: Forward | Training) -> dict[str, Any]:
+    def _facts(
+        self, what: str, contender: Contender, step: Forward | TrainingStep
+    ) -> dict[str, Any]:
         """Compile time, which is that of the first step, and memory."""
         self._tick(f"{what}: memory of {contender.name}")
         with self._running(f"{what} of {contender.name}"):

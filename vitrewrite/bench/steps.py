@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..rewrite.measure import MORE_FLOPS
+from ..editing.measure import MORE_FLOPS
 from ..tracing import tree
 from ..tracing.unit import on_meta
 from .contenders import Contender
@@ -31,7 +31,7 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingStep:
     """Forward in training mode, a loss, and gradients of what is trained; no optimiser.
 
     Attributes:
@@ -59,9 +59,9 @@ class Training:
         return [*module.parameters(), *module.buffers(), *self.inputs, *self.probes]
 
 
-def training_steps(found: list[Contender], inputs: Tensors) -> dict[str, Training]:
+def training_steps(found: list[Contender], inputs: Tensors) -> dict[str, TrainingStep]:
     """The training step of each model that trains anything."""
-    return {c.name: Training(c, inputs, _probes(c.module, inputs)) for c in found if c.trained}
+    return {c.name: TrainingStep(c, inputs, _probes(c.module, inputs)) for c in found if c.trained}
 
 
 def training_macs(module: nn.Module, example: Tensors) -> int:

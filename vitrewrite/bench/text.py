@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..report.text import giga, plural
-from ..report.text import table as columns
-
-KINDS = {
-    "forward": "forward",
-    "training": "training step",
-    "layer_forward_backward": "first adapted layer, forward and backward",
-    "profiling": "profiling a batch",
-}
-"""What is measured, as in the JSON and in words."""
+from ..report.chart import KINDS
+from ..text import giga, plural
+from ..text import table as columns
 
 TRAINING = (
     "training step: forward in training mode, mean of output x fixed random probe, backward; no "

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import click
 
-from ..errors import FileError, UsageError, VitrewriteError, shown
+from ..errors import FileError, UsageError, VitrewriteError
+from ..text import shown
 from . import commands, profiling, showing, tuning
 
 __all__ = ["commands", "profiling", "run", "showing", "tuning"]

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from .. import __version__
-from ..errors import UsageError, VitrewriteError, did_you_mean, raise_all, shown
+from ..errors import UsageError, VitrewriteError, raise_all
+from ..text import did_you_mean, shown
+from ..version import __version__
 from .common import (
     PATH,
     busy,
@@ -75,18 +76,17 @@ def apply(
     wanted = request(spec, overrides)
     target = out or wanted.default_folder()
     with busy("starting torch"):
+        from ..api import finished
         from ..disk import check_target
-        from ..files import emit
-        from ..report.text import plan_text
-        from ..rewrite.apply import apply as run
+        from ..folder.writing import emit
         from ..verification import quick
     check_target(target)
     with busy(f"planning {wanted.spec.name}"):
-        plan = wanted.plan()
+        original, plan = wanted.compiled()
     if not as_json:
-        click.echo(plan_text(plan))
+        click.echo(str(plan))
     with busy(f"rewriting {plan.model}"):
-        rewritten = run(wanted.spec, **wanted.measured)
+        rewritten = finished(plan, original)
     with busy("verifying"):
         checks = quick(rewritten)
     raise_all([c.error() for c in checks if c.holds is False])
@@ -282,18 +282,19 @@ def lower(
     if undo and delta is not None:
         raise UsageError("VR905", "--undo takes no --delta", suggestion="leave one of them out")
     with busy("starting torch"):
+        from ..api import lower as run
         from ..disk import check_target
-        from ..files import emit
-        from ..folder.loading import rewritten_folder, unlowered_folder
+        from ..folder.reading import rewritten_folder, unlowered_folder
+        from ..folder.writing import emit
         from ..report.lowering import lowering_text
-        from ..rewrite.apply import lower as run
+        from ..verification.claims import judged
     check_target(out)
     if undo:
         with busy(f"restoring {folder}"):
-            result = unlowered_folder(folder, allowed)
+            result = judged(unlowered_folder(folder, allowed))
     else:
         with busy(f"lowering {folder}"):
-            result = run(rewritten_folder(folder, allowed, delta))
+            result = run(judged(rewritten_folder(folder, allowed, delta)))
         with busy("measuring"):
             text = lowering_text(result)
     with busy(f"writing {out}"):
@@ -358,7 +359,7 @@ def bench(
     """
     wanted = request(spec, overrides)
     with busy("starting torch"):
-        from ..bench import Settings, run, table
+        from ..bench import BenchSettings, run, table
         from ..disk import check_file, write_text
         from ..report.chart import chart
     check_device(wanted.device)
@@ -366,7 +367,8 @@ def bench(
         if target:
             check_file(target)
     with progress_bar() as progress:
-        result = run(wanted, Settings(**options), progress)
+        progress("rewriting", 0.0)
+        result = run(wanted.apply(), BenchSettings(**options), wanted.device, progress)
     if out:
         write_text(out, json.dumps(result, indent=2) + "\n")
     if svg:

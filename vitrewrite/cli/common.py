@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import catalog
-from ..errors import UsageError, shown
+from ..errors import UsageError
 from ..language import RESERVED, parse_overrides, parse_spec
 from ..language.inputs import INPUT
 from ..language.model import Spec
+from ..text import shown
 
 if TYPE_CHECKING:
-    from ..folder.loading import Trust
-    from ..rewrite.plan import Plan
+    from torch import nn
+
+    from ..folder.reading import Trust
+    from ..rewrite.compilation import Compilation
     from ..rewrite.rewritten import Rewritten
 
 
@@ -43,7 +46,7 @@ PATH = _Path(path_type=Path)
 
 
 @dataclass(frozen=True)
-class Request:
+class Invocation:
     """A spec with the reserved overrides taken out of the command line."""
 
     spec: Spec
@@ -56,15 +59,21 @@ class Request:
         """Whether there is a model to rewrite."""
         return self.spec.model is not None
 
-    def plan(self) -> Plan:
+    def plan(self) -> Compilation:
         """The plan; imports torch."""
-        from ..rewrite.apply import plan
+        from ..api import plan
 
         return plan(self.spec, **self.measured)
 
+    def compiled(self) -> tuple[nn.Module, Compilation]:
+        """The model, and the spec carried out on it."""
+        from ..api import compiled
+
+        return compiled(self.spec, **self.measured)
+
     def apply(self) -> Rewritten:
         """The rewritten model; imports torch."""
-        from ..rewrite.apply import apply
+        from ..api import apply
 
         return apply(self.spec, **self.measured)
 
@@ -82,7 +91,7 @@ class Request:
 
         if self.data is None or "profile" in self.arguments or not wanted_by(self.spec):
             return self.arguments
-        from ..sensitivity.run import measure
+        from ..profiling.run import measure
 
         with progress_bar() as told:
             found = measure(
@@ -100,7 +109,7 @@ class Request:
         return Path("".join(c if c.isalnum() or c in "._-" else "_" for c in whole))
 
 
-def request(spec: str, overrides: tuple[str, ...]) -> Request:
+def request(spec: str, overrides: tuple[str, ...]) -> Invocation:
     """Reads a spec and its overrides.
 
     Raises:
@@ -117,7 +126,7 @@ def request(spec: str, overrides: tuple[str, ...]) -> Request:
     context = click.get_current_context(silent=True)
     if context is not None and (path := context.meta.get(_PROFILE)) is not None:
         arguments["profile"] = path
-    return Request(parsed, arguments, found.get("device", "cpu"), found.get("data"))
+    return Invocation(parsed, arguments, found.get("device", "cpu"), found.get("data"))
 
 
 def keep_profile(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
@@ -146,7 +155,7 @@ def trusted(target: str, overrides: tuple[str, ...], trust: bool) -> Trust:
     Raises:
         UsageError: VR905 for any other override, VR903 for a model that is no code in a file.
     """
-    from ..folder.loading import Trust
+    from ..folder.reading import Trust
 
     given = parse_overrides(overrides)
     for key in given.keys() - {"model"}:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from .. import catalog
+from ..catalog.explain import explain_code
+from ..catalog.signatures import OptionInfo, PassInfo
 from ..disk import replacing_file
-from ..errors import FileError, SpecError, VitrewriteError, did_you_mean, listing, raise_all
-from ..explain import explain_code
+from ..errors import FileError, SpecError, VitrewriteError, raise_all
 from ..folder.lock import Folder
 from ..language import format_text, parse_spec
+from ..language.settings import options as settings_of_tune
 from ..language.source import read_source
-from ..report.allocation import changes
-from ..signature import OptionInfo, PassInfo
+from ..sensitivity.text import changes
 from ..storage.hashing import parsed, read_bytes
-from ..tuning.settings import options as settings_of_tune
+from ..text import did_you_mean, listing
 
 CLAUSES = {
     "insert": "insert P at|before|after SITES: puts a pass at sites of the model.",
@@ -50,8 +51,7 @@ def entries(what: str) -> list[tuple[str, str]]:
         return [(n, _about_spec(catalog.spec_path(n))) for n in catalog.specs()]
     import timm
 
-    from .. import hugging_face
-    from ..models import ALIASES
+    from ..models import ALIASES, hugging_face
 
     aliases = [(name, f"alias of {full}") for name, full in ALIASES.items()]
     shipped = [(name, hugging_face.about(name)) for name in hugging_face.names()]

@@ -40,8 +40,8 @@ def profile(
         raise UsageError("VR907", "profile needs images", suggestion="add data=digits, or a folder")
     with busy("starting torch"):
         from ..disk import check_file
-        from ..sensitivity.activations import Activations
-        from ..sensitivity.run import measure
+        from ..profiling.activations import Activations
+        from ..profiling.run import measure
     check_file(out)
     check_device(wanted.device)
     kept = Activations(activations, samples, tokens) if activations is not None else None

@@ -72,14 +72,14 @@ def segmentation(
     """
     with busy("starting torch"):
         from ..disk import check_file, replacing_file
-        from ..report.segmentation import Segmentation, decoder_of, prepared
+        from ..report.segmentation import SegmentationPicture, decoder_of, prepared
     check_file(out)
     opened = _opened(image)
     with busy(f"reading {target}"):
         rewritten = _rewritten(target, overrides, trust)
     decoder_of(rewritten)
     with busy("segmenting"):
-        found = Segmentation.of(rewritten, *prepared(rewritten, opened), query)
+        found = SegmentationPicture.of(rewritten, *prepared(rewritten, opened), query)
         picture = found.picture()
     with replacing_file(out) as temporary:
         picture.save(temporary, "png")
@@ -95,7 +95,7 @@ def segmentation(
 def _rewritten(target: str, overrides: tuple[str, ...], trust: bool) -> Rewritten:
     if not is_folder(target):
         return request(target, overrides).apply()
-    from ..folder.loading import load_folder
+    from ..folder.reading import load_folder
 
     return load_folder(Path(target), trusted(target, overrides, trust))
 

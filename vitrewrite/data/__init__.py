@@ -15,7 +15,7 @@ Where there is no validation split, a fifth of each class is held out. Which fif
 on the seed of a run, so that runs with different seeds are measured on the same images.
 
 ```python
-data = open_data("digits:0-4", Preprocessing.of(rewritten))
+data = open_data("digits:0-4", Preprocessing.of(rewritten.base))
 data.classes                                  # ("0", "1", "2", "3", "4")
 for images, labels in batches(data.train, 64, limit=800):
     ...                                       # (64, C, H, W) and (64,)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import DataError, first_line
+from ..errors import DataError
+from ..text import first_line
 from .pictures import converted, refused
 from .preprocessing import Preprocessing, Transform
 from .seeding import seeded
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _DURING = "repair it and go on with --resume, or remove it and start a new run"
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Where images come from."""
 
     @property
@@ -58,7 +59,11 @@ class Images(Dataset[Any]):
     """
 
     def __init__(
-        self, source: Source, indices: Sequence[int], wanted: Preprocessing, outputs: int | None
+        self,
+        source: ImageSource,
+        indices: Sequence[int],
+        wanted: Preprocessing,
+        outputs: int | None,
     ) -> None:
         self.source, self.indices, self.outputs = source, tuple(indices), outputs
         self.mode = wanted.mode

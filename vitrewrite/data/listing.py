@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import DataError, shown
+from ..errors import DataError
+from ..text import shown
 
 _HEADS = 20_000  # files whose head is read before anything else is done
 _TOLD = 10  # of the errors of one folder

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Share:
+class ProcessShare:
     """Which part of each step's images this process takes, and in how many pieces.
 
     Results do not depend on it beyond rounding: a step always sees the same images.
@@ -48,7 +48,7 @@ class TrainingOrder(Sampler[list[Key]]):
     """Keys of micro-batches, step by step; the rest of an epoch that fills no batch is left out."""
 
     def __init__(
-        self, count: int, batch: int, steps: range, seed: int, share: Share, *, augment: bool
+        self, count: int, batch: int, steps: range, seed: int, share: ProcessShare, *, augment: bool
     ) -> None:
         self.count, self.batch, self.steps = count, batch, steps
         self.seed, self.share, self.augment = seed, share, augment
@@ -74,7 +74,7 @@ class TrainingOrder(Sampler[list[Key]]):
 class EvaluationOrder(Sampler[list[Key]]):
     """All images in order; padded so that every process has the same number of batches."""
 
-    def __init__(self, count: int, batch: int, share: Share) -> None:
+    def __init__(self, count: int, batch: int, share: ProcessShare) -> None:
         padded = -(-count // share.processes) * share.processes
         keys = [Key(i % count, real=i < count) for i in range(padded)]
         mine = keys[share.rank :: share.processes]
@@ -103,14 +103,14 @@ def training_batches(images: Images, order: TrainingOrder, workers: int = 0) -> 
 
 
 def evaluation_batches(
-    images: Images, batch: int, share: Share | None = None, workers: int = 0
+    images: Images, batch: int, share: ProcessShare | None = None, workers: int = 0
 ) -> Iterator[Batch]:
     """This process's part of all images; labels of padding are -1.
 
     Raises:
         DataError: as `training_batches`.
     """
-    return _loaded(images, EvaluationOrder(len(images), batch, share or Share()), workers)
+    return _loaded(images, EvaluationOrder(len(images), batch, share or ProcessShare()), workers)
 
 
 def batches(

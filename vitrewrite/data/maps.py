@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, listing, shown
+from ..errors import DataError
+from ..text import listing, shown
 from .pictures import Head, UnreadableError, opened, upright
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, first_line, shown
+from ..errors import DataError
+from ..text import first_line, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image

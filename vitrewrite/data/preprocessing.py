@@ -13,8 +13,6 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..rewrite.rewritten import Rewritten
-
 Transform = Callable[["Image"], torch.Tensor]
 _MODES = {1: "L", 3: "RGB"}
 
@@ -32,18 +30,13 @@ class Preprocessing:
     config: dict[str, Any]
 
     @classmethod
-    def of(cls, rewritten: Rewritten) -> Preprocessing:
-        """That of a rewritten model."""
-        return cls.of_captured(rewritten.base)
-
-    @classmethod
-    def of_captured(cls, root: torch.nn.Module) -> Preprocessing:
+    def of(cls, root: torch.nn.Module) -> Preprocessing:
         """That of a captured model: the size it was captured for, the rest from its records.
 
         Raises:
             DataError: VR744 if its input is no image of one or three channels.
         """
-        from ..rewrite.engine import example_of_one
+        from ..tracing.inputs import example_of_one
 
         shape = example_of_one(root)[0].shape
         if len(shape) != 4 or shape[1] not in _MODES:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..errors import DataError, shown
+from ..errors import DataError
+from ..text import shown
 from .images import Data, Images, Key
 from .joint import JointTransform
 from .listing import check_all, image_files

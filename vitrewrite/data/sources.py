@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, shown
-from .images import Data, Images, Source
+from ..errors import DataError
+from ..text import shown
+from .images import Data, Images, ImageSource
 from .listing import check_all, image_files
 from .loading import shuffled
 from .pictures import check_header, read_image
@@ -55,7 +56,7 @@ def _empty(name: str, what: str) -> DataError:
 
 
 def _divided(
-    name: str, source: Source, labels: Sequence[int], wanted: Preprocessing, split: int
+    name: str, source: ImageSource, labels: Sequence[int], wanted: Preprocessing, split: int
 ) -> tuple[Images, Images]:
     """A fifth of each class for validation, at least one image."""
     members: dict[int, list[int]] = {}

@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import FileError, shown
+from ..errors import FileError
+from ..text import shown
 
 PATIENCE = 60.0  # seconds to wait for another process
 # What is in a workplace, beside the mark.

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from ..errors import FileError, shown
+from ..errors import FileError
+from ..text import shown
 from .claim import GONE, GROWING, OLD, READY, claimed, clear, workplace
 from .exchange import exchanged
 from .places import (

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import FileError, shown
+from ..errors import FileError
+from ..text import shown
 
 LOCK = "lock.json"
 RUN = "tune.json"  # in folders of `tune`

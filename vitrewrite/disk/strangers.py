@@ -6,7 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from ..errors import FileError, shown
+from ..errors import FileError
+from ..text import shown
 from .places import listed
 
 _CACHE = "__pycache__"  # of the `model.py` that goes

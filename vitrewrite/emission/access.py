@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from ..tracing.captured import Captured
 from ..tracing.unit import Unit
+from .captured import Captured
 from .literals import quoted
 from .names import is_name
 

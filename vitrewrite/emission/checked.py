@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..context import same_randomness
-from ..errors import EmitError, first_line
+from ..errors import EmitError
+from ..text import first_line
 from ..tracing.leaves import is_inserted, is_torch_class
 from ..tracing.tree import leaves
+from ..tracing.undisturbed import same_randomness
 from . import layers
 from .twin import emitted_twin, running
 

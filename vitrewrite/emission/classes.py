@@ -15,7 +15,7 @@ from .access import child_of, is_chain, is_sequence
 from .distinction import distinguish
 from .inlining import inline_small_calls
 from .literals import Symbol, same
-from .names import Scope
+from .names import NameScope
 from .parameters import Parameters
 from .skeleton import Position, numbered, replace_literals, skeleton
 from .tidy import tidy
@@ -64,7 +64,7 @@ class Care:
 class Classes:
     """All classes of a captured tree, children before parents."""
 
-    def __init__(self, root: nn.Module, scope: Scope, care: Care | None = None) -> None:
+    def __init__(self, root: nn.Module, scope: NameScope, care: Care | None = None) -> None:
         self.scope = scope
         self.care = care or Care()
         self.of: dict[int, Class] = {}  # id of a unit -> its class

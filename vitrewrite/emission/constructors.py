@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import EmitError, shown
+from ..errors import EmitError
+from ..text import shown
 from ..tracing.leaves import leaf_class
 from ..tracing.unit import Unit
 from . import layers
@@ -27,7 +28,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
-class Call:
+class Construction:
     """A constructor call in parts, so that runs of them can be written as a loop."""
 
     callee: str
@@ -115,7 +116,7 @@ class Constructors:
             return _parameter_container(modules, parameters)
         return self._layer(modules, parameters)
 
-    def _layer(self, modules: Sequence[nn.Module], parameters: Parameters) -> Call:
+    def _layer(self, modules: Sequence[nn.Module], parameters: Parameters) -> Construction:
         found = [layers.arguments(m) for m in modules]
         plain = layers.positional(modules[0])
         arguments: list[str] = []
@@ -123,7 +124,7 @@ class Constructors:
             default = layers.default(type(modules[0]), key)
             text = parameters.express([f.get(key, default) for f in found], layers.wish(key))
             arguments.append(text if key in plain else f"{key}={text}")
-        return Call(self._class_name(leaf_class(modules[0])), tuple(arguments))
+        return Construction(self._class_name(leaf_class(modules[0])), tuple(arguments))
 
     def _class_name(self, cls: type[nn.Module]) -> str:
         name = self.inserted.get(cls) or layers.torch_name(cls)
@@ -131,7 +132,7 @@ class Constructors:
             raise EmitError("VR804", f"torch has no public name for its {shown(cls.__qualname__)}")
         return name
 
-    def _instance(self, modules: Sequence[nn.Module], parameters: Parameters) -> Call:
+    def _instance(self, modules: Sequence[nn.Module], parameters: Parameters) -> Construction:
         cls = self.classes.of[id(modules[0])]
         position = {id(u): i for i, u in enumerate(cls.units)}
         arguments = []
@@ -141,7 +142,7 @@ class Constructors:
                 arguments.append(str(self.construct(values, parameters, key)))
             else:
                 arguments.append(parameters.express(values, key))
-        return Call(cls.name, tuple(arguments))
+        return Construction(cls.name, tuple(arguments))
 
     def _optional(
         self, modules: Sequence[nn.Module], busy: nn.Module, parameters: Parameters, name: str
@@ -178,7 +179,7 @@ class Constructors:
         if kind == "nn.ModuleList":
             loop = len(parts) == 1 and parts[0].startswith("*(")
             return f"{kind}({parts[0][2:-1]})" if loop else f"{kind}([{', '.join(parts)}])"
-        return Call(kind, tuple(parts))
+        return Construction(kind, tuple(parts))
 
 
 def _parameter_container(modules: Sequence[nn.Module], parameters: Parameters) -> str:
@@ -235,7 +236,7 @@ def _run(items: list[Any], start: int) -> int:
 
 
 def _differing(items: list[Any]) -> set[int]:
-    if not all(isinstance(c, Call) for c in items):
+    if not all(isinstance(c, Construction) for c in items):
         return {0} if all(c == items[0] for c in items) else {0, 1}
     if len({(c.callee, len(c.arguments)) for c in items}) > 1:
         return {0, 1}
@@ -245,7 +246,7 @@ def _differing(items: list[Any]) -> set[int]:
 
 def _comprehension(items: list[Any]) -> str:
     differing = _differing(items)
-    if not differing or not isinstance(items[0], Call):
+    if not differing or not isinstance(items[0], Construction):
         return f"*({items[0]} for _ in range({len(items)}))"
     (i,) = differing
     arguments = list(items[0].arguments)
@@ -256,5 +257,5 @@ def _comprehension(items: list[Any]) -> str:
         prefix, _, _ = arguments[i].partition("=")
         values, prefix = [v.partition("=")[2] for v in values], f"{prefix}="
     arguments[i] = f"{prefix}{name}"
-    call = Call(items[0].callee, tuple(arguments))
+    call = Construction(items[0].callee, tuple(arguments))
     return f"*({call} for {name} in ({', '.join(values)}))"

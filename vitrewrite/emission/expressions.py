@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ..errors import EmitError, shown
+from ..errors import EmitError
+from ..text import shown
 from ..tracing.modes import by_mode
 from ..tracing.sizes import by_size
 from .literals import Symbol, constant

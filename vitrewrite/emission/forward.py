@@ -23,7 +23,7 @@ from .literals import comment, constant
 from .names import Names
 from .rolling import roll_up
 from .rolls import is_item, spread
-from .statements import Plan, Statement
+from .statements import Layout, Statement
 from .turns import roll_lines
 from .wrap import WIDTH, wrap
 
@@ -48,13 +48,13 @@ def body_lines(
             node.meta.pop("place", None)
     else:
         graph = comprehend(roll_up(graph), units[0])
-    return Printer(Plan.of(graph, units[0]), parameters).print()
+    return Printer(Layout.of(graph, units[0]), parameters).print()
 
 
 class Printer:
     """Names the variables and writes the lines, at most `width` characters wide."""
 
-    def __init__(self, plan: Plan, parameters: list[str], width: int = WIDTH - 8) -> None:
+    def __init__(self, plan: Layout, parameters: list[str], width: int = WIDTH - 8) -> None:
         self.plan = plan
         self.width = width
         self.out: list[str] = []

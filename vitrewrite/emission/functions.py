@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..context import default_dtype
 from ..tracing.template import Template
+from ..tracing.undisturbed import default_dtype
 from ..tracing.unit import run_graph
 from .access import child_of
 from .forward import body_lines
 from .literals import Symbol
-from .names import Scope
+from .names import NameScope
 from .parameters import Parameters
 from .skeleton import Position, numbered, replace_literals, skeleton
 from .tables import is_short
@@ -36,7 +36,7 @@ class Function:
 class Functions:
     """The functions for the tables of `root`."""
 
-    def __init__(self, root: nn.Module, scope: Scope) -> None:
+    def __init__(self, root: nn.Module, scope: NameScope) -> None:
         self.scope = scope
         self.of: dict[str, Function] = {}  # path of a buffer -> its function
         self.all: list[Function] = []
@@ -91,7 +91,7 @@ def _computes(graph: fx.Graph, buffer: torch.Tensor) -> bool:
     return bool(alike and torch.equal(value, buffer.cpu()))
 
 
-def _print(function: Function, root: nn.Module, scope: Scope) -> None:
+def _print(function: Function, root: nn.Module, scope: NameScope) -> None:
     function.parameters = Parameters(len(function.paths), scope.taken)
     new: dict[Position, Any] = {}
     for position in function.literals[0]:

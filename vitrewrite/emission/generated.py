@@ -9,6 +9,7 @@ import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..tracing.captured import Captured
-from ..tracing.unit import Printed, Unit
+from ..tracing.unit import Unit
+from .captured import Captured
 from .tables import unpack
 
 _counter = itertools.count()
@@ -47,7 +48,10 @@ def made(
 
 
 def _unit(printed: Printed, space: dict[str, Any]) -> type[Unit]:
-    body = {"__module__": "vitrewrite.generated", "printed": printed}
+    def reduced(unit: Unit, protocol: Any) -> Any:  # a pickle has the source of the class too
+        return _instance, (printed,), unit.__getstate__()
+
+    body = {"__module__": "vitrewrite.generated", "printed": printed, "__reduce_ex__": reduced}
     bases = space[printed.name], Captured if printed.root else Unit
     cls = _MADE[printed] = type(printed.name, bases, body)
     return cls
@@ -69,3 +73,31 @@ def _execute(text: str) -> dict[str, Any]:
     linecache.cache[filename] = len(text), None, text.splitlines(keepends=True), filename
     exec(code, space)  # our own printed source, made from typed values only
     return space
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Where the class of a module comes from: it is printed source, and in no file.
+
+    A pickled module carries that source, and so can be loaded in any process that has vitrewrite.
+    To load it is to run the source, as unpickling runs whatever the pickle says: load only what you
+    would run. `torch.load(weights_only=True)` refuses it; weights to pass on are a `state_dict`.
+
+    Attributes:
+        text: all classes of the model.
+        name: that of the module.
+        root: whether it is the whole model.
+    """
+
+    text: str
+    name: str
+    root: bool
+
+    def cls(self) -> type[Unit]:
+        """The class; that of the modules at hand, if the same source was printed here."""
+        return classes(self)
+
+
+def _instance(printed: Printed) -> Unit:
+    cls = printed.cls()
+    return cls.__new__(cls)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..errors import EmitError, shown
+from ..errors import EmitError
+from ..text import shown
 
 # What a line of source cannot hold as it is: control characters (they end a comment, or a file),
 # what other readers take for the end of a line, marks that reorder or hide text, and surrogates,

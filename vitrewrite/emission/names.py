@@ -46,7 +46,7 @@ def identifier(text: str, otherwise: str) -> str:
     return otherwise
 
 
-class Scope:
+class NameScope:
     """The classes and functions of one file, each of another name."""
 
     def __init__(self, reserved: Iterable[str] = ()) -> None:

@@ -18,7 +18,7 @@ from .fixed import fixed_arguments
 from .forward import body_lines
 from .functions import Functions
 from .literals import quoted
-from .names import CALLED, IMPORTED, RESERVED, Scope, identifier, is_name
+from .names import CALLED, IMPORTED, RESERVED, NameScope, identifier, is_name
 from .wrap import WIDTH, wrap
 
 
@@ -56,7 +56,7 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
         The text, and whose class each module has.
     """
     inserted = _inserted(root)
-    scope = Scope(inserted.values())
+    scope = NameScope(inserted.values())
     table = Classes(root, scope, care)
     functions = Functions(root, scope)
     constructors = Constructors(table, functions, inserted)
@@ -102,7 +102,7 @@ def _inserted(root: nn.Module) -> dict[type[nn.Module], str]:
         EmitError: VR805 if a class has the name of something that it or others use.
     """
     found: dict[type[nn.Module], str] = {}
-    scope = Scope()
+    scope = NameScope()
     for module in root.modules():
         cls = type(module)
         if cls in found or isinstance(module, Unit) or is_torch_class(cls):

@@ -35,7 +35,7 @@ class Statement:
     block: Block | None = None  # the way of a choice that it is part of
 
 
-class Plan:
+class Layout:
     """Plans which nodes become statements and which are written inside others."""
 
     def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
@@ -54,7 +54,7 @@ class Plan:
         self._plan()
 
     @classmethod
-    def of(cls, graph: fx.Graph, module: nn.Module) -> Plan:
+    def of(cls, graph: fx.Graph, module: nn.Module) -> Layout:
         """The plan for a graph whose nodes stand in the order in which they will be printed.
 
         What is written inside a later line is also computed later, which may in turn decide how

@@ -14,7 +14,7 @@ from .literals import comment
 from .loops import Loop
 from .names import plural
 from .rolls import Roll, is_item
-from .statements import Plan
+from .statements import Layout
 
 if TYPE_CHECKING:
     from .forward import Printer
@@ -185,7 +185,7 @@ class _Loop:
         for node, name in zip(outputs, [*carried, *others], strict=True):
             if node.op != "placeholder":
                 node.meta |= {"hint": name, "assigned": True}
-        turn = Printer(Plan.of(self.roll.graph, self.module), texts, self.printer.width - 4)
+        turn = Printer(Layout.of(self.roll.graph, self.module), texts, self.printer.width - 4)
         around = self.printer.names
         for name, holder in around.holder.items():
             if name not in (*carried, *others) and around.last_use.get(holder, -1) >= self.number:

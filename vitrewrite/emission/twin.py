@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..context import default_dtype, same_randomness
-from ..errors import EmitError, first_line, listing
+from ..errors import EmitError
+from ..text import first_line, listing
 from ..tracing.construction import Uninitialised
+from ..tracing.undisturbed import default_dtype, same_randomness
 
 _FILE = "model.py"
 

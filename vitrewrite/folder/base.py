@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import FileError
-from ..program import DataError, read_program, write_program
+from ..program import ProgramError, read_program, write_program
 from ..storage.hashing import digest_of
 from ..storage.tensors import read_tensors, write_tensors
 from .lock import PROGRAM, TABLES, Folder
@@ -33,7 +33,7 @@ def save_base(rewritten: Rewritten, folder: Path, weights: bool) -> tuple[dict[s
     """
     try:
         program = write_program(rewritten.base)
-    except DataError as error:
+    except ProgramError as error:
         return {}, str(error)
     text = json.dumps(program.data, separators=(",", ":"), allow_nan=False) + "\n"
     (folder / PROGRAM).write_bytes(text.encode())
@@ -74,6 +74,6 @@ def load_base(
         tables = read_tensors(path, digest=folder.digest(TABLES), what="the tables").tensors
     try:
         return read_program(data, {**state, **tables}, strict=whole)
-    except DataError as error:
+    except ProgramError as error:
         message = f"the program in '{folder.path / PROGRAM}' is none: {error}"
         raise FileError("VR719", message) from error

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .. import __version__
+from ..anatomy.fingerprint import fingerprint_of
 from ..disk import LOCK, replacing_file
 from ..emission.literals import one_line
 from ..errors import FileError
-from ..fingerprint import fingerprint_of
 from ..storage.hashing import changed
 from ..storage.tensors import check_finite, read_tensors, write_tensors
+from ..version import __version__
 from .lock import Folder
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..disk import LOCK, MADE_BY
-from ..errors import FileError, VitrewriteError, first_line, raise_all
+from ..errors import FileError, VitrewriteError, raise_all
 from ..language.inputs import read_shapes
 from ..storage.hashing import parsed, read_bytes, read_checked, sealed, unsealed
+from ..text import first_line
 
 PROGRAM, TABLES = "program.json", "program.safetensors"
 DELTA, WEIGHTS, ORIGINALS = "delta.safetensors", "weights.safetensors", "originals.safetensors"

@@ -8,13 +8,14 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from vitrewrite.errors import Span, SpecError, did_you_mean, shown
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import did_you_mean, shown
 
 from . import conditions, expressions, selectors
 from . import model as nodes
 from .expressions import Expression
 from .selectors import Selector
-from .source import Source
+from .source import SpecSource
 from .tokens import Lexeme
 from .values import CONSTANTS, read_number, read_string
 
@@ -26,11 +27,11 @@ class Word(str):
     """A token as the grammar names it, which knows where it stands."""
 
     type: str
-    source: Source
+    source: SpecSource
     start: int
     end: int
 
-    def __new__(cls, type: str, token: Lexeme, source: Source) -> Word:
+    def __new__(cls, type: str, token: Lexeme, source: SpecSource) -> Word:
         """The word of a token."""
         word = super().__new__(cls, token.text)
         word.type, word.source, word.start, word.end = type, source, token.start, token.end
@@ -121,13 +122,13 @@ class _Selectors(_Conditions):
     def index(self, opening: Word, *items: Any) -> selectors.Index:
         return selectors.Index(items[:-1], _join(opening, items[-1]))
 
-    def step(self, name: Word, index: selectors.Index | None) -> selectors.Step:
-        return selectors.Step((str(name),), index, _join(name, index or name))
+    def step(self, name: Word, index: selectors.Index | None) -> selectors.PathStep:
+        return selectors.PathStep((str(name),), index, _join(name, index or name))
 
-    def group(self, *names: Word) -> selectors.Step:
-        return selectors.Step(tuple(map(str, names)), None, _join(names[0], names[-1]))
+    def group(self, *names: Word) -> selectors.PathStep:
+        return selectors.PathStep(tuple(map(str, names)), None, _join(names[0], names[-1]))
 
-    def path(self, *steps: selectors.Step) -> selectors.Path:
+    def path(self, *steps: selectors.PathStep) -> selectors.Path:
         return selectors.Path(steps, _join(steps[0], steps[-1]))
 
     def option(self, name: Word, value: Expression) -> selectors.Option:

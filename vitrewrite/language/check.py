@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vitrewrite.catalog import Catalog
-from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
-from vitrewrite.needs import holds, names_in
-from vitrewrite.signature import OptionInfo, PassInfo
+from vitrewrite.catalog.needs import holds, names_in
+from vitrewrite.catalog.signatures import OptionInfo, PassInfo
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import did_you_mean, listing, shown
 
 from .expressions import Literal, literal
 from .model import Clause, PassUse

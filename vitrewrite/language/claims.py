@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from vitrewrite.errors import SpecError, did_you_mean, listing, shown
+from vitrewrite.errors import SpecError
+from vitrewrite.text import did_you_mean, listing, shown
 
 from .conditions import Compare
 from .expressions import Literal

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .parse import parse_statement
 from .problems import all_together
 from .source import text_source
-from .tokens import WORDS, Lexeme, Statement, statements
+from .tokens import WORDS, Lexeme, Sentence, statements
 
 _INDENT = "    "
 
@@ -39,7 +39,7 @@ def format_text(text: str, file: str = "<text>") -> str:
     return "\n".join(lines).strip("\n") + "\n" if any(lines) else ""
 
 
-def _lines(statement: Statement) -> list[str]:
+def _lines(statement: Sentence) -> list[str]:
     line = _Line(bool(statement.tokens) and statement.tokens[0].text == "tune")
     for token in statement.lexemes:
         if token.kind == "newline":

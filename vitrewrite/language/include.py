@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitrewrite.catalog import Catalog
-from vitrewrite.errors import SpecError, shown
+from vitrewrite.errors import SpecError
+from vitrewrite.text import shown
 
 from .model import AnyStatement, Include
 from .parse import parse_source
 from .problems import Problems
-from .source import Source, read_source
+from .source import SpecSource, read_source
 
 DEPTH_LIMIT = 8
 COUNT_LIMIT = 100  # files that include two others each grow fast
@@ -25,7 +26,7 @@ class Expansion:
         incomplete: whether an included spec has errors, so that names may be missing.
     """
 
-    def __init__(self, source: Source, catalog: Catalog, problems: Problems) -> None:
+    def __init__(self, source: SpecSource, catalog: Catalog, problems: Problems) -> None:
         self.statements: list[tuple[int, AnyStatement]] = []
         self.doubtful: set[str] = set()
         self.incomplete = False
@@ -34,14 +35,14 @@ class Expansion:
         self._count = 0
         self._expand(source, (_real(source.path),) if source.path else (Path(),))
 
-    def _expand(self, source: Source, chain: tuple[Path, ...]) -> None:
+    def _expand(self, source: SpecSource, chain: tuple[Path, ...]) -> None:
         for node in parse_source(source, self._problems, self.doubtful):
             if isinstance(node, Include):
                 self._include(node, source, chain)
             else:
                 self.statements.append((len(chain) - 1, node))
 
-    def _include(self, node: Include, source: Source, chain: tuple[Path, ...]) -> None:
+    def _include(self, node: Include, source: SpecSource, chain: tuple[Path, ...]) -> None:
         before = len(self._problems.errors)
         with self._problems.catch():
             path = self._find(node, source)
@@ -49,7 +50,7 @@ class Expansion:
             self._expand(_read(node, path), (*chain, _real(path)))
         self.incomplete |= len(self._problems.errors) > before
 
-    def _find(self, node: Include, source: Source) -> Path:
+    def _find(self, node: Include, source: SpecSource) -> Path:
         if not node.target.endswith(".peft"):
             try:
                 return self._catalog.spec_path(node.target)
@@ -81,7 +82,7 @@ def _real(path: Path) -> Path:
         return path
 
 
-def _read(node: Include, path: Path) -> Source:
+def _read(node: Include, path: Path) -> SpecSource:
     try:
         shipped = not node.target.endswith(".peft")
         return read_source(path, f"{node.target}.peft" if shipped else None)

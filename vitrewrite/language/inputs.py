@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vitrewrite.errors import Span, SpecError, shown
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import shown
 
 from .values import Value
 

@@ -12,7 +12,7 @@ from .model import Spec
 from .overrides import Overrides
 from .problems import all_together
 from .resolve import Resolver
-from .source import Source, read_source, text_source
+from .source import SpecSource, read_source, text_source
 from .tokens import VERBS
 
 
@@ -43,7 +43,7 @@ def parse_spec(
         return Resolver(expansion, catalog, Overrides(overrides or {}), problems).spec(text)
 
 
-def open_source(source: str | Path, catalog: Catalog) -> Source:
+def open_source(source: str | Path, catalog: Catalog) -> SpecSource:
     """The text that a path, a name or a text stands for.
 
     Raises:

@@ -12,10 +12,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from vitrewrite.errors import Span, SpecError, shown
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import shown
 
 from .parser import UnexpectedError, parse_words, words
-from .source import Source
+from .source import SpecSource
 from .tokens import VERBS, WORDS, Lexeme, statements
 
 _OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
@@ -76,7 +77,7 @@ def _table() -> dict[tuple[str, _Failure], Mistake]:
 
 
 def _fail(example: str) -> _Failure:
-    source = Source("<example>", example)
+    source = SpecSource("<example>", example)
     tokens = next(iter(statements(source))).tokens
     try:
         parse_words(words(source, tokens, "statement"), "statement")
@@ -93,7 +94,7 @@ def mistake_of(error: UnexpectedError, verb: str, in_brackets: bool) -> Mistake 
     return None if found and found.code == "VR115" and not in_brackets else found
 
 
-def explained(error: UnexpectedError, source: Source, tokens: list[Lexeme]) -> SpecError:
+def explained(error: UnexpectedError, source: SpecSource, tokens: list[Lexeme]) -> SpecError:
     """The error a user sees for what the parser did not expect."""
     if error.word is not None:
         span, token = error.word.span, str(error.word)

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
-from vitrewrite.errors import UNPRINTABLE, Span, SpecError, did_you_mean, listing, shown
+from vitrewrite.errors import UNPRINTABLE, Span, SpecError
+from vitrewrite.text import did_you_mean, listing, shown
 
 from .expressions import Expression, ListOf, Literal, Name, map_expressions
 from .inputs import INPUT
@@ -15,7 +16,7 @@ from .model import Model, ModelRef
 from .parse import parse_text
 from .scope import Scope
 from .selectors import Option
-from .source import Source
+from .source import SpecSource
 from .values import Value, bounded, show
 
 # Keys that say what to do with a spec; the command line and the API take them, not the spec.
@@ -82,7 +83,7 @@ def parse_model(text: str, overrides: Overrides | None = None) -> ModelRef:
     Raises:
         SpecError: it is malformed, or an argument has no value.
     """
-    statement = parse_text(Source(COMMAND_LINE, f"model {text}"), "statement")
+    statement = parse_text(SpecSource(COMMAND_LINE, f"model {text}"), "statement")
     assert isinstance(statement, Model)
     scope = Scope()
     ref = map_expressions(statement.ref, lambda e: Literal(scope.evaluate(e), e.span))
@@ -190,7 +191,7 @@ def _shortly(given: object) -> str:
 def _read(text: str) -> Value:
     """The value of an expression; what is none is a string, so that words need no quotes."""
     try:
-        expression = parse_text(Source(COMMAND_LINE, text), "sum")
+        expression = parse_text(SpecSource(COMMAND_LINE, text), "sum")
         if isinstance(expression, ListOf):  # a shell takes the quotes off `["a", "b"]`
             return tuple(_word_or_value(item) for item in expression.items)
         return _word_or_value(expression)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import did_you_mean, listing, shown
 
 from .expressions import Expression, Literal, Name
 from .model import Choices, Param, Range

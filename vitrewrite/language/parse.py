@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import did_you_mean, listing, shown
 
 from .model import AnyStatement
 from .parser import UnexpectedError, parse_words, words
 from .problems import Problems
-from .source import Source
-from .tokens import VERBS, Lexeme, Statement, statements, unknown_character
+from .source import SpecSource
+from .tokens import VERBS, Lexeme, Sentence, statements, unknown_character
 
 
-def parse_source(source: Source, problems: Problems, doubtful: set[str]) -> list[AnyStatement]:
+def parse_source(source: SpecSource, problems: Problems, doubtful: set[str]) -> list[AnyStatement]:
     """The statements of a source; those that are malformed go to `problems` instead.
 
     Names that malformed statements seem to define are added to `doubtful`.
@@ -38,7 +39,7 @@ def _defined(tokens: list[Lexeme]) -> list[str]:
     return [token.text for token in tokens[1:2] if token.kind == "name"]
 
 
-def parse_statement(statement: Statement) -> AnyStatement:
+def parse_statement(statement: Sentence) -> AnyStatement:
     """The node of one statement.
 
     Raises:
@@ -49,7 +50,7 @@ def parse_statement(statement: Statement) -> AnyStatement:
     return dataclasses.replace(node, span=statement.span)
 
 
-def _parse(source: Source, tokens: list[Lexeme], start: str) -> Any:
+def _parse(source: SpecSource, tokens: list[Lexeme], start: str) -> Any:
     try:
         return parse_words(words(source, tokens, start), start)
     except UnexpectedError as error:
@@ -58,7 +59,7 @@ def _parse(source: Source, tokens: list[Lexeme], start: str) -> Any:
         raise explained(error, source, tokens) from None
 
 
-def _refuse_bad_tokens(statement: Statement, start: str) -> None:
+def _refuse_bad_tokens(statement: Sentence, start: str) -> None:
     tokens = statement.tokens
     for token in tokens:
         span = statement.source.span(token.start, token.end)
@@ -84,7 +85,7 @@ def _unknown_verb(text: str, span: Span) -> SpecError:
     )
 
 
-def parse_text(source: Source, start: str) -> Any:
+def parse_text(source: SpecSource, start: str) -> Any:
     """The node that a start rule makes of a whole text.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .build import Build, Word
-from .source import Source
+from .source import SpecSource
 from .table import JOINED, Rule, Table, load_table
 from .tokens import VERBS, WORDS, Lexeme
 
@@ -107,7 +107,7 @@ def _accepts(table: Table, states: list[int], terminal: str) -> bool:
     return action is not None
 
 
-def words(source: Source, tokens: list[Lexeme], start: str) -> list[Word]:
+def words(source: SpecSource, tokens: list[Lexeme], start: str) -> list[Word]:
     """The tokens as the grammar names them, without a comma before a closing bracket."""
     terminals = _table()[1]
     found: list[Word] = []

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from functools import singledispatchmethod
 
 from vitrewrite.catalog import Catalog
-from vitrewrite.errors import Span, SpecError, shown
-from vitrewrite.signature import OptionInfo, PassInfo
-from vitrewrite.tuning.settings import options as settings_of_tune
+from vitrewrite.catalog.signatures import OptionInfo, PassInfo
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.language.settings import options as settings_of_tune
+from vitrewrite.text import shown
 
 from .check import (
     check_form,
@@ -45,7 +46,7 @@ from .problems import Problems
 from .scope import Scope
 from .selectors import Option, Selector
 from .sites import check_selector, words_of
-from .source import Source
+from .source import SpecSource
 from .values import Value, python_value
 
 _NOWHERE = Span("", 1, 1, 1, 1)
@@ -196,7 +197,7 @@ class Resolver:
     def _resolve(self, expression: Expression) -> Expression:
         return self._scope.resolve(expression, self._problems)
 
-    def spec(self, source: Source) -> Spec:
+    def spec(self, source: SpecSource) -> Spec:
         """The spec, after all statements; errors may be waiting in `problems`."""
         settings, known = self._tuned(), settings_of_tune()
         model, arguments = self._final_model()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 
-from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import did_you_mean, listing, shown
 
 from .expressions import Arithmetic, Expression, ListOf, Literal, Name, Negate
 from .problems import Problems

@@ -81,7 +81,7 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Step:
+class PathStep:
     """One part of a path: a name, perhaps indexed, or several names in braces."""
 
     names: tuple[str, ...]
@@ -97,7 +97,7 @@ class Step:
 class Path:
     """`blocks[*].attn.{q, v}`."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PathStep, ...]
     span: Span = field(compare=False, repr=False)
 
     def __str__(self) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
-from vitrewrite.signature import OptionInfo
+from vitrewrite.catalog.signatures import OptionInfo
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import did_you_mean, listing, shown
 
 from .check import check_options, check_repeated, check_required, without_effect
 from .claims import check_bound

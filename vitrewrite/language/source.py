@@ -5,12 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from pathlib import Path
 
-from vitrewrite.errors import UNPRINTABLE, Span, SpecError, shown
+from vitrewrite.errors import UNPRINTABLE, Span, SpecError
+from vitrewrite.text import shown
 
 SIZE_LIMIT = 1_000_000  # bytes; the longest spec of the papers is a hundred times shorter
 
 
-class Source:
+class SpecSource:
     """A text with a name, which turns offsets into spans."""
 
     def __init__(self, file: str, text: str, path: Path | None = None) -> None:
@@ -41,7 +42,7 @@ def _normal(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_source(path: Path, name: str | None = None) -> Source:
+def read_source(path: Path, name: str | None = None) -> SpecSource:
     """Reads a spec file, never more than `SIZE_LIMIT` bytes of it.
 
     Raises:
@@ -54,7 +55,7 @@ def read_source(path: Path, name: str | None = None) -> Source:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         message = f"cannot read {shown(file)}: {str(reason or error).lower()}"
         raise SpecError("VR101", message) from None
-    return Source(file, _decode(data, file), path)
+    return SpecSource(file, _decode(data, file), path)
 
 
 def _read_bytes(path: Path, file: str) -> bytes:
@@ -86,7 +87,7 @@ def _decode(data: bytes, file: str) -> str:
         raise SpecError("VR103", message, span=span, suggestion=suggestion) from None
 
 
-def text_source(text: str, file: str = "<text>") -> Source:
+def text_source(text: str, file: str = "<text>") -> SpecSource:
     """A source from a text in memory, under the same limits as a file.
 
     Raises:
@@ -94,4 +95,4 @@ def text_source(text: str, file: str = "<text>") -> Source:
     """
     if len(text) > SIZE_LIMIT:
         raise _too_large(file)
-    return Source(file, text)
+    return SpecSource(file, text)

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from vitrewrite.errors import Span, SpecError, shown
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import shown
 
-from .source import Source
+from .source import SpecSource
 
 VERBS = (
     *("model", "param", "let", "include", "insert", "prepend", "replace", "stitch", "add", "drop"),
@@ -54,10 +55,10 @@ class Lexeme(NamedTuple):
 
 
 @dataclass
-class Statement:
+class Sentence:
     """The lexemes of one statement, or of one line without any."""
 
-    source: Source
+    source: SpecSource
     lexemes: list[Lexeme] = field(default_factory=list)  # with its comments and line ends
     error: SpecError | None = None  # a bracket that does not match
 
@@ -73,7 +74,7 @@ class Statement:
         return self.source.span(tokens[0].start, tokens[-1].end)
 
 
-def statements(source: Source) -> Iterator[Statement]:
+def statements(source: SpecSource) -> Iterator[Sentence]:
     """All statements of a source in order, and the lines that hold only a comment or nothing."""
     lexemes = [
         Lexeme(match.lastgroup or "", match[0], match.start(), match.end())
@@ -87,8 +88,8 @@ def statements(source: Source) -> Iterator[Statement]:
         yield statement
 
 
-def _statement(source: Source, lexemes: list[Lexeme], position: int) -> tuple[Statement, int]:
-    statement = Statement(source)
+def _statement(source: SpecSource, lexemes: list[Lexeme], position: int) -> tuple[Sentence, int]:
+    statement = Sentence(source)
     brackets: list[Lexeme] = []
     while position < len(lexemes):
         token = lexemes[position]
@@ -108,7 +109,7 @@ def _statement(source: Source, lexemes: list[Lexeme], position: int) -> tuple[St
     return statement, position
 
 
-def _track(source: Source, brackets: list[Lexeme], token: Lexeme) -> SpecError | None:
+def _track(source: SpecSource, brackets: list[Lexeme], token: Lexeme) -> SpecError | None:
     """Keeps the stack of open brackets; returns what is wrong with this one."""
     span = source.span(token.start, token.end)
     if token.text in "([{":

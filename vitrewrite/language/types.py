@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from vitrewrite.errors import Span, SpecError, did_you_mean, listing, shown
-from vitrewrite.signature import OptionInfo
+from vitrewrite.catalog.signatures import OptionInfo
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import did_you_mean, listing, shown
 
 from .values import Number, Value, is_number, show, type_name
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import TypeAlias, TypeGuard
 
-from vitrewrite.errors import Span, SpecError, shown
+from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import shown
 
 Number: TypeAlias = int | float | Fraction
 Value: TypeAlias = Number | str | bool | tuple["Value", ...] | None

@@ -5,6 +5,6 @@ names), so that the file of somebody else can do nothing but compute.
 """
 
 from .reading import read_program as read_program
-from .values import DataError as DataError
+from .values import ProgramError as ProgramError
 from .writing import Program as Program
 from .writing import write_program as write_program

@@ -9,7 +9,7 @@ from torch import fx
 
 from ..tracing.template import Template
 from .targets import attributes, function_named, methods, name_of
-from .values import DataError, decode, encode, identifier, line, path
+from .values import ProgramError, decode, encode, identifier, line, path
 
 # What of a node's meta is a name in the source, and what debuggers keep there.
 _NAMES = ("hint", "argument")
@@ -70,7 +70,7 @@ def from_json(data: Any) -> fx.Graph:
     for each in data:
         nodes.append(_node_from_json(each, graph, nodes))
     if not nodes or nodes[-1].op != "output":
-        raise DataError("a graph has no output")
+        raise ProgramError("a graph has no output")
     return graph
 
 
@@ -84,7 +84,7 @@ def _node_from_json(data: Any, graph: fx.Graph, nodes: list[fx.Node]) -> fx.Node
         target = function_named(target)
     node = graph.create_node(op, "output" if op == "output" else target, args, kwargs, name)
     if node.name != name:
-        raise DataError(f"{name!r} is there twice, or is no name of a node")
+        raise ProgramError(f"{name!r} is there twice, or is no name of a node")
     node.meta = meta
     return node
 
@@ -92,10 +92,10 @@ def _node_from_json(data: Any, graph: fx.Graph, nodes: list[fx.Node]) -> fx.Node
 def _checked(op: str, target: Any, args: Any, kwargs: Any, meta: Any) -> None:
     """Refuses nodes that could do more than compute, or whose text could be more than it says."""
     if op not in _TARGETS:
-        raise DataError(f"{op!r} is no kind of node")
+        raise ProgramError(f"{op!r} is no kind of node")
     _TARGETS[op](target)
     if target == "builtins.getattr" and (len(args) != 2 or args[1] not in attributes()):
-        raise DataError(f"it reads an attribute {args[1:]!r}")
+        raise ProgramError(f"it reads an attribute {args[1:]!r}")
     for key in kwargs:
         identifier(key)
     for key, value in meta.items():
@@ -107,7 +107,7 @@ def _checked(op: str, target: Any, args: Any, kwargs: Any, meta: Any) -> None:
 
 def _method(target: Any) -> None:
     if target not in methods():
-        raise DataError(f"it calls a method {target!r}")
+        raise ProgramError(f"it calls a method {target!r}")
 
 
 _TARGETS: dict[str, Callable[[Any], object]] = {

@@ -14,7 +14,7 @@ from ..tracing.template import Template
 from ..tracing.unit import Unit
 from .graphs import from_json, template_from_json
 from .targets import CONTAINERS, layers
-from .values import DataError, decode, dtype, identifier, line, path, sizes
+from .values import ProgramError, decode, dtype, identifier, line, path, sizes
 from .writing import FORMAT
 
 _MOST = 1_000_000  # modules, tensors: far more than any model has
@@ -35,15 +35,15 @@ def read_program(
     """
     try:
         if data["format"] != FORMAT:
-            raise DataError(f"its format is {data['format']!r}")
+            raise ProgramError(f"its format is {data['format']!r}")
         return _Reader(data, tensors, strict).root()
-    except DataError:
+    except ProgramError:
         raise
     except RecursionError as error:
-        raise DataError("it is nested too deeply") from error
+        raise ProgramError("it is nested too deeply") from error
     except Exception as error:  # whatever a value of the wrong kind makes Python or torch say
         reason = f"{type(error).__name__} {error}".splitlines()[0]
-        raise DataError(f"it is malformed: {reason}") from error
+        raise ProgramError(f"it is malformed: {reason}") from error
 
 
 class _Reader:
@@ -52,7 +52,7 @@ class _Reader:
         self.templates = [template_from_json(t) for t in data["templates"]]
         self.specs = data["tensors"]
         if len(self.specs) > _MOST or len(data["modules"]) > _MOST:
-            raise DataError("it has too many parts")
+            raise ProgramError("it has too many parts")
         self.tensors: dict[int, Any] = {}
         self.modules: dict[int, nn.Module] = {}
 
@@ -86,7 +86,7 @@ class _Reader:
             module.register_buffer(path(name), value, persistent=persistent is True)
         for name, child in data.get("children", {}).items():
             if child is not None and not (type(child) is int and 0 <= child < number):
-                raise DataError(f"{name!r} is no child")
+                raise ProgramError(f"{name!r} is no child")
             module._modules[path(name)] = None if child is None else self.modules[child]
         return module
 
@@ -97,7 +97,7 @@ class _Reader:
                 template = self.templates[data["unit"]]
             settings = {identifier(k): decode(v, []) for k, v in data["settings"].items()}
             if not all(isinstance(v, (int, float)) for v in settings.values()):
-                raise DataError("a setting is no number")
+                raise ProgramError("a setting is no number")
             unit = Unit(template, identifier(data["kind"]), settings)
             unit.__dict__["checkpointing"] = data.get("checkpointing") is True
             unit.__dict__["kept"] = tuple(map(path, data.get("kept", ())))
@@ -114,7 +114,7 @@ class _Reader:
     def _register(self, module: nn.Module, name: str, index: Any) -> None:
         parameter = None if index is None else self._tensor(index)
         if parameter is not None and not isinstance(parameter, nn.Parameter):
-            raise DataError(f"{name!r} is no parameter")
+            raise ProgramError(f"{name!r} is no parameter")
         module._parameters[name] = parameter
         if hasattr(module, "_flat_weights_names"):  # recurrent layers keep a list besides
             setattr(module, name, parameter)
@@ -128,7 +128,7 @@ class _Reader:
             fits = value is not None and value.shape == shape and value.dtype == kind
             if not fits and self.strict:
                 what = "is missing" if value is None else "has another shape or dtype"
-                raise DataError(f"the tensor '{name}' {what}")
+                raise ProgramError(f"the tensor '{name}' {what}")
             if value is None or not fits:
                 value = torch.zeros(shape, dtype=kind)
             if "grad" in spec:
@@ -157,4 +157,4 @@ def _check_attribute(module: nn.Module, target: str) -> None:
     owner, _, name = target.rpartition(".")
     found = module.get_submodule(owner)
     if name != "training" and name not in found._parameters and name not in found._buffers:
-        raise DataError(f"it reads {target!r}, which is no tensor")
+        raise ProgramError(f"it reads {target!r}, which is no tensor")

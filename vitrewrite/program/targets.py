@@ -18,7 +18,7 @@ from torch import nn
 from ..tracing.guards import check_dtype, check_input, check_size
 from ..tracing.modes import by_mode
 from ..tracing.sizes import by_size
-from .values import DataError
+from .values import ProgramError
 
 _OWN: dict[str, Callable[..., Any]] = {
     "check_input": check_input,
@@ -100,7 +100,7 @@ def name_of(function: Any) -> str:
     """
     found = _names().get(id(function))
     if found is None:
-        raise DataError(f"it calls {getattr(function, '__name__', function)}")
+        raise ProgramError(f"it calls {getattr(function, '__name__', function)}")
     return found
 
 
@@ -112,7 +112,7 @@ def function_named(name: object) -> Callable[..., Any]:
     """
     found = functions().get(name) if isinstance(name, str) else None
     if found is None:
-        raise DataError(f"it calls {name!r}")
+        raise ProgramError(f"it calls {name!r}")
     return found
 
 

@@ -27,7 +27,7 @@ _FORMATS = {
 }  # fmt: skip
 
 
-class DataError(Exception):
+class ProgramError(Exception):
     """Something that a program as data cannot have."""
 
 
@@ -39,7 +39,7 @@ def identifier(text: object) -> str:
     """
     if isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text):
         return text
-    raise DataError(f"{text!r} is no name")
+    raise ProgramError(f"{text!r} is no name")
 
 
 def path(text: object) -> str:
@@ -50,7 +50,7 @@ def path(text: object) -> str:
     """
     if isinstance(text, str) and (not text or _PATH.fullmatch(text)):
         return text
-    raise DataError(f"{text!r} is no path")
+    raise ProgramError(f"{text!r} is no path")
 
 
 def line(text: object) -> str:
@@ -61,7 +61,7 @@ def line(text: object) -> str:
     """
     if isinstance(text, str) and not UNPRINTABLE.search(text) and not re.search(r"[\r\n\t]", text):
         return text
-    raise DataError(f"{text!r} is no line of text")
+    raise ProgramError(f"{text!r} is no line of text")
 
 
 def dtype(name: object) -> torch.dtype:
@@ -72,7 +72,7 @@ def dtype(name: object) -> torch.dtype:
     """
     if isinstance(name, str) and name in _DTYPES:
         return _DTYPES[name]
-    raise DataError(f"{name!r} is no dtype")
+    raise ProgramError(f"{name!r} is no dtype")
 
 
 def encode(value: Any, number: dict[fx.Node, int] | None = None) -> Any:
@@ -95,7 +95,7 @@ def encode(value: Any, number: dict[fx.Node, int] | None = None) -> Any:
         return line(value)
     if isinstance(value, fx.Node):
         if number is None or value not in number:
-            raise DataError(f"it reads '{value}', which is nowhere")
+            raise ProgramError(f"it reads '{value}', which is nowhere")
         return {"node": number[value]}
     if isinstance(value, (list, tuple, dict, set, frozenset, slice)):
         return _structure(value, number)
@@ -126,7 +126,7 @@ def _constant(value: Any) -> Any:
         return {"ellipsis": None}
     if isinstance(value, (torch.memory_format, torch.layout)):
         return {"format": str(value)}
-    raise DataError(f"it holds a {type(value).__name__}")
+    raise ProgramError(f"it holds a {type(value).__name__}")
 
 
 def decode(value: Any, nodes: list[fx.Node]) -> Any:
@@ -142,17 +142,17 @@ def decode(value: Any, nodes: list[fx.Node]) -> Any:
     if isinstance(value, list):
         return [decode(v, nodes) for v in value]
     if not isinstance(value, dict) or len(value) != 1:
-        raise DataError(f"{value!r} is no value")
+        raise ProgramError(f"{value!r} is no value")
     ((kind, inner),) = value.items()
     if kind not in _DECODERS:
-        raise DataError(f"{kind!r} is no kind of value")
+        raise ProgramError(f"{kind!r} is no kind of value")
     return _DECODERS[kind](inner, nodes)
 
 
 def _node(inner: Any, nodes: list[fx.Node]) -> fx.Node:
     if type(inner) is int and 0 <= inner < len(nodes):
         return nodes[inner]
-    raise DataError(f"it reads the value {inner!r}, which is not there yet")
+    raise ProgramError(f"it reads the value {inner!r}, which is not there yet")
 
 
 def _tensor(inner: Any, _: list[fx.Node]) -> torch.Tensor:
@@ -168,7 +168,7 @@ def sizes(value: Any) -> tuple[int, ...]:
     """
     if isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 40 for v in value):
         return tuple(value)
-    raise DataError(f"{value!r} is no shape")
+    raise ProgramError(f"{value!r} is no shape")
 
 
 def _table(inner: Any, nodes: list[fx.Node]) -> dict[Any, Any]:

@@ -15,7 +15,7 @@ from ..tracing.unit import Unit
 from .graphs import template_to_json, to_json
 from .targets import CONTAINERS
 from .targets import layers as known_layers
-from .values import DataError, encode, identifier, path
+from .values import ProgramError, encode, identifier, path
 
 FORMAT = "vitrewrite program 1"
 # Of a model's records those that say what images it takes; the others name files and addresses.
@@ -116,7 +116,7 @@ class _Writer:
             if type(module) is cls:
                 return {"container": name}
         if is_inserted(module) or not is_leaf(module):
-            raise DataError(f"'{place}' is a {type(module).__name__}, which is code")
+            raise ProgramError(f"'{place}' is a {type(module).__name__}, which is code")
         return {"layer": leaf_class(module).__name__, "options": _options(module, place)}
 
     def _template(self, template: Any) -> int:
@@ -147,14 +147,14 @@ def _options(layer: nn.Module, place: str) -> dict[str, Any]:
     """Constructor arguments of a layer, if they make one that is the same."""
     cls = known_layers().get(leaf_class(layer).__name__)
     if cls is not leaf_class(layer):
-        raise DataError(f"'{place}' is a {type(layer).__name__}, which torch.nn has not")
+        raise ProgramError(f"'{place}' is a {type(layer).__name__}, which torch.nn has not")
     options = _recurrent(layer) if isinstance(layer, nn.RNNBase) else layers.arguments(layer)
     encoded = {identifier(k): encode(v) for k, v in options.items()}
     with torch.device("meta"):
         twin = cls(**options)
     again = _recurrent(twin) if isinstance(twin, nn.RNNBase) else layers.arguments(twin)
     if again != options:
-        raise DataError(f"'{place}' was changed after it was made")
+        raise ProgramError(f"'{place}' was changed after it was made")
     return encoded
 
 

@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..bench.text import KINDS
 from ..emission.file import render
+from ..text import plural
 from .picture import COLOURS
-from .text import plural
+
+KINDS = {
+    "forward": "forward",
+    "training": "training step",
+    "layer_forward_backward": "first adapted layer, forward and backward",
+    "profiling": "profiling a batch",
+}
+"""What is measured, as in the JSON and in words."""
 
 _STEPS = (0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _TICKS = 8  # at most
@@ -30,7 +37,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Group:
+class BarGroup:
     """A measurement."""
 
     title: str
@@ -45,7 +52,9 @@ class Group:
 def chart(result: Mapping[str, Any]) -> str:
     """The SVG: a group per measurement, a bar per model."""
     groups = [
-        Group(title, tuple(_bar(name, row) for name, row in result[kind].items() if "ratio" in row))
+        BarGroup(
+            title, tuple(_bar(name, row) for name, row in result[kind].items() if "ratio" in row)
+        )
         for kind, title in KINDS.items()
     ]
     groups = [group for group in groups if group.bars]

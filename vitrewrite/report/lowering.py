@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .text import plural, table
+from ..text import plural, table
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten

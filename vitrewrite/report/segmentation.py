@@ -13,9 +13,9 @@ from ..anatomy.decoder import Decoder
 from ..anatomy.sites import Place
 from ..data import Preprocessing
 from ..data.joint import JointTransform
+from ..editing.taps import WeightsTap, observe
 from ..errors import MatchError, UsageError
 from ..rewrite.rewritten import Rewritten
-from ..rewrite.taps import WeightsTap, observe
 from ..tasks.choice import coarsest_strides
 from ..tasks.queries import CLASSES, MASKS, semantic
 from ..tracing.guards import check_input
@@ -45,7 +45,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class SegmentationPicture:
     """What a model makes of one image.
 
     Attributes:
@@ -72,7 +72,7 @@ class Segmentation:
     def of(
         cls, rewritten: Rewritten, image: torch.Tensor, pixels: torch.Tensor,
         query: int | None = None,
-    ) -> Segmentation:  # fmt: skip
+    ) -> SegmentationPicture:  # fmt: skip
         """Runs a model.
 
         Args:
@@ -193,7 +193,7 @@ def prepared(rewritten: Rewritten, image: Image) -> tuple[torch.Tensor, torch.Te
     The ratio of its sides is kept as far as sides have to be multiples; a model that is fixed in
     size gets that.
     """
-    wanted = Preprocessing.of(rewritten)
+    wanted = Preprocessing.of(rewritten.base)
     captured = wanted.size[1], wanted.size[2]
     size = captured
     if not _is_fixed(rewritten):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..emission.file import render
-from .allocation import STACKS, position
-from .text import table
+from ..sensitivity.text import STACKS, position
+from ..text import table
 
 Block = int | str | None
 

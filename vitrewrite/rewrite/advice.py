@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..declare import Pass
-from ..errors import VitrewriteError, a_or_an
+from ..catalog.declare import Pass
+from ..editing.measure import BrokenError, Propagation
+from ..errors import VitrewriteError
 from ..language import parse_spec
 from ..language.model import Clause
 from ..language.selectors import Path, Selector
+from ..selection.select import Selection
+from ..selection.within import KINDS, Site, kind_of, parts
+from ..text import a_or_an
 from ..tracing.template import Template
 from ..tracing.unit import Unit, duplicate, on_meta
-from .measure import BrokenError, Propagation
-from .select import Selection
-from .within import KINDS, Site, kind_of, parts
 
 _NAMES = ("attn", "self_attn", "cross_attn", "mlp", "ffn")
 

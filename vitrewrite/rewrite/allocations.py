@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy.entries import Entries
 from ..anatomy.sites import Anatomy
 from ..errors import MatchError, caused_at
 from ..language.model import Clause, Spec
 from ..language.selectors import Call
-from ..sensitivity import Allocation, Candidate, Decision, Rule, allocate, candidates
+from ..selection.within import KINDS, Named, Site
+from ..sensitivity import Allocation, AllocationRule, Candidate, Decision, allocate, candidates
 from ..sensitivity.calls import calls, way
 from ..sensitivity.profile import Profile
-from ..sensitivity.sites import Entries
 from .passes import method_of
-from .within import KINDS, Named, Site
 
 
 class Allocations:
@@ -81,8 +81,8 @@ class Allocations:
 
     def _allocate(self, call: Call, listed: tuple[Candidate, ...], profile: Profile) -> Allocation:
         values: dict[str, Any] = dict(call.values)
-        options = {k: v for k, v in values.items() if k in Rule.__dataclass_fields__}
-        rule = Rule(cost=self._cost(call), extra=self.extra, **options)
+        options = {k: v for k, v in values.items() if k in AllocationRule.__dataclass_fields__}
+        rule = AllocationRule(cost=self._cost(call), extra=self.extra, **options)
         profile.check_way(way(call))
         with torch.device("cpu"):  # also where the model has no data
             return allocate(listed, profile.sensitivities(listed), int(values["budget"]), rule)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Span, VerifyError, caused_at
 from ..language.model import Claim, Spec
+from ..selection.select import Selection
 from .engine import Rewrite
 from .parameters import parameters_of
-from .select import Selection
 
 if TYPE_CHECKING:
-    from .plan import Measures
+    from .measures import Measures
 
 EXACT = 2e-5
 """Largest relative error of a lowering that is exact up to rounding, in float32."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from .measure import BrokenError, Shape
-from .stream import Tokens
+from ..editing.measure import BrokenError, Shape
+from ..editing.stream import Tokens
 
 _RESHAPES = {"view", "reshape", "unflatten", "unfold", "expand", "split", "chunk"}
 

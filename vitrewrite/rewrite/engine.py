@@ -14,31 +14,25 @@ from torch import nn
 from .. import catalog
 from ..anatomy import analyse
 from ..anatomy.decoder import Decoder
+from ..anatomy.entries import Entries
 from ..anatomy.sites import Anatomy, Attention, Block, Linear
-from ..declare import Pass
-from ..errors import RewriteError, VitrewriteError, a_or_an, caused_at, listing, raise_all
+from ..catalog.declare import Pass
+from ..editing.clause import ClauseRef
+from ..editing.editor import Editor
+from ..editing.facts import Reader, watched
+from ..editing.measure import BrokenError, Propagation
+from ..editing.samples import Batches
+from ..editing.stream import Stream
+from ..editing.training import Training
+from ..errors import RewriteError, VitrewriteError, caused_at, raise_all
 from ..language.model import Clause as SpecClause
 from ..language.model import Spec
+from ..selection.select import Selection
+from ..selection.within import KINDS, Site, kind_of
 from ..sensitivity import Allocation
 from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
-from ..sensitivity.sites import Entries
-from ..tracing import inputs
-from ..tracing.unit import on_meta, own_templates
-from .advice import Adviser
-from .allocations import Allocations
-from .clause import Clause
-from .conflicts import needed
-from .editor import Editor
-from .facts import Reader, watched
-from .measure import BrokenError, Propagation
-from .order import Order, orders
-from .parameters import parameters_of
-from .passes import method_of
-from .samples import Batches
-from .schedule import Job, distinct, overlapping, schedule
-from .select import Selection
-from .sites import (
+from ..sites import (
     AttentionSite,
     BlockSite,
     BoundSite,
@@ -47,9 +41,16 @@ from .sites import (
     EntriesSite,
     LinearSite,
 )
-from .stream import Stream
-from .training import Training
-from .within import KINDS, Site, kind_of
+from ..text import a_or_an, listing
+from ..tracing.inputs import example_of_one, primary_example
+from ..tracing.unit import on_meta, own_templates
+from .advice import Adviser
+from .allocations import Allocations
+from .conflicts import needed
+from .order import Order, orders
+from .parameters import parameters_of
+from .passes import method_of
+from .schedule import Job, distinct, overlapping, schedule
 
 
 @dataclass
@@ -63,13 +64,26 @@ class Step:
         waived: by claim the sites at which it is not made, each with the reason.
     """
 
-    clause: Clause
+    clause: ClauseRef
     verb: str
     sites: tuple[str, ...]
     change: str
     parameters: int = 0
     claims: tuple[str, ...] = ()
     waived: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The step as data."""
+        span = self.clause.span
+        return {
+            "clause": self.clause.text,
+            "line": span.line if span else None,
+            "change": self.change,
+            "sites": list(self.sites),
+            "parameters": self.parameters,
+            "claims": list(self.claims),
+            "waived": {claim: dict(sites) for claim, sites in self.waived.items()},
+        }
 
 
 @dataclass
@@ -166,18 +180,6 @@ def _refuse_drop(spec: Spec) -> None:
     )
 
 
-def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, ...]:
-    """The model's input on meta, with a batch of one."""
-    known = root.__dict__["example"] if example is None else example
-    args, kwargs = inputs.as_arguments(known)
-    batch = inputs.batch_of(known)
-    return tuple(
-        torch.empty([1 if n == batch and i == 0 else n for i, n in enumerate(v.shape)],
-                    dtype=v.dtype, device="meta")
-        for v in (*args, *kwargs.values())
-    )  # fmt: skip
-
-
 def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int]:
     """Carries out the clauses that add layers: the others see the model as these leave it.
 
@@ -207,12 +209,6 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         result.anatomy = analyse(result.root)
         result.batches = Batches(result.root, original)
     return set(numbers)
-
-
-def primary_example(root: nn.Module) -> tuple[torch.Tensor, ...]:
-    """What the model was captured with, on meta."""
-    args, kwargs = inputs.as_arguments(root.__dict__["example"])
-    return tuple(v.to("meta") for v in (*args, *kwargs.values()))
 
 
 def _select(
@@ -258,7 +254,7 @@ def _trained_anyway(spec: Spec, result: Rewrite) -> int:
 def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewrite) -> Job:
     assert clause.use is not None
     spans = {option.name: option.span for option in clause.use.options}
-    described = Clause(number, clause.use.name, str(clause), clause.span, spans)
+    described = ClauseRef(number, clause.use.name, str(clause), clause.span, spans)
     method = method_of(clause)
     result.methods[number] = method
     for site in sites:
@@ -366,7 +362,7 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
         chosen = {n: p for n, p in result.root.named_parameters() if n in names}
         for parameter in chosen.values():
             parameter.requires_grad_(clause.verb == "train")
-        described = Clause(number, "", str(clause), clause.span, {})
+        described = ClauseRef(number, "", str(clause), clause.span, {})
         count = sum(p.numel() for p in chosen.values())
         roles = tuple(s.role for s in sites)
         result.steps.append(Step(described, clause.verb, roles, "~", count))

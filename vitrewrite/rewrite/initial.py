@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.seeding import mixed
+from ..editing.fitting import initialise
 from ..errors import caused_at
-from .fitting import initialise
 
 if TYPE_CHECKING:
     from .engine import Rewrite

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..declare import Pass
+from ..catalog.declare import Pass
+from ..editing import wiring
+from ..editing.editor import Editor, Insertion, Lowered
+from ..editing.fitting import modes_kept
+from ..sites import BoundSite
 from ..tracing.unit import duplicate
-from . import wiring
-from .editor import Editor, Insertion, Lowered
-from .fitting import modes_kept
 
 if TYPE_CHECKING:
     from .rewritten import Rewritten
@@ -59,12 +60,19 @@ def in_turn(insertions: Sequence[Insertion]) -> list[Insertion]:
 
 def _lower(editor: Editor, insertion: Insertion, method: Pass) -> None:
     folds, made = len(editor.folds), len(editor.insertions)
-    site = insertion.site.at_lowering(editor, insertion)
+    site = _reattached(editor, insertion)
     gone = method.lower(site, insertion.module)
     became = Lowered(insertion, tuple(editor.folds[folds:]), tuple(editor.insertions[made:]))
     editor.lowered.append(became)
     if gone:
         editor.insertions.remove(insertion)
+
+
+def _reattached(editor: Editor, insertion: Insertion) -> BoundSite:
+    """The site of an insertion, on the tree that is lowered."""
+    site = insertion.site
+    assert isinstance(site, BoundSite)
+    return site.at_lowering(editor, insertion)
 
 
 def _remove_uncalled(editor: Editor) -> None:
@@ -75,7 +83,7 @@ def _remove_uncalled(editor: Editor) -> None:
         target = insertion.path[len(insertion.unit) + 1 :] if insertion.unit else insertion.path
         if not any(n.target == target for n in unit.template.graph.nodes):
             editor.insertions.remove(insertion)
-            insertion.site.at_lowering(editor, insertion).remove(insertion)
+            _reattached(editor, insertion).remove(insertion)
     for path in list(editor.helpers):
         if next(wiring.calls(editor, path), None) is None:
             editor.helpers.remove(path)

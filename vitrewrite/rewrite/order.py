@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from .clause import Clause
-from .editor import Editor, Insertion
+from ..editing.clause import ClauseRef
+from ..editing.editor import Editor, Insertion
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Order:
     """
 
     sites: tuple[str, ...]
-    clauses: tuple[Clause, ...]
+    clauses: tuple[ClauseRef, ...]
     reason: str
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ def _meet(one: Insertion, other: Insertion) -> bool:
     return any(start < b and a < stop for start, stop in first for a, b in second)
 
 
-def _clauses(stack: Sequence[Insertion]) -> tuple[Clause, ...]:
+def _clauses(stack: Sequence[Insertion]) -> tuple[ClauseRef, ...]:
     return tuple({i.clause: i.site.clause for i in stack}.values())
 
 

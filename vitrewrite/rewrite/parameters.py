@@ -9,7 +9,7 @@ from torch import nn
 
 from ..anatomy.sites import Linear
 from ..errors import RewriteError
-from .within import Named, Site, parts
+from ..selection.within import Named, Site, parts
 
 
 def parameters_of(sites: Iterable[Site], root: nn.Module) -> set[str]:

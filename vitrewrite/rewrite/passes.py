@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import catalog
-from ..declare import Pass
+from ..catalog.declare import Pass
 from ..language.model import Clause
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..editing.editor import join
+from ..editing.measure import Propagation
 from ..emission.source import Source
 from ..errors import RewriteError
 from ..language.model import Spec
 from ..tracing.unit import checkpointed
 from .claims import Verdict
-from .editor import join
 from .engine import Rewrite
-from .plan import Measures, step_json
+from .measures import Measures
+from .unlowering import key_map
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Rewritten:
         result: the tree, sites and clauses.
         source: the printed classes.
         unlowered: what a lowered model was lowered from, if that is known.
+        errors: measures what lowering changed.
         original: the user's own module, if it is at hand.
     """
 
@@ -40,6 +43,7 @@ class Rewritten:
     model_name: str
     weights: str
     measures: Measures
+    cost: Propagation  # of the base, on meta
     claims: tuple[Verdict, ...] = ()
     lowered: bool = False
     model_options: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +54,7 @@ class Rewritten:
     trained: bool = False  # whether a delta was loaded, so that it is not at initialisation
     training: dict[str, Any] = field(default_factory=dict)  # what `tune` measured
     unlowered: Rewritten | None = field(default=None, repr=False)
+    errors: Callable[[Rewritten], dict[str, Any]] | None = field(default=None, repr=False)
     original: nn.Module | None = field(default=None, repr=False)
 
     @property
@@ -67,7 +72,7 @@ class Rewritten:
             "model": self.model_name,
             "weights": self.weights,
             "lowered": self.lowered,
-            "clauses": [step_json(step) for step in self.result.steps],
+            "clauses": [step.to_json() for step in self.result.steps],
             "order": [order.to_json() for order in self.result.orders],
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
@@ -84,12 +89,9 @@ class Rewritten:
 
         Measured when first asked for, which takes a few forwards.
         """
-        if self.unlowered is None:
+        if self.unlowered is None or self.errors is None:
             return {}
-        from ..verification.lowered import measured
-        from .unlowering import key_map
-
-        return {"lowering": measured(self), "keys": key_map(self)}
+        return {"lowering": self.errors(self), "keys": key_map(self)}
 
     def delta(self) -> dict[str, torch.Tensor]:
         """What the spec added or trains: `<site>.<pass>.<tensor>`, and base parameters by name.

@@ -10,17 +10,17 @@ from typing import Any
 import networkx as nx
 
 from ..anatomy.sites import Linear
-from ..declare import Pass
+from ..catalog.declare import Pass
+from ..editing.clause import ClauseRef
 from ..errors import RewriteError
-from .clause import Clause
-from .within import Site
+from ..selection.within import Site
 
 
 @dataclass(frozen=True)
 class Job:
     """A clause with its pass and the sites that it found."""
 
-    clause: Clause
+    clause: ClauseRef
     method: Pass
     sites: tuple[Site, ...]
 

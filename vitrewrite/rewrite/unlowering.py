@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .editor import Lowered
+from ..editing.editor import Lowered
 
 if TYPE_CHECKING:
     from .rewritten import Rewritten

@@ -3,11 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .allocation import Allocation, Decision, Rule, allocate
+    from .allocation import Allocation, AllocationRule, Decision, allocate
     from .listing import Candidate, candidates
     from .profile import Profile
 
-__all__ = ["Allocation", "Candidate", "Decision", "Profile", "Rule", "allocate", "candidates"]
+__all__ = [
+    "Allocation",
+    "AllocationRule",
+    "Candidate",
+    "Decision",
+    "Profile",
+    "allocate",
+    "candidates",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Rule:
+class AllocationRule:
     """How entries become decisions.
 
     Attributes:
@@ -140,7 +140,7 @@ class Allocation:
 
 def allocate(
     candidates: Sequence[Candidate], sensitivities: Mapping[str, torch.Tensor], budget: int,
-    rule: Rule,
+    rule: AllocationRule,
 ) -> Allocation:  # fmt: skip
     """The allocation whose total is nearest to the budget; of equally near ones the largest tau.
 
@@ -176,7 +176,9 @@ def allocate(
     return Allocation(budget, tau, totals[tau], tuple(decisions))
 
 
-def _unreachable(budget: int, totals: Mapping[int, int], entries: int, rule: Rule) -> ProfileError:
+def _unreachable(
+    budget: int, totals: Mapping[int, int], entries: int, rule: AllocationRule
+) -> ProfileError:
     near = sorted(set(totals.values()), key=lambda n: abs(n - budget))[:3]
     note = f"the nearest totals are {', '.join(f'{n:,}' for n in sorted(near))}"
     suggestion = None
@@ -188,7 +190,7 @@ def _unreachable(budget: int, totals: Mapping[int, int], entries: int, rule: Rul
     return ProfileError("VR761", message, notes=[note], suggestion=suggestion)
 
 
-def _decide(candidate: Candidate, count: int, rule: Rule) -> tuple[str, int]:
+def _decide(candidate: Candidate, count: int, rule: AllocationRule) -> tuple[str, int]:
     """What a candidate with so many sensitive entries gets, and what that costs."""
     size = math.prod(candidate.shape)
     if candidate.is_matrix and rule.cost is not None:
@@ -202,7 +204,7 @@ def _decide(candidate: Candidate, count: int, rule: Rule) -> tuple[str, int]:
     return "entries", count
 
 
-def _check(candidates: Sequence[Candidate], rule: Rule) -> None:
+def _check(candidates: Sequence[Candidate], rule: AllocationRule) -> None:
     """There is something to choose, and some matrix is larger than what would adapt it."""
     if not candidates:
         raise ProfileError("VR766", "the model has no blocks whose parameters could be chosen")

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from ..disk import replacing_file
-from ..errors import FileError, ProfileError, first_line, listing
+from ..errors import FileError, ProfileError
 from ..storage.tensors import read_tensors, write_tensors
+from ..text import first_line, listing
 from .listing import Candidate
 
 SENSITIVITY = "sensitivity."

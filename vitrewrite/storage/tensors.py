@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from ..errors import FileError, first_line, listing
+from ..errors import FileError
+from ..text import first_line, listing
 from .hashing import DIGEST, digest_of, parsed, read_bytes, read_checked
 
 _DTYPES = {

@@ -12,7 +12,7 @@ Training and measuring know a task by this interface alone, and no model by its 
 from .choice import task_for
 from .classification import Classification, logits
 from .dense import Dense
-from .queries import Queries
+from .queries import QueryTask
 from .task import Task
 
-__all__ = ["Classification", "Dense", "Queries", "Task", "logits", "task_for"]
+__all__ = ["Classification", "Dense", "QueryTask", "Task", "logits", "task_for"]

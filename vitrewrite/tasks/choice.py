@@ -12,11 +12,11 @@ from torch import nn
 from ..anatomy.sites import Anatomy
 from ..data import Data
 from ..errors import DataError
-from ..rewrite.engine import example_of_one
+from ..tracing.inputs import example_of_one
 from ..tracing.unit import on_meta
 from .classification import Classification, logits
 from .dense import Dense
-from .queries import CLASSES, MASKS, Queries
+from .queries import CLASSES, MASKS, QueryTask
 from .task import Task
 
 
@@ -47,7 +47,7 @@ def _task(data: Data, output: Any, config: Any) -> Task:
     queries = isinstance(output, Mapping) and {CLASSES, MASKS} <= output.keys()
     scores = logits(output)
     if data.maps and queries:
-        return Queries(output, config)
+        return QueryTask(output, config)
     if data.maps and scores.dim() == 4:
         return Dense(int(scores.shape[1]))
     if not data.maps and scores.dim() == 2:

@@ -21,7 +21,7 @@ from .segmentation import Segmentation
 CLASSES, MASKS, AUXILIARY = "class_queries_logits", "masks_queries_logits", "auxiliary_logits"
 
 
-class Queries(Segmentation):
+class QueryTask(Segmentation):
     """The matching loss over all predictions of the decoder; its semantic maps are measured.
 
     Args:

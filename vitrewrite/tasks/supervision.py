@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .. import hugging_face
 from ..errors import Span
 from ..language.expressions import Literal
 from ..language.model import Spec
 from ..language.selectors import Option
+from ..models import hugging_face
 
 _NOWHERE = Span("", 1, 1, 1, 1)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..context import LOCK, same_randomness
-from ..errors import CaptureError, listing, shown
+from ..errors import CaptureError
+from ..text import listing, shown
 from . import construction, inputs, modes, tree
 from .arguments import separated
 from .caches import Caches
@@ -20,10 +20,11 @@ from .guards import check_input, is_guard
 from .helpers import helpers_of
 from .nodes import is_size
 from .pruning import pass_on, prune
-from .runs import Given, Run
+from .runs import Given, TraceRun
 from .sizes import settle
 from .state import tracked_builtins, without_garbage
 from .template import Template
+from .undisturbed import LOCK, same_randomness
 from .unit import checkpoint, copy_tree
 from .witness import IMAGE
 
@@ -106,7 +107,7 @@ def _share_programs(model: nn.Module, assigned: dict[str, Any]) -> None:
         assigned.update(dict.fromkeys(paths, first))
 
 
-def _at_first_path(model: nn.Module, *traces: Run) -> dict[str, torch.Tensor]:
+def _at_first_path(model: nn.Module, *traces: TraceRun) -> dict[str, torch.Tensor]:
     """The constants of all traces, each at the first path of the module that holds it."""
     paths = tree.module_paths(model).values()
     firsts = {path: each[0] for each in paths for path in each}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..errors import CaptureError, a_or_an, shown
+from ..errors import CaptureError
+from ..text import a_or_an, shown
 from . import tree
 from .inputs import as_arguments
 from .unit import Unit

@@ -14,7 +14,7 @@ from .arguments import bind_arguments, in_order
 from .branches import Outcome, explore
 from .checkpoints import checkpointed
 from .frame import Frame, getitem
-from .history import Call
+from .history import PastCall
 from .leaves import is_leaf, leaf_class, run_leaf, torch_base
 from .memo import Entry
 from .nodes import add
@@ -155,7 +155,7 @@ def trace_forward(
     entry = explore(run, recorder.off, path).entry
     trail = [step for frame in frames for step in frame.trail]
     read = [each for frame in frames for each in frame.reads]
-    call = Call(
+    call = PastCall(
         entry.template, module, path, args, kwargs, forward, given, read, trail, frames[-1].called
     )
     recorder.history.add(call)

@@ -21,14 +21,14 @@ from .operators import is_impure
 
 
 @dataclass(frozen=True)
-class Difference:
+class Mismatch:
     """The first place where two programs part: what stands there in either."""
 
     first: fx.Node
     second: fx.Node
 
 
-def compare(first: fx.Graph, second: fx.Graph) -> Choices | Difference:
+def compare(first: fx.Graph, second: fx.Graph) -> Choices | Mismatch:
     """Where two programs differ, or what the uses of dtypes in `first` may be."""
     return _Comparison(first, second).run()
 
@@ -45,12 +45,12 @@ class _Comparison:
         self.equal: set[tuple[fx.Node, fx.Node]] = set()  # of those that are no steps
         self.choices: Choices = {}
 
-    def run(self) -> Choices | Difference:
+    def run(self) -> Choices | Mismatch:
         for mine, theirs in zip(*self.steps, strict=False):
             try:
                 self._same_call(mine, theirs)
             except _UnlikeError:
-                return Difference(mine, theirs)
+                return Mismatch(mine, theirs)
             self.match[mine] = theirs
         # Both end in an output, so that of unequal programs two nodes above differed.
         return self.choices

@@ -14,12 +14,12 @@ from typing import Any
 
 from ..errors import CaptureError
 from . import inputs
-from .comparison import Difference, compare, left_by
+from .comparison import Mismatch, compare, left_by
 from .diagnosis import Escapes
 from .dtypes import Choices, decide
-from .history import Call
+from .history import PastCall
 from .inputs import Aspects
-from .runs import FailedError, Given, Run
+from .runs import FailedError, Given, TraceRun
 from .sizes import is_joined
 from .template import Template
 from .thirds import Thirds
@@ -44,7 +44,7 @@ class Programs:
     evaluation: dict[str, Any]
     training: dict[str, Any]
     fixed: dict[int, str]
-    runs: list[Run]
+    runs: list[TraceRun]
     checkpointed: frozenset[str]
     lost_checkpoints: set[str]
 
@@ -56,13 +56,13 @@ def programs(given: Given) -> Programs:
         CaptureError: if a forward cannot be followed, or computes with something that left the
             tracer and cannot be guarded.
     """
-    evaluation = Run(given, training=False)
+    evaluation = TraceRun(given, training=False)
     dtype = inputs.other_dtype(given.model, given.example)
     scaled = IMAGE not in evaluation.fixed
     most = Aspects(inputs.CONTROL_BATCH, scaled, dtype)
     control, aspects, failed = _control(given, most, evaluation)
     if control is None:  # in training it runs under no other inputs: there it is not checked
-        training = Run(given, training=True, other=evaluation)
+        training = TraceRun(given, training=True, other=evaluation)
         decide(_graphs(evaluation.assignments, training.assignments), {})
         return _of_runs(evaluation, training, {})
     if scaled and not aspects.scaled:
@@ -79,7 +79,7 @@ def programs(given: Given) -> Programs:
         lost = control.recorder.lost_checkpoints
         both = evaluation.assignments, found.training
         return Programs(*both, evaluation.fixed, [evaluation], control.checkpointed, lost)
-    training = Run(given, training=True, other=evaluation)
+    training = TraceRun(given, training=True, other=evaluation)
     escapes = Escapes(given, aspects, evaluation, training)
     thirds.look(training, training.assignments, training.calls, training=True)
     decide(_graphs(evaluation.assignments, training.assignments), escapes.choices)
@@ -88,7 +88,7 @@ def programs(given: Given) -> Programs:
     return _of_runs(evaluation, training, escapes.fixed)
 
 
-def _of_runs(evaluation: Run, training: Run, fixed: dict[int, str]) -> Programs:
+def _of_runs(evaluation: TraceRun, training: TraceRun, fixed: dict[int, str]) -> Programs:
     return Programs(
         evaluation.assignments, training.assignments,
         {**evaluation.fixed, **training.fixed, **fixed}, [evaluation, training],
@@ -96,7 +96,9 @@ def _of_runs(evaluation: Run, training: Run, fixed: dict[int, str]) -> Programs:
     )  # fmt: skip
 
 
-def _control(given: Given, most: Aspects, other: Run) -> tuple[Run | None, Aspects, str | None]:
+def _control(
+    given: Given, most: Aspects, other: TraceRun
+) -> tuple[TraceRun | None, Aspects, str | None]:
     """The trace in training under inputs as unlike those in eval as the model takes.
 
     Returns:
@@ -106,7 +108,7 @@ def _control(given: Given, most: Aspects, other: Run) -> tuple[Run | None, Aspec
     unlike = [most, Aspects(most.batch, most.scaled), Aspects(most.batch, dtype=most.dtype)]
     for aspects in dict.fromkeys([*unlike, Aspects(most.batch)]):
         try:
-            control = Run(given, training=True, aspects=aspects, other=other)
+            control = TraceRun(given, training=True, aspects=aspects, other=other)
         except CaptureError as error:  # it may be one of the first trace, too; else that is right
             if aspects.dtype is not None and isinstance(error, FailedError):
                 failed = error.path
@@ -130,11 +132,11 @@ class _Crosswise:
         choices: what the uses of dtypes may be.
     """
 
-    def __init__(self, evaluation: Run, control: Run) -> None:
+    def __init__(self, evaluation: TraceRun, control: TraceRun) -> None:
         self.evaluation, self.control = evaluation, control
         self.training = dict(evaluation.assignments)
         self.choices: list[Choices] = []
-        self._made: dict[int, list[Call]] = {}  # the calls of programs in training
+        self._made: dict[int, list[PastCall]] = {}  # the calls of programs in training
         self.complete = evaluation.assignments.keys() == control.assignments.keys()
         if self.complete:
             unequal = self._unequal()
@@ -144,7 +146,7 @@ class _Crosswise:
         """Those of all programs under the inputs of `evaluation`."""
         yield from _graphs(self.evaluation.assignments, self.training)
 
-    def calls(self, template: Template) -> list[Call]:
+    def calls(self, template: Template) -> list[PastCall]:
         """The calls that a program in training alone stands for."""
         return self._made.get(id(template), [])
 
@@ -164,7 +166,7 @@ class _Crosswise:
             mine, theirs = (r.assignments[paths[0]] for r in (self.evaluation, self.control))
             found = compare(mine.graph, theirs.graph)
             joined = is_joined(mine.graph)
-            if joined or isinstance(found, Difference) or not self._same_trails(mine, theirs):
+            if joined or isinstance(found, Mismatch) or not self._same_trails(mine, theirs):
                 unequal[pair] = paths
             else:
                 self.choices.append(found)
@@ -194,9 +196,9 @@ class _Crosswise:
             if in_training is None or in_eval is None:
                 return False
             found = compare(a.graph, in_eval.graph), compare(in_training.graph, b.graph)
-            if any(isinstance(f, Difference) for f in found):
+            if any(isinstance(f, Mismatch) for f in found):
                 return False
-            self.choices += [f for f in found if not isinstance(f, Difference)]
+            self.choices += [f for f in found if not isinstance(f, Mismatch)]
             self.training.update(dict.fromkeys(paths, in_training))
             self._made[id(in_training)] = made
         return True

@@ -14,13 +14,13 @@ import torch
 from torch import fx
 
 from ..errors import CaptureError
-from .comparison import Difference, compare, left_by
+from .comparison import Mismatch, compare, left_by
 from .dtypes import Choices
 from .guards import check_dtype, require_dtype
-from .history import Call
+from .history import PastCall
 from .inputs import BATCHES, Aspects
 from .places import of_forward
-from .runs import Given, Run
+from .runs import Given, TraceRun
 from .sizes import is_joined
 from .template import Template
 from .witness import IMAGE
@@ -43,10 +43,10 @@ class Escapes:
             once.
     """
 
-    def __init__(self, given: Given, aspects: Aspects, *runs: Run) -> None:
+    def __init__(self, given: Given, aspects: Aspects, *runs: TraceRun) -> None:
         self.given = given
         self.fixed: dict[int, str] = {}
-        self._unguarded: list[tuple[Run, Template, str]] = []
+        self._unguarded: list[tuple[TraceRun, Template, str]] = []
         self._found: list[Choices] = []
         for run in runs:
             self._batch(run, aspects.batch)
@@ -56,7 +56,7 @@ class Escapes:
                 self._dtype(run, aspects.dtype)
         self.choices = left_by(self._found)
 
-    def _batch(self, run: Run, batch: int | None) -> None:
+    def _batch(self, run: TraceRun, batch: int | None) -> None:
         for each in (batch, BATCHES[1]):
             # What a check of the program covers may be otherwise under a batch of any size.
             control = self._run(run, Aspects(each))
@@ -68,7 +68,7 @@ class Escapes:
             if not differences:
                 return
 
-    def _size(self, run: Run) -> None:
+    def _size(self, run: TraceRun) -> None:
         try:
             control = self._run(run, Aspects(scaled=True))
         except CaptureError as error:
@@ -77,7 +77,7 @@ class Escapes:
         for _, _, where, _ in self._differences(run, control):
             self.fixed.setdefault(IMAGE, where)
 
-    def _dtype(self, run: Run, dtype: torch.dtype) -> None:
+    def _dtype(self, run: TraceRun, dtype: torch.dtype) -> None:
         try:
             control = self._run(run, Aspects(dtype=dtype))
         except CaptureError:
@@ -85,11 +85,11 @@ class Escapes:
         for path, template, where, _ in self._differences(run, control, self._found):
             self._unguarded.append((run, template, f"'{path or 'the root'}', {where}"))
 
-    def _run(self, run: Run, aspects: Aspects) -> Run:
-        return Run(self.given, training=run.training, aspects=aspects, other=run, places=True)
+    def _run(self, run: TraceRun, aspects: Aspects) -> TraceRun:
+        return TraceRun(self.given, training=run.training, aspects=aspects, other=run, places=True)
 
     def _differences(
-        self, run: Run, control: Run, choices: list[Choices] | None = None
+        self, run: TraceRun, control: TraceRun, choices: list[Choices] | None = None
     ) -> Iterator[tuple[str, Template, str, bool]]:
         """Path, program, place in the source, and whether checks explain it."""
         seen: set[tuple[int, int]] = set()
@@ -101,13 +101,13 @@ class Escapes:
             if not isinstance(theirs, Template) or is_joined(mine.graph):
                 continue  # whoever calls it differs, too; or it went both ways, unlike the other
             found = compare(mine.graph, theirs.graph)
-            if isinstance(found, Difference):
+            if isinstance(found, Mismatch):
                 checked = run.trails(mine) != control.trails(theirs)
                 yield path, mine, self._where(control, theirs, found, path), checked
             elif choices is not None:
                 choices.append(found)
 
-    def _where(self, control: Run, template: Template, found: Difference, path: str) -> str:
+    def _where(self, control: TraceRun, template: Template, found: Mismatch, path: str) -> str:
         places = control.recorder.places or {}
         node = found.second
         # A number has no place of its own: it stands where it is used.
@@ -128,7 +128,7 @@ class Escapes:
 
 
 def guard_dtypes(
-    calls: Iterable[Call], template: Template, kinds: tuple[torch.dtype, ...] = ()
+    calls: Iterable[PastCall], template: Template, kinds: tuple[torch.dtype, ...] = ()
 ) -> bool:
     """Lets a forward check the dtypes that it read, or else those of its inputs.
 
@@ -147,7 +147,7 @@ def guard_dtypes(
     return guarded or bool(dtypes)
 
 
-def _read(calls: Iterable[Call], template: Template) -> Iterator[tuple[fx.Node, torch.dtype]]:
+def _read(calls: Iterable[PastCall], template: Template) -> Iterator[tuple[fx.Node, torch.dtype]]:
     """The tensors of which a forward read a floating dtype, or else its inputs."""
     nodes = list(template.graph.nodes)
     found: dict[fx.Node, torch.dtype] = {}

@@ -12,7 +12,7 @@ from .template import Template
 
 
 @dataclass(frozen=True)
-class Call:
+class PastCall:
     """A call of a module, the first with its program.
 
     Attributes:
@@ -44,10 +44,10 @@ class History:
     """The calls of one trace, by the program that each has got."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, PastCall] = {}
         self._alike: dict[int, list[Template]] = {}
 
-    def add(self, call: Call) -> None:
+    def add(self, call: PastCall) -> None:
         """Notes a call."""
         self._calls[id(call.template)] = call
 
@@ -56,10 +56,10 @@ class History:
         known = self._alike.setdefault(id(one), [])
         known += [t for t in others if t is not one and all(t is not k for k in known)]
 
-    def __iter__(self) -> Iterator[Call]:
+    def __iter__(self) -> Iterator[PastCall]:
         return iter(list(self._calls.values()))
 
-    def of(self, template: Template) -> list[Call]:
+    def of(self, template: Template) -> list[PastCall]:
         """The calls that a program stands for."""
         own = self._calls.get(id(template))
         found = [] if own is None else [own]

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..errors import CaptureError, a_or_an
+from ..errors import CaptureError
 from ..language.inputs import Shape, read_shapes, show_shapes
+from ..text import a_or_an
 from . import tree
 from .unit import Unit
 
@@ -192,3 +193,21 @@ def other_dtype(model: nn.Module, example: Any) -> torch.dtype | None:
     """A floating dtype that a model is not in; None if it is in none."""
     kind = dtype_of(model, example)
     return None if kind is None else torch.bfloat16 if kind == torch.float32 else torch.float32
+
+
+def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, ...]:
+    """The model's input on meta, with a batch of one."""
+    known = root.__dict__["example"] if example is None else example
+    args, kwargs = as_arguments(known)
+    batch = batch_of(known)
+    return tuple(
+        torch.empty([1 if n == batch and i == 0 else n for i, n in enumerate(v.shape)],
+                    dtype=v.dtype, device="meta")
+        for v in (*args, *kwargs.values())
+    )  # fmt: skip
+
+
+def primary_example(root: nn.Module) -> tuple[torch.Tensor, ...]:
+    """What the model was captured with, on meta."""
+    args, kwargs = as_arguments(root.__dict__["example"])
+    return tuple(v.to("meta") for v in (*args, *kwargs.values()))

@@ -19,7 +19,7 @@ from .construction import tables
 from .facts import Fact, Memory
 from .numbers import Deps, Tracked
 from .operators import RANDOM, is_inplace
-from .replay import Read, Replay, Step
+from .replay import Read, Replay, ReplayStep
 from .uniform import FRESH, stays_uniform
 from .witness import Witnesses
 
@@ -88,7 +88,9 @@ class Known:
         )
         oldest = min([len(self.replay.steps), *(f.oldest for f in facts if f)])
         same = stays_uniform(name, arguments, [bool(f and f.uniform) for f in facts])
-        self._add(Step(kind, target, _marked(frame, arguments), result), Fact(deps, oldest, same))
+        self._add(
+            ReplayStep(kind, target, _marked(frame, arguments), result), Fact(deps, oldest, same)
+        )
         if name not in FRESH:
             for value in (*tensors[1:], *tree.leaves(result)):
                 if tensors and isinstance(value, torch.Tensor):
@@ -99,10 +101,10 @@ class Known:
         for old, new in zip(tree.leaves(before), tree.leaves(after), strict=True):
             fact = self._facts.get(id(old)) if isinstance(old, torch.Tensor) else None
             if fact is not None:
-                self._add(Step("same", "same", ((old,), {}), new), fact)
+                self._add(ReplayStep("same", "same", ((old,), {}), new), fact)
                 self._memory(new).join(self._memory(old))
 
-    def _add(self, step: Step, fact: Fact) -> None:
+    def _add(self, step: ReplayStep, fact: Fact) -> None:
         self.replay.steps.append(step)
         for value in tree.leaves(step.result):
             if isinstance(value, torch.Tensor):
@@ -123,11 +125,11 @@ class Known:
             )
         numbers = [v.deps for v in tree.leaves(arguments) if isinstance(v, Tracked)]
         if None in facts or own.oldest < 0 or name.removesuffix("_") in RANDOM:
-            self.replay.steps.append(Step("", None, ((tensors[0],), {}), None))
+            self.replay.steps.append(ReplayStep("", None, ((tensors[0],), {}), None))
             return
         deps = frozenset().union(*(f.deps for f in facts if f), *numbers)
         oldest = min(f.oldest for f in facts if f)
-        self.replay.steps.append(Step(kind, target, arguments, tensors[0]))
+        self.replay.steps.append(ReplayStep(kind, target, arguments, tensors[0]))
         self._memory(tensors[0]).change(Fact(deps, oldest, uniform=False))
 
     def _fact(self, tensor: torch.Tensor) -> Fact | None:

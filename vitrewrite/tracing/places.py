@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .history import Call
+    from .history import PastCall
 
 _FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _LIBRARY = str(Path(inspect.__file__).parent)  # Python's own, with what is installed below it
@@ -31,7 +31,7 @@ def _is_foreign(file: str) -> bool:
     return built_in or file.startswith(_FOREIGN) or "/numpy/" in file
 
 
-def of_forward(calls: Iterable[Call]) -> str:
+def of_forward(calls: Iterable[PastCall]) -> str:
     """Where the forward of a call begins."""
     for call in calls:
         code = getattr(inspect.unwrap(call.forward), "__code__", None)

@@ -29,7 +29,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Step:
+class ReplayStep:
     """An operation on known values; without a target it says that a value is not known any more."""
 
     kind: str
@@ -54,7 +54,7 @@ class Replay:
         constants: Callable[[], Mapping[int, torch.Tensor]],
     ) -> None:
         self.values = values
-        self.steps: list[Step] = []
+        self.steps: list[ReplayStep] = []
         self._facts = facts
         self._constants = constants
         self._runs: dict[Variant, tuple[int, dict[int, torch.Tensor]]] = {}
@@ -76,7 +76,7 @@ class Replay:
         cast = variant[1] is not None and value.is_floating_point()
         return value.to(variant[1]).to(value.dtype) if cast else value.clone()
 
-    def _run(self, step: Step, variant: Variant, found: dict[int, torch.Tensor]) -> None:
+    def _run(self, step: ReplayStep, variant: Variant, found: dict[int, torch.Tensor]) -> None:
         if step.target is None:
             _forget(found, found.get(id(step.arguments[0][0])))
             return
@@ -90,7 +90,7 @@ class Replay:
         for old, new in zip(tree.leaves(step.result), tree.leaves(result), strict=False):
             found[id(old)] = new
 
-    def _given(self, step: Step, variant: Variant, found: dict[int, torch.Tensor]) -> Any:
+    def _given(self, step: ReplayStep, variant: Variant, found: dict[int, torch.Tensor]) -> Any:
         """The arguments of a step, on the CPU.
 
         Raises:
@@ -139,7 +139,7 @@ def _on_cpu(value: Any, dtype: torch.dtype | None) -> Any:
     return {k: _on_cpu(v, dtype) for k, v in value.items()} if type(value) is dict else value
 
 
-def _execute(step: Step, args: Any, kwargs: Any) -> Any:
+def _execute(step: ReplayStep, args: Any, kwargs: Any) -> Any:
     if step.kind == "same":
         return args[0]
     found = execute(step.kind, step.target, args, kwargs)

@@ -16,7 +16,7 @@ from .caches import Caches, passed_by
 from .checkpoints import checkpoints_seen
 from .escapes import AnewError
 from .frame import Frame
-from .history import Call
+from .history import PastCall
 from .inputs import Aspects
 from .limits import tracked_limits
 from .memo import Entry
@@ -58,7 +58,7 @@ class Given:
     caches: Caches
 
 
-class Run:
+class TraceRun:
     """A trace of a model.
 
     Args:
@@ -80,7 +80,7 @@ class Run:
 
     def __init__(
         self, given: Given, *, training: bool, aspects: Aspects | None = None,
-        other: Run | None = None, places: bool = False,
+        other: TraceRun | None = None, places: bool = False,
     ) -> None:  # fmt: skip
         self.given, self.training, self._aspects = given, training, aspects
         anew: set[type] = set(other.recorder.anew) if other else set()
@@ -97,7 +97,7 @@ class Run:
         self.constants = self.recorder.constants
         self.fixed = self.recorder.values.dead
 
-    def _entry(self, other: Run | None, anew: set[type], *, places: bool) -> Entry:
+    def _entry(self, other: TraceRun | None, anew: set[type], *, places: bool) -> Entry:
         model, aspects = self.given.model, self._aspects
         values = Witnesses() if aspects is None else Witnesses(0, _state_in(model, aspects.dtype))
         with preserved(model) as restore:
@@ -118,7 +118,7 @@ class Run:
                 said = f"cannot be captured: in '{path or 'the root'}': {error}"
                 raise FailedError(path, f"{type(model).__name__} {said}") from error
 
-    def calls(self, template: Template) -> list[Call]:
+    def calls(self, template: Template) -> list[PastCall]:
         """The calls that a program of this trace stands for."""
         return self.recorder.history.of(template)
 
@@ -128,7 +128,7 @@ class Run:
 
     def in_other_mode(
         self, templates: Sequence[Template], shared: set[int]
-    ) -> list[tuple[Template | None, list[Call]]]:
+    ) -> list[tuple[Template | None, list[PastCall]]]:
         """The programs of single modules in the other mode, under the inputs of this trace.
 
         Args:
@@ -147,7 +147,7 @@ class Run:
         return [(t, [] if t is None else recorder.history.of(t)) for t in found]
 
 
-def _together(recorder: Recorder, made: list[Call]) -> Template | None:
+def _together(recorder: Recorder, made: list[PastCall]) -> Template | None:
     """The program of calls that were one program in the other mode, if they are in this one."""
     one: Template | None = None
     for call in made:
@@ -164,7 +164,7 @@ def _together(recorder: Recorder, made: list[Call]) -> Template | None:
     return one
 
 
-def _again(recorder: Recorder, call: Call, arguments: Any = None) -> Template | None:
+def _again(recorder: Recorder, call: PastCall, arguments: Any = None) -> Template | None:
     """The program of a call that is traced by itself; None if it cannot be."""
     caller = Frame(recorder, call.module, "")
     caller.reads = call.given
@@ -198,7 +198,7 @@ def _again(recorder: Recorder, call: Call, arguments: Any = None) -> Template | 
 class Recall(Protocol):
     """A call under other inputs, and what is called in it."""
 
-    call: Call
+    call: PastCall
 
     @property
     def dtype(self) -> torch.dtype:
@@ -211,7 +211,7 @@ class Recall(Protocol):
         """What a call in it gives."""
 
 
-def again(run: Run, recalls: Sequence[Recall], *, training: bool) -> list[Template | None]:
+def again(run: TraceRun, recalls: Sequence[Recall], *, training: bool) -> list[Template | None]:
     """The programs of forwards under other inputs; None for one that fails, or goes another way."""
     if not recalls:
         return []

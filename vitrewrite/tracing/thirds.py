@@ -14,12 +14,12 @@ import torch
 
 from ..errors import CaptureError
 from . import tree
-from .comparison import Difference, compare
+from .comparison import Mismatch, compare
 from .diagnosis import guard_dtypes
-from .history import Call
+from .history import PastCall
 from .inputs import Aspects, dtype_of
 from .memo import Entry
-from .runs import Given, Run, again
+from .runs import Given, TraceRun, again
 from .sizes import is_joined
 from .template import Template
 
@@ -36,18 +36,20 @@ class Thirds:
         dtype: what the model was cast to in `control`; nothing is looked for if it was not.
     """
 
-    def __init__(self, given: Given, control: Run, dtype: torch.dtype | None) -> None:
+    def __init__(self, given: Given, control: TraceRun, dtype: torch.dtype | None) -> None:
         self._given, self._control = given, control
-        self._found: list[tuple[Template, list[Call]]] = []
+        self._found: list[tuple[Template, list[PastCall]]] = []
         self._seen: set[int] = set()
-        self._wholes: dict[bool, Run | None] = {}
+        self._wholes: dict[bool, TraceRun | None] = {}
         first = dtype_of(given.model, given.example)
         self._kinds: Kinds | None = None
         if dtype is not None and first is not None:
             last = next(k for k in _KINDS if k not in (first, dtype))
             self._kinds = first, dtype, last
 
-    def look(self, run: Run, assignments: dict[str, Any], calls: Calls, *, training: bool) -> None:
+    def look(
+        self, run: TraceRun, assignments: dict[str, Any], calls: Calls, *, training: bool
+    ) -> None:
         """Tries programs whose forwards read a dtype, while what they read is undecided.
 
         Args:
@@ -75,7 +77,7 @@ class Thirds:
             if any(map(_reads, calls(mine))) and not is_joined(mine.graph):
                 yield path, mine
 
-    def _cast(self, path: str, own: list[Call]) -> _CastCall | None:
+    def _cast(self, path: str, own: list[PastCall]) -> _CastCall | None:
         """The call of a forward in the third dtype, if there is one call of it."""
         theirs = self._control.assignments.get(path)
         other = self._control.calls(theirs) if isinstance(theirs, Template) else []
@@ -89,14 +91,14 @@ class Thirds:
             assert self._kinds is not None
             aspects = Aspects(dtype=self._kinds[2])
             try:
-                self._wholes[training] = Run(self._given, training=training, aspects=aspects)
+                self._wholes[training] = TraceRun(self._given, training=training, aspects=aspects)
             except CaptureError:
                 self._wholes[training] = None
         whole = self._wholes[training]
         found = None if whole is None else whole.assignments.get(path)
         return isinstance(found, Template) and _are_same(mine, found)
 
-    def note(self, run: Run, path: str) -> None:
+    def note(self, run: TraceRun, path: str) -> None:
         """Notes a forward that failed in the second dtype, if it read one."""
         template = run.assignments.get(path)
         if isinstance(template, Template) and any(map(_reads, run.calls(template))):
@@ -108,11 +110,11 @@ class Thirds:
             guard_dtypes(calls, template, (self._kinds or ())[:2])
 
 
-Calls = Callable[[Template], list[Call]]
+Calls = Callable[[Template], list[PastCall]]
 _KINDS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _reads(call: Call) -> bool:
+def _reads(call: PastCall) -> bool:
     return any(
         isinstance(value, torch.dtype) and value.is_floating_point and what
         for value, _, what in call.read
@@ -120,13 +122,13 @@ def _reads(call: Call) -> bool:
 
 
 def _are_same(mine: Template, other: Template) -> bool:
-    return not isinstance(compare(mine.graph, other.graph), Difference)
+    return not isinstance(compare(mine.graph, other.graph), Mismatch)
 
 
 class _CastCall:
     """A call as it would be in the third dtype."""
 
-    def __init__(self, mine: Call, theirs: Call, kinds: Kinds) -> None:
+    def __init__(self, mine: PastCall, theirs: PastCall, kinds: Kinds) -> None:
         self.call, self._theirs, self._kinds = mine, theirs, kinds
 
     @property
@@ -143,9 +145,9 @@ class _CastCall:
         """What a call in it gives."""
         mine, theirs = self.call.called, self._theirs.called
         if number >= len(mine) or number >= len(theirs):
-            raise _UnlikeError
+            raise _ThirdUnlikeError
         if mine[number][0] != target or theirs[number][0] != target:
-            raise _UnlikeError
+            raise _ThirdUnlikeError
         entry, other = mine[number][1], theirs[number][1]
         outputs = self._like(entry.outputs, other.outputs)
         found: Entry = replace(entry, outputs=outputs, witnesses=[])
@@ -161,16 +163,16 @@ class _CastCall:
             if not isinstance(value, torch.Tensor):
                 return value
             if not isinstance(other, torch.Tensor):
-                raise _UnlikeError
+                raise _ThirdUnlikeError
             dtype = value.dtype
             if dtype != other.dtype:
                 if (dtype, other.dtype) != (first, second):
-                    raise _UnlikeError
+                    raise _ThirdUnlikeError
                 dtype = last
             return torch.empty_strided(value.shape, value.stride(), dtype=dtype, device="meta")
 
         return tree.map_leaves(cast, mine)
 
 
-class _UnlikeError(Exception):
+class _ThirdUnlikeError(Exception):
     """It goes another way."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -28,9 +27,10 @@ class Unit(nn.Module):
         settings: its numeric attributes, which lend their names to constants.
         kept: its buffers that no cast makes less exact.
         checkpointing: whether, in training, it is computed again in backward.
+        printed: of a class that is printed, its source.
     """
 
-    printed: ClassVar[Printed | None] = None
+    printed: ClassVar[object] = None
     template: Template | None
     kind: str
     settings: dict[str, int | float]
@@ -79,12 +79,6 @@ class Unit(nn.Module):
         new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """The source of the class goes along: see `Printed`."""
-        if self.printed is None:
-            return super().__reduce_ex__(protocol)
-        return _instance, (self.printed,), self.__getstate__()
-
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` asks for first.
 
@@ -106,36 +100,6 @@ class Unit(nn.Module):
                 raise AttributeError(f"{type(self).__name__} has no module {target!r}")
             module = found
         return module
-
-
-@dataclass(frozen=True)
-class Printed:
-    """Where the class of a module comes from: it is printed source, and in no file.
-
-    A pickled module carries that source, and so can be loaded in any process that has vitrewrite.
-    To load it is to run the source, as unpickling runs whatever the pickle says: load only what you
-    would run. `torch.load(weights_only=True)` refuses it; weights to pass on are a `state_dict`.
-
-    Attributes:
-        text: all classes of the model.
-        name: that of the module.
-        root: whether it is the whole model.
-    """
-
-    text: str
-    name: str
-    root: bool
-
-    def cls(self) -> type[Unit]:
-        """The class; that of the modules at hand, if the same source was printed here."""
-        from ..emission.generated import classes
-
-        return classes(self)
-
-
-def _instance(printed: Printed) -> Unit:
-    cls = printed.cls()
-    return cls.__new__(cls)
 
 
 def run_graph(
@@ -352,10 +316,37 @@ def own_templates(root: nn.Module) -> None:
             module.__dict__["template"] = known
 
 
+def bare(root: nn.Module) -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The same tree without weights, in its own dtypes and modes.
+
+    Returns:
+        The tree, and each of its tensors with the one that it stands for.
+    """
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def meta(tensor: torch.Tensor) -> torch.Tensor:
+        new = torch.empty_like(tensor, device="meta")
+        pairs.append((new, tensor))
+        return new
+
+    def parameter(old: nn.Parameter) -> nn.Parameter:
+        data = torch.empty_like(old, device="meta", requires_grad=False)
+        new = nn.Parameter(data, requires_grad=old.requires_grad)
+        pairs.append((new, old))
+        return new
+
+    return duplicate(root, parameter, meta), pairs
+
+
+def _is_bare(tensor: torch.Tensor) -> bool:
+    floating = tensor.is_floating_point()
+    return tensor.is_meta and (not floating or tensor.dtype == torch.float32)
+
+
 def on_meta(root: nn.Module) -> nn.Module:
     """The same tree without weights, in float32 and eval mode; the tree itself if it is such."""
-    bare = all(t.is_meta for t in (*root.parameters(), *root.buffers()))
-    if bare and not any(module.training for module in root.modules()):
+    tensors = (*root.parameters(), *root.buffers())
+    if all(map(_is_bare, tensors)) and not any(module.training for module in root.modules()):
         return root
 
     def meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -23,14 +23,14 @@ rewritten.module, rewritten.report["training"]["accuracy"]
 
 from typing import TYPE_CHECKING, Any
 
-from .settings import Settings
+from ..language.settings import Settings
 
 if TYPE_CHECKING:
-    from .procedure import Group, Hooks, Phase, Procedure
+    from .procedure import Hooks, ParameterGroup, Phase, Procedure
     from .run import Run
     from .trainer import tune
 
-__all__ = ["Group", "Hooks", "Phase", "Procedure", "Run", "Settings", "tune"]
+__all__ = ["Hooks", "ParameterGroup", "Phase", "Procedure", "Run", "Settings", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from ..disk import open_to_readers, reported
-from ..errors import FileError, first_line
+from ..errors import FileError
 from ..models import buffers_of
 from ..storage.hashing import changed, digest_of, read_bytes, sealed, unsealed
 from ..storage.tensors import Content, check_finite, read_tensors, write_tensors
+from ..text import first_line
 from .engine import Engine
 from .run import Run, persistent_buffers
 from .tensors import named, optimiser_state, pack, restore_optimiser, unpack

@@ -12,7 +12,7 @@ def contributions(rewritten: Rewritten) -> tuple[Procedure, ...]:
     """One procedure for each clause whose pass has one, in the order of the spec."""
     methods = (method for _, method in sorted(rewritten.result.methods.items()))
     found = (method.procedure() for method in methods)
-    return tuple(procedure for procedure in found if procedure is not None)
+    return tuple(procedure for procedure in found if isinstance(procedure, Procedure))
 
 
 def phases(run: Run) -> tuple[Phase, ...]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from ..data.loading import Share
+from ..data.loading import ProcessShare
 from ..errors import TuneError
-from .settings import Settings
+from ..language.settings import Settings
 
 if TYPE_CHECKING:
     from .run import Run
@@ -59,9 +59,9 @@ class Engine:
                 suggestion="start it with 'torchrun --nproc-per-node 2 -m vitrewrite tune ...'",
             )
 
-    def share(self, pieces: int = 1) -> Share:
+    def share(self, pieces: int = 1) -> ProcessShare:
         """This process's part of the images of a step."""
-        return Share(self.rank, self.processes, pieces)
+        return ProcessShare(self.rank, self.processes, pieces)
 
     # -- models -----------------------------------------------------------------------------------
 

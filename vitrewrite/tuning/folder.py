@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..data import Data
 from ..disk import (
     LOCK,
@@ -28,14 +27,16 @@ from ..disk import (
     reported,
     workplace,
 )
-from ..errors import FileError, first_line, shown
-from ..files import emit_into
+from ..errors import FileError
 from ..folder.delta import fingerprint
 from ..folder.lock import Folder
+from ..folder.writing import emit_into
 from ..language.model import Tune
+from ..language.settings import Settings
 from ..rewrite.rewritten import Rewritten
 from ..storage.hashing import digest_of, read_bytes, sealed, unsealed
-from .settings import Settings
+from ..text import first_line, shown
+from ..version import __version__
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 

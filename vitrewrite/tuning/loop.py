@@ -38,7 +38,7 @@ class Objective(nn.Module):
         return terms
 
 
-class Loop:
+class TrainingLoop:
     """Carries out the current phase of a run; `run.module` is its model, on the device.
 
     Args:

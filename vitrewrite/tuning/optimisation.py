@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..errors import TuneError
-from .procedure import Group
+from ..language.settings import Settings
+from .procedure import ParameterGroup
 from .run import Run
-from .settings import Settings
 
 
 def create(run: Run) -> torch.optim.Optimizer:
@@ -39,7 +39,7 @@ def create(run: Run) -> torch.optim.Optimizer:
 def _grouped(run: Run) -> Iterable[dict[str, Any]]:
     settings = run.settings
     left = {n: p for n, p in run.module.named_parameters() if p.requires_grad}
-    for group in (*run.groups, Group("weights", tuple(left))):
+    for group in (*run.groups, ParameterGroup("weights", tuple(left))):
         taken = {n: left.pop(n) for n in list(left) if group.takes(n)}
         decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
         for suffix, flat in (("", False), (" (no decay)", True)):

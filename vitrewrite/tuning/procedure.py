@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """Parameters with an optimiser's settings of their own; what is None is as in the settings.
 
     Attributes:
@@ -86,7 +86,7 @@ class Hooks:
     # Whether a step may leave trained parameters without gradient (a random path, say).
     skips_parameters: bool = False
 
-    def groups(self, run: Run) -> Iterable[Group]:
+    def groups(self, run: Run) -> Iterable[ParameterGroup]:
         """Parameters that need settings of their own; the first group that takes one has it."""
         return ()
 

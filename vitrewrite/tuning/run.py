@@ -12,11 +12,11 @@ from torch import nn
 
 from ..data import Data
 from ..data.seeding import mixed
+from ..language.settings import Settings
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Task
 from ..tracing.unit import duplicate
-from .procedure import Group, Hooks, Phase, Procedure
-from .settings import Settings
+from .procedure import Hooks, ParameterGroup, Phase, Procedure
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Run:
         return (*self.procedures, self.phase)
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ParameterGroup]:
         """The parameter groups that the hooks ask for."""
         return [group for hooks in self.hooks for group in hooks.groups(self)]
 

@@ -9,16 +9,16 @@ import torch
 from ..data import Data, Preprocessing, open_data
 from ..data.seeding import mixed, restored, seed_all
 from ..errors import TuneError
+from ..language.settings import Settings
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Task, task_for
 from .checkpoints import Checkpoints, own_tensors
 from .contributions import contributions, phases
 from .engine import Engine
 from .folder import RunFolder, identity
-from .loop import Loop
+from .loop import TrainingLoop
 from .metrics import Metrics
 from .run import Run
-from .settings import Settings
 from .tensors import whole
 
 
@@ -58,7 +58,9 @@ def tune(
     seed = rewritten.seed if seed is None else seed
     engine = Engine(settings, device)
     try:
-        opened = open_data(data, Preprocessing.of(rewritten)) if isinstance(data, str) else data
+        opened = (
+            open_data(data, Preprocessing.of(rewritten.base)) if isinstance(data, str) else data
+        )
         task = task_for(opened, rewritten.module, rewritten.result.anatomy)
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten))
         run.phases = phases(run)
@@ -150,7 +152,7 @@ class Trainer:
             run.phase.start(run)
         self._measure()
         run.module = engine.place(run)
-        Loop(run, engine, self.checkpoints, self.metrics, packed).steps()
+        TrainingLoop(run, engine, self.checkpoints, self.metrics, packed).steps()
         self._adopt()
         seed_all(mixed(run.seed, "finish", run.position))
         run.phase.finish(run)

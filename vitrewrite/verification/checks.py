@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..context import undisturbed
-from ..rewrite.fitting import modes_kept
+from ..editing.fitting import modes_kept
+from ..tracing.undisturbed import undisturbed
 from .check import Check
 from .compiled import compiled as compiles
 from .compiled import compiled_gradients, compiled_training, exported, recompiled

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from ..files import model_text
-from ..folder.loading import NONE, Trust, load_folder
 from ..folder.lock import WEIGHTS, Folder
+from ..folder.reading import NONE, Trust, load_folder
+from ..folder.writing import model_text
 from ..rewrite.rewritten import Rewritten
 from ..storage.tensors import read_tensors, write_tensors
 from .check import Check
 from .checks import verify_rewritten
+from .claims import judged
 from .numeric import sample, tensors
 
 SOURCE = "model.py"
@@ -55,7 +56,7 @@ def verify_folder(path: Path, trust: Trust = NONE, *, compiled: bool = False) ->
     """
     folder = Folder.open(path)
     count = folder.check()
-    rewritten = load_folder(path, trust)
+    rewritten = judged(load_folder(path, trust))
     checks = [Check(f"{count} files as they were written", True, "0 changed")]
     checks += _contents(folder, rewritten)
     checks += verify_rewritten(rewritten, compiled=compiled)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..catalog.signatures import CLAIMS
 from ..rewrite.claims import EXACT
 from ..rewrite.initial import draw
 from ..rewrite.lowering import in_turn, lowered_tree
-from ..signature import CLAIMS
 from ..tracing.configuration import freeze
 from ..tracing.unit import Unit, duplicate
 from .check import Check
@@ -26,8 +26,8 @@ from .reference import START, Runs
 from .runs import Situation, outcome
 
 if TYPE_CHECKING:
-    from ..rewrite.clause import Clause
-    from ..rewrite.editor import Insertion
+    from ..editing.clause import ClauseRef
+    from ..editing.editor import Insertion
     from ..rewrite.rewritten import Rewritten
 
 MEASURED = 1e-3
@@ -61,13 +61,13 @@ def identities(runs: Runs) -> Iterator[Check]:
             yield Check(name, error == 0, error, "compared with the model without the clause")
 
 
-def _claiming(rewritten: Rewritten, claim: str) -> list[Clause]:
+def _claiming(rewritten: Rewritten, claim: str) -> list[ClauseRef]:
     """The clauses whose passes claim something, in the order of the spec; none once lowered."""
     steps = () if rewritten.lowered else rewritten.result.steps
     return [step.clause for step in steps if claim in step.claims]
 
 
-def _insertions(rewritten: Rewritten, clause: Clause, claim: str) -> list[Insertion]:
+def _insertions(rewritten: Rewritten, clause: ClauseRef, claim: str) -> list[Insertion]:
     """What a clause put in at the sites where it makes a claim."""
     editor = rewritten.result.editor
     waived = editor.waived.get((clause.number, claim), {})
@@ -80,7 +80,7 @@ def _image(module: nn.Module, rewritten: Rewritten) -> list[torch.Tensor]:
     return given(outcome(module, lambda m: m(*sample(rewritten, 1)), Situation()))
 
 
-def _without(rewritten: Rewritten, clause: Clause) -> nn.Module:
+def _without(rewritten: Rewritten, clause: ClauseRef) -> nn.Module:
     """The model without one clause, all else as it is drawn."""
     from ..rewrite.engine import rewrite
 
@@ -139,7 +139,7 @@ def _in_turn(runs: Runs) -> Iterator[tuple[int, list[torch.Tensor], nn.Module]]:
         yield number, _image(module, runs.rewritten), module
 
 
-def _unchanged(rewritten: Rewritten, lowered: nn.Module, clause: Clause) -> list[str]:
+def _unchanged(rewritten: Rewritten, lowered: nn.Module, clause: ClauseRef) -> list[str]:
     """Paths of modules of a clause that are in a lowered model as they were."""
     after = dict(lowered.named_modules())
     own = _insertions(rewritten, clause, "lowers_exactly")

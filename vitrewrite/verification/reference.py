@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ..emission.checked import found_good
-from ..errors import listing
+from ..text import listing
 from ..tracing.fused import FUSED, fused_attention
 from .check import Check
 from .numeric import at_start, given, randomised, sample, starts_equal
@@ -90,7 +90,7 @@ class Runs:
     @cached_property
     def text(self) -> str:
         """The emitted source."""
-        from ..files import model_text
+        from ..folder.writing import model_text
 
         return model_text(self.rewritten)
 

@@ -14,7 +14,7 @@ from ..tracing.leaves import changed_by
 from .runs import apart
 
 if TYPE_CHECKING:
-    from ..rewrite.editor import Insertion
+    from ..editing.editor import Insertion
     from ..rewrite.rewritten import Rewritten
 
 

@@ -1,0 +1,1 @@
+"""Random one-line mutants of the compiler; see `__main__`."""

@@ -1,0 +1,49 @@
+"""All that a pass imports: what it declares, the sites it gets, and what it gives to training."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .catalog.declare import Pass, option
+from .rewrite.rewritten import Rewritten
+from .sites import (
+    AttentionSite,
+    BlockSite,
+    DecoderSite,
+    EntriesSite,
+    LayerSite,
+    LevelSite,
+    LinearSite,
+    Point,
+    Value,
+)
+
+if TYPE_CHECKING:
+    from .tuning import Phase, Procedure, Run
+
+__all__ = [
+    "AttentionSite",
+    "BlockSite",
+    "DecoderSite",
+    "EntriesSite",
+    "LayerSite",
+    "LevelSite",
+    "LinearSite",
+    "Pass",
+    "Phase",
+    "Point",
+    "Procedure",
+    "Rewritten",
+    "Run",
+    "Value",
+    "option",
+]
+_TRAINING = ("Phase", "Procedure", "Run")
+
+
+def __getattr__(name: str) -> Any:
+    """What is for training alone is imported with the first pass that has a procedure."""
+    if name not in _TRAINING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(".tuning", __package__), name)

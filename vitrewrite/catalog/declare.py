@@ -1,0 +1,104 @@
+"""How a pass declares itself: a frozen dataclass whose fields are its options in the language.
+
+The declaration is *read*, not run, by everything that must not import torch: `catalog` parses
+the class body and evaluates the literals in it. So `option(...)` takes literals only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | tuple[int, ...] | None = None,
+    needs: str = "",
+    help: str = "",
+) -> Any:
+    """A field of a pass that a spec can set; without `default` it must be set.
+
+    Args:
+        default: the paper's value.
+        minimum: smallest value allowed (inclusive).
+        maximum: largest value allowed (inclusive).
+        above: the value must be larger than this.
+        below: the value must be smaller than this.
+        choices: the words or numbers allowed.
+        needs: a condition on the other options without which this one has no effect, such as
+            `"masks and count > 1"`; a spec that sets it all the same gets a warning. What depends
+            on the site is told by `site.idle(option, why)`.
+        help: one line for `vitrewrite explain`.
+    """
+    metadata = {
+        "minimum": minimum, "maximum": maximum, "above": above, "below": below,
+        "choices": choices, "needs": needs, "help": help,
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """Base of all passes.
+
+    Class attributes, all literals:
+        verbs: the clauses it can stand in, such as `("insert at", "prepend")`.
+        attaches: the roles of the sites it accepts, such as `("linear",)`.
+        source: the paper.
+        claims: what the verifier checks: `same_output_at_init`, `lowers_exactly` and what `errors`
+            measures. At a site where one is not made, `rewrite` says `site.waive(claim, why)`.
+            On layers, a pass that lowers exactly is linear: it goes before those that are not.
+        reads: facts of the stream that it asks for, out of `prefix`, `grid`, `size`.
+        writes: facts that it changes. Writers come before readers, whatever the order in the spec.
+            A pass that writes `layers` puts layers in: all other clauses see the model with them.
+    """
+
+    verbs: ClassVar[tuple[str, ...]] = ()
+    attaches: ClassVar[tuple[str, ...]] = ()
+    source: ClassVar[str] = ""
+    claims: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+
+    def rewrite(self, site: Any, /) -> None:
+        """Carries the pass out at a site, through the verbs that the site offers."""
+        raise NotImplementedError
+
+    def cost(self, out_features: int, in_features: int, /) -> int:
+        """Parameters that the pass adds at a matrix, which budgets ask for."""
+        raise NotImplementedError
+
+    def lower(self, site: Any, module: Any, /) -> bool:
+        """Makes what the pass inserted cheaper, through the verbs that the site offers.
+
+        Returns:
+            Whether the module is gone; one that is as cheap as it can be stays.
+        """
+        return False
+
+    def errors(self, module: Any, inputs: Any, outputs: Any, /) -> dict[str, float]:
+        """What must hold of one call of an inserted module: by claim, how far off it is.
+
+        The names are among the `claims` of the pass.
+        """
+        return {}
+
+    def initialise(self, module: Any, generator: torch.Generator, /) -> None:
+        """Draws the parameters of an inserted module."""
+        module.reset_parameters(generator)
+
+    def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
+        """The tensors of each site of an inserted module, named and shaped as its card has them."""
+        raise NotImplementedError
+
+    def procedure(self) -> object:
+        """What it contributes to training, a `tuning.procedure.Procedure`, or None."""
+        return None

@@ -1,0 +1,306 @@
+"""Edits a captured tree: templates are copied when an instance starts to differ."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import fx, nn
+
+from ..anatomy.sites import Place
+from ..errors import RewriteError
+from ..tracing.leaves import changed_by
+from ..tracing.template import Template
+from ..tracing.unit import Unit, duplicate
+from .fitting import fit
+
+if TYPE_CHECKING:
+    from .clause import ClauseRef
+
+
+class Spot(Protocol):
+    """Where a pass put something: the site as that pass was given it."""
+
+    @property
+    def clause(self) -> ClauseRef:
+        """What asked for it."""
+
+    @property
+    def role(self) -> str:
+        """The site's name."""
+
+
+@dataclass(eq=False)
+class Insertion:
+    """A module that a pass put into the tree.
+
+    Attributes:
+        pass_name: which pass.
+        clause: position of the clause in the spec.
+        path: module path of the new module.
+        unit: path of the unit whose graph calls it.
+        site: where the pass put it.
+        owners: module paths that its parts belong to, which name them in a delta.
+        key: what names it whatever other clauses put in; its initial values hang on it.
+        folds: whether it is a branch beside a layer that the layer's weights can take.
+    """
+
+    pass_name: str
+    clause: int
+    path: str
+    unit: str
+    module: nn.Module
+    site: Spot
+    owners: tuple[str, ...]
+    key: str
+    folds: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """A branch beside a layer that went into the layer's weights at lowering.
+
+    Attributes:
+        insertion: the branch, `y = branch(x, before(x))`.
+        names: the parameters that took it.
+        before: the layer without it.
+        after: the layer with it, sharing its weights with the lowered model.
+    """
+
+    insertion: Insertion
+    names: tuple[str, ...]
+    before: nn.Module
+    after: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """What became of an inserted module at lowering.
+
+    Attributes:
+        insertion: the module as it was.
+        folds: where it went, if into weights.
+        made: the modules that took its place.
+    """
+
+    insertion: Insertion
+    folds: tuple[Fold, ...]
+    made: tuple[Insertion, ...]
+
+
+@dataclass
+class Editor:
+    """The tree verbs: what site verbs are made of.
+
+    Attributes:
+        root: the tree of units, changed in place.
+        insertions: what passes put in, in order.
+        edited: ids of units whose template is their own at the moment.
+        warnings: what is odd but not wrong.
+        moved: where a place of the original model is now.
+        removed: paths of modules of the original model that are gone.
+        folds: branches that went into weights, at lowering.
+        lowered: what became of each inserted module, at lowering.
+        stacks: what passes put in at one place, in the order of the dataflow.
+        waived: by clause and claim where the claim is not made, and why.
+        helpers: paths of modules without state that inserted ones are given values by.
+        copied: tensors of copied modules, each with the one that it starts as.
+    """
+
+    root: nn.Module
+    insertions: list[Insertion] = field(default_factory=list)
+    edited: set[int] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
+    moved: dict[Place, Place] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+    folds: list[Fold] = field(default_factory=list)
+    lowered: list[Lowered] = field(default_factory=list)
+    stacks: dict[Place, list[Insertion]] = field(default_factory=dict)
+    waived: dict[tuple[int, str], dict[str, str]] = field(default_factory=dict)
+    helpers: list[str] = field(default_factory=list)
+    copied: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "edited": set()}  # ids mean nothing elsewhere
+
+    def on(self, root: nn.Module) -> Editor:
+        """An editor of a copy of the tree, before anything is done to the copy."""
+        new = {id(i): replace(i, module=root.get_submodule(i.path)) for i in self.insertions}
+        known = list(self.warnings), dict(self.moved), list(self.removed)
+        stacks = {k: [new[id(i)] for i in v if id(i) in new] for k, v in self.stacks.items()}
+        return Editor(
+            root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
+            helpers=list(self.helpers),
+        )  # fmt: skip
+
+    def unit(self, path: str) -> Unit:
+        """The unit at `path`."""
+        unit = self.root.get_submodule(path)
+        assert isinstance(unit, Unit)
+        return unit
+
+    def own(self, path: str) -> Unit:
+        """The unit at `path`, with a template that no other unit uses."""
+        unit = self.unit(path)
+        if id(unit) not in self.edited:
+            template = unit.template
+            assert template is not None
+            if template.training is not None:
+                raise RewriteError(
+                    "VR404", f"'{path}' runs another program in training and cannot be rewritten"
+                )
+            unit.__dict__["template"] = template.clone()
+            self.edited.add(id(unit))
+        return unit
+
+    def graph(self, path: str) -> fx.Graph:
+        """The graph of the unit at `path`, to be edited."""
+        template = self.own(path).template
+        assert isinstance(template, Template)
+        return template.graph
+
+    def node(self, place: Place) -> fx.Node:
+        """The node at a place, in a graph that may be edited."""
+        place = self.where(place)
+        graph = self.graph(place.unit)
+        node: fx.Node = next(n for n in graph.nodes if n.name == place.node)
+        return node
+
+    def where(self, place: Place) -> Place:
+        """Where a place of the original model is now."""
+        while place in self.moved:
+            place = self.moved[place]
+        return place
+
+    def adopt(
+        self, unit: str, owner: str, name: str, module: nn.Module, like: torch.Tensor | None
+    ) -> tuple[str, str]:
+        """Makes `module` a child of the module at `owner`, which lies in the unit at `unit`.
+
+        A new one gets its owner's mode, and dtype and device of `like`; a copy of what is in the
+        model (`like` None) fits as it is.
+
+        Returns:
+            Its path relative to the unit, and its full path.
+        """
+        parent = self.root.get_submodule(owner)
+        stem, number = name, 2
+        while name in parent._modules or name in parent._parameters or name in parent._buffers:
+            name, number = f"{stem}{number}", number + 1
+        if like is not None:
+            fit(module, parent, like)
+        parent.add_module(name, module)
+        path = f"{owner}.{name}" if owner else name
+        return relative(path, unit), path
+
+    def clone(self, path: str) -> nn.Module:
+        """A copy of the module at `path` that runs the same program on parameters of its own."""
+
+        def own(parameter: nn.Parameter) -> nn.Parameter:
+            new = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+            self.copied.append((new, parameter))
+            return new
+
+        def kept(buffer: torch.Tensor) -> torch.Tensor:
+            new = buffer.clone()
+            self.copied.append((new, buffer))
+            return new
+
+        return duplicate(self.root.get_submodule(path), own, kept)
+
+    def call(
+        self,
+        unit: str,
+        target: str,
+        args: Iterable[fx.Node],
+        *,
+        origin: str,
+        hints: tuple[str, ...],
+    ) -> tuple[fx.Node, ...]:
+        """Calls a child of a unit right after its last argument is known.
+
+        Args:
+            unit: path of the unit.
+            target: the child's path in it.
+            args: nodes of the unit's graph.
+            origin: the comment above the call.
+            hints: variable names of the results; more than one for a tuple.
+        """
+        graph, args = self.graph(unit), tuple(args)
+        with after(graph, args):
+            node = graph.call_module(target, args)
+            node.meta = {"origin": origin}
+            changes = changed_by(self.unit(unit).get_submodule(target))
+            if len(hints) == 1:
+                results: tuple[fx.Node, ...] = (node,)
+            else:
+                node.meta["arity"] = len(hints)
+                items = range(len(hints))
+                results = tuple(graph.call_function(operator.getitem, (node, i)) for i in items)
+        for i, (result, hint) in enumerate(zip(results, hints, strict=True)):
+            changed = changes[i] if i < len(changes) else None
+            value = None if changed is None else args[changed].meta.get("val")
+            result.meta |= {"hint": hint, **({} if value is None else {"val": value})}
+        return results
+
+    def clean(self) -> None:
+        """Drops dead code, checks that the rest is sound, and lets equal units share again."""
+        known: dict[Hashable, Template] = {}
+        for path, unit in units(self.root):
+            if id(unit) not in self.edited or unit.template is None:
+                continue
+            unit.template.clean()
+            for graph in unit.template.graphs:
+                _lint(graph, unit, path)
+            # Places are node names, so what is shared has the same names too.
+            names = tuple(n.name for n in unit.template.graph.nodes)
+            key = unit.template.signature(), names
+            unit.__dict__["template"] = known.setdefault(key, unit.template)
+        self.edited.clear()
+
+
+def relative(path: str, unit: str) -> str:
+    """A module path as seen from a unit above it."""
+    return path[len(unit) + 1 :] if unit else path
+
+
+def join(*parts: str) -> str:
+    """A module path from its parts, which may be empty."""
+    return ".".join(p for p in parts if p)
+
+
+def after(graph: fx.Graph, nodes: Iterable[fx.Node]) -> Any:
+    """Inserts behind the last of `nodes`, and behind all inputs of the graph."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    return graph.inserting_before(max((*inputs, *nodes), key=order.__getitem__).next)
+
+
+def units(root: nn.Module) -> Iterator[tuple[str, Unit]]:
+    """All units of a tree with their paths."""
+    for path, module in root.named_modules():
+        if isinstance(module, Unit):
+            yield path, module
+
+
+def _lint(graph: fx.Graph, unit: Unit, path: str) -> None:
+    """Every name that a graph uses is there, and nodes stand in order.
+
+    Raises:
+        RewriteError: VR405, a bug of the pass that was applied last.
+    """
+    try:
+        graph.lint()
+        for node in graph.nodes:
+            if node.op == "call_module":
+                unit.get_submodule(str(node.target))
+            if node.op == "get_attr":
+                owner, _, name = str(node.target).rpartition(".")
+                getattr(unit.get_submodule(owner), name)
+    except (AttributeError, RuntimeError) as error:
+        raise RewriteError(
+            "VR405", f"the graph of '{path or 'the root'}' broke: {error}"
+        ) from error

@@ -1,0 +1,51 @@
+"""Values that one place makes and others read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx
+
+from ..anatomy.sites import Place
+from . import wiring
+from .editor import Editor, after
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the model, with what is done to it where it is read.
+
+    Attributes:
+        place: where it is made.
+        steps: methods of the tensor to call, with their arguments.
+    """
+
+    place: Place
+    steps: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    def log(self) -> Value:
+        """Its logarithm."""
+        return self.then("log")
+
+    def then(self, method: str, *args: Any) -> Value:
+        """What a method of the tensor makes of it."""
+        return replace(self, steps=(*self.steps, (method, args)))
+
+    def read(self, editor: Editor, unit: str) -> fx.Node:
+        """The node that holds it in the graph of `unit`, wired there if needed."""
+        node = wiring.read(editor, self.place, unit)
+        for method, args in self.steps:
+            node = _applied(editor, unit, node, method, args)
+        return node
+
+
+def _applied(
+    editor: Editor, unit: str, node: fx.Node, method: str, args: tuple[Any, ...]
+) -> fx.Node:
+    for user in node.users:
+        if user.op == "call_method" and user.target == method and user.args == (node, *args):
+            return user
+    graph = editor.graph(unit)
+    with after(graph, [node]):
+        return graph.call_method(method, (node, *args))

@@ -1,0 +1,139 @@
+"""What `vitrewrite.capture` returns: a callable module that knows its graphs."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from ..tracing.helpers import ELSEWHERE, NUMBERS, repeated_units
+from ..tracing.template import Template
+from ..tracing.unit import Unit, checkpoint, checkpointed
+
+
+class Captured(Unit):
+    """Root of a captured tree: an `nn.Module` with the state-dict keys of the original.
+
+    Its class, and that of every module in it, is printed from the graphs.
+    """
+
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """Each distinct forward by class name; `Name (training)` where training differs."""
+        found: dict[str, fx.Graph] = {}
+        for name, template in self.__dict__["classes"].items():
+            found[name] = template.graph
+            if template.training is not None:
+                found[f"{name} (training)"] = template.training
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        """Also what the model told of itself as timm's do: `num_features`, `group_matcher` ...
+
+        Raises:
+            AttributeError: for anything else; for what a captured model cannot have, with what to
+                use in its place.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in NUMBERS and name in self._told:
+                return self._told[name]
+            if name == "default_cfg" and self.__dict__.get("pretrained_cfg") is not None:
+                return self.__dict__["pretrained_cfg"]
+            if name in _METHODS and name in self._told:
+                return functools.partial(_METHODS[name], self)
+            if name in ELSEWHERE:
+                told = f"'{type(self).__name__}' has no '{name}': {ELSEWHERE[name]}"
+                raise AttributeError(told) from None
+            raise
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.__dict__.get("helpers", {})
+        return found
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Computes blocks again in backward, or keeps what they need in memory.
+
+        The blocks that the model itself checkpointed, or else the innermost units that stand in
+        numbered lists. To be done before a module is compiled, sharded or written.
+        """
+        from .realise import realise
+
+        known = checkpointed(self) or self._told.get("checkpointed") or repeated_units(self)
+        self.__dict__["helpers"] = {**self._told, "checkpointed": list(known)}
+        checkpoint(self, known if enable else ())
+        realise(self)
+
+    def flat(self) -> fx.GraphModule:
+        """One graph over the leaf layers, as `fx.symbolic_trace` would give.
+
+        Modules that run another program in training stay calls.
+        """
+        graph = fx.Graph()
+        _inline(self, "", graph, None)
+        result = fx.GraphModule(self, graph, class_name=type(self).__name__)
+        result.meta["example"] = self.__dict__["example"]
+        return result.train(self.training)
+
+
+def _group_matcher(root: Captured, coarse: bool = False) -> Any:
+    return root._told["group_matcher"][coarse]
+
+
+def _no_weight_decay(root: Captured) -> Any:
+    return root._told["no_weight_decay"][0]
+
+
+def _get_classifier(root: Captured) -> nn.Module | tuple[nn.Module, ...]:
+    found = tuple(root.get_submodule(path) for path in root._told["get_classifier"])
+    return found if len(found) > 1 else found[0]
+
+
+_METHODS: dict[str, Callable[..., Any]] = {
+    "group_matcher": _group_matcher, "no_weight_decay": _no_weight_decay,
+    "get_classifier": _get_classifier,
+}  # fmt: skip
+
+
+def _inline(unit: Unit, path: str, out: fx.Graph, inputs: tuple[Any, ...] | None) -> Any:
+    """Writes the program of `unit` into `out`, children inlined; returns its outputs."""
+    assert isinstance(unit.template, Template)
+    given = iter(inputs or ())
+    values: dict[fx.Node, Any] = {}
+    for node in unit.template.graph.nodes:
+        if node.op == "placeholder" and inputs is not None:
+            values[node] = next(given)
+        elif node.op == "output":
+            result = fx.node.map_arg(node.args[0], lambda n: values[n])
+            return out.output(result) if inputs is None else result
+        else:
+            values[node] = _node(node, unit, path, out, values)
+    return None
+
+
+def _node(node: fx.Node, unit: Unit, path: str, out: fx.Graph, values: dict[fx.Node, Any]) -> Any:
+    if node.op == "call_module":
+        child = unit.get_submodule(str(node.target))
+        template = child.template if isinstance(child, Unit) else None
+        if template is not None and template.training is None:
+            inputs = fx.node.map_arg(node.args, lambda n: values[n])
+            return _inline(child, _join(path, node.target), out, inputs)  # type: ignore[arg-type]
+    if node.target is operator.getitem:
+        owner = node.args[0]
+        assert isinstance(owner, fx.Node)
+        if not isinstance(values[owner], fx.Node):  # outputs of an inlined child
+            return values[owner][node.args[1]]
+    new = out.node_copy(node, lambda n: values[n])
+    new.meta = dict(node.meta)
+    if node.op == "call_module" or (node.op == "get_attr" and node.target != "training"):
+        new.target = _join(path, node.target)
+    return new
+
+
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)

@@ -1,0 +1,80 @@
+"""The hyperparameters of training: what `tune { ... }` and `tune.NAME=VALUE` can set.
+
+This file imports no torch: specs are checked without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vitrewrite.catalog.declare import option
+from vitrewrite.catalog.signatures import OptionInfo
+
+# They change how a run is carried out, not what comes out of it: a resumed run may have others.
+FREE = ("workers", "log_every", "checkpoint_every", "keep", "evaluation_batch")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyperparameters, with their defaults.
+
+    The batch is that of a step, over all processes and pieces, so results do not depend on how
+    many there are.
+    """
+
+    epochs: int = option(
+        10, minimum=0, needs="steps is None", help="passes over the training images"
+    )
+    steps: int | None = option(None, minimum=0, help="steps, instead of epochs")
+    batch: int = option(64, minimum=1, help="images per step, over all processes and pieces")
+    accumulate: int = option(1, minimum=1, help="pieces that a step's images are computed in")
+    optimiser: str = option("adamw", choices=("adamw", "sgd"), help="AdamW, or SGD with momentum")
+    lr: float = option(1e-3, minimum=0, help="learning rate after warm-up")
+    min_lr: float = option(
+        0.0, minimum=0, needs="schedule == 'cosine'", help="learning rate that it ends at"
+    )
+    momentum: float = option(0.9, minimum=0, maximum=1, needs="optimiser == 'sgd'", help="of sgd")
+    weight_decay: float = option(1e-4, minimum=0, help="of weights; biases and norms have none")
+    schedule: str = option("cosine", choices=("cosine", "constant"), help="after warm-up")
+    warmup_epochs: float = option(0.0, minimum=0, help="epochs in which the rate rises from 0")
+    label_smoothing: float = option(0.0, minimum=0, maximum=1, help="of the cross-entropy")
+    clip: float | None = option(None, minimum=0, help="largest norm of the gradient")
+    precision: str = option("no", choices=("no", "bf16", "fp16"), help="of automatic mixing")
+    augment: bool = option(False, help="random crops, and flips and colours unless of digits")
+    shard: bool = option(False, help="FSDP2: each process holds a part of every parameter")
+    workers: int = option(0, minimum=0, help="processes that read images")
+    log_every: int = option(10, minimum=1, help="steps between lines of metrics.jsonl")
+    evaluate_every: int = option(1, minimum=1, help="epochs between evaluations")
+    evaluation_batch: int = option(64, minimum=1, help="images per batch of an evaluation")
+    checkpoint_every: int | None = option(None, minimum=1, help="steps; none: after each epoch")
+    keep: int = option(2, minimum=1, help="checkpoints that are kept")
+
+    def changed(self, values: Mapping[str, Any]) -> Settings:
+        """These settings with other values.
+
+        Raises:
+            KeyError: for a name that is none of a setting.
+        """
+        if unknown := values.keys() - options().keys():
+            raise KeyError(f"no setting {min(unknown)!r}")
+        return dataclasses.replace(self, **values)
+
+    def binding(self) -> dict[str, Any]:
+        """The settings that a resumed run must share."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
+
+
+@functools.cache
+def options() -> Mapping[str, OptionInfo]:
+    """What each setting takes, as the language checks it."""
+    return {field.name: _info(field) for field in dataclasses.fields(Settings)}
+
+
+def _info(field: dataclasses.Field[Any]) -> OptionInfo:
+    kind, _, rest = str(field.type).partition(" | ")
+    details: Any = field.metadata
+    return OptionInfo(field.name, kind, False, bool(rest), False, field.default, **details)

@@ -1,0 +1,67 @@
+"""Which model is meant, by name or as an object, and how it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from .. import models
+from ..errors import MatchError
+from ..language.model import Spec
+from ..tracing import inputs, trace
+
+
+class Request:
+    """Which model to rewrite: an object, or a name with constructor arguments and weights."""
+
+    def __init__(
+        self, spec: Spec, model: nn.Module | str | None, weights: str, seed: int,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.spec = spec
+        self.module = model if isinstance(model, nn.Module) else None
+        self.options = {**(options or {}), **spec.model_arguments}
+        self.input = spec.input
+        self.weights, self.seed = weights, seed
+        self.ref = spec.model if model is None else None
+        if isinstance(model, str):
+            self.name = model
+        elif self.module is not None:
+            self.name, self.weights = type(self.module).__name__, "given"
+        elif spec.model is not None:
+            self.name = spec.model.name
+            self.options = {**spec.model.values, **self.options}
+            self.input = self.input or spec.model.input
+        else:
+            raise MatchError(
+                "VR312",
+                f"the spec '{spec.name}' names no model",
+                suggestion="add a line 'model vit_base_patch16_224', or give model=vit_base",
+            )
+
+    def traced(self, example: Any = None, *, meta: bool) -> tuple[nn.Module, nn.Module]:
+        """The model, and its captured tree.
+
+        Raises:
+            VitrewriteError: what is wrong with it, at the line that names it.
+        """
+        with models.asked_by(self.ref):
+            model = self.build(meta=meta)
+            if example is None:
+                example = inputs.stated_input(model, self.input)
+            return model, trace(model, example)
+
+    def build(self, *, meta: bool) -> nn.Module:
+        """The model."""
+        if self.module is not None:
+            return self.module
+        return models.create(
+            self.name, self.options, weights=self.weights, seed=self.seed, meta=meta
+        )
+
+    @property
+    def described(self) -> str:
+        """The weights, in words."""
+        return f"random (seed {self.seed})" if self.weights == "random" else self.weights

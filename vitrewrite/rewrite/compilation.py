@@ -1,0 +1,151 @@
+"""A spec carried out on a captured model, before it has weights: printed, or given them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..anatomy.sites import Anatomy
+from ..editing.measure import BrokenError, Propagation
+from ..editing.stream import Tokens
+from ..errors import RewriteError
+from ..language.model import Spec
+from ..models.request import Request
+from ..sensitivity import Allocation
+from ..sensitivity.profile import Profile
+from ..tracing.inputs import example_of_one
+from ..tracing.unit import bare, checkpointed, on_meta
+from .claims import Verdict, judge
+from .conflicts import needed
+from .engine import Rewrite, Step, rewrite
+from .measures import Measures, measure
+from .order import Order
+from .text import plan_text
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What a spec changes in a model, clause by clause, and what that costs.
+
+    Attributes:
+        request: which model, with which weights.
+        base: the captured model; on meta if nobody asked for weights.
+        result: the tree with the spec carried out on it, on meta.
+        original: a run of the base on meta.
+        claims: those of the spec, judged where that takes no weights.
+        pairs: tensors on meta, each with the one of the base that it stands for.
+    """
+
+    request: Request
+    base: nn.Module
+    result: Rewrite
+    original: Propagation
+    measures: Measures
+    claims: tuple[Verdict, ...]
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, request: Request, base: nn.Module, *, profile: Profile | None = None,
+        allocations: Mapping[str, Any] | None = None,
+    ) -> Compilation:  # fmt: skip
+        """Carries out the spec of a request on its captured model, which stays as it is.
+
+        Args:
+            request: what it was captured from.
+            base: the captured model.
+            profile: measurements for `sensitive(...)`.
+            allocations: what each `sensitive(...)` bought before, as a lock file has it.
+
+        Raises:
+            VitrewriteError: everything that is wrong with the spec on this model.
+        """
+        original = run(base)
+        root, pairs = bare(base)
+        with torch.device("meta"):
+            result = rewrite(
+                request.spec, root, profile=profile, allocations=allocations, original=original
+            )
+        measures = measure(result, original)
+        claims = judge(request.spec, measures, result)
+        return cls(request, base, result, original, measures, claims, pairs)
+
+    @property
+    def spec(self) -> Spec:
+        """The spec that was carried out."""
+        return self.result.spec
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.request.name
+
+    @property
+    def weights(self) -> str:
+        """The weights, in words."""
+        return self.request.described
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The sites of the model as it was."""
+        return self.result.anatomy
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What each clause does, in the order of the spec."""
+        return tuple(self.result.steps)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd but not wrong."""
+        return tuple(self.result.warnings)
+
+    @property
+    def allocations(self) -> Mapping[str, Allocation]:
+        """What each `sensitive(...)` bought."""
+        return self.result.allocations
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Where several clauses act on one value."""
+        return self.result.orders
+
+    @property
+    def checkpointing(self) -> tuple[str, ...]:
+        """Which modules are computed again in backward."""
+        return checkpointed(self.base)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as data."""
+        return {
+            "spec": self.spec.name,
+            "model": self.model,
+            "weights": self.weights,
+            "clauses": [step.to_json() for step in self.steps],
+            "order": [order.to_json() for order in self.orders],
+            **self.measures.to_json(),
+            "allocations": {k: a.to_json() for k, a in self.allocations.items()},
+            "claims": [verdict.to_json() for verdict in self.claims],
+            "warnings": list(self.warnings),
+            **({"checkpointing": list(self.checkpointing)} if self.checkpointing else {}),
+        }
+
+    def __str__(self) -> str:
+        return plan_text(self)
+
+
+def run(root: nn.Module) -> Propagation:
+    """A captured model, run on meta for one image.
+
+    Raises:
+        RewriteError: VR405 if it does not run for one image.
+    """
+    try:
+        return Propagation(on_meta(root), example_of_one(root))
+    except BrokenError as error:
+        told = needed(error, Tokens(0, None))
+        raise RewriteError("VR405", f"the model does not run for one image: {told}") from error

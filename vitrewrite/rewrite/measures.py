@@ -1,0 +1,114 @@
+"""What a rewritten model costs: parameters, MACs, tokens."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..editing.clause import ClauseRef
+from ..editing.measure import BrokenError, ParameterCounts, Propagation, count_parameters
+from ..errors import RewriteError
+from ..tracing.unit import duplicate, on_meta
+from .conflicts import needed
+from .engine import Rewrite, Step
+from .lowering import lower_tree
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a rewritten model costs; `macs` per image."""
+
+    params: ParameterCounts
+    macs: int
+    macs_lowered: int
+    macs_base: int
+    tokens: tuple[int | None, ...]  # entering each block, then leaving the last one
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `report.json` promises."""
+        return {
+            "params": {
+                "total": self.params.total,
+                "trainable": self.params.trainable,
+                "trainable_without_head": self.params.trainable_without_head,
+            },
+            "macs": self.macs,
+            "macs_lowered": self.macs_lowered,
+            "macs_base": self.macs_base,
+            "flops": 2 * self.macs,
+            "tokens": list(self.tokens),
+        }
+
+
+def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> Measures:
+    """Counts of a rewritten tree, and of what it lowers to unless it is `lowered` already."""
+    root = rewritten.root
+    meta = on_meta(root)
+    run = _propagated(meta, rewritten, base)
+    cheapest = run.macs
+    if rewritten.editor.insertions and not lowered:
+        twin = duplicate(meta, lambda p: p, lambda b: b)
+        lower_tree(twin, rewritten.editor, rewritten.methods)
+        cheapest = Propagation(twin, rewritten.example, base).macs
+    blocks = rewritten.anatomy.blocks
+    places = [b.input for b in blocks] + [b.output for b in blocks[-1:]]
+    tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
+    params = count_parameters(root, rewritten.head)
+    return Measures(params, run.macs, cheapest, base.macs, tokens)
+
+
+def _propagated(meta: nn.Module, rewritten: Rewrite, base: Propagation) -> Propagation:
+    """A run of the rewritten model on meta.
+
+    Raises:
+        RewriteError: VR410 if a part of the model cannot take tokens that a clause changed, VR405
+            if no clause changed any.
+    """
+    try:
+        return Propagation(meta, rewritten.example, base)
+    except BrokenError as error:
+        told = needed(error, rewritten.stream.start)
+        changes = [clause for _, _, clause in rewritten.stream.changes]
+        if changes:
+            raise _conflict(rewritten, changes, error, told) from error
+        cause = _nearest(rewritten, error.path)
+        message = f"the rewritten model does not run: {told}"
+        span = cause.clause.span if cause else None
+        raise RewriteError("VR405", message, span=span) from error
+
+
+def _conflict(
+    rewritten: Rewrite, changes: list[ClauseRef], error: BrokenError, told: str
+) -> RewriteError:
+    """VR410: what a clause changed, a part of the model needs as it was."""
+    *others, cause = {clause.origin: clause for clause in changes}.values()
+    sites = [site for step in rewritten.steps if step.clause == cause for site in step.sites]
+    where = f" at '{sites[0]}'" if len(sites) == 1 else ""
+    message = f"{cause.pass_name}{where} changes the tokens, and '{error.path}' needs them as they"
+    notes = [told, *(f"tokens are changed by: {clause.origin}" for clause in others)]
+    return cause.error("VR410", f"{message} were", notes=notes)
+
+
+def _nearest(rewritten: Rewrite, path: str) -> Step | None:
+    """The step that put something in nearest to a unit."""
+
+    def shared(other: str) -> int:
+        pairs = zip(other.split("."), path.split("."), strict=False)
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    inserted = sorted(rewritten.editor.insertions, key=lambda i: shared(i.path))
+    steps = {step.clause.number: step for step in rewritten.steps}
+    return steps.get(inserted[-1].clause) if inserted else None
+
+
+def _tokens(shape: Sequence[int] | None, layout: str) -> int | None:
+    """Positions of the stream: N of (B, N, C), H*W of an image."""
+    if shape is None or len(shape) < 3:
+        return None
+    if len(shape) == 3:
+        return shape[1]
+    return shape[2] * shape[3] if layout == "nchw" else shape[1] * shape[2]

@@ -1,0 +1,128 @@
+"""Plans and reports as plain text, for terminals and `plan.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from ..sensitivity.text import summary
+from ..text import giga, plural, table
+
+if TYPE_CHECKING:
+    from ..sensitivity import Allocation
+    from .claims import Verdict
+    from .compilation import Compilation
+    from .engine import Step
+    from .measures import Measures
+    from .order import Order
+
+_MARKS = {True: "ok", False: "FAILS", None: "open"}
+
+
+def plan_text(plan: Compilation) -> str:
+    """The plan: clauses with `+ ~ -`, counts, claims."""
+    lines = [
+        f"{plan.spec.name} on {plan.model}, weights {plan.weights}",
+        "",
+        *clause_lines(plan.steps),
+        *order_lines(plan.orders),
+        "",
+        *allocation_lines(plan.allocations),
+        *measure_lines(plan.measures),
+        *checkpoint_lines(plan.checkpointing),
+        *claim_lines(plan.claims),
+        *(f"warning: {warning}" for warning in plan.warnings),
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def clause_lines(steps: Sequence[Step]) -> list[str]:
+    """One line per clause: change, line number, text, sites, parameters."""
+    rows = [
+        (
+            step.change,
+            str(step.clause.span.line) if step.clause.span else "",
+            step.clause.text,
+            plural(len(step.sites), "site"),
+            f"{step.parameters:,} parameters",
+        )
+        for step in steps
+    ]
+    return [*table(rows), *_waived(steps)] if rows else ["nothing to change"]
+
+
+def _waived(steps: Iterable[Step]) -> Iterator[str]:
+    """What clauses do not claim although their passes do."""
+    for step in steps:
+        for claim, sites in step.waived.items():
+            first, why = next(iter(sites.items()))
+            more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+            where = f"line {step.clause.span.line}, " if step.clause.span else ""
+            yield f"not claimed: {claim} ({where}{first}{more}): {why}"
+
+
+def checkpoint_lines(paths: Sequence[str]) -> list[str]:
+    """What is computed again in backward, as the model itself does it."""
+    if not paths:
+        return []
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return [f"checkpoints  {paths[0]}{more}: computed again in backward, as in the model"]
+
+
+def order_lines(orders: Iterable[Order]) -> list[str]:
+    """Where several clauses act on one value: which one is next to the model's own."""
+    return [f"order  {order}" for order in orders]
+
+
+def allocation_lines(allocations: Mapping[str, Allocation]) -> list[str]:
+    """What each `sensitive(...)` bought, by block."""
+    return [line for k, a in allocations.items() for line in (*summary(k, a.to_json()), "")]
+
+
+def measure_lines(measures: Measures) -> list[str]:
+    """Parameters, MACs and tokens."""
+    params = measures.params
+    share = 100 * params.trainable_without_head / max(params.total, 1)
+    rows = [
+        (
+            "parameters",
+            f"{params.total:,}",
+            f"trainable {params.trainable:,}",
+            f"without head {params.trainable_without_head:,} ({share:.2f} %)",
+        ),
+        (
+            "MACs",
+            giga(measures.macs),
+            f"base {giga(measures.macs_base)}",
+            f"lowered {giga(measures.macs_lowered)}",
+        ),
+        ("tokens", tokens_text(measures.tokens), "", ""),
+    ]
+    return table(rows)
+
+
+def claim_lines(claims: Sequence[Verdict]) -> list[str]:
+    """One line per claim."""
+    rows = [
+        ("claim" if i == 0 else "", _MARKS[c.holds], c.claim, _measured(c.measured))
+        for i, c in enumerate(claims)
+    ]
+    return table(rows)
+
+
+def _measured(value: object) -> str:
+    if value is None:
+        return "measured by apply and verify"
+    return f"measured {value:,}" if isinstance(value, int) else f"measured {value:.3g}"
+
+
+def tokens_text(tokens: Sequence[int | None]) -> str:
+    """`197 x 6, 99 x 7`: equal neighbours counted."""
+    known = [t for t in tokens if t is not None]
+    if not known:
+        return "no token sequence"
+    runs = [(count, len(list(run))) for count, run in groupby(known)]
+    if len(runs) == 1:
+        return f"{runs[0][0]} throughout"
+    return ", ".join(f"{count} x {length}" for count, length in runs)

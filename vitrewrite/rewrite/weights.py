@@ -1,0 +1,78 @@
+"""Gives a compilation its weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..emission.realise import realise
+from ..tracing.unit import Unit, duplicate
+from .compilation import Compilation
+from .initial import draw
+from .rewritten import Rewritten
+
+
+def weighted(compilation: Compilation) -> Rewritten:
+    """The rewritten model: frozen weights are shared with the base, new ones are drawn."""
+    request, base = compilation.request, compilation.base
+    tensors = _Tensors(compilation)
+    root = duplicate(compilation.result.root, tensors.parameter, tensors.buffer)
+    result = replace(compilation.result, root=root, editor=compilation.result.editor.on(root))
+    draw(result, request.seed)
+    realise(base)
+    return Rewritten(
+        root, base, result, realise(root), request.name, request.described, compilation.measures,
+        claims=compilation.claims, model_options=request.options, seed=request.seed,
+        weights_request=request.weights, cost=compilation.original,
+    )  # fmt: skip
+
+
+class _Tensors:
+    """What takes the place of each tensor on meta: one of the base, or a new one.
+
+    Parameters of the base are new objects on the same memory; those that will be trained get
+    memory of their own.
+    """
+
+    def __init__(self, compilation: Compilation) -> None:
+        result = compilation.result
+        named = dict(result.root.named_parameters(remove_duplicate=False))
+        self.trained = {id(named[name]) for name in result.base_trained}
+        self.known = {id(new): old for new, old in compilation.pairs}
+        for new, old in result.editor.copied:
+            if id(old) in self.known:
+                self.known[id(new)] = self.known[id(old)]
+                self.trained.add(id(new))
+        self.made = {k: v for i in result.editor.insertions for k, v in _buffers(i.module)}
+        first = next(iter(compilation.base.parameters()), None)
+        self.device = first.device if first is not None else torch.device("cpu")
+
+    def parameter(self, bare: nn.Parameter) -> nn.Parameter:
+        """The parameter for one on meta."""
+        known = self.known.get(id(bare))
+        if known is None:
+            new = torch.empty_like(bare, device=self.device)
+        else:
+            new = known.detach().clone() if id(bare) in self.trained else known.detach()
+        return nn.Parameter(new, requires_grad=bare.requires_grad)
+
+    def buffer(self, bare: torch.Tensor) -> torch.Tensor:
+        """The buffer for one on meta."""
+        known = self.known.get(id(bare))
+        if known is not None:
+            return known.clone()
+        return self.made[id(bare)].to(dtype=bare.dtype, device=self.device)
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[int, torch.Tensor]]:
+    """The buffers of a module that a pass put in on meta, by id, as its constructor makes them."""
+    bare = dict(module.named_buffers())
+    if isinstance(module, Unit) or not bare:
+        return
+    names = list(inspect.signature(type(module)).parameters)
+    made = dict(type(module)(**{n: getattr(module, n) for n in names}).named_buffers())
+    yield from ((id(buffer), made[name]) for name, buffer in bare.items())

@@ -1,0 +1,399 @@
+"""What all sites offer to a pass: messages, modules of its own, values shared between sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+
+from ..anatomy.sites import Place
+from ..editing import branches, wiring
+from ..editing.clause import ClauseRef
+from ..editing.editor import Editor, Insertion, join, relative
+from ..editing.fitting import fit, floating
+from ..editing.value import Value
+from ..errors import RewriteError
+from ..tracing import inputs
+from ..tracing.leaves import changed_by
+from ..tracing.template import eliminate_dead_code
+from .context import Context, Drops
+from .dropping import KeepSamples
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundSite:
+    """A site that a clause acts on."""
+
+    context: Context
+
+    @property
+    def role(self) -> str:
+        """The site in words."""
+        raise NotImplementedError
+
+    @property
+    def path(self) -> str:
+        """The module that the site is."""
+        raise NotImplementedError
+
+    @property
+    def editor(self) -> Editor:
+        """The tree verbs."""
+        return self.context.editor
+
+    @property
+    def clause(self) -> ClauseRef:
+        """The clause that acts on the site."""
+        return self.context.clause
+
+    @property
+    def pass_name(self) -> str:
+        """The pass that acts on the site."""
+        return self.clause.pass_name
+
+    @property
+    def patch_features(self) -> int:
+        """Numbers in one patch of the image, channels included: 3 * 16 * 16."""
+        path = self.context.anatomy.patch_embed
+        layers = () if path is None else self.editor.root.get_submodule(path).parameters()
+        sizes = [p.shape[1:].numel() for p in layers if p.dim() > 1]
+        if not sizes:
+            raise self.unfit("the model has no patch embedding to draw the scale from")
+        return sizes[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        args, kwargs = inputs.as_arguments(self.editor.root.__dict__["example"])
+        images: list[torch.Tensor] = [*args, *kwargs.values()]
+        return next(v.dtype for v in images if v.is_floating_point())
+
+    @property
+    def like(self) -> torch.Tensor:
+        """A tensor of the base at the site: what is put there gets its dtype and device."""
+        root = self.editor.root
+        found = floating(root.get_submodule(self.path))
+        found = floating(root) if found is None else found
+        return torch.empty(0, dtype=self.dtype) if found is None else found
+
+    @property
+    def siblings(self) -> tuple[str, ...]:
+        """The roles of all sites of the clause, this one included, in order."""
+        return self.context.roles
+
+    # -- messages -------------------------------------------------------------------------------
+
+    def reject(self, option: str, message: str, **extra: Any) -> RewriteError:
+        """An error about an option that this site does not allow."""
+        return self.clause.error("VR403", f"{message} at '{self.role}'", option, **extra)
+
+    def unfit(self, message: str, **extra: Any) -> RewriteError:
+        """An error about a site that cannot have the pass, whatever its options."""
+        return self.clause.error("VR410", f"{self.pass_name} at '{self.role}': {message}", **extra)
+
+    def warn(self, message: str) -> None:
+        """Notes what is odd but not wrong, once per clause."""
+        text = f"{self.clause.place}: {message}" if self.clause.place else message
+        if text not in self.editor.warnings:
+            self.editor.warnings.append(text)
+
+    def idle(self, option: str, why: str) -> None:
+        """Notes that an option which the clause sets has no effect, for what the site is."""
+        if option in self.clause.options:
+            self.warn(f"{self.pass_name}.{option} has no effect {why}")
+
+    def waive(self, claim: str, why: str) -> None:
+        """Says that a claim of the pass is not made at this site; `plan` tells why."""
+        self.editor.waived.setdefault((self.clause.number, claim), {})[self.role] = why
+
+    # -- modules --------------------------------------------------------------------------------
+
+    def put(
+        self,
+        module: nn.Module,
+        unit: str,
+        args: Iterable[fx.Node],
+        hints: Sequence[str],
+        *,
+        owner: str | None = None,
+        name: str | None = None,
+        owners: tuple[str, ...] | None = None,
+    ) -> tuple[fx.Node, ...]:
+        """Makes `module` part of the model and calls it.
+
+        Args:
+            module: what is put in.
+            unit: path of the unit whose graph calls it.
+            args: nodes of that graph.
+            hints: variable names of the results.
+            owner: path of the module that gets the new child; the site's by default.
+            name: of the new child; that of the pass by default.
+            owners: module paths that name the parts of the module in a delta.
+        """
+        owner = self.path if owner is None else owner
+        name = name or self.pass_name.partition(".")[0]
+        target, path = self.editor.adopt(unit, owner, name, module, self.like)
+        owners = owners or (owner,)
+        key = " ".join((join(owner, name), *owners))  # the path may be numbered
+        found = Insertion(self.pass_name, self.clause.number, path, unit, module, self, owners, key)
+        self.editor.insertions.append(found)
+        origin = self.clause.origin
+        return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
+
+    def refuse_twice(self) -> None:
+        """Raises VR402 if the pass is at the site already."""
+        module = self.editor.root.get_submodule(self.path)
+        if any(getattr(m, "inserted_by", None) == self.pass_name for m in module.modules()):
+            raise self.clause.error(
+                "VR402",
+                f"'{self.role}' has {self.pass_name} already",
+                suggestion="apply it to a model that was not rewritten, or lower that first",
+            )
+
+    def shared(self, name: str, make: Callable[[], nn.Module]) -> Value:
+        """What a module without inputs yields, made once for all sites of the clause.
+
+        The lowest unit above all of them owns the module and passes the value down, so tied
+        parameters are read in one place.
+        """
+        known = self.context.shared
+        if name not in known:
+            owner = wiring.common(self.editor, self.context.scope)
+            module = make()
+            first = self._first_call(owner)
+            (node,) = self.put(module, owner, (), (name,), owner=owner, name=f"{self._stem}_{name}")
+            first.prepend(node)
+            known[name] = Value(Place(owner, node.name))
+        return known[name]
+
+    @property
+    def _stem(self) -> str:
+        return self.pass_name.replace(".", "_")
+
+    def _first_call(self, owner: str) -> fx.Node:
+        """The call in the graph of `owner` that leads to the first site of the clause."""
+        below = self.context.scope[0]
+        for path in wiring.callers(self.editor, self.context.scope[0]):
+            if path == owner:
+                break
+            below = path
+        graph = self.editor.graph(owner)
+        nodes: list[fx.Node] = list(graph.nodes)
+        if below == owner:
+            return next(n for n in nodes if n.op not in ("placeholder", "get_attr"))
+        return next(n for n in nodes if n.target == relative(below, owner))
+
+    # -- lowering -------------------------------------------------------------------------------
+
+    @property
+    def insertion(self) -> Insertion:
+        """The module that is lowered."""
+        assert self.context.insertion is not None, "only at lowering"
+        return self.context.insertion
+
+    def call_of(self, insertion: Insertion) -> fx.Node:
+        """The first node that calls an inserted module."""
+        return next(node for _, node in self.calls_of(insertion))
+
+    def calls_of(self, insertion: Insertion) -> Iterator[tuple[str, fx.Node]]:
+        """The nodes that call an inserted module, each with its unit."""
+        for unit, _ in list(wiring.calls(self.editor, insertion.path)):
+            target = relative(insertion.path, unit)
+            nodes: list[fx.Node] = list(self.editor.graph(unit).nodes)
+            yield from ((unit, n) for n in nodes if n.op == "call_module" and n.target == target)
+
+    @property
+    def inserted_at(self) -> Place:
+        """The place of what the module yields."""
+        return Place(self.insertion.unit, self.call_of(self.insertion).name)
+
+    def inserted(self, kind: type[_M]) -> list[_M]:
+        """The modules of a kind that the same clause put in."""
+        same = (i.module for i in self.editor.insertions if i.clause == self.clause.number)
+        return [m for m in same if isinstance(m, kind)]
+
+    def sibling(self, kind: type[_M]) -> _M | None:
+        """The first of them, if there is one."""
+        return next(iter(self.inserted(kind)), None)
+
+    def drop(self) -> None:
+        """Takes the module out: what it changed passes as it was."""
+        insertion = self.insertion
+        for unit, node in list(self.calls_of(insertion)):
+            self._bypass(unit, node, changed_by(insertion.module))
+            eliminate_dead_code(node.graph)
+        self.remove(insertion)
+
+    def _bypass(self, unit: str, node: fx.Node, changes: Sequence[int | None]) -> None:
+        """What read the results of a call reads what they are changed forms of; the call goes."""
+        for item in list(node.users) if "arity" in node.meta else [node]:
+            index: Any = item.args[1] if item is not node else 0
+            original = node.args[changes[index] or 0]
+            assert isinstance(original, fx.Node)
+            original.meta["hint"] = original.meta.get("hint") or item.meta.get("hint")
+            item.replace_all_uses_with(original)
+            self.editor.moved[Place(unit, item.name)] = Place(unit, original.name)
+            if item is not node:
+                node.graph.erase_node(item)
+        node.graph.erase_node(node)
+
+    def beside(
+        self, branch: nn.Module, calls: Sequence[Place], name: str, owners: tuple[str, ...],
+        drops: Drops,
+    ) -> None:  # fmt: skip
+        """`y = layer(x)` becomes `y = branch(x, layer(x))`: one branch, beside every call.
+
+        Branches at one layer stand in the order in which they are put in, except that those which
+        fold come before those which do not.
+
+        Args:
+            branch: what is put in.
+            calls: all calls of the layer.
+            name: of the layer.
+            owners: module paths that name the parts of the branch in a delta.
+            drops: what is dropped of its input and of what it yields.
+
+        Raises:
+            RewriteError: VR410 if a unit applies the layer that does not hold it.
+        """
+        outside = [c.unit for c in calls if c.unit and not f"{self.path}.".startswith(f"{c.unit}.")]
+        if outside:
+            raise self.unfit(f"'{outside[0]}' applies it too, which it is no part of")
+        path, child = "", f"{name}_{self._stem}"
+        for place in calls:
+            layer = self.editor.node(place)
+            node = branches.last(self.editor, place.unit, layer, folding=self.context.folds)
+            hint = str(node.meta.pop("hint", None) or name)
+            x = layer.args[0]
+            assert isinstance(x, fx.Node)
+            args: list[fx.Node] = [self._dropped(place.unit, x, drops.dropout), node]
+            if drops.path and (kept := self._kept(place, x, drops.path, f"{child}_keep")):
+                args.append(kept)
+            if path:
+                target, origin = relative(path, place.unit), self.clause.origin
+                (new,) = self.editor.call(place.unit, target, args, origin=origin, hints=(hint,))
+            else:
+                (new,) = self.put(branch, place.unit, args, (hint,), name=child, owners=owners)
+                found = self.editor.insertions.pop()
+                self.editor.insertions.append(replace(found, folds=self.context.folds))
+                path = found.path
+            users = set(node.users) - {new}
+            node.replace_all_uses_with(new, delete_user_cb=users.__contains__)
+            self.editor.stacks[place] = branches.stacked(self.editor, place.unit, layer)
+
+    def expect_fold(self, owner: nn.Module) -> None:
+        """Waives the exact lowering if a layer is not its holder's alone, so that it keeps it."""
+        if self.context.folds and self._holders(owner) > 1:
+            self.waive("lowers_exactly", "the layer is part of more than one module")
+
+    def _holders(self, owner: nn.Module) -> int:
+        """How many modules a module is a child of."""
+        children = (c for m in self.editor.root.modules() for c in m._modules.values())
+        return sum(c is owner for c in children)
+
+    def _dropped(self, unit: str, x: fx.Node, p: float) -> fx.Node:
+        """x behind a dropout that all sites of the clause which read it share."""
+        if not p:
+            return x
+        known, key = self.context.shared, f"dropout of {x.name} in {unit or 'the root'}"
+        if key not in known:
+            node = self._help(nn.Dropout(p), unit, (x,), f"{self._stem}_dropout", "dropped")
+            known[key] = Value(Place(unit, node.name))
+        return known[key].read(self.editor, unit)
+
+    def _kept(self, call: Place, x: fx.Node, p: float, name: str) -> fx.Node | None:
+        """By sample, whether a branch beside a call is kept; None where nobody asked for that.
+
+        Raises:
+            RewriteError: VR413 if samples cannot be told apart in what is called with.
+        """
+        batches = self.context.batches
+        samples = None if batches is None else batches.at(call)
+        if samples is None and "drop_path" not in self.clause.options:
+            self.warn("where samples cannot be told apart, its branch is not dropped by sample")
+            return None
+        if samples is None:
+            raise self.clause.error(
+                "VR413",
+                f"at '{self.role}' the samples of a batch cannot be told apart, so that "
+                f"{self.pass_name} cannot drop its branch by sample",
+                "drop_path",
+                suggestion="write drop_path=0",
+            )
+        args = [x] if samples.order == "alone" else [x, self._batch(call.unit)]
+        module = KeepSamples(p, samples.axis, samples.order != "apart")
+        return self._help(module, call.unit, args, name, "keep")
+
+    def _batch(self, unit: str) -> fx.Node:
+        """How many samples there are, read off the nearest input that has one row for each."""
+        assert self.context.batches is not None
+        for path in wiring.callers(self.editor, unit):
+            for node in [n for n in self.editor.graph(path).nodes if n.op == "placeholder"]:
+                samples = self.context.batches.at(Place(path, node.name))
+                if samples is not None and samples.order == "alone":
+                    size = wiring.size_of(self.editor, path, node, samples.axis)
+                    return wiring.read(self.editor, Place(path, size.name), unit)
+        raise self.unfit("no input of the model says how many samples there are")
+
+    def _help(
+        self, module: nn.Module, unit: str, args: Sequence[fx.Node], name: str, hint: str
+    ) -> fx.Node:
+        """Calls a module without state that belongs to no pass."""
+        target, path = self.editor.adopt(unit, self.path, name, module, self.like)
+        self.editor.helpers.append(path)
+        (node,) = self.editor.call(unit, target, args, origin=self.clause.origin, hints=(hint,))
+        return node
+
+    def foldable(
+        self, owner: nn.Module, calls: Sequence[Place], rows: Sequence[tuple[int, int]]
+    ) -> bool:
+        """Whether the weights of a layer can take what the module does to some of its rows.
+
+        Not if another branch changes those rows before, and not if the layer runs elsewhere too.
+
+        Args:
+            owner: the module that has the weights.
+            calls: all calls of the layer.
+            rows: half-open ranges.
+        """
+        if self._holders(owner) > 1:
+            return False
+        layers = {self.editor.node(call) for call in calls}
+        found = [self._beside(u, n, layers, rows) for u, n in self.calls_of(self.insertion)]
+        return len(found) == len(layers) and set(found) == layers
+
+    def _beside(
+        self, unit: str, branch: fx.Node, layers: Container[fx.Node],
+        rows: Sequence[tuple[int, int]],
+    ) -> fx.Node | None:  # fmt: skip
+        """The call of a layer that a call of a branch is beside, if nothing changes rows before."""
+        y = branch.args[1]
+        while y not in layers and isinstance(y, fx.Node) and y.op == "call_module":
+            other = self.editor.unit(unit).get_submodule(str(y.target))
+            taken = getattr(other, "rows", None)
+            if not taken or any(start < b and a < stop for start, stop in rows for a, b in taken):
+                return None
+            y = y.args[1]
+        return y if isinstance(y, fx.Node) and y in layers else None
+
+    def swap(self, module: nn.Module) -> None:
+        """Puts another module of the same inputs and outputs in its place."""
+        owner, _, name = self.insertion.path.rpartition(".")
+        parent = self.editor.root.get_submodule(owner)
+        fit(module, parent, self.like)
+        parent._modules[name] = module
+
+    def remove(self, insertion: Insertion) -> None:
+        """Takes an inserted module that nothing calls any more out of the tree."""
+        owner, _, name = insertion.path.rpartition(".")
+        del self.editor.root.get_submodule(owner)._modules[name]
+
+    def at_lowering(self, editor: Editor, insertion: Insertion) -> BoundSite:
+        """The same site in a tree that is lowered."""
+        context = replace(self.context, editor=editor, insertion=insertion)
+        return replace(self, context=context)

@@ -1,0 +1,52 @@
+"""What a clause is carried out in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..anatomy.sites import Anatomy
+from ..editing.clause import ClauseRef
+from ..editing.editor import Editor, Insertion
+from ..editing.samples import Batches
+from ..editing.stream import Stream
+from ..editing.value import Value
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a clause is carried out in.
+
+    Attributes:
+        scope: paths of the units that hold the sites of the clause.
+        roles: of the sites of the clause, in order.
+        folds: whether what the pass puts beside a layer is linear, so that the weights can take it.
+        shared: values that the sites of the clause have in common.
+        insertion: at lowering, the module that is lowered.
+        batches: how samples lie in the values of the model.
+    """
+
+    editor: Editor
+    clause: ClauseRef
+    anatomy: Anatomy
+    stream: Stream
+    scope: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    folds: bool = False
+    shared: dict[str, Value] = field(default_factory=dict)
+    insertion: Insertion | None = None
+    batches: Batches | None = None
+
+
+@dataclass(frozen=True)
+class Drops:
+    """What is dropped at random in training, of a branch beside a layer.
+
+    Attributes:
+        dropout: probability of each number of its input; sites of one clause that read the same
+            input share the draw.
+        path: probability of what it yields, for each sample of the batch as a whole. The branch is
+            called with a third argument: factors to multiply with, one per sample.
+    """
+
+    dropout: float = 0.0
+    path: float = 0.0

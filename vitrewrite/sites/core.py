@@ -1,0 +1,57 @@
+"""The node of an attention that attends: `scaled_dot_product_attention`, and what it is given."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from ..tracing.operators import is_inplace
+
+_OPERANDS = ("query", "key", "value", "attn_mask")
+
+
+def operand_of(core: fx.Node, index: int) -> fx.Node:
+    """Queries, keys or values."""
+    value = core.args[index] if len(core.args) > index else core.kwargs.get(_OPERANDS[index])
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def bias_of(core: fx.Node) -> fx.Node | None:
+    """What is added to the scores, or masks them."""
+    value: Any = core.args[3] if len(core.args) > 3 else core.kwargs.get("attn_mask")
+    return value if isinstance(value, fx.Node) else None
+
+
+def set_operand(core: fx.Node, index: int, value: fx.Node) -> None:
+    """Puts another value in an argument's place."""
+    if len(core.args) > index:
+        core.update_arg(index, value)
+    else:
+        core.update_kwarg(_OPERANDS[index], value)
+
+
+def settle(core: fx.Node, given: Sequence[fx.Node], results: Sequence[fx.Node]) -> None:
+    """Moves a call behind what changes its arguments in place, as the attention reads them."""
+    if not any(is_inplace(user.target) for node in given for user in node.users):
+        return
+    call = results[0] if results[0].op == "call_module" else results[0].args[0]
+    assert isinstance(call, fx.Node)
+    for node in (call, *(r for r in results if r is not call)):
+        core.prepend(node)
+
+
+def of_tokens(node: fx.Node) -> fx.Node:
+    """The keys or values before passes added rows to them."""
+    while node.target is operator.getitem:
+        call, index = node.args
+        if not (isinstance(call, fx.Node) and call.op == "call_module" and "origin" in call.meta):
+            break
+        inner = call.args[index] if isinstance(index, int) and index < len(call.args) else None
+        if not isinstance(inner, fx.Node):
+            break
+        node = inner
+    return node

@@ -1,0 +1,74 @@
+"""Words of messages: values in quotes, lists of names, near names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from .errors import UNPRINTABLE
+
+
+def shown(text: object, limit: int = 60) -> str:
+    """A value from the user in quotes, on one line and cut if long, to put in a message."""
+    plain = UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"\s", " ", str(text)))
+    return f"'{plain}'" if len(plain) <= limit else f"'{plain[: limit - 3]}...'"
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str | None:
+    """A suggestion such as "did you mean 'lora'?", or None if nothing is near.
+
+    Case does not count, but among names that are alike without it, the one that has more of it.
+    """
+    import difflib  # only a failing run pays for it
+
+    alike: dict[str, list[str]] = {}
+    for each in valid:
+        alike.setdefault(each.lower(), []).append(each)
+    near = difflib.get_close_matches(name.lower(), list(alike), n=1, cutoff=0.55)
+    if not near:
+        return None
+    written = difflib.get_close_matches(name, alike[near[0]], n=1, cutoff=0)
+    return f"did you mean '{written[0]}'?"
+
+
+def listing(valid: Iterable[str], limit: int = 12) -> str:
+    """Names joined by commas, cut after `limit` of them."""
+    names = list(valid)
+    rest = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def a_or_an(noun: str) -> str:
+    """The noun with its article."""
+    vowel = noun[:1].lower() in set("aeiou") or noun.startswith("mlp")
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else says, in one line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return text if " " in text else f"{type(error).__name__} {text}".strip()
+
+
+def giga(macs: int) -> str:
+    """`17.564 G`."""
+    if macs < 10_000_000:
+        return f"{macs / 1e6:.3f} M"
+    return f"{macs / 1e9:.3f} G"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 site`, `24 sites`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned columns, two spaces apart."""
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,33 @@
+"""What only running a model can say: claims about its numbers, and the errors of lowering."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..editing.fitting import modes_kept
+from ..errors import raise_all
+from ..rewrite.claims import judge
+from ..rewrite.rewritten import Rewritten
+from .lowered import measured
+from .numeric import at_start, measure_claim
+
+
+def judged(rewritten: Rewritten) -> Rewritten:
+    """The model, in place, with all claims of its spec judged as it starts.
+
+    Raises:
+        VerifyError: VR501 for every claim that does not hold, together.
+    """
+    first = at_start(rewritten)
+    with modes_kept(rewritten.module, first.module, rewritten.base):
+        rewritten.claims = judge(
+            rewritten.spec, rewritten.measures, rewritten.result,
+            numeric=lambda metric: measure_claim(first, metric),
+        )  # fmt: skip
+    raise_all([v.error() for v in rewritten.claims if v.holds is False])
+    return rewritten
+
+
+def with_errors(lowered: Rewritten) -> Rewritten:
+    """A lowered model whose report measures, when asked for, what lowering changed."""
+    return replace(lowered, errors=measured)
