@@ -203,7 +203,8 @@ def test_words_that_nothing_knows(line: str, message: str, tmp_path: Path) -> No
 
 def test_a_claim_to_lower_without_lower(tmp_path: Path) -> None:
     (tmp_path / "mine2.py").write_text(
-        "from vitrewrite.authoring import Pass\nclass Mine(Pass):\n    claims = ('lowers_exactly',)\n"
+        "from vitrewrite.authoring import Pass\n"
+        "class Mine(Pass):\n    claims = ('lowers_exactly',)\n"
     )
     with pytest.raises(vr.VitrewriteError, match=r"VR240 .*has no lower\(\)"):
         catalog.Catalog((tmp_path,), ()).load("mine2")
