@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import UsageError
+from . import walk
 from .kept import keeping, kept_buffers
 from .portable import packed, unpacked
 from .template import Template
@@ -294,14 +295,14 @@ def _settings(module: nn.Module) -> dict[str, int | float]:
 def checkpoint(root: nn.Module, paths: Iterable[str]) -> None:
     """Lets the units at some paths be computed again in backward, and no others."""
     chosen = {id(root.get_submodule(path)) for path in paths}
-    for module in root.modules():
+    for module in walk.modules(root):
         if isinstance(module, Unit):
             module.__dict__["checkpointing"] = id(module) in chosen
 
 
 def checkpointed(root: nn.Module) -> tuple[str, ...]:
     """Paths of the units that are computed again in backward."""
-    return tuple(k for k, m in root.named_modules() if isinstance(m, Unit) and m.checkpointing)
+    return tuple(k for k, m in walk.named(root) if isinstance(m, Unit) and m.checkpointing)
 
 
 def duplicate(
@@ -345,7 +346,7 @@ def duplicate(
 def own_templates(root: nn.Module) -> None:
     """Gives a tree copies of its templates, where another tree has the same ones."""
     copies: dict[int, Template] = {}
-    for module in root.modules():
+    for module in walk.modules(root):
         if isinstance(module, Unit) and module.template is not None:
             known = copies.get(id(module.template)) or module.template.clone()
             copies[id(module.template)] = known
@@ -355,7 +356,7 @@ def own_templates(root: nn.Module) -> None:
 def on_meta(root: nn.Module) -> nn.Module:
     """The same tree without weights, in float32 and eval mode; the tree itself if it is such."""
     bare = all(t.is_meta for t in (*root.parameters(), *root.buffers()))
-    if bare and not any(module.training for module in root.modules()):
+    if bare and not any(module.training for module in walk.modules(root)):
         return root
 
     def meta(tensor: torch.Tensor) -> torch.Tensor:
