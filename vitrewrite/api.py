@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from . import files
-from .context import undisturbed
+from .context import undisturbed, without_garbage
 from .errors import raise_all
 from .folder.delta import load_delta, save_delta
 from .language import parse_spec
@@ -37,6 +37,7 @@ def parse(source: str | Path, **overrides: object) -> Spec:
 
 
 @undisturbed()
+@without_garbage()
 def capture(model: nn.Module, example: Any = None) -> Captured:
     """Captures a model as graphs, one per distinct module forward.
 

@@ -20,6 +20,7 @@ from ..errors import VitrewriteError, a_or_an
 from ..language import parse_spec
 from ..language.model import Clause
 from ..language.selectors import Path, Selector
+from ..tracing import walk
 from ..tracing.template import Template
 from ..tracing.unit import Unit, duplicate, on_meta
 from .measure import BrokenError, Propagation
@@ -140,7 +141,7 @@ def copied(root: nn.Module) -> nn.Module:
         lambda b: b.clone(),
     )
     clones: dict[int, Template] = {}
-    for unit in copy.modules():
+    for unit in walk.modules(copy):
         if isinstance(unit, Unit) and (template := unit.template) is not None:
             clones.setdefault(id(template), template.clone())
             unit.__dict__["template"] = clones[id(template)]

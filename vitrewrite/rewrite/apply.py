@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from .. import models
-from ..context import undisturbed
+from ..context import undisturbed, without_garbage
 from ..emission.realise import realise
 from ..errors import MatchError, RewriteError, raise_all
 from ..fingerprint import trunk_fingerprint
 from ..language import parse_spec
 from ..language.model import Spec
 from ..sensitivity.profile import Profile
-from ..tracing import inputs, trace
+from ..tracing import inputs, trace, walk
 from ..tracing.unit import checkpointed, duplicate, on_meta
 from .claims import judge
 from .conflicts import needed
@@ -96,6 +96,7 @@ class Request:
 
 
 @undisturbed()
+@without_garbage()
 def plan(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
@@ -244,7 +245,7 @@ def _own_trained(result: Rewrite) -> None:
     named = dict(result.root.named_parameters())
     trained = {id(named[name]) for name in result.base_trained}
     made: dict[int, nn.Parameter] = {}
-    for module in result.root.modules():
+    for module in walk.modules(result.root):
         for leaf, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in trained:
                 if id(parameter) not in made:

@@ -24,6 +24,7 @@ from ..language.selectors import (
     Where,
 )
 from ..language.selectors import Optional as Maybe
+from ..tracing import walk
 from .within import KINDS, Group, Named, Site, attributes, children, decoder_parts, parts
 
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -58,7 +59,7 @@ class Selection:
         self.anatomy = anatomy
         self.measured = measured
         self.root = root
-        self.modules = dict(root.named_modules())
+        self.modules = dict(walk.named(root))
         self.parameters = dict(root.named_parameters(remove_duplicate=False))
 
     def sites(self, selector: Selector) -> tuple[Site, ...]:

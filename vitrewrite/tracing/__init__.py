@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..context import LOCK, same_randomness
+from ..context import LOCK, same_randomness, without_garbage
 from ..errors import CaptureError, listing, shown
 from . import construction, inputs, modes, tree, walk
 from .arguments import separated
@@ -23,7 +23,7 @@ from .nodes import is_size
 from .pruning import pass_on, prune
 from .runs import Given, Run
 from .sizes import settle
-from .state import Snapshot, tracked_builtins, without_garbage
+from .state import Snapshot, tracked_builtins
 from .template import Template
 from .unit import checkpoint, copy_tree
 from .witness import IMAGE

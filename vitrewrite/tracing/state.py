@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import math
 import operator
@@ -80,18 +79,6 @@ def _holds(container: Any, content: Any) -> bool:
     values = isinstance(container, dict)
     alike = not values or all(map(operator.is_, container.values(), content.values()))
     return alike and all(map(operator.is_, container, content))
-
-
-@contextmanager
-def without_garbage() -> Iterator[None]:
-    """No search for garbage: hardly any is made, and to search what libraries hold takes long."""
-    searched = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if searched:
-            gc.enable()
 
 
 @contextmanager

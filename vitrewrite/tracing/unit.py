@@ -325,7 +325,6 @@ def duplicate(
         if id(module) in modules:
             return modules[id(module)]
         new = type(module).__new__(type(module))
-        nn.Module.__init__(new)
         state = ("_parameters", "_buffers", "_modules")
         # Tables of hooks, and which buffers no state dict holds, are a copy's own; not under FSDP2,
         # whose hooks give a module's memory back and have to stay with it.
@@ -335,9 +334,11 @@ def duplicate(
                 own = key.startswith("_") and isinstance(value, (dict, set)) and not sharded
                 new.__dict__[key] = value.copy() if own else value
         modules[id(module)] = new
-        new._parameters = {k: tensor(v, parameter) for k, v in module._parameters.items()}
-        new._buffers = {k: tensor(v, buffer) for k, v in module._buffers.items()}
-        new._modules = {k: None if v is None else copy(v) for k, v in module._modules.items()}
+        table = new.__dict__
+        table["_parameters"] = {k: tensor(v, parameter) for k, v in module._parameters.items()}
+        table["_buffers"] = {k: tensor(v, buffer) for k, v in module._buffers.items()}
+        below = {k: None if v is None else copy(v) for k, v in module._modules.items()}
+        table["_modules"] = below
         return new
 
     return copy(root)
