@@ -10,6 +10,7 @@ from torch import nn
 from .. import catalog
 from ..anatomy.sites import Anatomy
 from ..errors import VitrewriteError
+from ..tracing import walk
 from ..tracing.leaves import is_inserted
 from .clause import ClauseRef
 from .facts import Facts, Reader
@@ -48,9 +49,9 @@ class Stream:
         """What holds before any pass, what earlier rewrites left in the model included."""
         known = anatomy.stream
         stream = cls(Tokens(known.prefix_tokens, known.grid))
-        for path, module in root.named_modules():
+        for path, module in walk.named(root):
             if is_inserted(module) and "grid" in _writes(module):
-                clause = ClauseRef(-1, module.inserted_by, f"{path} of the model", None, {})
+                clause = ClauseRef(-1, str(module.inserted_by), f"{path} of the model", None, {})
                 index = [b.index for b in anatomy.blocks if path.startswith(f"{b.path}.")]
                 stream.change(2 * min(index, default=0) + 1, clause, grid=None)
         return stream

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..tracing import walk
 from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
 from .access import child_of, is_chain, is_sequence
 from .distinction import distinguish
+from .effects import holds_tensors
 from .inlining import inline_small_calls
 from .literals import Symbol, same
 from .names import NameScope
@@ -68,7 +70,7 @@ class Classes:
         self.scope = scope
         self.care = care or Care()
         self.of: dict[int, Class] = {}  # id of a unit -> its class
-        self.paths = {id(m): path for path, m in root.named_modules()}
+        self.paths = {id(m): path for path, m in walk.named(root)}
         self.all: list[Class] = []
         self._by_key: dict[Any, Class] = {}
         self._skeletons: dict[int, Any] = {}
@@ -129,7 +131,7 @@ class Classes:
                 return
             begun.add(cls)
             for unit in cls.units:
-                for below in list(unit.modules())[1:]:
+                for below in walk.modules(unit)[1:]:
                     if id(below) in self.of:
                         visit(self.of[id(below)])
             order.append(cls)
@@ -256,8 +258,7 @@ def _lists(unit: Unit, template: Template) -> Any:
 
 def is_made(module: nn.Module, used: set[int]) -> bool:
     """Whether a module is needed: it holds state, or is called by one of those in `used`."""
-    held = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-    return held or id(module) in used
+    return id(module) in used or holds_tensors(module)
 
 
 def setting(cls: Class, vector: tuple[Any, ...]) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..errors import EmitError
+from ..tracing import walk
 from ..tracing.leaves import is_torch_class
 from ..tracing.unit import Unit
 from .classes import Care, Class, Classes
@@ -65,7 +66,7 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
         texts.append(_class(cls, constructors.lines(cls)))
     sources = tuple(class_source(c, name) for c, name in inserted.items())
     parts = (*(f.text for f in functions.all), *sources, *texts)
-    made = frozenset(id(m) for m in root.modules() if table.makes(m))
+    made = frozenset(id(m) for m in walk.modules(root) if table.makes(m))
     return Source(parts, table.of[id(root)].name, inserted, made), table
 
 
@@ -103,7 +104,7 @@ def _inserted(root: nn.Module) -> dict[type[nn.Module], str]:
     """
     found: dict[type[nn.Module], str] = {}
     scope = NameScope()
-    for module in root.modules():
+    for module in walk.modules(root):
         cls = type(module)
         if cls in found or isinstance(module, Unit) or is_torch_class(cls):
             continue

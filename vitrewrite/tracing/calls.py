@@ -167,7 +167,7 @@ def _leaf(
 ) -> Entry:
     with recorder.off():
         outputs, witnesses = recorder.values.run(
-            lambda a: run_leaf(module, a[0], a[1], recorder.values.meta),
+            lambda a: run_leaf(module, cls, a[0], a[1], recorder.values.meta),
             (args, kwargs),
             cls.__name__,
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from . import walk
 from .unit import Unit
 
 NUMBERS = ("num_features", "head_hidden_size", "embed_dim", "num_classes", "num_prefix_tokens")
@@ -36,7 +37,7 @@ def helpers_of(model: nn.Module) -> dict[str, Any]:
             found[name] = values
     head = _called(model, "get_classifier", ())
     heads = head if isinstance(head, tuple) else (head,)
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in walk.named(model)}
     if heads and all(isinstance(h, nn.Module) and id(h) in paths for h in heads):
         found["get_classifier"] = [paths[id(h)] for h in heads]
     return found
@@ -63,9 +64,9 @@ def _is_plain(value: Any) -> bool:
 def repeated_units(root: nn.Module) -> list[str]:
     """Paths of the innermost units that stand in numbered lists: a model's blocks."""
     found = []
-    for path, module in root.named_modules():
+    for path, module in walk.named(root):
         name = path.rpartition(".")[2]
-        inside = [k for k, m in module.named_modules() if k and isinstance(m, Unit)]
+        inside = [k for k, m in walk.named(module) if k and isinstance(m, Unit)]
         below = any(k.rpartition(".")[2].isdigit() for k in inside)
         if isinstance(module, Unit) and name.isdigit() and module._modules and not below:
             found.append(path)

@@ -98,8 +98,14 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     result = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        mapping[node] = result.node_copy(node, lambda n: mapping[n])
-        mapping[node].meta = dict(node.meta)
+        new = mapping[node] = result.create_node(
+            node.op, node.target, name=node.name, type_expr=node.type
+        )
+        # Given to `create_node`, they are searched for symbols of torch's, which takes longer.
+        new.args = fx.node.map_arg(node.args, mapping.__getitem__)
+        if node.kwargs:
+            new.kwargs = fx.node.map_arg(node.kwargs, mapping.__getitem__)
+        new.meta = dict(node.meta)
     return result
 
 
