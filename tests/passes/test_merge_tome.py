@@ -15,6 +15,7 @@ CASES = {
     "tome-r4-prop": "insert merge.tome(r=4) after blocks[*].attn\n",
     "tome-r4-noprop": "insert merge.tome(r=4, prop_attn=false) after blocks[*].attn\n",
     "tome-decreasing-prop": "insert merge.tome(r=4, inflection=-1) after blocks[*].attn\n",
+    "tome-avgpool": "insert merge.tome(r=8, prop_attn=false) after blocks[*].attn\n",
     "tome-distilled": "insert merge.tome(r=7) after blocks[*].attn\n",
 }
 
@@ -59,7 +60,7 @@ def test_golden(name: str) -> None:
     assert torch.equal(source.argmax(1), case.tensors["group_of_token"])
 
 
-@pytest.mark.parametrize("name", ["tome-distilled"])
+@pytest.mark.parametrize("name", ["tome-avgpool", "tome-distilled"])
 def test_golden_gradients(name: str) -> None:
     case = goldens.case(name)
     module = vr.apply(CASES[name], case.base()).module.eval()
