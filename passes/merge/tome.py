@@ -47,7 +47,7 @@ class TokenMerge(nn.Module):
     """Merges r pairs of similar tokens: x [B, T, C] and sizes [B, T] shrink to T - r.
 
     k is [B, heads, T, d]; `prefix` tokens in front never merge. Once `flat`, tokens of all images
-    are picked and added as rows of one matrix.
+    are rows of one matrix, and those that merge are added to what is picked.
     """
 
     inserted_by = "merge.tome"
@@ -69,11 +69,9 @@ class TokenMerge(nn.Module):
         if r < 1:
             return x, size
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-            weight = self.wide(size)[..., None]
-            both = torch.cat([self.wide(x) * weight, weight], dim=2)
-            both = self.merge(both, *self.match(k, r))
-            x, count = (both[..., :-1] / both[..., -1:]).to(x.dtype), both[..., -1]
-        return x, count.to(size.dtype)
+            combine = self.rows if self.flat else self.tokens
+            y, count = combine(self.wide(x), self.wide(size), *self.match(k, r))
+        return y.to(x.dtype), count.to(size.dtype)
 
     def match(self, k: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The tokens of A that stay, [B, N_A - r], those that go, [B, r], and into which of B."""
@@ -87,37 +85,44 @@ class TokenMerge(nn.Module):
         stays, goes = order[:, r:], order[:, :r]
         return stays.sort(dim=-1).values if self.prefix else stays, goes, into.gather(1, goes)
 
-    def merge(
+    def tokens(
+        self, x: torch.Tensor, size: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor,
+        into: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Sums of the tokens that merge, weighed by size, over the sums of the sizes."""
+        weight = size[..., None]
+        both = self.sums(torch.cat([x * weight, weight], dim=2), stays, goes, into)
+        return both[..., :-1] / both[..., -1:], both[..., -1]
+
+    def sums(
         self, x: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor, into: torch.Tensor
     ) -> torch.Tensor:
-        """Sums of the tokens that merge: [B, T, C] becomes [B, T - r, C]."""
-        combine = self.rows if self.flat else self.tokens
-        a, b = combine(x[:, ::2], x[:, 1::2], stays, goes, into)
+        """What stays of A, and B with what goes added: [B, T, C] becomes [B, T - r, C]."""
+        a, b, channels = x[:, ::2], x[:, 1::2], (-1, -1, x.shape[2])
+        stays, goes, into = (i[..., None].expand(channels) for i in (stays, goes, into))
+        return self.ordered(a.gather(1, stays), b.scatter_add(1, into, a.gather(1, goes)))
+
+    def rows(
+        self, x: torch.Tensor, size: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor,
+        into: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The same with what changes only: each token by its share of the new size."""
+        odd = torch.arange(1, x.shape[1], 2, device=x.device).expand(x.shape[0], -1)
+        kept, goes, into = self.ordered(2 * stays, odd), 2 * goes, into + stays.shape[1]
+        old, gone = size.gather(1, kept), size.gather(1, goes)
+        new = old.scatter_add(1, into, gone)
+        image = torch.arange(x.shape[0], device=x.device)[:, None]
+        flat, kept, goes = x.flatten(0, 1), kept + image * x.shape[1], goes + image * x.shape[1]
+        y = flat.index_select(0, kept.flatten()) * (old / new).view(-1, 1)
+        more = flat.index_select(0, goes.flatten()) * (gone / new.gather(1, into)).view(-1, 1)
+        y = y.index_add_(0, (into + image * new.shape[1]).flatten(), more)
+        return y.view(*new.shape, x.shape[2]), new
+
+    def ordered(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """What stays of A, then B; tokens of the prefix in front, in order of position."""
         pairs = self.prefix // 2
         front = [t[:, i : i + 1] for i in range(pairs) for t in (a, b)]
         return torch.cat([*front, a[:, pairs:], b[:, pairs:]], dim=1)
-
-    def tokens(
-        self, a: torch.Tensor, b: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor,
-        into: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """What stays of A, and B with what goes added, image by image."""
-        channels = (-1, -1, a.shape[2])
-        stays, goes, into = (i[..., None].expand(channels) for i in (stays, goes, into))
-        return a.gather(1, stays), b.scatter_add(1, into, a.gather(1, goes))
-
-    def rows(
-        self, a: torch.Tensor, b: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor,
-        into: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """The same of all images at once."""
-        image = torch.arange(a.shape[0], device=a.device)[:, None]
-        of_a, of_b = image * a.shape[1], image * b.shape[1]
-        flat = a.flatten(0, 1)
-        kept = flat.index_select(0, (stays + of_a).flatten())
-        gone = flat.index_select(0, (goes + of_a).flatten())
-        added = b.flatten(0, 1).index_add(0, (into + of_b).flatten(), gone)
-        return kept.view(a.shape[0], -1, a.shape[2]), added.view_as(b)
 
     def wide(self, x: torch.Tensor) -> torch.Tensor:
         """In float32 or better."""
@@ -156,7 +161,7 @@ class TokenMerging(Pass):
         point.state("in_pooling", self.prop_pool, "prop_pool")
 
     def lower(self, block: BlockSite, merge: TokenMerge) -> bool:
-        """Rows of one matrix are picked and added."""
+        """An index-select of what stays and an index-add of what goes."""
         block.swap(TokenMerge(merge.r, merge.prefix, flat=True))
         return False
 

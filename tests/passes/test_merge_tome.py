@@ -54,7 +54,7 @@ def test_golden(name: str) -> None:
     source = torch.eye(count).expand(len(x), -1, -1)
     for i, (merge, (given, _)) in enumerate(zip(merges(rewritten), seen, strict=True)):
         case.close(given[1].mean(1), f"metric.{i}")
-        source = merge.merge(source, *merge.match(given[1], merge.r))
+        source = merge.sums(source, *merge.match(given[1], merge.r))
     assert torch.equal(seen[-1][1][1][..., None], case.tensors["size"])
     assert torch.equal(source, case.tensors["source"])
     assert torch.equal(source.argmax(1), case.tensors["group_of_token"])
