@@ -110,7 +110,10 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 
 
 def eliminate_dead_code(graph: fx.Graph) -> None:
-    """Erases nodes without users, in-place, random and guarding ones excepted."""
+    """Erases nodes without users, in-place, random and guarding ones excepted.
+
+    One that is `held` is going to be read.
+    """
     for node in reversed(list(graph.nodes)):
-        if not node.users and not is_impure(node):
+        if not node.users and not is_impure(node) and "held" not in node.meta:
             graph.erase_node(node)
