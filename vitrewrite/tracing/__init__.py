@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from ..errors import CaptureError
 from ..text import listing, shown
-from . import construction, inputs, modes, tree, walk
+from . import construction, entries, inputs, modes, tree, walk
 from .arguments import separated
 from .caches import Caches
 from .control import programs
@@ -60,6 +60,8 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
         template.clean()
     prune(merged)
     pass_on(merged)
+    for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
+        entries.settle(template)
     if IMAGE in fixed:
         _guard_input_size(merged[""], example)
     root = copy_tree(model, merged, _at_first_path(model, *found.runs))

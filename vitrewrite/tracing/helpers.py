@@ -8,19 +8,19 @@ from typing import Any
 from torch import nn
 
 from . import walk
+from .entries import ENTRIES
 from .unit import Unit
 
 NUMBERS = ("num_features", "head_hidden_size", "embed_dim", "num_classes", "num_prefix_tokens")
-_INSTEAD = (
-    "capture keeps 'forward' alone; for features inside of it use torchvision's "
+_INSIDE = (
+    "for features inside of a forward use torchvision's "
     "create_feature_extractor(vitrewrite.capture(model).flat(), [NODE]), or forward hooks"
 )
+_NO_ENTRY = f"its forward is not forward_head(forward_features(x)) and no more; {_INSIDE}"
 _EARLIER = "its classes are built: change the model itself, and capture or rewrite it then"
 ELSEWHERE: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("forward_features", "forward_head", "forward_intermediates", "get_intermediate_layers"),
-        _INSTEAD,
-    ),
+    **dict.fromkeys(ENTRIES, _NO_ENTRY),
+    **dict.fromkeys(("forward_intermediates", "get_intermediate_layers"), _INSIDE),
     "prune_intermediate_layers": _EARLIER,
     "reset_classifier": f"{_EARLIER} (model.reset_classifier, or num_classes=)",
     "set_input_size": f"{_EARLIER} (model.set_input_size, or img_size=)",

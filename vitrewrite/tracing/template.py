@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from .nodes import marks_of
 from .operators import is_impure
 from .portable import Row, packed, unpacked
 
@@ -88,9 +89,9 @@ def signature(graph: fx.Graph) -> Hashable:
 
 
 def _target(node: fx.Node) -> tuple[Hashable, ...]:
-    """What is called, and the clause that put it there, which the source will name."""
+    """What is called, the clause that put it there, which the source will name, and its entry."""
     target = "" if node.op == "placeholder" else node.target
-    return target, node.meta.get("origin")
+    return target, node.meta.get("origin"), *marks_of(node)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
