@@ -137,10 +137,13 @@ class BoundSite:
         """
         owner = self.path if owner is None else owner
         name = name or self.pass_name.partition(".")[0]
+        known = {n: b for n, b in module.named_buffers() if not b.is_meta}
         target, path = self.editor.adopt(unit, owner, name, module, self.like)
         owners = owners or (owner,)
         key = " ".join((join(owner, name), *owners))  # the path may be numbered
-        found = Insertion(self.pass_name, self.clause.number, path, unit, module, self, owners, key)
+        found = Insertion(
+            self.pass_name, self.clause.number, path, unit, module, self, owners, key, buffers=known
+        )
         self.editor.insertions.append(found)
         origin = self.clause.origin
         return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
