@@ -6,6 +6,7 @@ The only file of its package that needs torch; `declare` imports it when it is a
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from torch import nn
 
 def constructor(module: nn.Module) -> dict[str, Any]:
     """The arguments that made an inserted module, which it keeps under their own names."""
-    return {name: getattr(module, name) for name in inspect.signature(type(module)).parameters}
+    return {name: getattr(module, name) for name in parameters(type(module))}
+
+
+def parameters(cls: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
+    """What the constructor of a class takes; nothing where it is that of every module."""
+    own = cls.__init__ is not nn.Module.__init__
+    return inspect.signature(cls).parameters if own else {}
 
 
 @torch.no_grad()
@@ -27,11 +34,11 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     if own is not None:
         own(generator)
         return
-    parameters = dict(module.named_parameters())
-    if not parameters or next(iter(parameters.values())).is_meta:
+    values = dict(module.named_parameters())
+    if not values or next(iter(values.values())).is_meta:
         return
     made = dict(_made_again(module, generator).named_parameters())
-    for name, parameter in parameters.items():
+    for name, parameter in values.items():
         parameter.copy_(made[name])
 
 
