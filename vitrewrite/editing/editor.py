@@ -47,6 +47,7 @@ class Insertion:
         owners: module paths that its parts belong to, which name them in a delta.
         key: what names it whatever other clauses put in; its initial values hang on it.
         folds: whether it is a branch beside a layer that the layer's weights can take.
+        buffers: values that the pass gave them; those of the others hang on the constructor alone.
     """
 
     pass_name: str
@@ -58,6 +59,7 @@ class Insertion:
     owners: tuple[str, ...]
     key: str
     folds: bool = False
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

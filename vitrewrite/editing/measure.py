@@ -13,10 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..anatomy.sites import Place
 from ..tracing import kernels, tree
 from ..tracing.configuration import freeze
+from ..tracing.leaves import is_inserted
 from ..tracing.numbers import plain
 from ..tracing.operators import is_repeatable
 from ..tracing.recipes import remembered
 from ..tracing.unit import Unit, run_node
+from .inserted import run_inserted
 
 # The counter knows `addmm`, and not that it can be done in place.
 MORE_FLOPS = {torch.ops.aten.addmm_: lambda c, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
@@ -255,9 +257,11 @@ def _leaf(module: nn.Module, args: tuple[Any, ...]) -> Any:
     known = None if isinstance(module, nn.Linear) else kernels.of_layer(module, *args)
     if known is not None:
         return known
+    own = is_inserted(module)
+    caught = Exception if own else (RuntimeError, TypeError, ValueError, IndexError)
     try:
-        return module.forward(*args)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        return run_inserted(module, args) if own else module.forward(*args)
+    except caught as error:
         raise BrokenError.at(type(module).__name__, args) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import linecache
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -65,14 +65,14 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
     texts = []
     for cls in table.all:
         texts.append(_class(cls, constructors.lines(cls)))
-    sources = tuple(class_source(c, name) for c, name in inserted.items())
+    sources = tuple(class_source(c, _names_beside(c, inserted)) for c in inserted)
     parts = (*(f.text for f in functions.all), *sources, *texts)
     made = frozenset(id(m) for m in walk.modules(root) if table.makes(m))
     return Source(parts, table.of[id(root)].name, inserted, made), table
 
 
-def class_source(cls: type[nn.Module], name: str) -> str:
-    """The text of a class, to be called `name`, from the file that defines its forward.
+def class_source(cls: type[nn.Module], names: Mapping[str, str]) -> str:
+    """The text of a class, from the file that defines its forward, with other names for classes.
 
     Unlike `inspect.getsource` this also finds classes of modules that `sys.modules` does not know,
     which is how emitted files are often imported.
@@ -81,19 +81,26 @@ def class_source(cls: type[nn.Module], name: str) -> str:
     for node in ast.parse("".join(lines)).body:
         if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
             text = "".join(lines[node.lineno - 1 : node.end_lineno]).rstrip()
-            return text if name == cls.__name__ else _renamed(text, cls.__name__, name)
+            return _renamed(text, names)
     raise EmitError("VR801", f"the source of {cls.__name__} cannot be read")
 
 
-def _renamed(text: str, old: str, new: str) -> str:
-    """The text of a class with another name for it; attributes of that name stay."""
+def _names_beside(cls: type[nn.Module], inserted: Mapping[type[nn.Module], str]) -> dict[str, str]:
+    """By its own name what a class and those of its file, of which it may hold some, are called."""
+    return {c.__name__: n for c, n in inserted.items() if c.__module__ == cls.__module__}
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """The text of a class with other names for classes; attributes of those names stay."""
+    if all(old == new for old, new in names.items()):
+        return text
     lines = text.splitlines(keepends=True)
     tokens = list(tokenize.generate_tokens(iter(lines).__next__))
     for before, token in reversed(list(zip([tokens[0], *tokens], tokens, strict=False))):
-        if token.type == tokenize.NAME and token.string == old and before.string != ".":
+        if token.type == tokenize.NAME and token.string in names and before.string != ".":
             row, column = token.start
-            line = lines[row - 1]
-            lines[row - 1] = line[:column] + new + line[column + len(old) :]
+            line, old = lines[row - 1], token.string
+            lines[row - 1] = line[:column] + names[old] + line[column + len(old) :]
     return "".join(lines)
 
 

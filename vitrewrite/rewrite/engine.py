@@ -17,6 +17,7 @@ from ..anatomy.decoder import Decoder
 from ..anatomy.entries import Entries
 from ..anatomy.sites import Anatomy, Attention, Block, Linear
 from ..catalog.declare import Pass
+from ..catalog.own_code import own_code
 from ..editing.clause import ClauseRef
 from ..editing.editor import Editor
 from ..editing.facts import Reader, watched
@@ -48,6 +49,7 @@ from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
 from .conflicts import needed
+from .misfits import refuse_misfit
 from .order import Order, orders
 from .parameters import parameters_of
 from .passes import method_of
@@ -205,6 +207,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         try:
             original = Propagation(on_meta(result.root), example, original, note=True)
         except BrokenError as error:
+            refuse_misfit(result.editor, error)
             told = needed(error, result.stream.start)
             message = f"the rewritten model does not run: {told}"
             raise RewriteError("VR405", message, span=clause.span) from error
@@ -295,7 +298,8 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     result.stream.reader = reader
     with caused_at(job.clause.span):
         for bound in _bound(job.sites, context):
-            job.method.rewrite(bound)
+            with own_code(type(job.method), job.clause.pass_name, f"rewrite() at '{bound.role}'"):
+                job.method.rewrite(bound)
         result.stream.reader, reader.active = None, False
         result.editor.clean()
     added = sum(p.numel() for p in result.root.parameters()) - before

@@ -236,7 +236,7 @@ class AttentionSite(BoundSite):
         k, v = operand_of(core, 1), operand_of(core, 2)
         biased = len(changed_by(module)) == 3
         hints = ("keys", "values", "bias") if biased else ("keys", "values")
-        results = self.put(module, self._unit, (k, v), hints)
+        results = self.put(module, self._unit, (k, v), hints, changed=(0, 1))
         settle(core, (k, v), results)
         set_operand(core, 1, results[0])
         set_operand(core, 2, results[1])
@@ -281,7 +281,8 @@ class AttentionSite(BoundSite):
         tokens = ahead([operand_of(core, i) for i in range(3)])
         if any(n in tokens for n in ahead([bias]) if n.op == "placeholder" or is_size(n)):
             return
-        (made,) = self.put(module, self._unit, (bias,), ("bias",), name=f"{self._stem}_bias")
+        name = f"{self._stem}_bias"
+        (made,) = self.put(module, self._unit, (bias,), ("bias",), name=name, changed=(0,))
         settle(core, (bias,), (made,))
         set_operand(core, 3, made)
 

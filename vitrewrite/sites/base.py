@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..anatomy.sites import Place
+from ..catalog.own_code import file_of
 from ..editing import branches, wiring
 from ..editing.clause import ClauseRef
 from ..editing.editor import Editor, Insertion, join, relative
@@ -19,7 +20,9 @@ from ..errors import RewriteError
 from ..tracing import inputs, walk
 from ..tracing.leaves import changed_by
 from ..tracing.template import eliminate_dead_code
+from ..tracing.unit import Unit
 from .context import Context, Drops
+from .contract import faults
 from .dropping import KeepSamples
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -123,6 +126,7 @@ class BoundSite:
         owner: str | None = None,
         name: str | None = None,
         owners: tuple[str, ...] | None = None,
+        changed: tuple[int, ...] = (),
     ) -> tuple[fx.Node, ...]:
         """Makes `module` part of the model and calls it.
 
@@ -134,16 +138,38 @@ class BoundSite:
             owner: path of the module that gets the new child; the site's by default.
             name: of the new child; that of the pass by default.
             owners: module paths that name the parts of the module in a delta.
+            changed: for each of its first results which argument it is a changed form of.
+
+        Raises:
+            RewriteError: VR421 to VR425 for a module that cannot be copied into what is written.
         """
+        self._check(module, changed)
         owner = self.path if owner is None else owner
         name = name or self.pass_name.partition(".")[0]
+        known = {n: b for n, b in module.named_buffers() if not b.is_meta}
         target, path = self.editor.adopt(unit, owner, name, module, self.like)
         owners = owners or (owner,)
         key = " ".join((join(owner, name), *owners))  # the path may be numbered
-        found = Insertion(self.pass_name, self.clause.number, path, unit, module, self, owners, key)
+        found = Insertion(
+            self.pass_name, self.clause.number, path, unit, module, self, owners, key, buffers=known
+        )
         self.editor.insertions.append(found)
         origin = self.clause.origin
         return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
+
+    def _check(self, module: nn.Module, changed: tuple[int, ...]) -> None:
+        """The first module of a class must be as `sites.contract` wants it."""
+        key = f"checked {type(module).__qualname__}"
+        if key in self.context.checked or isinstance(module, Unit):
+            return
+        self.context.checked.add(key)
+        fault = next(faults(module, self.pass_name, changed), None)
+        if fault is not None:
+            place = f"{file_of(type(module))}:{fault.line}"
+            raise self.clause.error(
+                fault.code, f"pass {self.pass_name} at '{self.role}': {fault.message}",
+                notes=[place], suggestion=fault.help,
+            )  # fmt: skip
 
     def refuse_twice(self) -> None:
         """Raises VR402 if the pass is at the site already."""
@@ -278,7 +304,8 @@ class BoundSite:
                 target, origin = relative(path, place.unit), self.clause.origin
                 (new,) = self.editor.call(place.unit, target, args, origin=origin, hints=(hint,))
             else:
-                (new,) = self.put(branch, place.unit, args, (hint,), name=child, owners=owners)
+                (new,) = self.put(branch, place.unit, args, (hint,), name=child, owners=owners,
+                                  changed=(1,))  # fmt: skip
                 found = self.editor.insertions.pop()
                 self.editor.insertions.append(replace(found, folds=self.context.folds))
                 path = found.path

@@ -145,7 +145,7 @@ class Point:
         given = [value.read(editor, place.unit) for value in values]
         node = editor.node(place)
         hints = (str(node.meta.get("hint") or "x"), *also)
-        results = self.site.put(module, place.unit, (node, *given), hints)
+        results = self.site.put(module, place.unit, (node, *given), hints, changed=(0,))
         editor.stacks.setdefault(self.place, []).append(editor.insertions[-1])
         made = results[0].args[0] if also else results[0]
         node.replace_all_uses_with(results[0], delete_user_cb=lambda user: user is not made)

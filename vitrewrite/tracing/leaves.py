@@ -1,4 +1,4 @@
-"""Leaves: childless modules of `torch.nn` and of passes. Everything else is traced."""
+"""Leaves: childless modules of `torch.nn`, and what passes put in. Everything else is traced."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ def is_torch_class(cls: type) -> bool:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a call of the module stays one node."""
-    opaque = is_torch_class(type(module)) or is_inserted(module)
-    return opaque and not module._modules
+    return is_inserted(module) or (is_torch_class(type(module)) and not module._modules)
 
 
 def is_inserted(module: nn.Module) -> bool:
@@ -72,6 +71,8 @@ def run_leaf(
         dtype = meta(module._parameters["weight_ih_l0"]).dtype  # type: ignore[arg-type]
         known = kernels.of_recurrent(module, dtype, *args, **kwargs)
         return _swapped(module, args, kwargs, meta) if known is None else known
+    if module._modules:
+        return _swapped(module, args, kwargs, meta)
     # `functional_call` of a childless module, in a tenth of the time.
     shell = type(module).__new__(type(module))
     shell.__dict__.update(module.__dict__, training=module.training)

@@ -12,6 +12,7 @@ from torch import fx, nn
 from ..errors import UsageError
 from . import walk
 from .kept import keeping, kept_buffers
+from .leaves import is_inserted
 from .portable import packed, unpacked
 from .template import Template
 
@@ -171,10 +172,11 @@ class _Copier:
         self.modules: dict[int, nn.Module] = {}
         self.tensors: dict[int, Any] = {}
 
-    def copy(self, module: nn.Module, path: str) -> nn.Module:
+    def copy(self, module: nn.Module, path: str, *, inserted: bool = False) -> nn.Module:
         if id(module) in self.modules:
             return self.modules[id(module)]
-        result = self._shell(module, path)
+        inserted = inserted or is_inserted(module)  # opaque with all that is below it
+        result = self._shell(module, path, type(module) if inserted else None)
         self.modules[id(module)] = result
         result.training = module.training
         for name, parameter in module._parameters.items():
@@ -193,12 +195,13 @@ class _Copier:
             result.__dict__["kept"] = tuple(kept)
         for name, child in module._modules.items():
             below = f"{path}.{name}" if path else name
-            result._modules[name] = None if child is None else self.copy(child, below)
+            made = None if child is None else self.copy(child, below, inserted=inserted)
+            result._modules[name] = made
         return result
 
-    def _shell(self, module: nn.Module, path: str) -> nn.Module:
-        """The new module without its state."""
-        assigned = self.assignments.get(path)
+    def _shell(self, module: nn.Module, path: str, known: type[nn.Module] | None) -> nn.Module:
+        """The new module without its state; of a class that is known, or as it was traced."""
+        assigned: Any = known or self.assignments.get(path)
         cls = assigned or (type(module) if _is_torch(type(module)) else None)
         if type(module) is nn.Module:  # how `fx.GraphModule` keeps what is above its leaves
             numbered = list(module._modules) == [str(i) for i in range(len(module._modules))]
