@@ -125,9 +125,7 @@ class Sparse(Pass):
         branch = SparseDelta(tuple(layer.weight.shape), parts, eps)
         for kind in {kind for kind, _ in parts}:
             positions = torch.cat([p.positions for p in site.parts if p.kind == kind])
-            branch.get_buffer(f"{kind}_index").data = positions.to(
-                branch.get_parameter(kind).device
-            )
+            setattr(branch, f"{kind}_index", positions)
         site.parallel(branch)
 
     def lower(self, site: EntriesSite, branch: SparseDelta) -> bool:

@@ -92,12 +92,22 @@ class Pass:
         return {}
 
     def initialise(self, module: Any, generator: torch.Generator, /) -> None:
-        """Draws the parameters of an inserted module."""
-        module.reset_parameters(generator)
+        """Draws the parameters of an inserted module.
+
+        By its `reset_parameters(generator)`; of a module without one, as its constructor does.
+        """
+        from .defaults import initialise
+
+        initialise(module, generator)
 
     def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
-        """The tensors of each site of an inserted module, named and shaped as its card has them."""
-        raise NotImplementedError
+        """The tensors of each site of an inserted module, named and shaped as its card has them.
+
+        The module's parameters under their own names, for a module that is at one site.
+        """
+        from .defaults import delta
+
+        return delta(module)
 
     def procedure(self) -> object:
         """What it contributes to training, a `tuning.procedure.Procedure`, or None."""

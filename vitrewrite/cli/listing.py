@@ -27,7 +27,8 @@ CLAUSES = {
     "replace": "replace SITES with P: swaps parts of the model for others.",
     "stitch": "stitch M1, M2[, M3] with P: makes one model of several.",
     "add": "add P to SITES: gives a part of the model something more to compute.",
-    "drop": "drop SITES: takes parts out of the model.",
+    "drop": "drop SITES: takes blocks out of the model, such as 'drop blocks[8:]'. The others keep "
+    "their names and numbers: wherever a clause stands, its positions are those of the base.",
     "train": "train SITES: the parameters there are trained. All others are frozen as soon as a "
     "spec inserts or trains anything.",
     "freeze": "freeze SITES: the parameters there are not trained.",
@@ -37,7 +38,10 @@ CLAUSES = {
     "'lowers exactly'.",
     "param": "param NAME: TYPE = DEFAULT in LOW..HIGH: a value that NAME=VALUE overrides.",
     "let": "let NAME = EXPRESSION: a name for a value.",
-    "include": "include SPEC: the clauses of another spec, in this place.",
+    "include": "include SPEC or include SPEC(param=value, ...): the clauses of another spec, in "
+    "this place, with other values of its params.",
+    "if": "CLAUSE if CONDITION, require CLAIM if CONDITION: there only if a condition over params "
+    "and lets holds, such as 'if rank > 0 and mode != off'. 'plan' tells what is not there.",
     "tune": "tune { key = value ... }: hyperparameters of training; tune.key=value overrides one.",
     "model": "model NAME(key=value, ...): the model to rewrite, and its constructor arguments.",
 }

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Place
 from ..errors import RewriteError
+from ..tracing import walk
 from ..tracing.leaves import changed_by
 from ..tracing.template import Template
 from ..tracing.unit import Unit, duplicate
@@ -46,6 +47,7 @@ class Insertion:
         owners: module paths that its parts belong to, which name them in a delta.
         key: what names it whatever other clauses put in; its initial values hang on it.
         folds: whether it is a branch beside a layer that the layer's weights can take.
+        buffers: values that the pass gave them; those of the others hang on the constructor alone.
     """
 
     pass_name: str
@@ -57,6 +59,7 @@ class Insertion:
     owners: tuple[str, ...]
     key: str
     folds: bool = False
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +289,7 @@ def after(graph: fx.Graph, nodes: Iterable[fx.Node]) -> Any:
 
 def units(root: nn.Module) -> Iterator[tuple[str, Unit]]:
     """All units of a tree with their paths."""
-    for path, module in root.named_modules():
+    for path, module in walk.named(root):
         if isinstance(module, Unit):
             yield path, module
 

@@ -16,6 +16,7 @@ from .. import sites as verbs
 from ..anatomy import analyse
 from ..anatomy.sites import Anatomy
 from ..catalog.declare import Pass
+from ..catalog.own_code import own_code
 from ..editing.clause import ClauseRef
 from ..editing.editor import Editor
 from ..editing.facts import Reader, watched
@@ -32,13 +33,15 @@ from ..selection.within import Site
 from ..sensitivity import Allocation
 from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
-from ..sites import BoundSite, Context
+from ..sites import BoundSite, Context, settle
 from ..text import a_or_an, listing
 from ..tracing.inputs import example_of_one, primary_example
 from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
 from .conflicts import needed
+from .dropping import drop_blocks
+from .misfits import refuse_misfit
 from .order import Order, orders
 from .parameters import parameters_of
 from .passes import method_of
@@ -143,13 +146,17 @@ def rewrite(
     Raises:
         VitrewriteError: all errors of selection together, else the first one of rewriting.
     """
-    _refuse_drop(spec)
     anatomy = analyse(root)
     example = example_of_one(root, example)
     training = Training(root, anatomy, example)
     result = Rewrite(spec, root, anatomy, example, Editor(root), Stream.of(anatomy, root), training)
     result.batches = Batches(root, original)
     shaping = _shape(spec, result, original)
+    result.anatomy, dropped = drop_blocks(spec, result.editor, result.anatomy, result.stream)
+    result.steps += [Step(ref, "drop", roles, "-", count) for ref, roles, count in dropped]
+    shaping |= {ref.number for ref, _, _ in dropped}
+    if dropped:
+        result.batches = Batches(root, result.batches.known)
     found = _select(spec, result, profile, allocations, shaping)
     jobs = []
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
@@ -157,19 +164,12 @@ def rewrite(
             jobs.append(_job(number, clause, sites, result))
     for job in schedule(jobs):
         _carry_out(job, result)
+    settle(result.editor, result.anatomy, result.stream)
     _train(spec, found, result)
     for call, bought in result.allocations.items():
         result.allocations[call] = replace(bought, trained=_trained_for(call, found, result))
     result.steps.sort(key=lambda step: step.clause.number)
     return result
-
-
-def _refuse_drop(spec: Spec) -> None:
-    """`drop` is part of the language; nothing carries it out yet."""
-    dropping = [c for c in spec.clauses if c.verb == "drop"]
-    raise_all(
-        [RewriteError("VR409", f"'{c}' cannot be carried out yet", span=c.span) for c in dropping]
-    )
 
 
 def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int]:
@@ -195,6 +195,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         try:
             original = Propagation(on_meta(result.root), example, original, note=True)
         except BrokenError as error:
+            refuse_misfit(result.editor, error)
             told = needed(error, result.stream.start)
             message = f"the rewritten model does not run: {told}"
             raise RewriteError("VR405", message, span=clause.span) from error
@@ -274,7 +275,9 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     scope = tuple(dict.fromkeys(kind_of(site).unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
     folds = "lowers_exactly" in job.method.claims
-    reader = Reader(result.editor, result.anatomy, job.clause, job.method, result.training)
+    reader = Reader(
+        result.editor, result.anatomy, job.clause, job.method, result.training, result.stream.read
+    )
     anatomy = replace(result.anatomy, stream=watched(result.anatomy.stream, reader))
     context = Context(
         result.editor, job.clause, anatomy, result.stream, scope, roles, folds=folds,
@@ -283,7 +286,8 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     result.stream.reader = reader
     with caused_at(job.clause.span):
         for bound in _bound(job.sites, context):
-            job.method.rewrite(bound)
+            with own_code(type(job.method), job.clause.pass_name, f"rewrite() at '{bound.role}'"):
+                job.method.rewrite(bound)
         result.stream.reader, reader.active = None, False
         result.editor.clean()
     added = sum(p.numel() for p in result.root.parameters()) - before

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..catalog.declare import Pass
+from ..catalog.own_code import file_of, own_code
 from ..data.seeding import mixed
+from ..editing.editor import Insertion
 from ..editing.fitting import initialise
 from ..errors import caused_at
 
@@ -27,4 +31,22 @@ def draw(result: Rewrite, seed: int) -> None:
         generator = torch.Generator().manual_seed(mixed(seed, *name, seen[name]))
         seen[name] += 1
         with caused_at(result.spec.clauses[insertion.clause].span):
-            initialise(result.methods[insertion.clause], insertion.module, generator)
+            _initialise(result.methods[insertion.clause], insertion, generator)
+
+
+def _initialise(method: Pass, insertion: Insertion, generator: torch.Generator) -> None:
+    """Has a pass draw the values of a module, from the generator alone.
+
+    Raises:
+        RewriteError: VR428 if it draws from the global one, VR420 if it fails.
+    """
+    where = f"initialise() at '{insertion.site.role}'"
+    before, python = torch.get_rng_state(), random.getstate()
+    with own_code(type(method), insertion.pass_name, where):
+        initialise(method, insertion.module, generator)
+    if not torch.equal(before, torch.get_rng_state()) or python != random.getstate():
+        raise insertion.site.clause.error(
+            "VR428", f"pass {insertion.pass_name} draws from the global generator in {where}",
+            notes=[f"in {file_of(type(insertion.module))}"],
+            suggestion="give what draws the generator: nn.init.normal_(w, generator=generator)",
+        )  # fmt: skip

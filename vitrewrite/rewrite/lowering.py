@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..catalog.declare import Pass
+from ..catalog.own_code import own_code
 from ..editing import wiring
 from ..editing.branches import is_behind
 from ..editing.editor import Editor, Insertion, Lowered
@@ -63,7 +64,8 @@ def in_turn(insertions: Sequence[Insertion]) -> list[Insertion]:
 def _lower(editor: Editor, insertion: Insertion, method: Pass) -> None:
     folds, made = len(editor.folds), len(editor.insertions)
     site = _reattached(editor, insertion)
-    gone = method.lower(site, insertion.module)
+    with own_code(type(method), insertion.pass_name, f"lower() at '{site.role}'", site.clause.span):
+        gone = method.lower(site, insertion.module)
     became = Lowered(insertion, tuple(editor.folds[folds:]), tuple(editor.insertions[made:]))
     editor.lowered.append(became)
     if gone:

@@ -16,6 +16,7 @@ from ..tracing.unit import duplicate, on_meta
 from .conflicts import needed
 from .engine import Rewrite, Step
 from .lowering import lower_tree
+from .misfits import refuse_misfit
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,11 @@ def _propagated(meta: nn.Module, rewritten: Rewrite, base: Propagation) -> Propa
         return Propagation(meta, rewritten.example, base)
     except BrokenError as error:
         told = needed(error, rewritten.stream.start)
+        refuse_misfit(rewritten.editor, error, only_told=True)
         changes = [clause for _, _, clause in rewritten.stream.changes]
         if changes:
             raise _conflict(rewritten, changes, error, told) from error
+        refuse_misfit(rewritten.editor, error)
         cause = _nearest(rewritten, error.path)
         message = f"the rewritten model does not run: {told}"
         span = cause.clause.span if cause else None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..catalog.own_code import file_of, own_code
 from ..editing.editor import join
 from ..editing.measure import Propagation
 from ..emission.source import Source
@@ -73,6 +74,7 @@ class Rewritten:
             "weights": self.weights,
             "lowered": self.lowered,
             "clauses": [step.to_json() for step in self.result.steps],
+            **self.spec.absent_json,
             "order": [order.to_json() for order in self.result.orders],
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
@@ -109,10 +111,19 @@ class Rewritten:
     def _delta(self) -> Iterator[tuple[str, torch.Tensor]]:
         for insertion in self.result.editor.insertions:
             method = self.result.methods[insertion.clause]
-            module = self.module.get_submodule(insertion.path)
-            for owner, tensors in zip(insertion.owners, method.delta(module), strict=True):
-                for name, tensor in tensors.items():
-                    yield join(owner, insertion.pass_name, name), tensor.detach()
+            module, name = self.module.get_submodule(insertion.path), insertion.pass_name
+            clause, where = insertion.site.clause, f"delta() at '{insertion.site.role}'"
+            with own_code(type(method), name, where, clause.span):
+                found = list(method.delta(module))
+            if len(found) != len(insertion.owners):
+                raise clause.error(
+                    "VR429", f"pass {name}: {where} has tensors of {len(found)} sites, and the "
+                    f"module is at {len(insertion.owners)}", notes=[f"in {file_of(type(method))}"],
+                    suggestion="let delta(module) yield a dict for each",
+                )  # fmt: skip
+            for owner, tensors in zip(insertion.owners, found, strict=True):
+                for key, tensor in tensors.items():
+                    yield join(owner, name, key), tensor.detach()
         parameters = dict(self.module.named_parameters())
         for name in sorted(self.result.base_trained):
             yield name, parameters[name].detach()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from ..catalog.defaults import constructor
+from ..editing.editor import Insertion
 from ..emission.realise import realise
 from ..tracing.unit import Unit, duplicate
 from .compilation import Compilation
@@ -47,7 +48,7 @@ class _Tensors:
             if id(old) in self.known:
                 self.known[id(new)] = self.known[id(old)]
                 self.trained.add(id(new))
-        self.made = {k: v for i in result.editor.insertions for k, v in _buffers(i.module)}
+        self.made = {k: v for i in result.editor.insertions for k, v in _buffers(i)}
         first = next(iter(compilation.base.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
 
@@ -68,11 +69,14 @@ class _Tensors:
         return self.made[id(bare)].to(dtype=bare.dtype, device=self.device)
 
 
-def _buffers(module: nn.Module) -> Iterator[tuple[int, torch.Tensor]]:
-    """The buffers of a module that a pass put in on meta, by id, as its constructor makes them."""
+def _buffers(insertion: Insertion) -> Iterator[tuple[int, torch.Tensor]]:
+    """The buffers of a module that a pass put in on meta, by id, as its constructor makes them.
+
+    Or as the pass gave them.
+    """
+    module = insertion.module
     bare = dict(module.named_buffers())
     if isinstance(module, Unit) or not bare:
         return
-    names = list(inspect.signature(type(module)).parameters)
-    made = dict(type(module)(**{n: getattr(module, n) for n in names}).named_buffers())
+    made = dict(type(module)(**constructor(module)).named_buffers()) | insertion.buffers
     yield from ((id(buffer), made[name]) for name, buffer in bare.items())

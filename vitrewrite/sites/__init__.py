@@ -14,6 +14,7 @@ from .layer import LayerSite
 from .level import LevelSite
 from .linear import LinearSite
 from .mlp import MlpSite
+from .sizes import settle
 
 __all__ = [
     "AffineSite",
@@ -32,4 +33,5 @@ __all__ = [
     "NormSite",
     "Point",
     "Value",
+    "settle",
 ]

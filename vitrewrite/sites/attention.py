@@ -120,16 +120,22 @@ class AttentionSite(BoundSite):
         Raises:
             RewriteError: VR410 if that is not a whole grid, or if later parts need it.
         """
-        if not self.block.mid.is_sequence or self.windowed or not self.over_tokens:
-            raise self.unfit("it does not attend over one sequence of tokens")
+        self.expect_sequence()
         grid = self.block.mid.tokens.grid
         if grid is None:
             by = self.block.cause("grid")
             notes = [f"merged by: {by}"] if by else []
             raise self.unfit("no full grid of patches is left there", notes=notes)
+        return grid
+
+    def expect_sequence(self) -> None:
+        """Raises VR410 unless all attend to one sequence, that ends with the patches."""
+        if not self.block.mid.is_sequence or self.windowed or not self.over_tokens:
+            raise self.unfit("it does not attend over one sequence of tokens")
         if len(self.context.anatomy.stages) > 1:
             raise self.unfit("later stages of the model need the grid of patches")
-        return grid
+        if self.context.anatomy.stream.suffix_tokens:
+            raise self.unfit("there are other tokens behind the patches")
 
     @property
     def masked(self) -> bool:
@@ -238,7 +244,7 @@ class AttentionSite(BoundSite):
         k, v = operand_of(core, 1), operand_of(core, 2)
         biased = len(changed_by(module)) == 3
         hints = ("keys", "values", "bias") if biased else ("keys", "values")
-        results = self.put(module, self._unit, (k, v), hints)
+        results = self.put(module, self._unit, (k, v), hints, changed=(0, 1))
         settle(core, (k, v), results)
         set_operand(core, 1, results[0])
         set_operand(core, 2, results[1])
@@ -283,7 +289,8 @@ class AttentionSite(BoundSite):
         tokens = ahead([operand_of(core, i) for i in range(3)])
         if any(n in tokens for n in ahead([bias]) if n.op == "placeholder" or is_size(n)):
             return
-        (made,) = self.put(module, self._unit, (bias,), ("bias",), name=f"{self._stem}_bias")
+        name = f"{self._stem}_bias"
+        (made,) = self.put(module, self._unit, (bias,), ("bias",), name=name, changed=(0,))
         settle(core, (bias,), (made,))
         set_operand(core, 3, made)
 

@@ -10,16 +10,19 @@ import torch
 from torch import fx, nn
 
 from ..anatomy.sites import Place
+from ..catalog.own_code import file_of
 from ..editing import wiring
 from ..editing.clause import ClauseRef
 from ..editing.editor import Editor, Insertion, join, relative
 from ..editing.fitting import fit, floating
 from ..editing.value import Value
 from ..errors import RewriteError
-from ..tracing import inputs
+from ..tracing import inputs, walk
 from ..tracing.leaves import changed_by
 from ..tracing.template import eliminate_dead_code
+from ..tracing.unit import Unit
 from .context import Context
+from .contract import faults
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -127,6 +130,7 @@ class BoundSite:
         owner: str | None = None,
         name: str | None = None,
         owners: tuple[str, ...] | None = None,
+        changed: tuple[int, ...] = (),
     ) -> tuple[fx.Node, ...]:
         """Makes `module` part of the model and calls it.
 
@@ -138,21 +142,43 @@ class BoundSite:
             owner: path of the module that gets the new child; the site's by default.
             name: of the new child; that of the pass by default.
             owners: module paths that name the parts of the module in a delta.
+            changed: for each of its first results which argument it is a changed form of.
+
+        Raises:
+            RewriteError: VR421 to VR425 for a module that cannot be copied into what is written.
         """
+        self._check(module, changed)
         owner = self.path if owner is None else owner
         name = name or self.pass_name.partition(".")[0]
+        known = {n: b for n, b in module.named_buffers() if not b.is_meta}
         target, path = self.editor.adopt(unit, owner, name, module, self.like)
         owners = owners or (owner,)
         key = " ".join((join(owner, name), *owners))  # the path may be numbered
-        found = Insertion(self.pass_name, self.clause.number, path, unit, module, self, owners, key)
+        found = Insertion(
+            self.pass_name, self.clause.number, path, unit, module, self, owners, key, buffers=known
+        )
         self.editor.insertions.append(found)
         origin = self.clause.origin
         return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
 
+    def _check(self, module: nn.Module, changed: tuple[int, ...]) -> None:
+        """The first module of a class must be as `sites.contract` wants it."""
+        key = f"checked {type(module).__qualname__}"
+        if key in self.context.checked or isinstance(module, Unit):
+            return
+        self.context.checked.add(key)
+        fault = next(faults(module, self.pass_name, changed), None)
+        if fault is not None:
+            place = f"{file_of(type(module))}:{fault.line}"
+            raise self.clause.error(
+                fault.code, f"pass {self.pass_name} at '{self.role}': {fault.message}",
+                notes=[place], suggestion=fault.help,
+            )  # fmt: skip
+
     def refuse_twice(self) -> None:
         """Raises VR402 if the pass is at the site already."""
         module = self.editor.root.get_submodule(self.path)
-        if any(getattr(m, "inserted_by", None) == self.pass_name for m in module.modules()):
+        if any(getattr(m, "inserted_by", None) == self.pass_name for m in walk.modules(module)):
             raise self.clause.error(
                 "VR402",
                 f"'{self.role}' has {self.pass_name} already",

@@ -10,6 +10,7 @@ from torch import nn
 from ..anatomy.sites import Block, Place
 from ..editing.cuts import lengthen
 from ..editing.facts import Facts
+from ..editing.leaving import cannot_leave_out, leave_out
 from ..editing.value import Value
 from .attention import AttentionSite
 from .base import BoundSite
@@ -61,8 +62,18 @@ class BlockSite(BoundSite):
     @property
     def following(self) -> tuple[BlockSite, ...]:
         """The blocks behind this one."""
-        behind = self.context.anatomy.blocks[self.index + 1 :]
+        behind = (b for b in self.context.anatomy.blocks if b.index > self.index)
         return tuple(BlockSite(self.context, b) for b in behind)
+
+    def leave_out(self) -> None:
+        """Takes the block out: what follows reads the stream as it enters the block.
+
+        Raises:
+            RewriteError: VR410 if the block changes the stream's shape, or cannot be told apart.
+        """
+        if reason := cannot_leave_out(self.editor, self.block):
+            raise self.unfit(reason)
+        leave_out(self.editor, self.block)
 
     def cause(self, fact: str) -> str | None:
         """Another clause that changed a fact of the tokens up to here, in words."""
@@ -145,13 +156,51 @@ class Point:
         given = [value.read(editor, place.unit) for value in values]
         node = editor.node(place)
         hints = (str(node.meta.get("hint") or "x"), *also)
-        results = self.site.put(module, place.unit, (node, *given), hints)
+        results = self.site.put(module, place.unit, (node, *given), hints, changed=(0,))
         editor.stacks.setdefault(self.place, []).append(editor.insertions[-1])
         made = results[0].args[0] if also else results[0]
         node.replace_all_uses_with(results[0], delete_user_cb=lambda user: user is not made)
         moved = Place(place.unit, results[0].name)
         editor.moved[place] = moved
         return tuple(Value(Place(place.unit, r.name)) for r in results)
+
+    def regroup(self, module: nn.Module, *values: Value, patches: int) -> None:
+        """`x, size = module(x, *values, size)`: from here on there are fewer tokens, and no grid.
+
+        `size` is [batch, tokens], how many patches each token stands for. The module is called
+        without it where no other regroups tokens in front of it: each token is one patch there.
+
+        Args:
+            module: what makes the tokens fewer.
+            values: what it is given besides.
+            patches: how many tokens that are no prefix it leaves, of the size that the model was
+                captured with.
+
+        Raises:
+            RewriteError: VR410 if tokens are regrouped here already.
+        """
+        stream = self.site.context.stream
+        if stream.reader is not None:
+            stream.reader.declare(["size"], "reads")
+        if stream.known(self.position).grid is None and stream.start.grid and not stream.sizes():
+            raise self.site.unfit("the model merges tokens already, of sizes that are not known")
+        _, size = self.insert(module, *values, also=("size",))
+        self.site.editor.node(size.place).meta["held"] = True
+        stream.regroup(self.position, self.site.clause, size, patches)
+
+    def state(self, use: str, value: bool, option: str) -> None:
+        """Says whether sizes of tokens count, for the model as a whole.
+
+        Args:
+            use: `in_scores`, where log size is added to the scores of keys, or `in_pooling`, where
+                means over tokens are weighed by size.
+            value: whether they do.
+            option: of the pass, that says so.
+
+        Raises:
+            RewriteError: VR418 if another clause says the contrary.
+        """
+        self.site.context.stream.state(use, value, self.site.clause, option)
 
     def become(self, **facts: object) -> None:
         """From here on, these facts hold of the tokens."""

@@ -97,7 +97,9 @@ class BranchSite(BoundSite):
         args = [node for node in given if isinstance(node, fx.Node)]
         total, y = self._sum, args[-1]
         hint = str(y.meta.get("hint") or self.role.rpartition(".")[2])
-        (made,) = self.put(module, self.path, args, (hint,), owners=(self.branch.owner,))
+        (made,) = self.put(
+            module, self.path, args, (hint,), owners=(self.branch.owner,), changed=(len(args) - 1,)
+        )
         total.update_arg(self.branch.index, made)
         place = Place(self.path, f"{self.branch.sum.node} {self.branch.index}")
         self.editor.stacks.setdefault(place, []).append(self.editor.insertions[-1])

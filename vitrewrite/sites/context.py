@@ -23,6 +23,7 @@ class Context:
         shared: values that the sites of the clause have in common.
         insertion: at lowering, the module that is lowered.
         batches: how samples lie in the values of the model.
+        checked: inserted classes that are known to be as they should.
     """
 
     editor: Editor
@@ -35,6 +36,7 @@ class Context:
     shared: dict[str, Value] = field(default_factory=dict)
     insertion: Insertion | None = None
     batches: Batches | None = None
+    checked: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

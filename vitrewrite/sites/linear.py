@@ -159,7 +159,9 @@ class LinearSite(AffineSite):
                 (new,) = self.editor.call(place.unit, target, [x], origin=origin, hints=(hint,))
             else:
                 name = f"{self._name}_{self._stem}"
-                (new,) = self.put(module, place.unit, [x], (hint,), name=name, owners=self._owners)
+                (new,) = self.put(
+                    module, place.unit, [x], (hint,), name=name, owners=self._owners, changed=(0,)
+                )
                 path = self.editor.insertions[-1].path
             for call in (layer, *beside):
                 call.replace_input_with(x, new)

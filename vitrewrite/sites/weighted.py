@@ -11,6 +11,7 @@ from ..anatomy.sites import Place
 from ..editing import branches, wiring
 from ..editing.editor import relative
 from ..editing.value import Value
+from ..tracing import walk
 from .base import BoundSite
 from .context import Drops
 from .dropping import KeepSamples
@@ -103,7 +104,13 @@ class WeightedSite(BoundSite):
                 (new,) = self.editor.call(place.unit, target, args, origin=origin, hints=(hint,))
             else:
                 (new,) = self.put(
-                    module, place.unit, args, (hint,), name=child, owners=self._owners
+                    module,
+                    place.unit,
+                    args,
+                    (hint,),
+                    name=child,
+                    owners=self._owners,
+                    changed=(0 if behind else 1,),
                 )
                 found = self.editor.insertions.pop()
                 self.editor.insertions.append(replace(found, folds=folds))
@@ -125,7 +132,7 @@ class WeightedSite(BoundSite):
 
     def _holders(self, owner: nn.Module) -> int:
         """How many modules a module is a child of."""
-        children = (c for m in self.editor.root.modules() for c in m._modules.values())
+        children = (c for m in walk.modules(self.editor.root) for c in m._modules.values())
         return sum(c is owner for c in children)
 
     def _dropped(self, unit: str, x: fx.Node, p: float) -> fx.Node:

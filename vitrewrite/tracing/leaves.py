@@ -1,4 +1,4 @@
-"""Leaves: childless modules of `torch.nn` and of passes. Everything else is traced."""
+"""Leaves: childless modules of `torch.nn`, and what passes put in. Everything else is traced."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ def is_torch_class(cls: type) -> bool:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a call of the module stays one node."""
-    opaque = is_torch_class(type(module)) or is_inserted(module)
-    return opaque and not module._modules
+    return is_inserted(module) or (is_torch_class(type(module)) and not module._modules)
 
 
 def is_inserted(module: nn.Module) -> bool:
@@ -61,9 +60,10 @@ def leaf_class(module: nn.Module) -> type[nn.Module]:
 
 
 def run_leaf(
-    module: nn.Module, args: Any, kwargs: Any, meta: Callable[[torch.Tensor], torch.Tensor]
-) -> Any:
-    """The leaf's output on meta, whatever device its weights are on.
+    module: nn.Module, cls: type[nn.Module], args: Any, kwargs: Any,
+    meta: Callable[[torch.Tensor], torch.Tensor],
+) -> Any:  # fmt: skip
+    """What a leaf that is a `cls` yields on meta, whatever device its weights are on.
 
     Its hooks do not run: they do where it is called.
     """
@@ -71,13 +71,15 @@ def run_leaf(
         dtype = meta(module._parameters["weight_ih_l0"]).dtype  # type: ignore[arg-type]
         known = kernels.of_recurrent(module, dtype, *args, **kwargs)
         return _swapped(module, args, kwargs, meta) if known is None else known
+    if module._modules:
+        return _swapped(module, args, kwargs, meta)
     # `functional_call` of a childless module, in a tenth of the time.
     shell = type(module).__new__(type(module))
     shell.__dict__.update(module.__dict__, training=module.training)
     for table in ("_parameters", "_buffers"):
         own = module.__dict__[table].items()
         shell.__dict__[table] = {k: None if t is None else meta(t) for k, t in own}
-    known = None if kwargs else kernels.of_layer(shell, *args)
+    known = None if kwargs else kernels.of_layer(shell, *args, cls=cls)
     return shell.forward(*args, **kwargs) if known is None else known
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..catalog.own_code import own_code
 from ..errors import TuneError
 from ..rewrite.rewritten import Rewritten
 from .procedure import Phase, Procedure
@@ -10,8 +11,10 @@ from .run import Run
 
 def contributions(rewritten: Rewritten) -> tuple[Procedure, ...]:
     """One procedure for each clause whose pass has one, in the order of the spec."""
-    methods = (method for _, method in sorted(rewritten.result.methods.items()))
-    found = (method.procedure() for method in methods)
+    found = []
+    for _, method in sorted(rewritten.result.methods.items()):
+        with own_code(type(method), type(method).__name__, "procedure()"):
+            found.append(method.procedure())
     return tuple(procedure for procedure in found if isinstance(procedure, Procedure))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..catalog.own_code import own_code
 from ..tracing.leaves import changed_by
 from .runs import apart
 
@@ -61,7 +62,10 @@ def errors_watched(rewritten: Rewritten, found: dict[int, dict[str, float]]) -> 
         worst = found.setdefault(insertion.clause, {})
 
         def hook(child: nn.Module, inputs: Any, outputs: Any) -> None:
-            for claim, error in method.errors(child, inputs, outputs).items():
+            where = f"errors() at '{insertion.site.role}'"
+            with own_code(type(method), insertion.pass_name, where):
+                measured = method.errors(child, inputs, outputs)
+            for claim, error in measured.items():
                 finite = error if math.isfinite(error) else math.inf
                 worst[claim] = max(finite, worst.get(claim, 0.0))
 
