@@ -233,10 +233,15 @@ def plan_markdown(rewritten: Rewritten) -> str:
         clause_lines,
         measure_lines,
         order_lines,
+        size_lines,
     )
 
     blocks = [
-        [*clause_lines(rewritten.result.steps), *order_lines(rewritten.result.orders)],
+        [
+            *clause_lines(rewritten.result.steps),
+            *order_lines(rewritten.result.orders),
+            *size_lines(rewritten.result.stream.holding),
+        ],
         allocation_lines(rewritten.result.allocations)[:-1],
         measure_lines(rewritten.measures),
         claim_lines(rewritten.claims),
