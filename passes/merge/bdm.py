@@ -21,7 +21,8 @@ Forward
     S = m_A m_B^T; c = mean of the two largest of a row; G = sigmoid(S - c)
     W = G + stop(H - G), where H is one at the largest of each row
     size' = size_B + W^T size_A; x' = (size_B x_B + W^T (size_A x_A)) / size'
-    Prefix tokens stay in front and take nothing. Later scores get + log size' of their key.
+    Prefix tokens stay in front and take nothing. Later scores get + log size' of their key, and
+    with prop_pool means over tokens in front of the head weigh each by size'.
     With 1 bit, weights snap to mean -+ 0.6745 std, straight-through, mean and std differentiated.
 
 Exactness
@@ -162,6 +163,7 @@ class BipartiteDifferentiableMatching(Pass):
     scale: float = option(1.0, help="factor of the adapter")
     dropout: float = option(0.1, minimum=0, below=1, help="in it, in training only")
     prop_attn: bool = option(True, help="later attentions know how many patches a token stands for")
+    prop_pool: bool = option(False, help="and so do means over tokens in front of the head")
 
     def rewrite(self, attn: AttentionSite) -> None:
         """x, size = merge(x, k); later scores + log size."""
@@ -171,6 +173,7 @@ class BipartiteDifferentiableMatching(Pass):
         )
         point.regroup(merge, attn.keys, patches=grid[0] * grid[1] // 2)
         point.state("in_scores", self.prop_attn, "prop_attn")
+        point.state("in_pooling", self.prop_pool, "prop_pool")
         if not attn.block.following:
             attn.idle("prop_attn", "in the last block: no attention follows")
 
@@ -211,6 +214,6 @@ class BipartiteDifferentiableMatching(Pass):
             attn.warn("a merge in the last block only makes its feed-forward part cheaper")
         if attn.dtype != torch.float32:
             attn.warn(f"keys in {attn.dtype} can tie: of equally good matches the first is taken")
-        if attn.context.anatomy.stream.readout is None:
-            attn.warn("the head pools tokens, and merged ones count once")
+        if attn.context.anatomy.stream.readout is None and not self.prop_pool:
+            attn.warn("the head pools tokens, and merged ones count once; see prop_pool")
         return height, width

@@ -16,11 +16,12 @@ Parameters
 
 Forward
     m = mean over heads of k, m /= |m|; no gradient through the matching
-    A = tokens 0, 2, ...; B = tokens 1, 3, ...; S = m_A m_B^T, -inf where a prefix token is in it
+    A = tokens 0, 2, ...; B = tokens 1, 3, ...; S = m_A m_B^T, without the tokens of the prefix
     the r tokens of A with the largest max S merge into their best match b; r <= (T - prefix) / 2
     size'_b = size_b + sum size_a; x'_b = (size_b x_b + sum size_a x_a) / size'_b
-    Order: prefix, the rest of A, the rest of B. A that stays is in order of position, without
-    prefix tokens in descending order of max S. Later scores get + log size' of their key.
+    Order: prefix, what stays of A, B. What stays is in order of position; in a model without class
+    token in descending order of max S. Later scores get + log size' of their key, and means over
+    tokens weigh each by size'. Prompts are prefix, and do not count in what is even.
     Of L blocks, block i merges r at inflection 0; r_i = int(lo + i (hi - lo) / (L - 1)) else, with
     lo = int(r (1 - inflection)), hi = 2 r - lo.
 
@@ -46,16 +47,17 @@ from vitrewrite.authoring import AttentionSite, BlockSite, Pass, option
 class TokenMerge(nn.Module):
     """Merges r pairs of similar tokens: x [B, T, C] and sizes [B, T] shrink to T - r.
 
-    k is [B, heads, T, d]; `prefix` tokens in front never merge. Once `flat`, tokens of all images
-    are rows of one matrix, and those that merge are added to what is picked.
+    k is [B, heads, T, d]. `prefix` tokens in front never merge, and `own` of them are the model's:
+    these decide which of the others are at even positions. Once `flat`, tokens of all images are
+    rows of one matrix, and those that merge are added to what is picked.
     """
 
     inserted_by = "merge.tome"
     changes = (0, None)
 
-    def __init__(self, r: int, prefix: int, flat: bool = False) -> None:
+    def __init__(self, r: int, prefix: int, own: int, flat: bool = False) -> None:
         super().__init__()
-        self.r, self.prefix, self.flat = r, prefix, flat
+        self.r, self.prefix, self.own, self.flat = r, prefix, own, flat
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """There are none."""
@@ -74,16 +76,13 @@ class TokenMerge(nn.Module):
         return y.to(x.dtype), count.to(size.dtype)
 
     def match(self, k: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The tokens of A that stay, [B, N_A - r], those that go, [B, r], and into which of B."""
-        m = self.wide(k.detach()).mean(dim=1)
+        """What stays of A, [B, N_A - r], what goes, [B, r], and into which of B."""
+        m = self.wide(k[:, :, self.prefix :].detach()).mean(dim=1)
         m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-        scores = m[:, ::2] @ m[:, 1::2].transpose(1, 2)
-        scores[:, : (self.prefix + 1) // 2] = -torch.inf
-        scores[:, :, : self.prefix // 2] = -torch.inf
-        best, into = scores.max(dim=-1)
+        best, into = (m[:, self.own % 2 :: 2] @ m[:, 1 - self.own % 2 :: 2].mT).max(dim=-1)
         order = best.argsort(dim=-1, descending=True, stable=True)
         stays, goes = order[:, r:], order[:, :r]
-        return stays.sort(dim=-1).values if self.prefix else stays, goes, into.gather(1, goes)
+        return stays.sort(dim=-1).values if self.own else stays, goes, into.gather(1, goes)
 
     def tokens(
         self, x: torch.Tensor, size: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor,
@@ -97,32 +96,32 @@ class TokenMerge(nn.Module):
     def sums(
         self, x: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor, into: torch.Tensor
     ) -> torch.Tensor:
-        """What stays of A, and B with what goes added: [B, T, C] becomes [B, T - r, C]."""
-        a, b, channels = x[:, ::2], x[:, 1::2], (-1, -1, x.shape[2])
-        stays, goes, into = (i[..., None].expand(channels) for i in (stays, goes, into))
-        return self.ordered(a.gather(1, stays), b.scatter_add(1, into, a.gather(1, goes)))
+        """Prefix, what stays of A, and B with what goes added: [B, T - r, C]."""
+        front, patches = x[:, : self.prefix], x[:, self.prefix :]
+        a, b = patches[:, self.own % 2 :: 2], patches[:, 1 - self.own % 2 :: 2]
+        stays, goes, into = (i[..., None].expand(-1, -1, x.shape[2]) for i in (stays, goes, into))
+        kept = a.gather(1, stays), b.scatter_add(1, into, a.gather(1, goes))
+        return torch.cat([front, *kept], dim=1)
 
     def rows(
         self, x: torch.Tensor, size: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor,
         into: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """The same with what changes only: each token by its share of the new size."""
-        odd = torch.arange(1, x.shape[1], 2, device=x.device).expand(x.shape[0], -1)
-        kept, goes, into = self.ordered(2 * stays, odd), 2 * goes, into + stays.shape[1]
+        batch, count = x.shape[:2]
+        number = torch.arange(count, device=x.device).expand(batch, -1)
+        front, patches = number[:, : self.prefix], number[:, self.prefix :]
+        a, b = patches[:, self.own % 2 :: 2], patches[:, 1 - self.own % 2 :: 2]
+        kept, goes = torch.cat([front, a.gather(1, stays), b], dim=1), a.gather(1, goes)
+        into = into + (self.prefix + stays.shape[1])
         old, gone = size.gather(1, kept), size.gather(1, goes)
         new = old.scatter_add(1, into, gone)
-        image = torch.arange(x.shape[0], device=x.device)[:, None]
-        flat, kept, goes = x.flatten(0, 1), kept + image * x.shape[1], goes + image * x.shape[1]
+        image = torch.arange(batch, device=x.device)[:, None]
+        flat, kept, goes = x.flatten(0, 1), kept + image * count, goes + image * count
         y = flat.index_select(0, kept.flatten()) * (old / new).view(-1, 1)
         more = flat.index_select(0, goes.flatten()) * (gone / new.gather(1, into)).view(-1, 1)
         y = y.index_add_(0, (into + image * new.shape[1]).flatten(), more)
         return y.view(*new.shape, x.shape[2]), new
-
-    def ordered(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """What stays of A, then B; tokens of the prefix in front, in order of position."""
-        pairs = self.prefix // 2
-        front = [t[:, i : i + 1] for i in range(pairs) for t in (a, b)]
-        return torch.cat([*front, a[:, pairs:], b[:, pairs:]], dim=1)
 
     def wide(self, x: torch.Tensor) -> torch.Tensor:
         """In float32 or better."""
@@ -153,8 +152,9 @@ class TokenMerging(Pass):
     def rewrite(self, attn: AttentionSite) -> None:
         """x, size = merge(x, k, size); later scores + log size; pooled by size."""
         attn.expect_sequence()
+        attn.expect_free()
         point, r = attn.block.mid, self.pairs(attn)
-        merge = TokenMerge(r, point.tokens.prefix)
+        merge = TokenMerge(r, point.tokens.prefix, attn.block.own_prefix)
         if r:
             point.regroup(merge, attn.keys, patches=self.left(attn, r))
         point.state("in_scores", self.prop_attn, "prop_attn")
@@ -162,7 +162,7 @@ class TokenMerging(Pass):
 
     def lower(self, block: BlockSite, merge: TokenMerge) -> bool:
         """An index-select of what stays and an index-add of what goes."""
-        block.swap(TokenMerge(merge.r, merge.prefix, flat=True))
+        block.swap(TokenMerge(merge.r, merge.prefix, merge.own, flat=True))
         return False
 
     def delta(self, merge: TokenMerge) -> list[dict[str, torch.Tensor]]:
@@ -190,5 +190,5 @@ class TokenMerging(Pass):
         """How many patches stay."""
         patches = attn.block.mid.tokens.patches or 0
         if patches < 2 * r:
-            attn.warn(f"r = {r} at '{attn.role}' is more than half of the {patches} patches there")
+            attn.warn("r is more than half of the patches that are left: only half of them merge")
         return patches - min(r, patches // 2)

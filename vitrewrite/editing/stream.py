@@ -73,6 +73,7 @@ class Stream:
         stated: where sizes count, in the order of the clauses.
         read: where clauses went by which fact.
         reader: the clause that is carried out.
+        pooled: whether the head reads more than single tokens.
     """
 
     start: Tokens
@@ -80,6 +81,7 @@ class Stream:
     stated: list[Stated] = field(default_factory=list)
     read: list[tuple[int, str, ClauseRef]] = field(default_factory=list)
     reader: Reader | None = None
+    pooled: bool = False
 
     @classmethod
     def of(cls, anatomy: Anatomy, root: nn.Module) -> Stream:
@@ -87,7 +89,9 @@ class Stream:
         known = anatomy.stream
         around = known.prefix_tokens + known.suffix_tokens
         patches = None if known.tokens is None else known.tokens - around
-        stream = cls(Tokens(known.prefix_tokens, known.grid, patches=patches))
+        stream = cls(
+            Tokens(known.prefix_tokens, known.grid, patches=patches), pooled=known.readout is None
+        )
         for path, module in walk.named(root):
             if is_inserted(module) and "grid" in _writes(module):
                 clause = ClauseRef(-1, str(module.inserted_by), f"{path} of the model", None, {})
@@ -102,6 +106,11 @@ class Stream:
     def whole(self, position: int) -> bool:
         """Whether the patches are a full grid at a position."""
         return self.known(position).grid is not None
+
+    @property
+    def unsized(self) -> bool:
+        """Whether an earlier rewrite of the model merges tokens somewhere."""
+        return any(clause.number < 0 for _, _, clause in self.changes)
 
     def known(self, position: int) -> Tokens:
         """The same, for what is no clause."""
@@ -174,6 +183,12 @@ class Stream:
         found = [s for s in self.stated if s.use == use]
         found = [s for s in found if s.chosen] or found
         return max(found, key=lambda s: s.clause.number, default=None)
+
+    @property
+    def holding(self) -> tuple[Stated, ...]:
+        """The statements that hold, where there is something that sizes can count in."""
+        uses = ("in_scores", *(("in_pooling",) if self.pooled else ())) if self.sizes() else ()
+        return tuple(stated for use in uses if (stated := self.counts(use)) is not None)
 
     def sizes(self) -> list[tuple[int, Value, ClauseRef]]:
         """Where sizes are made, from the first block on."""

@@ -233,6 +233,7 @@ def plan_markdown(rewritten: Rewritten) -> str:
         clause_lines,
         measure_lines,
         order_lines,
+        size_lines,
     )
 
     blocks = [
@@ -240,6 +241,7 @@ def plan_markdown(rewritten: Rewritten) -> str:
             *clause_lines(rewritten.result.steps),
             *map(str, rewritten.spec.absent),
             *order_lines(rewritten.result.orders),
+            *size_lines(rewritten.result.stream.holding),
         ],
         allocation_lines(rewritten.result.allocations)[:-1],
         measure_lines(rewritten.measures),

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..anatomy.sites import Anatomy
 from ..editing.measure import BrokenError, Propagation
-from ..editing.stream import Tokens
+from ..editing.stream import Stated, Tokens
 from ..errors import RewriteError
 from ..language.model import Spec
 from ..models.request import Request
@@ -115,6 +115,11 @@ class Compilation:
         return self.result.orders
 
     @property
+    def sizes(self) -> tuple[Stated, ...]:
+        """Where it counts how many patches a token stands for."""
+        return self.result.stream.holding
+
+    @property
     def checkpointing(self) -> tuple[str, ...]:
         """Which modules are computed again in backward."""
         return checkpointed(self.base)
@@ -128,6 +133,7 @@ class Compilation:
             "clauses": [step.to_json() for step in self.steps],
             **self.spec.absent_json,
             "order": [order.to_json() for order in self.orders],
+            **({"sizes": {s.use: s.value for s in self.sizes}} if self.sizes else {}),
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.allocations.items()},
             "claims": [verdict.to_json() for verdict in self.claims],

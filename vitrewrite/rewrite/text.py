@@ -10,6 +10,7 @@ from ..sensitivity.text import summary
 from ..text import giga, plural, table
 
 if TYPE_CHECKING:
+    from ..editing.stream import Stated
     from ..sensitivity import Allocation
     from .claims import Verdict
     from .compilation import Compilation
@@ -28,6 +29,7 @@ def plan_text(plan: Compilation) -> str:
         *clause_lines(plan.steps),
         *map(str, plan.spec.absent),
         *order_lines(plan.orders),
+        *size_lines(plan.sizes),
         "",
         *allocation_lines(plan.allocations),
         *measure_lines(plan.measures),
@@ -74,6 +76,11 @@ def checkpoint_lines(paths: Sequence[str]) -> list[str]:
 def order_lines(orders: Iterable[Order]) -> list[str]:
     """Where several clauses act on one value: which one is next to the model's own."""
     return [f"order  {order}" for order in orders]
+
+
+def size_lines(sizes: Iterable[Stated]) -> list[str]:
+    """Where it counts how many patches a token stands for, and who says so."""
+    return [f"sizes of merged tokens {stated}" for stated in sizes]
 
 
 def allocation_lines(allocations: Mapping[str, Allocation]) -> list[str]:

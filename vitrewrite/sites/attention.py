@@ -126,16 +126,24 @@ class AttentionSite(BoundSite):
             by = self.block.cause("grid")
             notes = [f"merged by: {by}"] if by else []
             raise self.unfit("no full grid of patches is left there", notes=notes)
+        self.expect_free()
         return grid
 
     def expect_sequence(self) -> None:
-        """Raises VR410 unless all attend to one sequence, that ends with the patches."""
+        """Raises VR410 unless all attend to one sequence of tokens."""
         if not self.block.mid.is_sequence or self.windowed or not self.over_tokens:
             raise self.unfit("it does not attend over one sequence of tokens")
+
+    def expect_free(self) -> None:
+        """Raises VR410 if later parts need the tokens where they are, those in front excepted."""
+        self.block.mid.expect_sizes()
+        stream = self.context.anatomy.stream
         if len(self.context.anatomy.stages) > 1:
             raise self.unfit("later stages of the model need the grid of patches")
-        if self.context.anatomy.stream.suffix_tokens:
+        if stream.suffix_tokens:
             raise self.unfit("there are other tokens behind the patches")
+        if max(stream.bounds, default=0) > stream.prefix_tokens:
+            raise self.unfit("the head tells tokens by their position that are no prefix")
 
     @property
     def masked(self) -> bool:

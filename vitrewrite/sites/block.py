@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from ..editing.cuts import lengthen
 from ..editing.facts import Facts
 from ..editing.leaving import cannot_leave_out, leave_out
 from ..editing.value import Value
+from ..tracing.leaves import is_inserted
 from .attention import AttentionSite
 from .base import BoundSite
 
@@ -90,9 +92,19 @@ class BlockSite(BoundSite):
 
         Where the block cuts its tokens at a fixed number, such as for rotary positions, which are
         for patches only, it cuts them `count` later; fewer tokens are told as a negative `count`.
+        Modules of passes in it that keep the length of the prefix, as `prefix`, keep the new one.
         """
         for cut in self.block.cuts:
             lengthen(self.editor, cut, start, count)
+        module: Any
+        for module in self.editor.root.get_submodule(self.path).modules():
+            if is_inserted(module) and isinstance(getattr(module, "prefix", None), int):
+                module.prefix += count
+
+    @property
+    def own_prefix(self) -> int:
+        """How many tokens stand in front of the patches in the model as it was."""
+        return self.context.anatomy.stream.prefix_tokens
 
     @property
     def input(self) -> Point:
@@ -177,16 +189,20 @@ class Point:
                 captured with.
 
         Raises:
-            RewriteError: VR410 if tokens are regrouped here already.
+            RewriteError: VR410 if tokens are regrouped here already, or in the model as it was.
         """
+        self.expect_sizes()
         stream = self.site.context.stream
         if stream.reader is not None:
             stream.reader.declare(["size"], "reads")
-        if stream.known(self.position).grid is None and stream.start.grid and not stream.sizes():
-            raise self.site.unfit("the model merges tokens already, of sizes that are not known")
         _, size = self.insert(module, *values, also=("size",))
         self.site.editor.node(size.place).meta["held"] = True
         stream.regroup(self.position, self.site.clause, size, patches)
+
+    def expect_sizes(self) -> None:
+        """Raises VR410 if tokens of the model as it was stand for numbers of patches not known."""
+        if self.site.context.stream.unsized:
+            raise self.site.unfit("the model merges tokens already, of sizes that are not known")
 
     def state(self, use: str, value: bool, option: str) -> None:
         """Says whether sizes of tokens count, for the model as a whole.

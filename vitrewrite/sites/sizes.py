@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from ..anatomy.sites import Anatomy, Mean, Place
-from ..editing.editor import Editor, after
+from ..editing.editor import Editor
 from ..editing.stream import Stream
 from ..editing.value import Value
 from ..errors import caused_at
@@ -26,7 +26,7 @@ def settle(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
     made = stream.sizes()
     for (_, before, _), (position, size, clause) in pairwise(made):
         with caused_at(clause.span):
-            _give(editor, before, size, stream.known(position - 1).joined)
+            _give(editor, before, size, bool(stream.known(position - 1).joined))
     scores = stream.counts("in_scores")
     for block in anatomy.blocks if scores is not None and scores.value else ():
         position = 2 * block.index
@@ -42,43 +42,49 @@ def settle(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
     editor.clean()
 
 
-def _give(editor: Editor, before: Value, size: Value, joined: int) -> None:
+def _give(editor: Editor, before: Value, size: Value, joined: bool) -> None:
     """What makes `size` is called with the sizes before as its last argument."""
     place = editor.where(size.place)
     call = editor.node(place).args[0]
     assert isinstance(call, fx.Node)
-    call.args = (*call.args, _with_joined(before.read(editor, place.unit), joined))
+    known = before.read(editor, place.unit)
+    tokens = call.args[0]
+    assert isinstance(tokens, fx.Node)
+    call.args = (*call.args, _filled(known, tokens, call) if joined else known)
 
 
-def _with_joined(size: fx.Node, joined: int) -> fx.Node:
-    """Tokens that joined the prefix stand for themselves."""
-    if not joined:
-        return size
-    with after(size.graph, [size]):
-        return size.graph.call_function(F.pad, (size, (joined, 0)), {"value": 1.0})
+def _filled(size: fx.Node, tokens: fx.Node, anchor: fx.Node) -> fx.Node:
+    """With ones in front for tokens that joined the prefix, as many as there are then."""
+    with size.graph.inserting_before(anchor):
+        lengths = [size.graph.call_method("size", (node, 1)) for node in (tokens, size)]
+        missing = size.graph.call_function(operator.sub, tuple(lengths))
+        for node in (*lengths, missing):
+            node.meta["val"] = 1
+        return size.graph.call_function(F.pad, (size, (missing, 0)), {"value": 1.0})
 
 
 def _pool(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
     """Means over tokens weigh each by the patches that it stands for."""
-    end, stated = 2 * len(anatomy.blocks), stream.counts("in_pooling")
-    size, around = stream.known(end).size, anatomy.stream
-    if stated is None or not stated.value or size is None or around.readout is not None:
+    stated, end = stream.counts("in_pooling"), stream.known(2 * len(anatomy.blocks))
+    if stated is None or not stated.value or end.size is None or not stream.pooled:
         return
-    for mean in around.means:
-        _weigh(editor, mean, size, stream.known(end).joined, stated.clause.origin)
-    if not around.means:
+    for mean in anatomy.stream.means:
+        _weigh(editor, mean, end.size, bool(end.joined), stated.clause.origin)
+    if not anatomy.stream.means:
         editor.warnings.append(
             f"{stated.clause.origin}: the head pools tokens, not by their mean, and merged ones "
             "count once"
         )
 
 
-def _weigh(editor: Editor, mean: Mean, size: Value, joined: int, origin: str) -> None:
+def _weigh(editor: Editor, mean: Mean, size: Value, joined: bool, origin: str) -> None:
     """`(x * size).sum(1) / size.sum(1)` instead of `x.mean(1)`."""
     place = editor.where(mean.place)
     node = editor.node(place)
     x = node.all_input_nodes[0]
-    weight = _with_joined(size.read(editor, place.unit), joined)
+    weight = size.read(editor, place.unit)
+    if joined:
+        weight = _filled(weight, _uncut(x, len(mean.pieces)), node)
     every, keep = slice(None), dict(node.kwargs).get("keepdim", node.args[2:3] == (True,))
     with node.graph.inserting_before(node):
         for start, stop in mean.pieces:
@@ -96,3 +102,11 @@ def _weigh(editor: Editor, mean: Mean, size: Value, joined: int, origin: str) ->
     node.replace_all_uses_with(pooled)
     node.graph.erase_node(node)
     editor.moved[place] = Place(place.unit, pooled.name)
+
+
+def _uncut(x: fx.Node, cuts: int) -> fx.Node:
+    """The tokens before some cuts."""
+    while cuts:
+        cuts -= x.target is operator.getitem
+        x = x.all_input_nodes[0]
+    return x
