@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import fx, nn
 
 import vitrewrite as vr
 from vitrewrite.emission.twin import emitted_twin
 from vitrewrite.folder.reading import load_folder
 from vitrewrite.folder.writing import model_text
-from vitrewrite.tracing.entries import entries_of
+from vitrewrite.tracing.cutting import halves, mark
+from vitrewrite.tracing.nodes import take_entry
 from vitrewrite.tracing.tree import leaves
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -186,6 +187,35 @@ def test_the_file_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def names(graph: fx.Graph) -> tuple[list[str], list[str]]:
+    found = halves(graph)
+    assert found is not None
+    first, second = ([n.name for n in half.nodes] for half in found)
+    return first, second
+
+
+def test_what_becomes_of_the_marks_when_nodes_are_replaced() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    body = graph.call_module("body", (x,))
+    pooled = graph.call_method("mean", (body, 1))
+    graph.output(graph.call_module("end", (pooled,)))
+    assert halves(graph) is None
+    mark({body: ("", None, 1)}, [pooled], "forward_head")
+    with graph.inserting_after(body):
+        scaled = graph.call_module("scale", (body,))
+    body.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+    assert names(graph) == (["x", "body", "scale", "output"], ["scale", "mean", "end", "output"])
+    with graph.inserting_after(scaled):
+        weighted = graph.call_module("weighted", (scaled,))
+    take_entry(weighted, pooled)
+    pooled.replace_all_uses_with(weighted)
+    graph.erase_node(pooled)
+    assert names(graph)[1] == ["scale", "weighted", "end", "output"]
+    weighted.meta.clear()  # nothing tells any more where the head began, but where features ended
+    assert names(graph)[0] == ["x", "body", "output"]
+
+
 class Own(nn.Module):
     """A model whose forward may be something else than one entry after the other."""
 
@@ -230,7 +260,7 @@ def test_no_entries_where_the_forward_is_something_else(how: str) -> None:
     model, x = Own(how), torch.randn(3, 4)
     captured: Any = vr.capture(model, torch.zeros(2, 4))
     assert same(captured(x), model(x))
-    assert entries_of(captured) == ()
+    assert not hasattr(captured, "forward_features")
     told = r"has no 'forward_head': its forward is not forward_head\(forward_features\(x\)\)"
     with pytest.raises(AttributeError, match=told):
         captured.forward_head(x)
@@ -239,7 +269,6 @@ def test_no_entries_where_the_forward_is_something_else(how: str) -> None:
 def test_entries_of_a_model_inside_of_another() -> None:
     model, x = Wrapper(), torch.randn(3, 4)
     captured: Any = vr.capture(model, torch.zeros(2, 4))
-    assert entries_of(captured.backbone) == ("forward_features", "forward_head")
     assert torch.equal(captured.backbone.forward_features(x), model.backbone.forward_features(x))
     assert not hasattr(captured, "forward_features")
     assert "forward_features" not in model.backbone.__dict__  # the user's model is as it was

@@ -16,6 +16,7 @@ from torch import fx, nn
 from ..anatomy.sites import Place
 from ..emission.access import is_listed, is_numbered
 from ..errors import RewriteError
+from ..tracing.nodes import take_entry
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
 from .editor import Editor, after, relative, units
@@ -131,6 +132,7 @@ def _inline(graph: fx.Graph, program: fx.Graph, call: fx.Node) -> fx.Node:
         else:
             values[node] = new = graph.node_copy(node, lambda n: values[n])
             new.meta = {**node.meta, "hint": call.meta.get("hint")}
+            take_entry(new, call)
             if node.op in ("call_module", "get_attr"):
                 new.target = f"{call.target}.{node.target}"
     raise AssertionError("a program ends with its output")

@@ -71,16 +71,14 @@ class Seam:
 
 def cut(graph: fx.Graph) -> Seam | None:
     """Where a graph is cut: before its marked nodes and all that reads them; None if nowhere."""
-    tail: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.meta.get("entry") or not tail.isdisjoint(node.all_input_nodes):
-            tail.add(node)
+    tail = _tail(graph)
     if not tail or _has_effects_behind(graph, tail):
         return None
     tail.add(graph.output_node())
     read = {n for node in tail for n in node.all_input_nodes} - tail
     marked = {n for n in graph.nodes if n.meta.get("result")} - tail
-    base = {n for n in read if not (_is_plain(n) or n.op == "get_attr")} | marked
+    base = {n for n in read if not (_is_plain(n) or n.op == "get_attr")}
+    base |= marked if base <= marked else set()  # returned, if not read
     again: set[fx.Node] = set()
     handed = base | {n for n in read if not _follows(n, base, again)}
     if not handed or any(n.op == "placeholder" for n in handed):
@@ -92,6 +90,22 @@ def cut(graph: fx.Graph) -> Seam | None:
     return Seam(tail, tuple(in_order), copied, exact)
 
 
+def _tail(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes of the second half; where all of them were replaced, what reads the first's result.
+
+    So what is put behind the result is part of the first half as long as the second one begins.
+    """
+    begins = {n for n in graph.nodes if n.meta.get("entry")}
+    if not begins:
+        results = {n for n in graph.nodes if n.meta.get("result")}
+        begins = {n for n in graph.nodes if not results.isdisjoint(n.all_input_nodes)} - results
+    tail: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node in begins or not tail.isdisjoint(node.all_input_nodes):
+            tail.add(node)
+    return tail - {graph.output_node()}
+
+
 def _has_effects_behind(graph: fx.Graph, tail: set[fx.Node]) -> bool:
     """Whether something of the first half has to happen after something of the second."""
     begun = changed = False
@@ -99,7 +113,7 @@ def _has_effects_behind(graph: fx.Graph, tail: set[fx.Node]) -> bool:
         if node in tail:
             begun, changed = True, changed or is_inplace(node.target)
             continue
-        reads = node.op == "get_attr" or is_guard(node) or is_size(node)
+        reads = node.op in ("get_attr", "output") or is_guard(node) or is_size(node)
         acts = changed or is_impure(node) or node.op == "call_module"
         if begun and acts and not reads:
             return True

@@ -106,9 +106,3 @@ def _is_exact(graph: fx.Graph) -> bool:
     """Whether the features are what the method returned: all of it, and nothing besides."""
     found = cut(graph)
     return found is not None and found.as_marked
-
-
-def entries_of(module: nn.Module) -> tuple[str, ...]:
-    """The entries that can be called on a captured or rewritten module."""
-    found = tuple(n for n in ENTRIES if callable(getattr(type(module), n, None)))
-    return found if len(found) == len(ENTRIES) else ()

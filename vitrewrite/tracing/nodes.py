@@ -71,3 +71,9 @@ def is_size(value: Any) -> TypeGuard[fx.Node]:
 def marks_of(node: fx.Node) -> tuple[Any, Any]:
     """The entry that a node belongs to, and its place in what another returns (see `cutting`)."""
     return node.meta.get("entry"), node.meta.get("result")
+
+
+def take_entry(node: fx.Node, replaced: fx.Node) -> None:
+    """Has a node belong to the entry that what it stands for belonged to."""
+    if entry := replaced.meta.get("entry"):
+        node.meta["entry"] = entry

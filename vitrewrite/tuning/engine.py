@@ -14,7 +14,6 @@ from torch import nn
 from ..data.loading import ProcessShare
 from ..errors import TuneError
 from ..language.settings import Settings
-from ..tracing.entries import entries_of
 
 if TYPE_CHECKING:
     from .run import Run
@@ -153,10 +152,11 @@ def _shard(module: nn.Module, blocks: list[str], device: torch.device) -> None:
     """Blocks are groups of their own, the root takes the rest.
 
     A block that shares a parameter with another module stays in the root's group: a tensor can
-    be gathered by one group only.
+    be gathered by one group only. Entries are not registered: the forward calls them, and a call
+    registered inside of another ends the group's backward before the first half has its gradients.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     uses = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
@@ -166,8 +166,6 @@ def _shard(module: nn.Module, blocks: list[str], device: torch.device) -> None:
         if all(uses[each] == count for each, count in inside.items()):
             fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
-    for name in entries_of(module):  # else called by itself it would find sharded parameters
-        register_fsdp_forward_method(module, name)
     if device.type == "cpu":  # gloo of torch 2.8 takes an average of gradients for a sum
         for each in module.modules():
             if isinstance(each, FSDPModule):
