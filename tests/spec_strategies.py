@@ -177,6 +177,17 @@ def _clause(form: str, use: str, where: str) -> str:
 
 
 @st.composite
+def _only_if(draw: DrawFn, names: Sequence[str]) -> str:
+    """Perhaps a condition over ints from 1 to 8."""
+    if not names or draw(st.integers(0, 2)):
+        return ""
+    name, other = draw(st.sampled_from(names)), draw(st.sampled_from(names))
+    forms = (f"{name} >= {draw(st.integers(0, 9))}", f"not {name} == {other}", f"{name} < 9")
+    one, two = draw(st.sampled_from(forms)), draw(st.sampled_from(forms))
+    return draw(st.sampled_from((f" if {one}", f" if {one} or ({two} and {one})")))
+
+
+@st.composite
 def specs(
     draw: DrawFn,
     catalog: Catalog = CATALOG,
@@ -190,8 +201,9 @@ def specs(
         value = draw(st.integers(1, 8))
         forms = (f"param {name}: int = {value} in 1..8", f"let {name} = {value}")
         lines.append(draw(st.sampled_from((*forms, f"param {name}: int = {value}"))))
-    lines += draw(st.lists(clauses(catalog, names, sites), max_size=5))
-    lines += [f"require {claim}" for claim in draw(st.lists(claims(names), max_size=3))]
+    statements = draw(st.lists(clauses(catalog, names, sites), max_size=5))
+    statements += [f"require {claim}" for claim in draw(st.lists(claims(names), max_size=3))]
+    lines += [f"{each}{draw(_only_if(names))}" for each in statements]
     if draw(st.booleans()):
         lines.append(f"tune {{ lr = {draw(st.sampled_from(RATES))}, epochs = 3 optimiser = sgd }}")
     return "\n".join(lines) + "\n"

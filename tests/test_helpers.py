@@ -57,7 +57,7 @@ def test_layer_decay_gives_the_same_groups(model: VisionTransformer) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("forward_features", "create_feature_extractor"),
+        ("get_intermediate_layers", "create_feature_extractor"),
         ("forward_intermediates", "forward hooks"),
         ("reset_classifier", "num_classes="),
         ("set_input_size", "img_size="),

@@ -43,6 +43,20 @@ def test_a_plan_names_clauses_counts_and_claims() -> None:
     assert "insert lora(rank=2) at blocks[0].attn.{q, v}" in str(plan)
 
 
+def test_what_a_condition_keeps_out_is_told_and_does_nothing() -> None:
+    text = (
+        "param rank: int = 2\ninsert lora(rank=rank) at blocks[*].attn.q if rank > 0\ntrain head\n"
+    )
+    plan = vr.plan(vr.parse(text, rank=0), tiny())
+    line = "not there  line 2: insert lora(rank=rank) at blocks[*].attn.q if rank > 0 (rank = 0)"
+    assert line in str(plan).splitlines()
+    assert [c["clause"] for c in plan.to_json()["clauses"]] == ["train head"]
+    assert plan.to_json()["not_there"][0]["values"] == {"rank": 0}
+    assert plan.measures == vr.plan("train head\n", tiny()).measures
+    assert vr.apply(vr.parse(text, rank=0), tiny()).report["not_there"][0]["line"] == 2
+    assert "not_there" not in vr.plan(text, tiny()).to_json()
+
+
 def test_plan_and_apply_count_the_same() -> None:
     spec = "insert lora(rank=3) at every linear in blocks\ntrain norm\n"
     model = tiny()

@@ -23,7 +23,7 @@ from .rewrite.rewritten import Rewritten
 from .rewrite.weights import weighted
 from .sensitivity.profile import Profile
 from .tracing import trace
-from .tracing.undisturbed import undisturbed
+from .tracing.undisturbed import undisturbed, without_garbage
 from .verification import Check, verify_rewritten
 from .verification.claims import judged, with_errors
 
@@ -42,6 +42,7 @@ def parse(source: str | Path, **overrides: object) -> Spec:
 
 
 @undisturbed()
+@without_garbage()
 def capture(model: nn.Module, example: Any = None) -> Captured:
     """Captures a model as graphs, one per distinct module forward.
 
@@ -66,6 +67,7 @@ def capture(model: nn.Module, example: Any = None) -> Captured:
 
 
 @undisturbed()
+@without_garbage()
 def plan(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,

@@ -169,13 +169,10 @@ class BipartiteDifferentiableMatching(Pass):
         merge = BipartiteMerge(
             grid, attn.head_dim[0], self.hidden, self.bits, self.scale, self.dropout
         )
-        known = [point.tokens.size] if point.tokens.size else []
-        _, size = point.insert(merge, attn.keys, *known, also=("size",))
-        point.become(grid=None, size=size)
+        point.regroup(merge, attn.keys, patches=grid[0] * grid[1] // 2)
+        point.state("in_scores", self.prop_attn, "prop_attn")
         if not attn.block.following:
             attn.idle("prop_attn", "in the last block: no attention follows")
-        for later in attn.block.following if self.prop_attn else ():
-            later.attn.bias_keys(size.log())
 
     def lower(self, block: BlockSite, merge: BipartiteMerge) -> bool:
         """Argmax and index-add; the adapter's weights as they are used, where that is exact."""

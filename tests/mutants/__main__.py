@@ -120,7 +120,7 @@ def _share(
 def _verdict(
     number: int, mutant: Mutant, copy: Path, known: Path, outside: bool, seconds: float
 ) -> dict[str, Any]:
-    tests = reach.tests_of(known, number, every=outside)
+    tests = reach.tests_of(known, number, mutant.file, every=outside)
     with _Standing(copy, mutant):
         killed = judge.killer(copy, tests, seconds, copy)
     _say(f"{number} {mutant.file}:{mutant.line} of {len(tests)} tests: {killed or 'SURVIVED'}")

@@ -11,13 +11,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .draw import Mutant
 
 LIBRARIES = ("torch", "timm", "transformers", "torchvision", "pytest", "hypothesis", "networkx")
-CHUNK = 40  # tests per process: a failure ends the run, so early chunks are short
 
 
 def preload() -> None:
@@ -40,28 +39,26 @@ def imports(root: Path, mutant: Mutant, seconds: float = 60) -> bool:
     return _forked(root, run, seconds)[0] == 0
 
 
-def killer(root: Path, tests: Sequence[str], seconds: float, scratch: Path) -> str:
-    """The test that fails, `hangs` if one does not end, or nothing.
+def killer(root: Path, tests: Mapping[str, float], seconds: float, scratch: Path) -> str:
+    """The test that fails, `hangs` if some take many times as long as they did, or nothing.
 
     Args:
         root: a tree with the mutant in it.
-        tests: in the order in which they run.
+        tests: in the order in which they run, with how long they took without it.
         seconds: for all of them; what is left then does not run.
         scratch: a folder for what the processes say.
     """
-    ends = time.monotonic() + seconds
-    sizes = [CHUNK, 2 * CHUNK, 4 * CHUNK, len(tests)]
-    start = 0
-    for size in sizes:
-        chunk = tests[start : start + size]
-        start += size
+    ends, names = time.monotonic() + seconds, list(tests)
+    said = scratch / "said.json"
+    for start, size in ((0, 20), (20, 40), (60, 80), (140, 160), (300, 10_000)):
+        chunk = names[start : start + size]
         if not chunk or time.monotonic() > ends:
             return ""
-        said = scratch / "said.json"
         said.unlink(missing_ok=True)
-        code, late = _forked(root, _pytest(chunk, said), ends - time.monotonic())
+        limit = 60 + 4 * sum(tests[name] for name in chunk)
+        code, late = _forked(root, _pytest(chunk, said), min(limit, ends - time.monotonic()))
         if late:
-            return ""
+            return "hangs" if time.monotonic() < ends else ""
         if code not in (0, 5):
             return str(json.loads(said.read_text())) if said.exists() else f"exit status {code}"
     return ""

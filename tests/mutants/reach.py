@@ -116,18 +116,39 @@ def pytest_sessionfinish() -> None:
 # -- what it wrote --------------------------------------------------------------------------------
 
 
-def tests_of(folder: Path, number: int, *, every: bool) -> list[str]:
-    """The tests of a mutant, quick ones first: those that reach it, then others of their files.
+NEAR: dict[str, tuple[str, ...]] = {
+    "vitrewrite/tracing": (
+        "tests/tracing", "tests/test_capture", "tests/test_constants", "tests/test_escapes",
+        "tests/test_caches", "tests/test_inputs", "tests/test_decompose", "tests/properties",
+    ),
+    "vitrewrite/anatomy": ("tests/anatomy", "tests/hf/test_anatomy"),
+    "vitrewrite/emission": (
+        "tests/emission", "tests/test_rolls", "tests/test_comprehensions", "tests/hf/test_loops",
+    ),
+    "vitrewrite": ("tests/passes", "tests/lowering", "tests/test_plan", "tests/language"),
+    "passes": ("tests/passes", "tests/lowering"),
+}  # fmt: skip
+"""Tests that are about a package, and so run before others that pass through it."""
+
+
+def tests_of(folder: Path, number: int, file: str, *, every: bool) -> dict[str, float]:
+    """The tests of a mutant with their seconds, in the order in which they run.
+
+    Those that reach it, near and quick ones first, then others of the same files, which may share
+    what one of them made.
 
     Args:
         folder: where the plugin wrote.
         number: of the mutant.
+        file: that it stands in.
         every: whether it runs at import, so that all tests reach it.
     """
     found: dict[str, dict[str, Any]] = {}
     for path in folder.glob("*.json"):
         found |= json.loads(path.read_text())
-    quick = sorted(found, key=lambda name: found[name]["seconds"])
+    near = next(names for package, names in NEAR.items() if file.startswith(package))
+    quick = sorted(found, key=lambda name: (not name.startswith(near), found[name]["seconds"]))
     direct = [t for t in quick if every or number in found[t]["reached"]]
     files = {t.partition("::")[0] for t in direct}
-    return [*direct, *(t for t in quick if t.partition("::")[0] in files and t not in set(direct))]
+    rest = [t for t in quick if t.partition("::")[0] in files and t not in set(direct)]
+    return {t: float(found[t]["seconds"]) for t in (*direct, *rest)}

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from ..tracing import walk
 from ..tracing.modes import by_mode
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
@@ -37,7 +38,7 @@ def canonicalise(root: nn.Module) -> int:
         how many places were rewritten; a template counts once, however often it is used.
     """
     users: dict[int, list[Unit]] = {}
-    for module in root.modules():
+    for module in walk.modules(root):
         if isinstance(module, Unit) and module.template is not None:
             users.setdefault(id(module.template), []).append(module)
     count = 0

@@ -129,6 +129,14 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """A mean over tokens behind the blocks."""
+
+    place: Place
+    pieces: tuple[tuple[int | None, int | None], ...]  # which tokens: one range of another
+
+
+@dataclass(frozen=True)
 class StreamFacts:
     """Facts about the sequence that runs through the blocks."""
 
@@ -141,6 +149,7 @@ class StreamFacts:
     readout: tuple[int, ...] | None = None  # the tokens that the head reads; None: others too
     bounds: tuple[int, ...] = ()  # where what is behind the blocks cuts the tokens, by position
     patches: Place | None = None  # a map of the patches, in the layout of convolutions or NHWC
+    means: tuple[Mean, ...] = ()  # how tokens are pooled
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .kinds import (
     strip,
 )
 from .layout import layout_of, tokens_of, width_of
-from .sites import Linear, StreamFacts
+from .sites import Linear, Mean, StreamFacts
 from .stem import Stem
 from .trunk import BlockGroup, Sets, Trunk
 
@@ -66,6 +66,7 @@ def find_stream(flow: Flow, groups: list[BlockGroup], stem: Stem, width: int | N
         suffix_tokens=sum(n for _, n in stem.suffix),
         readout=None if read.others else read.tokens, bounds=read.bounds,
         patches=None if patches is None else place(patches),
+        means=means(groups[-1].last.sum) if layout == "sequence" else (),
     )  # fmt: skip
 
 
@@ -102,6 +103,37 @@ def reads(last: Op, outputs: list[Op]) -> Reads:
                 bounds.update(b for b in pair if type(b) is int and b > 0)
     bounds.update(token + 1 for token in found if token >= 0)
     return Reads(tuple(sorted(found)), tuple(sorted(bounds)), others or not found)
+
+
+def means(last: Op) -> tuple[Mean, ...]:
+    """The means over tokens of the last block's result, normalised or not."""
+    found: list[Mean] = []
+    queue: list[tuple[Op, tuple[tuple[int | None, int | None], ...]]] = [(last, ())]
+    while queue:
+        op, pieces = queue.pop()
+        for user in op.users:
+            if is_norm(user) or user.name in PASSES | PRODUCTS | {"Dropout"}:
+                queue.append((user, pieces))
+            elif user.name == "mean" and _axis(user) in (1, (1,), [1], -2):
+                found.append(Mean(place(user), pieces))
+            elif piece := _piece(user):
+                queue.append((user, (*pieces, piece)))
+    return tuple(found)
+
+
+def _axis(op: Op) -> Any:
+    return op.node.args[1] if len(op.node.args) > 1 else op.node.kwargs.get("dim")
+
+
+def _piece(op: Op) -> tuple[int | None, int | None] | None:
+    """The range of tokens, if that is all that is taken of a sequence."""
+    index: Any = op.node.args[1] if op.name == "getitem" else None
+    if not isinstance(index, tuple) or not all(isinstance(part, slice) for part in index):
+        return None
+    cut, others = index[1], (*index[:1], *index[2:])
+    whole = all(part == slice(None) for part in others) and cut.step is None
+    known = all(bound is None or type(bound) is int for bound in (cut.start, cut.stop))
+    return (cut.start, cut.stop) if whole and known else None
 
 
 def _entry(group: BlockGroup) -> Op:

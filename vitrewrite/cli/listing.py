@@ -37,7 +37,10 @@ CLAUSES = {
     "'lowers exactly'.",
     "param": "param NAME: TYPE = DEFAULT in LOW..HIGH: a value that NAME=VALUE overrides.",
     "let": "let NAME = EXPRESSION: a name for a value.",
-    "include": "include SPEC: the clauses of another spec, in this place.",
+    "include": "include SPEC or include SPEC(param=value, ...): the clauses of another spec, in "
+    "this place, with other values of its params.",
+    "if": "CLAUSE if CONDITION, require CLAIM if CONDITION: there only if a condition over params "
+    "and lets holds, such as 'if rank > 0 and mode != off'. 'plan' tells what is not there.",
     "tune": "tune { key = value ... }: hyperparameters of training; tune.key=value overrides one.",
     "model": "model NAME(key=value, ...): the model to rewrite, and its constructor arguments.",
 }

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Place
 from ..errors import RewriteError
+from ..tracing import walk
 from ..tracing.leaves import changed_by
 from ..tracing.template import Template
 from ..tracing.unit import Unit, duplicate
@@ -283,7 +284,7 @@ def after(graph: fx.Graph, nodes: Iterable[fx.Node]) -> Any:
 
 def units(root: nn.Module) -> Iterator[tuple[str, Unit]]:
     """All units of a tree with their paths."""
-    for path, module in root.named_modules():
+    for path, module in walk.named(root):
         if isinstance(module, Unit):
             yield path, module
 

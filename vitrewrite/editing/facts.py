@@ -8,7 +8,7 @@ dropout), they are no facts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -35,6 +35,7 @@ class Reader:
     """The clause that reads facts at the moment.
 
     Attributes:
+        noted: where clauses went by which fact, of all clauses.
         active: whether the clause is being carried out; at lowering nothing is guarded any more.
     """
 
@@ -43,6 +44,7 @@ class Reader:
     clause: ClauseRef
     method: Pass
     training: Training
+    noted: list[tuple[int, str, ClauseRef]] = field(default_factory=list)
     active: bool = True
 
     def declare(self, facts: Iterable[str], attribute: str) -> None:
@@ -58,7 +60,7 @@ class Reader:
 
     def prefix(self, position: int) -> None:
         """The number of prefix tokens is read at a position."""
-        self.declare(["prefix"], "reads")
+        self._note(position, "prefix")
         change = self.training.change(position)
         if change is not None and not self.training.keeps(
             change, self.anatomy.stream.prefix_tokens
@@ -67,15 +69,19 @@ class Reader:
 
     def grid(self, position: int) -> None:
         """The grid is read at a position, as two numbers."""
-        self.declare(["grid"], "reads")
+        self._note(position, "grid")
         self.whole(position)
         guard(self.editor, self.anatomy, self.clause)
 
     def sizes(self, position: int) -> tuple[Place, Place] | None:
         """The grid is read at a position, as two values that follow the size."""
-        self.declare(["grid"], "reads")
+        self._note(position, "grid")
         self.whole(position)
         return grid_size(self.editor, self.anatomy)
+
+    def _note(self, position: int, fact: str) -> None:
+        self.declare([fact], "reads")
+        self.noted.append((position, fact, self.clause))
 
     def count(self) -> None:
         """The grid, or how many tokens there are, is read where the stream begins."""
@@ -130,6 +136,14 @@ class Facts:
     def joined(self) -> int:
         """How many tokens joined the prefix since `size` was made."""
         return self._tokens.joined
+
+    @property
+    def patches(self) -> int | None:
+        """Tokens that are no prefix, of the size that the model was captured with.
+
+        For messages: what a pass makes has to fit other sizes too.
+        """
+        return self._tokens.patches
 
 
 class WatchedStream(Around):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..catalog.declare import Pass
+from ..tracing import walk
 
 
 def fit(module: nn.Module, owner: nn.Module, like: torch.Tensor | None) -> None:
@@ -39,13 +40,13 @@ def initialise(method: Pass, module: nn.Module, generator: torch.Generator) -> N
 @contextmanager
 def modes_kept(*roots: nn.Module) -> Iterator[None]:
     """Gives every module its mode back at the end, and to one that is new that of its owner."""
-    modes = {id(m): m.training for root in roots for m in root.modules()}
+    modes = {id(m): m.training for root in roots for m in walk.modules(root)}
     try:
         yield
     finally:
         for root in roots:
             root.training = modes[id(root)]
-            for owner in root.modules():
+            for owner in walk.modules(root):
                 for child in owner.children():
                     if id(child) in modes:
                         child.training = modes[id(child)]

@@ -1,4 +1,8 @@
-"""What is known of the tokens at each point of the residual stream, as passes change them."""
+"""What is known of the tokens at each point of the residual stream, as passes change them.
+
+Passes change tokens in any order. So what hangs on the sizes is put in once they are through: each
+change of tokens is given the sizes before it, scores and pooling those at their place.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from torch import nn
 from .. import catalog
 from ..anatomy.sites import Anatomy
 from ..errors import VitrewriteError
+from ..tracing import walk
 from ..tracing.leaves import is_inserted
 from .clause import ClauseRef
 from .facts import Facts, Reader
@@ -27,43 +32,79 @@ class Tokens:
         grid: height and width in patches, or None if the patches are no full grid.
         size: how many patches each token stands for, or None if each is one.
         joined: how many tokens joined the prefix since `size` was made.
+        patches: tokens that are no prefix, of the size that the model was captured with.
     """
 
     prefix: int
     grid: tuple[int, int] | None
     size: Value | None = None
     joined: int = 0
+    patches: int | None = None
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Whether the sizes of tokens count somewhere, as one clause has it.
+
+    Attributes:
+        use: `in_scores` (log size is added to the scores of a key) or `in_pooling` (means over
+            tokens are weighed by size).
+        chosen: whether the clause says so itself; else it is the default of its pass.
+    """
+
+    use: str
+    value: bool
+    clause: ClauseRef
+    chosen: bool
+
+    def __str__(self) -> str:
+        verb = "count" if self.value else "do not count"
+        where = self.use.removeprefix("in_")
+        why = "" if self.chosen else ", by default"
+        line = f"line {self.clause.span.line}" if self.clause.span else self.clause.text
+        return f"{verb} in {where} ({line}{why})"
 
 
 @dataclass
 class Stream:
-    """The facts by position: `2 * i` is the input of block i, `2 * i + 1` its middle."""
+    """The facts by position: `2 * i` is the input of block i, `2 * i + 1` its middle.
+
+    Attributes:
+        stated: where sizes count, in the order of the clauses.
+        read: where clauses went by which fact.
+        reader: the clause that is carried out.
+    """
 
     start: Tokens
     changes: list[tuple[int, dict[str, Any], ClauseRef]] = field(default_factory=list)
-    reader: Reader | None = None  # the clause that is carried out
+    stated: list[Stated] = field(default_factory=list)
+    read: list[tuple[int, str, ClauseRef]] = field(default_factory=list)
+    reader: Reader | None = None
 
     @classmethod
     def of(cls, anatomy: Anatomy, root: nn.Module) -> Stream:
         """What holds before any pass, what earlier rewrites left in the model included."""
         known = anatomy.stream
-        stream = cls(Tokens(known.prefix_tokens, known.grid))
-        for path, module in root.named_modules():
+        around = known.prefix_tokens + known.suffix_tokens
+        patches = None if known.tokens is None else known.tokens - around
+        stream = cls(Tokens(known.prefix_tokens, known.grid, patches=patches))
+        for path, module in walk.named(root):
             if is_inserted(module) and "grid" in _writes(module):
-                clause = ClauseRef(-1, module.inserted_by, f"{path} of the model", None, {})
+                clause = ClauseRef(-1, str(module.inserted_by), f"{path} of the model", None, {})
                 index = [b.index for b in anatomy.blocks if path.startswith(f"{b.path}.")]
                 stream.change(2 * min(index, default=0) + 1, clause, grid=None)
         return stream
 
     def at(self, position: int) -> Facts:
         """The facts at a position, for the clause that is carried out."""
-        return Facts(self._known(position), position, self.reader)
+        return Facts(self.known(position), position, self.reader)
 
     def whole(self, position: int) -> bool:
         """Whether the patches are a full grid at a position."""
-        return self._known(position).grid is not None
+        return self.known(position).grid is not None
 
-    def _known(self, position: int) -> Tokens:
+    def known(self, position: int) -> Tokens:
+        """The same, for what is no clause."""
         tokens = self.start
         for where, values, _ in sorted(self.changes, key=lambda c: c[0]):
             if where > position:
@@ -74,10 +115,70 @@ class Stream:
         return tokens
 
     def change(self, position: int, clause: ClauseRef, **facts: Any) -> None:
-        """From a position on, `facts` hold."""
+        """From a position on, `facts` hold.
+
+        Raises:
+            RewriteError: VR417 if another clause went by such a fact further back already.
+        """
         if self.reader is not None:
             self.reader.declare(facts, "writes")
+        for where, fact, other in self.read:
+            if fact in facts and where >= position and other.number != clause.number:
+                raise clause.error(
+                    "VR417",
+                    f"{clause.pass_name} changes the {fact} of the tokens in front of where "
+                    f"{other.pass_name} has gone by it",
+                    notes=[f"the other clause: {other.origin}"],
+                    suggestion="write the clause that acts further in front first",
+                )
         self.changes.append((position, facts, clause))
+
+    def regroup(self, position: int, clause: ClauseRef, size: Value, patches: int) -> None:
+        """From a position on there are fewer tokens, no grid, and these sizes.
+
+        Raises:
+            RewriteError: VR410 if another clause regroups them at the position.
+        """
+        others = [c for p, values, c in self.changes if p == position and "size" in values]
+        if others:
+            raise clause.error(
+                "VR410",
+                f"{clause.pass_name}: the tokens are regrouped there already",
+                notes=[f"regrouped by: {others[0].origin}"],
+            )
+        self.change(position, clause, grid=None, size=size)
+        self.changes[-1][1]["patches"] = patches
+
+    def state(self, use: str, value: bool, clause: ClauseRef, option: str) -> None:
+        """A clause says whether sizes count; an option of it says the same.
+
+        Raises:
+            RewriteError: VR418 if another clause says the contrary.
+        """
+        new = Stated(use, value, clause, option in clause.options)
+        known = [s for s in self.stated if s.use == use and s.clause.number != clause.number]
+        for other in known if new.chosen else ():
+            if other.chosen and other.value != value:
+                raise clause.error(
+                    "VR418",
+                    f"'{clause.text}' and '{other.clause.text}' disagree on whether sizes of "
+                    f"tokens count {use.replace('_', ' ')}",
+                    option,
+                    notes=[f"the other clause: {other.clause.origin}"],
+                    suggestion="say it in one of them, or the same in both",
+                )
+        self.stated = [s for s in self.stated if s.use != use or s in known] + [new]
+
+    def counts(self, use: str) -> Stated | None:
+        """The statement that holds: the last that a clause makes itself, else the last default."""
+        found = [s for s in self.stated if s.use == use]
+        found = [s for s in found if s.chosen] or found
+        return max(found, key=lambda s: s.clause.number, default=None)
+
+    def sizes(self) -> list[tuple[int, Value, ClauseRef]]:
+        """Where sizes are made, from the first block on."""
+        made = [(p, v["size"], c) for p, v, c in self.changes if v.get("size") is not None]
+        return sorted(made, key=lambda change: change[0])
 
     def cause(self, position: int, fact: str) -> ClauseRef | None:
         """The clause that made a fact what it is at a position."""

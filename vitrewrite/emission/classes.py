@@ -8,11 +8,15 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..tracing import walk
+from ..tracing.cutting import halves
+from ..tracing.entries import ENTRIES
 from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
 from .access import child_of, is_chain, is_sequence
 from .distinction import distinguish
+from .effects import holds_tensors
 from .inlining import inline_small_calls
 from .literals import Symbol, same
 from .names import NameScope
@@ -31,6 +35,7 @@ class Class:
     literals: list[dict[Position, int | float]] = field(default_factory=list)
     parameters: Parameters = field(default_factory=lambda: Parameters(0))
     graphs: tuple[fx.Graph, ...] = ()
+    entries: tuple[str, ...] = ()  # methods that its forward calls in turn, the graphs in order
     plain: bool = False  # whether its forward is written without loops
     checkpointed: str | None = None  # when it is computed again in backward; "" is always
     used: set[int] = field(default_factory=set)  # ids of modules that some graph calls
@@ -68,7 +73,7 @@ class Classes:
         self.scope = scope
         self.care = care or Care()
         self.of: dict[int, Class] = {}  # id of a unit -> its class
-        self.paths = {id(m): path for path, m in root.named_modules()}
+        self.paths = {id(m): path for path, m in walk.named(root)}
         self.all: list[Class] = []
         self._by_key: dict[Any, Class] = {}
         self._skeletons: dict[int, Any] = {}
@@ -129,7 +134,7 @@ class Classes:
                 return
             begun.add(cls)
             for unit in cls.units:
-                for below in list(unit.modules())[1:]:
+                for below in walk.modules(unit)[1:]:
                     if id(below) in self.of:
                         visit(self.of[id(below)])
             order.append(cls)
@@ -162,7 +167,12 @@ class Classes:
         cls.parameters = Parameters(len(cls.units), self.scope.taken, _members(cls.sample))
         if cls.template is None:
             return
-        cls.graphs = tuple(numbered(g) for g in cls.template.graphs)
+        whole = [numbered(g) for g in cls.template.graphs]
+        cut = [] if any(u.checkpointing for u in cls.units) else [halves(g) for g in whole]
+        if cut and all(cut):
+            cls.entries = ENTRIES
+            whole = [half for each in zip(*filter(None, cut), strict=True) for half in each]
+        cls.graphs = tuple(whole)
         for graph in cls.graphs:
             inline_small_calls(graph, cls.units)
 
@@ -170,7 +180,8 @@ class Classes:
         """Writes differing literals as arguments; to be done after the children's classes."""
         names = {p: self._argument(cls, p) for p in cls.literals[0]} if cls.template else {}
         for i, graph in enumerate(cls.graphs):
-            replace_literals(graph, i, {p: s for p, s in names.items() if s is not None})
+            number = i % len(cls.template.graphs) if cls.template else 0
+            replace_literals(graph, number, {p: s for p, s in names.items() if s is not None})
             tidy(graph, cls.units)
             eliminate_dead_code(graph)
         flags = [unit.checkpointing for unit in cls.units]
@@ -256,8 +267,7 @@ def _lists(unit: Unit, template: Template) -> Any:
 
 def is_made(module: nn.Module, used: set[int]) -> bool:
     """Whether a module is needed: it holds state, or is called by one of those in `used`."""
-    held = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-    return held or id(module) in used
+    return id(module) in used or holds_tensors(module)
 
 
 def setting(cls: Class, vector: tuple[Any, ...]) -> str | None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from ..tracing.operators import is_impure, is_inplace
+from ..tracing.template import Template
 from ..tracing.unit import Unit
+from .once import once
 
 _RANDOM_LAYERS = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
@@ -39,23 +41,37 @@ def may_change(node: fx.Node) -> bool:
     return bool(node.meta["change"]) if node.op == "call_module" else is_inplace(node.target)
 
 
+@once
 def module_has_effect(module: nn.Module) -> bool:
     """Whether calling the module may draw random numbers or change its input."""
     if isinstance(module, _RANDOM_LAYERS):
         return getattr(module, "p", 1.0) != 0
-    if isinstance(module, Unit) and module.template is not None:
-        for graph in module.template.graphs:
-            if any(n.op not in ("placeholder", "output") and is_impure(n) for n in graph.nodes):
-                return True
-    return getattr(module, "inplace", False) or any(map(module_has_effect, module.children()))
+    if isinstance(module, Unit) and module.template is not None and _is_impure(module.template):
+        return True
+    return getattr(module, "inplace", False) or any(map(module_has_effect, _children(module)))
 
 
+@once
 def module_changes(module: nn.Module) -> bool:
     """Whether calling the module may change its input."""
-    graphs = module.template.graphs if isinstance(module, Unit) and module.template else ()
-    if any(is_inplace(n.target) for graph in graphs for n in graph.nodes):
+    if isinstance(module, Unit) and module.template is not None and _changes(module.template):
         return True
-    return getattr(module, "inplace", False) or any(map(module_changes, module.children()))
+    return getattr(module, "inplace", False) or any(map(module_changes, _children(module)))
+
+
+def _children(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module._modules.values() if child is not None]
+
+
+@once
+def _is_impure(template: Template) -> bool:
+    inner = (n for g in template.graphs for n in g.nodes if n.op not in ("placeholder", "output"))
+    return any(map(is_impure, inner))
+
+
+@once
+def _changes(template: Template) -> bool:
+    return any(is_inplace(n.target) for graph in template.graphs for n in graph.nodes)
 
 
 def is_nothing(module: nn.Module) -> bool:
@@ -65,3 +81,10 @@ def is_nothing(module: nn.Module) -> bool:
     if isinstance(module, nn.Sequential):
         return len(module) == 0
     return isinstance(module, nn.Dropout) and module.p == 0
+
+
+@once
+def holds_tensors(module: nn.Module) -> bool:
+    """Whether there is a parameter or buffer in the module or below it."""
+    own = (*module._parameters.values(), *module._buffers.values())
+    return any(t is not None for t in own) or any(map(holds_tensors, _children(module)))

@@ -11,7 +11,8 @@ from torch import fx, nn
 from ..tracing.nodes import operand
 from ..tracing.template import Template
 from ..tracing.unit import Unit
-from .effects import is_nothing, module_has_effect
+from .effects import holds_tensors, is_nothing, module_has_effect
+from .once import once
 
 MAX_STEPS = 3
 """A longer program deserves a name."""
@@ -52,6 +53,7 @@ def _same_trivial(children: Sequence[nn.Module]) -> bool:
     return len({program(c) for c in children}) == 1
 
 
+@once
 def program(module: nn.Module) -> Hashable:
     """Equal for modules that compute the same by programs that can be written inline."""
     if is_nothing(module) or not isinstance(module, Unit) or module.template is None:
@@ -61,6 +63,7 @@ def program(module: nn.Module) -> Hashable:
     return module.template.signature(), *below
 
 
+@once
 def steps(module: nn.Module) -> int:
     """Operations in a program that could be written inline; too many for one that could not."""
     never = MAX_STEPS + 1
@@ -68,7 +71,7 @@ def steps(module: nn.Module) -> int:
         return never
     if module.checkpointing:
         return never
-    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+    if holds_tensors(module):
         return never
     if module_has_effect(module):
         return never

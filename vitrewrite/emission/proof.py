@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from ..tracing import walk
 from ..tracing.configuration import freeze
 from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
@@ -313,7 +314,7 @@ def find_unproved(root: nn.Module, printed: Mapping[int, Any]) -> dict[int, Doub
     """
     seen: set[Hashable] = set()
     found: dict[int, Doubt] = {}
-    for unit in root.modules():
+    for unit in walk.modules(root):
         if not isinstance(unit, Unit) or unit.printed is None or id(unit) not in printed:
             continue
         if unit.template is None:

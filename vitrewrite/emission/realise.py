@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..errors import EmitError
+from ..tracing import walk
 from ..tracing.unit import Unit
 from .access import is_chain
 from .classes import Care, Classes
 from .generated import made
+from .once import settled
 from .proof import Doubt, find_unproved
 from .source import Source, print_classes
 
@@ -27,9 +29,10 @@ def realise(root: nn.Module) -> Source:
     """
     care = Care()
     while True:
-        source, table = print_classes(root, care)
-        _realise(root, source, table)
-        wrong = find_unproved(root, table.of)
+        with settled():
+            source, table = print_classes(root, care)
+            _realise(root, source, table)
+            wrong = find_unproved(root, table.of)
         if not _retreat(care, table, wrong):
             root.__dict__["classes"] = {c.name: c.template for c in table.all if c.template}
             return source
@@ -38,7 +41,7 @@ def realise(root: nn.Module) -> Source:
 def _realise(root: nn.Module, source: Source, table: Classes) -> None:
     names = {cls.name: root in cls.units for cls in table.all}
     found = made(source.text, names, {name: cls for cls, name in source.inserted.items()})
-    for module in list(root.modules()):
+    for module in walk.modules(root):
         if isinstance(module, Unit):
             _become(module, table, found)
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ..tracing.guards import is_guard
-from ..tracing.nodes import is_size
+from ..tracing.nodes import is_size, marks_of
 from ..tracing.template import Template, copy_graph
 
 Position = tuple[Any, ...]
@@ -51,7 +51,7 @@ def _seen(node: fx.Node) -> tuple[Hashable, ...]:
     padded = bool(sizes) and node.target is torch.nn.functional.pad
     rank = value.dim() if (sizes - {0} or padded) and isinstance(value, torch.Tensor) else None
     number = isinstance(value, (int, float))
-    return node.meta.get("origin"), node.meta.get("arity"), number, rank
+    return node.meta.get("origin"), node.meta.get("arity"), number, rank, *marks_of(node)
 
 
 def _abstract(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import linecache
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import fx, nn
 
 from ..errors import EmitError
+from ..tracing import walk
 from ..tracing.leaves import is_torch_class
 from ..tracing.unit import Unit
 from .classes import Care, Class, Classes
@@ -66,7 +67,7 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
         texts.append(_class(cls, constructors.lines(cls)))
     sources = tuple(class_source(c, _names_beside(c, inserted)) for c in inserted)
     parts = (*(f.text for f in functions.all), *sources, *texts)
-    made = frozenset(id(m) for m in root.modules() if table.makes(m))
+    made = frozenset(id(m) for m in walk.modules(root) if table.makes(m))
     return Source(parts, table.of[id(root)].name, inserted, made), table
 
 
@@ -111,7 +112,7 @@ def _inserted(root: nn.Module) -> dict[type[nn.Module], str]:
     """
     found: dict[type[nn.Module], str] = {}
     scope = NameScope()
-    for module in root.modules():
+    for module in walk.modules(root):
         cls = type(module)
         if cls in found or isinstance(module, Unit) or is_torch_class(cls):
             continue
@@ -154,26 +155,61 @@ def _keeping(unit: Unit) -> list[str]:
 
 
 def _forward(cls: Class) -> list[str]:
-    graph = cls.graphs[0]
-    names = [str(n.meta.get("hint") or n.name) for n in graph.nodes if n.op == "placeholder"]
-    names = _distinct(names)
+    names = _arguments(cls.graphs[0])
     known = cls.sample.__dict__
     more, checks = fixed_arguments(known.get("constants", {}), known.get("example"), _NO_ARGUMENT)
     arguments = ", ".join(("self", *names, *more))
+    if cls.entries:
+        return _composed(cls, arguments, ", ".join((*names, *_passed_on(more))), checks)
     called, checkpointing = _checkpoint(cls, names)
     own = ", ".join(("self", *names))
     head = wrap(f"def {called}({own if checkpointing else arguments}):", WIDTH - 4)
-    body = body_lines(graph, cls.units, names, plain=cls.plain)
-    if len(cls.graphs) == 2:
-        training = body_lines(cls.graphs[1], cls.units, names, plain=cls.plain)
-        if len(body) == 1:  # "return x": nothing happens outside training
-            body = ["if not self.training:", f"    {body[0]}", *training]
-        else:
-            body = ["if self.training:", *_indent(training, 1), *body]
+    body = _body(cls, cls.graphs, names)
     if not checkpointing:
         return [*head, *_indent([*checks, *body], 1)]
     forward = wrap(f"def forward({arguments}):", WIDTH - 4)
     return [*forward, *_indent([*checks, *checkpointing], 1), "", *head, *_indent(body, 1)]
+
+
+def _arguments(graph: fx.Graph) -> list[str]:
+    """The names of a program's inputs."""
+    nodes = [n for n in graph.nodes if n.op == "placeholder"]
+    return _distinct([str(n.meta.get("hint") or n.name) for n in nodes])
+
+
+def _passed_on(more: list[str]) -> list[str]:
+    """Arguments with defaults as a call has them that hands them on."""
+    names = [argument.partition("=")[0] for argument in more]
+    by_name = names[1:] if names[:1] == ["*"] else []
+    return [f"{name}={name}" for name in by_name] or names
+
+
+def _body(cls: Class, graphs: Sequence[fx.Graph], names: list[str]) -> list[str]:
+    """The statements of a program, or of that of eval and that of training."""
+    body = body_lines(graphs[0], cls.units, names, plain=cls.plain)
+    if len(graphs) == 1:
+        return body
+    training = body_lines(graphs[1], cls.units, names, plain=cls.plain)
+    if len(body) == 1:  # "return x": nothing happens outside training
+        return ["if not self.training:", f"    {body[0]}", *training]
+    return ["if self.training:", *_indent(training, 1), *body]
+
+
+def _composed(cls: Class, arguments: str, given: str, checks: list[str]) -> list[str]:
+    """The entries as methods, and the forward that calls them in turn."""
+    lines: list[str] = []
+    count = len(cls.graphs) // len(cls.entries)
+    call = given
+    for i, name in enumerate(cls.entries):
+        graphs = cls.graphs[i * count : (i + 1) * count]
+        names = _arguments(graphs[0])
+        head = ", ".join(("self", *names)) if i else arguments
+        body = _body(cls, graphs, names)
+        lines += wrap(f"def {name}({head}):", WIDTH - 4)
+        lines += [*_indent([*([] if i else checks), *body], 1), ""]
+        call = f"self.{name}({call})"
+    forward = wrap(f"def forward({arguments}):", WIDTH - 4)
+    return [*lines, *forward, *_indent(wrap(f"return {call}", WIDTH - 8), 1)]
 
 
 def _checkpoint(cls: Class, names: list[str]) -> tuple[str, list[str]]:

@@ -244,7 +244,11 @@ def plan_markdown(rewritten: Rewritten) -> str:
     )
 
     blocks = [
-        [*clause_lines(rewritten.result.steps), *order_lines(rewritten.result.orders)],
+        [
+            *clause_lines(rewritten.result.steps),
+            *map(str, rewritten.spec.absent),
+            *order_lines(rewritten.result.orders),
+        ],
         allocation_lines(rewritten.result.allocations)[:-1],
         measure_lines(rewritten.measures),
         claim_lines(rewritten.claims),

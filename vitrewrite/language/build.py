@@ -12,8 +12,9 @@ from typing import Any
 from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import did_you_mean, shown
 
-from . import conditions, expressions, selectors
+from . import conditions, declarations, expressions, selectors
 from . import model as nodes
+from .conditions import Condition
 from .expressions import Expression
 from .selectors import Selector
 from .source import SpecSource
@@ -230,23 +231,27 @@ class _Statements(_Selectors):
     def model(self, ref: nodes.ModelRef) -> nodes.Model:
         return nodes.Model(ref, ref.span)
 
-    def range(self, low: Expression, high: Expression) -> nodes.Range:
-        return nodes.Range(low, high, _join(low, high))
+    def range(self, low: Expression, high: Expression) -> declarations.Range:
+        return declarations.Range(low, high, _join(low, high))
 
-    def choices(self, *items: Expression) -> nodes.Choices:
-        return nodes.Choices(items, _join(items[0], items[-1]))
+    def choices(self, *items: Expression) -> declarations.Choices:
+        return declarations.Choices(items, _join(items[0], items[-1]))
 
-    def param(self, *parts: Any) -> nodes.Param:
+    def param(self, *parts: Any) -> declarations.Param:
         name, _, kind, default, bounds = parts
-        return nodes.Param(str(name), str(kind), default, bounds, name.span, name.span, kind.span)
+        return declarations.Param(
+            str(name), str(kind), default, bounds, name.span, name.span, kind.span
+        )
 
-    def let(self, name: Word, value: Expression) -> nodes.Let:
-        return nodes.Let(str(name), value, name.span, name.span)
+    def let(self, name: Word, value: Expression) -> declarations.Let:
+        return declarations.Let(str(name), value, name.span, name.span)
 
-    def include(self, target: Word) -> nodes.Include:
+    def include(
+        self, target: Word, options: tuple[selectors.Option, ...] | None
+    ) -> declarations.Include:
         quoted = target.type == "STRING"
         text = read_string(target, target.span) if quoted else str(target)
-        return nodes.Include(text, target.span)
+        return declarations.Include(text, options or (), target.span)
 
     def setting(self, name: Word, value: Expression) -> selectors.Option:
         return selectors.Option(str(name), value, name.span)
@@ -254,33 +259,38 @@ class _Statements(_Selectors):
     def tune(self, *settings: selectors.Option) -> nodes.Tune:
         return nodes.Tune(settings, _NOWHERE)
 
-    def insert(self, use: nodes.PassUse, place: Word, sites: Selector) -> nodes.Clause:
-        return nodes.Clause("insert", str(place), use, sites, (), use.span)
+    def only_if(self, condition: Condition) -> Condition:
+        return condition
 
-    def prepend(self, use: nodes.PassUse, sites: Selector) -> nodes.Clause:
-        return nodes.Clause("prepend", None, use, sites, (), use.span)
+    def insert(
+        self, use: nodes.PassUse, place: Word, sites: Selector, only: Condition | None
+    ) -> nodes.Clause:
+        return nodes.Clause("insert", str(place), use, sites, (), use.span, only)
 
-    def add(self, use: nodes.PassUse, sites: Selector) -> nodes.Clause:
-        return nodes.Clause("add", None, use, sites, (), use.span)
+    def prepend(self, use: nodes.PassUse, sites: Selector, only: Condition | None) -> nodes.Clause:
+        return nodes.Clause("prepend", None, use, sites, (), use.span, only)
 
-    def replace(self, sites: Selector, use: nodes.PassUse) -> nodes.Clause:
-        return nodes.Clause("replace", None, use, sites, (), use.span)
+    def add(self, use: nodes.PassUse, sites: Selector, only: Condition | None) -> nodes.Clause:
+        return nodes.Clause("add", None, use, sites, (), use.span, only)
+
+    def replace(self, sites: Selector, use: nodes.PassUse, only: Condition | None) -> nodes.Clause:
+        return nodes.Clause("replace", None, use, sites, (), use.span, only)
 
     def stitch(self, *parts: Any) -> nodes.Clause:
-        *models, use = parts
-        return nodes.Clause("stitch", None, use, None, tuple(models), use.span)
+        *models, use, only = parts
+        return nodes.Clause("stitch", None, use, None, tuple(models), use.span, only)
 
-    def drop(self, sites: Selector) -> nodes.Clause:
-        return nodes.Clause("drop", None, None, sites, (), sites.span)
+    def drop(self, sites: Selector, only: Condition | None) -> nodes.Clause:
+        return nodes.Clause("drop", None, None, sites, (), sites.span, only)
 
-    def train(self, sites: Selector) -> nodes.Clause:
-        return nodes.Clause("train", None, None, sites, (), sites.span)
+    def train(self, sites: Selector, only: Condition | None) -> nodes.Clause:
+        return nodes.Clause("train", None, None, sites, (), sites.span, only)
 
-    def freeze(self, sites: Selector) -> nodes.Clause:
-        return nodes.Clause("freeze", None, None, sites, (), sites.span)
+    def freeze(self, sites: Selector, only: Condition | None) -> nodes.Clause:
+        return nodes.Clause("freeze", None, None, sites, (), sites.span, only)
 
-    def require(self, claim: nodes.Claim) -> nodes.Require:
-        return nodes.Require(claim, claim.span)
+    def require(self, claim: nodes.Claim, only: Condition | None) -> nodes.Require:
+        return nodes.Require(claim, claim.span, only)
 
     def measured(self, name: Word, compare: Any, excluding: Selector | None) -> nodes.Claim:
         return nodes.Claim(str(name), None, compare, excluding, name.span)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from vitrewrite.catalog import Catalog
 from vitrewrite.errors import SpecError
-from vitrewrite.text import shown
+from vitrewrite.text import did_you_mean, listing, shown
 
-from .model import AnyStatement, Include
+from .check import check_repeated
+from .declarations import Include, Param
+from .model import AnyStatement
 from .parse import parse_source
 from .problems import Problems
 from .source import SpecSource, read_source
@@ -47,8 +50,32 @@ class Expansion:
         with self._problems.catch():
             path = self._find(node, source)
             self._check(node, _real(path), chain)
+            first = len(self.statements)
             self._expand(_read(node, path), (*chain, _real(path)))
-        self.incomplete |= len(self._problems.errors) > before
+        if len(self._problems.errors) > before:
+            self.incomplete = True
+            return
+        with self._problems.catch():
+            self._set(node, first)
+
+    def _set(self, node: Include, first: int) -> None:
+        """Gives params of an included spec the values that the `include` states."""
+        check_repeated(node.options)
+        given = {option.name: option for option in node.options}
+        known = []
+        for number, (depth, statement) in enumerate(self.statements[first:], first):
+            if isinstance(statement, Param):
+                known.append(statement.name)
+                if option := given.pop(statement.name, None):
+                    stated = replace(statement, default=option.value)
+                    self.statements[number] = depth, stated
+        for name, option in given.items():
+            message = f"{shown(node.target)} has no param {shown(name)}"
+            notes = [f"params of it: {listing(known) or 'none'}"]
+            near = did_you_mean(name, known)
+            self._problems.add(
+                SpecError("VR218", message, span=option.span, notes=notes, suggestion=near)
+            )
 
     def _find(self, node: Include, source: SpecSource) -> Path:
         if not node.target.endswith(".peft"):

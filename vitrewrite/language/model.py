@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from vitrewrite.errors import Span, SpecError
 
-from .conditions import Compare
-from .expressions import Expression, Literal, literal
+from .conditions import Compare, Condition
+from .declarations import Include, Let, Param, written
+from .expressions import Literal, literal
 from .inputs import INPUT, checked
 from .selectors import Option, Selector
 from .values import Number, Value, show
@@ -38,10 +39,6 @@ def _input(options: tuple[Option, ...]) -> str | None:
     return str(found[0]) if found else None
 
 
-def _call(name: str, options: tuple[Option, ...]) -> str:
-    return f"{name}({', '.join(map(str, options))})"
-
-
 @dataclass(frozen=True)
 class ModelRef:
     """A model by name, with arguments for its constructor."""
@@ -53,7 +50,7 @@ class ModelRef:
     def __str__(self) -> str:
         plain = self.name and not set(self.name) & set(" \t(),#'\"\\") and self.name != "with"
         name = self.name if plain else show(self.name)
-        return _call(name, self.options) if self.options else name
+        return written(name, self.options) if self.options else name
 
     def extended(self, more: tuple[Option, ...]) -> ModelRef:
         """With other arguments, which replace those of the same name."""
@@ -103,7 +100,7 @@ class PassUse:
     folder: Path = field(default=Path(), compare=False, repr=False)
 
     def __str__(self) -> str:
-        return _call(self.file or self.name, self.options)
+        return written(self.file or self.name, self.options)
 
     @property
     def key(self) -> str:
@@ -116,6 +113,10 @@ class PassUse:
         return {option.name: literal(option.value) for option in self.options}
 
 
+def _only_if(condition: Condition | None) -> str:
+    return f" if {condition}" if condition else ""
+
+
 @dataclass(frozen=True)
 class Clause:
     """A statement that changes the model.
@@ -126,6 +127,7 @@ class Clause:
         use: the pass, for all but drop, train and freeze.
         sites: where, for all but stitch.
         models: what to stitch.
+        condition: the clause is there only if it holds; None once that is known.
     """
 
     verb: str
@@ -134,6 +136,7 @@ class Clause:
     sites: Selector | None
     models: tuple[ModelRef, ...]
     span: Span = field(compare=False, repr=False)
+    condition: Condition | None = None
 
     @property
     def form(self) -> str:
@@ -141,6 +144,10 @@ class Clause:
         return f"{self.verb} {self.place}" if self.place else self.verb
 
     def __str__(self) -> str:
+        return f"{self._said}{_only_if(self.condition)}"
+
+    @property
+    def _said(self) -> str:
         if self.verb == "stitch":
             return f"stitch {', '.join(map(str, self.models))} with {self.use}"
         if self.verb == "replace":
@@ -194,78 +201,15 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Range:
-    """`1..64`, both ends included."""
-
-    low: Expression
-    high: Expression
-    span: Span = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.low}..{self.high}"
-
-
-@dataclass(frozen=True)
-class Choices:
-    """`{a, b}`; names in it are words, not variables."""
-
-    items: tuple[Expression, ...]
-    span: Span = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        return f"{{{', '.join(map(str, self.items))}}}"
-
-
-@dataclass(frozen=True)
-class Param:
-    """`param rank: int = 8 in 1..64`: a value that the command line can override."""
-
-    name: str
-    type: str
-    default: Expression
-    bounds: Range | Choices | None
-    span: Span = field(compare=False, repr=False)
-    name_span: Span = field(compare=False, repr=False)
-    type_span: Span = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        bounds = f" in {self.bounds}" if self.bounds else ""
-        return f"param {self.name}: {self.type} = {self.default}{bounds}"
-
-
-@dataclass(frozen=True)
-class Let:
-    """`let half = rank // 2`."""
-
-    name: str
-    value: Expression
-    span: Span = field(compare=False, repr=False)
-    name_span: Span = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        return f"let {self.name} = {self.value}"
-
-
-@dataclass(frozen=True)
-class Include:
-    """`include "other.peft"` or `include other`, a shipped spec."""
-
-    target: str
-    span: Span = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        return f"include {show(self.target)}"
-
-
-@dataclass(frozen=True)
 class Require:
-    """`require CLAIM`."""
+    """`require CLAIM`, perhaps `if CONDITION`."""
 
     claim: Claim
     span: Span = field(compare=False, repr=False)
+    condition: Condition | None = None
 
     def __str__(self) -> str:
-        return f"require {self.claim}"
+        return f"require {self.claim}{_only_if(self.condition)}"
 
 
 @dataclass(frozen=True)
@@ -285,6 +229,23 @@ class Tune:
         return {setting.name: literal(setting.value) for setting in self.settings}
 
 
+@dataclass(frozen=True)
+class Absent:
+    """A clause or claim that is not there, and the values that make its condition false."""
+
+    statement: Clause | Require
+    values: Mapping[str, Value]
+
+    def to_json(self) -> dict[str, Any]:
+        """It as data."""
+        line = self.statement.span.line
+        return {"clause": str(self.statement), "line": line, "values": dict(self.values)}
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name} = {show(value)}" for name, value in self.values.items())
+        return f"not there  line {self.statement.span.line}: {self.statement} ({values})"
+
+
 AnyStatement: TypeAlias = Model | Param | Let | Include | Clause | Require | Tune
 
 
@@ -302,6 +263,7 @@ class Spec:
         tune: all hyperparameters.
         params: the values of its params.
         defaults: the option values of each clause's pass that the spec leaves out.
+        absent: clauses and claims that are not there, because their conditions do not hold.
         warnings: what is odd but not wrong.
     """
 
@@ -315,6 +277,7 @@ class Spec:
     params: Mapping[str, Value]
     warnings: tuple[SpecError, ...] = field(default=(), compare=False, repr=False)
     defaults: tuple[Mapping[str, Value], ...] = field(default=(), compare=False, repr=False)
+    absent: tuple[Absent, ...] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         model = (f"model {self.model}",) if self.model else ()
@@ -322,6 +285,11 @@ class Spec:
         groups = (model, map(str, self.clauses), map(str, self.requires), tune)
         blocks = ("\n".join(lines) for lines in groups)
         return "\n\n".join(block for block in blocks if block) + "\n"
+
+    @property
+    def absent_json(self) -> dict[str, Any]:
+        """What is not there, as data under the key `not_there`; no key if all is."""
+        return {"not_there": [each.to_json() for each in self.absent]} if self.absent else {}
 
     @property
     def model_arguments(self) -> dict[str, Value]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import did_you_mean, listing, shown
 
+from .declarations import Choices, Param, Range
 from .expressions import Expression, Literal, Name
-from .model import Choices, Param, Range
 from .overrides import RESERVED, Overrides
 from .problems import Problems
 from .scope import Scope
@@ -42,6 +42,8 @@ def param_value(
         raise SpecError("VR224", message, span=param.type_span, notes=notes, suggestion=near)
     given = overrides.use(param.name, param.type)
     choices = _choices(param, scope, problems)
+    if choices is not None:
+        scope.choices[param.name] = tuple(choices)
     ends = _range(param, scope, problems)
     default = scope.resolve(param.default, problems, choices or ())
     before = len(problems.errors)

@@ -23,23 +23,24 @@ from .check import (
     without_effect,
 )
 from .claims import check_claim
+from .declarations import Include, Let, Param
 from .expressions import Expression, Literal, NodeT, map_expressions
 from .include import Expansion
 from .inputs import INPUT
 from .model import (
+    Absent,
     AnyStatement,
+    Claim,
     Clause,
-    Include,
-    Let,
     Model,
     ModelRef,
-    Param,
     PassUse,
     Require,
     Spec,
     Tune,
     stated,
 )
+from .only_if import OF_VALUES, false_for
 from .overrides import LIST, MODEL_ARGUMENTS, Overrides
 from .params import check_new, param_value
 from .problems import Problems
@@ -70,6 +71,7 @@ class Resolver:
         self._requires: list[Require] = []
         self._settings: list[Option] = []
         self._idle: list[SpecError] = []
+        self._out: list[Absent] = []
         for depth, statement in expansion.statements:
             self._depth = depth
             with problems.catch():
@@ -117,13 +119,39 @@ class Resolver:
 
     @_take.register
     def _(self, clause: Clause) -> None:
+        if self._absent(clause):
+            return
+        use, defaults = self._resolved_use(clause) if clause.use else (None, {})
+        self._clauses.append(self._resolved_clause(clause, use))
+        self._defaults.append(defaults)
+
+    def _resolved_clause(self, clause: Clause, use: PassUse | None) -> Clause:
         with self._problems.catch():
             check_models(clause)
-        use, defaults = self._resolved_use(clause) if clause.use else (None, {})
         sites = self._resolved_sites(clause.sites)
         models = tuple(self._resolved_model(ref) for ref in clause.models)
-        self._clauses.append(dataclasses.replace(clause, use=use, sites=sites, models=models))
-        self._defaults.append(defaults)
+        return dataclasses.replace(clause, use=use, sites=sites, models=models, condition=None)
+
+    def _absent(self, statement: Clause | Require) -> bool:
+        """Whether a condition keeps a statement out; what is wrong with it whatever the params are
+        is an error all the same.
+        """
+        values = false_for(statement.condition, self._scope, self._problems)
+        if values is None:
+            return False
+        self._out.append(Absent(statement, values))
+        problems, self._problems, idle = self._problems, Problems(), [*self._idle]
+        if isinstance(statement, Require):
+            with self._problems.catch():
+                self._resolved_claim(statement.claim)
+        else:
+            use = self._resolved_use(statement)[0] if statement.use else None
+            self._resolved_clause(statement, use)
+        found, self._problems, self._idle = self._problems, problems, idle
+        for error in found.errors:
+            if error.code not in OF_VALUES:
+                problems.add(error)
+        return True
 
     def _resolved_sites(self, sites: Selector | None) -> Selector | None:
         if sites is None:
@@ -174,12 +202,17 @@ class Resolver:
 
     @_take.register
     def _(self, statement: Require) -> None:
-        claim = self._resolved(statement.claim)
+        if not self._absent(statement):
+            claim = self._resolved_claim(statement.claim)
+            self._requires.append(dataclasses.replace(statement, claim=claim, condition=None))
+
+    def _resolved_claim(self, claim: Claim) -> Claim:
+        claim = self._resolved(claim)
         for sites in (claim.site, claim.excluding):
             if sites is not None:
                 check_selector(sites, self._problems)
         check_claim(claim)
-        self._requires.append(dataclasses.replace(statement, claim=claim))
+        return claim
 
     @_take.register
     def _(self, statement: Tune) -> None:
@@ -220,6 +253,7 @@ class Resolver:
                 *without_effect(settings, known, "tune"),
             ),
             defaults=tuple(self._defaults),
+            absent=tuple(self._out),
         )
 
     def _tuned(self) -> tuple[Option, ...]:

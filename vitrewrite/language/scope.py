@@ -24,6 +24,7 @@ class Scope:
         doubtful: names whose definitions are malformed.
         incomplete: whether an include failed, so that any name might have been defined there.
         used: names that some expression has.
+        choices: what a param may be, of those that have choices.
     """
 
     def __init__(self, doubtful: Collection[str] = (), incomplete: bool = False) -> None:
@@ -32,6 +33,7 @@ class Scope:
         self.doubtful = set(doubtful)
         self.incomplete = incomplete
         self.used: set[str] = set()
+        self.choices: dict[str, tuple[Value, ...]] = {}
 
     def define(self, name: str, value: Value, place: Span) -> None:
         """Gives a name its meaning."""

@@ -22,7 +22,7 @@ VERBS = (
 )
 # Words with a meaning inside a statement; as the name of an option or after a dot they are free.
 WORDS = frozenset(
-    {"at", "before", "after", "to", "with", "in", "every", "where", "and", "or", "not"}
+    {"at", "before", "after", "to", "with", "in", "every", "where", "and", "or", "not", "if"}
     | {"optional", "within", "of", "excluding"}
 )
 DEPTH_LIMIT = 16

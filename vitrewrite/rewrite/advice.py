@@ -24,6 +24,7 @@ from ..language.selectors import Path, Selector
 from ..selection.select import Selection
 from ..selection.within import KINDS, Site, kind_of, parts
 from ..text import a_or_an
+from ..tracing import walk
 from ..tracing.template import Template
 from ..tracing.unit import Unit, duplicate, on_meta
 
@@ -141,7 +142,7 @@ def copied(root: nn.Module) -> nn.Module:
         lambda b: b.clone(),
     )
     clones: dict[int, Template] = {}
-    for unit in copy.modules():
+    for unit in walk.modules(copy):
         if isinstance(unit, Unit) and (template := unit.template) is not None:
             clones.setdefault(id(template), template.clone())
             unit.__dict__["template"] = clones[id(template)]

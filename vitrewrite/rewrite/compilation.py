@@ -126,6 +126,7 @@ class Compilation:
             "model": self.model,
             "weights": self.weights,
             "clauses": [step.to_json() for step in self.steps],
+            **self.spec.absent_json,
             "order": [order.to_json() for order in self.orders],
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.allocations.items()},

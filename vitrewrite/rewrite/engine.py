@@ -41,6 +41,7 @@ from ..sites import (
     DecoderSite,
     EntriesSite,
     LinearSite,
+    settle,
 )
 from ..text import a_or_an, listing
 from ..tracing.inputs import example_of_one, primary_example
@@ -167,6 +168,7 @@ def rewrite(
             jobs.append(_job(number, clause, sites, result))
     for job in schedule(jobs):
         _carry_out(job, result)
+    settle(result.editor, result.anatomy, result.stream)
     _train(spec, found, result)
     for call, bought in result.allocations.items():
         result.allocations[call] = replace(bought, trained=_trained_for(call, found, result))
@@ -285,7 +287,9 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
     folds = "lowers_exactly" in job.method.claims
-    reader = Reader(result.editor, result.anatomy, job.clause, job.method, result.training)
+    reader = Reader(
+        result.editor, result.anatomy, job.clause, job.method, result.training, result.stream.read
+    )
     anatomy = replace(result.anatomy, stream=watched(result.anatomy.stream, reader))
     context = Context(
         result.editor, job.clause, anatomy, result.stream, scope, roles, folds=folds,

@@ -74,6 +74,7 @@ class Rewritten:
             "weights": self.weights,
             "lowered": self.lowered,
             "clauses": [step.to_json() for step in self.result.steps],
+            **self.spec.absent_json,
             "order": [order.to_json() for order in self.result.orders],
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},

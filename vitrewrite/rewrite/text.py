@@ -26,6 +26,7 @@ def plan_text(plan: Compilation) -> str:
         f"{plan.spec.name} on {plan.model}, weights {plan.weights}",
         "",
         *clause_lines(plan.steps),
+        *map(str, plan.spec.absent),
         *order_lines(plan.orders),
         "",
         *allocation_lines(plan.allocations),

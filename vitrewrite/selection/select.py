@@ -25,6 +25,7 @@ from ..language.selectors import (
 )
 from ..language.selectors import Optional as Maybe
 from ..text import did_you_mean, listing
+from ..tracing import walk
 from .within import KINDS, Named, Site, SiteGroup, attributes, children, decoder_parts, parts
 
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -59,7 +60,7 @@ class Selection:
         self.anatomy = anatomy
         self.measured = measured
         self.root = root
-        self.modules = dict(root.named_modules())
+        self.modules = dict(walk.named(root))
         self.parameters = dict(root.named_parameters(remove_duplicate=False))
 
     def sites(self, selector: Selector) -> tuple[Site, ...]:

@@ -10,6 +10,7 @@ from .entries import EntriesSite
 from .layer import LayerSite
 from .level import LevelSite
 from .linear import LinearSite
+from .sizes import settle
 
 __all__ = [
     "AttentionSite",
@@ -23,4 +24,5 @@ __all__ = [
     "LinearSite",
     "Point",
     "Value",
+    "settle",
 ]

@@ -112,16 +112,22 @@ class AttentionSite(BoundSite):
         Raises:
             RewriteError: VR410 if that is not a whole grid, or if later parts need it.
         """
-        if not self.block.mid.is_sequence or self.windowed or not self.over_tokens:
-            raise self.unfit("it does not attend over one sequence of tokens")
+        self.expect_sequence()
         grid = self.block.mid.tokens.grid
         if grid is None:
             by = self.block.cause("grid")
             notes = [f"merged by: {by}"] if by else []
             raise self.unfit("no full grid of patches is left there", notes=notes)
+        return grid
+
+    def expect_sequence(self) -> None:
+        """Raises VR410 unless all attend to one sequence, that ends with the patches."""
+        if not self.block.mid.is_sequence or self.windowed or not self.over_tokens:
+            raise self.unfit("it does not attend over one sequence of tokens")
         if len(self.context.anatomy.stages) > 1:
             raise self.unfit("later stages of the model need the grid of patches")
-        return grid
+        if self.context.anatomy.stream.suffix_tokens:
+            raise self.unfit("there are other tokens behind the patches")
 
     @property
     def masked(self) -> bool:

@@ -17,7 +17,7 @@ from ..editing.editor import Editor, Insertion, join, relative
 from ..editing.fitting import fit, floating
 from ..editing.value import Value
 from ..errors import RewriteError
-from ..tracing import inputs
+from ..tracing import inputs, walk
 from ..tracing.leaves import changed_by
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
@@ -174,7 +174,7 @@ class BoundSite:
     def refuse_twice(self) -> None:
         """Raises VR402 if the pass is at the site already."""
         module = self.editor.root.get_submodule(self.path)
-        if any(getattr(m, "inserted_by", None) == self.pass_name for m in module.modules()):
+        if any(getattr(m, "inserted_by", None) == self.pass_name for m in walk.modules(module)):
             raise self.clause.error(
                 "VR402",
                 f"'{self.role}' has {self.pass_name} already",
@@ -320,7 +320,7 @@ class BoundSite:
 
     def _holders(self, owner: nn.Module) -> int:
         """How many modules a module is a child of."""
-        children = (c for m in self.editor.root.modules() for c in m._modules.values())
+        children = (c for m in walk.modules(self.editor.root) for c in m._modules.values())
         return sum(c is owner for c in children)
 
     def _dropped(self, unit: str, x: fx.Node, p: float) -> fx.Node:

@@ -153,6 +153,44 @@ class Point:
         editor.moved[place] = moved
         return tuple(Value(Place(place.unit, r.name)) for r in results)
 
+    def regroup(self, module: nn.Module, *values: Value, patches: int) -> None:
+        """`x, size = module(x, *values, size)`: from here on there are fewer tokens, and no grid.
+
+        `size` is [batch, tokens], how many patches each token stands for. The module is called
+        without it where no other regroups tokens in front of it: each token is one patch there.
+
+        Args:
+            module: what makes the tokens fewer.
+            values: what it is given besides.
+            patches: how many tokens that are no prefix it leaves, of the size that the model was
+                captured with.
+
+        Raises:
+            RewriteError: VR410 if tokens are regrouped here already.
+        """
+        stream = self.site.context.stream
+        if stream.reader is not None:
+            stream.reader.declare(["size"], "reads")
+        if stream.known(self.position).grid is None and stream.start.grid and not stream.sizes():
+            raise self.site.unfit("the model merges tokens already, of sizes that are not known")
+        _, size = self.insert(module, *values, also=("size",))
+        self.site.editor.node(size.place).meta["held"] = True
+        stream.regroup(self.position, self.site.clause, size, patches)
+
+    def state(self, use: str, value: bool, option: str) -> None:
+        """Says whether sizes of tokens count, for the model as a whole.
+
+        Args:
+            use: `in_scores`, where log size is added to the scores of keys, or `in_pooling`, where
+                means over tokens are weighed by size.
+            value: whether they do.
+            option: of the pass, that says so.
+
+        Raises:
+            RewriteError: VR418 if another clause says the contrary.
+        """
+        self.site.context.stream.state(use, value, self.site.clause, option)
+
     def become(self, **facts: object) -> None:
         """From here on, these facts hold of the tokens."""
         self.site.context.stream.change(self.position, self.site.clause, **facts)

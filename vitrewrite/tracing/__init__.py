@@ -11,10 +11,11 @@ from torch import fx, nn
 
 from ..errors import CaptureError
 from ..text import listing, shown
-from . import construction, inputs, modes, tree
+from . import construction, entries, inputs, modes, tree, walk
 from .arguments import separated
 from .caches import Caches
 from .control import programs
+from .detour import Detour
 from .fused import FUSED, fused_attention
 from .guards import check_input, is_guard
 from .helpers import helpers_of
@@ -22,9 +23,9 @@ from .nodes import is_size
 from .pruning import pass_on, prune
 from .runs import Given, TraceRun
 from .sizes import settle
-from .state import tracked_builtins, without_garbage
+from .state import Snapshot, tracked_builtins
 from .template import Template
-from .undisturbed import LOCK, same_randomness
+from .undisturbed import LOCK, same_randomness, without_garbage
 from .unit import checkpoint, copy_tree
 from .witness import IMAGE
 
@@ -44,8 +45,10 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     _check_names(model)
     example = inputs.example_input(model) if example is None else example
     example, constants = separated(model, example)
-    with LOCK, same_randomness(), without_garbage(), tracked_builtins(model):
-        found = programs(Given(model, example, constants, Caches.of(model)))
+    detour = Detour()
+    with LOCK, same_randomness(), without_garbage(), tracked_builtins(model), detour.placed():
+        caches, before = Caches.of(model), Snapshot(model)
+        found = programs(Given(model, example, constants, caches, before, detour))
     merged = modes.merge(found.evaluation, found.training)
     _share_programs(model, merged)
     fixed = found.fixed
@@ -57,6 +60,8 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
         template.clean()
     prune(merged)
     pass_on(merged)
+    for template in {id(t): t for t in merged.values() if isinstance(t, Template)}.values():
+        entries.settle(template)
     if IMAGE in fixed:
         _guard_input_size(merged[""], example)
     root = copy_tree(model, merged, _at_first_path(model, *found.runs))
@@ -124,7 +129,7 @@ def _check_names(model: nn.Module) -> None:
     Raises:
         CaptureError: VR606.
     """
-    for path, module in model.named_modules():
+    for path, module in walk.named(model):
         for name in (*module._modules, *module._parameters, *module._buffers):
             if "." in name or not name or re.search("[\ud800-\udfff]", name):
                 where = f"'{path}'" if path else type(model).__name__

@@ -7,61 +7,25 @@ by: `functools.lru_cache` calls what it wraps, and dicts forget what holds tenso
 
 from __future__ import annotations
 
-import dis
 import functools
-import inspect
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
-from . import tree
+from . import tree, walk
 from .numbers import Tracked, plain
+from .reached import SIMPLE, Code, Search, Spot, is_foreign
 
 if TYPE_CHECKING:
     from .recorder import Recorder
 
-_FOREIGN = {"torch", "numpy", "typing", "abc", "builtins", *sys.stdlib_module_names}
-_MOST = 20_000  # functions that are looked into: no model reaches so many
-_WRITING = frozenset({"setdefault", "update", "__setitem__"})
 _STATE = frozenset(vars(nn.Module()))
-_SIMPLE = frozenset({bool, int, float, str, tuple, list, type(None)})
-_KNOWN: weakref.WeakKeyDictionary[type, list[_Place]] = weakref.WeakKeyDictionary()
-
-
-class _Place(NamedTuple):
-    """Where something is held: a name in a namespace, an attribute of a class, or a closure."""
-
-    holder: Any
-    name: str
-
-    def get(self) -> Any:
-        """What it holds now; None if it holds nothing."""
-        if isinstance(self.holder, dict):
-            return self.holder.get(self.name)
-        if isinstance(self.holder, type):
-            return vars(self.holder).get(self.name)
-        try:
-            return self.holder.cell_contents
-        except ValueError:  # an empty cell
-            return None
-
-    def put(self, value: Any) -> None:
-        """Lets it hold something else."""
-        if isinstance(self.holder, dict):
-            self.holder[self.name] = value
-        elif isinstance(self.holder, type):
-            setattr(self.holder, self.name, value)
-        else:
-            self.holder.cell_contents = value
-
-
-# -- what is reached ------------------------------------------------------------------------------
+_KNOWN: weakref.WeakKeyDictionary[type, list[Spot]] = weakref.WeakKeyDictionary()
 
 
 class Caches(NamedTuple):
@@ -72,140 +36,43 @@ class Caches(NamedTuple):
         helpers: the attributes of objects that modules hold.
     """
 
-    places: list[_Place]
+    places: list[Spot]
     helpers: list[dict[str, Any]]
 
     @classmethod
     def of(cls, model: nn.Module) -> Caches:
         """Those of a model."""
-        places: dict[tuple[int, str], _Place] = {}
+        places: dict[tuple[int, str], Spot] = {}
         helpers: dict[int, dict[str, Any]] = {}
-        for kind in dict.fromkeys(type(m) for m in model.modules()):
+        modules, code = walk.modules(model), Code()
+        search = Search(code)
+        for kind in dict.fromkeys(map(type, modules)):
             if kind not in _KNOWN:
-                _KNOWN[kind] = _Search().of(kind)
+                _KNOWN[kind] = search.of(kind)
             places |= {(id(p.holder), p.name): p for p in _KNOWN[kind]}
-        for module in model.modules():
+        for module in modules:
             for name, value in vars(module).items():
-                if name in _STATE or type(value) in _SIMPLE:
+                if type(value) in SIMPLE or name in _STATE:
                     continue
-                if _is_cache(value) and _is_written(type(module), name):
-                    places[id(vars(module)), name] = _Place(vars(module), name)
+                if _is_cache(value) and name in code.written(type(module)):
+                    places[id(vars(module)), name] = Spot(vars(module), name)
                 elif hasattr(value, "__dict__") and not _is_known(value):
                     helpers[id(value)] = vars(value)
         for held in helpers.values():
             found = (k for k, v in held.items() if _is_cache(v))
-            places |= {(id(held), k): _Place(held, k) for k in found}
+            places |= {(id(held), k): Spot(held, k) for k in found}
         return cls(list(places.values()), list(helpers.values()))
 
 
 def _is_known(value: Any) -> bool:
     named = (nn.Module, torch.Tensor, type, FunctionType, MethodType, ModuleType)
-    return isinstance(value, named) or _is_foreign(type(value).__module__)
+    return isinstance(value, named) or is_foreign(type(value).__module__)
 
 
 def _is_cache(value: Any) -> bool:
     if isinstance(value, functools._lru_cache_wrapper):
         return True
     return type(value) is dict and (not value or any(map(_is_traced, value.values())))
-
-
-class _Search:
-    """Goes from functions to what they name."""
-
-    def __init__(self) -> None:
-        self.places: list[_Place] = []
-        self.seen: set[int] = set()
-        self.waiting: list[Any] = []
-
-    def of(self, cls: type) -> list[_Place]:
-        """The places that the methods of a class and its bases reach."""
-        self.waiting.append(cls)
-        while self.waiting and len(self.seen) < _MOST:
-            self._look(self.waiting.pop())
-        return self.places
-
-    def _look(self, value: Any) -> None:
-        if id(value) in self.seen:
-            return
-        self.seen.add(id(value))
-        if isinstance(value, (staticmethod, classmethod, MethodType)):
-            self.waiting.append(value.__func__)
-        elif isinstance(value, property):
-            self.waiting += [f for f in (value.fget, value.fset) if f]
-        elif isinstance(value, functools.cached_property):
-            self.waiting.append(value.func)
-        elif isinstance(value, functools.partial):
-            self.waiting += [value.func, *value.args, *value.keywords.values()]
-        elif isinstance(value, functools._lru_cache_wrapper):
-            self.waiting.append(value.__wrapped__)
-        elif isinstance(value, FunctionType):
-            self._function(value)
-        elif isinstance(value, type):
-            self._class(value)
-        elif not isinstance(value, (nn.Module, torch.Tensor, ModuleType)):
-            self.waiting.append(type(value))  # an object that is held, and its methods
-
-    def _class(self, cls: type) -> None:
-        for each in cls.__mro__:
-            if _is_foreign(each.__module__):
-                continue
-            for name, value in list(vars(each).items()):
-                self._held(_Place(each, name), value, _is_written(cls, name))
-
-    def _function(self, function: FunctionType) -> None:
-        if _is_foreign(function.__module__):
-            return
-        written = _writes(function.__code__)
-        for cell in function.__closure__ or ():
-            self._held(_Place(cell, ""), _Place(cell, "").get(), written)
-        names = _names(function.__code__)
-        for name in names:
-            value = function.__globals__.get(name)
-            if value is not None:
-                self._held(_Place(function.__globals__, name), value, written)
-            if isinstance(value, ModuleType) and not _is_foreign(value.__name__):
-                for part in names & vars(value).keys():
-                    self._held(_Place(vars(value), part), vars(value)[part], written)
-
-    def _held(self, place: _Place, value: Any, written: bool = True) -> None:
-        inner = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
-        pythons = place.name.startswith("_") and place.name.endswith("_")  # annotations, enums
-        filled = type(value) is dict and written  # a dict that is only read is a table
-        if (isinstance(inner, functools._lru_cache_wrapper) or filled) and not pythons:
-            self.places.append(place)
-        if not isinstance(value, (str, int, float, dict, list, tuple, set, type(None))):
-            self.waiting.append(value)
-
-
-def _is_foreign(module: str | None) -> bool:
-    return (module or "builtins").partition(".")[0] in _FOREIGN
-
-
-def _names(code: CodeType) -> set[str]:
-    """The names that a function and those inside of it use."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            found |= _names(constant)
-    return found
-
-
-def _writes(code: CodeType) -> bool:
-    """Whether a function, or one inside of it, puts something under a key."""
-    if any(i.opname == "STORE_SUBSCR" for i in dis.get_instructions(code)):
-        return True
-    inside = (c for c in code.co_consts if isinstance(c, CodeType))
-    return not _WRITING.isdisjoint(code.co_names) or any(map(_writes, inside))
-
-
-def _is_written(cls: type, name: str) -> bool:
-    """Whether a method of a class that names an attribute puts something under a key."""
-    methods = (v for each in cls.__mro__ for v in vars(each).values())
-    codes = (m.__code__ for m in map(inspect.unwrap, methods) if isinstance(m, FunctionType))
-    return any(name in _names(code) and _writes(code) for code in codes)
-
-
-# -- passing by -----------------------------------------------------------------------------------
 
 
 @contextmanager

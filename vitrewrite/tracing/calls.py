@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import CaptureError
-from . import hooks, places, tree
+from . import entries, hooks, places, tree
 from .arguments import bind_arguments, in_order
 from .branches import Outcome, explore
 from .checkpoints import checkpointed
@@ -139,7 +139,7 @@ def trace_forward(
         with recorder.open(module, path, decisions) as frame:
             frames.append(frame)
             bind_arguments(frame, module, args, kwargs)
-            outputs = forward(*args, **kwargs)
+            outputs = entries.run(frame, forward, args, kwargs)
             frame.graph.output(frame.arg(outputs))
         template = Template.of(module, frame.graph)
         with recorder.off():
@@ -167,7 +167,7 @@ def _leaf(
 ) -> Entry:
     with recorder.off():
         outputs, witnesses = recorder.values.run(
-            lambda a: run_leaf(module, a[0], a[1], recorder.values.meta),
+            lambda a: run_leaf(module, cls, a[0], a[1], recorder.values.meta),
             (args, kwargs),
             cls.__name__,
         )

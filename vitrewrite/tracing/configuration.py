@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 
+_PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
+
 
 def freeze(value: Any) -> Hashable:
     """A hashable that is equal only for equal configuration values."""
+    if type(value) in _PLAIN:
+        return type(value).__name__, value
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, type)):
         return (type(value).__name__, value)
     if isinstance(value, (tuple, list)):

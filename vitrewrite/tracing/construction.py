@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from . import walk
 from .operators import canonical, is_inplace, is_random
 from .template import eliminate_dead_code
 
@@ -58,7 +59,7 @@ def programs(model: nn.Module) -> Programs:
 
 def tables(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Buffers that no checkpoint holds, by path."""
-    for prefix, module in model.named_modules():
+    for prefix, module in walk.named(model):
         for name in module._non_persistent_buffers_set:
             buffer = module._buffers.get(name)
             if buffer is not None:

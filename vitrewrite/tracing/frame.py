@@ -207,7 +207,9 @@ class Frame:
     def hint(self, names: dict[str, Any]) -> None:
         """Takes names for nodes from the local variables of a running forward."""
         for name, value in names.items():
-            if id(value) in self.hinted or not isinstance(value, (torch.Tensor, Tracked)):
+            if type(value) in _NEVER_NODES or id(value) in self.hinted:
+                continue
+            if not isinstance(value, (torch.Tensor, Tracked)):
                 continue
             node = self.nodes.get(id(value))
             if node is not None:
@@ -217,6 +219,10 @@ class Frame:
                 self.hinted.add(id(value))
             elif isinstance(value, Tracked) and value.frame is self:
                 value.hint = value.hint or name
+
+
+_NEVER_NODES = frozenset({int, float, bool, str, tuple, list, dict, type(None)})
+"""Types of most local variables; to ask whether one is a tensor takes longer."""
 
 
 def _other_name(names: dict[str, Any], name: str, value: Any) -> bool:

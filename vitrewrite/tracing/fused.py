@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from . import walk
+
 FUSED = 2e-6
 """How far these kernels may be off, as a share of the largest output, or of one."""
 _FUSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
@@ -15,5 +17,7 @@ _FUSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEnco
 
 def fused_attention(model: nn.Module) -> list[str]:
     """Classes of modules in a model that take such kernels."""
-    found = {f"nn.{cls.__name__}" for m in model.modules() for cls in _FUSING if isinstance(m, cls)}
+    found = {
+        f"nn.{cls.__name__}" for m in walk.modules(model) for cls in _FUSING if isinstance(m, cls)
+    }
     return sorted(found)

@@ -7,19 +7,20 @@ from typing import Any
 
 from torch import nn
 
+from . import walk
+from .entries import ENTRIES
 from .unit import Unit
 
 NUMBERS = ("num_features", "head_hidden_size", "embed_dim", "num_classes", "num_prefix_tokens")
-_INSTEAD = (
-    "capture keeps 'forward' alone; for features inside of it use torchvision's "
+_INSIDE = (
+    "for features inside of a forward use torchvision's "
     "create_feature_extractor(vitrewrite.capture(model).flat(), [NODE]), or forward hooks"
 )
+_NO_ENTRY = f"its forward is not forward_head(forward_features(x)) and no more; {_INSIDE}"
 _EARLIER = "its classes are built: change the model itself, and capture or rewrite it then"
 ELSEWHERE: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("forward_features", "forward_head", "forward_intermediates", "get_intermediate_layers"),
-        _INSTEAD,
-    ),
+    **dict.fromkeys(ENTRIES, _NO_ENTRY),
+    **dict.fromkeys(("forward_intermediates", "get_intermediate_layers"), _INSIDE),
     "prune_intermediate_layers": _EARLIER,
     "reset_classifier": f"{_EARLIER} (model.reset_classifier, or num_classes=)",
     "set_input_size": f"{_EARLIER} (model.set_input_size, or img_size=)",
@@ -36,7 +37,7 @@ def helpers_of(model: nn.Module) -> dict[str, Any]:
             found[name] = values
     head = _called(model, "get_classifier", ())
     heads = head if isinstance(head, tuple) else (head,)
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in walk.named(model)}
     if heads and all(isinstance(h, nn.Module) and id(h) in paths for h in heads):
         found["get_classifier"] = [paths[id(h)] for h in heads]
     return found
@@ -63,9 +64,9 @@ def _is_plain(value: Any) -> bool:
 def repeated_units(root: nn.Module) -> list[str]:
     """Paths of the innermost units that stand in numbered lists: a model's blocks."""
     found = []
-    for path, module in root.named_modules():
+    for path, module in walk.named(root):
         name = path.rpartition(".")[2]
-        inside = [k for k, m in module.named_modules() if k and isinstance(m, Unit)]
+        inside = [k for k, m in walk.named(module) if k and isinstance(m, Unit)]
         below = any(k.rpartition(".")[2].isdigit() for k in inside)
         if isinstance(module, Unit) and name.isdigit() and module._modules and not below:
             found.append(path)

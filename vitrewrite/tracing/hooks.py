@@ -19,16 +19,21 @@ TABLES = frozenset({
 
 def hooked_below(module: nn.Module) -> bool:
     """Whether anything inside of the module is hooked, so that its call cannot be replayed."""
-    return any(
-        m is not None and (m._forward_hooks or m._forward_pre_hooks or hooked_below(m))
-        for m in module._modules.values()
-    )
+    waiting = list(module._modules.values())
+    while waiting:
+        below = waiting.pop()
+        if below is not None:
+            if below._forward_hooks or below._forward_pre_hooks:
+                return True
+            waiting += below._modules.values()
+    return False
 
 
 def makes_state(module: nn.Module) -> bool:
     """Whether a hook makes what the forward reads, as weight norm and pruning make the weight."""
-    tensors = any(isinstance(v, torch.Tensor) for v in module.__dict__.values())
-    return bool(module._forward_pre_hooks) and tensors and not module._modules
+    if not module._forward_pre_hooks or module._modules:
+        return False
+    return any(isinstance(v, torch.Tensor) for v in module.__dict__.values())
 
 
 def call(module: nn.Module, args: Any, kwargs: Any, run: Callable[[Any, Any], Any]) -> Any:

@@ -18,14 +18,17 @@ from torch import nn
 Shape = tuple[int, ...]
 
 
-def of_layer(layer: nn.Module, *args: Any) -> torch.Tensor | None:
+def of_layer(
+    layer: nn.Module, *args: Any, cls: type[nn.Module] | None = None
+) -> torch.Tensor | None:
     """The output of a layer whose state is on meta, or None if torch has to say.
 
     Args:
         layer: a leaf.
         args: what it is called with.
+        cls: the layer of torch's that it computes like; by default its own class.
     """
-    shape_of = _LAYERS.get(type(layer))
+    shape_of = _LAYERS.get(cls or type(layer))
     if shape_of is None or len(args) != 1:
         return None
     x = args[0]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import CaptureError
-from . import tree
+from . import tree, walk
 from .construction import tables
 from .facts import Fact, Memory
 from .numbers import Deps, Tracked
@@ -53,14 +53,15 @@ class Known:
     Args:
         model: what is traced; its tables that no checkpoint holds are known.
         values: every value of the trace.
+        other: what is known in another trace of it, which looked the tables up.
     """
 
-    def __init__(self, model: nn.Module, values: Witnesses) -> None:
+    def __init__(self, model: nn.Module, values: Witnesses, other: Known | None = None) -> None:
         self.model = model
         self.values = values
         self._facts: dict[int, Fact] = {}
         self._memories: dict[int, Memory] = {}
-        self._tables: dict[int, torch.Tensor] | None = None
+        self._tables: dict[int, torch.Tensor] | None = other._tables if other else None
         self._asked_tables = False
         self.replay = Replay(values, self._facts, self._constants)
 
@@ -75,8 +76,14 @@ class Known:
             self._changed(kind, target, arguments, tensors, result, name)
             return
         shapes = tensors if name in _LIKE else tensors[1:] if name in _AS_OTHER else []
-        facts = [self._fact(t) for t in tensors if not any(t is s for s in shapes)]
-        if None in facts or name.removesuffix("_") in RANDOM or name == "empty_strided":
+        facts: list[Fact] = []
+        for tensor in tensors:
+            if not (shapes and any(tensor is s for s in shapes)):
+                fact = self._fact(tensor)
+                if fact is None:
+                    return
+                facts.append(fact)
+        if name.removesuffix("_") in RANDOM or name == "empty_strided":
             return
         if len(self.replay.steps) >= _MOST_STEPS or not tree.has_tensor(result):
             return
@@ -147,7 +154,7 @@ class Known:
     def _constants(self) -> dict[int, torch.Tensor]:
         """Tables that no checkpoint holds and plain tensor attributes, where they have values."""
         if self._tables is None:
-            held = [v for m in self.model.modules() for v in m.__dict__.values()]
+            held = [v for m in walk.modules(self.model) for v in m.__dict__.values()]
             held = [v for v in held if isinstance(v, torch.Tensor)]
             found = [*(t for _, t in tables(self.model)), *held]
             self._tables = {id(t): t for t in found if not t.is_meta}

@@ -60,9 +60,10 @@ def leaf_class(module: nn.Module) -> type[nn.Module]:
 
 
 def run_leaf(
-    module: nn.Module, args: Any, kwargs: Any, meta: Callable[[torch.Tensor], torch.Tensor]
-) -> Any:
-    """The leaf's output on meta, whatever device its weights are on.
+    module: nn.Module, cls: type[nn.Module], args: Any, kwargs: Any,
+    meta: Callable[[torch.Tensor], torch.Tensor],
+) -> Any:  # fmt: skip
+    """What a leaf that is a `cls` yields on meta, whatever device its weights are on.
 
     Its hooks do not run: they do where it is called.
     """
@@ -78,7 +79,7 @@ def run_leaf(
     for table in ("_parameters", "_buffers"):
         own = module.__dict__[table].items()
         shell.__dict__[table] = {k: None if t is None else meta(t) for k, t in own}
-    known = None if kwargs else kernels.of_layer(shell, *args)
+    known = None if kwargs else kernels.of_layer(shell, *args, cls=cls)
     return shell.forward(*args, **kwargs) if known is None else known
 
 

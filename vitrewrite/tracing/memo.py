@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _STATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", *TABLES}
 """Not configuration: state, looked at apart, the mode of the whole trace, and hooks."""
+_EMPTY = frozenset(k for k, v in vars(nn.Module()).items() if not v)
+"""Tables of other hooks, which hardly any module has."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,10 @@ class Memo:
         return self.fingerprints[id(module)]
 
     def _fingerprint(self, module: nn.Module) -> Hashable:
-        config = tuple((k, freeze(v)) for k, v in module.__dict__.items() if k not in _STATE)
+        config = tuple(
+            (k, freeze(v)) for k, v in module.__dict__.items()
+            if k not in _STATE and not (k in _EMPTY and not v)
+        )  # fmt: skip
         state = tuple(
             (name, None if t is None else (tuple(t.shape), t.dtype))
             for name, t in (*module._parameters.items(), *module._buffers.items())

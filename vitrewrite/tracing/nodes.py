@@ -66,3 +66,8 @@ def is_size(value: Any) -> TypeGuard[fx.Node]:
         and value.target == "size"
         and len(value.args) == 2
     )
+
+
+def marks_of(node: fx.Node) -> tuple[Any, Any]:
+    """The entry that a node belongs to, and its place in what another returns (see `cutting`)."""
+    return node.meta.get("entry"), node.meta.get("result")

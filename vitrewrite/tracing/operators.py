@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -79,6 +80,7 @@ def execute(kind: str, target: Any, args: Any, kwargs: Any) -> Any:
     return target(*args, **kwargs)
 
 
+@functools.lru_cache(maxsize=1024)
 def is_inplace(target: Any) -> bool:
     """Whether a call changes its first argument."""
     if target == "requires_grad_":

@@ -38,8 +38,10 @@ def remembered(
 
 def _described(value: Any) -> Hashable:
     """Everything that a meta kernel can see of its arguments."""
+    if type(value) in _PLAIN:
+        return type(value), value
     if isinstance(value, torch.Tensor):
-        return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device.type)
+        return ("tensor", value.shape, value.stride(), value.dtype, value.device.type)
     if isinstance(value, (tuple, list)):
         return (type(value).__name__, *map(_described, value))
     if isinstance(value, dict):
@@ -49,6 +51,9 @@ def _described(value: Any) -> Hashable:
     if isinstance(value, Hashable):  # which the key keeps, so that nothing else gets its id
         return (type(value).__name__, value)
     return object()  # equal to nothing: not remembered
+
+
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype})
 
 
 def _recipe(result: Any) -> Any:

@@ -72,7 +72,7 @@ class Recorder(TorchFunctionMode):
         self.modules: dict[int, list[str]] = other.modules if other else tree.module_paths(model)
         self.owners: dict[int, list[str]] = other.owners if other else tree.tensor_paths(model)
         self.constants: dict[str, torch.Tensor] = {}  # full path -> plain tensor attribute
-        self.known = Known(model, self.values)
+        self.known: Known = Known(model, self.values, other.known if other else None)
         self.failed_in = ""
         # Answers the calls of a forward that is traced again: what is called, as the how-manieth.
         self.replayed: Callable[[str, int], Entry] | None = None
@@ -110,14 +110,9 @@ class Recorder(TorchFunctionMode):
         finally:
             self.frames.pop()
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> _Off:
         """Torch functions called in here are not part of the program."""
-        frames, self.frames = self.frames, []
-        try:
-            yield
-        finally:
-            self.frames = frames
+        return _Off(self)
 
     def owner(self, frame: Frame, tensor: torch.Tensor) -> str:
         """Path, relative to the frame's module, of a parameter, buffer or plain tensor attribute.
@@ -338,10 +333,11 @@ class Recorder(TorchFunctionMode):
 
     def harvest(self) -> None:
         """Takes the local variables of the running forward, and helpers it is in, as names."""
-        here = sys._getframe(1)
+        here, frame = sys._getframe(1), self.frame
         while here.f_back is not None and here.f_code.co_name != "trace_forward":
-            if "/torch/" not in here.f_code.co_filename and here.f_code not in _OURS:
-                self.frame.hint(here.f_locals)
+            file = here.f_code.co_filename
+            if file != __file__ and "/torch/" not in file:
+                frame.hint(here.f_locals)
             here = here.f_back
 
 
@@ -368,6 +364,22 @@ def _node(frame: Frame, kind: str, target: Any, args: Any, kwargs: Any) -> fx.No
     return add(frame.graph, op, target, args, kwargs)
 
 
-_OURS = {
-    value.__code__ for value in vars(Recorder).values() if hasattr(value, "__code__")
-} | {Recorder.harvest.__code__}  # fmt: skip
+class _Off:
+    """No frame is open: of what torch does in here, nothing is recorded.
+
+    Nor is anybody told of it, which for a size or dtype takes much longer than to read it.
+    """
+
+    __slots__ = ("frames", "recorder", "untold")
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.untold = torch._C.DisableTorchFunction()
+
+    def __enter__(self) -> None:
+        self.frames, self.recorder.frames = self.recorder.frames, []
+        self.untold.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self.untold.__exit__(None, None, None)
+        self.recorder.frames = self.frames

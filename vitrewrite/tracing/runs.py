@@ -14,6 +14,7 @@ from ..errors import CaptureError, VitrewriteError
 from . import calls, inputs, tree
 from .caches import Caches, passed_by
 from .checkpoints import checkpoints_seen
+from .detour import Detour
 from .escapes import AnewError
 from .frame import Frame
 from .history import PastCall
@@ -23,7 +24,7 @@ from .memo import Entry
 from .numbers import Tracked, plain
 from .ranks import of_any_rank
 from .recorder import Recorder
-from .state import calls_seen_by, in_mode, preserved
+from .state import Snapshot
 from .template import Template
 from .witness import COUNT, Witnesses
 
@@ -50,12 +51,16 @@ class Given:
         example: what it is called with.
         constants: keywords that are the same in every call.
         caches: what it reaches that keeps values from call to call.
+        before: the model as it is before it is traced, and after each trace.
+        detour: by which its modules are called.
     """
 
     model: nn.Module
     example: Any
     constants: dict[str, Any]
     caches: Caches
+    before: Snapshot
+    detour: Detour
 
 
 class TraceRun:
@@ -100,8 +105,10 @@ class TraceRun:
     def _entry(self, other: TraceRun | None, anew: set[type], *, places: bool) -> Entry:
         model, aspects = self.given.model, self._aspects
         values = Witnesses() if aspects is None else Witnesses(0, _state_in(model, aspects.dtype))
-        with preserved(model) as restore:
-            self.recorder = Recorder(model, other.recorder if other else None, restore, values)
+        before = self.given.before
+        with before.kept():
+            known = other.recorder if other else None
+            self.recorder = Recorder(model, known, before.restore, values)
             self.recorder.anew = anew
             self.recorder.places = {} if places else None
             args, kwargs = _arguments(self.recorder, self.given.example, aspects)
@@ -138,8 +145,10 @@ class TraceRun:
         Returns:
             Program and calls of each; None for what cannot be traced by itself.
         """
-        with preserved(self.given.model) as restore:
-            recorder = Recorder(self.given.model, self.recorder, restore, self.recorder.values)
+        before = self.given.before
+        with before.kept():
+            values = self.recorder.values
+            recorder = Recorder(self.given.model, self.recorder, before.restore, values)
             recorder.anew, recorder.memo.shared = self.recorder.anew, shared
             with _tracing(recorder, self.given, not self.training):
                 found = [_together(recorder, self.calls(t)) for t in templates]
@@ -217,8 +226,9 @@ def again(run: TraceRun, recalls: Sequence[Recall], *, training: bool) -> list[T
         return []
     model = run.given.model
     values = Witnesses(0, _state_in(model, recalls[0].dtype))
-    with preserved(model) as restore:
-        recorder = Recorder(model, run.recorder, restore, values)
+    before = run.given.before
+    with before.kept():
+        recorder = Recorder(model, run.recorder, before.restore, values)
         with _tracing(recorder, run.given, training):
             return [_recalled(recorder, each) for each in recalls]
 
@@ -243,7 +253,7 @@ def _tracing(recorder: Recorder, given: Given, training: bool) -> Iterator[None]
         return calls.call_module(recorder, module, args, kwargs, run)
 
     with (
-        in_mode(given.model, training), calls_seen_by(handler), tracked_limits(recorder),
+        given.detour.taken(given.model, handler, training=training), tracked_limits(recorder),
         checkpoints_seen(recorder), passed_by(given.caches, recorder), recorder,
     ):  # fmt: skip
         yield

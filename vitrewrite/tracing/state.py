@@ -2,116 +2,83 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import math
+import operator
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType
 from typing import Any
 
 from torch import nn
 
-from . import casts, numbers
+from . import casts, numbers, walk
 
 
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[Callable[[nn.Module], None]]:
-    """Restores every attribute and container, also after an error.
+class Snapshot:
+    """Every attribute and container of a model.
 
-    What was not changed is not touched: another thread may be running the model.
-
-    Yields:
-        What restores a module, and all below it, before it runs once more.
+    What was not changed is not touched to restore it: another thread may be running the model.
     """
-    saved = {id(m): (m, dict(m.__dict__), _containers(m)) for m in model.modules()}
 
-    def restore(root: nn.Module) -> None:
-        for module in list(root.modules()):
-            if id(module) in saved:
-                _restore(*saved[id(module)])
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._saved = {id(m): (m, m.__dict__.copy(), _containers(m)) for m in walk.modules(model)}
 
-    try:
-        yield restore
-    finally:
-        for each in saved.values():
-            _restore(*each)
+    def restore(self, root: nn.Module | None = None) -> None:
+        """Restores all modules, or only `root` and what is below it."""
+        if root is None:
+            for each in self._saved.values():
+                _restore(*each)
+            return
+        for module in walk.modules(root):
+            if id(module) in self._saved:
+                _restore(*self._saved[id(module)])
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """In here the model may be changed, which is undone, also after an error."""
+        try:
+            yield
+        finally:
+            self.restore()
 
 
-def _restore(module: nn.Module, attributes: dict[str, Any], containers: dict[str, Any]) -> None:
+def preserved(model: nn.Module) -> AbstractContextManager[None]:
+    """In here a model may be changed, which is undone, also after an error."""
+    return Snapshot(model).kept()
+
+
+Containers = list[tuple[Any, Any]]
+"""Dicts, lists and sets, and what they held; None stands for empty, as most hook tables are."""
+
+
+def _restore(module: nn.Module, attributes: dict[str, Any], containers: Containers) -> None:
     for name in module.__dict__.keys() - attributes.keys():
         del module.__dict__[name]
     module.__dict__.update(attributes)
-    for name, content in containers.items():
-        _refill(module.__dict__[name], content)
+    for container, content in containers:
+        if (container or content) and not _holds(container, content):
+            container.clear()
+            if isinstance(container, list):
+                container.extend(content or ())
+            else:
+                container.update(content or ())
 
 
-def _containers(module: nn.Module) -> dict[str, Any]:
-    """Contents of dicts, lists and sets; None stands for empty, as most hook tables are."""
-    found = module.__dict__.items()
-    return {k: v.copy() if v else None for k, v in found if isinstance(v, (dict, list, set))}
+def _containers(module: nn.Module) -> Containers:
+    held = module.__dict__.values()
+    return [(v, v.copy() if v else None) for v in held if isinstance(v, (dict, list, set))]
 
 
-def _refill(container: Any, content: Any) -> None:
-    if not container and not content:
-        return
-    if content and _items(container) == _items(content):
-        return
-    container.clear()
-    if isinstance(container, list):
-        container.extend(content or ())
-    else:
-        container.update(content or ())
-
-
-def _items(container: Any) -> list[Any]:
-    """What tells contents apart: the objects themselves, and the order."""
-    items = container.items() if isinstance(container, dict) else ((None, v) for v in container)
-    return [(key, id(value)) for key, value in items]
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Puts the modules of a model into a mode, for this thread alone.
-
-    Another thread that runs the model meanwhile finds it in the mode that it was in.
-    """
-    modes = {id(module): training for module in model.modules()}
-    owner = threading.get_ident()
-
-    def get(module: nn.Module) -> bool:
-        if threading.get_ident() == owner and id(module) in modes:
-            return modes[id(module)]
-        try:
-            return bool(module.__dict__["training"])
-        except KeyError:
-            raise AttributeError("training") from None
-
-    def put(module: nn.Module, mode: bool) -> None:
-        if threading.get_ident() == owner and id(module) in modes:
-            modes[id(module)] = mode
-        else:
-            module.__dict__["training"] = mode
-
-    nn.Module.training = property(get, put)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del nn.Module.training
-
-
-@contextmanager
-def without_garbage() -> Iterator[None]:
-    """No search for garbage: hardly any is made, and to search what libraries hold takes long."""
-    searched = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if searched:
-            gc.enable()
+def _holds(container: Any, content: Any) -> bool:
+    """Whether it holds the same objects in the same order; what is equal may be another one."""
+    if content is None or len(container) != len(content):
+        return False
+    values = isinstance(container, dict)
+    alike = not values or all(map(operator.is_, container.values(), content.values()))
+    return alike and all(map(operator.is_, container, content))
 
 
 @contextmanager
@@ -151,7 +118,7 @@ _OF_MATH = ("sqrt", "isqrt", "log", "log2", "log10", "exp", "gcd", "pow")
 
 def _classes(model: nn.Module) -> list[type]:
     """The classes that the model's forwards are in, without torch's."""
-    found = {c: None for m in model.modules() for c in type(m).__mro__}
+    found = {c: None for m in walk.modules(model) for c in type(m).__mro__}
     foreign = ("torch", "builtins", "abc", "typing")
     return [c for c in found if c.__module__.partition(".")[0] not in foreign]
 
@@ -179,20 +146,3 @@ def _with_helpers(spaces: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 name = str(value.__globals__.get("__name__", ""))
                 if name.partition(".")[0] not in foreign:
                     yield value.__globals__
-
-
-@contextmanager
-def calls_seen_by(handler: Any) -> Iterator[None]:
-    """Sends this thread's `nn.Module.__call__` through `handler(module, args, kwargs, run)`."""
-    original, owner = nn.Module.__call__, threading.get_ident()
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != owner:
-            return original(module, *args, **kwargs)
-        return handler(module, args, kwargs, lambda: original(module, *args, **kwargs))
-
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]

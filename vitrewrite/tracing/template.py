@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from .nodes import marks_of
 from .operators import is_impure
 from .portable import Row, packed, unpacked
 
@@ -88,9 +89,9 @@ def signature(graph: fx.Graph) -> Hashable:
 
 
 def _target(node: fx.Node) -> tuple[Hashable, ...]:
-    """What is called, and the clause that put it there, which the source will name."""
+    """What is called, the clause that put it there, which the source will name, and its entry."""
     target = "" if node.op == "placeholder" else node.target
-    return target, node.meta.get("origin")
+    return target, node.meta.get("origin"), *marks_of(node)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -98,13 +99,22 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     result = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        mapping[node] = result.node_copy(node, lambda n: mapping[n])
-        mapping[node].meta = dict(node.meta)
+        new = mapping[node] = result.create_node(
+            node.op, node.target, name=node.name, type_expr=node.type
+        )
+        # Given to `create_node`, they are searched for symbols of torch's, which takes longer.
+        new.args = fx.node.map_arg(node.args, mapping.__getitem__)
+        if node.kwargs:
+            new.kwargs = fx.node.map_arg(node.kwargs, mapping.__getitem__)
+        new.meta = dict(node.meta)
     return result
 
 
 def eliminate_dead_code(graph: fx.Graph) -> None:
-    """Erases nodes without users, in-place, random and guarding ones excepted."""
+    """Erases nodes without users, in-place, random and guarding ones excepted.
+
+    One that is `held` is going to be read.
+    """
     for node in reversed(list(graph.nodes)):
-        if not node.users and not is_impure(node):
+        if not node.users and not is_impure(node) and "held" not in node.meta:
             graph.erase_node(node)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from . import walk
 from .numbers import Tracked
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def module_paths(model: nn.Module) -> dict[int, list[str]]:
     """Every path under which each module object can be reached."""
     paths: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in walk.paths(model):
         paths.setdefault(id(module), []).append(path)
     return paths
 
@@ -26,7 +27,7 @@ def module_paths(model: nn.Module) -> dict[int, list[str]]:
 def tensor_paths(model: nn.Module) -> dict[int, list[str]]:
     """Every path under which each parameter or buffer can be reached."""
     paths: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
+    for prefix, module in walk.paths(model):
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 paths.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import threading
@@ -65,3 +66,18 @@ def same_randomness() -> Iterator[None]:
         torch.set_rng_state(known[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def without_garbage() -> Iterator[None]:
+    """No search for garbage: hardly any is made, and to search what libraries hold takes long.
+
+    Where no weights are made: what is garbage meanwhile is held until the end.
+    """
+    searched = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searched:
+            gc.enable()

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import UsageError
+from . import walk
 from .kept import keeping, kept_buffers
 from .leaves import is_inserted
 from .portable import packed, unpacked
@@ -261,14 +262,14 @@ def _settings(module: nn.Module) -> dict[str, int | float]:
 def checkpoint(root: nn.Module, paths: Iterable[str]) -> None:
     """Lets the units at some paths be computed again in backward, and no others."""
     chosen = {id(root.get_submodule(path)) for path in paths}
-    for module in root.modules():
+    for module in walk.modules(root):
         if isinstance(module, Unit):
             module.__dict__["checkpointing"] = id(module) in chosen
 
 
 def checkpointed(root: nn.Module) -> tuple[str, ...]:
     """Paths of the units that are computed again in backward."""
-    return tuple(k for k, m in root.named_modules() if isinstance(m, Unit) and m.checkpointing)
+    return tuple(k for k, m in walk.named(root) if isinstance(m, Unit) and m.checkpointing)
 
 
 def duplicate(
@@ -291,7 +292,6 @@ def duplicate(
         if id(module) in modules:
             return modules[id(module)]
         new = type(module).__new__(type(module))
-        nn.Module.__init__(new)
         state = ("_parameters", "_buffers", "_modules")
         # Tables of hooks, and which buffers no state dict holds, are a copy's own; not under FSDP2,
         # whose hooks give a module's memory back and have to stay with it.
@@ -301,9 +301,11 @@ def duplicate(
                 own = key.startswith("_") and isinstance(value, (dict, set)) and not sharded
                 new.__dict__[key] = value.copy() if own else value
         modules[id(module)] = new
-        new._parameters = {k: tensor(v, parameter) for k, v in module._parameters.items()}
-        new._buffers = {k: tensor(v, buffer) for k, v in module._buffers.items()}
-        new._modules = {k: None if v is None else copy(v) for k, v in module._modules.items()}
+        table = new.__dict__
+        table["_parameters"] = {k: tensor(v, parameter) for k, v in module._parameters.items()}
+        table["_buffers"] = {k: tensor(v, buffer) for k, v in module._buffers.items()}
+        below = {k: None if v is None else copy(v) for k, v in module._modules.items()}
+        table["_modules"] = below
         return new
 
     return copy(root)
@@ -312,7 +314,7 @@ def duplicate(
 def own_templates(root: nn.Module) -> None:
     """Gives a tree copies of its templates, where another tree has the same ones."""
     copies: dict[int, Template] = {}
-    for module in root.modules():
+    for module in walk.modules(root):
         if isinstance(module, Unit) and module.template is not None:
             known = copies.get(id(module.template)) or module.template.clone()
             copies[id(module.template)] = known
@@ -349,7 +351,7 @@ def _is_bare(tensor: torch.Tensor) -> bool:
 def on_meta(root: nn.Module) -> nn.Module:
     """The same tree without weights, in float32 and eval mode; the tree itself if it is such."""
     tensors = (*root.parameters(), *root.buffers())
-    if all(map(_is_bare, tensors)) and not any(module.training for module in root.modules()):
+    if all(map(_is_bare, tensors)) and not any(m.training for m in walk.modules(root)):
         return root
 
     def meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 from ..data.loading import ProcessShare
 from ..errors import TuneError
 from ..language.settings import Settings
+from ..tracing.entries import entries_of
 
 if TYPE_CHECKING:
     from .run import Run
@@ -155,7 +156,7 @@ def _shard(module: nn.Module, blocks: list[str], device: torch.device) -> None:
     be gathered by one group only.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     uses = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
@@ -165,6 +166,8 @@ def _shard(module: nn.Module, blocks: list[str], device: torch.device) -> None:
         if all(uses[each] == count for each, count in inside.items()):
             fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
+    for name in entries_of(module):  # else called by itself it would find sharded parameters
+        register_fsdp_forward_method(module, name)
     if device.type == "cpu":  # gloo of torch 2.8 takes an average of gradients for a sum
         for each in module.modules():
             if isinstance(each, FSDPModule):

@@ -328,7 +328,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(768, eps=1e-06)
         self.head = nn.Linear(768, 1000)
 
-    def forward(self, x):
+    def forward_features(self, x):
         if x.shape[2:] != (224, 224):
             raise ValueError(f"captured for 224x224, got {x.shape[2]}x{x.shape[3]}")
         x = self.patch_embed(x)
@@ -339,9 +339,14 @@ class VisionTransformer(nn.Module):
         x, size = self.blocks[6](x)
         for block in self.blocks[7:]:
             x = block(x, size)
-        x = self.norm(x)
+        return self.norm(x)
+
+    def forward_head(self, x):
         x = x[:, 0]
         return self.head(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
 
 
 INPUT = "1x3x224x224"

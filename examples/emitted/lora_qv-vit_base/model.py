@@ -158,16 +158,21 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(768, eps=1e-06)
         self.head = nn.Linear(768, 1000)
 
-    def forward(self, x):
+    def forward_features(self, x):
         if x.shape[2:] != (224, 224):
             raise ValueError(f"captured for 224x224, got {x.shape[2]}x{x.shape[3]}")
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = x + self.pos_embed
         x = self.blocks(x)
-        x = self.norm(x)
+        return self.norm(x)
+
+    def forward_head(self, x):
         x = x[:, 0]
         return self.head(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
 
 
 INPUT = "1x3x224x224"

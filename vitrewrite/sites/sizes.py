@@ -1,0 +1,98 @@
+"""What hangs on the sizes of tokens: put in once all clauses have changed the tokens."""
+
+from __future__ import annotations
+
+import operator
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import fx
+
+from ..anatomy.sites import Anatomy, Mean, Place
+from ..editing.editor import Editor, after
+from ..editing.stream import Stream
+from ..editing.value import Value
+from ..errors import caused_at
+from .block import BlockSite
+from .context import Context
+
+
+def settle(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
+    """Gives sizes to what regroups tokens, to scores, and to pooling.
+
+    Raises:
+        RewriteError: VR410 if the scores of an attention take no bias.
+    """
+    made = stream.sizes()
+    for (_, before, _), (position, size, clause) in pairwise(made):
+        with caused_at(clause.span):
+            _give(editor, before, size, stream.known(position - 1).joined)
+    scores = stream.counts("in_scores")
+    for block in anatomy.blocks if scores is not None and scores.value else ():
+        position = 2 * block.index
+        known, cause = stream.known(position).size, stream.cause(position, "size")
+        if known is not None and cause is not None and block.attn is not None:
+            with caused_at(cause.span):
+                site = BlockSite(Context(editor, cause, anatomy, stream), block)
+                site.attn.bias_keys(known.log())
+    if made:
+        _pool(editor, anatomy, stream)
+    for _, size, _ in made:
+        del editor.node(size.place).meta["held"]
+    editor.clean()
+
+
+def _give(editor: Editor, before: Value, size: Value, joined: int) -> None:
+    """What makes `size` is called with the sizes before as its last argument."""
+    place = editor.where(size.place)
+    call = editor.node(place).args[0]
+    assert isinstance(call, fx.Node)
+    call.args = (*call.args, _with_joined(before.read(editor, place.unit), joined))
+
+
+def _with_joined(size: fx.Node, joined: int) -> fx.Node:
+    """Tokens that joined the prefix stand for themselves."""
+    if not joined:
+        return size
+    with after(size.graph, [size]):
+        return size.graph.call_function(F.pad, (size, (joined, 0)), {"value": 1.0})
+
+
+def _pool(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
+    """Means over tokens weigh each by the patches that it stands for."""
+    end, stated = 2 * len(anatomy.blocks), stream.counts("in_pooling")
+    size, around = stream.known(end).size, anatomy.stream
+    if stated is None or not stated.value or size is None or around.readout is not None:
+        return
+    for mean in around.means:
+        _weigh(editor, mean, size, stream.known(end).joined, stated.clause.origin)
+    if not around.means:
+        editor.warnings.append(
+            f"{stated.clause.origin}: the head pools tokens, not by their mean, and merged ones "
+            "count once"
+        )
+
+
+def _weigh(editor: Editor, mean: Mean, size: Value, joined: int, origin: str) -> None:
+    """`(x * size).sum(1) / size.sum(1)` instead of `x.mean(1)`."""
+    place = editor.where(mean.place)
+    node = editor.node(place)
+    x = node.all_input_nodes[0]
+    weight = _with_joined(size.read(editor, place.unit), joined)
+    every, keep = slice(None), dict(node.kwargs).get("keepdim", node.args[2:3] == (True,))
+    with node.graph.inserting_before(node):
+        for start, stop in mean.pieces:
+            index = (every, slice(start, stop))
+            weight = node.graph.call_function(operator.getitem, (weight, index))
+        weight = node.graph.call_function(operator.getitem, (weight, (every, every, None)))
+        weighed = node.graph.call_function(operator.mul, (x, weight))
+        sums = [
+            node.graph.call_method("sum", (n, 1, *([True] if keep else [])))
+            for n in (weighed, weight)
+        ]
+        pooled = node.graph.call_function(operator.truediv, tuple(sums))
+    weight.meta["hint"] = "weight"
+    pooled.meta = {**node.meta, "origin": origin}
+    node.replace_all_uses_with(pooled)
+    node.graph.erase_node(node)
+    editor.moved[place] = Place(place.unit, pooled.name)
