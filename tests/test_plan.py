@@ -72,12 +72,6 @@ def test_what_is_odd_but_not_wrong_is_a_warning() -> None:
     assert "more than half" in plan.warnings[1]
 
 
-@pytest.mark.parametrize("clause", ["drop blocks[1]", "drop blocks[*].mlp"])
-def test_drop_is_refused_clearly(clause: str) -> None:
-    with pytest.raises(vr.VitrewriteError, match="VR409"):
-        vr.plan(f"{clause}\n", tiny())
-
-
 def test_a_spec_without_a_model_asks_for_one() -> None:
     with pytest.raises(vr.VitrewriteError, match="VR312"):
         vr.plan("train head\n")

@@ -29,7 +29,7 @@ from .kinds import (
 )
 from .values import concrete
 
-_RESHAPES = frozenset({"reshape", "view", "flatten", "unflatten", "contiguous"})
+RESHAPES = frozenset({"reshape", "view", "flatten", "unflatten", "contiguous"})
 _REDUCTIONS = frozenset({"amax", "amin", "mean", "sum"})
 _BARRIERS = MATMULS | {SDPA, FUSED_ATTENTION, "softmax", "Softmax"}
 
@@ -233,7 +233,7 @@ def _apply(op: Op, index: Any) -> Any:
         return None
     if op.name in _REDUCTIONS or op.name in MOVES:
         return _on_compact(op, index)
-    if op.name in _RESHAPES:
+    if op.name in RESHAPES:
         return _reshape(index, op.shape) if index.numel() else None
     node = op.node
     first = op.arguments[0]

@@ -6,8 +6,8 @@ of one unit, so a site can be edited where it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -172,11 +172,25 @@ class Anatomy:
     fused: tuple[
         str, ...
     ] = ()  # units whose attention is one call, the parts of which are no sites
+    gone: Mapping[str, tuple[Block, str]] = field(default_factory=dict)
+    """Blocks that a clause took out, by role, each with that clause in words."""
+
+    def without(self, blocks: Sequence[Block], clause: str) -> Anatomy:
+        """What is left when a clause takes blocks out; the others keep their numbers."""
+        gone = {b.role: (b, clause) for b in blocks}
+        layers = {s.weight for b in blocks for s in b.linears}
+        return replace(
+            self,
+            blocks=tuple(b for b in self.blocks if b.role not in gone),
+            linears=tuple(s for s in self.linears if s.weight not in layers),
+            gone={**self.gone, **gone},
+        )
 
     @property
     def stages(self) -> tuple[tuple[Block, ...], ...]:
         """Blocks by stage."""
-        count = 1 + max((b.stage for b in self.blocks), default=-1)
+        known = (*self.blocks, *(block for block, _ in self.gone.values()))
+        count = 1 + max((b.stage for b in known), default=-1)
         return tuple(tuple(b for b in self.blocks if b.stage == s) for s in range(count))
 
     def roles(self) -> Iterator[tuple[str, Any]]:

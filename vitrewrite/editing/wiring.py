@@ -7,12 +7,14 @@ its result, every unit down from there takes it as another argument. No hooks, n
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import fx, nn
 
 from ..anatomy.sites import Place
+from ..emission.access import is_listed, is_numbered
 from ..errors import RewriteError
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
@@ -81,8 +83,7 @@ def calls(editor: Editor, path: str) -> Iterator[tuple[str, list[fx.Node]]]:
 
 def is_container(unit: Unit) -> bool:
     """Whether a unit only calls numbered children."""
-    names = list(unit._modules)
-    return bool(names) and names == [str(i) for i in range(len(names))]
+    return bool(unit._modules) and is_listed(unit)
 
 
 def open_container(editor: Editor, path: str) -> None:
@@ -95,13 +96,26 @@ def open_container(editor: Editor, path: str) -> None:
             result = _inline(graph, unit.template.graph, call)
         call.replace_all_uses_with(result)
         graph.erase_node(call)
-    children = nn.ModuleList(unit.children())
-    children.training = unit.training
-    for child in children:
+    children = listed(unit._modules, like=unit)
+    for child in children.children():
         if isinstance(child, Unit):
             child.__dict__["checkpointing"] |= unit.checkpointing
     owner, _, name = path.rpartition(".")
     editor.root.get_submodule(owner)._modules[name] = children
+
+
+def listed(children: Mapping[str, nn.Module | None], like: nn.Module) -> nn.Module:
+    """A list of modules under their names, in the mode of `like`.
+
+    Where numbers are left out it is a `Sequential`, as a `ModuleList` counts its children anew.
+    """
+    made: nn.Module = nn.Sequential(
+        OrderedDict((k, m) for k, m in children.items() if m is not None)
+    )
+    if is_numbered(made):
+        made = nn.ModuleList(made.children())
+    made.training = like.training
+    return made
 
 
 def _inline(graph: fx.Graph, program: fx.Graph, call: fx.Node) -> fx.Node:

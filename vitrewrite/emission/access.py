@@ -29,13 +29,16 @@ def is_hidden(name: str, owner: nn.Module | None = None) -> bool:
 
 
 def is_chain(unit: Unit) -> bool:
-    """Whether the unit just calls its numbered children in turn: an `nn.Sequential`."""
+    """Whether the unit just calls its numbered children in turn: an `nn.Sequential`.
+
+    Numbers may be left out, of children that a spec took out.
+    """
     if unit.template is None or unit.template.training or unit._parameters or unit._buffers:
         return False
     if unit.checkpointing or "example" in unit.__dict__:  # the root is a class of its own
         return False
     nodes = [n for n in unit.template.graph.nodes if n.op != "output"]
-    if not is_numbered(unit) or len(nodes) != len(unit._modules) + 1:
+    if not is_listed(unit) or len(nodes) != len(unit._modules) + 1:
         return False
     return nodes[0].op == "placeholder" and all(
         n.op == "call_module"
@@ -51,11 +54,25 @@ def is_numbered(module: nn.Module) -> bool:
     return list(module._modules) == [str(i) for i in range(len(module._modules))]
 
 
+def is_listed(module: nn.Module) -> bool:
+    """Whether the children are called by numbers that ascend, some of which may be left out."""
+    names = list(module._modules)
+    found = [int(name) for name in names if name.isdecimal()]
+    return [str(n) for n in found] == names and found == sorted(found)
+
+
 def is_sequence(module: nn.Module | None) -> bool:
-    """Whether what is printed for the module can be indexed and gone through."""
+    """Whether what is printed for the module can be indexed, by position, and gone through."""
     if isinstance(module, Unit):
         return is_chain(module)
-    return isinstance(module, (nn.Sequential, nn.ModuleList)) and is_numbered(module)
+    if isinstance(module, nn.ModuleList):  # finds its children by name
+        return is_numbered(module)
+    return isinstance(module, nn.Sequential) and is_listed(module)
+
+
+def position(module: nn.Module, name: str) -> int:
+    """Where a child of a sequence stands."""
+    return list(module._modules).index(name)
 
 
 def child_of(module: nn.Module, path: str) -> nn.Module:
@@ -79,7 +96,7 @@ def access(module: nn.Module, target: str, owner: str = "self") -> str:
 
 def _step(text: str, module: nn.Module, name: str) -> str:
     if is_sequence(module):
-        return f"{text}[{name}]"
+        return f"{text}[{position(module, name)}]"
     if isinstance(module, nn.ParameterList) and name.isdigit():
         return f"{text}[{name}]"
     held = _table(module, name)
@@ -136,8 +153,9 @@ def written(graph: fx.Graph, module: nn.Module) -> None:
         node.meta["callee"] = access(module, target)
         node.meta.pop("place", None)
         container, _, name = target.rpartition(".")
-        if node.op == "call_module" and container and is_sequence(child_of(module, container)):
-            node.meta["place"] = container, int(name)
+        owner = child_of(module, container) if container else None
+        if node.op == "call_module" and owner is not None and is_sequence(owner):
+            node.meta["place"] = container, position(owner, name)
 
 
 def repeated(root: nn.Module, made: frozenset[int]) -> Iterator[tuple[str, str]]:
@@ -178,7 +196,7 @@ def tie(root: nn.Module, path: str, first: str) -> str:
     value = access(root, first, "model") if first else "model"
     if name in module._modules:
         if is_sequence(module):
-            return f"{text}[{name}] = {value}"
+            return f"{text}[{position(module, name)}] = {value}"
         return set_child(module, name, value, text)
     if name in module._parameters:
         return set_parameter(module, name, value, text)

@@ -174,7 +174,7 @@ class Constructors:
         if kind == "nn.ModuleDict":
             return f"{kind}({{{', '.join(f'{k}: {v}' for k, v in named)}}})"
         if not is_numbered(modules[0]):
-            return f"{kind}(OrderedDict([{', '.join(f'({k}, {v})' for k, v in named)}]))"
+            return f"{kind}(OrderedDict([{', '.join(_named(list(modules[0]._modules), items))}]))"
         parts = _runs(items)
         if kind == "nn.ModuleList":
             loop = len(parts) == 1 and parts[0].startswith("*(")
@@ -227,6 +227,30 @@ def _runs(items: list[Any]) -> list[str]:
     return out
 
 
+def _named(names: list[str], items: list[Any]) -> list[str]:
+    """Pairs of names and items; runs of three or more items alike are one loop over the names."""
+    out: list[str] = []
+    keys = list(map(quoted, names))
+    i = 0
+    while i < len(items):
+        stop = _run(items, i)
+        if stop - i < 3:
+            out.append(f"({keys[i]}, {items[i]})")
+            i += 1
+            continue
+        run = items[i:stop]
+        call, name, values = _varied(run) if _differing(run) else (str(run[0]), "", [])
+        pairs = [f"({k}, {v})" for k, v in zip(keys[i:stop], values, strict=False)]
+        loop = (
+            f"key, {name} in ({', '.join(pairs)})"
+            if pairs
+            else f"key in ({', '.join(keys[i:stop])})"
+        )
+        out.append(f"*((key, {call}) for {loop})")
+        i = stop
+    return out
+
+
 def _run(items: list[Any], start: int) -> int:
     """End of the longest run from `start` whose calls differ in at most one argument."""
     stop = start + 1
@@ -248,7 +272,13 @@ def _comprehension(items: list[Any]) -> str:
     differing = _differing(items)
     if not differing or not isinstance(items[0], Construction):
         return f"*({items[0]} for _ in range({len(items)}))"
-    (i,) = differing
+    call, name, values = _varied(items)
+    return f"*({call} for {name} in ({', '.join(values)}))"
+
+
+def _varied(items: list[Any]) -> tuple[Any, str, list[str]]:
+    """A call with a variable for the one argument in which calls differ, and what it runs over."""
+    (i,) = _differing(items)
     arguments = list(items[0].arguments)
     values = [c.arguments[i] for c in items]
     others = re.findall(r"\w+", str(items[0]))
@@ -257,5 +287,4 @@ def _comprehension(items: list[Any]) -> str:
         prefix, _, _ = arguments[i].partition("=")
         values, prefix = [v.partition("=")[2] for v in values], f"{prefix}="
     arguments[i] = f"{prefix}{name}"
-    call = Construction(items[0].callee, tuple(arguments))
-    return f"*({call} for {name} in ({', '.join(values)}))"
+    return Construction(items[0].callee, tuple(arguments)), name, values

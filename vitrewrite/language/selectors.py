@@ -71,6 +71,11 @@ class Index:
     def __str__(self) -> str:
         return f"[{', '.join(map(str, self.items))}]"
 
+    @property
+    def everything(self) -> bool:
+        """Whether it is `[*]`."""
+        return str(self) == "[*]"
+
     def positions(self, count: int) -> tuple[int, ...]:
         """The positions among `count` things, in order and each once.
 

@@ -55,8 +55,8 @@ def picture(rewritten: Rewritten) -> str:
             touched[role] = (*touched.get(role, ()), colour)
     tokens = rewritten.measures.tokens
     columns = []
-    for block in rewritten.result.anatomy.blocks:
-        count = tokens[block.index] if block.index < len(tokens) else None
+    for place, block in enumerate(rewritten.result.anatomy.blocks):
+        count = tokens[place] if place < len(tokens) else None
         cells = tuple(_cells(block, touched))
         columns.append(Column(str(block.index), block.stage, str(count or ""), cells))
     head = next((c[0] for r, c in touched.items() if r.startswith("head")), None)

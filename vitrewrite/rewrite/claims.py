@@ -101,7 +101,9 @@ def _excluded(claim: Claim, result: Rewrite) -> int:
 def _tokens(claim: Claim, measures: Measures, result: Rewrite) -> int:
     assert claim.site is not None
     sites = Selection(result.anatomy, result.root).sites(claim.site)
-    found = {measures.tokens[getattr(site, "index", 0)] for site in sites}
+    order = {block.index: place for place, block in enumerate(result.anatomy.blocks)}
+    places = [order.get(index := getattr(site, "index", 0), index) for site in sites]
+    found = {measures.tokens[place] for place in places}
     if len(found) != 1 or None in found:
         raise VerifyError(
             "VR502", f"'{claim.site}' has no single token count: {sorted(map(str, found))}",

@@ -49,6 +49,7 @@ from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
 from .conflicts import needed
+from .dropping import drop_blocks
 from .misfits import refuse_misfit
 from .order import Order, orders
 from .parameters import parameters_of
@@ -154,13 +155,17 @@ def rewrite(
     Raises:
         VitrewriteError: all errors of selection together, else the first one of rewriting.
     """
-    _refuse_drop(spec)
     anatomy = analyse(root)
     example = example_of_one(root, example)
     training = Training(root, anatomy, example)
     result = Rewrite(spec, root, anatomy, example, Editor(root), Stream.of(anatomy, root), training)
     result.batches = Batches(root, original)
     shaping = _shape(spec, result, original)
+    result.anatomy, dropped = drop_blocks(spec, result.editor, result.anatomy, result.stream)
+    result.steps += [Step(ref, "drop", roles, "-", count) for ref, roles, count in dropped]
+    shaping |= {ref.number for ref, _, _ in dropped}
+    if dropped:
+        result.batches = Batches(root, result.batches.known)
     found = _select(spec, result, profile, allocations, shaping)
     jobs = []
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
@@ -174,14 +179,6 @@ def rewrite(
         result.allocations[call] = replace(bought, trained=_trained_for(call, found, result))
     result.steps.sort(key=lambda step: step.clause.number)
     return result
-
-
-def _refuse_drop(spec: Spec) -> None:
-    """`drop` is part of the language; nothing carries it out yet."""
-    dropping = [c for c in spec.clauses if c.verb == "drop"]
-    raise_all(
-        [RewriteError("VR409", f"'{c}' cannot be carried out yet", span=c.span) for c in dropping]
-    )
 
 
 def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int]:

@@ -248,11 +248,11 @@ class Selection:
     def _root(self) -> dict[str, Any]:
         anatomy = self.anatomy
         stages = [
-            SiteGroup(f"stages[{i}]", (), {"blocks": SiteGroup(f"stages[{i}].blocks", blocks)})
-            for i, blocks in enumerate(anatomy.stages)
+            SiteGroup(f"stages[{i}]", (), {"blocks": self._blocks(f"stages[{i}].blocks", i)})
+            for i in range(len(anatomy.stages))
         ]
         root: dict[str, Any] = {
-            "blocks": SiteGroup("blocks", anatomy.blocks),
+            "blocks": self._blocks("blocks", None),
             "stages": SiteGroup("stages", tuple(stages)),
             "head": SiteGroup("head", anatomy.head),
         }
@@ -267,9 +267,19 @@ class Selection:
         if anatomy.decoder is not None:
             root["decoder"] = anatomy.decoder
         empty = [
-            k for k, v in root.items() if isinstance(v, SiteGroup) and not (v.items or v.children)
+            k
+            for k, v in root.items()
+            if isinstance(v, SiteGroup) and not (v.items or v.children or v.gone)
         ]
         return {k: v for k, v in root.items() if k not in empty}
+
+    def _blocks(self, role: str, stage: int | None) -> SiteGroup:
+        """The blocks of a stage or of all, with those that are gone at their old positions."""
+        anatomy = self.anatomy
+        kept = tuple(b for b in anatomy.blocks if stage in (None, b.stage))
+        taken = {b.index: (b, why) for b, why in anatomy.gone.values() if stage in (None, b.stage)}
+        order = sorted([*(b.index for b in kept), *taken])
+        return SiteGroup(role, kept, gone={order.index(i): v for i, v in taken.items()})
 
     def _step(self, current: list[Any], step: PathStep, node: Path) -> list[Any]:
         found: list[Any] = []
@@ -297,10 +307,10 @@ class Selection:
             raise MatchError(
                 "VR304", f"'{child.role}' is one site and takes no index", span=step.index.span
             )
+        count = len(child.numbered)
         try:
-            return [child.items[i] for i in step.index.positions(len(child.items))]
+            chosen = step.index.positions(count)
         except IndexError as error:
-            count = len(child.items)
             raise MatchError(
                 "VR304",
                 f"index {error.args[0]} is out of range: {self.anatomy.model} has {count} "
@@ -308,6 +318,16 @@ class Selection:
                 span=step.index.span,
                 notes=[f"valid: 0..{count - 1}, or -{count}..-1 from the end"],
             ) from None
+        named = [i for i in chosen if i in child.gone]
+        if named and not step.index.everything:
+            block, clause = child.gone[named[0]]
+            more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+            raise MatchError(
+                "VR401", f"'{block.role}'{more} is taken out by another clause",
+                span=step.index.span, notes=[f"the other clause: {clause}"],
+                suggestion="positions are those of the model as it was; [*] is all that is left",
+            )  # fmt: skip
+        return [child.numbered[i] for i in chosen if i not in child.gone]
 
     def _children(self, owner: Any) -> dict[str, Any]:
         if isinstance(owner, SiteGroup):

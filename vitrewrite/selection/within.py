@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..anatomy.decoder import (
@@ -30,11 +30,21 @@ class Named:
 
 @dataclass(frozen=True)
 class SiteGroup:
-    """Sites that an index picks from; not a site itself."""
+    """Sites that an index picks from; not a site itself.
+
+    `gone` are those that a clause took out, by their positions among all, with that clause.
+    """
 
     role: str
     items: tuple[Any, ...]
     children: Mapping[str, Any] | None = None
+    gone: Mapping[int, tuple[Any, str]] = field(default_factory=dict)
+
+    @property
+    def numbered(self) -> tuple[Any, ...]:
+        """All sites of the model as it was, for indices."""
+        items, count = iter(self.items), len(self.items) + len(self.gone)
+        return tuple(self.gone[i][0] if i in self.gone else next(items) for i in range(count))
 
 
 DecoderSite = Decoder | DecoderLayer | Queries | Level | Prediction | PixelLevel

@@ -10,6 +10,7 @@ from torch import nn
 from ..anatomy.sites import Block, Place
 from ..editing.cuts import lengthen
 from ..editing.facts import Facts
+from ..editing.leaving import cannot_leave_out, leave_out
 from ..editing.value import Value
 from .attention import AttentionSite
 from .base import BoundSite
@@ -61,8 +62,18 @@ class BlockSite(BoundSite):
     @property
     def following(self) -> tuple[BlockSite, ...]:
         """The blocks behind this one."""
-        behind = self.context.anatomy.blocks[self.index + 1 :]
+        behind = (b for b in self.context.anatomy.blocks if b.index > self.index)
         return tuple(BlockSite(self.context, b) for b in behind)
+
+    def leave_out(self) -> None:
+        """Takes the block out: what follows reads the stream as it enters the block.
+
+        Raises:
+            RewriteError: VR410 if the block changes the stream's shape, or cannot be told apart.
+        """
+        if reason := cannot_leave_out(self.editor, self.block):
+            raise self.unfit(reason)
+        leave_out(self.editor, self.block)
 
     def cause(self, fact: str) -> str | None:
         """Another clause that changed a fact of the tokens up to here, in words."""
