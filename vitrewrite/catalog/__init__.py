@@ -154,6 +154,17 @@ class Catalog:
         return found
 
 
+def pass_in(path: Path) -> PassInfo:
+    """What the one pass in a file declares.
+
+    Raises:
+        SpecError: VR201 if there is no such file, VR240 if it does not declare one.
+    """
+    if not is_file(path):
+        raise SpecError("VR201", f"there is no file {shown(str(path))} with a pass")
+    return read_signature(path.stem, "", path)
+
+
 def _own_names(cls: type) -> set[str]:
     """What a pass defines itself, without what all passes have."""
     return {name for base in cls.__mro__[:-1] if base.__name__ != "Pass" for name in vars(base)}
