@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any
 from .catalog.declare import Pass, option
 from .rewrite.rewritten import Rewritten
 from .sites import (
+    AffineSite,
     AttentionSite,
     BlockSite,
+    BranchSite,
+    ConvSite,
     DecoderSite,
     EntriesSite,
     LayerSite,
     LevelSite,
     LinearSite,
+    MlpSite,
+    NormSite,
     Point,
     Value,
 )
@@ -23,13 +28,18 @@ if TYPE_CHECKING:
     from .tuning import Phase, Procedure, Run
 
 __all__ = [
+    "AffineSite",
     "AttentionSite",
     "BlockSite",
+    "BranchSite",
+    "ConvSite",
     "DecoderSite",
     "EntriesSite",
     "LayerSite",
     "LevelSite",
     "LinearSite",
+    "MlpSite",
+    "NormSite",
     "Pass",
     "Phase",
     "Point",

@@ -20,6 +20,9 @@ SPECS = {
     "lora-spt": "insert lora(rank=2, convention=spt) at every linear in blocks",
     "lora-library": "insert lora(rank=2, convention=library, alpha=4) at blocks[*].attn.qkv",
     "adapter": "insert adapter(hidden=4) at every linear in blocks",
+    "adaptformer": "insert adaptformer(hidden=4) at blocks[*].mlp_branch",
+    "ssf": "insert ssf() at every linear in blocks + every norm + every conv",
+    "ssf-same": "insert ssf(std=0) at blocks[*].attn.{q, v} + norm",
     "sparse": "insert sparse() at sensitive(budget=4K, scale=10K)",
     "merge.bdm": "insert merge.bdm() after blocks[1].attn",
     "prompt": "prepend prompt(count=3, dropout=0.1) to blocks[*]",
@@ -29,7 +32,7 @@ SPECS = {
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
-AT_INIT = {"lora", "lora-spt", "lora-library", "adapter", "sparse"}
+AT_INIT = {"lora", "lora-spt", "lora-library", "adapter", "adaptformer", "ssf-same", "sparse"}
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

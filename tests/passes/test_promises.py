@@ -13,7 +13,7 @@ from tests.lowering.models import fill, profile, vit
 from vitrewrite import catalog
 from vitrewrite.catalog.signatures import KNOWN
 from vitrewrite.rewrite.rewritten import Rewritten
-from vitrewrite.selection.within import KINDS
+from vitrewrite.selection.kinds import KINDS
 from vitrewrite.verification.check import Check
 from vitrewrite.verification.promises import identities, lowerings, properties
 from vitrewrite.verification.reference import Runs

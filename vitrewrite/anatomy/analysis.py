@@ -14,8 +14,10 @@ from .cuts import with_tokens
 from .decoder import Decoder, PixelDecoder
 from .flow import Flow, Op, flatten, union
 from .kinds import FUSED_ATTENTION, is_norm, layer_matrix, matrix, norm_path
+from .layers import with_layers
 from .pixels import joins, pixel_decoder
 from .queries import Finder, find_chain
+from .residuals import with_branches
 from .sites import Anatomy, Attention, Block, Linear, Place, StreamFacts
 from .stem import find_stem
 from .stream import final_norms, find_stream, heads, late_tokens, patch_embed
@@ -74,11 +76,12 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
         stream = find_stream(flow, trunk.groups, stem, first[0].in_features if first else None)
         embed = patch_embed(flow, stem, trunk.groups, sets)
         blocks = with_tokens(blocks, flow, trunk.groups) if stream.layout == "sequence" else blocks
+        blocks = with_branches(blocks, trunk.groups)
         anatomy = replace(anatomy, stream=stream, patch_embed=embed, blocks=blocks)
         _note_stream(notes, flow, trunk, stem.suffix, sets)
     else:
         notes.add("no residual blocks found")
-    return replace(anatomy, notes=notes.lines())
+    return replace(with_layers(anatomy, flow), notes=notes.lines())
 
 
 def _name(root: nn.Module) -> str:

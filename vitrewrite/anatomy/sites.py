@@ -54,6 +54,53 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Classifier(Linear):
+    """A linear layer that makes the classes: all that holds of linear layers holds of it."""
+
+
+@dataclass(frozen=True)
+class ChannelLayer:
+    """A layer that has a row of its weight, or a number, for each channel that it yields."""
+
+    role: str  # "blocks[3].norm1"; the module's own path where it has no other role
+    path: str  # of the module
+    calls: tuple[Place, ...]  # where it is applied
+    width: int  # channels that it yields
+    axis: int  # of the channels in what it yields
+
+    @property
+    def call(self) -> Place:
+        """Where it is applied first."""
+        return self.calls[0]
+
+
+@dataclass(frozen=True)
+class Norm(ChannelLayer):
+    """A norm over channels, groups of them or positions, such as `blocks[3].norm1`."""
+
+
+@dataclass(frozen=True)
+class Conv(ChannelLayer):
+    """A convolution, but for those of kernel one that are matrices of an attention or MLP."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a residual sum adds to its stream: `sum = stream + branch`.
+
+    All of it: norm, attention or MLP, layer scale, drop path.
+    """
+
+    role: str  # "blocks[3].mlp_branch"
+    owner: str  # what names it in a delta: its block for the last one, else "blocks.3.attn_branch"
+    sum: Place  # the node that adds
+    index: int  # which argument of the sum the branch is; the stream is the other
+    dim: int  # channels
+    axis: int  # of the channels
+    starts: bool  # whether the branch is made of that stream, not of what it was before
+
+
+@dataclass(frozen=True)
 class Attention:
     """One softmax attention.
 
@@ -121,6 +168,9 @@ class Block:
     linears: tuple[Linear, ...] = ()  # every matrix in the block, in order of use
     tokens: int | None = None  # how many its stream has, if that is a sequence
     cuts: tuple[Cut, ...] = ()  # where it cuts them at fixed numbers
+    norms: tuple[Norm, ...] = ()
+    convs: tuple[Conv, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
     @property
     def path(self) -> str:
@@ -163,6 +213,8 @@ class Anatomy:
     norm: str | None  # the final norm
     head: tuple[Linear, ...]  # classifiers; two for distilled models
     linears: tuple[Linear, ...] = ()  # every matrix of the model, in order of use
+    norms: tuple[Norm, ...] = ()  # and every norm
+    convs: tuple[Conv, ...] = ()  # and every convolution
     notes: tuple[str, ...] = field(default=())  # what could not be told, and why
     pool: Attention | None = None  # an attention outside of the blocks, such as a pooling head
     pixel_decoder: PixelDecoder | None = None  # of a segmentation model, as is its decoder
@@ -179,10 +231,13 @@ class Anatomy:
         """What is left when a clause takes blocks out; the others keep their numbers."""
         gone = {b.role: (b, clause) for b in blocks}
         layers = {s.weight for b in blocks for s in b.linears}
+        others = {s.path for b in blocks for s in (*b.norms, *b.convs)}
         return replace(
             self,
             blocks=tuple(b for b in self.blocks if b.role not in gone),
             linears=tuple(s for s in self.linears if s.weight not in layers),
+            norms=tuple(s for s in self.norms if s.path not in others),
+            convs=tuple(s for s in self.convs if s.path not in others),
             gone={**self.gone, **gone},
         )
 

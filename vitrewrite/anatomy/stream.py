@@ -20,7 +20,7 @@ from .kinds import (
     strip,
 )
 from .layout import layout_of, tokens_of, width_of
-from .sites import Linear, Mean, StreamFacts
+from .sites import Classifier, Mean, StreamFacts
 from .stem import Stem
 from .trunk import BlockGroup, Sets, Trunk
 
@@ -187,7 +187,7 @@ def final_norms(flow: Flow, trunk: Trunk, taken: set[Op]) -> list[str]:
     return [norm_path(o) for o in behind if not any(o.before & p.bit for p in behind if p is not o)]
 
 
-def heads(flow: Flow, sums: int) -> tuple[Linear, ...]:
+def heads(flow: Flow, sums: int) -> tuple[Classifier, ...]:
     """The layers that make the outputs, each once."""
     found: dict[Op, None] = {}
     queue = list(flow.outputs)
@@ -205,5 +205,9 @@ def heads(flow: Flow, sums: int) -> tuple[Linear, ...]:
     firsts = {matrix(op): op for op in sorted(found, key=lambda o: -o.index)}
     ordered = sorted(firsts.values(), key=lambda o: o.index)
     if len(ordered) == 1:
-        return (site("head", ordered[0]),)
-    return tuple(site(f"head[{i}]", op) for i, op in enumerate(ordered))
+        return (_head("head", ordered[0]),)
+    return tuple(_head(f"head[{i}]", op) for i, op in enumerate(ordered))
+
+
+def _head(role: str, op: Op) -> Classifier:
+    return Classifier(**vars(site(role, op)))

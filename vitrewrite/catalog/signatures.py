@@ -26,7 +26,10 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
         *("insert at", "insert before", "insert after", "insert", "prepend", "replace", "stitch"),
         "add",
     ),
-    "attaches": ("linear", "attention", "mlp", "block", "entries", "decoder"),
+    "attaches": (
+        *("linear", "head", "attention", "mlp", "norm", "conv", "branch", "block", "entries"),
+        "decoder",
+    ),
     "claims": CLAIMS,
     "reads": _FACTS,
     "writes": (*_FACTS, "layers"),

@@ -1,10 +1,10 @@
-"""Branches beside a layer, `y = branch(x, y)`, one behind the other."""
+"""What stands at a layer, `y = branch(x, y)` or `y = module(y)`, one behind the other."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import fx
+from torch import fx, nn
 
 from ..tracing.leaves import changed_by
 from .editor import Editor, Insertion, join
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def chain(editor: Editor, unit: str, layer: fx.Node) -> Iterator[fx.Node]:
-    """The calls of branches beside one call of a layer, the nearest first."""
+    """The calls of what stands at one call of a layer, the nearest first."""
     node: fx.Node | None = layer
     while node is not None:
         node = next((u for u in node.users if _is_branch(editor, unit, u, node)), None)
@@ -23,20 +23,33 @@ def chain(editor: Editor, unit: str, layer: fx.Node) -> Iterator[fx.Node]:
 
 
 def _is_branch(editor: Editor, unit: str, node: fx.Node, y: fx.Node) -> bool:
-    if node.op != "call_module" or node.args[1:2] != (y,):
-        return False
-    return changed_by(editor.unit(unit).get_submodule(str(node.target))) == (1,)
+    return changed(editor, unit, node) is y and (node.args[1:2] == (y,) or node.args == (y,))
+
+
+def changed(editor: Editor, unit: str, call: fx.Node) -> object:
+    """What a call of an inserted module with one result yields a changed form of, or None."""
+    if call.op != "call_module":
+        return None
+    changes = changed_by(editor.unit(unit).get_submodule(str(call.target)))
+    return call.args[changes[0]] if len(changes) == 1 and changes[0] is not None else None
+
+
+def is_behind(module: nn.Module) -> bool:
+    """Whether a module is given what a layer yields and no more."""
+    return changed_by(module) == (0,)
 
 
 def stacked(editor: Editor, unit: str, layer: fx.Node) -> list[Insertion]:
-    """The branches beside a layer that clauses of this rewrite put there, the nearest first."""
+    """What stands at a layer that clauses of this rewrite put there, the nearest first."""
     known = {insertion.path: insertion for insertion in editor.insertions}
     paths = (join(unit, str(node.target)) for node in chain(editor, unit, layer))
     return [known[path] for path in paths if path in known]
 
 
-def last(editor: Editor, unit: str, layer: fx.Node, *, folding: bool) -> fx.Node:
-    """What a new branch beside a layer changes: the layer's output, or that of a branch there.
+def last(
+    editor: Editor, unit: str, layer: fx.Node, *, folding: bool, behind: bool = False
+) -> fx.Node:  # fmt: skip
+    """What a new module at a layer changes: the layer's output, or that of a module there.
 
     Args:
         editor: of the model.
@@ -44,12 +57,13 @@ def last(editor: Editor, unit: str, layer: fx.Node, *, folding: bool) -> fx.Node
         layer: the call.
         folding: whether the new one folds: it goes before those that do not, and before those that
             an earlier rewrite left there.
+        behind: whether it is called with that alone: of those that fold it goes behind all.
     """
     known = {insertion.path: insertion for insertion in editor.insertions}
     node = layer
     for branch in chain(editor, unit, layer):
         found = known.get(join(unit, str(branch.target)))
-        if folding and not (found and found.folds):
+        if folding and not (found and found.folds and (behind or not is_behind(found.module))):
             break
         node = branch
     return node

@@ -64,10 +64,10 @@ class Insertion:
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """A branch beside a layer that went into the layer's weights at lowering.
+    """What stood at a layer and went into the layer's weights at lowering.
 
     Attributes:
-        insertion: the branch, `y = branch(x, before(x))`.
+        insertion: the module, `y = module(x, before(x))` or `y = module(before(x))`.
         names: the parameters that took it.
         before: the layer without it.
         after: the layer with it, sharing its weights with the lowered model.
@@ -77,6 +77,11 @@ class Fold:
     names: tuple[str, ...]
     before: nn.Module
     after: nn.Module
+
+    def unfolded(self, layer: nn.Module, module: nn.Module, x: torch.Tensor) -> object:
+        """What copies of the layer and of the module yield together."""
+        y = layer(x)
+        return module(y) if changed_by(self.insertion.module) == (0,) else module(x, y)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..anatomy.sites import Anatomy, Attention, Block, Linear, Mlp, Place
+from ..anatomy.sites import Anatomy, Attention, Block, ChannelLayer, Linear, Mlp, Place
 from ..editing.editor import join
 from ..errors import ProfileError
 from ..language import parse_spec
@@ -80,7 +80,7 @@ def _points(site: Site) -> dict[str, TapPoint]:
         return {"input": TapPoint(site.fc1.call, True), "output": TapPoint(site.fc2.call)}
     if isinstance(site, Attention) and site.core.unit:
         return {"input": TapPoint(site.core.unit, True), "output": TapPoint(site.core.unit)}
-    if isinstance(site, Named) and site.kind == "module":
+    if isinstance(site, ChannelLayer) or (isinstance(site, Named) and site.kind == "module"):
         return {"input": TapPoint(site.path, True), "output": TapPoint(site.path)}
     raise ProfileError(
         "VR767", f"no one value flows in and out of '{site.role}'",

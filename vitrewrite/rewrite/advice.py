@@ -21,8 +21,9 @@ from ..errors import VitrewriteError
 from ..language import parse_spec
 from ..language.model import Clause
 from ..language.selectors import Path, Selector
+from ..selection.kinds import KINDS, parts, word_for
 from ..selection.select import Selection
-from ..selection.within import KINDS, Site, kind_of, parts
+from ..selection.within import Site
 from ..text import a_or_an
 from ..tracing import walk
 from ..tracing.template import Template
@@ -51,7 +52,7 @@ class Adviser:
 
     def __init__(self, clause: Clause, method: Pass, sites: tuple[Site, ...], result: Any) -> None:
         self.clause, self.method, self.sites, self.result = clause, method, sites, result
-        self.kinds = tuple(KINDS[kind] for kind in method.attaches)
+        self.kinds = tuple(KINDS[kind].finds for kind in method.attaches)
 
     def advice(self, wrong: Site) -> Advice:
         """What to say about a site of the wrong kind."""
@@ -63,7 +64,7 @@ class Adviser:
                 return Advice(suggestion=f"'{selector}' selects {found}")
         if sum(isinstance(part, self.kinds) for part in parts(wrong)) > 1:
             name = self.clause.use.name if self.clause.use else "it"
-            whole = f"something else than at the {kind_of(wrong)} as a whole"
+            whole = f"something else than at the {word_for(wrong)} as a whole"
             return Advice((f"{name} at every {wanted} in it is {whole}",))
         if example := next(filter(self._works, self._examples()), None):
             return Advice(suggestion=f"'{example}' selects {a_or_an(wanted)}")

@@ -17,7 +17,8 @@ from ..anatomy.sites import Anatomy
 from ..errors import MatchError, caused_at
 from ..language.model import Clause, Spec
 from ..language.selectors import Call
-from ..selection.within import KINDS, Named, Site
+from ..selection.kinds import KINDS
+from ..selection.within import Named, Site
 from ..sensitivity import Allocation, AllocationRule, Candidate, Decision, allocate, candidates
 from ..sensitivity.calls import calls, way
 from ..sensitivity.profile import Profile
@@ -56,7 +57,7 @@ class Allocations:
         """
         kinds: tuple[type, ...] = (Named,)
         if clause.use is not None:
-            kinds = tuple(KINDS[kind] for kind in method_of(clause).attaches)
+            kinds = tuple(KINDS[kind].finds for kind in method_of(clause).attaches)
         found = (site for d in self.allocation(call).decisions for site in _sites(d))
         return tuple(site for site in found if isinstance(site, kinds))
 

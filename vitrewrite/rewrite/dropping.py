@@ -8,8 +8,8 @@ from ..editing.editor import Editor
 from ..editing.stream import Stream
 from ..errors import caused_at
 from ..language.model import Spec
+from ..selection.kinds import word_for
 from ..selection.select import Selection
-from ..selection.within import kind_of
 from ..sites import BlockSite, Context
 from ..text import a_or_an, plural
 
@@ -38,7 +38,7 @@ def drop_blocks(
             for site in sites:
                 if not isinstance(site, Block):
                     message = (
-                        f"drop takes out blocks, and '{site.role}' is {a_or_an(kind_of(site))}"
+                        f"drop takes out blocks, and '{site.role}' is {a_or_an(word_for(site))}"
                     )
                     raise described.error("VR409", message)
             if len(blocks) == len(anatomy.blocks):

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from .. import catalog
+from .. import sites as verbs
 from ..anatomy import analyse
-from ..anatomy.decoder import Decoder
-from ..anatomy.entries import Entries
-from ..anatomy.sites import Anatomy, Attention, Block, Linear
+from ..anatomy.sites import Anatomy
 from ..catalog.declare import Pass
 from ..catalog.own_code import own_code
 from ..editing.clause import ClauseRef
@@ -28,21 +27,13 @@ from ..editing.training import Training
 from ..errors import RewriteError, VitrewriteError, caused_at, raise_all
 from ..language.model import Clause as SpecClause
 from ..language.model import Spec
+from ..selection.kinds import KINDS, is_any, kind_of, word_for
 from ..selection.select import Selection
-from ..selection.within import KINDS, Site, kind_of
+from ..selection.within import Site
 from ..sensitivity import Allocation
 from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
-from ..sites import (
-    AttentionSite,
-    BlockSite,
-    BoundSite,
-    Context,
-    DecoderSite,
-    EntriesSite,
-    LinearSite,
-    settle,
-)
+from ..sites import BoundSite, Context, settle
 from ..text import a_or_an, listing
 from ..tracing.inputs import example_of_one, primary_example
 from ..tracing.unit import on_meta, own_templates
@@ -260,12 +251,12 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
     method = method_of(clause)
     result.methods[number] = method
     for site in sites:
-        if not any(isinstance(site, KINDS[kind]) for kind in method.attaches):
+        if not is_any(site, method.attaches):
             advice = Adviser(clause, method, sites, result).advice(site)
             raise described.error(
                 "VR406",
                 f"{described.pass_name} attaches to {listing(method.attaches)}, "
-                f"and '{site.role}' is {a_or_an(kind_of(site))}",
+                f"and '{site.role}' is {a_or_an(word_for(site))}",
                 notes=advice.notes, suggestion=advice.suggestion,
             )  # fmt: skip
     sites = distinct(sites)
@@ -281,7 +272,7 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
 
 def _carry_out(job: Job, result: Rewrite) -> None:
     before = sum(p.numel() for p in result.root.parameters())
-    scope = tuple(dict.fromkeys(_unit(site) for site in job.sites))
+    scope = tuple(dict.fromkeys(kind_of(site).unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
     folds = "lowers_exactly" in job.method.claims
     reader = Reader(
@@ -306,46 +297,15 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     result.steps.append(Step(job.clause, "insert", roles, "+", added, claims, own))
 
 
-def _unit(site: Site) -> str:
-    """The unit whose graph holds a site."""
-    if isinstance(site, Linear):
-        return site.call.unit
-    if isinstance(site, Attention):
-        return site.core.unit
-    if isinstance(site, Decoder):
-        return site.unit or ""
-    if isinstance(site, Entries):
-        return site.layer.call.unit if site.layer is not None else ""
-    assert isinstance(site, Block)
-    return site.input.unit
-
-
-def _bound(sites: Sequence[Site], context: Context) -> list[BoundSite]:
-    """The sites as a pass gets them; row ranges of one layer come together."""
-    groups: dict[Any, list[Linear]] = {}
-    layers: dict[str, list[Entries]] = {}
+def _bound(found: Sequence[Site], context: Context) -> list[BoundSite]:
+    """The sites as a pass gets them, kind by kind."""
     bound: list[BoundSite] = []
-    owners = {b.attn.role: b for b in context.anatomy.blocks if b.attn is not None}
-    for site in sites:
-        if isinstance(site, Linear):
-            unit = context.editor.unit(site.call.unit)  # the same for blocks that are one module
-            weight = context.editor.root.get_parameter(site.weight)
-            same = groups.setdefault((id(unit), id(weight), site.offset), [])
-            if all(other.ranges != site.ranges for other in same):
-                same.append(site)
-        elif isinstance(site, Attention):
-            bound.append(AttentionSite(context, site, owners.get(site.role)))
-        elif isinstance(site, Block):
-            bound.append(BlockSite(context, site))
-        elif isinstance(site, Decoder):
-            bound.append(DecoderSite(context, site))
-        elif isinstance(site, Entries):
-            layers.setdefault(site.module, []).append(site)
-    bound += [EntriesSite(context, tuple(parts_)) for parts_ in layers.values()]
+    for kind in KINDS.values():
+        same = [site for site in found if kind_of(site) is kind]
+        bound += getattr(verbs, kind.gets).bind(context, same)
     for made in bound:
         made.refuse_twice()
-    in_order = (tuple(sorted(g, key=lambda s: s.ranges)) for g in groups.values())
-    return [*(LinearSite(context, parts_) for parts_ in in_order), *bound]
+    return bound
 
 
 # -- what is trained ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import nn
 from ..catalog.declare import Pass
 from ..catalog.own_code import own_code
 from ..editing import wiring
+from ..editing.branches import is_behind
 from ..editing.editor import Editor, Insertion, Lowered
 from ..editing.fitting import modes_kept
 from ..sites import BoundSite
@@ -53,9 +54,10 @@ def lower_tree(
 def in_turn(insertions: Sequence[Insertion]) -> list[Insertion]:
     """The order in which insertions are lowered: the last one first.
 
-    Branches that fold are the other way round: a layer takes the nearest one before the next.
+    Those that fold are the other way round: a layer takes the nearest one before the next, and
+    all that is beside it before what is behind it.
     """
-    folding = iter([i for i in insertions if i.folds])
+    folding = iter(sorted((i for i in insertions if i.folds), key=lambda i: is_behind(i.module)))
     return [next(folding) if i.folds else i for i in reversed(insertions)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from ..editing.branches import is_behind
 from ..editing.clause import ClauseRef
 from ..editing.editor import Editor, Insertion
 
@@ -77,4 +78,6 @@ def _reason(stack: Sequence[Insertion]) -> str:
     turned = [(a, b) for a, b in combinations(stack, 2) if a.clause > b.clause]
     if any(a.folds and not b.folds for a, b in turned):
         return "linear updates, which fold into the weight, go first"
+    if any(is_behind(a.module) < is_behind(b.module) for a, b in turned):
+        return "what is beside a layer goes before what is behind it"
     return "facts of the tokens are changed before they are read" if turned else ""

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..anatomy.sites import Linear
 from ..errors import RewriteError
-from ..selection.within import Named, Site, parts
+from ..selection.kinds import kind_of, parts
+from ..selection.within import Site
 
 
 def parameters_of(sites: Iterable[Site], root: nn.Module) -> set[str]:
@@ -26,13 +27,9 @@ def parameters_of(sites: Iterable[Site], root: nn.Module) -> set[str]:
 def _paths(site: Site) -> Iterator[str]:
     """The modules and parameters of a site."""
     for part in parts(site):
-        if isinstance(part, Linear):
-            if part.rows is not None and part is site:
-                raise RewriteError(
-                    "VR408", f"'{part.role}' is some rows of {part.weight}, trained only as a whole"
-                )
-            yield part.weight.rpartition(".")[0]
-        elif isinstance(part, Named):
-            yield part.path
-        elif unit := getattr(part, "unit", None):
-            yield unit
+        if isinstance(part, Linear) and part.rows is not None and part is site:
+            raise RewriteError(
+                "VR408", f"'{part.role}' is some rows of {part.weight}, trained only as a whole"
+            )
+        if path := kind_of(part).module(part):
+            yield path

@@ -9,10 +9,10 @@ from typing import Any
 
 import networkx as nx
 
-from ..anatomy.sites import Linear
 from ..catalog.declare import Pass
 from ..editing.clause import ClauseRef
 from ..errors import RewriteError
+from ..selection.kinds import kind_of, overlaps
 from ..selection.within import Site
 
 
@@ -59,7 +59,7 @@ def _feeds(first: Pass, second: Pass) -> bool:
 def _check_conflict(first: Job, second: Job) -> None:
     if first.clause.pass_name != second.clause.pass_name:
         return
-    shared = [a.role for a in first.sites for b in second.sites if _overlap(a, b)]
+    shared = [a.role for a in first.sites for b in second.sites if overlaps(a, b)]
     if shared:
         more = f" and {len(shared) - 1} more sites" if len(shared) > 1 else ""
         raise second.clause.error(
@@ -70,31 +70,21 @@ def _check_conflict(first: Job, second: Job) -> None:
         )
 
 
-def _overlap(a: Any, b: Any) -> bool:
-    if not (isinstance(a, Linear) and isinstance(b, Linear)):
-        return bool(a.role == b.role)
-    if a.weight != b.weight:
-        return False
-    pairs = ((one, other) for one in a.ranges for other in b.ranges)
-    return any(start < high and low < stop for (start, stop), (low, high) in pairs)
-
-
 def distinct(sites: Sequence[Site]) -> tuple[Site, ...]:
-    """The sites, a matrix that several blocks share only once."""
+    """The sites, a matrix or layer that several blocks share only once."""
     found: dict[Any, Site] = {}
     for site in sites:
-        matrix = (site.weight, site.ranges) if isinstance(site, Linear) else id(site)
-        found.setdefault(matrix, site)
+        found.setdefault(kind_of(site).identity(site), site)
     return tuple(found.values())
 
 
 def overlapping(sites: Sequence[Site]) -> tuple[Site, Site] | None:
-    """Two of the sites that are about the same rows of one weight."""
-    linears = [s for s in sites if isinstance(s, Linear)]
-    by_weight: dict[str, list[Linear]] = {}
-    for site in linears:
-        for other in by_weight.setdefault(site.weight, []):
-            if _overlap(site, other):
+    """Two of the sites that are about the same."""
+    by_module: dict[str, list[Site]] = {}
+    for site in sites:
+        near = by_module.setdefault(kind_of(site).module(site) or site.role, [])
+        for other in near:
+            if overlaps(site, other):
                 return other, site
-        by_weight[site.weight].append(site)
+        near.append(site)
     return None

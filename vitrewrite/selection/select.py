@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from ..anatomy.decoder import DecoderLayer
+from ..anatomy.layers import layers_of
 from ..anatomy.sites import Anatomy, Attention, Block, Linear
 from ..errors import MatchError, Span
 from ..language.selectors import (
@@ -26,7 +28,8 @@ from ..language.selectors import (
 from ..language.selectors import Optional as Maybe
 from ..text import did_you_mean, listing
 from ..tracing import walk
-from .within import KINDS, Named, Site, SiteGroup, attributes, children, decoder_parts, parts
+from .kinds import KINDS, attributes, children, is_any, parts
+from .within import Named, Site, SiteGroup, decoder_parts
 
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "bias": ("bias", "q_bias", "v_bias", "in_proj_bias"),
@@ -61,6 +64,7 @@ class Selection:
         self.measured = measured
         self.root = root
         self.modules = dict(walk.named(root))
+        self.layers = {s.path: s for s in (*anatomy.norms, *anatomy.convs)}
         self.parameters = dict(root.named_parameters(remove_duplicate=False))
 
     def sites(self, selector: Selector) -> tuple[Site, ...]:
@@ -107,7 +111,7 @@ class Selection:
             place
             for place in places
             for role, site in self.anatomy.roles()
-            if isinstance(site, KINDS[kind]) and _top(role) == place
+            if isinstance(site, KINDS[kind].finds) and _top(role) == place
         ]
         word = "linear layer" if kind == "linear" else kind
         if not found:
@@ -198,20 +202,20 @@ class Selection:
                 notes=[f"kinds: {listing([*KINDS, *_PARAMETERS])}"],
                 suggestion=did_you_mean(node.kind, [*KINDS, *_PARAMETERS]),
             )  # fmt: skip
-        if node.within is None:
-            inside = [site for _, site in self.anatomy.roles()]
-            if kind is Linear:
-                inside = list(self.anatomy.linears)
-        else:
+        inside: list[Any] = list(kind.sites(self.anatomy))
+        if node.within is not None:
             inside = [part for site in self.sites(node.within) for part in self._parts(site)]
-        return tuple({s.role: s for s in inside if isinstance(s, kind)}.values())
+        found: dict[str, Site] = {s.role: s for s in inside if is_any(s, (node.kind,))}
+        return tuple(found.values())
 
     def _parts(self, site: Site) -> list[Site]:
-        """A site and everything in it; in a module by name, the linear layers below it."""
+        """A site and everything in it; in a module by name, the layers below it."""
         if not isinstance(site, Named):
             return parts(site)
-        below = (s for s in self.anatomy.linears if s.weight.startswith(f"{site.path}."))
-        return [site, *below]
+        below = f"{site.path}."
+        linears = (s for s in self.anatomy.linears if s.weight.startswith(below))
+        layers = (*self.anatomy.norms, *self.anatomy.convs)
+        return [site, *linears, *(s for s in layers if s.path.startswith(below))]
 
     def _every_parameter(self, node: Every) -> tuple[Site, ...]:
         """Parameters of one kind: all of the model, or those in the sites of `within`."""
@@ -231,7 +235,7 @@ class Selection:
         linears = {s.weight.removesuffix(".weight"): s for s in self.anatomy.linears if not s.rows}
         whole = {a.qkv.path: a.qkv for a in self._attentions() if a.qkv is not None}
         names = [n for n in self.modules if n and fnmatchcase(n, node.glob)]
-        found = [whole.get(n) or linears.get(n) or Named(n, n, "module") for n in names]
+        found = [whole.get(n) or linears.get(n) or self._module(n, n) for n in names]
         return tuple(found)
 
     def _attentions(self) -> Iterable[Attention]:
@@ -259,7 +263,7 @@ class Selection:
         for name in ("norm", "patch_embed"):
             path = getattr(anatomy, name)
             if path:
-                root[name] = Named(name, path, "module")
+                root[name] = self._module(name, path)
         if anatomy.pixel_decoder is not None:
             root["pixel_decoder"] = SiteGroup(
                 "pixel_decoder", (), decoder_parts(anatomy.pixel_decoder)
@@ -332,9 +336,14 @@ class Selection:
     def _children(self, owner: Any) -> dict[str, Any]:
         if isinstance(owner, SiteGroup):
             return dict(owner.children or {})
-        return {k: v for k, v in children(owner).items() if v is not None}
+        return children(owner)
 
-    def _by_name(self, owner: Any, name: str) -> Named | None:
+    def _module(self, role: str, path: str) -> Site:
+        """The module at a path: a site where it is a norm or a convolution."""
+        layer = self.layers.get(path)
+        return Named(role, path, "module") if layer is None else replace(layer, role=role)
+
+    def _by_name(self, owner: Any, name: str) -> Site | None:
         """A module or parameter below a site, by the model's own name for it."""
         if isinstance(owner, SiteGroup) and not owner.role:
             path = name
@@ -343,11 +352,12 @@ class Selection:
         elif isinstance(owner, (Block, DecoderLayer)) and owner.unit:
             path = f"{owner.unit}.{name}"
         else:
-            return None
+            layers = layers_of(self.anatomy)
+            return next((s for s in layers if s.role == f"{owner.role}.{name}"), None)
         role = f"{owner.role}.{name}" if owner.role else name
         if path in self.parameters:
             return Named(role, path, "parameter")
-        return Named(role, path, "module") if path in self.modules else None
+        return self._module(role, path) if path in self.modules else None
 
     def _absent(self, owner: Any, name: str, node: Path, span: Span) -> MatchError:
         known = sorted(self._children(owner))

@@ -1,8 +1,8 @@
-"""What sites have in them, by the names of the language."""
+"""What sites have in them, by the names of the language: one function per kind that has parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,12 @@ from ..anatomy.decoder import (
     Queries,
 )
 from ..anatomy.entries import Entries
-from ..anatomy.sites import Attention, Block, Linear, Mlp
+from ..anatomy.sites import Attention, Block, Branch, ChannelLayer, Linear, Mlp
 
 
 @dataclass(frozen=True)
 class Named:
-    """A module or parameter by its own path, such as `norm` or `cls_token`."""
+    """A module or parameter by its own path, such as `layers.2` or `cls_token`."""
 
     role: str
     path: str
@@ -48,32 +48,52 @@ class SiteGroup:
 
 
 DecoderSite = Decoder | DecoderLayer | Queries | Level | Prediction | PixelLevel
-Site = Block | Attention | Mlp | Linear | Named | Entries | DecoderSite
-KINDS: Mapping[str, type[Site]] = {
-    "linear": Linear,
-    "attention": Attention,
-    "mlp": Mlp,
-    "block": Block,
-    "entries": Entries,
-    "decoder": Decoder,
-}
+Site = Block | Attention | Mlp | Linear | ChannelLayer | Branch | Named | Entries | DecoderSite
 
 
-_OTHER_KINDS: Mapping[type, str] = {
-    DecoderLayer: "layer of a decoder",
-    Queries: "set of queries",
-    Level: "level of a decoder",
-    Prediction: "prediction of a decoder",
-    PixelLevel: "level of a pixel decoder",
-}
+def of_block(block: Block) -> dict[str, Any]:
+    """The sites in a block."""
+    other = tuple(s for s in block.linears if ".linear[" in s.role)
+    sums = tuple(b for b in block.branches if ".branch[" in b.role)
+    groups = {
+        name: SiteGroup(f"{block.role}.{name}", items)
+        for name, items in (("linear", other), ("branch", sums))
+        if items
+    }
+    below: list[Any] = [*block.norms, *block.convs]
+    below += [b for b in block.branches if b not in sums]
+    named = {s.role.removeprefix(f"{block.role}."): s for s in below}
+    return {"attn": block.attn, "mlp": block.mlp, **named, **groups}
 
 
-def kind_of(site: Site) -> str:
-    """What kind of site it is, in words."""
-    if isinstance(site, Named):
-        return site.kind
-    named = {cls: name for name, cls in KINDS.items()} | dict(_OTHER_KINDS)
-    return next(name for cls, name in named.items() if isinstance(site, cls))
+def in_block(block: Block) -> Iterator[Site]:
+    """All sites in a block."""
+    yield from (part for part in (block.attn, block.mlp) if part is not None)
+    yield from block.linears
+    yield from block.norms
+    yield from block.convs
+    yield from block.branches
+
+
+def of_attention(attn: Attention) -> dict[str, Any]:
+    """The matrices of an attention."""
+    return {name: getattr(attn, name) for name in ("q", "k", "v", "qkv", "proj")}
+
+
+def in_attention(attn: Attention) -> Iterator[Site]:
+    """Its matrices, each row once: those of a fused layer are q, k and v."""
+    found = (site for site in of_attention(attn).values() if site is not None)
+    yield from (site for site in found if site is not attn.qkv)
+
+
+def of_mlp(mlp: Mlp) -> dict[str, Any]:
+    """The matrices of a feed-forward part."""
+    return {name: getattr(mlp, name) for name in ("fc1", "fc2", "gate")}
+
+
+def in_mlp(mlp: Mlp) -> Iterator[Site]:
+    """Its matrices."""
+    yield from (site for site in of_mlp(mlp).values() if site is not None)
 
 
 def decoder_parts(part: Decoder | PixelDecoder) -> dict[str, Any]:
@@ -85,62 +105,13 @@ def decoder_parts(part: Decoder | PixelDecoder) -> dict[str, Any]:
     return {k: v for k, v in found.items() if v is not None}
 
 
-def children(site: Site) -> dict[str, Any]:
-    """The sites in a site by the language's names."""
-    if isinstance(site, Decoder):
-        return decoder_parts(site)
-    if isinstance(site, DecoderLayer):
-        return site.children()
-    if isinstance(site, Queries):
-        paths = (("content", site.content), ("position", site.position))
-        return {n: Named(f"{site.role}.{n}", path, "parameter") for n, path in paths if path}
-    if isinstance(site, Block):
-        norms = {
-            n: Named(f"{site.role}.{n}", path, "module")
-            for n in ("norm1", "norm2")
-            if (path := getattr(site, n))
-        }
-        other = tuple(s for s in site.linears if ".linear[" in s.role)
-        extra = {"linear": SiteGroup(f"{site.role}.linear", other)} if other else {}
-        return {"attn": site.attn, "mlp": site.mlp, **norms, **extra}
-    if isinstance(site, Attention):
-        return {n: getattr(site, n) for n in ("q", "k", "v", "qkv", "proj")}
-    if isinstance(site, Mlp):
-        return {n: getattr(site, n) for n in ("fc1", "fc2", "gate")}
-    return {}
+def in_layer(layer: DecoderLayer) -> Iterator[Site]:
+    """All sites in a layer of a decoder."""
+    yield from (part for part in layer.children().values() if part is not None)
+    yield from layer.linears
 
 
-def parts(site: Site) -> list[Site]:
-    """A site and everything in it."""
-    if isinstance(site, Block):
-        return [site, *(p for p in (site.attn, site.mlp) if p is not None), *site.linears]
-    if isinstance(site, Decoder):
-        named = [Named(path, path, "module") for path in site.norms]
-        named += [Named(path, path, "parameter") for path in site.embeddings]
-        return [site, *named, *(p for _, s in site.roles() for p in parts(s))]
-    if isinstance(site, DecoderLayer):
-        return [site, *(p for p in site.children().values() if p is not None), *site.linears]
-    if isinstance(site, Queries):
-        return [site, *children(site).values()]
-    inner = [s for s in children(site).values() if isinstance(s, Linear)]
-    if isinstance(site, Attention) and site.qkv is not None:
-        inner = [s for s in inner if s is not site.qkv]  # its rows are q, k and v
-    return [site, *inner]
-
-
-def attributes(site: Site) -> dict[str, Any]:
-    """What `where` can ask of a site."""
-    if isinstance(site, Linear):
-        return {
-            "in_features": site.in_features,
-            "out_features": site.out_features,
-            "dim": site.in_features,
-        }
-    if isinstance(site, Block):
-        return {"dim": site.dim, "index": site.index, "stage": site.stage}
-    if isinstance(site, DecoderLayer):
-        return {"dim": site.dim, "index": site.index, "level": site.level}
-    if isinstance(site, Attention):
-        dim = site.proj.out_features if site.proj else 0
-        return {"heads": site.heads, "dim": dim, "windows": site.windows is not None}
-    return {"role": site.role}
+def of_queries(queries: Queries) -> dict[str, Any]:
+    """The tables of the queries of a decoder."""
+    paths = (("content", queries.content), ("position", queries.position))
+    return {n: Named(f"{queries.role}.{n}", path, "parameter") for n, path in paths if path}

@@ -1,27 +1,36 @@
 """Site verbs: what a pass may do where its clause attaches."""
 
 from ..editing.value import Value
+from .affine import AffineSite
 from .attention import AttentionSite
 from .base import BoundSite
 from .block import BlockSite, Point
+from .branch import BranchSite
+from .channels import ConvSite, NormSite
 from .context import Context
 from .decoder import DecoderSite
 from .entries import EntriesSite
 from .layer import LayerSite
 from .level import LevelSite
 from .linear import LinearSite
+from .mlp import MlpSite
 from .sizes import settle
 
 __all__ = [
+    "AffineSite",
     "AttentionSite",
     "BlockSite",
     "BoundSite",
+    "BranchSite",
     "Context",
+    "ConvSite",
     "DecoderSite",
     "EntriesSite",
     "LayerSite",
     "LevelSite",
     "LinearSite",
+    "MlpSite",
+    "NormSite",
     "Point",
     "Value",
     "settle",

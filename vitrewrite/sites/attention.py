@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from ..tracing import inputs
 from ..tracing.leaves import changed_by
 from ..tracing.nodes import is_size
 from .base import BoundSite
+from .context import Context
 from .core import bias_of, of_tokens, operand_of, set_operand, settle
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ class AttentionSite(BoundSite):
 
     attention: Attention
     owner: Block | None = None
+
+    @classmethod
+    def bind(cls, context: Context, sites: Sequence[Any]) -> list[AttentionSite]:
+        """Each with the block that it is in."""
+        owners = {b.attn.role: b for b in context.anatomy.blocks if b.attn is not None}
+        return [cls(context, site, owners.get(site.role)) for site in sites]
 
     @property
     def role(self) -> str:

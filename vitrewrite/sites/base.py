@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Place
 from ..catalog.own_code import file_of
-from ..editing import branches, wiring
+from ..editing import wiring
 from ..editing.clause import ClauseRef
 from ..editing.editor import Editor, Insertion, join, relative
 from ..editing.fitting import fit, floating
@@ -21,9 +21,8 @@ from ..tracing import inputs, walk
 from ..tracing.leaves import changed_by
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
-from .context import Context, Drops
+from .context import Context
 from .contract import faults
-from .dropping import KeepSamples
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -33,6 +32,11 @@ class BoundSite:
     """A site that a clause acts on."""
 
     context: Context
+
+    @classmethod
+    def bind(cls, context: Context, sites: Sequence[Any]) -> Sequence[BoundSite]:
+        """The sites of one kind as a pass gets them: each by itself, unless a kind has it else."""
+        return [cls(context, site) for site in sites]  # type: ignore[call-arg]
 
     @property
     def role(self) -> str:
@@ -267,146 +271,6 @@ class BoundSite:
             if item is not node:
                 node.graph.erase_node(item)
         node.graph.erase_node(node)
-
-    def beside(
-        self, branch: nn.Module, calls: Sequence[Place], name: str, owners: tuple[str, ...],
-        drops: Drops,
-    ) -> None:  # fmt: skip
-        """`y = layer(x)` becomes `y = branch(x, layer(x))`: one branch, beside every call.
-
-        Branches at one layer stand in the order in which they are put in, except that those which
-        fold come before those which do not.
-
-        Args:
-            branch: what is put in.
-            calls: all calls of the layer.
-            name: of the layer.
-            owners: module paths that name the parts of the branch in a delta.
-            drops: what is dropped of its input and of what it yields.
-
-        Raises:
-            RewriteError: VR410 if a unit applies the layer that does not hold it.
-        """
-        outside = [c.unit for c in calls if c.unit and not f"{self.path}.".startswith(f"{c.unit}.")]
-        if outside:
-            raise self.unfit(f"'{outside[0]}' applies it too, which it is no part of")
-        path, child = "", f"{name}_{self._stem}"
-        for place in calls:
-            layer = self.editor.node(place)
-            node = branches.last(self.editor, place.unit, layer, folding=self.context.folds)
-            hint = str(node.meta.pop("hint", None) or name)
-            x = layer.args[0]
-            assert isinstance(x, fx.Node)
-            args: list[fx.Node] = [self._dropped(place.unit, x, drops.dropout), node]
-            if drops.path and (kept := self._kept(place, x, drops.path, f"{child}_keep")):
-                args.append(kept)
-            if path:
-                target, origin = relative(path, place.unit), self.clause.origin
-                (new,) = self.editor.call(place.unit, target, args, origin=origin, hints=(hint,))
-            else:
-                (new,) = self.put(branch, place.unit, args, (hint,), name=child, owners=owners,
-                                  changed=(1,))  # fmt: skip
-                found = self.editor.insertions.pop()
-                self.editor.insertions.append(replace(found, folds=self.context.folds))
-                path = found.path
-            users = set(node.users) - {new}
-            node.replace_all_uses_with(new, delete_user_cb=users.__contains__)
-            self.editor.stacks[place] = branches.stacked(self.editor, place.unit, layer)
-
-    def expect_fold(self, owner: nn.Module) -> None:
-        """Waives the exact lowering if a layer is not its holder's alone, so that it keeps it."""
-        if self.context.folds and self._holders(owner) > 1:
-            self.waive("lowers_exactly", "the layer is part of more than one module")
-
-    def _holders(self, owner: nn.Module) -> int:
-        """How many modules a module is a child of."""
-        children = (c for m in walk.modules(self.editor.root) for c in m._modules.values())
-        return sum(c is owner for c in children)
-
-    def _dropped(self, unit: str, x: fx.Node, p: float) -> fx.Node:
-        """x behind a dropout that all sites of the clause which read it share."""
-        if not p:
-            return x
-        known, key = self.context.shared, f"dropout of {x.name} in {unit or 'the root'}"
-        if key not in known:
-            node = self._help(nn.Dropout(p), unit, (x,), f"{self._stem}_dropout", "dropped")
-            known[key] = Value(Place(unit, node.name))
-        return known[key].read(self.editor, unit)
-
-    def _kept(self, call: Place, x: fx.Node, p: float, name: str) -> fx.Node | None:
-        """By sample, whether a branch beside a call is kept; None where nobody asked for that.
-
-        Raises:
-            RewriteError: VR413 if samples cannot be told apart in what is called with.
-        """
-        batches = self.context.batches
-        samples = None if batches is None else batches.at(call)
-        if samples is None and "drop_path" not in self.clause.options:
-            self.warn("where samples cannot be told apart, its branch is not dropped by sample")
-            return None
-        if samples is None:
-            raise self.clause.error(
-                "VR413",
-                f"at '{self.role}' the samples of a batch cannot be told apart, so that "
-                f"{self.pass_name} cannot drop its branch by sample",
-                "drop_path",
-                suggestion="write drop_path=0",
-            )
-        args = [x] if samples.order == "alone" else [x, self._batch(call.unit)]
-        module = KeepSamples(p, samples.axis, samples.order != "apart")
-        return self._help(module, call.unit, args, name, "keep")
-
-    def _batch(self, unit: str) -> fx.Node:
-        """How many samples there are, read off the nearest input that has one row for each."""
-        assert self.context.batches is not None
-        for path in wiring.callers(self.editor, unit):
-            for node in [n for n in self.editor.graph(path).nodes if n.op == "placeholder"]:
-                samples = self.context.batches.at(Place(path, node.name))
-                if samples is not None and samples.order == "alone":
-                    size = wiring.size_of(self.editor, path, node, samples.axis)
-                    return wiring.read(self.editor, Place(path, size.name), unit)
-        raise self.unfit("no input of the model says how many samples there are")
-
-    def _help(
-        self, module: nn.Module, unit: str, args: Sequence[fx.Node], name: str, hint: str
-    ) -> fx.Node:
-        """Calls a module without state that belongs to no pass."""
-        target, path = self.editor.adopt(unit, self.path, name, module, self.like)
-        self.editor.helpers.append(path)
-        (node,) = self.editor.call(unit, target, args, origin=self.clause.origin, hints=(hint,))
-        return node
-
-    def foldable(
-        self, owner: nn.Module, calls: Sequence[Place], rows: Sequence[tuple[int, int]]
-    ) -> bool:
-        """Whether the weights of a layer can take what the module does to some of its rows.
-
-        Not if another branch changes those rows before, and not if the layer runs elsewhere too.
-
-        Args:
-            owner: the module that has the weights.
-            calls: all calls of the layer.
-            rows: half-open ranges.
-        """
-        if self._holders(owner) > 1:
-            return False
-        layers = {self.editor.node(call) for call in calls}
-        found = [self._beside(u, n, layers, rows) for u, n in self.calls_of(self.insertion)]
-        return len(found) == len(layers) and set(found) == layers
-
-    def _beside(
-        self, unit: str, branch: fx.Node, layers: Container[fx.Node],
-        rows: Sequence[tuple[int, int]],
-    ) -> fx.Node | None:  # fmt: skip
-        """The call of a layer that a call of a branch is beside, if nothing changes rows before."""
-        y = branch.args[1]
-        while y not in layers and isinstance(y, fx.Node) and y.op == "call_module":
-            other = self.editor.unit(unit).get_submodule(str(y.target))
-            taken = getattr(other, "rows", None)
-            if not taken or any(start < b and a < stop for start, stop in rows for a, b in taken):
-                return None
-            y = y.args[1]
-        return y if isinstance(y, fx.Node) and y in layers else None
 
     def swap(self, module: nn.Module) -> None:
         """Puts another module of the same inputs and outputs in its place."""

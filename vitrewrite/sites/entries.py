@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..anatomy.entries import Entries
 from ..anatomy.sites import Linear, Place
-from ..editing import branches
 from ..editing.editor import Fold
 from ..tracing.unit import duplicate
-from .base import BoundSite
-from .context import Drops
+from .context import Context, Drops
+from .weighted import WeightedSite
 
 
 @dataclass(frozen=True, eq=False)
-class EntriesSite(BoundSite):
+class EntriesSite(WeightedSite):
     """Entries of one linear layer or norm that a clause trains.
 
     Attributes:
@@ -30,11 +31,6 @@ class EntriesSite(BoundSite):
     def role(self) -> str:
         """The sites in words."""
         return ", ".join(p.role for p in self.parts)
-
-    @property
-    def path(self) -> str:
-        """The module that holds the layer."""
-        return self._layer.rpartition(".")[0]
 
     @property
     def layer(self) -> nn.Module:
@@ -63,10 +59,12 @@ class EntriesSite(BoundSite):
 
     def parallel(self, branch: nn.Module) -> None:
         """`y = layer(x)` becomes `y = branch(x, layer(x))`, wherever the layer is called."""
-        name = self._layer.rpartition(".")[2]
-        name = f"layer{name}" if name.isdigit() else name
-        self.beside(branch, self._calls, name, tuple(p.owner for p in self.parts), Drops())
-        self.expect_fold(self.layer)
+        self._stand(branch, Drops())
+        self.expect_fold()
+
+    @property
+    def _owners(self) -> tuple[str, ...]:
+        return tuple(p.owner for p in self.parts)
 
     @property
     def _calls(self) -> list[Place]:
@@ -77,14 +75,11 @@ class EntriesSite(BoundSite):
             raise self.unfit(f"nothing calls '{self._layer}'")
         return [self.editor.where(call) for call in known]
 
-    def refuse_twice(self) -> None:
-        """Raises VR402 if the layer has the pass already."""
-        for place in self._calls:
-            node, unit = self.editor.node(place), self.editor.unit(place.unit)
-            calls = branches.chain(self.editor, place.unit, node)
-            modules = (unit.get_submodule(str(n.target)) for n in calls)
-            if any(getattr(m, "inserted_by", None) == self.pass_name for m in modules):
-                raise self.clause.error("VR402", f"'{self.role}' has {self.pass_name} already")
+    @property
+    def _taken(self) -> list[tuple[int, int]]:
+        """The rows of the layer that the entries lie in, q, k or v of a fused one at a time."""
+        whole = (0, self.layer.get_parameter(self.parts[0].kind).shape[0])
+        return [(p.layer.rows if p.layer else None) or whole for p in self.parts]
 
     def fold(self, updates: list[torch.Tensor]) -> bool:
         """At lowering: adds each part's values to its entries, and drops the branch.
@@ -92,7 +87,7 @@ class EntriesSite(BoundSite):
         Returns:
             Whether it could; see `foldable`.
         """
-        if not self.foldable(self.layer, self._calls, self._rows):
+        if not self.foldable:
             return False
         before = _same(self.layer)
         for part, values in zip(self.parts, updates, strict=True):
@@ -108,11 +103,13 @@ class EntriesSite(BoundSite):
         self.drop()
         return True
 
-    @property
-    def _rows(self) -> tuple[tuple[int, int], ...]:
-        """The rows of the layer that the entries lie in, q, k or v of a fused one at a time."""
-        whole = (0, self.layer.get_parameter(self.parts[0].kind).shape[0])
-        return tuple((p.layer.rows if p.layer else None) or whole for p in self.parts)
+    @classmethod
+    def bind(cls, context: Context, sites: Sequence[Any]) -> list[EntriesSite]:
+        """Entries of one layer come together."""
+        layers: dict[str, list[Entries]] = {}
+        for site in sites:
+            layers.setdefault(site.module, []).append(site)
+        return [cls(context, tuple(parts)) for parts in layers.values()]
 
 
 def _same(layer: nn.Module) -> nn.Module:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..anatomy.sites import Linear, Place
 from ..editing import branches
-from ..editing.editor import Fold
-from .base import BoundSite
-from .context import Drops
+from ..editing.editor import relative
+from . import folding
+from .affine import AffineSite
+from .context import Context, Drops
 
 
 @dataclass(frozen=True, eq=False)
-class LinearSite(BoundSite):
+class LinearSite(AffineSite):
     """A linear layer, or some row ranges of a fused one, that a clause adapts at once.
 
     Attributes:
@@ -29,11 +31,6 @@ class LinearSite(BoundSite):
     def role(self) -> str:
         """The sites in words."""
         return ", ".join(p.role for p in self.parts)
-
-    @property
-    def path(self) -> str:
-        """The module that holds the layer."""
-        return self._layer.rpartition(".")[0]
 
     @property
     def in_features(self) -> int:
@@ -73,13 +70,9 @@ class LinearSite(BoundSite):
         return self.parts[0].axis
 
     @property
-    def _taken(self) -> list[tuple[int, int]]:
-        return [piece for found in self.ranges for piece in found]
-
-    @property
     def weight(self) -> nn.Parameter:
         """The weight of the whole layer, [out_features, in_features] and a convolution's 1s."""
-        return self.editor.root.get_parameter(self.parts[0].weight)
+        return self.editor.root.get_parameter(self._weight)
 
     @property
     def like(self) -> torch.Tensor:
@@ -97,6 +90,32 @@ class LinearSite(BoundSite):
         # A matrix that is no layer's, such as `in_proj_weight`, is named by its part.
         return weight.removesuffix(".weight") if weight.endswith(".weight") else self.parts[0].path
 
+    @property
+    def _weight(self) -> str:
+        return self.parts[0].weight
+
+    @property
+    def _name(self) -> str:
+        name = self._layer.rpartition(".")[2]
+        return f"linear{name}" if name.isdigit() else name
+
+    @property
+    def _owners(self) -> tuple[str, ...]:
+        return tuple(p.path for p in self.parts)
+
+    @property
+    def _pieces(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        return tuple(p.ranges for p in self.parts)
+
+    @property
+    def _calls(self) -> list[Place]:
+        """All calls that apply the rows that the site is some of."""
+        first = self.parts[0]
+        known = self.context.anatomy.calls.get((first.weight, first.offset), (first.call,))
+        return [self.editor.where(call) for call in known]
+
+    # -- verbs ----------------------------------------------------------------------------------
+
     def parallel(self, branch: nn.Module, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
         """`y = linear(x)` becomes `y = branch(x, linear(x))`, wherever the layer is called.
 
@@ -113,70 +132,57 @@ class LinearSite(BoundSite):
         """
         if self.axis != getattr(branch, "axis", -1):
             raise self.unfit("it works on the last axis, and the layer is a 1x1 convolution")
+        self.refuse_twice()
+        self._stand(branch, Drops(dropout, drop_path))
+        self.expect_fold()
+
+    def before(self, module: nn.Module) -> None:
+        """`y = linear(x)` becomes `y = linear(module(x))`, wherever the layer is called.
+
+        What stands beside the layer by then is given `module(x)` too; other readers of x are not.
+
+        Raises:
+            RewriteError: VR410 if a unit calls the layer that does not hold it.
+        """
+        self._check_inside()
+        path = ""
         for place in self._calls:
-            self._refuse_rows(place)
-        name = self._layer.rpartition(".")[2]
-        name = f"linear{name}" if name.isdigit() else name
-        self.beside(
-            branch, self._calls, name, tuple(p.path for p in self.parts), Drops(dropout, drop_path)
-        )
-        self.expect_fold(self.editor.root.get_submodule(self.parts[0].weight.rpartition(".")[0]))
+            layer = self.editor.node(place)
+            x = layer.args[0]
+            assert isinstance(x, fx.Node)
+            beside = [c for c in branches.chain(self.editor, place.unit, layer) if len(c.args) > 1]
+            if any(call.args[0] is not x for call in beside):
+                raise self.unfit("what is beside it reads its input through a dropout")
+            hint = str(x.meta.get("hint") or "x")
+            if path:
+                target, origin = relative(path, place.unit), self.clause.origin
+                (new,) = self.editor.call(place.unit, target, [x], origin=origin, hints=(hint,))
+            else:
+                name = f"{self._name}_{self._stem}"
+                (new,) = self.put(
+                    module, place.unit, [x], (hint,), name=name, owners=self._owners, changed=(0,)
+                )
+                path = self.editor.insertions[-1].path
+            for call in (layer, *beside):
+                call.replace_input_with(x, new)
 
     @property
-    def _calls(self) -> list[Place]:
-        """All calls that apply the rows that the site is some of."""
-        first = self.parts[0]
-        known = self.context.anatomy.calls.get((first.weight, first.offset), (first.call,))
-        return [self.editor.where(call) for call in known]
+    def _owner(self) -> nn.Module:
+        return self.editor.root.get_submodule(self._weight.rpartition(".")[0])
 
-    def _refuse_rows(self, place: Place) -> None:
-        node, unit = self.editor.node(place), self.editor.unit(place.unit)
-        for call in branches.chain(self.editor, place.unit, node):
-            branch = unit.get_submodule(str(call.target))
-            if getattr(branch, "inserted_by", None) != self.pass_name:
-                continue
-            taken = set(getattr(branch, "rows", ()) or [(0, self.out_features)])
-            if any(start < b and a < stop for start, stop in self._taken for a, b in taken):
-                raise self.clause.error(
-                    "VR402",
-                    f"'{self.role}' has {self.pass_name} already",
-                    suggestion="apply it to a model that was not rewritten, or lower that first",
-                )
+    def _applied(self) -> nn.Module:
+        weight, bias = self._numbers
+        return folding.matrix(weight[self.parts[0].offset :], bias)
 
-    def fold(self, updates: Sequence[torch.Tensor]) -> bool:
-        """At lowering: adds each part's update to its rows of the weight, and drops the branch.
-
-        The sum is made in float32 or better.
-
-        Returns:
-            Whether it could; see `foldable`.
-        """
-        owner, _, name = self.parts[0].weight.rpartition(".")
-        layer = self.editor.root.get_submodule(owner)
-        if not self.foldable(layer, self._calls, self._taken):
-            return False
-        weight = layer._parameters[name]
-        assert weight is not None
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        folded = weight.detach().to(wide, copy=True)
-        for part, update in zip(self.parts, updates, strict=True):
-            first = 0
-            for start, stop in part.ranges:
-                piece = update[first : first + stop - start].detach().to(wide)
-                folded[start:stop] += piece.view_as(folded[start:stop])
-                first += stop - start
-        new = nn.Parameter(folded.to(weight.dtype), requires_grad=False)
-        setattr(layer, name, new)
-        pair = (_applied(self.parts[0], matrix) for matrix in (weight, new))
-        self.editor.folds.append(Fold(self.insertion, (self.parts[0].weight,), *pair))
-        self.drop()
-        return True
-
-
-def _applied(part: Linear, weight: nn.Parameter) -> nn.Linear:
-    """What the call of a site multiplies with, as a layer on the same memory."""
-    matrix = weight.detach()[part.offset :].flatten(1)  # also of a convolution
-    rows = nn.Parameter(matrix, requires_grad=False)
-    layer = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device="meta")
-    layer.weight = rows
-    return layer
+    @classmethod
+    def bind(cls, context: Context, sites: Sequence[Any]) -> list[LinearSite]:
+        """Rows of one layer come together, in order."""
+        groups: dict[Any, list[Linear]] = {}
+        for site in sites:
+            unit = context.editor.unit(site.call.unit)  # the same for blocks that are one module
+            weight = context.editor.root.get_parameter(site.weight)
+            same = groups.setdefault((id(unit), id(weight), site.offset), [])
+            if all(other.ranges != site.ranges for other in same):
+                same.append(site)
+        in_order = (tuple(sorted(g, key=lambda s: s.ranges)) for g in groups.values())
+        return [cls(context, parts) for parts in in_order]

@@ -124,7 +124,7 @@ def _layer_errors(fold: Fold, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple
 
     def unfolded(dtype: torch.dtype) -> Outputs | str:
         layer, branch = (_cast(m, dtype) for m in (fold.before, fold.insertion.module))
-        return _tried(lambda: branch(x.to(dtype), layer(x.to(dtype))))
+        return _tried(lambda: fold.unfolded(layer, branch, x.to(dtype)))
 
     exact = unfolded(torch.float64)
     for dtype in dtypes:

@@ -1,0 +1,120 @@
+"""AdaptFormer: a trained bottleneck parallel to the MLP of a block.
+
+What it does
+    Adds `s * up(relu(down(x)))` to the output of a block, where x is the stream that its MLP half
+    starts from, before the norm.
+
+Source
+    Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
+    NeurIPS 2022, equation 3. Without biases as in FPET (CVPR 2025) and its tables.
+
+Attaches to
+    The branches of a block: `mlp_branch` in the paper, `attn_branch` too. It reads the stream that
+    the branch is added to, also where the norm stands behind the MLP; so not where attention and
+    MLP run side by side on one stream, of which neither is added to what it reads.
+
+Parameters
+    down [h, d], Kaiming-uniform with a = sqrt(5), and up [d, h], zero; with `bias` also down_bias
+    [h] and up_bias [d], zero. d is the width of the stream. All trained; the scale s is fixed.
+
+Forward
+    y = x + dp(mlp(norm(x))) + s * up(drop(relu(down(x)))), outside of the block's drop path and
+    layer scale, for all tokens. In training numbers of the code are dropped.
+
+Exactness
+    The model is unchanged at initialisation. Not linear, so it does not fold: lowering takes s into
+    `up` and the dropout away, and with s = 0 the whole branch.
+
+Example
+    insert adaptformer(hidden=8) at blocks[*].mlp_branch
+    adds 147,456 parameters to ViT-B/16, 156,768 with biases.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitrewrite.authoring import BranchSite, Pass, option
+
+
+class ParallelAdapter(nn.Module):
+    """y + scale * up(relu(down(x))): beside what yields y from the stream x."""
+
+    inserted_by = "adaptformer"
+    changes = (1,)
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        scale: float = 0.1,
+        bias: bool = False,
+        dropout: float = 0.0,
+        axis: int = -1,
+    ) -> None:
+        super().__init__()
+        self.width, self.hidden, self.scale = width, hidden, scale
+        self.bias, self.dropout, self.axis = bias, dropout, axis
+        self.down = nn.Parameter(torch.empty(hidden, width))
+        self.up = nn.Parameter(torch.empty(width, hidden))
+        self.down_bias = nn.Parameter(torch.empty(hidden)) if bias else None
+        self.up_bias = nn.Parameter(torch.empty(width)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws `down` and zeroes the rest, so that the branch starts at zero."""
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.up)
+        if self.down_bias is not None and self.up_bias is not None:
+            nn.init.zeros_(self.down_bias)
+            nn.init.zeros_(self.up_bias)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """y with the branch of x added, both with `width` channels on `axis`."""
+        code = F.relu(F.linear(x.movedim(self.axis, -1), self.down, self.down_bias))
+        code = F.linear(F.dropout(code, self.dropout, self.training), self.up, self.up_bias)
+        return y + self.scale * code.movedim(-1, self.axis)
+
+
+@dataclass(frozen=True)
+class AdaptFormer(Pass):
+    """A bottleneck parallel to a branch."""
+
+    verbs: ClassVar[tuple[str, ...]] = ("insert at",)
+    attaches: ClassVar[tuple[str, ...]] = ("branch",)
+    source: ClassVar[str] = "Chen et al., NeurIPS 2022"
+    claims: ClassVar[tuple[str, ...]] = ("same_output_at_init",)
+
+    hidden: int = option(8, minimum=1, help="width of the bottleneck")
+    scale: float = option(0.1, help="fixed factor of the branch; 1 in FPET")
+    bias: bool = option(False, help="whether its two layers have biases, as in the original")
+    dropout: float = option(0.1, minimum=0, below=1, help="of its code, in training only")
+
+    def rewrite(self, branch: BranchSite) -> None:
+        """x + f(x) becomes x + f(x) + s * up(relu(down(x)))."""
+        if self.hidden >= branch.dim:
+            branch.warn(f"hidden {self.hidden} is no bottleneck of {branch.dim} channels")
+        options = self.hidden, self.scale, self.bias, self.dropout
+        branch.beside(ParallelAdapter(branch.dim, *options, axis=branch.axis))
+
+    def lower(self, branch: BranchSite, adapter: ParallelAdapter) -> bool:
+        """up = s * up; nothing is left of it for s = 0."""
+        if adapter.scale == 0:
+            branch.drop()
+            return True
+        options = adapter.width, adapter.hidden, 1.0, adapter.bias
+        fused = ParallelAdapter(*options, axis=adapter.axis)
+        fused.down, fused.down_bias = adapter.down, adapter.down_bias
+        fused.up = nn.Parameter(adapter.scale * adapter.up)
+        if adapter.up_bias is not None:
+            fused.up_bias = nn.Parameter(adapter.scale * adapter.up_bias)
+        branch.swap(fused)
+        return False
+
+    def delta(self, adapter: ParallelAdapter) -> list[dict[str, torch.Tensor]]:
+        """The tensors as the method names them."""
+        return [dict(adapter.named_parameters())]
