@@ -88,13 +88,29 @@ class Catalog:
     def signature(self, name: str) -> PassInfo:
         """What a pass declares, read from its file without running it.
 
+        Args:
+            name: that of an installed one, or `FILE.py:CLASS`.
+
         Raises:
             SpecError: VR201 if there is no such pass, VR240 if its file declares none.
         """
-        if name not in self._read:
+        if name not in self._read and ".py:" in name:
+            self._read[name] = self._of_file(*name.rsplit(":", 1))
+        elif name not in self._read:
             module, path = self._locate(name)
             self._read[name] = read_signature(name, module, path)
         return self._read[name]
+
+    def _of_file(self, file: str, class_name: str) -> PassInfo:
+        """What a class in a file declares, that a spec names itself."""
+        path = Path(file)
+        if not is_file(path):
+            raise SpecError("VR201", f"there is no file {shown(file)} with a pass")
+        if path.stem in self.passes():
+            message = f"two passes are named {shown(path.stem)}"
+            raise SpecError("VR241", message, notes=[f"{file} and one that is installed"],
+                            suggestion="give the file another name")  # fmt: skip
+        return read_signature(path.stem, "", path, class_name)
 
     def load(self, name: str) -> type[Pass]:
         """The class of a pass, importing its module.
@@ -136,6 +152,17 @@ class Catalog:
                 raise SpecError("VR241", message, notes=[f"{entry.value} and {other}"])
             found[entry.name] = entry
         return found
+
+
+def pass_in(path: Path) -> PassInfo:
+    """What the one pass in a file declares.
+
+    Raises:
+        SpecError: VR201 if there is no such file, VR240 if it does not declare one.
+    """
+    if not is_file(path):
+        raise SpecError("VR201", f"there is no file {shown(str(path))} with a pass")
+    return read_signature(path.stem, "", path)
 
 
 def _own_names(cls: type) -> set[str]:

@@ -100,8 +100,14 @@ class _Malformed(Exception):  # noqa: N818 - becomes a SpecError as soon as the 
         self.node = node
 
 
-def read_signature(name: str, module: str, path: Path) -> PassInfo:
+def read_signature(name: str, module: str, path: Path, class_name: str = "") -> PassInfo:
     """What the file of a pass declares.
+
+    Args:
+        name: of the pass.
+        module: what to import; "" for a file alone.
+        path: the file.
+        class_name: the class, where the file may have several.
 
     Raises:
         SpecError: VR240 if it does not declare a pass as it should.
@@ -116,7 +122,7 @@ def read_signature(name: str, module: str, path: Path) -> PassInfo:
         message = f"pass {shown(name)} is not Python: {error.msg}"
         raise SpecError("VR240", message, span=span) from None
     try:
-        return _signature(name, module, path, tree)
+        return _signature(name, module, path, tree, class_name)
     except _Malformed as error:
         where = _span(path, error.node, text)
         raise SpecError("VR240", f"pass {shown(name)}: {error}", span=where) from None
@@ -130,8 +136,8 @@ def _span(path: Path, node: ast.AST, text: str) -> Span | None:
     return Span(str(path), node.lineno, node.col_offset + 1, end_line, end + 1, line)
 
 
-def _signature(name: str, module: str, path: Path, tree: ast.Module) -> PassInfo:
-    found = _pass_class(tree)
+def _signature(name: str, module: str, path: Path, tree: ast.Module, class_name: str) -> PassInfo:
+    found = _pass_class(tree, class_name)
     options: dict[str, OptionInfo] = {}
     values: dict[str, Any] = {}
     lines: dict[str, ast.stmt] = {}
@@ -150,7 +156,7 @@ def _signature(name: str, module: str, path: Path, tree: ast.Module) -> PassInfo
     return PassInfo(name, path, module, found.name, doc, options, **values)
 
 
-def _pass_class(tree: ast.Module) -> ast.ClassDef:
+def _pass_class(tree: ast.Module, class_name: str) -> ast.ClassDef:
     found = [
         item
         for item in tree.body
@@ -161,6 +167,11 @@ def _pass_class(tree: ast.Module) -> ast.ClassDef:
     if not found:
         message = "there is no public class that derives from Pass"
         raise _Malformed(message, tree)
+    if class_name:
+        names = listing(item.name for item in found)
+        found = [item for item in found if item.name == class_name]
+        if not found:
+            raise _Malformed(f"no class {shown(class_name)} derives from Pass; {names} does", tree)
     if len(found) > 1:
         names = listing(item.name for item in found)
         message = f"there is more than one public class that derives from Pass: {names}"

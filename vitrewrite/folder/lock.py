@@ -121,6 +121,8 @@ def _is_lock(lock: Mapping[str, Any]) -> bool:
     typed = all(type(lock.get(key)) is kind for key, kind in _FIELDS.items())
     if not typed or not all(map(_is_place, lock["places"])) or not _is_input(lock.get("input")):
         return False
+    if not isinstance(lock.get("spec_folder", ""), str):
+        return False
     return 0 <= lock["seed"] < 1 << 64 and all(
         _NAME.fullmatch(name) and name != LOCK
         and isinstance(digest, str) and _HASH.fullmatch(digest)

@@ -14,7 +14,7 @@ from torch import nn
 from .. import models
 from ..disk import LOCK
 from ..errors import FileError, VitrewriteError
-from ..language import parse_spec
+from ..language import Spec, parse_spec
 from ..models.request import Request
 from ..rewrite.compilation import Compilation
 from ..rewrite.lowered import lowered
@@ -160,7 +160,9 @@ class Loader:
             r"^\s*include\b", lock["spec"], re.MULTILINE
         ):  # it is resolved: that reads files
             raise self._odd("its spec includes another")
-        spec = parse_spec(lock["spec"] + "\n").renamed(lock["spec_name"])
+        beside = Path(lock.get("spec_folder") or ".")
+        spec = parse_spec(lock["spec"] + "\n", folder=beside).renamed(lock["spec_name"])
+        self._refuse_files(spec)
         if len(spec.clauses) != len(lock["places"]):
             raise self._odd("it has other clauses than places of them")
         spec = spec.placed(lock["places"])
@@ -179,6 +181,15 @@ class Loader:
         rewritten.trained = True
         rewritten.original, rewritten.buildable = original, self._may_build
         return rewritten
+
+    def _refuse_files(self, spec: Spec) -> None:
+        """Passes in files that the spec names are code of whoever wrote it."""
+        files = [c.use.key for c in spec.clauses if c.use is not None and c.use.file]
+        if files and not self.trust.code:
+            raise FileError(
+                "VR718", f"'{self.folder.path}' was written with the code {files[0]!r}",
+                suggestion="--trust runs it",
+            )  # fmt: skip
 
     @cached_property
     def _options(self) -> dict[str, object]:

@@ -14,6 +14,7 @@ from torch import fx
 
 from ..disk import LOCK, MADE_BY, check_target, filling, replacing
 from ..errors import EmitError
+from ..language import Spec
 from ..models import buffers_of, full_name
 from ..storage.hashing import digest_of
 from ..storage.tensors import check_finite, write_tensors
@@ -129,6 +130,7 @@ def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> di
         "spec_name": rewritten.spec.name,
         "spec": str(rewritten.spec),
         "spec_hash": rewritten.spec.hash,
+        **_beside(rewritten.spec),
         "places": [list(place) for place in rewritten.spec.places],
         "model": rewritten.model_name,
         "model_options": rewritten.model_options,
@@ -147,6 +149,12 @@ def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> di
         },
         "files": dict(sorted(files.items())),
     }
+
+
+def _beside(spec: Spec) -> dict[str, str]:
+    """Where files of passes lie that a spec names, if it names any."""
+    found = [c.use.folder for c in spec.clauses if c.use is not None and c.use.file]
+    return {"spec_folder": str(found[0].resolve())} if found else {}
 
 
 # -- texts ----------------------------------------------------------------------------------------

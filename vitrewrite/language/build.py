@@ -6,6 +6,7 @@ Called while parsing, so no tree is built in between and nothing here is recursi
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from vitrewrite.errors import Span, SpecError
@@ -214,7 +215,11 @@ class _Statements(_Selectors):
         return Word("NAME", Lexeme("name", text, first.start, names[-1].end), first.source)
 
     def use(self, name: Word, options: tuple[selectors.Option, ...] | None) -> nodes.PassUse:
-        return nodes.PassUse(str(name), options or (), name.span)
+        if name.type != "PASS_FILE":
+            return nodes.PassUse(str(name), options or (), name.span)
+        folder = name.source.folder
+        stem = Path(name.rpartition(":")[0]).stem
+        return nodes.PassUse(stem, options or (), name.span, str(name), folder)
 
     def place(self, word: Word) -> Word:
         return word

@@ -111,7 +111,7 @@ def find_pass(use: PassUse, catalog: Catalog) -> PassInfo:
         SpecError: VR201 if there is none of this name.
     """
     try:
-        return catalog.signature(use.name)
+        return catalog.signature(use.key)
     except SpecError as error:
         error.span = error.span or use.span
         raise

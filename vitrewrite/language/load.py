@@ -21,6 +21,7 @@ def parse_spec(
     overrides: Mapping[str, object] | None = None,
     *,
     catalog: Catalog | None = None,
+    folder: Path = Path(),
 ) -> Spec:
     """Reads and checks a spec, with everything that needs no model.
 
@@ -32,19 +33,25 @@ def parse_spec(
             `input` says what any model is called with; the other reserved keys (`weights`, `data`,
             `seed`, `device`) are the caller's.
         catalog: where to find passes and specs; this installation's by default.
+        folder: what the files of passes that a text names are relative to.
 
     Raises:
         VitrewriteError: the error, or an `ErrorList` of all errors, in the order of the spec.
     """
     catalog = catalog or installed()
     with all_together() as problems:
-        text = open_source(source, catalog)
+        text = open_source(source, catalog, folder)
         expansion = Expansion(text, catalog, problems)
         return Resolver(expansion, catalog, Overrides(overrides or {}), problems).spec(text)
 
 
-def open_source(source: str | Path, catalog: Catalog) -> SpecSource:
+def open_source(source: str | Path, catalog: Catalog, folder: Path = Path()) -> SpecSource:
     """The text that a path, a name or a text stands for.
+
+    Args:
+        source: one of them.
+        catalog: where to find specs.
+        folder: what files that a text names are relative to.
 
     Raises:
         SpecError: VR101, VR102 or VR103 if it cannot be read, VR226 if there is no such spec.
@@ -52,7 +59,7 @@ def open_source(source: str | Path, catalog: Catalog) -> SpecSource:
     if isinstance(source, Path):
         return read_source(source)
     if is_text(source):
-        return text_source(source)
+        return text_source(source, folder=folder)
     path = catalog.spec_path(source)
     shipped = not source.endswith(".peft") and not is_file(Path(source))
     return read_source(path, f"{source}.peft" if shipped else source)

@@ -24,6 +24,7 @@ _TERMINALS = {
     "NAME": "a name",
     "NUMBER": "a number",
     "STRING": "a string",
+    "PASS_FILE": "a file of a pass",
     "MODEL_NAME": "the name of a model",
     "COMPARE": "a comparison",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from vitrewrite.errors import Span, SpecError
@@ -84,14 +85,27 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class PassUse:
-    """A pass with options, as a clause names it; after checking the options have their types."""
+    """A pass with options, as a clause names it; after checking the options have their types.
+
+    Attributes:
+        name: of the pass; of one in a file that of the file.
+        file: `./gate.py:Gate`, for a class in a file that the spec names itself.
+        folder: what such a file is relative to: that of the spec.
+    """
 
     name: str
     options: tuple[Option, ...]
     span: Span = field(compare=False, repr=False)
+    file: str = ""
+    folder: Path = field(default=Path(), compare=False, repr=False)
 
     def __str__(self) -> str:
-        return written(self.name, self.options)
+        return written(self.file or self.name, self.options)
+
+    @property
+    def key(self) -> str:
+        """What a catalog finds the pass by: its name, or file and class."""
+        return str(self.folder / self.file) if self.file else self.name
 
     @property
     def values(self) -> dict[str, Value]:

@@ -130,6 +130,8 @@ def _terminal(token: Lexeme, is_name: bool, verb: bool, terminals: dict[str, str
     if token.kind == "sign":
         return terminals.get(token.text, token.text)
     if token.kind != "name":
-        return {"model": "MODEL_NAME", "shape": "STRING"}.get(token.kind, token.kind.upper())
+        return {"model": "MODEL_NAME", "shape": "STRING", "file": "PASS_FILE"}.get(
+            token.kind, token.kind.upper()
+        )
     reserved = token.text in VERBS if verb else token.text in WORDS and not is_name
     return terminals[token.text] if reserved else "NAME"

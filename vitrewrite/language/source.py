@@ -14,8 +14,11 @@ SIZE_LIMIT = 1_000_000  # bytes; the longest spec of the papers is a hundred tim
 class SpecSource:
     """A text with a name, which turns offsets into spans."""
 
-    def __init__(self, file: str, text: str, path: Path | None = None) -> None:
+    def __init__(
+        self, file: str, text: str, path: Path | None = None, folder: Path = Path()
+    ) -> None:
         self.file = file
+        self.folder = folder if path is None else path.parent  # what files in it are relative to
         self.path = path  # None for a text that came from no file
         self.text = _normal(text)
         self._lines = self.text.split("\n")
@@ -87,12 +90,17 @@ def _decode(data: bytes, file: str) -> str:
         raise SpecError("VR103", message, span=span, suggestion=suggestion) from None
 
 
-def text_source(text: str, file: str = "<text>") -> SpecSource:
+def text_source(text: str, file: str = "<text>", folder: Path = Path()) -> SpecSource:
     """A source from a text in memory, under the same limits as a file.
+
+    Args:
+        text: of a spec.
+        file: what to call it.
+        folder: what files that it names are relative to.
 
     Raises:
         SpecError: VR102 if it is too large.
     """
     if len(text) > SIZE_LIMIT:
         raise _too_large(file)
-    return SpecSource(file, text)
+    return SpecSource(file, text, folder=folder)

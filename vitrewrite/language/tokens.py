@@ -32,6 +32,7 @@ _TOKEN = re.compile(
     (?P<space>[ \t]+)
   | (?P<newline>\n)
   | (?P<comment>\#[^\n]*)
+  | (?P<file>(?:\.{0,2}/)[^\s:()"',\#]*\.py:[A-Za-z_][A-Za-z0-9_]*)
   | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
   | (?P<number>[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?[KMG%]?(?!\w|\.[0-9]))
   | (?P<shape>[0-9]+(?:x[0-9]+)+(?::[a-z]+[0-9]*)?(?!\w|\.[0-9]))
@@ -46,7 +47,10 @@ _TOKEN = re.compile(
 
 
 class Lexeme(NamedTuple):
-    """A piece of text: its kind (a group of the token pattern, or `model`) and place."""
+    """A piece of text: its kind (a group of the token pattern, or `model`) and place.
+
+    A `file` is a pass in a file, `./gate.py:Gate`.
+    """
 
     kind: str
     text: str

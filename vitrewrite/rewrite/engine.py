@@ -181,7 +181,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
     numbers = [
         i
         for i, clause in enumerate(spec.clauses)
-        if clause.use and "layers" in catalog.signature(clause.use.name).writes
+        if clause.use and "layers" in catalog.signature(clause.use.key).writes
     ]
     if numbers:  # what is noted in the graphs from here on is not true of the base
         own_templates(result.root)

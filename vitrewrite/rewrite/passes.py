@@ -16,7 +16,7 @@ def method_of(clause: Clause) -> Pass:
         SpecError: VR240 for a class that carries nothing out, VR420 for one that cannot be made.
     """
     assert clause.use is not None
-    found = catalog.load(clause.use.name)
+    found = catalog.load(clause.use.key)
     if found.rewrite is Pass.rewrite:
         message = f"pass '{clause.use.name}' has no rewrite(), which carries it out at a site"
         raise SpecError("VR240", message, span=clause.span, notes=[f"in {file_of(found)}"])

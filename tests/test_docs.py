@@ -1,0 +1,83 @@
+"""The pages of `docs` do what they say: their code is taken out of them and run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import vitrewrite as vr
+from tests.authored import HEAD, branch
+from tests.cli.invoke import invoke
+from vitrewrite.bench.passes import tiny
+
+PAGE = Path(__file__).parents[1] / "docs" / "writing-a-pass.md"
+
+
+def blocks(kind: str) -> list[str]:
+    """The code of a kind in the page, block by block."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    path = tmp_path / "gate.py"
+    path.write_text("\n\n".join(blocks("python")))
+    return path
+
+
+def test_the_pass_of_the_page_is_green(gate: Path) -> None:
+    result = invoke("check-pass", gate)
+    lines = result.out.splitlines()
+    assert result.status == 0, result.out
+    assert len(lines) >= 18
+    assert all(line.startswith("ok ") for line in lines)
+    for what in ("structure", "initialisation", "gradients", "lowered", "printed", "exports"):
+        assert any(what in line for line in lines), what
+
+
+def test_the_specs_of_the_page(gate: Path) -> None:
+    """The one that it says is refused, and the one that runs: x + g f(x), and x while g is 0."""
+    spec = gate.parent / "mine.peft"
+    spec.write_text(blocks("text")[0])
+    with pytest.raises(vr.VitrewriteError, match="VR208"):
+        vr.parse(spec)
+    spec.write_text(blocks("peft")[0])
+    rewritten = vr.apply(spec, tiny())
+    delta = rewritten.delta()
+    assert tuple(delta["blocks.1.gate.down.weight"].shape) == (4, 32)
+    assert float(delta["blocks.1.gate.g"].abs().max()) == 0
+    assert [v.holds for v in rewritten.claims] == [True]
+
+
+def test_a_pass_that_breaks_its_promise_is_not_green(tmp_path: Path) -> None:
+    """Every line is printed, and those that fail say why."""
+    path = tmp_path / "shifted.py"
+    path.write_text(HEAD + branch("shifted", "Shifted", "y + 1", '("same_output_at_init",)'))
+    result = invoke("check-pass", path, "--json")
+    assert result.status == 1
+    failed = [c["check"] for c in result.json["checks"] if c["holds"] is False]
+    assert not result.json["ok"]
+    assert any("same output at initialisation" in name for name in failed)
+    assert any("nothing is trained" in name for name in failed)  # nothing uses its parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "VR240"),
+        (HEAD + branch("broken", "Broken", "y.missing"), "VR420 .*fails in forward"),
+    ],
+)
+def test_what_cannot_be_tried_is_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    result = invoke("check-pass", path)
+    assert result.status == 1
+    assert re.search(message, result.out + result.err)
+
+
+def test_the_command_line_of_check_pass() -> None:
+    assert invoke("check-pass", "nowhere.py").codes == ["VR201"]
+    assert invoke("check-pass", "lora", "rank").codes == ["VR910"]

@@ -1,0 +1,58 @@
+"""The command `check-pass`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import UsageError
+from .commands import _MARKS, _json, cli
+from .common import busy, echo_json
+
+if TYPE_CHECKING:
+    from ..bench.subject import Subject
+
+
+@cli.command("check-pass")
+@click.argument("file")
+@click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--at", "sites", help="Where to put it; default by what the pass attaches to.")
+@_json
+def check_pass(file: str, options: tuple[str, ...], sites: str | None, as_json: bool) -> None:
+    """Checks a pass in FILE.py on tiny models: what it declares, does and claims.
+
+    FILE is the path of a pass, FILE.py:CLASS where it has several, or the name of an installed one.
+    Its code runs.
+    """
+    subject = _subject(file, options, sites)
+    with busy("starting torch"):
+        from ..bench.passes import checks
+    failed, found = False, []
+    with busy(f"checking {file}"):
+        for check in checks(subject):
+            failed |= check.holds is False
+            found.append(check)
+            if not as_json:
+                click.echo(f"{_MARKS[check.holds]}  {check}")
+    if as_json:
+        echo_json({"ok": not failed, "checks": [c.to_json() for c in found]})
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _subject(file: str, options: tuple[str, ...], sites: str | None) -> Subject:
+    from .. import catalog
+    from ..bench.subject import Subject
+
+    if odd := [o for o in options if "=" not in o]:
+        raise UsageError("VR910", f"'{odd[0]}' is no option of a pass, such as rank=4")
+    if file in catalog.passes():
+        return Subject(catalog.signature(file), file, Path(), options, sites)
+    name, _, class_name = file.rpartition(":") if ".py:" in file else (file, "", "")
+    path = Path(name)
+    if not class_name:
+        class_name = catalog.pass_in(path).class_name
+    info = catalog.signature(f"{path}:{class_name}")
+    return Subject(info, f"./{path.name}:{class_name}", path.parent, options, sites)
