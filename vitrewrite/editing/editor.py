@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .clause import ClauseRef
 
 
-class Spot(Protocol):
+class Seat(Protocol):
     """Where a pass put something: the site as that pass was given it."""
 
     @property
@@ -55,7 +55,7 @@ class Insertion:
     path: str
     unit: str
     module: nn.Module
-    site: Spot
+    site: Seat
     owners: tuple[str, ...]
     key: str
     folds: bool = False
