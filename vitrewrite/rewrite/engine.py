@@ -16,7 +16,6 @@ from ..anatomy import analyse
 from ..anatomy.decoder import Decoder
 from ..anatomy.entries import Entries
 from ..anatomy.sites import Anatomy, Attention, Block, Linear
-from ..catalog.declare import Pass
 from ..editing.clause import ClauseRef
 from ..editing.editor import Editor
 from ..editing.facts import Reader, watched
@@ -50,7 +49,7 @@ from .conflicts import needed
 from .dropping import drop_blocks
 from .order import Order, orders
 from .parameters import parameters_of
-from .passes import method_of
+from .passes import Methods, method_of, methods_by_site
 from .schedule import Job, distinct, overlapping, schedule
 
 
@@ -112,7 +111,7 @@ class Rewrite:
     stream: Stream
     training: Training
     steps: list[Step] = field(default_factory=list)
-    methods: dict[int, Pass] = field(default_factory=dict)
+    methods: Methods = field(default_factory=Methods)
     base_trained: set[str] = field(default_factory=set)
     allocations: dict[str, Allocation] = field(default_factory=dict)
     batches: Batches | None = None
@@ -271,7 +270,10 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
             f"'{twice[0].role}' and '{twice[1].role}' are about the same rows of one weight",
             span=clause.sites.span if clause.sites else clause.span,
         )
-    return Job(described, method, sites)
+    roles = [site.role for site in sites]
+    methods = methods_by_site(clause, described, roles)
+    there = [(site, m) for site, m in zip(sites, methods, strict=True) if m is not None]
+    return Job(described, method, tuple(s for s, _ in there), tuple(m for _, m in there))
 
 
 def _carry_out(job: Job, result: Rewrite) -> None:
@@ -287,15 +289,18 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     )  # fmt: skip
     result.stream.reader = reader
     with caused_at(job.clause.span):
-        for bound in _bound(job.sites, context):
-            job.method.rewrite(bound)
+        for method, sites in job.groups():
+            known = len(result.editor.insertions)
+            for bound in _bound(sites, replace(context, shared={})):
+                method.rewrite(bound)
+            added = result.editor.insertions[known:]
+            result.methods.at |= {i.path: method for i in added if method != job.method}
         result.stream.reader, reader.active = None, False
         result.editor.clean()
-    added = sum(p.numel() for p in result.root.parameters()) - before
-    roles = tuple(s.role for s in job.sites)
+    count = sum(p.numel() for p in result.root.parameters()) - before
     claims, waived = job.method.claims, result.editor.waived
     own = {c: waived[job.clause.number, c] for c in claims if (job.clause.number, c) in waived}
-    result.steps.append(Step(job.clause, "insert", roles, "+", added, claims, own))
+    result.steps.append(Step(job.clause, "insert", roles, "+", count, claims, own))
 
 
 def _unit(site: Site) -> str:

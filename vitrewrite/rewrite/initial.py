@@ -27,4 +27,4 @@ def draw(result: Rewrite, seed: int) -> None:
         generator = torch.Generator().manual_seed(mixed(seed, *name, seen[name]))
         seen[name] += 1
         with caused_at(result.spec.clauses[insertion.clause].span):
-            initialise(result.methods[insertion.clause], insertion.module, generator)
+            initialise(result.methods.of(insertion), insertion.module, generator)

@@ -109,7 +109,7 @@ class Rewritten:
 
     def _delta(self) -> Iterator[tuple[str, torch.Tensor]]:
         for insertion in self.result.editor.insertions:
-            method = self.result.methods[insertion.clause]
+            method = self.result.methods.of(insertion)
             module = self.module.get_submodule(insertion.path)
             for owner, tensors in zip(insertion.owners, method.delta(module), strict=True):
                 for name, tensor in tensors.items():
