@@ -22,7 +22,8 @@ from ..storage.hashing import parsed, read_bytes
 from ..text import did_you_mean, listing
 
 CLAUSES = {
-    "insert": "insert P at|before|after SITES: puts a pass at sites of the model.",
+    "insert": "insert P at|before|after SITES: puts a pass at sites of the model. An option that "
+    "is a list has one value per site, such as rank=[4, 8, 0, 8]; 0 or none puts nothing there.",
     "prepend": "prepend P to SITES: puts tokens or rows in front of what a site gets.",
     "replace": "replace SITES with P: swaps parts of the model for others.",
     "stitch": "stitch M1, M2[, M3] with P: makes one model of several.",

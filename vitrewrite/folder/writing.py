@@ -229,7 +229,8 @@ def _starts_as_timms(rewritten: Rewritten) -> bool:
     methods = rewritten.result.methods.values()
     starts_equal = all("same_output_at_init" in m.claims for m in methods)
     named = rewritten.weights_request != "given" and ":" not in rewritten.model_name
-    return named and starts_equal and not rewritten.lowered
+    whole = not rewritten.result.anatomy.gone
+    return named and starts_equal and whole and not rewritten.lowered
 
 
 def plan_markdown(rewritten: Rewritten) -> str:

@@ -14,14 +14,17 @@ from .expressions import Literal, literal
 from .model import Clause, PassUse
 from .problems import Problems
 from .selectors import Option
-from .types import first_repeated, typed
-from .values import Value
+from .types import first_repeated, is_per_site, typed, typed_per_site
+from .values import PerSite, Value
 
 
 def check_options(
-    options: tuple[Option, ...], known: Mapping[str, OptionInfo], owner: str, problems: Problems
-) -> tuple[Option, ...]:
+    options: tuple[Option, ...], known: Mapping[str, OptionInfo], owner: str, problems: Problems,
+    *, sited: bool = False,
+) -> tuple[Option, ...]:  # fmt: skip
     """The options with their types; what is wrong with them goes to `problems`.
+
+    Where they are those of a clause with sites (`sited`), one may be a list of values, one by site.
 
     Options whose values could not be resolved are wrong already and left as they are.
     """
@@ -30,7 +33,7 @@ def check_options(
         with problems.catch():
             if option.name not in known:
                 raise _unknown_option(option, known, owner)
-            checked.append(_typed(option, known[option.name], owner))
+            checked.append(_typed(option, known[option.name], owner, sited))
     return tuple(checked)
 
 
@@ -41,7 +44,8 @@ def without_effect(
 
     One that is set to its default is as if it were not there.
     """
-    given = {o.name: o for o in options if isinstance(o.value, Literal)}
+    plain = [o for o in options if isinstance(o.value, Literal)]
+    given = {o.name: o for o in plain if not isinstance(literal(o.value), PerSite)}
     doubtful = {o.name for o in options} - given.keys()
     values = {k: literal(given[k].value) if k in given else v.default for k, v in known.items()}
     found = []
@@ -70,11 +74,15 @@ def _unknown_option(option: Option, known: Mapping[str, OptionInfo], owner: str)
     return SpecError("VR202", message, span=option.span, notes=notes, suggestion=suggestion)
 
 
-def _typed(option: Option, info: OptionInfo, owner: str) -> Option:
+def _typed(option: Option, info: OptionInfo, owner: str, sited: bool) -> Option:
     if not isinstance(option.value, Literal):
         return option
-    span = option.value.span
-    value = typed(option.value.value, info, f"{owner}.{option.name}", span)
+    given, span, label = option.value.value, option.value.span, f"{owner}.{option.name}"
+    value: Value
+    if sited and isinstance(given, tuple) and is_per_site(given, info):
+        value = typed_per_site(given, info, label, span)
+    else:
+        value = typed(given, info, label, span)
     return Option(option.name, Literal(value, span), option.span)
 
 

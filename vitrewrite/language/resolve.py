@@ -174,7 +174,10 @@ class Resolver:
         resolved = [self._resolved_option(option, known) for option in options]
         if info is None:
             return dataclasses.replace(use, options=tuple(resolved)), {}
-        checked = check_options(tuple(resolved), info.options, use.name, self._problems)
+        sited = clause.sites is not None
+        checked = check_options(
+            tuple(resolved), info.options, use.name, self._problems, sited=sited
+        )
         self._idle += without_effect(checked, info.options, use.name)
         with self._problems.catch():
             check_required(options, info.options, use.name, use.span)

@@ -11,7 +11,7 @@ from vitrewrite.catalog.signatures import OptionInfo
 from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import did_you_mean, listing, shown
 
-from .values import Number, Value, is_number, show, type_name
+from .values import Number, PerSite, Value, is_number, show, type_name
 
 TYPES = ("int", "float", "bool", "str")
 
@@ -110,6 +110,33 @@ def typed(value: Value, info: OptionInfo, label: str, span: Span) -> Value:
         message = f"{label} must be a list of {info.type}, got {type_name(value)} {show(value)}"
         raise SpecError("VR204", message, span=span, suggestion=f"write [{show(value)}]")
     return tuple(_item(item, info, f"an item of {label}", span) for item in value)
+
+
+def typed_per_site(value: tuple[Value, ...], info: OptionInfo, label: str, span: Span) -> PerSite:
+    """The values as the option takes them at each site; `none` where nothing is put.
+
+    So does 0, for an option that cannot be 0.
+
+    Raises:
+        SpecError: VR203, VR204 or VR205 if the option does not take one of them.
+    """
+    bounds = Bounds.of(info)
+
+    def absent(item: Value) -> bool:
+        return item is None or (is_number(item) and item == 0 and bounds.nearest(item) is not None)
+
+    return PerSite(
+        None if absent(item) else typed(item, info, f"{label} at site {number}", span)
+        for number, item in enumerate(value)
+    )
+
+
+def is_per_site(value: Value, info: OptionInfo) -> bool:
+    """Whether a value of an option is a list with an entry for each site."""
+    if not isinstance(value, tuple) or not value:
+        return False
+    lists = any(isinstance(item, tuple) for item in value)
+    return lists if info.many else not lists
 
 
 def _item(value: Value, info: OptionInfo, label: str, span: Span) -> Value:

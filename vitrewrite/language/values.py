@@ -17,6 +17,13 @@ from vitrewrite.text import shown
 Number: TypeAlias = int | float | Fraction
 Value: TypeAlias = Number | str | bool | tuple["Value", ...] | None
 
+
+class PerSite(tuple[Value, ...]):
+    """The values of an option at each site of a clause; None where the clause puts nothing."""
+
+    __slots__ = ()
+
+
 CONSTANTS: Mapping[str, bool | None] = {
     "true": True,
     "True": True,
@@ -90,7 +97,7 @@ def read_string(text: str, span: Span) -> str:
 def python_value(value: Value) -> Value:
     """The value as Python code wants it: a number is int if integral, else float."""
     if isinstance(value, tuple):
-        return tuple(python_value(item) for item in value)
+        return type(value)(python_value(item) for item in value)
     if isinstance(value, Fraction):
         return value.numerator if value.denominator == 1 else float(value)
     return value

@@ -15,7 +15,6 @@ from .. import catalog
 from .. import sites as verbs
 from ..anatomy import analyse
 from ..anatomy.sites import Anatomy
-from ..catalog.declare import Pass
 from ..catalog.own_code import own_code
 from ..editing.clause import ClauseRef
 from ..editing.editor import Editor
@@ -44,7 +43,7 @@ from .dropping import drop_blocks
 from .misfits import refuse_misfit
 from .order import Order, orders
 from .parameters import parameters_of
-from .passes import method_of
+from .passes import Methods, method_of, methods_by_site
 from .schedule import Job, distinct, overlapping, schedule
 
 
@@ -106,7 +105,7 @@ class Rewrite:
     stream: Stream
     training: Training
     steps: list[Step] = field(default_factory=list)
-    methods: dict[int, Pass] = field(default_factory=dict)
+    methods: Methods = field(default_factory=Methods)
     base_trained: set[str] = field(default_factory=set)
     allocations: dict[str, Allocation] = field(default_factory=dict)
     batches: Batches | None = None
@@ -267,7 +266,10 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
             f"'{twice[0].role}' and '{twice[1].role}' are about the same rows of one weight",
             span=clause.sites.span if clause.sites else clause.span,
         )
-    return Job(described, method, sites)
+    roles = [site.role for site in sites]
+    methods = methods_by_site(clause, described, roles)
+    there = [(site, m) for site, m in zip(sites, methods, strict=True) if m is not None]
+    return Job(described, method, tuple(s for s, _ in there), tuple(m for _, m in there))
 
 
 def _carry_out(job: Job, result: Rewrite) -> None:
@@ -285,16 +287,20 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     )  # fmt: skip
     result.stream.reader = reader
     with caused_at(job.clause.span):
-        for bound in _bound(job.sites, context):
-            with own_code(type(job.method), job.clause.pass_name, f"rewrite() at '{bound.role}'"):
-                job.method.rewrite(bound)
+        for method, sites in job.groups():
+            known = len(result.editor.insertions)
+            for bound in _bound(sites, replace(context, shared={})):
+                where = f"rewrite() at '{bound.role}'"
+                with own_code(type(method), job.clause.pass_name, where):
+                    method.rewrite(bound)
+            added = result.editor.insertions[known:]
+            result.methods.at |= {i.path: method for i in added if method != job.method}
         result.stream.reader, reader.active = None, False
         result.editor.clean()
-    added = sum(p.numel() for p in result.root.parameters()) - before
-    roles = tuple(s.role for s in job.sites)
+    count = sum(p.numel() for p in result.root.parameters()) - before
     claims, waived = job.method.claims, result.editor.waived
     own = {c: waived[job.clause.number, c] for c in claims if (job.clause.number, c) in waived}
-    result.steps.append(Step(job.clause, "insert", roles, "+", added, claims, own))
+    result.steps.append(Step(job.clause, "insert", roles, "+", count, claims, own))
 
 
 def _bound(found: Sequence[Site], context: Context) -> list[BoundSite]:

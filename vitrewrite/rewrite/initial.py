@@ -31,7 +31,7 @@ def draw(result: Rewrite, seed: int) -> None:
         generator = torch.Generator().manual_seed(mixed(seed, *name, seen[name]))
         seen[name] += 1
         with caused_at(result.spec.clauses[insertion.clause].span):
-            _initialise(result.methods[insertion.clause], insertion, generator)
+            _initialise(result.methods.of(insertion), insertion, generator)
 
 
 def _initialise(method: Pass, insertion: Insertion, generator: torch.Generator) -> None:

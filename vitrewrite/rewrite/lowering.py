@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ from ..editing.editor import Editor, Insertion, Lowered
 from ..editing.fitting import modes_kept
 from ..sites import BoundSite
 from ..tracing.unit import duplicate
+from .passes import Methods
 
 if TYPE_CHECKING:
     from .rewritten import Rewritten
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def lower_tree(
     root: nn.Module,
     original: Editor,
-    methods: Mapping[int, Pass],
+    methods: Methods,
     only: Collection[int] | None = None,
 ) -> Editor:
     """Lowers what can be lowered, in the order of `in_turn`, in place.
@@ -44,7 +45,7 @@ def lower_tree(
         root.eval()
         for insertion in in_turn(editor.insertions):
             if only is None or insertion.clause in only:
-                _lower(editor, insertion, methods[insertion.clause])
+                _lower(editor, insertion, methods.of(insertion))
         wiring.prune(editor)
         editor.clean()
         _remove_uncalled(editor)

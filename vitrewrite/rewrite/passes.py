@@ -1,24 +1,90 @@
-"""The pass object that a clause of a spec names."""
+"""The pass objects that a clause of a spec names."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from .. import catalog
 from ..catalog.declare import Pass
 from ..catalog.own_code import file_of, own_code
+from ..editing.clause import ClauseRef
+from ..editing.editor import Insertion
 from ..errors import SpecError
 from ..language.model import Clause
+from ..language.values import PerSite, Value, show
 
 
 def method_of(clause: Clause) -> Pass:
-    """The pass of a clause with the options that the clause gives.
+    """The pass of a clause with its options; of those given by site, the first.
 
     Raises:
         SpecError: VR240 for a class that carries nothing out, VR420 for one that cannot be made.
     """
     assert clause.use is not None
+    known = (v for v in clause.use.values.values() if isinstance(v, PerSite))
+    there = [i for i, items in enumerate(zip(*known, strict=False)) if None not in items]
+    return _method(clause, there[0] if there else None)
+
+
+def _method(clause: Clause, place: int | None) -> Pass:
+    assert clause.use is not None
+    values: dict[str, Value] = {}
+    for name, value in clause.use.values.items():
+        if not isinstance(value, PerSite):
+            values[name] = value
+        elif place is not None:
+            values[name] = value[place]
     found = catalog.load(clause.use.key)
     if found.rewrite is Pass.rewrite:
         message = f"pass '{clause.use.name}' has no rewrite(), which carries it out at a site"
         raise SpecError("VR240", message, span=clause.span, notes=[f"in {file_of(found)}"])
     with own_code(found, clause.use.name, "its constructor", clause.span):
-        return found(**clause.use.values)
+        return found(**values)
+
+
+def methods_by_site(
+    clause: Clause, described: ClauseRef, roles: Sequence[str]
+) -> tuple[Pass | None, ...]:
+    """The pass at each site, None where an option says that it is not there; equal ones are one.
+
+    Raises:
+        RewriteError: VR403 if an option has another number of values than there are sites.
+    """
+    assert clause.use is not None
+    lists = {n: v for n, v in clause.use.values.items() if isinstance(v, PerSite)}
+    for name, values in lists.items():
+        if len(values) != len(roles):
+            more = ", ..." if len(roles) > 8 else ""
+            raise described.error(
+                "VR403", f"{clause.use.name}.{name} has {len(values)} values, and there are "
+                f"{len(roles)} sites", name, notes=[f"sites: {', '.join(roles[:8])}{more}"],
+                suggestion="one value holds for all of them",
+            )  # fmt: skip
+    made: dict[str, Pass] = {}
+    found: list[Pass | None] = []
+    for place in range(len(roles)):
+        here = [values[place] for values in lists.values()]
+        if None in here:
+            found.append(None)
+        else:
+            key = show(tuple(here))
+            found.append(
+                made.setdefault(key, _method(clause, place) if lists else method_of(clause))
+            )
+    return tuple(found)
+
+
+class Methods(dict[int, Pass]):
+    """The pass of each clause that has one, by the clause's position.
+
+    Attributes:
+        at: by module path, that of what a pass put in, where its options differ from site to site.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: dict[str, Pass] = {}
+
+    def of(self, insertion: Insertion) -> Pass:
+        """The pass that put something in, with its options there."""
+        return self.at.get(insertion.path) or self[insertion.clause]

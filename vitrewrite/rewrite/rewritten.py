@@ -110,7 +110,7 @@ class Rewritten:
 
     def _delta(self) -> Iterator[tuple[str, torch.Tensor]]:
         for insertion in self.result.editor.insertions:
-            method = self.result.methods[insertion.clause]
+            method = self.result.methods.of(insertion)
             module, name = self.module.get_submodule(insertion.path), insertion.pass_name
             clause, where = insertion.site.clause, f"delta() at '{insertion.site.role}'"
             with own_code(type(method), name, where, clause.span):

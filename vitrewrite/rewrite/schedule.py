@@ -18,11 +18,25 @@ from ..selection.within import Site
 
 @dataclass(frozen=True)
 class Job:
-    """A clause with its pass and the sites that it found."""
+    """A clause with its pass and the sites that it found.
+
+    `by_site` has the pass at each site, where options differ; `method` is the first of them.
+    """
 
     clause: ClauseRef
     method: Pass
     sites: tuple[Site, ...]
+    by_site: tuple[Pass, ...] = ()
+
+    def groups(self) -> list[tuple[Pass, tuple[Site, ...]]]:
+        """The sites by what the pass is there."""
+        if not self.by_site:
+            return [(self.method, self.sites)]
+        several: dict[int, list[Site]] = {}
+        for method, site in zip(self.by_site, self.sites, strict=True):
+            several.setdefault(id(method), []).append(site)
+        methods = {id(method): method for method in self.by_site}
+        return [(methods[key], tuple(sites)) for key, sites in several.items()]
 
 
 def schedule(jobs: Sequence[Job]) -> list[Job]:

@@ -58,7 +58,7 @@ def errors_watched(rewritten: Rewritten, found: dict[int, dict[str, float]]) -> 
     """Notes by clause what `errors` of its pass measures, the worst of all calls."""
 
     def watch(insertion: Insertion) -> Any:
-        method = rewritten.result.methods[insertion.clause]
+        method = rewritten.result.methods.of(insertion)
         worst = found.setdefault(insertion.clause, {})
 
         def hook(child: nn.Module, inputs: Any, outputs: Any) -> None:
