@@ -25,7 +25,7 @@ from ..tracing.leaves import changed_by
 from ..tracing.nodes import is_size
 from .base import BoundSite
 from .context import Context
-from .core import bias_of, of_tokens, operand_of, set_operand, settle
+from .core import bias_of, filled, of_tokens, operand_of, set_operand, settle
 
 if TYPE_CHECKING:
     from .block import BlockSite
@@ -277,7 +277,7 @@ class AttentionSite(BoundSite):
             index = (slice(None), None, None)
             bias = core.graph.call_function(operator.getitem, (numbers, index))
         if self.tokens.joined:
-            bias = self._filled(bias, of_tokens(operand_of(core, 1)))
+            bias = filled(bias, of_tokens(operand_of(core, 1)))
         if any(rows := core.meta.get("rows", (0, 0))):
             bias = self._padded(bias, rows)
         self._add_bias(core, bias)
@@ -392,14 +392,3 @@ class AttentionSite(BoundSite):
             return bias
         with after(bias.graph, [bias]):
             return bias.graph.call_function(F.pad, (bias, rows))
-
-    def _filled(self, bias: fx.Node, keys: fx.Node) -> fx.Node:
-        """Zeros in front for the tokens that joined since the numbers were made."""
-        graph = bias.graph
-        with after(graph, [bias, keys]):
-            length = graph.call_method("size", (keys, 2))
-            known = graph.call_method("size", (bias, 3))
-            missing = graph.call_function(operator.sub, (length, known))
-            for node in (length, known, missing):
-                node.meta["val"] = 1
-            return graph.call_function(F.pad, (bias, (missing, 0)))

@@ -6,8 +6,10 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx
 
+from ..editing.editor import after
 from ..tracing.operators import is_inplace
 
 _OPERANDS = ("query", "key", "value", "attn_mask")
@@ -55,3 +57,15 @@ def of_tokens(node: fx.Node) -> fx.Node:
             break
         node = inner
     return node
+
+
+def filled(bias: fx.Node, keys: fx.Node) -> fx.Node:
+    """Numbers by key with zeros in front, for the tokens that joined since they were made."""
+    graph = bias.graph
+    with after(graph, [bias, keys]):
+        length = graph.call_method("size", (keys, 2))
+        known = graph.call_method("size", (bias, 3))
+        missing = graph.call_function(operator.sub, (length, known))
+        for node in (length, known, missing):
+            node.meta["val"] = 1
+        return graph.call_function(F.pad, (bias, (missing, 0)))
