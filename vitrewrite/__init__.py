@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass
 from .errors import VitrewriteError
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .api import apply, capture, emit, load, lower, parse, plan, save, verify
