@@ -57,21 +57,18 @@ class Adapter(nn.Module):
         super().__init__()
         self.width, self.hidden, self.rows, self.parallel = width, hidden, rows, parallel
         self.bias, self.dropout = bias, dropout
-        out = rows[0][1] - rows[0][0]
-        self.down = nn.Parameter(torch.empty(hidden, width))
-        self.up = nn.Parameter(torch.empty(out, hidden))
-        self.down_bias = nn.Parameter(torch.empty(hidden)) if bias else None
-        self.up_bias = nn.Parameter(torch.empty(out)) if bias else None
+        self.down = nn.Linear(width, hidden, bias)
+        self.up = nn.Linear(hidden, rows[0][1] - rows[0][0], bias)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws `down` and zeroes `up`, so that the branch starts at zero."""
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
-        nn.init.zeros_(self.up)
-        if self.down_bias is not None and self.up_bias is not None:
+        """Draws `down` as torch's layers are and zeroes `up`: the branch starts at zero."""
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.up.weight)
+        if self.bias:
             bound = 1 / math.sqrt(self.width)
-            nn.init.uniform_(self.down_bias, -bound, bound, generator=generator)
-            nn.init.zeros_(self.up_bias)
+            nn.init.uniform_(self.down.bias, -bound, bound, generator=generator)
+            nn.init.zeros_(self.up.bias)
 
     def forward(
         self, x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None = None
@@ -79,8 +76,7 @@ class Adapter(nn.Module):
         """The output y of the linear, adapted; x is its input, `keep` a factor per sample."""
         start, stop = self.rows[0]
         z = x if self.parallel else y[..., start:stop]
-        code = F.linear(F.dropout(z, self.dropout, self.training), self.down, self.down_bias)
-        branch = F.linear(F.gelu(code), self.up, self.up_bias)
+        branch = self.up(F.gelu(self.down(F.dropout(z, self.dropout, self.training))))
         if keep is not None and self.training:
             branch = branch * keep.to(branch.dtype)
         return y + F.pad(branch, (start, y.shape[-1] - stop))
@@ -108,7 +104,7 @@ class BottleneckAdapter(Pass):
                     "hidden", f"{self.hidden} is not below the width {stop - start}",
                     notes=[f"valid: 1..{stop - start - 1}"],
                 )  # fmt: skip
-            parallel = part.role.endswith("attn.proj")
+            parallel = linear.projects_heads
             width = part.in_features if parallel else stop - start
             dropout = 0.0 if parallel else self.dropout
             if parallel:
@@ -120,9 +116,3 @@ class BottleneckAdapter(Pass):
     def cost(self, out_features: int, in_features: int) -> int:
         """Parameters at a matrix, as the authors count them: the width in is that of the output."""
         return 2 * self.hidden * out_features + self.hidden + out_features
-
-    def delta(self, adapter: Adapter) -> list[dict[str, torch.Tensor]]:
-        """The tensors as the method names them."""
-        biases = {"down.bias": adapter.down_bias, "up.bias": adapter.up_bias}
-        named = {"down.weight": adapter.down, "up.weight": adapter.up, **biases}
-        return [{k: v for k, v in named.items() if v is not None}]

@@ -158,7 +158,7 @@ class Lora(Pass):
             pieces=tuple(map(len, linear.ranges)) if linear.has_gaps else (),
             axis=linear.axis,
         )
-        shared = self.dropout if spt and not linear.role.endswith("attn.proj") else 0.0
+        shared = self.dropout if spt and not linear.projects_heads else 0.0
         linear.parallel(branch, dropout=shared, drop_path=self.branch_drop)
 
     def lower(self, linear: LinearSite, branch: LowRank) -> bool:

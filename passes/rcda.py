@@ -35,12 +35,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vitrewrite.authoring import AttentionSite, Pass
-
-_NAMES = ("q_x", "q_y", "k_x", "k_y", "v", "out")
 
 
 class RowColumnAttention(nn.Module):
@@ -52,15 +49,17 @@ class RowColumnAttention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.dim, self.heads = dim, heads
-        self.weight = nn.Parameter(torch.empty(6, dim, dim))
-        self.bias = nn.Parameter(torch.empty(6, dim))
+        self.q_x, self.q_y = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.k_x, self.k_y = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.v, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws matrices from U(-b, b), b = 1 / sqrt(C), and zeroes biases."""
         bound = self.dim**-0.5
-        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
-        nn.init.zeros_(self.bias)
+        for layer in (self.q_x, self.q_y, self.k_x, self.k_y, self.v, self.out):
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, like: torch.Tensor
@@ -68,9 +67,9 @@ class RowColumnAttention(nn.Module):
         """[Q, B, C]."""
         height, width = like.shape[-2:]
         key = key.view(height, width, -1, self.dim)
-        a_x = self.weights(query, key.mean(0), 0)
-        a_y = self.weights(query, key.mean(1), 1)
-        v = self.split(F.linear(value, self.weight[4], self.bias[4]))
+        a_x = self.weights(self.q_x(query), self.k_x(key.mean(0)))
+        a_y = self.weights(self.q_y(query), self.k_y(key.mean(1)))
+        v = self.split(self.v(value))
         v = v.view(v.shape[0], self.heads, height, width, v.shape[3])
         if width >= height:
             rows = torch.einsum("bnqw,bnhwd->bnqhd", a_x, v)
@@ -78,12 +77,12 @@ class RowColumnAttention(nn.Module):
         else:
             columns = torch.einsum("bnqh,bnhwd->bnqwd", a_y, v)
             y = torch.einsum("bnqw,bnqwd->qbnd", a_x, columns)
-        return F.linear(y.flatten(2), self.weight[5], self.bias[5])
+        found: torch.Tensor = self.out(y.flatten(2))
+        return found
 
-    def weights(self, query: torch.Tensor, key: torch.Tensor, axis: int) -> torch.Tensor:
+    def weights(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """Softmax over one side, [B, heads, Q, side]."""
-        q = self.split(F.linear(query, self.weight[axis], self.bias[axis]))
-        k = self.split(F.linear(key, self.weight[2 + axis], self.bias[2 + axis]))
+        q, k = self.split(query), self.split(key)
         return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(self.dim // self.heads), dim=-1)
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,8 +112,3 @@ class RowColumnDecoupledAttention(Pass):
         if attn.masked:
             attn.warn("masks block no pixel of a layer with rcda")
         attn.become(RowColumnAttention(attn.dim, attn.heads), level.position_map)
-
-    def delta(self, module: RowColumnAttention) -> list[dict[str, torch.Tensor]]:
-        """The six layers by name."""
-        pairs = (("weight", module.weight), ("bias", module.bias))
-        return [{f"{n}.{k}": p[i] for i, n in enumerate(_NAMES) for k, p in pairs}]

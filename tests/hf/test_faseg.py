@@ -195,10 +195,11 @@ def test_rows_and_columns_are_an_outer_product() -> None:
     tall, wide = torch.empty(2, 1, 6, 4), torch.empty(2, 1, 4, 6)
     for like, size in ((tall, (6, 4)), (wide, (4, 6))):
         grid = key.view(*size, 2, 8)
-        a_x, a_y = module.weights(query, grid.mean(0), 0), module.weights(query, grid.mean(1), 1)
+        a_x = module.weights(module.q_x(query), module.k_x(grid.mean(0)))
+        a_y = module.weights(module.q_y(query), module.k_y(grid.mean(1)))
         both = (a_y[..., None] * a_x[..., None, :]).flatten(3)
-        v = module.split(value @ module.weight[4].T)
-        expected = (both @ v).permute(2, 0, 1, 3).flatten(2) @ module.weight[5].T
+        v = module.split(value @ module.v.weight.T)
+        expected = (both @ v).permute(2, 0, 1, 3).flatten(2) @ module.out.weight.T
         torch.testing.assert_close(module(query, key, value, like), expected)
 
 

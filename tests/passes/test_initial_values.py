@@ -28,7 +28,7 @@ UNIFORM: list[tuple[nn.Module, dict[str, float]]] = [
     (LowRank(64, ROWS, 8, 1.0), {"down": HALF, "up": 0}),
     (
         Adapter(64, 32, ((0, 64),)),
-        {"down": HALF, "down_bias": HALF, "up": 0, "up_bias": 0},
+        {"down.weight": HALF, "down.bias": HALF, "up.weight": 0, "up.bias": 0},
     ),
     (SparseDelta((8, 8), (("weight", 40), ("bias", 3))), {"weight": 0, "bias": 0}),
     (KeyValuePrompt(4, 5, 16, (math.sqrt(6 / 80),) * 2), {"kv": math.sqrt(6 / (5 * 16))}),
@@ -47,7 +47,7 @@ UNIFORM: list[tuple[nn.Module, dict[str, float]]] = [
             "weight": 1 / 3, "bias": 1 / 3,
         },
     ),
-    (RowColumnAttention(64, 4), {"weight": 1 / math.sqrt(64), "bias": 0}),
+    (RowColumnAttention(64, 4), {"q_x.weight": HALF, "out.weight": HALF, "v.bias": 0}),
 ]  # fmt: skip
 
 

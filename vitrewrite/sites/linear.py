@@ -33,6 +33,11 @@ class LinearSite(AffineSite):
         return ", ".join(p.role for p in self.parts)
 
     @property
+    def projects_heads(self) -> bool:
+        """Whether it is the `proj` of an attention: the layer behind its heads."""
+        return all(part.role.endswith("attn.proj") for part in self.parts)
+
+    @property
     def in_features(self) -> int:
         """Width of the input."""
         return self.parts[0].in_features
