@@ -144,7 +144,7 @@ def test_what_has_no_other_place_is_told_why(model: str, pass_: str, sites: str,
 
 @pytest.mark.parametrize(
     ("model", "sites", "kind"),
-    [("vit", "blocks[0].mlp", "an mlp"), ("vit", "norm", "a module"),
+    [("vit", "blocks[0].mlp", "an mlp"), ("vit", "norm", "a norm"),
      ("mask2former", "decoder.layers[0]", "a layer of a decoder"),
      ("mask2former", "decoder.queries", "a set of queries")],
 )  # fmt: skip
