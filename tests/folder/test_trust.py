@@ -16,6 +16,7 @@ from tests.folders import edit, reseal
 from tests.lowering.models import equal, fill, state, vit
 from vitrewrite.folder.lock import Folder
 from vitrewrite.folder.reading import Trust, load_folder, rewritten_folder
+from vitrewrite.folder.writing import model_text
 from vitrewrite.verification.folder import verify_folder
 
 CODE = 'open("ran", "w").close()\n'
@@ -192,7 +193,7 @@ def test_what_the_spec_takes_out_of_the_base_is_in_the_folder(
     loaded = load_folder(Path("out"))
     assert equal(dict(loaded.base.state_dict()), dict(rewritten.base.state_dict()))
     assert equal(state(loaded), state(rewritten))
-    assert Path("out/model.py").read_text() == vr.files.model_text(loaded)
+    assert Path("out/model.py").read_text() == model_text(loaded)
 
 
 # -- what is in the folder is what is checked -----------------------------------------------------

@@ -223,4 +223,4 @@ def _guards(rewritten: Rewritten) -> Iterator[Check]:
 
 def _claims(rewritten: Rewritten) -> Iterator[Check]:
     for verdict in rewritten.claims:
-        yield Check(f"require {verdict.claim}", bool(verdict.holds), verdict.measured)
+        yield Check(f"require {verdict.claim}", verdict.holds, verdict.measured)

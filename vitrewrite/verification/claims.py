@@ -15,9 +15,16 @@ from .numeric import at_start, measure_claim
 def judged(rewritten: Rewritten) -> Rewritten:
     """The model, in place, with all claims of its spec judged as it starts.
 
+    Those of a lowered model are those of what it was lowered from; where that is not known, what
+    takes weights stays open.
+
     Raises:
         VerifyError: VR501 for every claim that does not hold, together.
     """
+    if rewritten.lowered:
+        if rewritten.unlowered is not None:
+            rewritten.claims = judged(rewritten.unlowered).claims
+        return rewritten
     first = at_start(rewritten)
     with modes_kept(rewritten.module, first.module, rewritten.base):
         rewritten.claims = judge(
