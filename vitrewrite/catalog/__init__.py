@@ -47,6 +47,7 @@ class Catalog:
     package: str = ""
     plugins: bool = False
     _read: dict[str, PassInfo] = field(default_factory=dict, repr=False, compare=False)
+    _loaded: dict[str, type[Pass]] = field(default_factory=dict, repr=False, compare=False)
 
     def passes(self) -> list[str]:
         """The names of all passes.
@@ -118,6 +119,8 @@ class Catalog:
         Raises:
             SpecError: VR201, VR240 as `signature`, VR242 if its module cannot be imported.
         """
+        if name in self._loaded:
+            return self._loaded[name]
         self.passes()  # a clash of names is an error before anything is run
         info = self.signature(name)
         try:
@@ -129,6 +132,8 @@ class Catalog:
         if "lowers_exactly" in found.claims and "lower" not in _own_names(found):
             message = f"pass {shown(name)} claims 'lowers_exactly' and has no lower()"
             raise SpecError("VR240", message, notes=[f"its file is {info.path}"])
+        if _NAME.fullmatch(name):  # a file of the user's may change between two specs
+            self._loaded[name] = found
         return found
 
     def _locate(self, name: str) -> tuple[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -130,9 +131,10 @@ class Editor:
     waived: dict[tuple[int, str], dict[str, str]] = field(default_factory=dict)
     helpers: list[str] = field(default_factory=list)
     copied: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
+    _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "edited": set()}  # ids mean nothing elsewhere
+        return {**self.__dict__, "edited": set(), "_held": None}  # ids mean nothing elsewhere
 
     def on(self, root: nn.Module) -> Editor:
         """An editor of a copy of the tree, before anything is done to the copy."""
@@ -201,8 +203,27 @@ class Editor:
         if like is not None:
             fit(module, parent, like)
         parent.add_module(name, module)
+        self.counted(module, 1)
         path = f"{owner}.{name}" if owner else name
         return relative(path, unit), path
+
+    def holders(self, module: nn.Module) -> int:
+        """How many modules a module is a child of."""
+        if self._held is None:
+            held = (id(c) for m in walk.modules(self.root) for c in m._modules.values())
+            self._held = Counter(held)
+        return self._held[id(module)]
+
+    def counted(self, module: nn.Module, more: int) -> None:
+        """Keeps `holders` true when a module is put in (1) or taken out (-1)."""
+        if self._held is not None and not module._modules:
+            self._held[id(module)] += more
+        else:
+            self.rearranged()
+
+    def rearranged(self) -> None:
+        """Has `holders` look again: modules of the tree stand elsewhere or are gone."""
+        self._held = None
 
     def clone(self, path: str) -> nn.Module:
         """A copy of the module at `path` that runs the same program on parameters of its own."""

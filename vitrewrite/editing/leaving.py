@@ -115,6 +115,7 @@ def _remove(editor: Editor, path: str) -> None:
     owner, _, name = path.rpartition(".")
     parent = editor.root.get_submodule(owner)
     del parent._modules[name]
+    editor.rearranged()
     editor.removed.append(path)
     if isinstance(parent, torch.nn.ModuleList):
         above, _, own = owner.rpartition(".")

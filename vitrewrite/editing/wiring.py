@@ -103,6 +103,7 @@ def open_container(editor: Editor, path: str) -> None:
             child.__dict__["checkpointing"] |= unit.checkpointing
     owner, _, name = path.rpartition(".")
     editor.root.get_submodule(owner)._modules[name] = children
+    editor.rearranged()
 
 
 def listed(children: Mapping[str, nn.Module | None], like: nn.Module) -> nn.Module:

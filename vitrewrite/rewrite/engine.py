@@ -17,7 +17,7 @@ from ..anatomy import analyse
 from ..anatomy.sites import Anatomy
 from ..catalog.own_code import own_code
 from ..editing.clause import ClauseRef
-from ..editing.editor import Editor
+from ..editing.editor import Editor, Insertion
 from ..editing.facts import Reader, watched
 from ..editing.measure import BrokenError, Propagation
 from ..editing.samples import Batches
@@ -94,6 +94,7 @@ class Rewrite:
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
         allocations: what each `sensitive(...)` of the spec bought.
+        checked: inserted classes that are known to be as they should.
         batches: how samples lie in the values of the tree as `anatomy` has it.
     """
 
@@ -109,6 +110,7 @@ class Rewrite:
     base_trained: set[str] = field(default_factory=set)
     allocations: dict[str, Allocation] = field(default_factory=dict)
     batches: Batches | None = None
+    checked: set[str] = field(default_factory=set, repr=False)
 
     @property
     def warnings(self) -> list[str]:
@@ -215,9 +217,10 @@ def _select(
     extra = _trained_anyway(spec, result)
     added = tuple(insertion.path for insertion in result.editor.insertions)
     allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known, added)
+    named = Selection(result.anatomy, result.root)
     for number, clause in enumerate(spec.clauses):
         measured = functools.partial(allocations.sites, clause)
-        selection = Selection(result.anatomy, result.root, measured)
+        selection = named.measuring(measured)
         try:
             wanted = None if number in done else clause.sites
             with caused_at(clause.span):
@@ -273,7 +276,7 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
 
 
 def _carry_out(job: Job, result: Rewrite) -> None:
-    before = sum(p.numel() for p in result.root.parameters())
+    put = len(result.editor.insertions)
     scope = tuple(dict.fromkeys(kind_of(site).unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
     folds = "lowers_exactly" in job.method.claims
@@ -283,7 +286,7 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     anatomy = replace(result.anatomy, stream=watched(result.anatomy.stream, reader))
     context = Context(
         result.editor, job.clause, anatomy, result.stream, scope, roles, folds=folds,
-        batches=result.batches,
+        batches=result.batches, checked=result.checked,
     )  # fmt: skip
     result.stream.reader = reader
     with caused_at(job.clause.span):
@@ -297,10 +300,15 @@ def _carry_out(job: Job, result: Rewrite) -> None:
             result.methods.at |= {i.path: method for i in added if method != job.method}
         result.stream.reader, reader.active = None, False
         result.editor.clean()
-    count = sum(p.numel() for p in result.root.parameters()) - before
+    count = sum(p.numel() for p in _parameters(result.editor.insertions[put:]))
     claims, waived = job.method.claims, result.editor.waived
     own = {c: waived[job.clause.number, c] for c in claims if (job.clause.number, c) in waived}
     result.steps.append(Step(job.clause, "insert", roles, "+", count, claims, own))
+
+
+def _parameters(insertions: Sequence[Insertion]) -> list[nn.Parameter]:
+    """Those of modules that were put in, each once."""
+    return list({id(p): p for i in insertions for p in i.module.parameters()}.values())
 
 
 def _bound(found: Sequence[Site], context: Context) -> list[BoundSite]:

@@ -94,6 +94,7 @@ def _remove_uncalled(editor: Editor) -> None:
             editor.helpers.remove(path)
             owner, _, name = path.rpartition(".")
             del editor.root.get_submodule(owner)._modules[name]
+            editor.rearranged()
 
 
 def lowered_tree(

@@ -68,9 +68,9 @@ def methods_by_site(
             found.append(None)
         else:
             key = show(tuple(here))
-            found.append(
-                made.setdefault(key, _method(clause, place) if lists else method_of(clause))
-            )
+            if key not in made:
+                made[key] = _method(clause, place)
+            found.append(made[key])
     return tuple(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -66,6 +67,12 @@ class Selection:
         self.modules = dict(walk.named(root))
         self.layers = {s.path: s for s in (*anatomy.norms, *anatomy.convs)}
         self.parameters = dict(root.named_parameters(remove_duplicate=False))
+
+    def measuring(self, measured: Callable[[Call], tuple[Site, ...]]) -> Selection:
+        """The same on the same model, with selectors that measure."""
+        other = copy.copy(self)
+        other.measured = measured
+        return other
 
     def sites(self, selector: Selector) -> tuple[Site, ...]:
         """The sites, in the order of the selector.

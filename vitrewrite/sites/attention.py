@@ -202,6 +202,7 @@ class AttentionSite(BoundSite):
         call.replace_all_uses_with(made[0])
         call.graph.erase_node(call)
         del self.editor.root.get_submodule(owner)._modules[name]
+        self.editor.rearranged()
         self.editor.removed.append(self.path)
         wiring.release(self.editor, unit)
 

@@ -163,7 +163,7 @@ class BoundSite:
 
     def _check(self, module: nn.Module, changed: tuple[int, ...]) -> None:
         """The first module of a class must be as `sites.contract` wants it."""
-        key = f"checked {type(module).__qualname__}"
+        key = f"{self.pass_name} {type(module).__module__}.{type(module).__qualname__}"
         if key in self.context.checked or isinstance(module, Unit):
             return
         self.context.checked.add(key)
@@ -278,11 +278,13 @@ class BoundSite:
         parent = self.editor.root.get_submodule(owner)
         fit(module, parent, self.like)
         parent._modules[name] = module
+        self.editor.rearranged()
 
     def remove(self, insertion: Insertion) -> None:
         """Takes an inserted module that nothing calls any more out of the tree."""
         owner, _, name = insertion.path.rpartition(".")
         del self.editor.root.get_submodule(owner)._modules[name]
+        self.editor.counted(insertion.module, -1)
 
     def at_lowering(self, editor: Editor, insertion: Insertion) -> BoundSite:
         """The same site in a tree that is lowered."""

@@ -127,4 +127,5 @@ class BranchSite(BoundSite):
             raise self.unfit(f"'{found.site.clause.text}' put something into it")
         owner, _, name = path.rpartition(".")
         del self.editor.root.get_submodule(owner)._modules[name]
+        self.editor.rearranged()
         self.editor.removed.append(path)

@@ -11,7 +11,6 @@ from ..anatomy.sites import Place
 from ..editing import branches, wiring
 from ..editing.editor import relative
 from ..editing.value import Value
-from ..tracing import walk
 from .base import BoundSite
 from .context import Drops
 from .dropping import KeepSamples
@@ -127,13 +126,8 @@ class WeightedSite(BoundSite):
 
     def expect_fold(self) -> None:
         """Waives the exact lowering if a layer is not its holder's alone, so that it keeps it."""
-        if self.context.folds and self._holders(self._owner) > 1:
+        if self.context.folds and self.editor.holders(self._owner) > 1:
             self.waive("lowers_exactly", "the layer is part of more than one module")
-
-    def _holders(self, owner: nn.Module) -> int:
-        """How many modules a module is a child of."""
-        children = (c for m in walk.modules(self.editor.root) for c in m._modules.values())
-        return sum(c is owner for c in children)
 
     def _dropped(self, unit: str, x: fx.Node, p: float) -> fx.Node:
         """x behind a dropout that all sites of the clause which read it share."""
@@ -196,7 +190,7 @@ class WeightedSite(BoundSite):
 
         Not if another module changes those rows before, and not if the layer runs elsewhere too.
         """
-        if self._holders(self._owner) > 1:
+        if self.editor.holders(self._owner) > 1:
             return False
         layers = {self.editor.node(call) for call in self._calls}
         found = [self._layer_of(u, n, layers) for u, n in self.calls_of(self.insertion)]
