@@ -17,7 +17,7 @@ from vitrewrite.tracing import trace
 def _sites(anatomy: Anatomy) -> dict[str, Any]:
     """What does not depend on where the graphs are cut."""
     places = ("call", "core", "act", "input", "mid", "output", "unit", "model",
-              "patches")  # fmt: skip
+              "patches", "calls", "sum")  # fmt: skip
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):
@@ -40,6 +40,7 @@ def test_flat_graph() -> None:
     flat = analyse(root)
     # Outside of `PatchEmbed`, only the convolution is left of the patch embedding.
     expected = {**_sites(nested), "patch_embed": "patch_embed.proj"}
+    expected["convs"][0]["role"] = "patch_embed"
     assert _sites(flat) == expected
     assert [b.unit for b in flat.blocks] == [None] * 3
     names = [n.name for n in root.template.graph.nodes]

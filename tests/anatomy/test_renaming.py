@@ -100,7 +100,14 @@ def _translated(value: Any, paths: dict[str, str]) -> Any:
         return {k: _translated(v, paths) for k, v in value.items() if k not in ("node", "model")}
     if isinstance(value, (tuple, list)):
         return [_translated(v, paths) for v in value]
-    return paths.get(value, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    old = {
+        n: o
+        for new, was in paths.items()
+        for n, o in zip(new.split("."), was.split("."), strict=True)
+    }
+    return paths.get(value) or ".".join(old.get(part, part) for part in value.split("."))
 
 
 @pytest.mark.parametrize(

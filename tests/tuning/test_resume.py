@@ -23,11 +23,11 @@ pytestmark = pytest.mark.xdist_group("resume")  # one uninterrupted run for all 
 RUN = ("tune", "lora.peft", "data=digits:0-3", "num_classes=4", "tune.checkpoint_every=4")
 KILLED = """
 import os, signal, sys
-from vitrewrite import files
+from vitrewrite.folder import writing as files
 from vitrewrite.tuning import checkpoints, loop
 where, after = sys.argv[1], int(sys.argv[2])
 owner, name = {
-    "step": (loop.Loop, "_update"), "saving": (checkpoints, "_flush"),
+    "step": (loop.TrainingLoop, "_update"), "saving": (checkpoints, "_flush"),
     "writing": (files, "save_delta"),
 }[where]
 original, calls = getattr(owner, name), []

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..anatomy.decoder import DecoderLayer
 from ..anatomy.layers import layers_of
-from ..anatomy.sites import Anatomy, Attention, Block, Linear
+from ..anatomy.sites import Anatomy, Attention, Block, ChannelLayer, Linear
 from ..errors import MatchError, Span
 from ..language.selectors import (
     Call,
@@ -52,18 +52,12 @@ class Selection:
     Args:
         anatomy: what its places are.
         root: the captured tree, for modules and parameters by name.
-        measured: evaluates selectors that measure, such as `sensitive(...)`.
     """
 
-    def __init__(
-        self,
-        anatomy: Anatomy,
-        root: nn.Module,
-        measured: Callable[[Call], tuple[Site, ...]] | None = None,
-    ) -> None:
-        self.anatomy = anatomy
-        self.measured = measured
-        self.root = root
+    measured: Callable[[Call], tuple[Site, ...]] | None = None
+
+    def __init__(self, anatomy: Anatomy, root: nn.Module) -> None:
+        self.anatomy, self.root = anatomy, root
         self.modules = dict(walk.named(root))
         self.layers = {s.path: s for s in (*anatomy.norms, *anatomy.convs)}
         self.parameters = dict(root.named_parameters(remove_duplicate=False))
@@ -111,7 +105,11 @@ class Selection:
             }
         notes = []
         sites = [] if within is None else self.sites(within)
-        if len(sites) == 1 and isinstance(sites[0], Named) and sites[0].path in self.modules:
+        if (
+            len(sites) == 1
+            and isinstance(sites[0], Named | ChannelLayer)
+            and sites[0].path in self.modules
+        ):
             notes.append(f"'{within}' is a {type(self.modules[sites[0].path]).__name__}")
         places = ("blocks", "pixel_decoder", "decoder", "head")
         found = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 from ..editing.fitting import modes_kept
@@ -25,11 +26,11 @@ def judged(rewritten: Rewritten) -> Rewritten:
         if rewritten.unlowered is not None:
             rewritten.claims = judged(rewritten.unlowered).claims
         return rewritten
-    first = at_start(rewritten)
-    with modes_kept(rewritten.module, first.module, rewritten.base):
+    first = functools.cache(lambda: at_start(rewritten))  # only some claims take a run
+    with modes_kept(rewritten.module, rewritten.base):
         rewritten.claims = judge(
             rewritten.spec, rewritten.measures, rewritten.result,
-            numeric=lambda metric: measure_claim(first, metric),
+            numeric=lambda metric: measure_claim(first(), metric),
         )  # fmt: skip
     raise_all([v.error() for v in rewritten.claims if v.holds is False])
     return rewritten
