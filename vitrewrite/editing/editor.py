@@ -116,6 +116,7 @@ class Editor:
         stacks: what passes put in at one place, in the order of the dataflow.
         waived: by clause and claim where the claim is not made, and why.
         helpers: paths of modules without state that inserted ones are given values by.
+        gone: how many parameters the modules had that were taken out.
         copied: tensors of copied modules, each with the one that it starts as.
     """
 
@@ -131,6 +132,7 @@ class Editor:
     waived: dict[tuple[int, str], dict[str, str]] = field(default_factory=dict)
     helpers: list[str] = field(default_factory=list)
     copied: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
+    gone: int = 0
     _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -220,6 +222,14 @@ class Editor:
             self._held[id(module)] += more
         else:
             self.rearranged()
+
+    def take_out(self, path: str) -> None:
+        """Takes a module of the model out of the tree."""
+        owner, _, name = path.rpartition(".")
+        module = self.root.get_submodule(owner)._modules.pop(name)
+        self.gone += sum(p.numel() for p in module.parameters()) if module is not None else 0
+        self.removed.append(path)
+        self.rearranged()
 
     def rearranged(self) -> None:
         """Has `holders` look again: modules of the tree stand elsewhere or are gone."""

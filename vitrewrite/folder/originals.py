@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..anatomy.fingerprint import fingerprint_of
 from ..errors import FileError
-from ..rewrite.unlowering import originals, state_hash
+from ..rewrite.unlowering import originals
 from ..storage.tensors import check_finite, read_tensors, write_tensors
 from ..version import __version__
 from .lock import ORIGINALS, WEIGHTS, Folder
@@ -30,7 +31,7 @@ def save_originals(lowered: Rewritten, folder: Path) -> str:
     metadata = {
         "format": FORMAT,
         "spec_hash": lowered.spec.hash,
-        "state_hash": state_hash(old),
+        "state_hash": fingerprint_of(old),
         "added": "\n".join(sorted(lowered.module.state_dict().keys() - old.keys())),
         "vitrewrite": __version__,
         "torch": torch.__version__,
@@ -60,7 +61,7 @@ def unlowered_state(folder: Folder) -> dict[str, torch.Tensor]:
     weights = read_tensors(folder.path / WEIGHTS, digest=folder.digest(WEIGHTS)).tensors
     added = found.metadata["added"].splitlines()
     state = {**{k: v for k, v in weights.items() if k not in added}, **found.tensors}
-    if state_hash(state) != found.metadata["state_hash"]:
+    if fingerprint_of(state) != found.metadata["state_hash"]:
         raise FileError(
             "VR714",
             f"the weights in '{folder.path}' cannot be turned back: they were changed since",

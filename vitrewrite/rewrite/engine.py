@@ -276,7 +276,7 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
 
 
 def _carry_out(job: Job, result: Rewrite) -> None:
-    put = len(result.editor.insertions)
+    put, gone = len(result.editor.insertions), result.editor.gone
     scope = tuple(dict.fromkeys(kind_of(site).unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
     folds = "lowers_exactly" in job.method.claims
@@ -301,6 +301,7 @@ def _carry_out(job: Job, result: Rewrite) -> None:
         result.stream.reader, reader.active = None, False
         result.editor.clean()
     count = sum(p.numel() for p in _parameters(result.editor.insertions[put:]))
+    count -= result.editor.gone - gone
     claims, waived = job.method.claims, result.editor.waived
     own = {c: waived[job.clause.number, c] for c in claims if (job.clause.number, c) in waived}
     result.steps.append(Step(job.clause, "insert", roles, "+", count, claims, own))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,15 +68,6 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
         return True
     return torch.equal(_raw(first), _raw(second))
-
-
-def state_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """Identifies a state dict by its names and bits."""
-    digest = hashlib.blake2b(digest_size=20)
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_raw(tensor).numpy().data)
-    return digest.hexdigest()
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:

@@ -201,9 +201,7 @@ class AttentionSite(BoundSite):
         made = self.put(module, unit, inputs, (hint,), owner=owner, name=new)
         call.replace_all_uses_with(made[0])
         call.graph.erase_node(call)
-        del self.editor.root.get_submodule(owner)._modules[name]
-        self.editor.rearranged()
-        self.editor.removed.append(self.path)
+        self.editor.take_out(self.path)
         wiring.release(self.editor, unit)
 
     @property

@@ -125,7 +125,4 @@ class BranchSite(BoundSite):
         inside = (i for i in self.editor.insertions if f"{i.path}.".startswith(f"{path}."))
         if (found := next(inside, None)) is not None:
             raise self.unfit(f"'{found.site.clause.text}' put something into it")
-        owner, _, name = path.rpartition(".")
-        del self.editor.root.get_submodule(owner)._modules[name]
-        self.editor.rearranged()
-        self.editor.removed.append(path)
+        self.editor.take_out(path)
