@@ -114,7 +114,3 @@ class AdaptFormer(Pass):
             fused.up_bias = nn.Parameter(adapter.scale * adapter.up_bias)
         branch.swap(fused)
         return False
-
-    def delta(self, adapter: ParallelAdapter) -> list[dict[str, torch.Tensor]]:
-        """The tensors as the method names them."""
-        return [dict(adapter.named_parameters())]

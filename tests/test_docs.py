@@ -10,7 +10,7 @@ import pytest
 import vitrewrite as vr
 from tests.authored import HEAD, branch
 from tests.cli.invoke import invoke
-from vitrewrite.bench.passes import tiny
+from vitrewrite.checking.passes import tiny
 
 PAGE = Path(__file__).parents[1] / "docs" / "writing-a-pass.md"
 

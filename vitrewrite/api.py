@@ -176,7 +176,7 @@ def lower(rewritten: Rewritten) -> Rewritten:
 
 
 def verify(rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True) -> list[Check]:
-    """Checks a rewritten model; see `verify.checks` for what is checked.
+    """Checks a rewritten model; see `verification.checks` for what is checked.
 
     Args:
         rewritten: the model; it is not changed.

@@ -194,17 +194,6 @@ class BipartiteDifferentiableMatching(Pass):
         """The adapter as the method names it."""
         return [{"refine.down.weight": merge.down, "refine.up.weight": merge.up}]
 
-    def errors(
-        self,
-        merge: BipartiteMerge,
-        inputs: tuple[torch.Tensor, ...],
-        outputs: tuple[torch.Tensor, ...],
-    ) -> dict[str, float]:
-        """No patch gets lost or counted twice."""
-        before = inputs[2].sum(1) if len(inputs) > 2 else inputs[0].shape[1]
-        lost = (outputs[1].float().sum(1) - before).abs().max()
-        return {"sizes of merged tokens sum to the number before": float(lost)}
-
     def grid(self, attn: AttentionSite) -> tuple[int, int]:
         """The patches at the block, which must be two in each half at least."""
         height, width = attn.full_grid

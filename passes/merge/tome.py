@@ -59,9 +59,6 @@ class TokenMerge(nn.Module):
         super().__init__()
         self.r, self.prefix, self.own, self.flat = r, prefix, own, flat
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """There are none."""
-
     def forward(
         self, x: torch.Tensor, k: torch.Tensor, size: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,21 +161,6 @@ class TokenMerging(Pass):
         """An index-select of what stays and an index-add of what goes."""
         block.swap(TokenMerge(merge.r, merge.prefix, merge.own, flat=True))
         return False
-
-    def delta(self, merge: TokenMerge) -> list[dict[str, torch.Tensor]]:
-        """Nothing."""
-        return [{}]
-
-    def errors(
-        self,
-        merge: TokenMerge,
-        inputs: tuple[torch.Tensor, ...],
-        outputs: tuple[torch.Tensor, ...],
-    ) -> dict[str, float]:
-        """No patch gets lost or counted twice."""
-        before = inputs[2].float().sum(1) if len(inputs) > 2 else inputs[0].shape[1]
-        lost = (outputs[1].float().sum(1) - before).abs().max()
-        return {"sizes of merged tokens sum to the number before": float(lost)}
 
     def pairs(self, attn: AttentionSite) -> int:
         """How many are to merge in this block of those that the clause names."""

@@ -96,18 +96,19 @@ def _class(base: type, names: dict[str, str], words: _Words) -> type:
 
 def _translated(value: Any, paths: dict[str, str]) -> Any:
     """Everything but the names of nodes, in the old names."""
-    if isinstance(value, dict):
-        return {k: _translated(v, paths) for k, v in value.items() if k not in ("node", "model")}
-    if isinstance(value, (tuple, list)):
-        return [_translated(v, paths) for v in value]
-    if not isinstance(value, str):
-        return value
-    old = {
-        n: o
-        for new, was in paths.items()
-        for n, o in zip(new.split("."), was.split("."), strict=True)
-    }
-    return paths.get(value) or ".".join(old.get(part, part) for part in value.split("."))
+    pairs = ((n.split("."), o.split(".")) for n, o in paths.items())
+    words = {new: old for n, o in pairs for new, old in zip(n, o, strict=True)}
+
+    def translated(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: translated(v) for k, v in value.items() if k not in ("node", "model")}
+        if isinstance(value, (tuple, list)):
+            return [translated(v) for v in value]
+        if not isinstance(value, str):
+            return value
+        return ".".join(words.get(part, part) for part in value.split("."))
+
+    return translated(value)
 
 
 @pytest.mark.parametrize(

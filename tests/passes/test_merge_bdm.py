@@ -233,9 +233,12 @@ def test_bad_input(name: str) -> None:
         ("beit_base_patch16_224", "needs them as they were"),
     ],
 )
-def test_models_that_need_the_grid_later_are_refused(name: str, words: str) -> None:
+@pytest.mark.parametrize(
+    "merge", ["merge.bdm() after blocks[0]", "merge.tome(r=2) after blocks[*]"]
+)
+def test_models_that_need_the_grid_later_are_refused(name: str, words: str, merge: str) -> None:
     with pytest.raises(vr.VitrewriteError, match=words):
-        vr.plan("insert merge.bdm() after blocks[0].attn\n", name)
+        vr.plan(f"insert {merge}.attn\n", name)
 
 
 def test_applying_twice_is_detected() -> None:

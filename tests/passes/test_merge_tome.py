@@ -335,19 +335,6 @@ def test_bad_input(name: str) -> None:
     assert words in caught.value.render()
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("swin_tiny_patch4_window7_224", "does not attend over one sequence"),
-        ("pvt_v2_b0", "later stages"),
-        ("beit_base_patch16_224", "needs them as they were"),
-    ],
-)
-def test_models_that_need_the_grid_later_are_refused(name: str, words: str) -> None:
-    with pytest.raises(vr.VitrewriteError, match=words):
-        vr.plan(TOME, name)
-
-
 def test_applying_twice_is_detected() -> None:
     once = vr.apply(TOME, vit())
     with pytest.raises(vr.VitrewriteError, match="of sizes that are not known"):

@@ -12,6 +12,8 @@ from tests.lowering.models import vit
 from vitrewrite import sites
 from vitrewrite.anatomy import analyse
 from vitrewrite.catalog.signatures import KNOWN
+from vitrewrite.checking.passes import tiny
+from vitrewrite.checking.subject import PLACES
 from vitrewrite.language import parse_spec
 from vitrewrite.selection.kinds import (
     KINDS,
@@ -134,3 +136,11 @@ def test_a_head_is_a_linear_layer(root: Any) -> None:
     assert not is_any(select(root, "blocks[0].mlp.fc1")[0], ("head",))
     (same,) = (s for s in select(root, "every linear") if s.role == "head")
     assert same == head
+
+
+@pytest.mark.parametrize("kind", EVERYWHERE)
+def test_a_pass_of_any_kind_has_places_on_the_model_that_it_is_checked_on(kind: str) -> None:
+    root = vr.capture(tiny())
+    for place in PLACES[kind]:
+        found = select(root, place)
+        assert all(is_any(site, [kind]) for site in found)

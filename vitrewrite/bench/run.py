@@ -65,6 +65,7 @@ def run(
     Raises:
         UsageError: VR906 if a step does not run on this device in this dtype.
     """
+    progress("preparing", 0.0)
     with _threads(settings.threads):
         twin = randomised(rewritten)
         return _Bench(twin, settings, torch.device(device), progress).measured()

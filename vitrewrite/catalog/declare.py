@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .signatures import SIZES_KEPT
+
 if TYPE_CHECKING:
     import torch
 
@@ -87,9 +89,12 @@ class Pass:
     def errors(self, module: Any, inputs: Any, outputs: Any, /) -> dict[str, float]:
         """What must hold of one call of an inserted module: by claim, how far off it is.
 
-        The names are among the `claims` of the pass.
+        The names are among the `claims` of the pass. Of one that claims that sizes of tokens are
+        kept, by default, how much of them a module that yields (x, sizes) loses.
         """
-        return {}
+        from .defaults import errors
+
+        return errors(inputs, outputs) if SIZES_KEPT in self.claims else {}
 
     def initialise(self, module: Any, generator: torch.Generator, /) -> None:
         """Draws the parameters of an inserted module.

@@ -1,4 +1,4 @@
-"""What a pass does where it does not say: initial values and delta of the modules it inserts.
+"""What a pass does where it does not say: initial values, delta and errors of what it inserts.
 
 The only file of its package that needs torch; `declare` imports it when it is asked.
 """
@@ -6,11 +6,13 @@ The only file of its package that needs torch; `declare` imports it when it is a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from .signatures import SIZES_KEPT
 
 
 def constructor(module: nn.Module) -> dict[str, Any]:
@@ -58,3 +60,15 @@ def _made_again(module: nn.Module, generator: torch.Generator) -> nn.Module:
 def delta(module: nn.Module) -> list[dict[str, torch.Tensor]]:
     """All parameters of a module that is at one site, under its own names for them."""
     return [dict(module.named_parameters())]
+
+
+def errors(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> dict[str, float]:
+    """How many patches a merge loses or counts twice, in the image where it is most.
+
+    Args:
+        inputs: tokens [B, T, C], other values, and last sizes [B, T] if tokens were merged before.
+        outputs: tokens and their sizes.
+    """
+    known = inputs[-1] if inputs[-1].shape == inputs[0].shape[:2] else None
+    before = inputs[0].shape[1] if known is None else known.float().sum(1)
+    return {SIZES_KEPT: float((outputs[1].float().sum(1) - before).abs().max())}

@@ -20,6 +20,8 @@ _TYPES = ("int", "float", "str", "bool")
 _DETAILS = ("default", "minimum", "maximum", "above", "below", "choices", "needs", "help")
 _FACTS = ("prefix", "grid", "size")
 CLAIMS = ("same_output_at_init", "lowers_exactly")
+SIZES_KEPT = "sizes of merged tokens sum to the number before"
+"""The claim of a merge that no patch gets lost or counted twice; `Pass.errors` measures it."""
 """What can be checked of any pass; its own `errors` measures what else it claims."""
 KNOWN: Mapping[str, tuple[str, ...]] = {
     "verbs": (
@@ -30,7 +32,7 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
         *("linear", "head", "attention", "mlp", "norm", "conv", "branch", "block", "entries"),
         "decoder",
     ),
-    "claims": CLAIMS,
+    "claims": (*CLAIMS, SIZES_KEPT),
     "reads": _FACTS,
     "writes": (*_FACTS, "layers"),
 }

@@ -12,7 +12,7 @@ from .commands import _MARKS, _json, cli
 from .common import busy, echo_json
 
 if TYPE_CHECKING:
-    from ..bench.subject import Subject
+    from ..checking.subject import Subject
 
 
 @cli.command("check-pass")
@@ -28,7 +28,7 @@ def check_pass(file: str, options: tuple[str, ...], sites: str | None, as_json: 
     """
     subject = _subject(file, options, sites)
     with busy("starting torch"):
-        from ..bench.passes import checks
+        from ..checking.passes import checks
     failed, found = False, []
     with busy(f"checking {file}"):
         for check in checks(subject):
@@ -44,7 +44,7 @@ def check_pass(file: str, options: tuple[str, ...], sites: str | None, as_json: 
 
 def _subject(file: str, options: tuple[str, ...], sites: str | None) -> Subject:
     from .. import catalog
-    from ..bench.subject import Subject
+    from ..checking.subject import Subject
 
     if odd := [o for o in options if "=" not in o]:
         raise UsageError("VR910", f"'{odd[0]}' is no option of a pass, such as rank=4")

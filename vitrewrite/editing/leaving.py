@@ -112,11 +112,9 @@ def _pass(editor: Editor, unit: str, old: fx.Node, new: fx.Node) -> None:
 
 def _remove(editor: Editor, path: str) -> None:
     """Takes a module out of the tree; the names of the others stay."""
-    owner, _, name = path.rpartition(".")
+    editor.take_out(path)
+    owner = path.rpartition(".")[0]
     parent = editor.root.get_submodule(owner)
-    del parent._modules[name]
-    editor.rearranged()
-    editor.removed.append(path)
     if isinstance(parent, torch.nn.ModuleList):
         above, _, own = owner.rpartition(".")
         editor.root.get_submodule(above)._modules[own] = listed(parent._modules, like=parent)

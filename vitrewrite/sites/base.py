@@ -131,6 +131,7 @@ class BoundSite:
         name: str | None = None,
         owners: tuple[str, ...] | None = None,
         changed: tuple[int, ...] = (),
+        folds: bool = False,
     ) -> tuple[fx.Node, ...]:
         """Makes `module` part of the model and calls it.
 
@@ -143,6 +144,7 @@ class BoundSite:
             name: of the new child; that of the pass by default.
             owners: module paths that name the parts of the module in a delta.
             changed: for each of its first results which argument it is a changed form of.
+            folds: whether the weights of the layer that it stands at can take it.
 
         Raises:
             RewriteError: VR421 to VR425 for a module that cannot be copied into what is written.
@@ -155,8 +157,9 @@ class BoundSite:
         owners = owners or (owner,)
         key = " ".join((join(owner, name), *owners))  # the path may be numbered
         found = Insertion(
-            self.pass_name, self.clause.number, path, unit, module, self, owners, key, buffers=known
-        )
+            self.pass_name, self.clause.number, path, unit, module, self, owners, key, folds=folds,
+            buffers=known,
+        )  # fmt: skip
         self.editor.insertions.append(found)
         origin = self.clause.origin
         return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import fx, nn
 
@@ -103,17 +103,10 @@ class WeightedSite(BoundSite):
                 (new,) = self.editor.call(place.unit, target, args, origin=origin, hints=(hint,))
             else:
                 (new,) = self.put(
-                    module,
-                    place.unit,
-                    args,
-                    (hint,),
-                    name=child,
-                    owners=self._owners,
-                    changed=(0 if behind else 1,),
-                )
-                found = self.editor.insertions.pop()
-                self.editor.insertions.append(replace(found, folds=folds))
-                path = found.path
+                    module, place.unit, args, (hint,), name=child, owners=self._owners,
+                    changed=(0 if behind else 1,), folds=folds,
+                )  # fmt: skip
+                path = self.editor.insertions[-1].path
             users = set(node.users) - {new}
             node.replace_all_uses_with(new, delete_user_cb=users.__contains__)
             self.editor.stacks[place] = branches.stacked(self.editor, place.unit, layer)

@@ -11,17 +11,18 @@ from ..catalog.signatures import OptionInfo, PassInfo
 from ..language import Spec, parse_spec
 from ..language.values import show
 
-_PLACES = {
+PLACES = {
     "linear": ("blocks[*].mlp.fc2", "blocks[*].attn.{q, v}"),
     "attention": ("blocks[*].attn", "blocks[0].attn"),
     "mlp": ("blocks[*].mlp",),
     "block": ("blocks[*]", "blocks[0]"),
     "entries": ("random(budget=200)",),
     "norm": ("blocks[*].norm1",),
-    "branch": ("blocks[*].attn.branch", "blocks[*].mlp.branch"),
+    "conv": ("patch_embed.proj",),
+    "branch": ("blocks[*].mlp_branch", "blocks[*].attn_branch"),
     "head": ("head",),
 }
-"""Where a pass is tried, by what it attaches to."""
+"""Where a pass is tried, by what it attaches to; the tiny model has no decoder."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Subject:
         set_here = {**dict(o.split("=", 1) for o in self.given), **self._needed()}
         set_here |= {k: show(v) for k, v in options.items()}
         call = f"{self.written}({', '.join(f'{k}={v}' for k, v in set_here.items())})"
-        places = [p for kind in self.info.attaches for p in _PLACES.get(kind, ())]
+        places = [p for kind in self.info.attaches for p in PLACES.get(kind, ())]
         for site in [self.sites] if self.sites else places:
             for verb in self.info.verbs:
                 yield _clause(verb, call, site)

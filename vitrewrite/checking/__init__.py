@@ -1,0 +1,1 @@
+"""`vitrewrite check-pass`: whether a pass keeps its contract, tried on a tiny model."""
