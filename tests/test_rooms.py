@@ -76,3 +76,12 @@ def test_no_class_name_is_used_twice() -> None:
     trees = [ast.parse(p.read_text()) for p in [*files(), *sorted((ROOT / "passes").rglob("*.py"))]]
     names = Counter(n.name for t in trees for n in t.body if isinstance(n, ast.ClassDef))
     assert [name for name, count in names.items() if count > 1] == []
+
+
+KEYS = re.compile(r"""\.meta(\.\w+\(|\[)["']|["'] (not )?in \w+\.meta\b""")
+OTHER_METAS = {"tracing/inputs.py", "emission/captured.py"}  # that of an `fx.GraphModule`
+
+
+def test_what_is_known_of_a_node_is_read_through_notes() -> None:
+    found = {str(p.relative_to(ROOT / PACKAGE)) for p in files() if KEYS.search(p.read_text())}
+    assert found == OTHER_METAS

@@ -22,6 +22,7 @@ from vitrewrite.emission.file import model_file, render
 from vitrewrite.emission.literals import comment, constant, docstring, one_line, xml
 from vitrewrite.emission.names import identifier, is_name
 from vitrewrite.emission.source import print_classes
+from vitrewrite.tracing.about import About, write
 from vitrewrite.tracing.template import Template
 from vitrewrite.tracing.unit import Unit
 
@@ -75,7 +76,7 @@ def tree(names: list[str], origin: str) -> nn.Module:
     root._modules[child] = nn.Linear(2, 2)
     root._parameters[parameter] = nn.Parameter(torch.zeros(2))
     root._buffers[buffer] = torch.zeros(2)
-    root.__dict__["example"] = ()
+    write(root, About(example=()))
     return root
 
 

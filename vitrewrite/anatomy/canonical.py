@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ..tracing import walk
 from ..tracing.modes import by_mode
+from ..tracing.notes import VALUE, copied
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
 from .explicit import emit
@@ -82,7 +83,8 @@ def _split_sums(core: fx.Node) -> None:
             with node.graph.inserting_before(node):
                 scores = node.graph.call_function(torch.bmm, (query, key))
                 total = node.graph.call_function(operator.add, (scores, bias))
-            scores.meta, total.meta = dict(node.meta), dict(node.meta)
+            copied(node, scores)
+            copied(node, total)
             node.replace_all_uses_with(total)
             node.graph.erase_node(node)
         if node is core:
@@ -241,7 +243,7 @@ def _dropout_rate(node: fx.Node, units: list[Unit]) -> float | None:
 
 
 def _shape(node: Any) -> tuple[int, ...]:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    value = VALUE.get(node) if isinstance(node, fx.Node) else None
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
@@ -277,7 +279,7 @@ class _Rewriter:
             call = graph.call_function(
                 functional.scaled_dot_product_attention, (query, key, match.core.args[1]), kwargs
             )
-        call.meta = dict(match.core.meta)
+        copied(match.core, call)
         match.core.replace_all_uses_with(call)
         for node in match.gone:
             graph.erase_node(node)

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
+from ..tracing.notes import VALUE, copied
 from ..tracing.numbers import plain
 from .values import concrete
 
@@ -25,11 +26,11 @@ def write_out(core: fx.Node) -> fx.Node:
     query, key, bias = given["query"], given["key"], given.get("attn_mask")
     scale, graph = given.get("scale"), core.graph
     if scale is None:
-        scale = query.meta["val"].shape[-1] ** -0.5
+        scale = VALUE.of(query).shape[-1] ** -0.5
     with graph.inserting_before(core):
         scaled = emit(graph, operator.mul, query, scale)
         scores = emit(graph, operator.matmul, scaled, emit(graph, "transpose", key, -2, -1))
-        if isinstance(bias, fx.Node) and bias.meta["val"].dtype == torch.bool:
+        if isinstance(bias, fx.Node) and VALUE.of(bias).dtype == torch.bool:
             hidden = emit(graph, operator.invert, bias)
             scores = emit(graph, "masked_fill", scores, hidden, -math.inf)
         elif bias is not None:
@@ -38,7 +39,7 @@ def write_out(core: fx.Node) -> fx.Node:
         if given.get("dropout_p"):
             weights = emit(graph, functional.dropout, weights, given["dropout_p"])
         result = emit(graph, operator.matmul, weights, given["value"])
-    result.meta = dict(core.meta)
+    copied(core, result)
     core.replace_all_uses_with(result)
     graph.erase_node(core)
     return result
@@ -49,14 +50,14 @@ def emit(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
     values = concrete(args, _on_meta)
     if isinstance(target, str):
         node = graph.call_method(target, args)
-        node.meta["val"] = getattr(values[0], target)(*values[1:])
+        VALUE.put(node, getattr(values[0], target)(*values[1:]))
     else:
         node = graph.call_function(target, args)
-        node.meta["val"] = target(*values)
+        VALUE.put(node, target(*values))
     return node
 
 
 def _on_meta(node: fx.Node) -> Any:
     """The value of a node without its data: parameters are on a device of their own."""
-    value = node.meta.get("val")
+    value = VALUE.get(node)
     return value.detach().to("meta") if isinstance(value, torch.Tensor) else plain(value)

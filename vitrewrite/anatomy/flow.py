@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from ..tracing.leaves import changed_by
+from ..tracing.notes import VALUE
 from ..tracing.operators import is_inplace
 from ..tracing.unit import Unit
 
@@ -98,7 +99,7 @@ class Op:
     def shape(self) -> tuple[int, ...]:
         """Lengths in the primary trace; empty if unknown or if several tensors are yielded."""
         if self._shape is None:
-            value = self.node.meta.get("val")
+            value = VALUE.get(self.node)
             if isinstance(value, torch.Tensor):
                 self._shape = tuple(value.shape)
             else:
@@ -267,9 +268,7 @@ class _Builder:
             if node.op == "placeholder":
                 self.flow.images.append(op)
             return op
-        if node.meta.get("val") is None and not any(
-            isinstance(env.get(n), Op) for n in step.inputs
-        ):
+        if VALUE.get(node) is None and not any(isinstance(env.get(n), Op) for n in step.inputs):
             return None
         op = self._add(frame, step, step.name)
         if step.inplace and isinstance(node.args[0], fx.Node):
@@ -294,7 +293,7 @@ def _items(call: fx.Node, count: int) -> list[fx.Node]:
 
 def _same_shape(node: fx.Node, original: Op) -> bool:
     """Whether a node is as long as what it is a changed form of; unknown lengths count as such."""
-    value = node.meta.get("val")
+    value = VALUE.get(node)
     return not isinstance(value, torch.Tensor) or tuple(value.shape) == original.shape
 
 
@@ -302,7 +301,7 @@ def _step(node: fx.Node) -> _Step | None:
     """The step of a node, or None if it cannot yield a tensor."""
     if node.op in ("output", "call_module"):
         return _Step(node, "", tuple(node.all_input_nodes), False)
-    value = node.meta.get("val")
+    value = VALUE.get(node)
     if value is not None and not isinstance(value, torch.Tensor):
         return _Step(node, "", (), False) if node.op == "placeholder" else None
     target = node.target

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import fx
 
+from ..tracing.notes import VALUE
 from ..tracing.numbers import plain
 
 
 def concrete(argument: Any, of: Callable[[fx.Node], Any] | None = None) -> Any:
     """`argument` with every node replaced by its value (or `of(node)`), sizes as plain numbers."""
     if isinstance(argument, fx.Node):
-        return plain(argument.meta.get("val")) if of is None else of(argument)
+        return plain(VALUE.get(argument)) if of is None else of(argument)
     if isinstance(argument, (tuple, list)):
         return type(argument)(concrete(a, of) for a in argument)
     if isinstance(argument, dict):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import DataError
+from ..tracing.about import about
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +47,7 @@ class Preprocessing:
                 notes=["valid: (batch, 1 or 3 channels, height, width)"],
             )
         channels, height, width = map(int, shape[1:])
-        records = dict(root.__dict__.get("pretrained_cfg") or {})
+        records = dict(about(root).pretrained_cfg or {})
         config = _timm().resolve_data_config({"input_size": (channels, height, width)}, records)
         del config["input_size"]
         for key in ("mean", "std"):

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from ..anatomy.sites import Cut
+from ..tracing.notes import VALUE
 from ..tracing.numbers import plain
 from .editor import Editor
 from .slices import ahead
@@ -53,7 +54,7 @@ def _item(index: tuple[Any, ...], axis: int, node: fx.Node) -> int:
     at = 0
     for number, item in enumerate(index):
         if item is Ellipsis:
-            at += len(source.meta["val"].shape) - taken
+            at += len(VALUE.of(source).shape) - taken
         elif item is not None:
             if at == axis:
                 return number
@@ -100,5 +101,5 @@ def _shorter(split: fx.Node, size: Any, count: int) -> Any:
         return size.args[0]
     with split.graph.inserting_before(split):
         made = split.graph.call_function(operator.sub, (size, count))
-    made.meta["val"] = plain(size.meta["val"]) - count
+    VALUE.put(made, plain(VALUE.of(size)) - count)
     return made

@@ -15,6 +15,7 @@ from ..anatomy.sites import Place
 from ..errors import RewriteError
 from ..tracing import walk
 from ..tracing.leaves import changed_by
+from ..tracing.notes import ARITY, HINT, ORIGIN, VALUE, noted
 from ..tracing.template import Template
 from ..tracing.unit import Unit, duplicate
 from .fitting import fit
@@ -271,18 +272,20 @@ class Editor:
         graph, args = self.graph(unit), tuple(args)
         with after(graph, args):
             node = graph.call_module(target, args)
-            node.meta = {"origin": origin}
+            noted(node, {ORIGIN: origin})
             changes = changed_by(self.unit(unit).get_submodule(target))
             if len(hints) == 1:
                 results: tuple[fx.Node, ...] = (node,)
             else:
-                node.meta["arity"] = len(hints)
+                ARITY.put(node, len(hints))
                 items = range(len(hints))
                 results = tuple(graph.call_function(operator.getitem, (node, i)) for i in items)
         for i, (result, hint) in enumerate(zip(results, hints, strict=True)):
             changed = changes[i] if i < len(changes) else None
-            value = None if changed is None else args[changed].meta.get("val")
-            result.meta |= {"hint": hint, **({} if value is None else {"val": value})}
+            value = None if changed is None else VALUE.get(args[changed])
+            HINT.put(result, hint)
+            if value is not None:
+                VALUE.put(result, value)
         return results
 
     def clean(self) -> None:

@@ -18,6 +18,7 @@ from ..anatomy.sites import StreamFacts as Around
 from ..errors import RewriteError
 from ..tracing.guards import check_grid, check_input
 from ..tracing.nodes import is_size
+from ..tracing.notes import GUARD, HINT, ORIGIN, VALUE, noted
 from .training import Training
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ def grid_size(editor: Editor, anatomy: Anatomy) -> tuple[Place, Place] | None:
     node, found = editor.node(place), []
     for axis, length, name in zip(axes, planned, ("height", "width"), strict=True):
         size = _size(node, axis)
-        size.meta = {**size.meta, "val": length, "hint": size.meta.get("hint") or name}
+        VALUE.put(size, length)
+        HINT.put(size, HINT.get(size) or name)
         found.append(Place(editor.where(place).unit, size.name))
     return found[0], found[1]
 
@@ -191,7 +193,7 @@ def guard(editor: Editor, anatomy: Anatomy, clause: ClauseRef) -> None:
     sizes = [_size(node, axis) for axis in axes]
     with node.graph.inserting_after(sizes[-1]):
         made = node.graph.call_function(check_grid, (tuple(sizes), planned, user))
-    made.meta = {"guard": frozenset(), "origin": clause.origin}
+    noted(made, {GUARD: frozenset(), ORIGIN: clause.origin})
 
 
 def _measured(anatomy: Anatomy) -> tuple[Place, tuple[int, ...], tuple[int, ...]]:

@@ -9,6 +9,7 @@ from torch import fx
 
 from ..anatomy.rows import RESHAPES
 from ..anatomy.sites import Block, Place
+from ..tracing.notes import ARITY, HINT, VALUE
 from ..tracing.template import eliminate_dead_code
 from .editor import Editor
 from .wiring import calls, listed
@@ -57,7 +58,7 @@ def _program(editor: Editor, block: Block) -> fx.Graph:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    value = node.meta.get("val")
+    value = VALUE.get(node)
     return tuple(map(int, value.shape)) if isinstance(value, torch.Tensor) else None
 
 
@@ -96,7 +97,7 @@ def _unpassed(inner: fx.Graph, call: fx.Node, output: fx.Node) -> str | None:
             return None
         return "its module does more than add to the stream: it changes the stream afterwards"
     for item in call.users:
-        value = returned[item.args[1]] if "arity" in call.meta else None
+        value = returned[item.args[1]] if ARITY.on(call) else None
         if not isinstance(value, fx.Node):
             return "what it yields besides the stream is read"
         if _unshaped(value) is not output and value.op != "placeholder":
@@ -105,7 +106,7 @@ def _unpassed(inner: fx.Graph, call: fx.Node, output: fx.Node) -> str | None:
 
 
 def _pass(editor: Editor, unit: str, old: fx.Node, new: fx.Node) -> None:
-    new.meta["hint"] = new.meta.get("hint") or old.meta.get("hint")
+    HINT.put(new, HINT.get(new) or HINT.get(old))
     old.replace_all_uses_with(new)
     editor.moved[Place(unit, old.name)] = Place(unit, new.name)
 

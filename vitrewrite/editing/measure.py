@@ -14,6 +14,7 @@ from ..anatomy.sites import Place
 from ..tracing import kernels, tree
 from ..tracing.configuration import freeze
 from ..tracing.leaves import is_inserted
+from ..tracing.notes import VALUE
 from ..tracing.numbers import plain
 from ..tracing.operators import is_repeatable
 from ..tracing.recipes import remembered
@@ -150,7 +151,7 @@ class Propagation:
         self.noted.add(id(module))
         for node, value in zip(module.template.graph.nodes, entry.values, strict=True):
             if isinstance(value, torch.Tensor):
-                node.meta["val"] = value
+                VALUE.put(node, value)
         for name, key in entry.children.items():
             self._note(module.get_submodule(name), self.entries[key])
 
@@ -173,7 +174,7 @@ class Propagation:
         return entry
 
     def _step(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any]) -> Any:
-        known = node.meta.get("val")
+        known = VALUE.get(node)
         if node.target == "item" and isinstance(known, (int, float)):
             return plain(known)  # what it was at this image size; on meta nothing has a value
         try:

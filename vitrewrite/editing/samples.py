@@ -12,6 +12,7 @@ from ..anatomy.flow import Flow, Op, flatten
 from ..anatomy.rows import collapsed, positions_of
 from ..anatomy.sites import Place
 from ..tracing import inputs
+from ..tracing.about import about
 from ..tracing.unit import duplicate, on_meta
 from .measure import Propagation
 
@@ -50,7 +51,7 @@ class Batches:
         return first, Propagation(root, self._example(2), first)
 
     def _example(self, count: int) -> tuple[torch.Tensor, ...]:
-        known = self.root.__dict__["example"]
+        known = about(self.root).example
         args, kwargs = inputs.as_arguments(known)
         batch = inputs.batch_of(known)
         return tuple(

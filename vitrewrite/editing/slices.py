@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from ..tracing.notes import ARITY, VALUE, copied_without
 from ..tracing.operators import is_inplace
 from . import wiring
 from .editor import Editor, relative
@@ -66,7 +67,7 @@ def copy(
             with graph.inserting_before(anchor):
                 twin = graph.node_copy(node, lambda n: made.get(n, n))
             # Lengths may differ from those of the original.
-            twin.meta = {k: v for k, v in node.meta.items() if k != "val"}
+            copied_without(node, twin, VALUE)
         made[node] = twin
     return made
 
@@ -139,8 +140,8 @@ def _items(call: fx.Node, path: Path) -> list[fx.Node]:
 def _shifted(series: fx.Node, slot: int) -> dict[fx.Node, fx.Node]:
     """Moves the indices behind a slot up; the item before it, and that in it."""
     made = {}
-    if "arity" in series.meta:
-        series.meta["arity"] += 1
+    if ARITY.on(series):
+        ARITY.put(series, ARITY.of(series) + 1)
     for user in list(series.users):
         index = user.args[1] if user.target is operator.getitem else None
         if isinstance(index, int) and index >= slot:
@@ -148,7 +149,7 @@ def _shifted(series: fx.Node, slot: int) -> dict[fx.Node, fx.Node]:
         elif index == slot - 1:
             with series.graph.inserting_after(user):
                 made[user] = series.graph.call_function(operator.getitem, (series, slot))
-            made[user].meta = {k: v for k, v in user.meta.items() if k != "val"}
+            copied_without(user, made[user], VALUE)
     return made
 
 

@@ -17,6 +17,7 @@ from ..anatomy.sites import Place
 from ..emission.access import is_listed, is_numbered
 from ..errors import RewriteError
 from ..tracing.nodes import take_entry
+from ..tracing.notes import ARITY, HINT, VALUE, WIRED, copied, noted
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
 from .editor import Editor, after, relative, units
@@ -132,7 +133,8 @@ def _inline(graph: fx.Graph, program: fx.Graph, call: fx.Node) -> fx.Node:
             return result
         else:
             values[node] = new = graph.node_copy(node, lambda n: values[n])
-            new.meta = {**node.meta, "hint": call.meta.get("hint")}
+            copied(node, new)
+            HINT.put(new, HINT.get(call))
             take_entry(new, call)
             if node.op in ("call_module", "get_attr"):
                 new.target = f"{call.target}.{node.target}"
@@ -170,15 +172,15 @@ def give(editor: Editor, unit: str, node: fx.Node, call: fx.Node) -> fx.Node:
     if node not in results:
         output.args = ((*results, node),)
         for each in calls:
-            each.meta["arity"] = len(results) + 1
+            ARITY.put(each, len(results) + 1)
     index = (*results, node).index(node)
     for user in call.users:
         if user.target is operator.getitem and user.args[1] == index:
             return user
     with after(graph, [call, *(u for u in call.users if u.target is operator.getitem)]):
         item = graph.call_function(operator.getitem, (call, index))
-    item.meta = {k: node.meta[k] for k in ("val", "hint") if k in node.meta}
-    item.meta.setdefault("hint", node.name)
+    copied(node, item, VALUE, HINT)
+    HINT.keep(item, node.name)
     return item
 
 
@@ -187,9 +189,9 @@ def _return_tuple(graph: fx.Graph, call: fx.Node) -> None:
     with graph.inserting_before(call.next):
         first = graph.call_function(operator.getitem, (call, 0))
     call.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
-    first.meta = {k: v for k, v in call.meta.items() if k in ("val", "hint")}
-    call.meta.pop("val", None)
-    call.meta.pop("hint", None)
+    copied(call, first, VALUE, HINT)
+    VALUE.drop(call)
+    HINT.drop(call)
 
 
 def _take(editor: Editor, unit: str, node: fx.Node) -> fx.Node:
@@ -204,11 +206,11 @@ def _take(editor: Editor, unit: str, node: fx.Node) -> fx.Node:
     order = {n: i for i, n in enumerate(calls[0].graph.nodes)}
     if any(order[c] < order[node] for c in calls):
         raise RewriteError("VR411", f"'{unit}' needs a value that is made behind it")
-    hint = str(node.meta.get("hint") or node.name)
+    hint = str(HINT.get(node) or node.name)
     with graph.inserting_before(inputs[-1].next):
         placeholder = graph.placeholder(hint)
-    placeholder.meta = {**({"val": v} if (v := node.meta.get("val")) is not None else {})}
-    placeholder.meta |= {"hint": hint, "wired": True}
+    known = VALUE.get(node)
+    noted(placeholder, {**({} if known is None else {VALUE: known}), HINT: hint, WIRED: True})
     for call in calls:
         call.args = (*call.args, node)
     return placeholder
@@ -222,7 +224,8 @@ def size_of(editor: Editor, unit: str, node: fx.Node, axis: int) -> fx.Node:
     graph = editor.graph(unit)
     with after(graph, [node]):
         size = graph.call_method("size", (node, axis))
-    size.meta |= {"val": 1, "hint": "batch"}
+    VALUE.put(size, 1)
+    HINT.put(size, "batch")
     return size
 
 
@@ -235,7 +238,7 @@ def release(editor: Editor, unit: str) -> None:
             eliminate_dead_code(graph)
             for node in graph.nodes:
                 if node.op == "placeholder" and not node.users:
-                    node.meta["wired"] = True
+                    WIRED.put(node, True)
             if _unread(graph):
                 _drop_inputs(editor, path)
 
@@ -252,7 +255,7 @@ def prune(editor: Editor) -> None:
 
 
 def _unread(graph: fx.Graph) -> list[fx.Node]:
-    return [n for n in graph.nodes if n.op == "placeholder" and n.meta.get("wired") and not n.users]
+    return [n for n in graph.nodes if n.op == "placeholder" and WIRED.get(n) and not n.users]
 
 
 def _drop_inputs(editor: Editor, path: str) -> None:

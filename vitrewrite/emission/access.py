@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
+from ..tracing.about import is_root
+from ..tracing.notes import CALLEE, ORIGIN, PLACE
 from ..tracing.unit import Unit
 from .captured import Captured
 from .literals import quoted
@@ -18,7 +20,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Attributes that every module has, and those that our own modules have besides.
 _HIDDEN = frozenset({
     *dir(nn.Module()), *(n for c in (Captured, Unit) for n in (*vars(c), *c.__annotations__)),
-    "classes", "programs", "example", "constants", "config", "pretrained_cfg", "notes", "helpers",
+    "about",
 })  # fmt: skip
 
 
@@ -35,16 +37,13 @@ def is_chain(unit: Unit) -> bool:
     """
     if unit.template is None or unit.template.training or unit._parameters or unit._buffers:
         return False
-    if unit.checkpointing or "example" in unit.__dict__:  # the root is a class of its own
+    if unit.checkpointing or is_root(unit):  # the root is a class of its own
         return False
     nodes = [n for n in unit.template.graph.nodes if n.op != "output"]
     if not is_listed(unit) or len(nodes) != len(unit._modules) + 1:
         return False
     return nodes[0].op == "placeholder" and all(
-        n.op == "call_module"
-        and n.target == name
-        and n.args == (before,)
-        and not n.meta.get("origin")
+        n.op == "call_module" and n.target == name and n.args == (before,) and not ORIGIN.get(n)
         for before, n, name in zip(nodes, nodes[1:], unit._modules, strict=False)
     )
 
@@ -150,12 +149,12 @@ def written(graph: fx.Graph, module: nn.Module) -> None:
         if node.op not in ("call_module", "get_attr"):
             continue
         target = str(node.target)
-        node.meta["callee"] = access(module, target)
-        node.meta.pop("place", None)
+        CALLEE.put(node, access(module, target))
+        PLACE.drop(node)
         container, _, name = target.rpartition(".")
         owner = child_of(module, container) if container else None
         if node.op == "call_module" and owner is not None and is_sequence(owner):
-            node.meta["place"] = container, position(owner, name)
+            PLACE.put(node, (container, position(owner, name)))
 
 
 def repeated(root: nn.Module, made: frozenset[int]) -> Iterator[tuple[str, str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import fx
 
+from ..tracing.notes import ARITY, PLACE
+
 
 def numbered_call(node: fx.Node) -> tuple[str, int] | None:
     """The list that holds the child which a node calls, and its number there; see `written`."""
-    return node.meta.get("place") if node.args else None
+    return PLACE.get(node) if node.args else None
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
@@ -22,4 +24,4 @@ def shape(node: fx.Node) -> str:
     held = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: "<node>")
     container, _ = numbered_call(node) or (node.target, 0)
     # Some children may return a tuple, others one value.
-    return repr((node.op, container, held, node.meta.get("arity")))
+    return repr((node.op, container, held, ARITY.get(node)))

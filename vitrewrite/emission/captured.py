@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx, nn
 
+from ..tracing.about import about, is_root, tell
 from ..tracing.helpers import ELSEWHERE, NUMBERS, repeated_units
+from ..tracing.notes import copied
 from ..tracing.template import Template
 from ..tracing.unit import Unit, checkpoint, checkpointed
 
@@ -24,7 +26,7 @@ class Captured(Unit):
     def graphs(self) -> dict[str, fx.Graph]:
         """Each distinct forward by class name; `Name (training)` where training differs."""
         found: dict[str, fx.Graph] = {}
-        for name, template in self.__dict__["classes"].items():
+        for name, template in about(self).classes.items():
             found[name] = template.graph
             if template.training is not None:
                 found[f"{name} (training)"] = template.training
@@ -42,8 +44,8 @@ class Captured(Unit):
         except AttributeError:
             if name in NUMBERS and name in self._told:
                 return self._told[name]
-            if name == "default_cfg" and self.__dict__.get("pretrained_cfg") is not None:
-                return self.__dict__["pretrained_cfg"]
+            if name in _RECORDS and is_root(self):
+                return getattr(about(self), _RECORDS[name])
             if name in _METHODS and name in self._told:
                 return functools.partial(_METHODS[name], self)
             if name in ELSEWHERE:
@@ -52,9 +54,8 @@ class Captured(Unit):
             raise
 
     @property
-    def _told(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.__dict__.get("helpers", {})
-        return found
+    def _told(self) -> Mapping[str, Any]:
+        return about(self).helpers if is_root(self) else {}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Computes blocks again in backward, or keeps what they need in memory.
@@ -65,7 +66,7 @@ class Captured(Unit):
         from .realise import realise
 
         known = checkpointed(self) or self._told.get("checkpointed") or repeated_units(self)
-        self.__dict__["helpers"] = {**self._told, "checkpointed": list(known)}
+        tell(self, helpers={**self._told, "checkpointed": list(known)})
         checkpoint(self, known if enable else ())
         realise(self)
 
@@ -77,8 +78,11 @@ class Captured(Unit):
         graph = fx.Graph()
         _inline(self, "", graph, None)
         result = fx.GraphModule(self, graph, class_name=type(self).__name__)
-        result.meta["example"] = self.__dict__["example"]
+        result.meta["example"] = about(self).example
         return result.train(self.training)
+
+
+_RECORDS = {"pretrained_cfg": "pretrained_cfg", "default_cfg": "pretrained_cfg", "config": "config"}
 
 
 def _group_matcher(root: Captured, coarse: bool = False) -> Any:
@@ -129,7 +133,7 @@ def _node(node: fx.Node, unit: Unit, path: str, out: fx.Graph, values: dict[fx.N
         if not isinstance(values[owner], fx.Node):  # outputs of an inlined child
             return values[owner][node.args[1]]
     new = out.node_copy(node, lambda n: values[n])
-    new.meta = dict(node.meta)
+    copied(node, new)
     if node.op == "call_module" or (node.op == "get_attr" and node.target != "training"):
         new.target = _join(path, node.target)
     return new

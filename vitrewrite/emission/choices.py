@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from ..tracing.notes import VALUE
 from ..tracing.operators import is_impure, is_inplace
 from ..tracing.sizes import by_size
 from .rolls import Roll
@@ -15,7 +16,7 @@ Block = tuple[fx.Node, bool]
 
 def is_choice(node: fx.Node) -> bool:
     """Whether the node is printed as a statement with two ways."""
-    return node.target is by_size and isinstance(node.meta.get("val"), torch.Tensor)
+    return node.target is by_size and isinstance(VALUE.get(node), torch.Tensor)
 
 
 def blocks(graph: fx.Graph) -> dict[fx.Node, Block]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..tracing.notes import ARITY, CALLEE, HINT, ORIGIN
 from ..tracing.template import copy_graph
 from .alike import numbered_call, operands, shape
 from .effects import has_effect, may_change
@@ -52,7 +53,7 @@ class Comprehension:
         tuples, others = (list(map(of, values)) for values in node.args)  # type: ignore[arg-type]
         called = [free(variable) for _, _, variable in self.layers]
         for (call, _, _), name in zip(self.layers, called, strict=True):
-            call.meta["callee"] = name
+            CALLEE.put(call, name)
         names = [free(hint or "y") for hint in self.hints]
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
         texts = dict(zip(inputs, [*map(Text, names), *others], strict=True))
@@ -165,7 +166,7 @@ class _Alike:
         if self._are_items(values):
             place = first.args[0], first.args[1]
             self.items.setdefault(place, values)  # type: ignore[arg-type]
-            hint = next(filter(None, (v.meta.get("hint") for v in values)), key)
+            hint = next(filter(None, (HINT.get(v) for v in values)), key)
             self.hints.setdefault(place, hint.rstrip("0123456789"))  # type: ignore[arg-type]
             return True
         if len(set(map(shape, values))) > 1 or not all(map(self._is_inside, values)):
@@ -191,7 +192,7 @@ class _Alike:
         if any(v.target is not operator.getitem for v in values):
             return False
         (owner, start), *rest = [v.args for v in values]
-        if not isinstance(owner, fx.Node) or "arity" not in owner.meta:
+        if not isinstance(owner, fx.Node) or not ARITY.on(owner):
             return False
         return isinstance(start, int) and all(
             args == (owner, start + i) for i, args in enumerate(rest, 1)
@@ -199,9 +200,9 @@ class _Alike:
 
     def _is_inside(self, node: fx.Node) -> bool:
         """Whether a node may be written inside the list: nothing else needs it."""
-        plain = node.op not in ("placeholder", "get_attr") and "arity" not in node.meta
+        plain = node.op not in ("placeholder", "get_attr") and not ARITY.on(node)
         mentioned = [o for user in node.users for o in operands(user)].count(node)
-        alone = mentioned == 1 and not node.meta.get("origin")
+        alone = mentioned == 1 and not ORIGIN.get(node)
         return plain and alone and node in self.settled and not has_effect(node)
 
     def write(self, graph: fx.Graph) -> fx.Node:
@@ -214,8 +215,8 @@ class _Alike:
             known[node] = inner.node_copy(node, known.__getitem__)
         inner.output(fx.node.map_arg(self.values[0], known.__getitem__))
         for owner, start in self.items:
-            owner.meta["hint"] = owner.meta.get("hint") or plural(self.hints[owner, start])
-        slices = tuple(self._slice(owner.meta["arity"], start) for owner, start in self.items)
+            HINT.put(owner, HINT.get(owner) or plural(self.hints[owner, start]))
+        slices = tuple(self._slice(ARITY.of(owner), start) for owner, start in self.items)
         layers = [(known[n], v.slice(self.module), v.variable) for n, v in self.layers.items()]
         hints = tuple(self.hints[place] for place in self.items)
         target = Comprehension(inner, slices, hints, tuple(layers))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from ..tracing.leaves import is_helper, is_inserted
+from ..tracing.notes import HINT, WIRED
 
 if TYPE_CHECKING:
     from .classes import Class
@@ -44,9 +45,9 @@ def _features(cls: Class) -> Iterator[str]:
             if is_inserted(module) and not is_helper(module):
                 yield str(node.target).rpartition(".")[2]
     for node in graph.nodes:
-        if node.op == "placeholder" and node.meta.get("wired"):
-            yield str(node.meta.get("hint") or node.name)
+        if node.op == "placeholder" and WIRED.get(node):
+            yield str(HINT.get(node) or node.name)
     results = next(n for n in graph.nodes if n.op == "output").args[0]
     for node in results[1:] if isinstance(results, tuple) else ():
         if isinstance(node, fx.Node):
-            yield str(node.meta.get("hint") or node.name)
+            yield str(HINT.get(node) or node.name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import fx, nn
 
+from ..tracing.notes import CHANGE, EFFECT
 from ..tracing.operators import is_impure, is_inplace
 from ..tracing.template import Template
 from ..tracing.unit import Unit
@@ -23,22 +24,22 @@ def note_effects(graph: fx.Graph, units: Sequence[nn.Module]) -> None:
         if node.op == "call_module":
             children = [unit.get_submodule(str(node.target)) for unit in units]
             busy = [child for child in children if module_has_effect(child)]
-            node.meta["effect"] = bool(busy)
-            node.meta["change"] = any(map(module_changes, busy))
+            EFFECT.put(node, bool(busy))
+            CHANGE.put(node, any(map(module_changes, busy)))
 
 
 def has_effect(node: fx.Node) -> bool:
     """Whether evaluating the node draws random numbers or changes a tensor."""
     if node.op in ("placeholder", "output"):
         return False
-    return bool(node.meta["effect"]) if node.op == "call_module" else is_impure(node)
+    return bool(EFFECT.of(node)) if node.op == "call_module" else is_impure(node)
 
 
 def may_change(node: fx.Node) -> bool:
     """Whether evaluating the node may change a tensor that was there before."""
     if node.op in ("placeholder", "get_attr", "output"):
         return False
-    return bool(node.meta["change"]) if node.op == "call_module" else is_inplace(node.target)
+    return bool(CHANGE.of(node)) if node.op == "call_module" else is_inplace(node.target)
 
 
 @once

@@ -18,6 +18,7 @@ from torch import fx
 from ..errors import EmitError
 from ..text import shown
 from ..tracing.modes import by_mode
+from ..tracing.notes import CALLEE
 from ..tracing.sizes import by_size
 from .literals import Symbol, constant
 
@@ -92,9 +93,9 @@ def function_name(function: Callable[..., Any]) -> str:
 def render(node: fx.Node, of: Callable[[Any], Text]) -> Text:
     """The expression for a node, given the expressions for its operands."""
     if node.op == "get_attr":
-        return Text(node.meta["callee"])
+        return Text(CALLEE.of(node))
     if node.op == "call_module":
-        return Text(f"{node.meta['callee']}({_arguments(node, of)})", CALL)
+        return Text(f"{CALLEE.of(node)}({_arguments(node, of)})", CALL)
     if node.op == "call_method":
         owner = of(node.args[0]).within(CALL)
         return Text(f"{owner}.{node.target}({_arguments(node, of, skip=1)})", CALL)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from ..tracing.notes import ARITY, CHILD, HINT, ORIGIN, OTHER, copied, noted
 from .alike import numbered_call
 from .growing import Turns
 from .rolls import Roll, item, spread
@@ -22,7 +23,7 @@ def fold(turns: Turns) -> bool:
     for user in readers:
         fx.node.map_arg(_with_lists(turns, user, lists.setdefault), rest.append)
     rest = [n for n in rest if n in turns.where]
-    if any(turns.where[n][1] < len(turns.begins) - 1 or "arity" in n.meta for n in rest):
+    if any(turns.where[n][1] < len(turns.begins) - 1 or ARITY.on(n) for n in rest):
         return False  # a value of one turn, or a tuple that is passed on as a whole
     lasts = dict.fromkeys(turns.where[n][0] for n in rest)
     made = _made(turns, list(lasts), list(lists))
@@ -84,15 +85,15 @@ def _made(turns: Turns, lasts: list[int], lists: list[tuple[int, ...]]) -> dict[
     arguments = tuple(turns.carried.values()), tuple(turns.fixed), tuple(map(tuple, turns.cycles))
     with graph.inserting_after(max(turns.where, key=turns.order.__getitem__)):
         place = node = graph.call_function(roll, arguments)
-    node.meta["arity"] = len(keys)
-    hints = [next(filter(None, (n.meta.get("hint") for n in c[1:])), None) for c in turns.columns]
+    ARITY.put(node, len(keys))
+    hints = [next(filter(None, (HINT.get(n) for n in c[1:])), None) for c in turns.columns]
     for column, value in turns.carried.items():
-        value.meta["hint"] = value.meta.get("hint") or hints[column]
+        HINT.put(value, HINT.get(value) or hints[column])
     made: dict[Key, fx.Node] = {}
     for number, (whole, columns) in enumerate(keys):
         with graph.inserting_after(place):
             place = result = graph.call_function(item, (node, number))
-        result.meta = {"hint": hints[columns[0]]}
+        noted(result, {HINT: hints[columns[0]]})
         if whole:
             with graph.inserting_after(place):
                 place = graph.call_function(spread, (result,))
@@ -102,7 +103,7 @@ def _made(turns: Turns, lasts: list[int], lists: list[tuple[int, ...]]) -> dict[
 
 def _origins(turns: Turns) -> tuple[str, ...]:
     """The clauses that put something into other turns than the one that is printed."""
-    origins = {n: str(n.meta["origin"]) for n in turns.where if n.meta.get("origin")}
+    origins = {n: str(ORIGIN.of(n)) for n in turns.where if ORIGIN.get(n)}
     shown = {origins.get(n) for n in turns.turn(1)}
     return tuple(sorted({*origins.values()} - shown))
 
@@ -118,13 +119,13 @@ def _turn(turns: Turns, others: list[int], lists: list[tuple[int, ...]]) -> fx.G
     for node in turns.turn(1):
         known[node] = graph.node_copy(node, known.__getitem__)
     for node, copy in known.items():
-        copy.meta = dict(node.meta)
+        copied(node, copy)
     for number, column in enumerate(turns.columns):
         first = numbered_call(column[0])
         if number < len(turns.calls):
-            known[column[1]].meta["child"] = number
+            CHILD.put(known[column[1]], number)
         elif first and column[0].target != column[1].target:
-            known[column[1]].meta["other"] = first[1]
+            OTHER.put(known[column[1]], first[1])
     graph.output(tuple(known[turns.columns[c][1]] for c in (*turns.carried, *others)))
     for values, columns in zip(filled, lists, strict=True):
         _append(graph, values, [known[turns.columns[c][1]] for c in columns])

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from ..tracing.guards import check_dtype, check_grid, check_input, for_grid, one_of
 from ..tracing.nodes import arg, is_size, operand
+from ..tracing.notes import ARITY, HINT, ORIGIN, PLACE, VALUE
 from .access import written
 from .choices import Block
 from .comprehensions import Comprehension, comprehend
@@ -45,7 +46,7 @@ def body_lines(
     note_effects(graph, units)
     if plain:
         for node in graph.nodes:
-            node.meta.pop("place", None)
+            PLACE.drop(node)
     else:
         graph = comprehend(roll_up(graph), units[0])
     return Printer(Layout.of(graph, units[0]), parameters).print()
@@ -165,7 +166,7 @@ class Printer:
         return wrap(line, self.width)
 
     def _write(self, line: str, *nodes: fx.Node) -> None:
-        origins = [str(o) for n in nodes if (o := n.meta.get("origin"))]
+        origins = [str(o) for n in nodes if (o := ORIGIN.get(n))]
         self.out += [line for origin in origins for line in comment(origin)]
         self.out += wrap(line, self.width)
 
@@ -195,7 +196,7 @@ class Printer:
     def _targets(self, node: fx.Node, number: int, nested: bool = False) -> str:
         by_key = {u.args[1]: u for u in node.users}
         names = []
-        for i in range(node.meta["arity"]):
+        for i in range(ARITY.of(node)):
             item = by_key.get(i)
             if item is None:
                 names.append("_")
@@ -208,7 +209,7 @@ class Printer:
 
     def _sizes(self, statement: Statement, number: int) -> None:
         tensor = statement.node
-        sizes, value = self.plan.sized[tensor], tensor.meta.get("val")
+        sizes, value = self.plan.sized[tensor], VALUE.get(tensor)
         owner = self._node(tensor).code
         if len(sizes) == 1 or not isinstance(value, torch.Tensor):
             for dim, node in sizes.items():
@@ -231,7 +232,7 @@ class Printer:
         given = [self.text(a).code for a in loop.nodes[0].args[1:]]
         named = named_arguments(loop.nodes[0]).items()
         extra = "".join(f", {a}" for a in (*given, *(f"{k}={self.text(v).code}" for k, v in named)))
-        origins = {str(o) for n in loop.nodes if (o := n.meta.get("origin")) is not None}
+        origins = {str(o) for n in loop.nodes if (o := ORIGIN.get(n)) is not None}
         self.out += [line for origin in sorted(origins) for line in comment(origin)]
         owned = fx.Graph().placeholder("owned")  # holds the loop's variable, no value
         variable = self.names.take(owned, [loop.variable], number - 1)
@@ -322,7 +323,7 @@ def _input_check(
     reads, captured = arg(node, 0), arg(node, 1)
     sizes = [of(r).code for r in reads]
     tensor = operand(reads[0])
-    rank = tensor.meta["val"].dim()
+    rank = VALUE.of(tensor).dim()
     owner = of(tensor).code
     dims = [r.args[1] for r in reads]
     tail = dims == list(range(rank - len(dims), rank))
@@ -348,9 +349,9 @@ def _wishes(node: fx.Node) -> list[str | None]:
     if node.target is getattr:
         return [str(node.args[1])]
     own = str(node.target).rpartition(".")[2] if node.op == "call_module" else ""
-    return [node.meta.get("hint"), own if not own.isdigit() else "x", "y", "z"]
+    return [HINT.get(node), own if not own.isdigit() else "x", "y", "z"]
 
 
 def _size_wishes(node: fx.Node, dim: int) -> list[str | None]:
-    hint = node.meta.get("hint")
+    hint = HINT.get(node)
     return [hint if hint not in (None, "_") else "B" if dim == 0 else f"size{dim}"]

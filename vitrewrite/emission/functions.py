@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..tracing.about import about
 from ..tracing.template import Template
 from ..tracing.undisturbed import default_dtype
 from ..tracing.unit import run_graph
@@ -41,7 +42,7 @@ class Functions:
         self.of: dict[str, Function] = {}  # path of a buffer -> its function
         self.all: list[Function] = []
         keys: dict[Any, Function] = {}
-        for path, graph in root.__dict__.get("programs", {}).items():
+        for path, graph in about(root).programs.items():
             buffer = _buffer(root, path)
             if buffer is None or is_short(buffer) or not _computes(graph, buffer):
                 continue

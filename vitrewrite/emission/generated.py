@@ -49,7 +49,7 @@ def made(
 
 def _unit(printed: Printed, space: dict[str, Any]) -> type[Unit]:
     def reduced(unit: Unit, protocol: Any) -> Any:  # a pickle has the source of the class too
-        return _instance, (printed,), unit.__getstate__()
+        return _instance, (printed,), dict(unit.__dict__)
 
     body = {"__module__": "vitrewrite.generated", "printed": printed, "__reduce_ex__": reduced}
     bases = space[printed.name], Captured if printed.root else Unit

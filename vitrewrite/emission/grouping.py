@@ -9,12 +9,13 @@ from torch import fx
 
 from ..tracing.guards import check_grid, check_input
 from ..tracing.nodes import arg, is_size, operand
+from ..tracing.notes import ARITY, VALUE
 from .expressions import INPLACE
 
 
 def is_scalar(node: fx.Node) -> bool:
     """Whether the node is a number, or computes one from sizes."""
-    return isinstance(node.meta.get("val"), (int, float)) or (
+    return isinstance(VALUE.get(node), (int, float)) or (
         node.op == "call_function"
         and all(is_size(n) or is_scalar(n) for n in node.all_input_nodes)
         and bool(node.all_input_nodes)
@@ -26,7 +27,7 @@ def unpacked(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         items = [u for u in node.users if u.target is operator.getitem and u.args[0] is node]
-        is_tuple = "arity" in node.meta and node.target is not operator.getitem
+        is_tuple = ARITY.on(node) and node.target is not operator.getitem
         if (
             is_tuple
             and items
@@ -51,7 +52,7 @@ def _items(node: fx.Node) -> list[fx.Node]:
 
 def is_nested(item: fx.Node) -> bool:
     """Whether an item of a tuple is a tuple of which only items are read."""
-    return "arity" in item.meta and all(
+    return ARITY.on(item) and all(
         u.target is operator.getitem and u.args[0] is item for u in item.users
     )
 

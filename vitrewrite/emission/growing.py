@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from ..tracing.notes import ARITY, copied
 from .alike import numbered_call, operands, shape
 
 Column = Sequence[fx.Node]  # a node of each turn
@@ -166,7 +167,7 @@ class Turns:
         """An item that the last turn gives and nobody reads."""
         with self.graph.inserting_after(call):
             item = self.graph.call_function(operator.getitem, (call, node.args[1]))
-        item.meta = dict(node.meta)
+        copied(node, item)
         self.order[item] = self.order[call] + 0.5
         return item
 
@@ -174,7 +175,7 @@ class Turns:
 
     def _add_items(self) -> bool:
         """Adds the items of what the children return."""
-        return self._add_readers([c for c in self.columns if "arity" in c[0].meta])
+        return self._add_readers([c for c in self.columns if ARITY.on(c[0])])
 
     def _add_readers(self, columns: Sequence[Column]) -> bool:
         """Adds a column of what is made from one column alone; whether there was one."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..tracing.nodes import operand
+from ..tracing.notes import HINT, copied_without
 from ..tracing.template import Template
 from ..tracing.unit import Unit
 from .effects import holds_tensors, is_nothing, module_has_effect
@@ -99,13 +100,13 @@ def _inline(graph: fx.Graph, call: fx.Node, unit: nn.Module) -> None:
             if node.op == "placeholder":
                 values[node] = next(inputs)
             elif node.op == "output":
-                result, hint = values[operand(node)], call.meta.get("hint")
+                result, hint = values[operand(node)], HINT.get(call)
                 if hint and isinstance(result, fx.Node) and result not in call.args:
-                    result.meta["hint"] = hint
+                    HINT.put(result, hint)
                 call.replace_all_uses_with(result)
             else:
                 values[node] = graph.node_copy(node, lambda n: values[n])
-                values[node].meta = {k: v for k, v in node.meta.items() if k != "hint"}
+                copied_without(node, values[node], HINT)
                 if node.op == "call_module":
                     values[node].target = f"{call.target}.{node.target}"
     graph.erase_node(call)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from ..tracing.notes import ARITY
 from .access import access, child_of
 from .alike import numbered_call, operands, shape
 
@@ -56,7 +57,7 @@ def _loop(run: list[fx.Node]) -> Loop:
 
 def _plain_call(node: fx.Node) -> tuple[str, int] | None:
     """The same, if the call gives one value."""
-    return None if "arity" in node.meta else numbered_call(node)
+    return None if ARITY.on(node) else numbered_call(node)
 
 
 def _continues(last: fx.Node, node: fx.Node) -> bool:

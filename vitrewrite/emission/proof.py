@@ -23,6 +23,7 @@ from ..tracing import walk
 from ..tracing.configuration import freeze
 from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
+from ..tracing.notes import ARITY, VALUE
 from ..tracing.numbers import plain
 from ..tracing.sizes import by_size
 from ..tracing.unit import Unit
@@ -124,7 +125,7 @@ def _run(terms: Terms, graph: fx.Graph, module: nn.Module, args: Any, training: 
 
 
 def _input(terms: Terms, number: int, node: fx.Node) -> Any:
-    value = node.meta.get("val")
+    value = VALUE.get(node)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return plain(value)
     symbol = Symbolic(terms, terms.of(("input", number), "an input"))
@@ -134,10 +135,10 @@ def _input(terms: Terms, number: int, node: fx.Node) -> Any:
 
 def _note(terms: Terms, node: fx.Node, value: Any) -> None:
     """Keeps what the graph tells of a value: its shape, or how many items it has."""
-    known = node.meta.get("val")
+    known = VALUE.get(node)
     if isinstance(known, (int, float)) and not isinstance(known, bool):
         known = Number(plain(known))
-    known = node.meta.get("arity", known)
+    known = ARITY.get(node, known)
     if isinstance(value, Symbolic) and known is not None:
         terms.known.setdefault(value.term, known)
 

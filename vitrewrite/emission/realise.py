@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import EmitError
 from ..tracing import walk
+from ..tracing.about import tell
 from ..tracing.unit import Unit
 from .access import is_chain
 from .classes import Care, Classes
@@ -34,7 +35,7 @@ def realise(root: nn.Module) -> Source:
             _realise(root, source, table)
             wrong = find_unproved(root, table.of)
         if not _retreat(care, table, wrong):
-            root.__dict__["classes"] = {c.name: c.template for c in table.all if c.template}
+            tell(root, classes={c.name: c.template for c in table.all if c.template})
             return source
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import fx
 
+from ..tracing.notes import ARITY
 from ..tracing.template import copy_graph
 from .alike import numbered_call, shape
 from .effects import has_effect, may_change
@@ -88,7 +89,7 @@ def _parts(shapes: list[str]) -> Iterator[tuple[int, int, int]]:
 def _take_apart(graph: fx.Graph, calls: list[fx.Node]) -> None:
     """Lets a returned tuple of a call be a tuple of its items, as they are of the other calls."""
     output = graph.output_node()
-    found = [n for n in output.all_input_nodes if "arity" in n.meta]
+    found = [n for n in output.all_input_nodes if ARITY.on(n)]
     for node in found:
         owner = node
         while owner.target is operator.getitem and isinstance(owner.args[0], fx.Node):
@@ -97,7 +98,7 @@ def _take_apart(graph: fx.Graph, calls: list[fx.Node]) -> None:
             with graph.inserting_after(node):
                 items = [
                     graph.call_function(operator.getitem, (node, i))
-                    for i in reversed(range(node.meta["arity"]))
+                    for i in reversed(range(ARITY.of(node)))
                 ]
             output.args = (_put(output.args[0], node, tuple(reversed(items))),)
 

@@ -15,6 +15,7 @@ from torch import fx
 
 from ..tracing.guards import is_guard
 from ..tracing.nodes import is_size, marks_of
+from ..tracing.notes import ARITY, ORIGIN, POSITION, VALUE
 from ..tracing.template import Template, copy_graph
 
 Position = tuple[Any, ...]
@@ -39,19 +40,19 @@ def skeleton(template: Template) -> tuple[Hashable, dict[Position, int | float]]
 def _is_written_out(node: fx.Node) -> bool:
     """Whether the literals of a node decide how others are printed, so that all must have them."""
     owner = node.args[0] if node.args else None
-    item = node.target is operator.getitem and isinstance(owner, fx.Node) and "arity" in owner.meta
+    item = node.target is operator.getitem and isinstance(owner, fx.Node) and ARITY.on(owner)
     order = node.op == "call_method" and node.target == "permute"
     return is_size(node) or item or order or is_guard(node)
 
 
 def _seen(node: fx.Node) -> tuple[Hashable, ...]:
     """What else of a node its printed form depends on."""
-    value = node.meta.get("val")
+    value = VALUE.get(node)
     sizes = {user.args[1] for user in node.users if is_size(user)}
     padded = bool(sizes) and node.target is torch.nn.functional.pad
     rank = value.dim() if (sizes - {0} or padded) and isinstance(value, torch.Tensor) else None
     number = isinstance(value, (int, float))
-    return node.meta.get("origin"), node.meta.get("arity"), number, rank, *marks_of(node)
+    return ORIGIN.get(node), ARITY.get(node), number, rank, *marks_of(node)
 
 
 def _abstract(
@@ -78,7 +79,7 @@ def numbered(graph: fx.Graph) -> fx.Graph:
     """A copy whose nodes remember the positions that `skeleton` gave them."""
     result = copy_graph(graph)
     for j, node in enumerate(result.nodes):
-        node.meta["position"] = j
+        POSITION.put(node, j)
     return result
 
 
@@ -89,7 +90,7 @@ def replace_literals(graph: fx.Graph, index: int, new: dict[Position, Any]) -> N
         if position[0] == index:
             by_node.setdefault(position[1], {})[position[2:]] = value
     for node in graph.nodes:
-        mine = by_node.get(node.meta.get("position", -1))
+        mine = by_node.get(POSITION.get(node, -1))
         if mine:
             node.args = _put(node.args, (0,), mine)
             node.kwargs = _put(dict(node.kwargs), (1,), mine)

@@ -12,7 +12,9 @@ from torch import fx, nn
 
 from ..errors import EmitError
 from ..tracing import walk
+from ..tracing.about import About, about, is_root
 from ..tracing.leaves import is_torch_class
+from ..tracing.notes import HINT
 from ..tracing.unit import Unit
 from .classes import Care, Class, Classes
 from .constructors import Constructors
@@ -156,8 +158,8 @@ def _keeping(unit: Unit) -> list[str]:
 
 def _forward(cls: Class) -> list[str]:
     names = _arguments(cls.graphs[0])
-    known = cls.sample.__dict__
-    more, checks = fixed_arguments(known.get("constants", {}), known.get("example"), _NO_ARGUMENT)
+    known = about(cls.sample) if is_root(cls.sample) else About(example=None)
+    more, checks = fixed_arguments(known.constants, known.example, _NO_ARGUMENT)
     arguments = ", ".join(("self", *names, *more))
     if cls.entries:
         return _composed(cls, arguments, ", ".join((*names, *_passed_on(more))), checks)
@@ -174,7 +176,7 @@ def _forward(cls: Class) -> list[str]:
 def _arguments(graph: fx.Graph) -> list[str]:
     """The names of a program's inputs."""
     nodes = [n for n in graph.nodes if n.op == "placeholder"]
-    return _distinct([str(n.meta.get("hint") or n.name) for n in nodes])
+    return _distinct([str(HINT.get(n) or n.name) for n in nodes])
 
 
 def _passed_on(more: list[str]) -> list[str]:

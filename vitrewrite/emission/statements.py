@@ -12,6 +12,7 @@ from torch import fx, nn
 from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
+from ..tracing.notes import ASSIGNED, HINT, ORIGIN, VALUE
 from ..tracing.operators import is_impure, is_inplace
 from .choices import Block, blocks, is_choice
 from .comprehensions import Comprehension
@@ -200,15 +201,15 @@ class Layout:
             return False
         if isinstance(node.target, Roll) or any(isinstance(u.target, Roll) for u in node.users):
             return False
-        if node.meta.get("assigned"):
+        if ASSIGNED.get(node):
             return False
         unread = is_impure(node) and not node.users
         returned = len(node.users) == 1 and next(iter(node.users)).op == "output"
-        named = node.meta.get("origin") and not returned
+        named = ORIGIN.get(node) and not returned
         if unread or node.target is operator.setitem or named:
             return False
-        if not isinstance(node.meta.get("val"), torch.Tensor) and is_scalar(node):
-            return len(node.users) == 1 or not node.meta.get("hint")
+        if not isinstance(VALUE.get(node), torch.Tensor) and is_scalar(node):
+            return len(node.users) == 1 or not HINT.get(node)
         return len(node.users) == 1 and self._can_join(node, next(iter(node.users)))
 
     def _can_join(self, node: fx.Node, user: fx.Node) -> bool:
@@ -221,7 +222,7 @@ class Layout:
             return user.target is operator.setitem
         if node.target in INPLACE:
             return False
-        named = node.meta.get("hint") not in (None, "_")
+        named = HINT.get(node) not in (None, "_")
         small = self._depth(node) < MAX_DEPTH and self._expression_length(node) < MAX_LENGTH
         return not named and small and self._reads_stay(node, user)
 

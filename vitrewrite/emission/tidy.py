@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..tracing.nodes import arg, is_size, operand
+from ..tracing.notes import HINT, VALUE, copied
 
 _SAME_SHAPE_LAYERS = (
     nn.LayerNorm, nn.Dropout, nn.Identity, nn.GELU, nn.ReLU, nn.SiLU, nn.BatchNorm2d, nn.GroupNorm,
@@ -41,7 +42,7 @@ def _replace(graph: fx.Graph, node: fx.Node, known: tuple[Any, Any]) -> None:
     else:
         with graph.inserting_after(_settled(source)):
             new = graph.call_method("size", (source, dim))
-        new.meta = dict(node.meta)
+        copied(node, new)
         node.replace_all_uses_with(new)
     graph.erase_node(node)
 
@@ -87,12 +88,12 @@ def _origin(node: fx.Node, dim: int, units: Sequence[nn.Module]) -> tuple[Any, A
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), int)
+    return isinstance(value, fx.Node) and isinstance(VALUE.get(value), int)
 
 
 def _through_pad(node: fx.Node, dim: int) -> tuple[Any, Any] | None:
     source, pads = operand(node), arg(node, 1)
-    value = source.meta.get("val")
+    value = VALUE.get(source)
     if not isinstance(value, torch.Tensor):
         return None
     from_end = value.dim() - 1 - dim
@@ -114,13 +115,13 @@ def _share(graph: fx.Graph) -> None:
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         pure = is_size(node) or (
-            node.op == "call_function" and isinstance(node.meta.get("val"), (int, float))
+            node.op == "call_function" and isinstance(VALUE.get(node), (int, float))
         )
         if not pure or node.target is operator.getitem:
             continue
         key = (node.op, node.target, str(node.args), str(node.kwargs))
         if key in seen:
-            seen[key].meta["hint"] = seen[key].meta.get("hint") or node.meta.get("hint")
+            HINT.put(seen[key], HINT.get(seen[key]) or HINT.get(node))
             node.replace_all_uses_with(seen[key])
             graph.erase_node(node)
         else:

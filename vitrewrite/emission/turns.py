@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from ..tracing.notes import ASSIGNED, CALLEE, CHILD, HINT, OTHER
 from .access import access
 from .alike import numbered_call
 from .expressions import ATOM
@@ -58,7 +59,7 @@ class _Loop:
         others = [self._result(result) for result in rest[:split]]
         texts += [self._list(result) for result in rest[split:]]
         body = self._body([*carried, *texts], carried, others)
-        others_called = any("other" in n.meta for n in self.roll.graph.nodes)
+        others_called = any(OTHER.on(n) for n in self.roll.graph.nodes)
         head = self._head(counted=bool(cycles) or others_called)
         origins = [line for origin in self.roll.origins for line in comment(origin)]
         return [*self.before, *origins, head, *(f"    {line}" for line in body)]
@@ -83,7 +84,7 @@ class _Loop:
     def _other(self, node: fx.Node) -> str:
         """How a turn names a child of another container."""
         container, _ = numbered_call(node) or ("", 0)
-        first = node.meta["other"]
+        first = OTHER.of(node)
         owner = access(self.module, container)
         return f"{owner}[{self._turn_number()}{f' + {first}' if first else ''}]"
 
@@ -116,7 +117,7 @@ class _Loop:
         holder = result if result is not None else end
         text = self._text(start)
         self._release(start)
-        hint = end.meta.get("hint") or text
+        hint = HINT.get(end) or text
         own = text if start.op != "placeholder" or hint == text else None
         stem = hint.rstrip("0123456789")  # `x2`, assigned to `x` at the end of a turn, is `x`
         name = self._take(holder, own, hint if stem.endswith("_") else stem, text)
@@ -148,11 +149,11 @@ class _Loop:
 
     def _result(self, result: fx.Node) -> str:
         """The variable of a result that is neither carried on nor collected."""
-        return self._take(result, result.meta.get("hint"), "x")
+        return self._take(result, HINT.get(result), "x")
 
     def _list(self, result: fx.Node) -> str:
         """The variable of a list that the turns fill."""
-        hint = (result.meta.get("hint") or "x").rstrip("0123456789")
+        hint = (HINT.get(result) or "x").rstrip("0123456789")
         name = self._take(result, plural(hint))
         self.before.append(f"{name} = []")
         return name
@@ -178,13 +179,14 @@ class _Loop:
         outputs: Any = self.roll.graph.output_node().args[0]
         inputs = [n for n in self.roll.graph.nodes if n.op == "placeholder"]
         for node in self.roll.graph.nodes:
-            if "child" in node.meta:
-                node.meta["callee"] = self._child(node.meta["child"])
-            elif "other" in node.meta:
-                node.meta["callee"] = self._other(node)
+            if CHILD.on(node):
+                CALLEE.put(node, self._child(CHILD.of(node)))
+            elif OTHER.on(node):
+                CALLEE.put(node, self._other(node))
         for node, name in zip(outputs, [*carried, *others], strict=True):
             if node.op != "placeholder":
-                node.meta |= {"hint": name, "assigned": True}
+                HINT.put(node, name)
+                ASSIGNED.put(node, True)
         turn = Printer(Layout.of(self.roll.graph, self.module), texts, self.printer.width - 4)
         around = self.printer.names
         for name, holder in around.holder.items():

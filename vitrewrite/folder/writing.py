@@ -20,6 +20,7 @@ from ..storage.hashing import digest_of
 from ..storage.tensors import check_finite, write_tensors
 from ..text import listing
 from ..tracing import inputs
+from ..tracing.about import about
 from ..tracing.undisturbed import undisturbed
 from ..version import __version__
 from .base import save_base
@@ -123,7 +124,7 @@ def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> di
     """
     import timm
 
-    stated = inputs.statement(rewritten.base, rewritten.base.__dict__["example"])
+    stated = inputs.statement(rewritten.base, about(rewritten.base).example)
     return {
         "made_by": MADE_BY,
         "lowered": rewritten.lowered,

@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import fx
 
+from ..tracing.notes import ARGUMENT, HINT
 from ..tracing.template import Template
 from .targets import attributes, function_named, methods, name_of
 from .values import ProgramError, decode, encode, identifier, line, path
 
 # What of a node's meta is a name in the source, and what debuggers keep there.
-_NAMES = ("hint", "argument")
+_NAMES = (HINT.name, ARGUMENT.name)
 _IGNORED = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node")
 
 

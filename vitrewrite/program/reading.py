@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tracing.about import About, write
 from ..tracing.template import Template
 from ..tracing.unit import Unit
 from .graphs import from_json, template_from_json
@@ -63,14 +64,17 @@ class _Reader:
             self.modules[number] = self._module(data, number)
         root = self.modules[len(self.modules) - 1]
         programs = {path(k): from_json(g) for k, g in self.data["programs"].items()}
-        root.__dict__["programs"] = programs
-        root.__dict__["example"] = decode(self.data["example"], [])
         constants = decode(self.data["constants"], []) if "constants" in self.data else {}
-        root.__dict__["constants"] = {identifier(k): v for k, v in constants.items()}
-        root.__dict__["pretrained_cfg"] = decode(self.data["pretrained_cfg"], [])
         config = decode(self.data["config"], [])
-        root.__dict__["config"] = None if config is None else SimpleNamespace(**config)
-        root.__dict__["notes"] = tuple(line(note) for note in self.data["notes"])
+        known = About(
+            example=decode(self.data["example"], []),
+            constants={identifier(k): v for k, v in constants.items()},
+            notes=tuple(line(note) for note in self.data["notes"]),
+            programs=programs,
+            pretrained_cfg=decode(self.data["pretrained_cfg"], []),
+            config=None if config is None else SimpleNamespace(**config),
+        )
+        write(root, known)
         _check_paths(root)
         return root.eval()
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..emission import layers
+from ..tracing.about import about
 from ..tracing.leaves import is_inserted, is_leaf, leaf_class
 from ..tracing.unit import Unit
 from .graphs import template_to_json, to_json
@@ -50,17 +51,17 @@ def write_program(root: nn.Module) -> Program:
     """
     writer = _Writer()
     writer.module(root, "")
-    known = root.__dict__
-    programs = {path(k): to_json(g) for k, g in known.get("programs", {}).items()}
-    records = known.get("pretrained_cfg") or {}
+    known = about(root)
+    programs = {path(k): to_json(g) for k, g in known.programs.items()}
+    records = known.pretrained_cfg or {}
     records = {k: records[k] for k in _RECORDS if k in records}
     data = {
         "format": FORMAT,
-        "example": encode(known["example"]),
-        "constants": encode(known.get("constants") or {}),
+        "example": encode(known.example),
+        "constants": encode(dict(known.constants)),
         "pretrained_cfg": encode(records) if records else None,
-        "config": _config(known.get("config")),
-        "notes": list(known["notes"]),
+        "config": _config(known.config),
+        "notes": list(known.notes),
         "templates": writer.templates,
         "programs": programs,
         "tensors": writer.tensors,

@@ -18,6 +18,7 @@ from ..errors import MatchError, UsageError
 from ..rewrite.rewritten import Rewritten
 from ..tasks.choice import coarsest_strides
 from ..tasks.queries import CLASSES, MASKS, semantic
+from ..tracing.about import about
 from ..tracing.guards import check_input
 from .canvas import INK, PALE, Canvas, edges, heat, palette, resized
 
@@ -231,7 +232,7 @@ def decoder_of(rewritten: Rewritten) -> Decoder:
 
 def class_names(rewritten: Rewritten, count: int) -> tuple[str, ...]:
     """What the model's configuration calls its classes; else their numbers."""
-    known: Mapping[int, str] = getattr(rewritten.base.__dict__.get("config"), "id2label", {})
+    known: Mapping[int, str] = getattr(about(rewritten.base).config, "id2label", {})
     names = (str(known.get(k, k)) for k in range(count))
     return tuple(f"class {k}" if n in (str(k), f"LABEL_{k}") else n for k, n in enumerate(names))
 

@@ -34,6 +34,7 @@ from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
 from ..sites import BoundSite, Context, settle
 from ..text import a_or_an, listing
+from ..tracing.about import about
 from ..tracing.inputs import example_of_one, primary_example
 from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
@@ -115,7 +116,7 @@ class Rewrite:
     @property
     def warnings(self) -> list[str]:
         """What is odd but not wrong, in the spec and on this model."""
-        known = self.root.__dict__["notes"]
+        known = about(self.root).notes
         return [*(w.render() for w in self.spec.warnings), *known, *self.editor.warnings]
 
     @property

@@ -21,8 +21,10 @@ from ..editing.facts import Facts
 from ..editing.slices import ahead, erase_unread
 from ..editing.value import Value
 from ..tracing import inputs
+from ..tracing.about import about
 from ..tracing.leaves import changed_by
 from ..tracing.nodes import is_size
+from ..tracing.notes import HINT, ORIGIN, ROWS, VALUE
 from .base import BoundSite
 from .context import Context
 from .core import bias_of, filled, of_tokens, operand_of, set_operand, settle
@@ -158,7 +160,7 @@ class AttentionSite(BoundSite):
         """
         core = self._found()
         bias = None if core is None else bias_of(core)
-        value = None if bias is None else bias.meta.get("val")
+        value = None if bias is None else VALUE.get(bias)
         shape = value.shape if isinstance(value, torch.Tensor) else ()
         return tuple(axis for axis in (-2, -1) if len(shape) >= -axis and shape[axis] > 1)
 
@@ -179,10 +181,10 @@ class AttentionSite(BoundSite):
             self.editor.moved[self.editor.where(self.attention.core)] = Place(unit, core.name)
         probabilities = operand_of(core, 0)
         value = Value(Place(unit, probabilities.name))
-        if len(probabilities.meta["val"].shape) == 3:
+        if len(VALUE.of(probabilities).shape) == 3:
             value = value.then("unflatten", 0, (-1, self.heads))
         mean = value.then("mean", 1).read(self.editor, unit)
-        mean.meta["hint"] = "weights"
+        HINT.put(mean, "weights")
         return Value(Place(unit, mean.name))
 
     # -- verbs ----------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ class AttentionSite(BoundSite):
         unit, call = self._call
         inputs: list[Any] = [call.args[i] for i in self._inputs]
         inputs += [value.read(self.editor, unit) for value in values]
-        hint = str(call.meta.pop("hint", None) or self.path.rpartition(".")[2])
+        hint = str(HINT.drop(call) or self.path.rpartition(".")[2])
         owner, _, name = self.path.rpartition(".")
         new = f"{name}_{self._stem}"
         made = self.put(module, unit, inputs, (hint,), owner=owner, name=new)
@@ -259,8 +261,8 @@ class AttentionSite(BoundSite):
         mask = bias_of(core)
         if mask is not None:
             set_operand(core, 3, self._padded(mask, pads))
-        old = core.meta.get("rows", (0, 0))
-        core.meta["rows"] = old[0] + pads[0], old[1] + pads[1]
+        old = ROWS.get(core, (0, 0))
+        ROWS.put(core, (old[0] + pads[0], old[1] + pads[1]))
         if biased:
             self._add_bias(core, results[2])
 
@@ -277,11 +279,11 @@ class AttentionSite(BoundSite):
             bias = core.graph.call_function(operator.getitem, (numbers, index))
         if self.tokens.joined:
             bias = filled(bias, of_tokens(operand_of(core, 1)))
-        if any(rows := core.meta.get("rows", (0, 0))):
+        if any(rows := ROWS.get(core, (0, 0))):
             bias = self._padded(bias, rows)
         self._add_bias(core, bias)
-        origin = core.meta.get("origin")
-        core.meta["origin"] = f"{origin}\n{self.clause.origin}" if origin else self.clause.origin
+        origin = ORIGIN.get(core)
+        ORIGIN.put(core, f"{origin}\n{self.clause.origin}" if origin else self.clause.origin)
 
     def pad_bias(self, module: nn.Module) -> None:
         """`bias = module(bias)` for the bias, or mask, that is added to the scores.
@@ -339,7 +341,7 @@ class AttentionSite(BoundSite):
 
     def _image(self, like: torch.Tensor, fill: float) -> dict[Place, torch.Tensor]:
         """The inputs of the model, all filled with one number: what is made of their size runs."""
-        args, kwargs = inputs.as_arguments(self.editor.root.__dict__["example"])
+        args, kwargs = inputs.as_arguments(about(self.editor.root).example)
         nodes = [n for n in self.editor.graph("").nodes if n.op == "placeholder"]
         return {
             Place("", node.name): torch.full_like(value, fill, device=like.device)
@@ -371,7 +373,7 @@ class AttentionSite(BoundSite):
         return found
 
     def _shape(self, operand: int) -> tuple[int, ...]:
-        value = of_tokens(operand_of(self._core(), operand)).meta.get("val")
+        value = VALUE.get(of_tokens(operand_of(self._core(), operand)))
         return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
     def _add_bias(self, core: fx.Node, bias: fx.Node) -> None:
@@ -382,7 +384,7 @@ class AttentionSite(BoundSite):
         set_operand(core, 3, bias)
 
     def _padded(self, bias: fx.Node, rows: tuple[int, int]) -> fx.Node:
-        value = bias.meta.get("val")
+        value = VALUE.get(bias)
         if isinstance(value, torch.Tensor) and value.dtype == torch.bool:
             raise self.unfit("its mask is boolean, and more keys need a bias")
         known: Any = bias.args[1] if bias.target is F.pad else ()

@@ -18,7 +18,9 @@ from ..editing.fitting import fit, floating
 from ..editing.value import Value
 from ..errors import RewriteError
 from ..tracing import inputs, walk
+from ..tracing.about import about
 from ..tracing.leaves import changed_by
+from ..tracing.notes import ARITY, HINT
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
 from .context import Context
@@ -76,7 +78,7 @@ class BoundSite:
     @property
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
-        args, kwargs = inputs.as_arguments(self.editor.root.__dict__["example"])
+        args, kwargs = inputs.as_arguments(about(self.editor.root).example)
         images: list[torch.Tensor] = [*args, *kwargs.values()]
         return next(v.dtype for v in images if v.is_floating_point())
 
@@ -264,11 +266,11 @@ class BoundSite:
 
     def _bypass(self, unit: str, node: fx.Node, changes: Sequence[int | None]) -> None:
         """What read the results of a call reads what they are changed forms of; the call goes."""
-        for item in list(node.users) if "arity" in node.meta else [node]:
+        for item in list(node.users) if ARITY.on(node) else [node]:
             index: Any = item.args[1] if item is not node else 0
             original = node.args[changes[index] or 0]
             assert isinstance(original, fx.Node)
-            original.meta["hint"] = original.meta.get("hint") or item.meta.get("hint")
+            HINT.put(original, HINT.get(original) or HINT.get(item))
             item.replace_all_uses_with(original)
             self.editor.moved[Place(unit, item.name)] = Place(unit, original.name)
             if item is not node:

@@ -14,6 +14,7 @@ from ..editing.facts import Facts
 from ..editing.leaving import cannot_leave_out, leave_out
 from ..editing.value import Value
 from ..tracing.leaves import is_inserted
+from ..tracing.notes import HELD, HINT
 from .attention import AttentionSite
 from .base import BoundSite
 
@@ -167,7 +168,7 @@ class Point:
         place = editor.where(self.place)
         given = [value.read(editor, place.unit) for value in values]
         node = editor.node(place)
-        hints = (str(node.meta.get("hint") or "x"), *also)
+        hints = (str(HINT.get(node) or "x"), *also)
         results = self.site.put(module, place.unit, (node, *given), hints, changed=(0,))
         editor.stacks.setdefault(self.place, []).append(editor.insertions[-1])
         made = results[0].args[0] if also else results[0]
@@ -196,7 +197,7 @@ class Point:
         if stream.reader is not None:
             stream.reader.declare(["size"], "reads")
         _, size = self.insert(module, *values, also=("size",))
-        self.site.editor.node(size.place).meta["held"] = True
+        HELD.put(self.site.editor.node(size.place), True)
         stream.regroup(self.position, self.site.clause, size, patches)
 
     def expect_sizes(self) -> None:

@@ -10,6 +10,7 @@ from torch import fx, nn
 from ..anatomy.sites import Branch, Place
 from ..editing import branches, wiring
 from ..editing.editor import join
+from ..tracing.notes import HINT
 from ..tracing.template import eliminate_dead_code
 from .base import BoundSite
 
@@ -72,7 +73,7 @@ class BranchSite(BoundSite):
         stream = total.args[1 - self.branch.index]
         assert isinstance(stream, fx.Node)
         called = {str(n.target) for n in total.graph.nodes if n.op == "call_module"}
-        stream.meta["hint"] = stream.meta.get("hint") or total.meta.get("hint")
+        HINT.put(stream, HINT.get(stream) or HINT.get(total))
         total.replace_all_uses_with(stream)
         self.editor.moved[self.branch.sum] = Place(unit, stream.name)
         total.graph.erase_node(total)
@@ -96,7 +97,7 @@ class BranchSite(BoundSite):
         """Calls a module with what is added last, which it changes."""
         args = [node for node in given if isinstance(node, fx.Node)]
         total, y = self._sum, args[-1]
-        hint = str(y.meta.get("hint") or self.role.rpartition(".")[2])
+        hint = str(HINT.get(y) or self.role.rpartition(".")[2])
         (made,) = self.put(
             module, self.path, args, (hint,), owners=(self.branch.owner,), changed=(len(args) - 1,)
         )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from ..editing.editor import after
+from ..tracing.notes import ORIGIN, VALUE
 from ..tracing.operators import is_inplace
 
 _OPERANDS = ("query", "key", "value", "attn_mask")
@@ -50,7 +51,7 @@ def of_tokens(node: fx.Node) -> fx.Node:
     """The keys or values before passes added rows to them."""
     while node.target is operator.getitem:
         call, index = node.args
-        if not (isinstance(call, fx.Node) and call.op == "call_module" and "origin" in call.meta):
+        if not (isinstance(call, fx.Node) and call.op == "call_module" and ORIGIN.on(call)):
             break
         inner = call.args[index] if isinstance(index, int) and index < len(call.args) else None
         if not isinstance(inner, fx.Node):
@@ -67,5 +68,5 @@ def filled(bias: fx.Node, keys: fx.Node) -> fx.Node:
         known = graph.call_method("size", (bias, 3))
         missing = graph.call_function(operator.sub, (length, known))
         for node in (length, known, missing):
-            node.meta["val"] = 1
+            VALUE.put(node, 1)
         return graph.call_function(F.pad, (bias, (missing, 0)))

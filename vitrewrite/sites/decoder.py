@@ -15,6 +15,7 @@ from ..anatomy.sites import Place
 from ..editing import slices
 from ..editing.editor import Insertion, join, relative
 from ..editing.value import Value
+from ..tracing.notes import HINT, ORIGIN, VALUE, copied_without
 from .base import BoundSite
 from .layer import LayerSite
 from .level import LevelSite
@@ -81,7 +82,7 @@ class DecoderSite(BoundSite):
     @property
     def mask_grid(self) -> tuple[int, int]:
         """Height and width of the predicted masks, as the model was captured."""
-        shown = self.editor.node(self.mask_features.place).meta["val"]
+        shown = VALUE.of(self.editor.node(self.mask_features.place))
         return shown.shape[2], shown.shape[3]
 
     @property
@@ -89,7 +90,7 @@ class DecoderSite(BoundSite):
         """The map that the mask features are projected from, [batch, channels, height, width]."""
         if self.decoder.mask_source is None:
             raise self.unfit("its mask features are not the projection of a feature map")
-        self.editor.node(self.decoder.mask_source).meta.setdefault("hint", "mask_source")
+        HINT.keep(self.editor.node(self.decoder.mask_source), "mask_source")
         return Value(self.decoder.mask_source)
 
     @property
@@ -98,7 +99,7 @@ class DecoderSite(BoundSite):
         pixels = self.context.anatomy.pixel_decoder
         if pixels is None or pixels.lateral is None:
             raise self.unfit("no map of the backbone is as fine as the mask features")
-        shown = self.editor.node(pixels.lateral).meta.get("val")
+        shown = VALUE.get(self.editor.node(pixels.lateral))
         assert isinstance(shown, torch.Tensor)
         return Value(pixels.lateral), shown.shape[1]
 
@@ -205,8 +206,8 @@ class DecoderSite(BoundSite):
         with graph.inserting_before(anchor):
             args = tuple(given.get(a, a) if isinstance(a, fx.Node) else a for a in old.args)
             new = graph.call_module(relative(made.path, self.path), args)
-        new.meta = {k: v for k, v in old.meta.items() if k != "val"}
-        new.meta["origin"] = self.clause.origin
+        copied_without(old, new, VALUE)
+        ORIGIN.put(new, self.clause.origin)
         self._follow(behind, new, like, following)
         return made
 

@@ -14,6 +14,7 @@ from ..anatomy.sites import Place
 from ..editing import slices
 from ..editing.editor import after
 from ..editing.value import Value
+from ..tracing.notes import HINT, VALUE
 from .base import BoundSite
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class LevelSite(BoundSite):
             old = _map_behind(self, place)
             node = self.editor.node(old)
             new = value.read(self.editor, old.unit)
-            new.meta.setdefault("val", node.meta["val"])  # a map of the same size
+            VALUE.keep(new, VALUE.of(node))  # a map of the same size
             _move_users(node, new)
 
     def positions_of(self, value: Value, name: str) -> Value:
@@ -112,7 +113,7 @@ class LevelSite(BoundSite):
             anchor = node.graph.call_function(operator.pos, (new,))
         made = slices.copy([node], {maps[0]: new}, anchor)
         node.graph.erase_node(anchor)
-        made[node].meta["hint"] = name
+        HINT.put(made[node], name)
         return Value(Place(place.unit, made[node].name))
 
 
@@ -130,11 +131,11 @@ def _map_behind(site: BoundSite, place: Place) -> Place:
     place = site.editor.where(place)
     node = site.editor.node(place)
     while _dimensions(node) != 4:
-        shown = node.meta.get("val")
+        shown = VALUE.get(node)
         inner = [
             n
             for n in node.all_input_nodes
-            if isinstance(v := n.meta.get("val"), torch.Tensor)
+            if isinstance(v := VALUE.get(n), torch.Tensor)
             and isinstance(shown, torch.Tensor)
             and v.numel() == shown.numel()
         ]
@@ -145,5 +146,5 @@ def _map_behind(site: BoundSite, place: Place) -> Place:
 
 
 def _dimensions(node: fx.Node) -> int:
-    value = node.meta.get("val")
+    value = VALUE.get(node)
     return value.dim() if isinstance(value, torch.Tensor) else 0

@@ -12,6 +12,7 @@ from torch import fx, nn
 from ..anatomy.sites import Linear, Place
 from ..editing import branches
 from ..editing.editor import relative
+from ..tracing.notes import HINT
 from . import folding
 from .affine import AffineSite
 from .context import Context, Drops
@@ -158,7 +159,7 @@ class LinearSite(AffineSite):
             beside = [c for c in branches.chain(self.editor, place.unit, layer) if len(c.args) > 1]
             if any(call.args[0] is not x for call in beside):
                 raise self.unfit("what is beside it reads its input through a dropout")
-            hint = str(x.meta.get("hint") or "x")
+            hint = str(HINT.get(x) or "x")
             if path:
                 target, origin = relative(path, place.unit), self.clause.origin
                 (new,) = self.editor.call(place.unit, target, [x], origin=origin, hints=(hint,))

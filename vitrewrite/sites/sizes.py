@@ -13,6 +13,7 @@ from ..editing.editor import Editor
 from ..editing.stream import Stream
 from ..editing.value import Value
 from ..errors import caused_at
+from ..tracing.notes import HELD, HINT, ORIGIN, VALUE, copied
 from .block import BlockSite
 from .context import Context
 
@@ -38,7 +39,7 @@ def settle(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
     if made:
         _pool(editor, anatomy, stream)
     for _, size, _ in made:
-        del editor.node(size.place).meta["held"]
+        HELD.drop(editor.node(size.place))
     editor.clean()
 
 
@@ -59,7 +60,7 @@ def _filled(size: fx.Node, tokens: fx.Node, anchor: fx.Node) -> fx.Node:
         lengths = [size.graph.call_method("size", (node, 1)) for node in (tokens, size)]
         missing = size.graph.call_function(operator.sub, tuple(lengths))
         for node in (*lengths, missing):
-            node.meta["val"] = 1
+            VALUE.put(node, 1)
         return size.graph.call_function(F.pad, (size, (missing, 0)), {"value": 1.0})
 
 
@@ -97,8 +98,9 @@ def _weigh(editor: Editor, mean: Mean, size: Value, joined: bool, origin: str) -
             for n in (weighed, weight)
         ]
         pooled = node.graph.call_function(operator.truediv, tuple(sums))
-    weight.meta["hint"] = "weight"
-    pooled.meta = {**node.meta, "origin": origin}
+    HINT.put(weight, "weight")
+    copied(node, pooled)
+    ORIGIN.put(pooled, origin)
     node.replace_all_uses_with(pooled)
     node.graph.erase_node(node)
     editor.moved[place] = Place(place.unit, pooled.name)

@@ -11,6 +11,7 @@ from ..anatomy.sites import Place
 from ..editing import branches, wiring
 from ..editing.editor import relative
 from ..editing.value import Value
+from ..tracing.notes import HINT
 from .base import BoundSite
 from .context import Drops
 from .dropping import KeepSamples
@@ -92,7 +93,7 @@ class WeightedSite(BoundSite):
             layer = self.editor.node(place)
             folds = self.context.folds
             node = branches.last(self.editor, place.unit, layer, folding=folds, behind=behind)
-            hint = str(node.meta.pop("hint", None) or self._name)
+            hint = str(HINT.drop(node) or self._name)
             x = layer.args[0]
             assert isinstance(x, fx.Node)
             args = [node] if behind else [self._dropped(place.unit, x, drops.dropout), node]

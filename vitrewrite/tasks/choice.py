@@ -12,6 +12,7 @@ from torch import nn
 from ..anatomy.sites import Anatomy
 from ..data import Data
 from ..errors import DataError
+from ..tracing.about import about
 from ..tracing.inputs import example_of_one
 from ..tracing.unit import on_meta
 from .classification import Classification, logits
@@ -36,7 +37,7 @@ def task_for(data: Data, root: nn.Module, anatomy: Anatomy) -> Task:
     example = example_of_one(root)
     with torch.no_grad():
         output = on_meta(root)(*example)
-    task = _task(data, output, root.__dict__.get("config"))
+    task = _task(data, output, about(root).config)
     if data.maps:
         check_sides(anatomy, (int(example[0].shape[-2]), int(example[0].shape[-1])))
     data.check_head(task.classes)

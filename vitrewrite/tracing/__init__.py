@@ -12,6 +12,7 @@ from torch import fx, nn
 from ..errors import CaptureError
 from ..text import listing, shown
 from . import construction, entries, inputs, modes, tree, walk
+from .about import About, write
 from .arguments import separated
 from .caches import Caches
 from .control import programs
@@ -20,6 +21,7 @@ from .fused import FUSED, fused_attention
 from .guards import check_input, is_guard
 from .helpers import helpers_of
 from .nodes import is_size
+from .notes import GUARD, VALUE
 from .pruning import pass_on, prune
 from .runs import Given, TraceRun
 from .sizes import settle
@@ -66,13 +68,16 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
         _guard_input_size(merged[""], example)
     root = copy_tree(model, merged, _at_first_path(model, *found.runs))
     checkpoint(root, found.checkpointed)
-    root.__dict__["notes"] = tuple(_notes(model, found.lost_checkpoints))
-    root.__dict__["helpers"] = helpers_of(model)
-    root.__dict__["programs"] = construction.programs(model)
-    root.__dict__["example"] = tree.map_leaves(lambda t: t.to("meta"), example)
-    root.__dict__["constants"] = constants
-    root.__dict__["pretrained_cfg"] = getattr(model, "pretrained_cfg", None)
-    root.__dict__["config"] = getattr(model, "config", None)
+    known = About(
+        example=tree.map_leaves(lambda t: t.to("meta"), example),
+        constants=constants,
+        notes=tuple(_notes(model, found.lost_checkpoints)),
+        helpers=helpers_of(model),
+        programs=construction.programs(model),
+        pretrained_cfg=getattr(model, "pretrained_cfg", None),
+        config=getattr(model, "config", None),
+    )
+    write(root, known)
     return root
 
 
@@ -143,7 +148,7 @@ def _drop_settled_guards(template: Template, fixed: set[int]) -> None:
     """Guards about what is fixed anyway are covered by the check of the input."""
     for graph in template.graphs:
         for node in list(graph.nodes):
-            if is_guard(node) and node.meta["guard"] <= fixed:
+            if is_guard(node) and GUARD.of(node) <= fixed:
                 graph.erase_node(node)
 
 
@@ -155,14 +160,14 @@ def _guard_input_size(template: Template, example: Any) -> None:
     for graph in template.graphs:
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
         for node in placeholders:
-            value = node.meta["val"]
+            value = VALUE.of(node)
             if not isinstance(value, torch.Tensor) or value.dim() < 3:
                 continue
             dims = (value.dim() - 2, value.dim() - 1) if value.dim() >= 4 else (1,)
             with graph.inserting_after(placeholders[-1]):
                 captured = tuple(int(value.shape[d]) for d in dims)
                 guard = graph.call_function(check_input, ((), captured))
-                guard.meta["guard"] = frozenset({IMAGE})
+                GUARD.put(guard, frozenset({IMAGE}))
             guard.args = (tuple(_size(guard, node, d) for d in dims), captured)
 
 

@@ -10,8 +10,9 @@ from torch import nn
 from ..errors import CaptureError
 from ..text import a_or_an, shown
 from . import tree
+from .about import about, is_root
 from .inputs import as_arguments
-from .unit import Unit
+from .notes import ARGUMENT
 
 if TYPE_CHECKING:
     from .frame import Frame
@@ -37,7 +38,7 @@ def bind_arguments(frame: Frame, module: nn.Module, args: Any, kwargs: Any) -> N
         for i, leaf in enumerate(found):
             plain = "x" if name in ("args", "input", "inputs") else name
             node = frame.placeholder(plain if len(found) == 1 else f"{plain}_{i}", leaf)
-            node.meta["argument"] = plain
+            ARGUMENT.put(node, plain)
 
 
 def in_order(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -58,10 +59,10 @@ def separated(model: nn.Module, example: Any) -> tuple[Any, dict[str, Any]]:
     Raises:
         CaptureError: VR601 if the model cannot be called so, or if an entry is neither.
     """
-    known = dict(model.__dict__.get("constants", {})) if isinstance(model, Unit) else {}
+    known = dict(about(model).constants) if is_root(model) else {}
     args, kwargs = as_arguments(example)
     if not kwargs and all(tree.has_tensor(v) for v in args):
-        by_name = known and isinstance(model.__dict__["example"], dict)
+        by_name = known and isinstance(about(model).example, dict)
         return (named(model, args, kwargs) if by_name else example), known
     try:
         entries = named(model, args, kwargs)

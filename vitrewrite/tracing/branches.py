@@ -21,6 +21,7 @@ from . import places
 from .frame import Frame
 from .joining import Join, UnlikeError
 from .memo import Entry
+from .notes import OUTCOME, VALUE, copied
 from .numbers import Tracked
 from .operators import is_impure
 from .sizes import FIXED, OTHER, OWN, may_go_on
@@ -95,7 +96,7 @@ def choose(
         return None
     node = frame.graph.call_function(op, tuple(frame.arg(a) for a in args))
     frame.asked.append(node)
-    node.meta["outcome"] = outcome
+    OUTCOME.put(node, outcome)
     return outcome if way == OWN else not outcome
 
 
@@ -195,7 +196,7 @@ def _of_sizes(own: Outcome, other: Outcome, number: int) -> Outcome:
     assert condition is not None
     graph, before = other.entry.template.graph, own.entry.template.graph
     same = _shared(graph, before, condition)
-    outcome = condition.meta["outcome"]
+    outcome = OUTCOME.of(condition)
     join = Join(before, graph, same, condition, outcome, own.lost, own.doubt)
     entry = replace(
         other.entry, template=Template(other.entry.template.name, join.run()), decided=True
@@ -228,7 +229,7 @@ def _joined(no: Outcome, yes: Outcome, number: int, where: Where) -> Outcome:
         for node in yes.entry.template.graph.nodes:
             if node not in same and node.op != "output":
                 same[node] = graph.node_copy(node, lambda n: same[n])
-                same[node].meta = dict(node.meta)
+                copied(node, same[node])
         other = fx.node.map_arg(yes.entry.template.graph.output_node().args[0], lambda n: same[n])
         end.args = (_selected(graph, condition, other, end.args[0], where),)
     entry = replace(
@@ -274,10 +275,10 @@ def _selected(graph: fx.Graph, condition: fx.Node, yes: Any, no: Any, where: Whe
     if yes is no or (not _nodes(yes) and not _nodes(no) and yes == no):
         return no
     if isinstance(yes, fx.Node) and isinstance(no, fx.Node):
-        a, b = yes.meta.get("val"), no.meta.get("val")
+        a, b = VALUE.get(yes), VALUE.get(no)
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape:
             node = graph.call_function(torch.where, (condition, yes, no))
-            node.meta["val"] = b
+            VALUE.put(node, b)
             return node
     if isinstance(yes, (tuple, list)) and type(yes) is type(no) and len(yes) == len(no):
         return type(no)(

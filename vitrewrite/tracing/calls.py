@@ -18,6 +18,7 @@ from .history import PastCall
 from .leaves import is_leaf, leaf_class, run_leaf, torch_base
 from .memo import Entry
 from .nodes import add
+from .notes import ARITY
 from .numbers import Tracked
 from .ranks import of_any_rank
 from .recorder import Recorder
@@ -201,7 +202,7 @@ def _bind_outputs(frame: Frame, node: fx.Node, outputs: Any) -> None:
     items: list[tuple[Any, Any]] = []
     if isinstance(outputs, (tuple, list)):
         items = list(enumerate(outputs))
-        node.meta["arity"] = len(items)
+        ARITY.put(node, len(items))
     elif isinstance(outputs, dict):
         items = list(outputs.items())
     for key, item in items:

@@ -16,6 +16,7 @@ from torch import fx
 from .dtypes import Choices, candidates, is_use
 from .guards import is_guard
 from .nodes import is_size
+from .notes import VALUE
 from .numbers import Tracked
 from .operators import is_impure
 
@@ -160,7 +161,7 @@ def _is_reading(node: fx.Node) -> bool:
 
 def _is_number(value: Any) -> bool:
     """Whether it is a node of a number that is followed."""
-    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tracked)
+    return isinstance(value, fx.Node) and isinstance(VALUE.get(value), Tracked)
 
 
 def left_by(several: Iterable[Choices]) -> Choices:

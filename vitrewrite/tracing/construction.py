@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from . import walk
+from .notes import ARITY, HINT, VALUE, copied
 from .operators import canonical, is_inplace, is_random
 from .template import eliminate_dead_code
 
@@ -123,9 +124,9 @@ class _Recording(TorchFunctionMode):
             if result.numel() <= _MAX_NUMEL:
                 self.nodes[id(result)] = node
                 self.keep.append(result)
-                node.meta["val"] = result
+                VALUE.put(node, result)
         elif isinstance(result, (tuple, list)):
-            node.meta["arity"] = len(result)
+            ARITY.put(node, len(result))
             for i, item in enumerate(result):
                 self._bind(self.graph.call_function(operator.getitem, (node, i)), item)
 
@@ -148,7 +149,7 @@ class _Recording(TorchFunctionMode):
                 for name, value in here.f_locals.items():
                     node = self.nodes.get(id(value))
                     if node is not None:
-                        node.meta.setdefault("hint", name)
+                        HINT.keep(node, name)
             here = here.f_back  # type: ignore[assignment]
 
     def program(self, buffer: torch.Tensor) -> fx.Graph | None:
@@ -213,7 +214,7 @@ def _extract(graph: fx.Graph, needed: set[fx.Node], result: fx.Node) -> fx.Graph
     for node in graph.nodes:
         if node in needed:
             mapping[node] = out.node_copy(node, lambda n: mapping[n])
-            mapping[node].meta = dict(node.meta)
+            copied(node, mapping[node])
     out.output(_copied(mapping[result]))
     eliminate_dead_code(out)
     return out

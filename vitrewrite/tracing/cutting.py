@@ -13,6 +13,7 @@ from torch import fx
 from .guards import is_guard
 from .modes import by_mode
 from .nodes import is_size
+from .notes import ARITY, ENTRY, HINT, RESULT, VALUE, copied
 from .operators import is_impure, is_inplace
 from .sizes import by_size
 
@@ -40,16 +41,16 @@ def result_nodes(value: Any, nodes: Mapping[int, fx.Node]) -> dict[fx.Node, Part
 def mark(results: Mapping[fx.Node, Part], tail: Sequence[fx.Node], name: str) -> None:
     """Has nodes remember that they are the result of the first half, or belong to the second."""
     for node, part in results.items():
-        node.meta["result"] = part
+        RESULT.put(node, part)
     for node in tail:
-        node.meta["entry"] = name
+        ENTRY.put(node, name)
 
 
 def unmark(graph: fx.Graph) -> None:
     """Has a graph forget where it can be cut."""
     for node in graph.nodes:
-        node.meta.pop("result", None)
-        node.meta.pop("entry", None)
+        RESULT.drop(node)
+        ENTRY.drop(node)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def cut(graph: fx.Graph) -> Seam | None:
         return None
     tail.add(graph.output_node())
     read = {n for node in tail for n in node.all_input_nodes} - tail
-    marked = {n for n in graph.nodes if n.meta.get("result")} - tail
+    marked = {n for n in graph.nodes if RESULT.get(n)} - tail
     base = {n for n in read if not (_is_plain(n) or n.op == "get_attr")}
     base |= marked if base <= marked else set()  # returned, if not read
     again: set[fx.Node] = set()
@@ -84,7 +85,7 @@ def cut(graph: fx.Graph) -> Seam | None:
     if not handed or any(n.op == "placeholder" for n in handed):
         return None
     in_order = [n for n in graph.nodes if n in handed]
-    parts = [n.meta.get("result") for n in in_order]
+    parts = [RESULT.get(n) for n in in_order]
     exact = all(parts) and len(parts) == parts[0][2] and len({p[1] for p in parts}) == len(parts)
     copied = tuple(n for n in graph.nodes if n in again and n not in handed)
     return Seam(tail, tuple(in_order), copied, exact)
@@ -95,9 +96,9 @@ def _tail(graph: fx.Graph) -> set[fx.Node]:
 
     So what is put behind the result is part of the first half as long as the second one begins.
     """
-    begins = {n for n in graph.nodes if n.meta.get("entry")}
+    begins = {n for n in graph.nodes if ENTRY.get(n)}
     if not begins:
-        results = {n for n in graph.nodes if n.meta.get("result")}
+        results = {n for n in graph.nodes if RESULT.get(n)}
         begins = {n for n in graph.nodes if not results.isdisjoint(n.all_input_nodes)} - results
     tail: set[fx.Node] = set()
     for node in graph.nodes:
@@ -124,8 +125,8 @@ def _is_plain(node: fx.Node) -> bool:
     """Whether a node computes a number, a dtype or a choice of numbers, and nothing else."""
     if node.op not in ("call_function", "call_method") or is_impure(node):
         return False
-    value = node.meta.get("val")
-    if isinstance(value, torch.Tensor) or "arity" in node.meta:
+    value = VALUE.get(node)
+    if isinstance(value, torch.Tensor) or ARITY.on(node):
         return False
     known = node.target in (by_mode, by_size, getattr) or is_size(node)
     return known or isinstance(value, (bool, int, float))
@@ -170,15 +171,15 @@ def _second(graph: fx.Graph, found: Seam) -> fx.Graph:
 
 def _copy(node: fx.Node, graph: fx.Graph, mapping: dict[fx.Node, fx.Node]) -> None:
     mapping[node] = graph.node_copy(node, lambda n: mapping[n])
-    mapping[node].meta = dict(node.meta)
+    copied(node, mapping[node])
 
 
 def _packed(nodes: list[fx.Node], as_marked: bool) -> Any:
     """What the first half returns."""
     if not as_marked:
         return nodes[0] if len(nodes) == 1 else tuple(nodes)
-    by_key = {node.meta["result"][1]: node for node in nodes}
-    kind = nodes[0].meta["result"][0]
+    by_key = {RESULT.of(node)[1]: node for node in nodes}
+    kind = RESULT.of(nodes[0])[0]
     if kind == "dict":
         return by_key
     items = [by_key[key] for key in sorted(by_key, key=lambda k: k or 0)]
@@ -188,16 +189,16 @@ def _packed(nodes: list[fx.Node], as_marked: bool) -> Any:
 def _unpacked(graph: fx.Graph, found: Seam) -> dict[fx.Node, fx.Node]:
     """The input of the second half, and what stands for each value in it."""
     nodes = found.handed
-    kind = nodes[0].meta["result"][0] if found.as_marked else "tuple" if len(nodes) > 1 else ""
+    kind = RESULT.of(nodes[0])[0] if found.as_marked else "tuple" if len(nodes) > 1 else ""
     if not kind:
         given = graph.placeholder(nodes[0].name)
-        given.meta = {k: v for k, v in nodes[0].meta.items() if k in ("val", "hint", "arity")}
+        copied(nodes[0], given, VALUE, HINT, ARITY)
         return {nodes[0]: given}
     given = graph.placeholder("features")
-    given.meta["hint"] = "features"
+    HINT.put(given, "features")
     mapping = {}
     for i, node in enumerate(nodes):
-        key = node.meta["result"][1] if found.as_marked else i
+        key = RESULT.of(node)[1] if found.as_marked else i
         mapping[node] = graph.call_function(operator.getitem, (given, key))
-        mapping[node].meta = {k: v for k, v in node.meta.items() if k in ("val", "hint", "arity")}
+        copied(node, mapping[node], VALUE, HINT, ARITY)
     return mapping

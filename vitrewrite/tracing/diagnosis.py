@@ -19,6 +19,7 @@ from .dtypes import Choices
 from .guards import check_dtype, require_dtype
 from .history import PastCall
 from .inputs import BATCHES, Aspects
+from .notes import VALUE
 from .places import of_forward
 from .runs import Given, TraceRun
 from .sizes import is_joined
@@ -158,7 +159,7 @@ def _read(calls: Iterable[PastCall], template: Template) -> Iterator[tuple[fx.No
                 found[node] = value
     if not found:
         for node in nodes:
-            value = node.meta.get("val")
+            value = VALUE.get(node)
             given = node.op == "placeholder" and isinstance(value, torch.Tensor)
             if given and value.is_floating_point():
                 found[node] = value.dtype

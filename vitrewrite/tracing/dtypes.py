@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from .nodes import attribute_of
+from .notes import VALUE
 
 Choices = dict[fx.Node, list[Any]]
 """What each undecided use may be: the tensors whose dtype it equals, the dtype itself last."""
@@ -58,7 +59,7 @@ def decide(graphs: Iterable[fx.Graph], choices: Choices) -> None:
 
 
 def _reading(node: fx.Node) -> fx.Node:
-    is_dtype = node.op == "placeholder" and isinstance(node.meta.get("val"), torch.dtype)
+    is_dtype = node.op == "placeholder" and isinstance(VALUE.get(node), torch.dtype)
     return node if is_dtype else attribute_of(node, "dtype")
 
 

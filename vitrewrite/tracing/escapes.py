@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from ..errors import CaptureError
+from .notes import ARITY, HINT, VALUE, copied
 from .numbers import Tracked
 from .operators import is_impure
 
@@ -98,10 +99,10 @@ def _returned(frame: Frame, call: fx.Node, child: Frame, node: fx.Node, value: A
     outputs = end.args[0]
     assert isinstance(outputs, tuple)
     end.args = ((*outputs, node),)
-    call.meta["arity"] = len(outputs) + 1
+    ARITY.put(call, len(outputs) + 1)
     with frame.graph.inserting_after(_last_item(call)):
         found = frame.item(call, len(outputs))
-    found.meta["hint"] = node.meta.get("hint")
+    HINT.put(found, HINT.get(node))
     frame.bind(value, found)
     return found
 
@@ -112,9 +113,9 @@ def _unpacked(frame: Frame, call: fx.Node) -> None:
     with frame.graph.inserting_after(call):
         first = frame.item(call, 0)
     call.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
-    first.meta = {**call.meta}
-    for key in ("val", "hint", "arity"):
-        call.meta.pop(key, None)
+    copied(call, first)
+    for note in (VALUE, HINT, ARITY):
+        note.drop(call)
     for known, node in frame.nodes.items():
         if node is call:
             frame.nodes[known] = first

@@ -15,6 +15,7 @@ from . import places
 from .dtypes import same_as
 from .escapes import bring
 from .nodes import add, after_inputs, attribute_of
+from .notes import ARGUMENT, HINT, VALUE
 from .numbers import Int, Tracked, make
 from .witness import IMAGE
 
@@ -62,7 +63,7 @@ class Frame:
     def bind(self, value: Any, node: fx.Node) -> None:
         """Makes `node` stand for `value` from here on."""
         self.nodes[id(value)] = node
-        node.meta["val"] = value
+        VALUE.put(node, value)
         if self.decisions and IMAGE in self.recorder.values.dead and node.op != "get_attr":
             others = value.witnesses[IMAGE:] if isinstance(value, Tracked) else ()
             carried = any(other is not None for other in others[:1])
@@ -73,8 +74,8 @@ class Frame:
     def placeholder(self, name: str, value: Any) -> fx.Node:
         """Adds an input."""
         node = self.graph.placeholder(_identifier(name))
-        node.meta["hint"] = name
-        node.meta["val"] = value
+        HINT.put(node, name)
+        VALUE.put(node, value)
         if isinstance(value, (torch.dtype, torch.device)):
             self.reads.append((value, node, ""))
         else:
@@ -89,7 +90,7 @@ class Frame:
         inserting = self.graph.inserting_after if inputs else self.graph.inserting_before
         with inserting(inputs[-1] if inputs else first):
             node = self.placeholder("given", value)
-        node.meta["argument"] = "given"
+        ARGUMENT.put(node, "given")
         self.nodes[id(value)] = node
         self.recorder.values.keep(value)
         self.taken.append(value)
@@ -155,7 +156,7 @@ class Frame:
         node = value.recipe()
         if not isinstance(node, fx.Node):
             return node
-        node.meta["hint"] = node.meta.get("hint") or value.hint
+        HINT.put(node, HINT.get(node) or value.hint)
         self.bind(value, node)
         return node
 
@@ -215,7 +216,7 @@ class Frame:
             if node is not None:
                 if name == self.former.get(id(value)) and _other_name(names, name, value):
                     continue  # `y = x.add_(1)`: x is y now, and y is the newer name
-                node.meta.setdefault("hint", name)
+                HINT.keep(node, name)
                 self.hinted.add(id(value))
             elif isinstance(value, Tracked) and value.frame is self:
                 value.hint = value.hint or name

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from .nodes import after_inputs, attribute_of
+from .notes import GUARD
 
 if TYPE_CHECKING:
     from .frame import Frame
@@ -99,11 +100,11 @@ def require(
     target = op if outcome else _OPPOSITE[op]
     node_args = frame.arg(tuple(args))
     for node in frame.graph.nodes:
-        if node.meta.get("guard") is not None and _is_call(node.args[0], target, node_args):
+        if GUARD.get(node) is not None and _is_call(node.args[0], target, node_args):
             return
     condition = frame.graph.call_function(target, node_args)
     guard = frame.graph.call_function(check_size, (condition, _describe(target, args)))
-    guard.meta["guard"] = deps
+    GUARD.put(guard, deps)
 
 
 def require_dtype(tensor: fx.Node, captured: tuple[torch.dtype, ...]) -> None:
@@ -111,7 +112,7 @@ def require_dtype(tensor: fx.Node, captured: tuple[torch.dtype, ...]) -> None:
     dtype = attribute_of(tensor, "dtype")
     with tensor.graph.inserting_after(after_inputs(dtype)):
         guard = tensor.graph.call_function(check_dtype, (dtype, captured))
-    guard.meta["guard"] = frozenset({DTYPE})
+    GUARD.put(guard, frozenset({DTYPE}))
 
 
 DTYPE = -1  # no witness: what such a guard depends on is never fixed

@@ -14,6 +14,7 @@ from ..errors import CaptureError
 from ..language.inputs import Shape, read_shapes, show_shapes
 from ..text import a_or_an
 from . import tree
+from .about import about, is_root
 from .unit import Unit
 
 # Unlike each other and unlike any size in a model, so that a batch that got built in shows.
@@ -65,7 +66,7 @@ def example_input(model: nn.Module) -> Any:
 def _kept(model: nn.Module) -> Any:
     """What a result of ours was captured with."""
     if isinstance(model, Unit):
-        return model.__dict__.get("example")
+        return about(model).example if is_root(model) else None
     return model.meta.get("example") if isinstance(model, fx.GraphModule) else None
 
 
@@ -197,7 +198,7 @@ def other_dtype(model: nn.Module, example: Any) -> torch.dtype | None:
 
 def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, ...]:
     """The model's input on meta, with a batch of one."""
-    known = root.__dict__["example"] if example is None else example
+    known = about(root).example if example is None else example
     args, kwargs = as_arguments(known)
     batch = batch_of(known)
     return tuple(
@@ -209,5 +210,5 @@ def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, 
 
 def primary_example(root: nn.Module) -> tuple[torch.Tensor, ...]:
     """What the model was captured with, on meta."""
-    args, kwargs = as_arguments(root.__dict__["example"])
+    args, kwargs = as_arguments(about(root).example)
     return tuple(v.to("meta") for v in (*args, *kwargs.values()))

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from .guards import check_size, is_guard
+from .notes import HINT, VALUE, copied
 from .numbers import plain
 from .operators import is_impure, is_inplace
 from .sizes import by_size, chosen, is_choice, own_side
@@ -190,10 +191,10 @@ class Join:
             yes, no = (copied, theirs) if self.outcome else (theirs, copied)
             found = chosen(self.other, self.condition, yes, no, self.outcome)
         if isinstance(found, fx.Node):
-            found.meta.setdefault("val", _value(theirs))
+            VALUE.keep(found, _value(theirs))
             hint = _hint(mine) or _hint(theirs)
             if hint and found.target is by_size:
-                found.meta["hint"] = hint
+                HINT.put(found, hint)
         return found
 
     def _copied(self, value: Any, user: fx.Node) -> Any:
@@ -214,7 +215,7 @@ class Join:
             return equal
         with self.other.inserting_before(before):
             node = self.other.create_node(value.op, value.target, args, kwargs)
-        node.meta = dict(value.meta)
+        copied(value, node)
         self.same[value] = node
         return node
 
@@ -265,7 +266,7 @@ class Join:
                 yes, no = (held, True) if self.outcome else (True, held)
                 held = chosen(self.other, self.condition, yes, no, self.outcome)
                 new = self.other.call_function(check_size, (held, guard.args[1]))
-            new.meta = dict(guard.meta)
+            copied(guard, new)
 
     def _in_order(self) -> None:
         """Puts what is read in front of who reads it, where nothing is changed in place."""
@@ -329,7 +330,7 @@ def _key(value: Any) -> Any:
 
 
 def _hint(value: Any) -> Any:
-    return value.meta.get("hint") if isinstance(value, fx.Node) else None
+    return HINT.get(value) if isinstance(value, fx.Node) else None
 
 
 def _like(mine: Any, theirs: Any) -> bool:
@@ -349,7 +350,7 @@ def _like(mine: Any, theirs: Any) -> bool:
 
 
 def _value(value: Any) -> Any:
-    return plain(value.meta.get("val")) if isinstance(value, fx.Node) else value
+    return plain(VALUE.get(value)) if isinstance(value, fx.Node) else value
 
 
 def _equal(a: Any, b: Any) -> bool:

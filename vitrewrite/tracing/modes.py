@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx
 
+from .notes import HINT, VALUE, copied
 from .operators import is_impure
 from .template import Template, copy_graph, signature
 
@@ -58,7 +59,7 @@ def _select(evaluation: fx.Graph, training: fx.Graph) -> fx.Graph | None:
     with graph.inserting_before(end):
         for other in more:
             match[other] = graph.node_copy(other, lambda n: match[n])
-            match[other].meta = dict(other.meta)
+            copied(other, match[other])
         try:
             end.args = (_outputs(graph, end.args[0], other_end.args[0], match),)
         except _DifferentError:
@@ -74,8 +75,8 @@ def _match(graph: fx.Graph, node: fx.Node, other: fx.Node, match: dict[fx.Node, 
         args = _join(graph, node.args, other.args, match)
         kwargs = _join(graph, dict(node.kwargs), dict(other.kwargs), match)
     node.args, node.kwargs = args, kwargs
-    if other.meta.get("hint") and node.op != "placeholder":
-        node.meta.setdefault("hint", other.meta["hint"])
+    if HINT.get(other) and node.op != "placeholder":
+        HINT.keep(node, HINT.of(other))
     match[other] = node
 
 
@@ -83,7 +84,7 @@ def _outputs(graph: fx.Graph, a: Any, b: Any, match: dict[fx.Node, fx.Node]) -> 
     """The outputs of both, each that of its mode."""
     if isinstance(a, fx.Node) and isinstance(b, fx.Node) and match[b] is not a:
         node = graph.call_function(by_mode, (_training(graph), match[b], a))
-        node.meta["val"] = a.meta.get("val")
+        VALUE.put(node, VALUE.get(a))
         return node
     if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
         return type(a)(_outputs(graph, x, y, match) for x, y in zip(a, b, strict=True))

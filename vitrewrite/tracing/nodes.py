@@ -8,6 +8,8 @@ from typing import Any, TypeGuard
 
 from torch import fx
 
+from .notes import ENTRY, RESULT
+
 
 def add(
     graph: fx.Graph, op: str, target: Any, args: tuple[Any, ...], kwargs: Any = None
@@ -70,10 +72,10 @@ def is_size(value: Any) -> TypeGuard[fx.Node]:
 
 def marks_of(node: fx.Node) -> tuple[Any, Any]:
     """The entry that a node belongs to, and its place in what another returns (see `cutting`)."""
-    return node.meta.get("entry"), node.meta.get("result")
+    return ENTRY.get(node), RESULT.get(node)
 
 
 def take_entry(node: fx.Node, replaced: fx.Node) -> None:
     """Has a node belong to the entry that what it stands for belonged to."""
-    if entry := replaced.meta.get("entry"):
-        node.meta["entry"] = entry
+    if entry := ENTRY.get(replaced):
+        ENTRY.put(node, entry)

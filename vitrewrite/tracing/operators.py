@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from .notes import GUARD
+
 _BINARY: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "subtract": operator.sub, "mul": operator.mul,
     "multiply": operator.mul, "div": operator.truediv, "true_divide": operator.truediv,
@@ -117,5 +119,5 @@ def is_impure(node: fx.Node) -> bool:
         return True
     if node.op == "call_module":
         return False
-    guarded = node.meta.get("guard") is not None
+    guarded = GUARD.get(node) is not None
     return is_inplace(node.target) or node.target in _EFFECTS or guarded or is_random(node)

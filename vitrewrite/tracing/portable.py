@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .notes import VALUE
 from .numbers import Tracked, plain
 
 
@@ -39,11 +40,11 @@ def packed(graph: fx.Graph) -> list[Row]:
 def _known(node: fx.Node) -> dict[str, Any]:
     """A node's meta, its value without what the tracer knew of it."""
     known = dict(node.meta)
-    value = known.get("val")
+    value = VALUE.get(node)
     if isinstance(value, Tracked):
-        known["val"] = plain(value)
+        known[VALUE.name] = plain(value)
     elif isinstance(value, torch.Tensor):
-        known["val"] = torch.empty_like(value, device="meta")
+        known[VALUE.name] = torch.empty_like(value, device="meta")
     return known
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from .notes import ARGUMENT, ARITY, HINT, VALUE, shared
 from .template import Template
 
 Path = tuple[Any, ...]
@@ -103,10 +104,10 @@ def _prune_inputs(group: _Group) -> bool:
 
 def _rename(nodes: list[fx.Node]) -> None:
     """An argument of which one part is left has its plain name."""
-    names = [n.meta.get("argument") for n in nodes]
+    names = [ARGUMENT.get(n) for n in nodes]
     for node, name in zip(nodes, names, strict=True):
         if name and names.count(name) == 1:
-            node.meta["hint"] = name
+            HINT.put(node, name)
 
 
 # -- outputs --------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def _reads(node: fx.Node, path: Path = ()) -> dict[Path, fx.Node]:
         if user.target is not operator.getitem or user.args[0] is not node:
             return {path: node}
     for user in node.users:
-        if "val" in user.meta or not user.users:
+        if VALUE.on(user) or not user.users:
             found[(*path, user.args[1])] = user
         else:
             found |= _reads(user, (*path, user.args[1]))
@@ -177,14 +178,14 @@ def _reads(node: fx.Node, path: Path = ()) -> dict[Path, fx.Node]:
 
 def _reread(call: fx.Node, found: dict[Path, fx.Node], kept: Any, places: dict[Path, Path]) -> None:
     """Reads the items of a call where they are now."""
-    call.meta.pop("arity", None)
+    ARITY.drop(call)
     before = list(call.users)
     made: dict[Path, fx.Node] = {(): call}
     if not isinstance(kept, fx.Node):
-        call.meta["arity"] = len(kept)
+        ARITY.put(call, len(kept))
     for path, item in found.items():
         new = _item(call, kept, places[path], made)
-        new.meta.update({k: v for k, v in item.meta.items() if k in ("val", "hint")})
+        shared(item, new, VALUE, HINT)
         item.replace_all_uses_with(new)
     for item in before:
         _erase(item)
@@ -199,7 +200,7 @@ def _item(call: fx.Node, kept: Any, place: Path, made: dict[Path, fx.Node]) -> f
         for key in place:
             value = value[key]
         if not isinstance(value, fx.Node):
-            made[place].meta["arity"] = len(value)
+            ARITY.put(made[place], len(value))
     return made[place]
 
 
@@ -231,7 +232,7 @@ def _whole(value: Any) -> Any:
     first = owners[0] if owners else None
     if isinstance(value, tuple) and isinstance(first, fx.Node) and len(parts) > 1:
         keys = [p.args[1] for p in parts if _is_item(p)]
-        if owners == [first] * len(parts) and keys == list(range(first.meta.get("arity", 0))):
+        if owners == [first] * len(parts) and keys == list(range(ARITY.get(first, 0))):
             return first
     return type(value)(parts)
 

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from .nodes import is_size, operand
+from .notes import VALUE
 from .template import Template
 
 
@@ -36,7 +37,7 @@ def generalise(graph: fx.Graph) -> None:
                 tail = graph.call_function(operator.mul, ((1,), ones))
                 whole = graph.call_function(operator.add, (shape[:1], tail))
             for made in (rank, ones):
-                made.meta["val"] = 1
+                VALUE.put(made, 1)
             node.args = tuple(whole if a is shape else a for a in node.args)
 
 
@@ -46,7 +47,7 @@ def _per_sample(shape: tuple[Any, ...]) -> fx.Node | None:
     if not first or not is_size(first[0]) or first[0].args[1] != 0 or len(rest) < 1:
         return None
     owner = operand(first[0])
-    value = owner.meta.get("val")
+    value = VALUE.get(owner)
     ones = all(type(s) is int and s == 1 for s in rest)
     same = isinstance(value, torch.Tensor) and value.dim() == len(shape)
     return owner if ones and same else None

@@ -28,6 +28,7 @@ from .history import History
 from .known import Known
 from .memo import Entry, Memo
 from .nodes import add
+from .notes import ARITY, HINT
 from .numbers import Tracked, exited
 from .operators import canonical, execute, is_inplace, is_repeatable
 from .ranges import INDEXING, check_indices
@@ -266,8 +267,8 @@ class Recorder(TorchFunctionMode):
     def _rebind(self, frame: Frame, node: fx.Node, value: torch.Tensor, old_shape: Any) -> None:
         """After an in-place operation the same tensor is what the new node returns."""
         old = frame.nodes.get(id(value))
-        if old is not None and old.meta.get("hint"):
-            frame.former[id(value)] = old.meta["hint"]
+        if old is not None and HINT.get(old):
+            frame.former[id(value)] = HINT.of(old)
         frame.bind(value, node)
         frame.hinted.discard(id(value))
         if value.shape != old_shape:
@@ -281,7 +282,7 @@ class Recorder(TorchFunctionMode):
             frame.bind(result, node)
             return result
         if isinstance(result, (tuple, list)):
-            node.meta["arity"] = len(result)
+            ARITY.put(node, len(result))
             for index, other in enumerate(others):
                 if other is not None and len(other) != len(result):
                     self.values.kill(

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import fx
 
+from .notes import OWN_FIRST
+
 OWN, OTHER, FIXED = "own", "other", "fixed"
 """How a decision goes: as the example has it, as the witness has it, or as the example alone."""
 
@@ -35,13 +37,13 @@ def chosen(graph: fx.Graph, condition: Any, yes: Any, no: Any, outcome: bool) ->
 
     def make(condition: Any, yes: Any, no: Any, own: bool) -> fx.Node:
         node = graph.call_function(by_size, (condition, yes, no))
-        node.meta["own"] = own
+        OWN_FIRST.put(node, own)
         return node
 
     for inner, outer in ((yes, no), (no, yes)):
         if not is_choice(inner) or outer not in inner.args[1:]:
             continue
-        also, own = inner.args[0], bool(inner.meta["own"])
+        also, own = inner.args[0], bool(OWN_FIRST.of(inner))
         left = inner.args[1]
         if (left is outer) == (inner is yes):
             also = make(also, False, True, own)
@@ -65,7 +67,7 @@ def is_joined(graph: fx.Graph) -> bool:
 
 def own_side(choice: fx.Node) -> Any:
     """What a choice is at the size of the example."""
-    return choice.args[1] if choice.meta["own"] else choice.args[2]
+    return choice.args[1] if OWN_FIRST.of(choice) else choice.args[2]
 
 
 def settle(graph: fx.Graph) -> None:

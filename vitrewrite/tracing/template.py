@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from .nodes import marks_of
+from .notes import HELD, ORIGIN, copied
 from .operators import is_impure
 from .portable import Row, packed, unpacked
 
@@ -91,7 +92,7 @@ def signature(graph: fx.Graph) -> Hashable:
 def _target(node: fx.Node) -> tuple[Hashable, ...]:
     """What is called, the clause that put it there, which the source will name, and its entry."""
     target = "" if node.op == "placeholder" else node.target
-    return target, node.meta.get("origin"), *marks_of(node)
+    return target, ORIGIN.get(node), *marks_of(node)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -106,7 +107,7 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
         new.args = fx.node.map_arg(node.args, mapping.__getitem__)
         if node.kwargs:
             new.kwargs = fx.node.map_arg(node.kwargs, mapping.__getitem__)
-        new.meta = dict(node.meta)
+        copied(node, new)
     return result
 
 
@@ -116,5 +117,5 @@ def eliminate_dead_code(graph: fx.Graph) -> None:
     One that is `held` is going to be read.
     """
     for node in reversed(list(graph.nodes)):
-        if not node.users and not is_impure(node) and "held" not in node.meta:
+        if not node.users and not is_impure(node) and not HELD.on(node):
             graph.erase_node(node)

@@ -13,7 +13,6 @@ from ..errors import UsageError
 from . import walk
 from .kept import keeping, kept_buffers
 from .leaves import is_inserted
-from .portable import packed, unpacked
 from .template import Template
 
 
@@ -64,17 +63,6 @@ class Unit(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         return keeping(self, self.kept, super()._apply, *args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        if "programs" in state:
-            state["programs"] = {k: packed(g) for k, g in state["programs"].items()}
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if "programs" in state:
-            self.__dict__["programs"] = {k: unpacked(g) for k, g in state["programs"].items()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
         new = memo[id(self)] = type(self).__new__(type(self))

@@ -9,6 +9,7 @@ from torch import nn
 from .. import models
 from ..errors import VitrewriteError
 from ..tracing import inputs
+from ..tracing.about import about
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +36,8 @@ def own_model(rewritten: Rewritten) -> nn.Module | str:
 
 def call_own(rewritten: Rewritten, model: nn.Module, values: tuple[torch.Tensor, ...]) -> Any:
     """Calls the user's module as it was called for the capture, keywords as keywords."""
-    example = rewritten.base.__dict__["example"]
-    args, kwargs = inputs.as_arguments(example)
+    known = about(rewritten.base)
+    args, kwargs = inputs.as_arguments(known.example)
     given = iter(values)
     positional = [next(given) for _ in args]
-    constants = rewritten.base.__dict__.get("constants", {})
-    return model(*positional, **{key: next(given) for key in kwargs}, **constants)
+    return model(*positional, **{key: next(given) for key in kwargs}, **known.constants)
