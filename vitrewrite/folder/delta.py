@@ -28,8 +28,13 @@ def fingerprint(rewritten: Rewritten) -> str:
     return fingerprint_of(rewritten.base.state_dict(), rewritten.result.base_trained)
 
 
-def save_delta(rewritten: Rewritten, path: str | Path) -> str:
+def save_delta(rewritten: Rewritten, path: str | Path, base: str | None = None) -> str:
     """Writes what the spec added or trains, with what it belongs to in the metadata.
+
+    Args:
+        rewritten: the model.
+        path: the file.
+        base: the fingerprint of its base, if that is known; it takes a pass over all weights.
 
     Returns:
         The hash of the file.
@@ -46,7 +51,7 @@ def save_delta(rewritten: Rewritten, path: str | Path) -> str:
         "model": rewritten.model_name,
         "spec": rewritten.spec.name,
         "spec_hash": rewritten.spec.hash,
-        "base_fingerprint": fingerprint(rewritten),
+        "base_fingerprint": fingerprint(rewritten) if base is None else base,
         "vitrewrite": __version__,
         "torch": torch.__version__,
     }

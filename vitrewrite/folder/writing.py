@@ -101,10 +101,11 @@ def _write_all(
         files[WEIGHTS] = write_tensors(folder / WEIGHTS, state)
         if rewritten.unlowered is not None:
             files[ORIGINALS] = save_originals(rewritten, folder)
-    files[DELTA] = save_delta(rewritten, folder / DELTA)
+    base = fingerprint(rewritten)
+    files[DELTA] = save_delta(rewritten, folder / DELTA, base)
     program, reason = save_base(rewritten, folder, weights)
     files |= {**program, **(others or {})}
-    write_file(folder / LOCK, lock_text(lock(rewritten, files, reason)))
+    write_file(folder / LOCK, lock_text(lock(rewritten, files, base, reason)))
 
 
 def write_file(path: Path, text: str) -> str:
@@ -114,12 +115,15 @@ def write_file(path: Path, text: str) -> str:
     return digest_of(content)
 
 
-def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> dict[str, Any]:
+def lock(
+    rewritten: Rewritten, files: Mapping[str, str], base: str, reason: str = ""
+) -> dict[str, Any]:
     """What it takes to make the folder again.
 
     Args:
         rewritten: what is in the folder.
         files: the hash of each file in it.
+        base: the fingerprint of the base.
         reason: why the base is not in it as data, if it is not.
     """
     import timm
@@ -141,7 +145,7 @@ def lock(rewritten: Rewritten, files: Mapping[str, str], reason: str = "") -> di
         "allocations": {
             k: a.to_json(entries=True) for k, a in rewritten.result.allocations.items()
         },
-        "base_fingerprint": fingerprint(rewritten),
+        "base_fingerprint": base,
         **({"no_program": reason} if reason else {}),
         "versions": {
             "vitrewrite": __version__,

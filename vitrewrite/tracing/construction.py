@@ -167,10 +167,12 @@ class Uninitialised(TorchFunctionMode):
     """Leaves parameters as they were allocated: they are loaded afterwards."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Skips what fills a parameter."""
-        if args and isinstance(args[0], nn.Parameter) and is_inplace(func):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        """Skips what fills a parameter; `torch.nn.init` hands it over by name."""
+        given = kwargs or {}
+        filled = args[0] if args else given.get("tensor")
+        if isinstance(filled, nn.Parameter) and is_inplace(func):
+            return filled
+        return func(*args, **given)
 
 
 class _Unknown:
