@@ -35,6 +35,7 @@ fuzz: $(STAMP)
 zoo: $(STAMP)
 	$(BIN)/python -m pip install --quiet --group zoo
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo
+	$(PYTEST) -m slow
 
 bench: $(STAMP)
 	$(BIN)/vitrewrite bench fpet_lora model=vit_base

@@ -149,31 +149,36 @@ def test_gradients_are_compared() -> None:
 NO_COMPILER = not any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
-def agrees(device: str) -> None:
-    """Inductor's outputs and gradients are those of eager."""
+def agrees(device: str, training: bool) -> None:
+    """Inductor's outputs, and gradients, are those of eager."""
     module: Any = vr.apply(SPEC.format("*"), tiny(depth=1)).module.to(device).eval()
     torch.compiler.reset()
     made = torch.compile(module, fullgraph=True, dynamic=True)
     for batch in (2, 3):
         x = torch.randn(batch, 3, 16, 16, device=device)
-        gradients = []
+        found = []
         for call in (module, made):
             module.zero_grad()
-            output = call(x)
-            (output**2).sum().backward()
-            gradients.append((output, *(p.grad for p in module.parameters() if p.requires_grad)))
-        for plain, compiled_ in zip(*gradients, strict=True):
+            with torch.set_grad_enabled(training):
+                output = call(x)
+            gradients: list[Any] = []
+            if training:
+                (output**2).sum().backward()
+                gradients = [p.grad for p in module.parameters() if p.requires_grad]
+            found.append((output, *gradients))
+        for plain, compiled_ in zip(*found, strict=True):
             torch.testing.assert_close(plain, compiled_, rtol=1e-4, atol=1e-4)
     torch.compiler.reset()
 
 
 @pytest.mark.skipif(NO_COMPILER, reason="no C++ compiler")
 @pytest.mark.filterwarnings("default")
-def test_inductor_on_the_cpu() -> None:
-    agrees("cpu")
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_inductor_on_the_cpu(training: bool) -> None:
+    agrees("cpu", training)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.filterwarnings("default")
 def test_inductor_on_a_gpu() -> None:
-    agrees("cuda")
+    agrees("cuda", training=True)

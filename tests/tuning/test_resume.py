@@ -184,8 +184,7 @@ def test_what_does_not_change_the_result_may_change(whole: Path, here: Path) -> 
     assert result.status == 0, result.err
 
 
-@pytest.mark.parametrize("when", [1, 4])
-@pytest.mark.parametrize("kind", ["tensors", "state"])
+@pytest.mark.parametrize(("when", "kind"), [(4, "tensors"), (1, "state")])
 def test_a_full_disk_leaves_the_checkpoints_that_are_there(
     when: int, kind: str, whole: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
