@@ -105,7 +105,7 @@ def apply(
         spec: a `Spec`, a path, the name of a shipped spec, or a text.
         model: a module, or a name; by default the spec's own.
         example: what the model is called with, if it does not say so itself.
-        weights: `random`, `pretrained` or a safetensors file, for a model by name.
+        weights: `random`, `pretrained` or a checkpoint, for a model by name.
         seed: of random weights, and of what the passes add.
         model_options: constructor arguments of a model by name.
         profile: measurements for `sensitive(...)`, or the file of one.

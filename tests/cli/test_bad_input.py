@@ -74,10 +74,10 @@ SPECS: list[tuple[str, str | bytes, str, int, str]] = [
     ("flag", LORA, "--rank 4", 2, ""),
     ("no weights", LORA, "weights=none.safetensors", 1, "VR711"),
     ("folder as weights", LORA, "weights=.", 1, "VR711"),
-    ("a pickle as weights", LORA, "weights=pickle.pth", 1, "VR711"),
+    ("a program as weights", LORA, "weights=program.pth", 1, "VR711"),
     ("weights cut short", LORA, "weights=short.safetensors", 1, "VR711"),
     ("weights of another model", LORA, "weights=other.safetensors", 1, "VR712"),
-    ("weights of another size", LORA, "weights=base.safetensors num_classes=3", 1, "VR712"),
+    ("weights of another size", LORA, "weights=base.safetensors embed_dim=64", 1, "VR712"),
     ("out is a file", LORA, "--out tiny.py", 1, "VR701"),
     ("out is a foreign folder", LORA, "--out folder", 1, "VR701"),
     ("out is where we are", LORA, "--out .", 1, "VR701"),
@@ -104,7 +104,7 @@ def bad(here: Path) -> Path:
     (here / "loop").symlink_to("loop")
     (here / "odd.py").write_text(ODD)
     model = models.create("tiny.py:build")
-    torch.save(model.state_dict(), "pickle.pth")
+    torch.save(model, "program.pth")
     save_file(model.state_dict(), "base.safetensors")
     save_file({"x": torch.zeros(3)}, "other.safetensors")
     (here / "short.safetensors").write_bytes((here / "base.safetensors").read_bytes()[:5000])

@@ -23,24 +23,11 @@ from ..text import did_you_mean, first_line, shown
 from ..tracing.construction import Uninitialised, construct
 from . import hugging_face
 from .bounds import refuse_huge
+from .checkpoint import read_checkpoint
+from .fitting import Fitting
+from .registry import ALIASES, full_name
 
-ALIASES = {
-    "vit_tiny": "vit_tiny_patch16_224",
-    "vit_small": "vit_small_patch16_224",
-    "vit_base": "vit_base_patch16_224",
-    "vit_large": "vit_large_patch16_224",
-    "vit_giant": "vit_giant_patch14_224",
-    "deit_tiny": "deit_tiny_patch16_224",
-    "deit_small": "deit_small_patch16_224",
-    "deit_base": "deit_base_patch16_224",
-    "dinov2_small": "vit_small_patch14_dinov2",
-    "dinov2_base": "vit_base_patch14_dinov2",
-    "beit_base": "beit_base_patch16_224",
-    "swin_tiny": "swin_tiny_patch4_window7_224",
-    "swin_small": "swin_small_patch4_window7_224",
-    "swin_base": "swin_base_patch4_window7_224",
-    "swinv2_tiny": "swinv2_tiny_window8_256",
-}
+__all__ = ["ALIASES", "full_name"]
 
 
 @contextmanager
@@ -61,11 +48,6 @@ def asked_by(ref: ModelRef | None) -> Iterator[None]:
         raise
 
 
-def full_name(name: str) -> str:
-    """The name with aliases resolved."""
-    return ALIASES.get(name, name)
-
-
 def create(
     name: str,
     options: Mapping[str, Any] | None = None,
@@ -74,16 +56,18 @@ def create(
     seed: int = 0,
     meta: bool = False,
     initialise: bool = True,
+    told: list[str] | None = None,
 ) -> nn.Module:
     """Builds a model.
 
     Args:
         name: a timm name, an alias, `hf:` and a model of Hugging Face, or `file.py:callable`.
         options: arguments of the constructor, or entries of a Hugging Face configuration.
-        weights: `random` (seeded), `pretrained`, or a safetensors file.
+        weights: `random` (seeded), `pretrained`, or a checkpoint: see `read_checkpoint`.
         seed: of random weights.
         meta: allocate and read no weights.
         initialise: without, random weights are left as memory was: they are loaded afterwards.
+        told: gets what of a checkpoint was adapted, a line each.
 
     Raises:
         MatchError: VR310 for an unknown model, VR311 for arguments that its constructor refuses,
@@ -96,7 +80,10 @@ def create(
     if meta:
         with torch.device("meta"):
             model = construct(lambda: _build(name, options))
-        return model.to("meta")  # `torch.Tensor(3, 4)` heeds no device
+        model = model.to("meta")  # `torch.Tensor(3, 4)` heeds no device
+        if weights not in ("random", "pretrained", "given"):
+            _tell(told, Fitting(model, read_checkpoint(weights, meta=True)).fit())
+        return model
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
@@ -112,8 +99,29 @@ def create(
     if weights == "pretrained":
         check_finite(model.state_dict(), f"{name}, pretrained", buffers_of(model))
     elif weights != "random":
-        load_weights(model, Path(weights))
+        _tell(told, load_checkpoint(model, weights))
     return model
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> Fitting:
+    """Loads a checkpoint, adapted to the model as far as timm does.
+
+    Returns:
+        What was adapted.
+
+    Raises:
+        FileError: VR711 if it cannot be read, VR712 if it is of another model, VR716 if a tensor
+            is not finite; nothing is changed then.
+    """
+    found = Fitting(model, read_checkpoint(path)).fit()
+    check_finite(found.state, found.source, buffers_of(model))
+    model.load_state_dict(found.state, strict=False)  # what is fresh is as it was built
+    return found
+
+
+def _tell(told: list[str] | None, found: Fitting) -> None:
+    if told is not None:
+        told += found.told
 
 
 # Arguments of timm's `create_model` that read files, pickles among them.
@@ -133,7 +141,7 @@ def _build(name: str, options: dict[str, Any]) -> nn.Module:
             raise MatchError(
                 "VR311",
                 f"'{name}' is not built with {key}",
-                suggestion="give weights=pretrained or weights=FILE.safetensors",
+                suggestion="give weights=pretrained or weights=FILE",
             )
     return _created(name, timm_name, options)
 

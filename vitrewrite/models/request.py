@@ -11,6 +11,7 @@ from .. import models
 from ..errors import MatchError
 from ..language.model import Spec
 from ..tracing import inputs, trace
+from ..tracing.about import about, tell
 
 
 class Request:
@@ -25,6 +26,7 @@ class Request:
         self.options = {**(options or {}), **spec.model_arguments}
         self.input = spec.input
         self.weights, self.seed = weights, seed
+        self.told: list[str] = []  # what of a checkpoint was adapted
         self.ref = spec.model if model is None else None
         if isinstance(model, str):
             self.name = model
@@ -51,15 +53,19 @@ class Request:
             model = self.build(meta=meta)
             if example is None:
                 example = inputs.stated_input(model, self.input)
-            return model, trace(model, example)
+            root = trace(model, example)
+            tell(root, notes=(*about(root).notes, *self.told))
+            return model, root
 
     def build(self, *, meta: bool) -> nn.Module:
         """The model."""
         if self.module is not None:
             return self.module
+        self.told.clear()
         return models.create(
-            self.name, self.options, weights=self.weights, seed=self.seed, meta=meta
-        )
+            self.name, self.options, weights=self.weights, seed=self.seed, meta=meta,
+            told=self.told,
+        )  # fmt: skip
 
     @property
     def described(self) -> str:

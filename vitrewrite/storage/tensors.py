@@ -29,6 +29,7 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BLANK = "0" * 40
+_LONGEST = 100_000_000  # bytes of a header, as the library has it
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,35 @@ def read_tensors(
             raise ValueError("its metadata is no text")
         tensors = dict(_tensors(raw, header, start))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror.lower()
-        else:
-            reason = first_line(error)
-        raise FileError(code, f"cannot read {what} '{path}': {reason}") from error
+        raise _unreadable(path, error, code, what) from error
     intact = digest is not None or _is_sealed(raw, start, metadata)
     return Content(tensors, metadata, intact)
+
+
+def read_shapes(path: Path, *, code: str = "VR711", what: str = "weights") -> dict[str, Any]:
+    """What tensors a safetensors file has, on meta: its header alone is read.
+
+    Raises:
+        FileError: `code` if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(begin := file.read(8), "little")
+            header, start = _parsed_header(bytearray(begin + file.read(min(size, _LONGEST))))
+        header.pop("__metadata__", None)
+        found = dict(_places(header, start, path.stat().st_size))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(path, error, code, what) from error
+    return {
+        name: torch.empty(shape, dtype=dtype, device="meta")
+        for name, (dtype, shape, _) in found.items()
+    }
+
+
+def _unreadable(path: Path, error: Exception, code: str, what: str) -> FileError:
+    of_system = isinstance(error, OSError) and error.strerror
+    reason = error.strerror.lower() if of_system else first_line(error)  # type: ignore[attr-defined]
+    return FileError(code, f"cannot read {what} '{path}': {reason}")
 
 
 def _parsed_header(raw: bytearray) -> tuple[dict[str, Any], int]:
@@ -157,7 +180,14 @@ def _parsed_header(raw: bytearray) -> tuple[dict[str, Any], int]:
 def _tensors(
     raw: bytearray, header: Mapping[str, Any], start: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that the header names, which cover all that follows it."""
+    for name, (dtype, shape, offset) in _places(header, start, len(raw)):
+        yield name, _tensor(raw, dtype, shape, offset)
+
+
+def _places(
+    header: Mapping[str, Any], start: int, size: int
+) -> Iterator[tuple[str, tuple[torch.dtype, list[int], int]]]:
+    """Where the tensors are that the header names, which cover all that follows it."""
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
@@ -165,11 +195,11 @@ def _tensors(
             raise ValueError(f"'{name}' has an odd shape")
         count = math.prod(shape)
         begin, last = entry["data_offsets"]
-        if (begin, last) != (end, end + count * dtype.itemsize) or start + last > len(raw):
+        if (begin, last) != (end, end + count * dtype.itemsize) or start + last > size:
             raise ValueError(f"'{name}' is not where its header says, or was cut short")
-        yield name, _tensor(raw, dtype, shape, start + begin)
+        yield name, (dtype, shape, start + begin)
         end = last
-    if start + end != len(raw):
+    if start + end != size:
         raise ValueError("there is more in it than its header says")
 
 
