@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -136,13 +136,40 @@ class Propagation:
             if isinstance(module, Unit) and module.template is not None:
                 entry = self._graph(module.program, module, args)
             else:
-                entry = _Entry(_leaf(module, args), 0, {})
+                entry = _Entry(self._layer(module, args), 0, {})
             own = self._flops() - before - entry.seen_in_children
             entry.macs += own // 2
             self.entries[key] = entry
         if self.note:
             self._note(module, self.entries[key])
         return key
+
+    def _layer(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """What a layer, or a module of a pass, yields."""
+        known = kernels.of_layer(module, *args)
+        if known is not None:
+            if isinstance(module, nn.Linear):
+                self.spared += 2 * args[0].numel() * module.out_features
+            return known
+        return self._spared(
+            lambda given: _leaf(module, given), args, (type(module), self._fingerprint(module)),
+            lambda made: all(map(_is_meta, tree.leaves(made[0]))),
+        )  # fmt: skip
+
+    def _spared(
+        self, function: Callable[[Any], Any], given: Any, key: Hashable,
+        worth: Callable[[tuple[Any, int]], bool],
+    ) -> Any:  # fmt: skip
+        """The result of a function, run only if no equal one was run before."""
+        before = self._flops()
+
+        def run(value: Any) -> tuple[Any, int]:
+            return function(value), self._flops() - before
+
+        result, flops = remembered(run, given, key, worth)
+        if self._flops() == before:
+            self.spared += flops
+        return result
 
     def _note(self, module: nn.Module, entry: _Entry) -> None:
         """Gives the nodes of a unit, and of those that it calls, their values in `entry`."""
@@ -188,16 +215,10 @@ class Propagation:
 
     def _remembered(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any]) -> Any:
         """The value of a call, run only if no equal one was run before."""
-        before = self._flops()
-
-        def run(_: Any) -> tuple[Any, int]:
-            return run_node(node, unit, values), self._flops() - before
-
         given = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-        value, flops = remembered(run, given, (node.op, node.target), _is_one_tensor)
-        if self._flops() == before:
-            self.spared += flops
-        return value
+        return self._spared(
+            lambda _: run_node(node, unit, values), given, (node.op, node.target), _is_one_tensor
+        )
 
     def _flops(self) -> int:
         """Those of all that ran, and of what did not have to run again."""
@@ -252,12 +273,12 @@ def _is_one_tensor(made: tuple[Any, int]) -> bool:
     return isinstance(made[0], torch.Tensor) and made[0].is_meta
 
 
+def _is_meta(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_meta
+
+
 def _leaf(module: nn.Module, args: tuple[Any, ...]) -> Any:
     """What a layer yields; not a call, because the counter's own module hooks need gradients."""
-    # Torch's own meta kernels take a millisecond; only those of what has flops are wanted.
-    known = None if isinstance(module, nn.Linear) else kernels.of_layer(module, *args)
-    if known is not None:
-        return known
     own = is_inserted(module)
     caught = Exception if own else (RuntimeError, TypeError, ValueError, IndexError)
     try:

@@ -78,7 +78,7 @@ def create(
     options = dict(options or {})
     refuse_huge(name, options)
     if meta:
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialised():  # there is nothing to fill
             model = construct(lambda: _build(name, options))
         model = model.to("meta")  # `torch.Tensor(3, 4)` heeds no device
         if weights not in ("random", "pretrained", "given"):

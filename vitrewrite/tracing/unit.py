@@ -260,6 +260,12 @@ def checkpointed(root: nn.Module) -> tuple[str, ...]:
     return tuple(k for k, m in walk.named(root) if isinstance(m, Unit) and m.checkpointing)
 
 
+_STATE = ("_parameters", "_buffers", "_modules")
+_TABLES = tuple(
+    k for k, v in vars(nn.Module()).items() if isinstance(v, (dict, set)) and k not in _STATE
+)
+
+
 def duplicate(
     root: nn.Module,
     parameter: Callable[[nn.Parameter], nn.Parameter],
@@ -280,16 +286,14 @@ def duplicate(
         if id(module) in modules:
             return modules[id(module)]
         new = type(module).__new__(type(module))
-        state = ("_parameters", "_buffers", "_modules")
         # Tables of hooks, and which buffers no state dict holds, are a copy's own; not under FSDP2,
         # whose hooks give a module's memory back and have to stay with it.
         sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
-        for key, value in module.__dict__.items():
-            if key not in state:
-                own = key.startswith("_") and isinstance(value, (dict, set)) and not sharded
-                new.__dict__[key] = value.copy() if own else value
-        modules[id(module)] = new
         table = new.__dict__
+        table.update(module.__dict__)
+        for key in () if sharded else _TABLES:
+            table[key] = table[key].copy()
+        modules[id(module)] = new
         table["_parameters"] = {k: tensor(v, parameter) for k, v in module._parameters.items()}
         table["_buffers"] = {k: tensor(v, buffer) for k, v in module._buffers.items()}
         below = {k: None if v is None else copy(v) for k, v in module._modules.items()}
