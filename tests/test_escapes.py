@@ -175,3 +175,13 @@ def test_attention_maps_of_hugging_face() -> None:
     wanted, found = maps(model(x)), maps(captured(x))
     assert len(found) == 2
     assert same(wanted, found)
+
+
+def test_a_batch_taken_apart_is_told_with_the_pieces() -> None:
+    class Apart(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([p.sin() for p in x.split(1)])
+
+    with pytest.raises(vr.VitrewriteError, match=r"batch size .* in 'the root' gives \d") as error:
+        vr.capture(Apart(), torch.zeros(2, 3))
+    assert error.value.code == "VR605"

@@ -367,3 +367,22 @@ def test_keys_that_are_no_map() -> None:
     for clause in (DFPQ, HRCA):
         with pytest.raises(vr.VitrewriteError, match=r"attend to 1 of the three feature maps"):
             vr.plan(f"{clause}\n", model, example=IMAGES)
+
+
+def test_positions_of_keys_reach_the_pixel_decoder_too() -> None:
+    model = _model()
+    with torch.no_grad():  # else no position decides where the pixel decoder looks
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    rewritten = vr.apply("add dfpq() to decoder\n", model, example=IMAGES)
+    module, seen = rewritten.module.eval(), []
+    decoder = module.get_submodule("model.pixel_level_module.decoder")
+    handle = decoder.register_forward_hook(lambda _m, _i, out: seen.append(tensors(out)))
+    with torch.no_grad():
+        for _ in range(2):
+            module(_images())
+            for name, tensor in rewritten.delta().items():
+                if "dfpq_position" in name:
+                    tensor.add_(1)
+    handle.remove()
+    assert not any(torch.equal(value, seen[1][name]) for name, value in seen[0].items())

@@ -280,3 +280,32 @@ def test_keys_that_are_zero_or_equal_lose_no_token(kind: str) -> None:
         torch.testing.assert_close(size, count)
     soft.sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in merge.parameters() if p.grad is not None)
+
+
+class NarrowKeys(torch.nn.Module):
+    """Attention whose keys are narrower than its values."""
+
+    def __init__(self, dim: int = 16, heads: int = 2, width: int = 3) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k = (torch.nn.Linear(dim, heads * width) for _ in range(2))
+        self.v, self.proj = torch.nn.Linear(dim, dim), torch.nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        q, k, v = (m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for m in (self.q, self.k, self.v))  # fmt: skip
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+def test_the_keys_decide_where_values_are_wider() -> None:
+    model = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3
+    )
+    for block in model.blocks:
+        block.attn = NarrowKeys()
+    rewritten = vr.apply("insert merge.bdm(hidden=4) after blocks[0].attn\n", model)
+    with torch.no_grad():
+        assert rewritten.module.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    (merge,) = (m for m in rewritten.module.modules() if hasattr(m, "merge_soft"))
+    assert {p.shape[1] for n, p in merge.named_parameters() if p.dim() == 2} & {3}

@@ -339,3 +339,10 @@ def test_applying_twice_is_detected() -> None:
     once = vr.apply(TOME, vit())
     with pytest.raises(vr.VitrewriteError, match="of sizes that are not known"):
         vr.apply(TOME, once.module, example=torch.zeros(1, 3, 32, 32))
+
+
+def test_merges_stay_when_they_are_lowered() -> None:
+    rewritten = drawn(TOME, vit())
+    lowered = vr.lower(rewritten)
+    count = [len(r.result.editor.insertions) for r in (rewritten, lowered)]
+    assert count == [4, 4]
