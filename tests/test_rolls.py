@@ -375,3 +375,26 @@ def test_a_rewritten_turn_is_no_loop() -> None:
     rewritten.base.eval()
     rewritten.module.eval()
     assert torch.equal(rewritten.base(x), rewritten.module(x))
+
+
+class Chain(nn.Module):
+    """Layers of one list, each fed by the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(DEPTH))
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.scale
+        for layer in self.layers:
+            x = layer(x)
+        return x - self.scale
+
+
+def test_a_chain_is_one_loop_over_all_of_it() -> None:
+    captured: Any = vr.capture(Chain(), torch.zeros(2, 4))
+    text = captured.printed.text
+    assert [line.strip() for line in text.splitlines() if "for " in line and "in self" in line] == [
+        "for layer in self.layers:"
+    ]
