@@ -18,6 +18,7 @@ from .checkpoints import Checkpoints
 from .engine import Engine
 from .metrics import Metrics
 from .run import Run
+from .schedules import Rates
 
 
 class Objective(nn.Module):
@@ -57,6 +58,7 @@ class TrainingLoop:
             checkpoints.save(run, self.optimiser)
         else:
             checkpoints.restore(run, self.optimiser, packed)
+        self.rates = Rates(run, self.optimiser)
 
     def steps(self) -> None:
         """All steps that are left."""
@@ -88,7 +90,7 @@ class TrainingLoop:
         # the same, and there is no state of generators to keep.
         seed_all(mixed(run.seed, "step", run.position, run.step, engine.rank))
         _training_mode(run.module)
-        optimisation.set_rates(self.optimiser, run)
+        self.rates.set()
         for hooks in run.hooks:
             hooks.before_step(run)
         self.optimiser.zero_grad()
@@ -159,6 +161,7 @@ class TrainingLoop:
             tallies.append(run.task.tally(output, labels))
         sums = engine.mean(torch.stack(tallies).sum(0)) * engine.processes
         run.results = run.task.results(sums)
+        self.rates.evaluated(run.score)
         self.metrics.write(run, "evaluation", **run.results)
 
 
