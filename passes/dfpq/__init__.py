@@ -114,10 +114,10 @@ class DynamicFocusAwarePositionalQueries(Pass):
     def check(self, decoder: DecoderSite) -> None:
         """Group norm and sine encodings need widths of their kind, queries a map of attention."""
         decoder.check()
-        if decoder.dim % 32 and self.keys == "conditional":
-            raise decoder.reject("keys", f"{decoder.dim} channels are not groups of 32")
-        if decoder.dim % 4 and "anchor" in self.queries:
-            raise decoder.reject("queries", f"{decoder.dim} channels hold no sine of two axes")
+        groups = decoder.dim % 32 == 0 or self.keys != "conditional"
+        decoder.expect(groups, "keys", f"{decoder.dim} channels are not groups of 32")
+        sines = decoder.dim % 4 == 0 or "anchor" not in self.queries
+        decoder.expect(sines, "queries", f"{decoder.dim} channels hold no sine of two axes")
         if self.queries != "learned":
             decoder.expect_softmax(
                 "write queries=learned, or let hrca(cells=all) put in layers for it"

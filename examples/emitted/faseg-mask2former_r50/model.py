@@ -103,9 +103,6 @@ class CellSelection(nn.Module):
         super().__init__()
         self.omega, self.cells = omega, cells
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """There are none."""
-
     def forward(
         self,
         attention: torch.Tensor,
