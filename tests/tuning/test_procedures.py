@@ -51,13 +51,12 @@ class Retrain(Phase):
 
     def build(self, run: Run, rewritten: Rewritten) -> Rewritten:
         small = vr.apply(SPEC.format(rank=1 + run.memory["best"]))
-        for insertion in small.result.editor.insertions:
-            insertion.module.down.requires_grad_(False)
+        for module in small.inserted("lora"):
+            module.down.requires_grad_(False)
         return small
 
     def start(self, run: Run) -> None:
-        for insertion in run.rewritten.result.editor.insertions:
-            insertion.module.reset_parameters(run.generator("rewind"))  # type: ignore[operator]
+        run.rewind()
         with torch.no_grad():
             run.rewritten.module.head.bias.fill_(0.5)  # type: ignore[union-attr, operator]
 

@@ -232,6 +232,13 @@ class Editor:
         self.removed.append(path)
         self.rearranged()
 
+    def without_helper(self, path: str) -> None:
+        """Takes a helper that nothing calls any more out of the tree."""
+        owner, _, name = path.rpartition(".")
+        del self.root.get_submodule(owner)._modules[name]
+        self.helpers.remove(path)
+        self.rearranged()
+
     def rearranged(self) -> None:
         """Has `holders` look again: modules of the tree stand elsewhere or are gone."""
         self._held = None

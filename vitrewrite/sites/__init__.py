@@ -4,7 +4,7 @@ from ..editing.value import Value
 from .affine import AffineSite
 from .attention import AttentionSite
 from .base import BoundSite
-from .block import BlockSite, Point
+from .block import BlockSite
 from .branch import BranchSite
 from .channels import ConvSite, NormSite
 from .context import Context
@@ -14,6 +14,7 @@ from .layer import LayerSite
 from .level import LevelSite
 from .linear import LinearSite
 from .mlp import MlpSite
+from .point import Point
 from .sizes import settle
 
 __all__ = [

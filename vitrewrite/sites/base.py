@@ -95,11 +95,21 @@ class BoundSite:
         """The roles of all sites of the clause, this one included, in order."""
         return self.context.roles
 
+    @property
+    def leads(self) -> bool:
+        """Whether it is the first site of the clause."""
+        return self.role == self.siblings[0]
+
     # -- messages -------------------------------------------------------------------------------
 
     def reject(self, option: str, message: str, **extra: Any) -> RewriteError:
         """An error about an option that this site does not allow."""
         return self.clause.error("VR403", f"{message} at '{self.role}'", option, **extra)
+
+    def expect(self, holds: object, option: str, message: str, **extra: Any) -> None:
+        """Raises what `reject` makes of the option, unless something holds."""
+        if not holds:
+            raise self.reject(option, message, **extra)
 
     def unfit(self, message: str, **extra: Any) -> RewriteError:
         """An error about a site that cannot have the pass, whatever its options."""
@@ -165,6 +175,19 @@ class BoundSite:
         self.editor.insertions.append(found)
         origin = self.clause.origin
         return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
+
+    def help(
+        self, module: nn.Module, unit: str, args: Iterable[fx.Node], name: str, hint: str
+    ) -> fx.Node:
+        """Calls a module without state that belongs to no pass: one of those that sites have.
+
+        It is there as long as something calls it.
+        """
+        target, path = self.editor.adopt(unit, self.path, name, module, self.like)
+        self.editor.helpers.append(path)
+        origin = self.clause.origin
+        (node,) = self.editor.call(unit, target, args, origin=origin, hints=(hint,))
+        return node
 
     def _check(self, module: nn.Module, changed: tuple[int, ...]) -> None:
         """The first module of a class must be as `sites.contract` wants it."""
@@ -237,8 +260,11 @@ class BoundSite:
 
     def calls_of(self, insertion: Insertion) -> Iterator[tuple[str, fx.Node]]:
         """The nodes that call an inserted module, each with its unit."""
-        for unit, _ in list(wiring.calls(self.editor, insertion.path)):
-            target = relative(insertion.path, unit)
+        return self._calls_at(insertion.path)
+
+    def _calls_at(self, path: str) -> Iterator[tuple[str, fx.Node]]:
+        for unit, _ in list(wiring.calls(self.editor, path)):
+            target = relative(path, unit)
             nodes: list[fx.Node] = list(self.editor.graph(unit).nodes)
             yield from ((unit, n) for n in nodes if n.op == "call_module" and n.target == target)
 
@@ -258,11 +284,15 @@ class BoundSite:
 
     def drop(self) -> None:
         """Takes the module out: what it changed passes as it was."""
-        insertion = self.insertion
-        for unit, node in list(self.calls_of(insertion)):
-            self._bypass(unit, node, changed_by(insertion.module))
+        self.bypass(self.insertion.path)
+        self.remove(self.insertion)
+
+    def bypass(self, path: str) -> None:
+        """What a module at a path changes passes as it was; the module is called no more."""
+        changes = changed_by(self.editor.root.get_submodule(path))
+        for unit, node in list(self._calls_at(path)):
+            self._bypass(unit, node, changes)
             eliminate_dead_code(node.graph)
-        self.remove(insertion)
 
     def _bypass(self, unit: str, node: fx.Node, changes: Sequence[int | None]) -> None:
         """What read the results of a call reads what they are changed forms of; the call goes."""

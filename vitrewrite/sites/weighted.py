@@ -129,7 +129,7 @@ class WeightedSite(BoundSite):
             return x
         known, key = self.context.shared, f"dropout of {x.name} in {unit or 'the root'}"
         if key not in known:
-            node = self._help(nn.Dropout(p), unit, (x,), f"{self._stem}_dropout", "dropped")
+            node = self.help(nn.Dropout(p), unit, (x,), f"{self._stem}_dropout", "dropped")
             known[key] = Value(Place(unit, node.name))
         return known[key].read(self.editor, unit)
 
@@ -154,7 +154,7 @@ class WeightedSite(BoundSite):
             )
         args = [x] if samples.order == "alone" else [x, self._batch(call.unit)]
         module = KeepSamples(p, samples.axis, samples.order != "apart")
-        return self._help(module, call.unit, args, name, "keep")
+        return self.help(module, call.unit, args, name, "keep")
 
     def _batch(self, unit: str) -> fx.Node:
         """How many samples there are, read off the nearest input that has one row for each."""
@@ -166,15 +166,6 @@ class WeightedSite(BoundSite):
                     size = wiring.size_of(self.editor, path, node, samples.axis)
                     return wiring.read(self.editor, Place(path, size.name), unit)
         raise self.unfit("no input of the model says how many samples there are")
-
-    def _help(
-        self, module: nn.Module, unit: str, args: Sequence[fx.Node], name: str, hint: str
-    ) -> fx.Node:
-        """Calls a module without state that belongs to no pass."""
-        target, path = self.editor.adopt(unit, self.path, name, module, self.like)
-        self.editor.helpers.append(path)
-        (node,) = self.editor.call(unit, target, args, origin=self.clause.origin, hints=(hint,))
-        return node
 
     # -- lowering -------------------------------------------------------------------------------
 

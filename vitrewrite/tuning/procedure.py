@@ -26,13 +26,13 @@ class Retrain(Phase):
     name = "retrain"
 
     def build(self, run, rewritten):                # on resume too: what is trained, what is frozen
-        rewritten.module.prompts.mask.requires_grad_(False)
+        rewritten.inserted("prompts")[0].mask.requires_grad_(False)
         return rewritten
 
-    def start(self, run):                           # once: the rewind
-        prompts = run.rewritten.module.prompts
-        prompts.reset_parameters(run.generator("rewind"))
-        prompts.mask.zero_()[run.memory["kept"]] = 1
+    def start(self, run):                           # once
+        run.rewind()
+        mask = run.rewritten.inserted("prompts")[0].mask.data
+        mask.zero_()[run.memory["kept"]] = 1
 ```
 
 An extra loss with its schedule is a hook alone:
