@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import vitrewrite as vr
+from tests.authored import install
 from vitrewrite import catalog
 from vitrewrite.data import Batch
 from vitrewrite.errors import TuneError
@@ -206,3 +207,38 @@ def test_a_phase_without_steps_is_measured(here: Path, attach: Any) -> None:
     accuracies = [line.partition('"accuracy": ')[2].split(",")[0] for line in text]
     first, second = (float(a) for a in accuracies if a)
     assert first == second == result.training["accuracy"]
+
+
+NORMED = """
+class Normed(nn.Module):
+    inserted_by = "normed"
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.norm, self.out = nn.BatchNorm1d(width), nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(x))
+
+
+@dataclass(frozen=True)
+class NormedHead(Pass):
+    verbs: ClassVar[tuple[str, ...]] = ("replace",)
+    attaches: ClassVar[tuple[str, ...]] = ("head",)
+
+    def rewrite(self, head: Any) -> None:
+        head.replace(Normed(head.in_features))
+"""
+
+
+def test_a_batch_norm_that_a_pass_put_in_is_trained(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, here, normed=NORMED)
+    rewritten = vr.apply("model tiny.py:build(num_classes=4)\nreplace head with normed()\n")
+    trained = tune(rewritten, "digits:0-3", SETTINGS, out="out").delta()
+    delta = load_file("out/delta.safetensors")
+    assert delta.keys() == trained.keys()
+    assert int(delta["head.normed.norm.num_batches_tracked"]) == SETTINGS.steps
+    assert float(delta["head.normed.norm.running_mean"].abs().max()) > 0

@@ -17,6 +17,8 @@ from ..tracing.leaves import is_inserted
 from ..tracing.notes import HELD, HINT
 from .attention import AttentionSite
 from .base import BoundSite
+from .channels import NormSite
+from .mlp import MlpSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,18 @@ class BlockSite(BoundSite):
         return AttentionSite(self.context, self.block.attn, self.block)
 
     @property
+    def mlp(self) -> MlpSite:
+        """Its feed-forward part."""
+        if self.block.mlp is None:
+            raise self.unfit("the block has no feed-forward part")
+        return MlpSite(self.context, self.block.mlp)
+
+    @property
+    def norms(self) -> tuple[NormSite, ...]:
+        """Its norms, in order of use."""
+        return tuple(NormSite(self.context, norm) for norm in self.block.norms)
+
+    @property
     def following(self) -> tuple[BlockSite, ...]:
         """The blocks behind this one."""
         behind = (b for b in self.context.anatomy.blocks if b.index > self.index)
@@ -76,7 +90,7 @@ class BlockSite(BoundSite):
         """
         if reason := cannot_leave_out(self.editor, self.block):
             raise self.unfit(reason)
-        leave_out(self.editor, self.block)
+        leave_out(self.editor, self.block, self.clause)
 
     def cause(self, fact: str) -> str | None:
         """Another clause that changed a fact of the tokens up to here, in words."""
@@ -132,6 +146,11 @@ class Point:
     site: BlockSite
     place: Place
     position: int
+
+    @property
+    def value(self) -> Value:
+        """The stream here, as the clauses leave it, for what reads it elsewhere."""
+        return Value(self.place)
 
     @property
     def tokens(self) -> Facts:
@@ -206,18 +225,8 @@ class Point:
             raise self.site.unfit("the model merges tokens already, of sizes that are not known")
 
     def state(self, use: str, value: bool, option: str) -> None:
-        """Says whether sizes of tokens count, for the model as a whole.
-
-        Args:
-            use: `in_scores`, where log size is added to the scores of keys, or `in_pooling`, where
-                means over tokens are weighed by size.
-            value: whether they do.
-            option: of the pass, that says so.
-
-        Raises:
-            RewriteError: VR418 if another clause says the contrary.
-        """
-        self.site.context.stream.state(use, value, self.site.clause, option)
+        """Says whether sizes of tokens count, for the model as a whole; see `BoundSite.state`."""
+        self.site.state(use, value, option)
 
     def become(self, **facts: object) -> None:
         """From here on, these facts hold of the tokens."""
