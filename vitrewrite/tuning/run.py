@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..catalog.declare import Pass
 from ..data import Data
 from ..data.seeding import mixed
 from ..language.settings import Settings
@@ -111,6 +112,11 @@ class Run:
         """The modules in `module` that a pass put in."""
         insertions = self.rewritten.result.editor.insertions
         return [self.module.get_submodule(i.path) for i in insertions if i.pass_name == name]
+
+    def passes(self, name: str) -> list[Pass]:
+        """The pass of each of these modules, with its options there: they may differ by site."""
+        result = self.rewritten.result
+        return [result.methods.of(i) for i in result.editor.insertions if i.pass_name == name]
 
     def replicate(self) -> nn.Module:
         """A copy of the phase's model: what is frozen is shared, what is trained is copied."""
