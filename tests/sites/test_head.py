@@ -185,6 +185,14 @@ def test_what_a_head_reads_and_yields(name: str, options: str) -> None:
             torch.manual_seed(0)
             features = module.forward_features(images(batch))
             assert torch.equal(module.forward_head(features), results[1])
+    if options == "pooled=false":
+        with pytest.raises(NotImplementedError, match="reads no vector"):
+            module.forward_head(features, pre_logits=True)
+    elif name in ("vit", "pooled"):
+        x = module.eval().forward_head(module.forward_features(images(3)), pre_logits=True)
+        old = model.eval().forward_head(model.forward_features(images(3)), pre_logits=True)
+        assert x.shape == old.shape
+        assert torch.equal(x, old) == ("feeds" not in options)
     feeds = "feeds" in options
     assert module.num_classes == (3 if feeds else 7) == results[0].shape[1]
     assert list(model.state_dict()) == list(before)

@@ -13,8 +13,10 @@ from ..editing.clause import ClauseRef
 from ..editing.editor import join
 from ..editing.sweeping import forget
 from ..editing.value import Value
+from ..tracing.about import about, tell
 from ..tracing.nodes import take_entry
 from ..tracing.notes import HINT
+from ..tracing.pre_logits import NOT_READ
 from .block import BlockSite
 from .linear import LinearSite
 from .pooling import kinds
@@ -84,6 +86,8 @@ class HeadSite(LinearSite):
         self._stand_for(call, made, place)
         if not pooled:
             self._forget(place.unit, x)
+            if "pre_logits" in (told := about(self.editor.root).helpers):
+                tell(self.editor.root, helpers={**told, "pre_logits": ("", NOT_READ)})
         self.editor.left_out(names, self.clause)
 
     def feed(self, module: nn.Module, *taps: Value, pooled: bool = True) -> None:
