@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 from torch import fx
 
-from ..tracing.notes import WIRED
+from ..anatomy.sites import Place
+from ..tracing.notes import ARITY, HINT, VALUE, WIRED, shared
 from ..tracing.unit import Unit
 from .clause import ClauseRef
 from .editor import Editor, Insertion, join
-from .slices import erase_unread
+from .slices import ahead, erase_unread
 from .wiring import caller, release
 
 
@@ -52,10 +56,15 @@ def _called(editor: Editor) -> set[str]:
 
 
 def _erase(editor: Editor, unit: str, node: fx.Node) -> None:
-    """Erases a value, and what its unit was given for it alone."""
+    """Erases a value, and what its unit was given, or yields, for it alone."""
+    graph = editor.graph(unit)
+    made = [n for n in ahead([node]) if ARITY.on(n) and n.op == "call_module"]
     erase_unread(node)
-    nodes: list[fx.Node] = list(editor.graph(unit).nodes)
-    inputs = [n for n in nodes if n.op == "placeholder"]
+    left = set(graph.nodes)
+    for call in made:
+        if call in left:
+            _yield_less(editor, unit, call)
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
     dead = [i for i, n in enumerate(inputs) if not n.users]
     if not unit or not dead:
         return
@@ -68,3 +77,34 @@ def _erase(editor: Editor, unit: str, node: fx.Node) -> None:
     for source in dict.fromkeys(n for n in given if isinstance(n, fx.Node)):
         if source in set(editor.graph(above).nodes) and not source.users:
             _erase(editor, above, source)
+
+
+def _yield_less(editor: Editor, unit: str, call: fx.Node) -> None:
+    """Has a unit yield only what its one call reads of its results."""
+    path = join(unit, str(call.target))
+    items = {u.args[1]: u for u in call.users if u.target is operator.getitem}
+    child = editor.root.get_submodule(path)
+    alone = len(caller(editor, path)[1]) == 1 and editor.holders(child) == 1
+    if not (isinstance(child, Unit) and alone) or len(items) in (0, ARITY.of(call)):
+        return
+    output = editor.graph(path).output_node()
+    results: Any = output.args[0]
+    kept = [i for i in range(len(results)) if i in items]
+    output.args = (tuple(results[i] for i in kept) if len(kept) > 1 else results[kept[0]],)
+    for number, index in enumerate(kept):
+        items[index].update_arg(1, number)
+    ARITY.put(call, len(kept))
+    if len(kept) == 1:
+        _take_alone(editor, unit, call, items[kept[0]])
+    for i, value in enumerate(results):
+        if i not in items and not value.users:
+            _erase(editor, path, value)
+
+
+def _take_alone(editor: Editor, unit: str, call: fx.Node, item: fx.Node) -> None:
+    """A call yields one value, which was an item of its result."""
+    ARITY.drop(call)
+    shared(item, call, VALUE, HINT)
+    item.replace_all_uses_with(call)
+    editor.moved[Place(unit, item.name)] = Place(unit, call.name)
+    call.graph.erase_node(item)
