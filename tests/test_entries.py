@@ -162,6 +162,8 @@ def test_pickled_and_from_a_folder(tmp_path: Path) -> None:
     vr.emit(rewritten, tmp_path / "out")
     for other in (pickle.loads(pickle.dumps(module)), load_folder(tmp_path / "out").module):
         assert torch.equal(other.eval().forward_features(x), wanted)
+        before = other.forward_head(wanted, pre_logits=True)
+        assert torch.equal(before, module.forward_head(wanted, pre_logits=True))
         assert is_composed(other, x)
 
 
