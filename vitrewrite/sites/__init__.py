@@ -10,6 +10,7 @@ from .channels import ConvSite, NormSite
 from .context import Context
 from .decoder import DecoderSite
 from .entries import EntriesSite
+from .head import HeadSite
 from .layer import LayerSite
 from .level import LevelSite
 from .linear import LinearSite
@@ -27,6 +28,7 @@ __all__ = [
     "ConvSite",
     "DecoderSite",
     "EntriesSite",
+    "HeadSite",
     "LayerSite",
     "LevelSite",
     "LinearSite",

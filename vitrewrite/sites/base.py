@@ -85,6 +85,11 @@ class BoundSite:
     @property
     def like(self) -> torch.Tensor:
         """A tensor of the base at the site: what is put there gets its dtype and device."""
+        return self._near
+
+    @property
+    def _near(self) -> torch.Tensor:
+        """A tensor of the module that the site is, or of the model."""
         root = self.editor.root
         found = floating(root.get_submodule(self.path))
         found = floating(root) if found is None else found
@@ -115,6 +120,10 @@ class BoundSite:
         """An error about a site that cannot have the pass, whatever its options."""
         return self.clause.error("VR410", f"{self.pass_name} at '{self.role}': {message}", **extra)
 
+    def gone(self, by: ClauseRef) -> RewriteError:
+        """An error about a site that another clause took out, or put something else in place of."""
+        return self.clause.without(self.role, by)
+
     def warn(self, message: str) -> None:
         """Notes what is odd but not wrong, once per clause."""
         text = f"{self.clause.place}: {message}" if self.clause.place else message
@@ -129,6 +138,24 @@ class BoundSite:
     def waive(self, claim: str, why: str) -> None:
         """Says that a claim of the pass is not made at this site; `plan` tells why."""
         self.editor.waived.setdefault((self.clause.number, claim), {})[self.role] = why
+
+    def state(self, use: str, value: bool, option: str) -> None:
+        """Says whether sizes of tokens count, for the model as a whole.
+
+        The last clause of a spec that says it itself holds, else the last that has it by default;
+        `plan` tells which.
+
+        Args:
+            use: `in_scores`, where log size is added to the scores of keys, or `in_pooling`, where
+                means over tokens are weighed by size, and the scores of an attention that pools.
+            value: whether they do.
+            option: of the pass, that says so.
+
+        Raises:
+            RewriteError: VR418 if another clause says the contrary, VR410 later if the model is to
+                weigh and how it pools is not known.
+        """
+        self.context.stream.state(use, value, self.clause, option)
 
     # -- modules --------------------------------------------------------------------------------
 

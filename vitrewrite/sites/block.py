@@ -11,6 +11,8 @@ from ..editing.leaving import cannot_leave_out, leave_out
 from ..tracing.leaves import is_inserted
 from .attention import AttentionSite
 from .base import BoundSite
+from .channels import NormSite
+from .mlp import MlpSite
 from .point import Point
 from .room import BiasWithRoom, WithoutTokens
 
@@ -54,6 +56,18 @@ class BlockSite(BoundSite):
         return AttentionSite(self.context, self.block.attn, self.block)
 
     @property
+    def mlp(self) -> MlpSite:
+        """Its feed-forward part."""
+        if self.block.mlp is None:
+            raise self.unfit("the block has no feed-forward part")
+        return MlpSite(self.context, self.block.mlp)
+
+    @property
+    def norms(self) -> tuple[NormSite, ...]:
+        """Its norms, in order of use."""
+        return tuple(NormSite(self.context, norm) for norm in self.block.norms)
+
+    @property
     def following(self) -> tuple[BlockSite, ...]:
         """The blocks behind this one."""
         behind = (b for b in self.context.anatomy.blocks if b.index > self.index)
@@ -67,7 +81,7 @@ class BlockSite(BoundSite):
         """
         if reason := cannot_leave_out(self.editor, self.block):
             raise self.unfit(reason)
-        leave_out(self.editor, self.block)
+        leave_out(self.editor, self.block, self.clause)
 
     def cause(self, fact: str) -> str | None:
         """Another clause that changed a fact of the tokens up to here, in words."""

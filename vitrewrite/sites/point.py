@@ -27,6 +27,11 @@ class Point:
     position: int
 
     @property
+    def value(self) -> Value:
+        """The stream here, as the clauses leave it, for what reads it elsewhere."""
+        return Value(self.place)
+
+    @property
     def tokens(self) -> Facts:
         """What is known of the tokens here."""
         return self.site.context.stream.at(self.position)
@@ -142,18 +147,8 @@ class Point:
             raise self.site.unfit("the model merges tokens already, of sizes that are not known")
 
     def state(self, use: str, value: bool, option: str) -> None:
-        """Says whether sizes of tokens count, for the model as a whole.
-
-        Args:
-            use: `in_scores`, where log size is added to the scores of keys, or `in_pooling`, where
-                means over tokens are weighed by size.
-            value: whether they do.
-            option: of the pass, that says so.
-
-        Raises:
-            RewriteError: VR418 if another clause says the contrary.
-        """
-        self.site.context.stream.state(use, value, self.site.clause, option)
+        """Says whether sizes of tokens count, for the model as a whole; see `BoundSite.state`."""
+        self.site.state(use, value, option)
 
     def become(self, **facts: object) -> None:
         """From here on, these facts hold of the tokens."""

@@ -57,6 +57,14 @@ class WeightedSite(BoundSite):
         """The rows of what the layer yields that the site is about."""
         raise NotImplementedError
 
+    @property
+    def output(self) -> Value:
+        """What the layer yields where it is called first, all that stands there included."""
+        place = self._calls[0]
+        node = self.editor.node(place)
+        *_, last = (node, *branches.chain(self.editor, place.unit, node))
+        return Value(Place(place.unit, last.name))
+
     def refuse_twice(self) -> None:
         """Raises VR402 if the pass is at these rows of the layer already."""
         for place in self._calls:

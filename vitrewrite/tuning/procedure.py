@@ -2,6 +2,9 @@
 
 A pass returns a `Procedure` from its method `procedure`. Hooks of all procedures of a spec act in
 every phase; phases come from one of them at most, and without any there is one plain phase.
+Where options differ from site to site it must be the same for all: `run.inserted(name)` are the
+modules, and `run.passes(name)` the pass of each with its options there.
+
 Procedures and phases hold no state: what must survive an interruption goes to `run.memory`
 (numbers, strings, lists and tensors), and is in every checkpoint.
 

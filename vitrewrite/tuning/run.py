@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..catalog.declare import Pass
 from ..data import Data
 from ..data.seeding import mixed
 from ..editing.fitting import initialise
@@ -134,6 +135,11 @@ class Run:
         """Makes the tensors that were kept those of the phase's model."""
         for key, tensor in self.rewritten.delta().items():
             tensor.copy_(self.memory[f"{name}.{key}"])
+
+    def passes(self, name: str) -> list[Pass]:
+        """The pass of each of these modules, with its options there: they may differ by site."""
+        result = self.rewritten.result
+        return [result.methods.of(i) for i in result.editor.insertions if i.pass_name == name]
 
     def replicate(self) -> nn.Module:
         """A copy of the phase's model: what is frozen is shared, what is trained is copied."""
