@@ -345,3 +345,19 @@ def test_merges_stay_when_they_are_lowered() -> None:
     lowered = vr.lower(rewritten)
     count = [len(r.result.editor.insertions) for r in (rewritten, lowered)]
     assert count == [4, 4]
+
+
+class Kept(VisionTransformer):
+    """Its mean keeps the axis, written by position."""
+
+    def pool(self, x: torch.Tensor, pool_type: str | None = None) -> torch.Tensor:
+        return x[:, 1:].mean(1, True)[:, 0]
+
+
+@torch.no_grad()
+def test_a_mean_that_keeps_its_axis_is_weighed_all_the_same() -> None:
+    plain, kept = vit(global_pool="avg"), vit(global_pool="avg")
+    kept.__class__ = Kept
+    spec = "insert merge.tome(r=8, prop_pool=true) after blocks[*].attn\n"
+    first, second = (vr.apply(spec, model).module.eval()(image()) for model in (plain, kept))
+    assert torch.equal(first, second)
