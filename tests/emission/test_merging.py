@@ -275,3 +275,16 @@ def test_a_factor_of_zero_is_no_identity(factors: tuple[float | None, ...], tmp_
     torch.manual_seed(0)
     blocks = [Around(nn.Identity() if f is None else Factor(f)) for f in factors]
     check(nn.Sequential(*blocks, nn.Linear(8, 8)), tmp_path / "out")
+
+
+class Flat(nn.Module):
+    """Reads nothing of its input's rank."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0], -1).mean(-1) * 2
+
+
+def test_inputs_of_two_ranks_that_nothing_reads_are_one_class() -> None:
+    model = Listed([Flat(), Flat()], lambda m, x: m.layers[0](x) + m.layers[1](x[:, :, None]))
+    captured: Any = vr.capture(model, torch.zeros(2, 3, 4))
+    assert captured.printed.text.count("class Flat") == 1
