@@ -251,6 +251,7 @@ class VisualPrompt(Pass):
         block.input.insert(prompt, *masks)
         if self.evolve(block):
             block.waive("lowers_exactly", "what becomes of its prompts is read later on")
+        block.at_end(lambda: self.waive_observed(block))
         if deep:
             return
         block.input.become(prefix=tokens.prefix + self.count)
@@ -274,7 +275,7 @@ class VisualPrompt(Pass):
     def lower(self, site: BlockSite | AttentionSite, module: nn.Module) -> bool:
         """Deep prompts become k(norm1(P)) and v(norm1(P))."""
         block = site if isinstance(site, BlockSite) else site.block
-        if self.evolve(block):
+        if self.evolve(block) or self.observed(block):
             return False
         if isinstance(module, Prompt):
             masks = block.sibling(PromptMasks)
@@ -291,6 +292,17 @@ class VisualPrompt(Pass):
         elif isinstance(module, (WithoutPrompts, WithPromptBias)):
             block.drop()
         return not isinstance(module, PromptMasks)
+
+    def waive_observed(self, block: BlockSite) -> None:
+        """Prompts that another clause sees as queries stay tokens."""
+        if self.observed(block):
+            block.waive("lowers_exactly", "the weights of its attention are read")
+
+    def observed(self, block: BlockSite) -> bool:
+        """Whether another clause sees prompts as queries, which rows beside keys are not."""
+        known = block.context.anatomy.blocks
+        blocks = (BlockSite(block.context, b) for b in known if b.role in block.siblings)
+        return any(b.attn.observed for b in blocks if b.has_attention)
 
     def evolve(self, block: BlockSite) -> bool:
         """Whether some prompts reach a block without new ones, or are pooled."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -119,6 +119,7 @@ class Editor:
         helpers: paths of modules without state that inserted ones are given values by.
         gone: how many parameters the modules had that were taken out.
         copied: tensors of copied modules, each with the one that it starts as.
+        later: what is done once all clauses are through, in order.
     """
 
     root: nn.Module
@@ -134,6 +135,7 @@ class Editor:
     helpers: list[str] = field(default_factory=list)
     copied: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
     gone: int = 0
+    later: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

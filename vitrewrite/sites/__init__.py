@@ -14,7 +14,7 @@ from .layer import LayerSite
 from .level import LevelSite
 from .linear import LinearSite
 from .mlp import MlpSite
-from .sizes import settle
+from .sizes import finish, settle
 
 __all__ = [
     "AffineSite",
@@ -33,5 +33,6 @@ __all__ = [
     "NormSite",
     "Point",
     "Value",
+    "finish",
     "settle",
 ]

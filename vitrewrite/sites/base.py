@@ -120,6 +120,10 @@ class BoundSite:
         """Says that a claim of the pass is not made at this site; `plan` tells why."""
         self.editor.waived.setdefault((self.clause.number, claim), {})[self.role] = why
 
+    def at_end(self, act: Callable[[], None]) -> None:
+        """Does something once all clauses are through."""
+        self.editor.later.append(act)
+
     # -- modules --------------------------------------------------------------------------------
 
     def put(
@@ -165,6 +169,15 @@ class BoundSite:
         self.editor.insertions.append(found)
         origin = self.clause.origin
         return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
+
+    def _help(
+        self, module: nn.Module, unit: str, args: Sequence[fx.Node], name: str, hint: str
+    ) -> fx.Node:
+        """Calls a module without state that belongs to no pass."""
+        target, path = self.editor.adopt(unit, self.path, name, module, self.like)
+        self.editor.helpers.append(path)
+        (node,) = self.editor.call(unit, target, args, origin=self.clause.origin, hints=(hint,))
+        return node
 
     def _check(self, module: nn.Module, changed: tuple[int, ...]) -> None:
         """The first module of a class must be as `sites.contract` wants it."""

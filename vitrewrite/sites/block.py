@@ -95,6 +95,8 @@ class BlockSite(BoundSite):
         for patches only, it cuts them `count` later; fewer tokens are told as a negative `count`.
         Modules of passes in it that keep the length of the prefix, as `prefix`, keep the new one.
         """
+        if self.context.insertion is None:
+            self.context.stream.joins.append((self.index, start, count))
         for cut in self.block.cuts:
             lengthen(self.editor, cut, start, count)
         module: Any

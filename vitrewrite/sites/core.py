@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx
 
+from ..editing.attended import is_boolean, scores_of, standing
 from ..editing.editor import after
 from ..tracing.notes import ORIGIN, VALUE
 from ..tracing.operators import is_inplace
@@ -35,6 +38,21 @@ def set_operand(core: fx.Node, index: int, value: fx.Node) -> None:
         core.update_arg(index, value)
     else:
         core.update_kwarg(_OPERANDS[index], value)
+    scores = standing(core, scores_of)
+    if index == 1 and scores is not None:
+        scores.update_arg(1, value)
+
+
+def add_bias(core: fx.Node, bias: fx.Node) -> None:
+    """Adds numbers to the scores besides what is added to them, or masks them, already."""
+    old = bias_of(core)
+    if old is not None:
+        with after(core.graph, [old, bias]):
+            if is_boolean(old):
+                bias = core.graph.call_function(torch.where, (old, bias, -math.inf))
+            else:
+                bias = core.graph.call_function(operator.add, (old, bias))
+    set_operand(core, 3, bias)
 
 
 def settle(core: fx.Node, given: Sequence[fx.Node], results: Sequence[fx.Node]) -> None:

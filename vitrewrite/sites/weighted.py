@@ -167,15 +167,6 @@ class WeightedSite(BoundSite):
                     return wiring.read(self.editor, Place(path, size.name), unit)
         raise self.unfit("no input of the model says how many samples there are")
 
-    def _help(
-        self, module: nn.Module, unit: str, args: Sequence[fx.Node], name: str, hint: str
-    ) -> fx.Node:
-        """Calls a module without state that belongs to no pass."""
-        target, path = self.editor.adopt(unit, self.path, name, module, self.like)
-        self.editor.helpers.append(path)
-        (node,) = self.editor.call(unit, target, args, origin=self.clause.origin, hints=(hint,))
-        return node
-
     # -- lowering -------------------------------------------------------------------------------
 
     @property
