@@ -120,6 +120,7 @@ class Editor:
         gone: how many parameters the modules had that were taken out.
         copied: tensors of copied modules, each with the one that it starts as.
         later: what is done once all clauses are through, in order.
+        again: by call of a layer where it is called on something else besides.
     """
 
     root: nn.Module
@@ -136,6 +137,7 @@ class Editor:
     copied: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
     gone: int = 0
     later: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    again: dict[Place, list[Place]] = field(default_factory=dict)
     _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,7 +150,7 @@ class Editor:
         stacks = {k: [new[id(i)] for i in v if id(i) in new] for k, v in self.stacks.items()}
         return Editor(
             root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
-            helpers=list(self.helpers),
+            helpers=list(self.helpers), again={k: list(v) for k, v in self.again.items()},
         )  # fmt: skip
 
     def unit(self, path: str) -> Unit:
@@ -189,6 +191,11 @@ class Editor:
         while place in self.moved:
             place = self.moved[place]
         return place
+
+    def calls(self, known: Iterable[Place]) -> list[Place]:
+        """Where calls of a layer of the original model are now, and those that joined them."""
+        found = [self.where(call) for call in known]
+        return [*found, *(place for call in found for place in self.again.get(call, ()))]
 
     def adopt(
         self, unit: str, owner: str, name: str, module: nn.Module, like: torch.Tensor | None

@@ -24,7 +24,7 @@ from ..editing.slices import ahead, erase_unread
 from ..editing.value import Value
 from ..tracing.leaves import changed_by, run_leaf
 from ..tracing.nodes import is_size
-from ..tracing.notes import HELD, HINT, ORIGIN, ROWS, SOFTMAX, VALUE
+from ..tracing.notes import HELD, HINT, ORIGIN, PAIRS, ROWS, SOFTMAX, VALUE
 from .attending import AttendingSite
 from .core import add_bias, bias_of, filled, of_tokens, operand_of, set_operand, settle
 from .growing import GrownScores
@@ -192,6 +192,7 @@ class ScoresSite(AttendingSite):
             bias = self._help(GrownScores(start), self._unit, args, name, "bias")
         if any(rows := ROWS.get(core, (0, 0))):
             bias = self._padded(bias, rows)
+        PAIRS.put(bias, True)
         add_bias(core, bias)
         self._note(core)
 
