@@ -264,7 +264,7 @@ class Editor:
         self,
         unit: str,
         target: str,
-        args: Iterable[fx.Node],
+        args: Iterable[fx.Node | None],
         *,
         origin: str,
         hints: tuple[str, ...],
@@ -274,12 +274,12 @@ class Editor:
         Args:
             unit: path of the unit.
             target: the child's path in it.
-            args: nodes of the unit's graph.
+            args: nodes of the unit's graph, None for what is not there.
             origin: the comment above the call.
             hints: variable names of the results; more than one for a tuple.
         """
         graph, args = self.graph(unit), tuple(args)
-        with after(graph, args):
+        with after(graph, [node for node in args if node is not None]):
             node = graph.call_module(target, args)
             noted(node, {ORIGIN: origin})
             changes = changed_by(self.unit(unit).get_submodule(target))
@@ -291,7 +291,8 @@ class Editor:
                 results = tuple(graph.call_function(operator.getitem, (node, i)) for i in items)
         for i, (result, hint) in enumerate(zip(results, hints, strict=True)):
             changed = changes[i] if i < len(changes) else None
-            value = None if changed is None else VALUE.get(args[changed])
+            source = None if changed is None else args[changed]
+            value = None if source is None else VALUE.get(source)
             HINT.put(result, hint)
             if value is not None:
                 VALUE.put(result, value)

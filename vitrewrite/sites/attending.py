@@ -13,12 +13,12 @@ from ..anatomy.sites import Attention, Block, Place
 from ..editing import attended
 from ..editing.facts import Facts
 from ..tracing.notes import VALUE
-from .base import BoundSite
 from .core import of_tokens, operand_of
+from .replacing import ReplacedSite
 
 
 @dataclass(frozen=True, eq=False)
-class AttendingSite(BoundSite):
+class AttendingSite(ReplacedSite):
     """One softmax attention, softmax(q k^T * scale + bias) v over heads."""
 
     attention: Attention

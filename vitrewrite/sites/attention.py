@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from ..anatomy.sites import Place
+from ..anatomy.sites import Linear, Place
 from ..editing import wiring
 from ..editing.attended import softmax_of
 from ..editing.editor import after
@@ -19,7 +19,7 @@ from ..editing.queries import FusedLayer
 from ..editing.value import Value
 from ..tracing import inputs
 from ..tracing.about import about
-from ..tracing.notes import HINT
+from ..tracing.notes import HINT, ORIGIN
 from .context import Context
 from .core import bias_of, is_per_query, of_tokens, operand_of
 from .scores import ScoresSite
@@ -180,11 +180,30 @@ class AttentionSite(ScoresSite):
             return None
         return FusedLayer(call, query.rows, self.heads, module.bias is not None)
 
-    def become(self, module: nn.Module, *values: Value) -> None:
-        """`y = module(query, key, value, *values)` instead of `y = attention(...)`.
+    def become(
+        self, module: nn.Module, *values: Value, keep: bool = True, beside: bool = False
+    ) -> None:
+        """`y = module(x, *tensors, *values)` instead of `y = attention(x)`.
 
-        Query, key and value are what the layers of q, k and v read.
+        The attention keeps its parameters under their names, and its own forward hands them in:
+        weight and bias of q, k, v and proj, [rows, channels] and [rows], rows of a fused layer
+        too, or None for a bias that is not there. The module owns no copy.
+
+        Args:
+            module: yields what x is a changed form of: `changes = (0,)`.
+            values: what it is given besides.
+            keep: if not, the attention is taken out, and it is `module(query, key, value, *values)`
+                with what the layers of q, k and v read.
+            beside: whether the attention runs still: `y = module(x, attention(x), *tensors,
+                *values)`, with `changes = (1,)`. Other clauses at the attention stay what they are.
+
+        Raises:
+            RewriteError: VR410 if it is no self-attention in a module of its own, VR412 if another
+                clause is about what the attention does, which it does no more.
         """
+        if keep or beside:
+            self._keep(self._layers, module, values, beside=beside)
+            return
         unit, call = self._call
         inputs: list[Any] = [call.args[i] for i in self._inputs]
         inputs += [value.read(self.editor, unit) for value in values]
@@ -196,6 +215,26 @@ class AttentionSite(ScoresSite):
         call.graph.erase_node(call)
         self.editor.take_out(self.path)
         wiring.release(self.editor, unit)
+
+    def _replace(self, made: Place, y: Place) -> None:
+        core = self._found()
+        if core is not None and (ORIGIN.on(core) or self.observed):
+            raise self._lost(str(ORIGIN.get(core) or "reads its weights"))
+        super()._replace(made, y)
+
+    @property
+    def _layers(self) -> tuple[Linear | None, ...]:
+        """Its four layers."""
+        found = self.attention
+        return found.q, found.k, found.v, found.proj
+
+    @property
+    def _own_unit(self) -> str:
+        if self.path != self._unit:
+            raise self.unfit("it is no module of its own")
+        if len(wiring.caller(self.editor, self.path)[1]) > 1:
+            raise self.unfit(f"'{self.path}' runs several times")
+        return self._unit
 
     @property
     def _call(self) -> tuple[str, fx.Node]:

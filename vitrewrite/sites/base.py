@@ -130,7 +130,7 @@ class BoundSite:
         self,
         module: nn.Module,
         unit: str,
-        args: Iterable[fx.Node],
+        args: Iterable[fx.Node | None],
         hints: Sequence[str],
         *,
         owner: str | None = None,
