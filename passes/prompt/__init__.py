@@ -251,9 +251,9 @@ class VisualPrompt(Pass):
         block.input.insert(prompt, *masks)
         if self.evolve(block):
             block.waive("lowers_exactly", "what becomes of its prompts is read later on")
-        block.at_end(lambda: self.waive_observed(block))
         if deep:
             return
+        block.at_end(lambda: self.waive_observed(block))
         block.input.become(prefix=tokens.prefix + self.count)
         for one in [block, *block.following]:
             self.make_room(one, start)
@@ -275,7 +275,7 @@ class VisualPrompt(Pass):
     def lower(self, site: BlockSite | AttentionSite, module: nn.Module) -> bool:
         """Deep prompts become k(norm1(P)) and v(norm1(P))."""
         block = site if isinstance(site, BlockSite) else site.block
-        if self.evolve(block) or self.observed(block):
+        if self.evolve(block) or block.waives("lowers_exactly"):
             return False
         if isinstance(module, Prompt):
             masks = block.sibling(PromptMasks)
@@ -294,15 +294,12 @@ class VisualPrompt(Pass):
         return not isinstance(module, PromptMasks)
 
     def waive_observed(self, block: BlockSite) -> None:
-        """Prompts that another clause sees as queries stay tokens."""
-        if self.observed(block):
-            block.waive("lowers_exactly", "the weights of its attention are read")
-
-    def observed(self, block: BlockSite) -> bool:
-        """Whether another clause sees prompts as queries, which rows beside keys are not."""
+        """Prompts stay tokens if another clause sees them as queries: rows beside keys are none."""
         known = block.context.anatomy.blocks
-        blocks = (BlockSite(block.context, b) for b in known if b.role in block.siblings)
-        return any(b.attn.observed for b in blocks if b.has_attention)
+        blocks = [BlockSite(block.context, b) for b in known if b.role in block.siblings]
+        if any(b.has_attention and b.attn.observed for b in blocks):
+            for each in blocks:
+                each.waive("lowers_exactly", "the weights of its attention are read")
 
     def evolve(self, block: BlockSite) -> bool:
         """Whether some prompts reach a block without new ones, or are pooled."""

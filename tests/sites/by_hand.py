@@ -45,6 +45,39 @@ class Received(Pass):
         attn.block.mid.insert(ReceivedModule(attn.dim), attn.{tap})
 """
 
+PASS = """
+
+@dataclass(frozen=True)
+class {cls}(Pass):
+    verbs: ClassVar[tuple[str, ...]] = ("insert at",)
+    attaches: ClassVar[tuple[str, ...]] = ("attention",)
+"""
+PAIRS = (
+    """
+class PairsModule(nn.Module):
+    inserted_by = "{name}"
+
+    def __init__(self, heads: int, queries: int, keys: int) -> None:
+        super().__init__()
+        self.heads, self.queries, self.keys = heads, queries, keys
+        self.bias = nn.Parameter(torch.zeros(1, heads, queries, keys))
+
+    def forward(self) -> torch.Tensor:
+        return self.bias
+"""
+    + PASS.replace("{cls}", "Pairs")
+    + """
+    claims: ClassVar[tuple[str, ...]] = ("same_output_at_init",)
+
+    queries: int = option(17)
+    keys: int = option(17)
+
+    def rewrite(self, attn: Any) -> None:
+        module = PairsModule(attn.heads, self.queries, self.keys)
+        attn.bias_scores(attn.shared("pairs", lambda: module))
+"""
+)
+
 
 def vit(**options: Any) -> Any:
     torch.manual_seed(0)

@@ -120,6 +120,10 @@ class BoundSite:
         """Says that a claim of the pass is not made at this site; `plan` tells why."""
         self.editor.waived.setdefault((self.clause.number, claim), {})[self.role] = why
 
+    def waives(self, claim: str) -> bool:
+        """Whether it was said that a claim of the pass is not made at this site."""
+        return self.role in self.editor.waived.get((self.clause.number, claim), {})
+
     def at_end(self, act: Callable[[], None]) -> None:
         """Does something once all clauses are through."""
         self.editor.later.append(act)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..editing.slices import ahead, erase_unread
 from ..editing.value import Value
 from ..tracing.leaves import changed_by, run_leaf
 from ..tracing.nodes import is_size
-from ..tracing.notes import HELD, HINT, ORIGIN, PAIRS, ROWS, SOFTMAX, VALUE
+from ..tracing.notes import HELD, HINT, ORIGIN, PAIRS, ROWS, SOFTMAX, VALUE, WRITTEN
 from .attending import AttendingSite
 from .core import add_bias, bias_of, filled, of_tokens, operand_of, set_operand, settle
 from .growing import GrownScores
@@ -91,8 +92,12 @@ class ScoresSite(AttendingSite):
     @property
     def observed(self) -> bool:
         """Whether a clause reads its weights, or makes them: rows of queries are seen."""
-        core = self._found()
-        return core is not None and any(standing(core, t) is not None for t in STAND_INS)
+        place = self.editor.where(self.attention.core)
+        template = self.editor.unit(place.unit).template
+        nodes = () if template is None else template.graph.nodes
+        core = next((n for n in nodes if n.name == place.node), None)
+        known = core is not None and any(standing(core, t) is not None for t in STAND_INS)
+        return known or (core is not None and WRITTEN.on(core))
 
     @property
     def _written(self) -> fx.Node:
@@ -216,11 +221,8 @@ class ScoresSite(AttendingSite):
         if isinstance(known, torch.Tensor) or node.op != "call_module":
             return known if isinstance(known, torch.Tensor) else None
         args = [self._yields(a) if isinstance(a, fx.Node) else a for a in node.args]
-        if any(a is None for a in args):
-            return None
         module = self.editor.unit(self._unit).get_submodule(str(node.target))
-        found = run_leaf(module, type(module), args, {}, lambda t: t.detach().to("meta"))
-        return found if isinstance(found, torch.Tensor) else None
+        return None if any(a is None for a in args) else _on_meta(module, args)
 
     def softmax(self, module: nn.Module, *values: Value) -> None:
         """`weights = module(scores, *values)` instead of `softmax(scores, -1)`.
@@ -245,8 +247,21 @@ class ScoresSite(AttendingSite):
             raise self.unfit("its softmax is given what is made of what it yields")
         scores = stand(core, scores_of, operand_of(core, 1), "scores")
         (made,) = self.put(module, self._unit, (scores, *given), ("weights",), changed=(0,))
+        self._expect_weights(module, [scores, *given])
         SOFTMAX.put(made, True)
         HELD.put(made, True)
+
+    def _expect_weights(self, module: nn.Module, given: list[fx.Node]) -> None:
+        """Raises VR426 if a softmax is known to yield something else than one weight per score."""
+        known = [self._yields(node) for node in given]
+        found = None if any(v is None for v in known) else _on_meta(module, known)
+        if found is not None and known[0] is not None and found.shape != known[0].shape:
+            shown, wanted = ("x".join(map(str, v.shape)) for v in (found, known[0]))
+            raise self.clause.error(
+                "VR426",
+                f"pass {self.pass_name} at '{self.role}': {type(module).__name__} yields {shown} "
+                f"for scores {wanted}",
+            )
 
     def drop(self) -> None:
         """At lowering, takes the module out; where it makes the weights, a softmax does again."""
@@ -302,3 +317,12 @@ class ScoresSite(AttendingSite):
             return bias
         with after(bias.graph, [bias]):
             return bias.graph.call_function(F.pad, (bias, rows))
+
+
+def _on_meta(module: nn.Module, args: Sequence[Any]) -> torch.Tensor | None:
+    """What a module yields on meta; None if it does not run, which is told when the model does."""
+    try:
+        found = run_leaf(module, type(module), args, {}, lambda t: t.detach().to("meta"))
+    except Exception:
+        return None
+    return found if isinstance(found, torch.Tensor) else None
