@@ -12,7 +12,18 @@ import torch
 import vitrewrite as vr
 from tests.authored import install
 from tests.lowering.models import fill
-from tests.sites.by_hand import IMAGES, KV, MERGE, agree, emitted, reached, swin, vit
+from tests.sites.by_hand import (
+    IMAGES,
+    KV,
+    MERGE,
+    RECEIVED,
+    ByHand,
+    agree,
+    emitted,
+    reached,
+    swin,
+    vit,
+)
 
 QUERIES = """
 class QueriesModule(nn.Module):
@@ -143,6 +154,39 @@ def test_rows_pass_what_other_clauses_put_there(
     lowered = vr.lower(rewritten)
     agree(lowered, hand)
     assert not any("lora" in name for name in lowered.module.state_dict())
+
+
+def test_weights_that_are_read_are_those_of_the_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows pass what reads them, and it is given what it is given for the tokens."""
+    texts = {"vqt_seen": QUERIES.replace("{name}", "vqt_seen")}
+    tap = RECEIVED.format(name="peak", tap="weights_per_head")
+    install(monkeypatch, tmp_path, **texts, peak=tap)
+    clauses = ["insert vqt_seen() at blocks[0].attn", "insert peak() at blocks[0].attn"]
+    outputs = []
+    for order in (clauses, clauses[::-1]):
+        rewritten = fill(vr.apply("\n".join(order) + "\n", plain()))
+        outputs.append(rewritten.module.eval()(IMAGES).detach())
+    torch.testing.assert_close(*outputs)
+    model, delta = plain(), rewritten.delta()
+    block, hand = model.blocks[0], ByHand(model.blocks[0].attn)
+    rows, read = delta["blocks.0.vqt_seen.rows"], delta["blocks.0.vqt_seen.gain"]
+    attend = Vqt(model, [], read).attend
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        y = block.attn(block.norm1(x))
+        peaked = hand.weights.square().reshape(len(x), -1).mean(1)[:, None, None]
+        z = torch.cat([rows.expand(len(x), -1, -1), x], 1)
+        asked = rows + attend(block.attn, block.norm1(z), 2, 0)[:, :2]
+        made = []
+        for each in (x + y, asked):
+            each = each + delta["blocks.0.peak.gain"] * peaked
+            made.append(each + block.mlp(block.norm2(each)))
+        return made[0] + read * made[1].mean(1, keepdim=True)
+
+    block.forward = forward
+    agree(rewritten, model)
 
 
 def test_tokens_merge_without_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

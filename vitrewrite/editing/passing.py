@@ -60,10 +60,13 @@ class Passage:
         queue, found = [target], {target}
         while queue:
             node = queue.pop()
-            sources = [given(node)["query"]] if node is self.core else node.all_input_nodes
+            sources = self._sources(node)
             queue += [n for n in sources if n not in found]
             found.update(sources)
         return found
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        return [given(node)["query"]] if node is self.core else node.all_input_nodes
 
     def _follow(
         self, unit: str, node: fx.Node, made: dict[fx.Node, fx.Node], needed: Collection[fx.Node]
@@ -72,8 +75,8 @@ class Passage:
         call: Any = node.args[0] if node.args else None
         if node in self.skipped:
             return
-        if call in self.skipped:
-            made[node] = made[call.args[0]]
+        if isinstance(call, fx.Node) and call in self.skipped:
+            made[node] = made[call.all_input_nodes[0]]
         elif (
             self.fused is not None
             and node is self.fused.call
@@ -82,6 +85,8 @@ class Passage:
             made.update(queries)
         elif node.op == "call_module" and self._holds(join(unit, str(node.target))):
             self._enter(unit, node, made, needed)
+        elif all(made.get(n, n) is n for n in self._sources(node)):
+            made[node] = node  # such as the weights of the tokens
         else:
             with node.graph.inserting_after(node):
                 made[node] = node.graph.node_copy(node, lambda n: self._stands_for(node, n, made))
@@ -91,8 +96,7 @@ class Passage:
                 again.append(Place(unit, made[node].name))
 
     def _stands_for(self, node: fx.Node, n: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node:
-        asked = node is not self.core or n is given(node)["query"]
-        return made.get(n, n) if asked else n
+        return made.get(n, n) if n in self._sources(node) else n
 
     def _holds(self, path: str) -> bool:
         return self.inside == path or self.inside.startswith(f"{path}.")
@@ -102,22 +106,22 @@ class Passage:
     ) -> None:
         """Takes rows through a unit that is called: as further inputs and one more output."""
         path = join(unit, str(call.target))
-        index: Any = (
-            next((n.args[1] for n in call.users if n in needed), 0) if ARITY.on(call) else 0
-        )
+        items: list[Any] = [n.args[1] for n in call.users if n in needed] if ARITY.on(call) else []
+        index = min(items, default=0)  # what was taken out besides stands behind
         graph = self.editor.graph(path)
         results: Any = next(n for n in graph.nodes if n.op == "output").args[0]
         target = results[index] if isinstance(results, (tuple, list)) else results
         inputs = [n for n in graph.nodes if n.op == "placeholder"]
         read, rows = self._ahead(target), dict[fx.Node, fx.Node]()
         for token, source in zip(inputs, call.args, strict=True):
-            if token in read and isinstance(source, fx.Node) and source in made:
+            known = made.get(source) if isinstance(source, fx.Node) else None
+            if token in read and known not in (None, source):
                 rows[token] = self._input(graph)
-                call.args = (*call.args, made[source])
+                call.args = (*call.args, known)
         twin = self.through(path, rows, target)
         HINT.put(twin, "asked")
         result = wiring.give(self.editor, path, twin, call)
-        made.update({n: result for n in call.users if n.args[1] == index})
+        made.update({n: result if n.args[1] == index else n for n in call.users})
 
     def _input(self, graph: fx.Graph) -> fx.Node:
         last = [n for n in graph.nodes if n.op == "placeholder"][-1]

@@ -106,7 +106,7 @@ class AttentionSite(ScoresSite):
 
         They pass all that tokens pass, in the order of the block, and ask its attention; its keys
         and values are those of the tokens alone. What draws in training draws for them anew. What
-        changes tokens in number is for tokens only.
+        changes tokens in number is for tokens only, and weights that are read are the tokens'.
 
         Args:
             module: yields [batch, rows, channels] from the stream as it enters the block.
