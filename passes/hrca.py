@@ -76,9 +76,6 @@ class CellSelection(nn.Module):
         super().__init__()
         self.omega, self.cells = omega, cells
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """There are none."""
-
     def forward(
         self,
         attention: torch.Tensor,
@@ -199,18 +196,13 @@ class HighResolutionCrossAttention(Pass):
             raise decoder.unfit("its layers do not go through all levels in turn")
 
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
-        """Xavier-uniform matrices in new layers, as published."""
+        """Xavier-uniform matrices in new layers, as published; norms begin as ones and zeros."""
         if isinstance(module, (FineLevel, CellSelection)):
-            module.reset_parameters(generator)
+            super().initialise(module, generator)
             return
-        for name, parameter in module.named_parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter, generator=generator)
-            elif name.endswith("norm.weight"):
-                nn.init.ones_(parameter)
-            else:
-                nn.init.zeros_(parameter)
-
-    def delta(self, module: nn.Module) -> list[dict[str, torch.Tensor]]:
-        """All parameters of a new layer, or the embedding of the level."""
-        return [dict(module.named_parameters())]
+        for layer in module.modules():
+            for name, parameter in layer.named_parameters(recurse=False):
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter, generator=generator)
+                else:
+                    nn.init.constant_(parameter, float(name == "weight"))

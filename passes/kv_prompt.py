@@ -105,15 +105,9 @@ class KvPrompt(Pass):
         width, v_width = attn.head_dim
         if self.shared and width != v_width:
             raise attn.reject("shared", f"keys are {width} wide, values {v_width}")
-        before = self.side == "front"
-        rows = KeyValuePrompt(
-            attn.heads,
-            self.n,
-            width,
-            (self.bound(attn, width), self.bound(attn, v_width)),
-            v_width=None if self.shared else v_width,
-            before=before,
-        )
+        before, bounds = self.side == "front", (self.bound(attn, width), self.bound(attn, v_width))
+        apart = None if self.shared else v_width
+        rows = KeyValuePrompt(attn.heads, self.n, width, bounds, apart, before)
         attn.extend_kv(rows, self.n, before=before)
 
     def bound(self, attn: AttentionSite, width: int) -> float:
@@ -122,7 +116,3 @@ class KvPrompt(Pass):
             return 0.0
         fan = self.n * width if self.init == "he" else attn.patch_features + 16
         return math.sqrt(6 / fan)
-
-    def delta(self, module: KeyValuePrompt) -> list[dict[str, torch.Tensor]]:
-        """The rows as the method names them."""
-        return [dict(module.named_parameters())]

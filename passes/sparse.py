@@ -27,7 +27,7 @@ Example
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -119,10 +119,8 @@ class Sparse(Pass):
 
     def rewrite(self, site: EntriesSite) -> None:
         """y = layer(x) + what the changed entries do."""
-        layer: Any = site.layer
         parts = tuple((p.kind, len(p.positions)) for p in site.parts)
-        eps = None if site.is_linear else float(layer.eps)
-        branch = SparseDelta(tuple(layer.weight.shape), parts, eps)
+        branch = SparseDelta(tuple(site.like.shape), parts, site.eps)
         for kind in {kind for kind, _ in parts}:
             positions = torch.cat([p.positions for p in site.parts if p.kind == kind])
             setattr(branch, f"{kind}_index", positions)

@@ -38,7 +38,7 @@ def test_the_pass_of_the_page_is_green(gate: Path) -> None:
 
 
 def test_the_specs_of_the_page(gate: Path) -> None:
-    """The one that it says is refused, and the one that runs: x + g f(x), and x while g is 0."""
+    """The one that it says is refused, and the one that runs: as it was while g is 0."""
     spec = gate.parent / "mine.peft"
     spec.write_text(blocks("text")[0])
     with pytest.raises(vr.VitrewriteError, match="VR208"):
@@ -76,6 +76,20 @@ def test_what_cannot_be_tried_is_told(tmp_path: Path, text: str, message: str) -
     result = invoke("check-pass", path)
     assert result.status == 1
     assert re.search(message, result.out + result.err)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("sparse", "ok     structure: 2000 trained"),
+        ("rcda", "open   structure: refused (VR410 rcda at 'blocks[0].attn'"),
+    ],
+)
+def test_the_file_of_a_shipped_pass(name: str, line: str) -> None:
+    """It is that pass; one that takes no site of the tiny model is left open."""
+    result = invoke("check-pass", Path(__file__).parents[1] / "passes" / f"{name}.py")
+    assert result.status == 0, result.out
+    assert line in result.out
 
 
 def test_the_command_line_of_check_pass() -> None:

@@ -90,6 +90,8 @@ def test_the_entries_are_those_of_the_model(name: str, training: bool) -> None:
         assert same(seeded(captured.forward_features, x), features)
         wanted = seeded(model.forward_head, features)
         assert same(seeded(captured.forward_head, features), wanted)
+        before = seeded(lambda m, f: m.forward_head(f, pre_logits=True), model, features)
+        assert same(seeded(lambda m, f: m.forward_head(f, True), captured, features), before)
         assert same(seeded(captured, x), seeded(model, x))
     assert list(captured.state_dict()) == list(model.state_dict())
 
@@ -129,7 +131,11 @@ def test_after_a_rewrite_they_are_parts_of_what_was_rewritten(name: str, spec: s
     assert is_composed(twin, x)
     wanted = module.eval().forward_features(x)
     assert same(twin.eval().forward_features(x), wanted)  # type: ignore[operator]
-    assert is_composed(vr.lower(rewritten).module, x)
+    lowered: Any = vr.lower(rewritten).module
+    assert is_composed(lowered, x)
+    for each in (module, twin, lowered):
+        before = each.forward_head(each.eval().forward_features(x), pre_logits=True)
+        assert torch.equal(each.head(before), each(x))
 
 
 def test_a_second_rewrite_on_top_of_the_first() -> None:
@@ -156,6 +162,8 @@ def test_pickled_and_from_a_folder(tmp_path: Path) -> None:
     vr.emit(rewritten, tmp_path / "out")
     for other in (pickle.loads(pickle.dumps(module)), load_folder(tmp_path / "out").module):
         assert torch.equal(other.eval().forward_features(x), wanted)
+        before = other.forward_head(wanted, pre_logits=True)
+        assert torch.equal(before, module.forward_head(wanted, pre_logits=True))
         assert is_composed(other, x)
 
 
@@ -171,6 +179,7 @@ model = module.load(sys.argv[1] + "/weights.safetensors")
 given = torch.load(sys.argv[1] + "/../given.pt")
 assert torch.equal(model.forward_features(given["x"]), given["features"])
 assert torch.equal(model.forward_head(given["features"]), given["y"])
+assert torch.equal(model.forward_head(given["features"], pre_logits=True), given["before"])
 assert torch.equal(model(given["x"]), given["y"])
 """
 
@@ -180,6 +189,7 @@ def test_the_file_alone(tmp_path: Path) -> None:
     x = picture()
     with torch.no_grad():
         given = {"x": x, "features": model.forward_features(x), "y": model(x)}
+        given["before"] = model.forward_head(given["features"], pre_logits=True)
     torch.save(given, tmp_path / "given.pt")
     vr.emit(vr.apply("# no clauses\n", model), tmp_path / "out")
     done = subprocess.run([sys.executable, "-c", CLEAN, str(tmp_path / "out")],
@@ -272,3 +282,39 @@ def test_entries_of_a_model_inside_of_another() -> None:
     assert torch.equal(captured.backbone.forward_features(x), model.backbone.forward_features(x))
     assert not hasattr(captured, "forward_features")
     assert "forward_features" not in model.backbone.__dict__  # the user's model is as it was
+
+
+class Otherwise(Own):
+    """Its `pre_logits` may be something else than what its last layer reads."""
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        if pre_logits and self.how == "fails":
+            raise KeyError(self.how)
+        if pre_logits and self.how != "made":
+            return x if self.how == "read" else 2 * x
+        return self.end(x)
+
+
+@pytest.mark.parametrize("how", ["read", "scaled", "made", "fails"])
+def test_what_the_head_does_not_read_is_refused(how: str) -> None:
+    model, x = Otherwise(how), torch.randn(3, 4)
+    captured: Any = vr.capture(model, torch.zeros(2, 4))
+    again: Any = vr.capture(captured)
+    assert type(again).printed.text == type(captured).printed.text
+    for each in (captured, again):
+        assert same(each(x), model(x))
+        if how in ("read", "made"):
+            wanted = model.forward_head(x, pre_logits=True)
+            assert same(each.forward_head(x, pre_logits=True), wanted)
+            continue
+        with pytest.raises(NotImplementedError, match="with pre_logits is not what its head reads"):
+            each.forward_head(x, pre_logits=True)
+
+
+def test_a_model_without_classes_yields_what_it_always_does() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SMALL).eval()
+    features = model.forward_features(picture())
+    captured: Any = vr.capture(model)
+    for pre_logits in (False, True):
+        wanted = model.forward_head(features, pre_logits=pre_logits)
+        assert same(captured.forward_head(features, pre_logits=pre_logits), wanted)

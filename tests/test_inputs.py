@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import vitrewrite as vr
+from tests.lowering.models import fill
 from vitrewrite import models
 from vitrewrite.language.inputs import read_shapes, show_shapes
 
@@ -93,6 +94,19 @@ def test_tests_that_are_written_call_a_model_with_all_inputs(tmp_path: Path) -> 
     model = space["_source"]().load(tmp_path / "out" / "weights.safetensors")
     space["test_images_do_not_see_each_other"](model)
     space["test_gradients_reach_what_is_trained_and_nothing_else"](model)
+
+
+def test_tests_that_are_written_know_the_start_of_what_was_trained(tmp_path: Path) -> None:
+    """Also where a helper of the branch, which drops it by sample, has nothing to be drawn."""
+    options = {"depth": 1, "embed_dim": 16, "num_heads": 2, "img_size": 16, "num_classes": 2}
+    spec = "insert lora(rank=2, convention=spt) at blocks[*].attn.q\n"
+    rewritten = fill(vr.apply(spec, "vit_tiny_patch16_224", model_options=options))
+    folder = vr.emit(rewritten, tmp_path / "out")
+    space: dict[str, Any] = {"__file__": str(folder / "test_model.py")}
+    exec((folder / "test_model.py").read_text(), space)
+    model = space["_source"]().load(folder / "weights.safetensors").eval()
+    name = "test_at_its_start_it_is_the_model_that_it_was_made_from"
+    space[name](model, 2, True, torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ Example
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from vitrewrite.authoring import DecoderSite, LayerSite, LevelSite, Pass, Value, option
@@ -76,86 +75,50 @@ class DynamicFocusAwarePositionalQueries(Pass):
     )
 
     def rewrite(self, decoder: DecoderSite) -> None:
-        """K_l; q_0 from the first masks; then q from the attention of each layer."""
-        decoder.check()
+        """K_l of features; q_0 = h(w K_0 + B), w of the first masks; q_{i+1} = h(A_i K_l + B)."""
         self.check(decoder)
-        if not decoder.threshold(self.threshold):
-            decoder.idle("threshold", "in a model whose masks block nothing")
-        bias = decoder.positions
-        if self.keys != "unchanged":
-            for level in decoder.levels:
-                level.positions_become(self.positions(decoder, level))
-        if self.queries == "learned":
-            return
-        self.check_layers(decoder)
-        mode = {"dynamic_anchor": "anchor", "grid_anchor": "grid"}.get(self.queries, "focus")
-        h = PositionalQueries(decoder.dim, mode)
-        q: Value | None = None
-        for layer, following in zip(decoder.layers, (*decoder.layers[1:], None), strict=True):
-            if q is None or (layer.whole and self.queries == "foreground"):
-                q = self.asked(decoder, h, bias, self.pooled(decoder, layer), layer)
+        decoder.threshold(self.threshold, "threshold")
+        for level in decoder.levels if self.keys != "unchanged" else ():
+            level.positions_become(self.positions(level))
+        h, q = PositionalQueries(decoder.dim, "anchor" in self.queries), decoder.positions
+        pool = MaskPool("foreground" in (self.pool, self.queries))
+        layers = decoder.layers if self.queries != "learned" else ()
+        for before, layer in zip((None, *layers), layers, strict=False):
+            if (seen := self.seen(decoder, pool, before, layer)) is not None:
+                (q,) = decoder.call(
+                    h, decoder.positions, *seen, name="dfpq", results=("query_position",)
+                )
             layer.give_positions(q, cross=layer.whole)
-            if layer.whole and following and self.queries in ("focus", "dynamic_anchor"):
-                q = self.asked(decoder, h, bias, layer.cross_attn.weights, layer)
 
-    def asked(
-        self, decoder: DecoderSite, h: nn.Module, bias: Value, weights: Value, layer: LayerSite
-    ) -> Value:
-        """h(weights K_l + B)."""
-        seen = () if self.queries == "grid_anchor" else (weights, layer.level.position_map)
-        (made,) = decoder.call(h, bias, *seen, name="dfpq", results=("query_position",))
-        return made
+    def seen(
+        self, decoder: DecoderSite, pool: MaskPool, before: LayerSite | None, layer: LayerSite
+    ) -> tuple[Value, ...] | None:
+        """Weights and the positions K_l that they pool, where queries of a layer are made anew."""
+        if before is None and self.queries == "grid_anchor":
+            return ()
+        if before is None or (layer.whole and self.queries == "foreground"):
+            ahead = layer.masks, layer.level.position_map
+            return *decoder.call(pool, *ahead, name="dfpq_pool", results=("weights",)), ahead[1]
+        if before.whole and self.queries in ("focus", "dynamic_anchor"):
+            return before.cross_attn.weights, before.level.position_map
+        return None
 
-    def pooled(self, decoder: DecoderSite, layer: LayerSite) -> Value:
-        """Weights of one side of the masks that are predicted before a layer."""
-        if self.queries == "grid_anchor":
-            return decoder.positions
-        foreground = self.pool == "foreground" or self.queries == "foreground"
-        known = [m for m in decoder.inserted(MaskPool) if m.foreground == foreground]
-        pool = known[0] if known else MaskPool(foreground)
-        like = layer.level.position_map
-        (made,) = decoder.call(pool, layer.masks, like, name="dfpq_pool", results=("weights",))
-        return made
-
-    def positions(self, decoder: DecoderSite, level: LevelSite) -> Value:
-        """The map of positions of a level, made from the backbone's map of it."""
-        features = level.projected
-        module: nn.Module = ConditionalPosition(decoder.dim)
-        if features is None:
-            features, channels = decoder.lateral
-            module = ProjectedPosition(channels, decoder.dim)
+    def positions(self, level: LevelSite) -> nn.Module:
+        """What makes K_l of the map of the backbone."""
         if self.keys == "learned":
-            module = LearnedPosition(decoder.dim, *level.grid)
-        name = f"position_{level.index}"
-        (made,) = decoder.call(module, features, name=f"dfpq_{name}", results=(name,), pixels=True)
-        return made
+            return LearnedPosition(level.decoder.dim, *level.grid)
+        if level.projected:
+            return ConditionalPosition(level.decoder.dim)
+        return ProjectedPosition(level.channels, level.decoder.dim)
 
     def check(self, decoder: DecoderSite) -> None:
-        """Group norm and sine encodings need widths of their kind."""
-        if decoder.dim % 32 and self.keys == "conditional":
-            raise decoder.reject("keys", f"{decoder.dim} channels are not groups of 32")
-        if decoder.dim % 4 and self.queries.endswith("anchor"):
-            raise decoder.reject("queries", f"{decoder.dim} channels hold no sine of two axes")
-
-    def check_layers(self, decoder: DecoderSite) -> None:
-        """No layer that gets queries may have another attention; layers of `hrca` get none."""
-        for layer in decoder.layers:
-            if layer.replacing is not None and not layer.added:
-                name, clause = layer.replacing
-                raise decoder.clause.error(
-                    "VR412",
-                    f"dfpq and {name} exclude each other at '{layer.role}': the attention there "
-                    "takes no positional queries and yields no map",
-                    notes=[f"the other clause: {clause}"],
-                    suggestion=f"take '{layer.role}' out of the other clause, write "
-                    "queries=learned, or let hrca(cells=all) put in layers for it",
-                )
-
-    def delta(self, module: nn.Module) -> list[dict[str, torch.Tensor]]:
-        """h as `h.0` and `h.2`; the rest by its own names."""
-        parameters: dict[str, torch.Tensor] = dict(module.named_parameters())
-        if isinstance(module, PositionalQueries):
-            return [
-                {f"h.{name[-1]}.{name[:-2]}": parameter for name, parameter in parameters.items()}
-            ]
-        return [parameters]
+        """Group norm and sine encodings need widths of their kind, queries a map of attention."""
+        decoder.check()
+        groups = decoder.dim % 32 == 0 or self.keys != "conditional"
+        decoder.expect(groups, "keys", f"{decoder.dim} channels are not groups of 32")
+        sines = decoder.dim % 4 == 0 or "anchor" not in self.queries
+        decoder.expect(sines, "queries", f"{decoder.dim} channels hold no sine of two axes")
+        if self.queries != "learned":
+            decoder.expect_softmax(
+                "write queries=learned, or let hrca(cells=all) put in layers for it"
+            )

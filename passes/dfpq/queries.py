@@ -6,28 +6,24 @@ from torch import nn
 
 
 class PositionalQueries(nn.Module):
-    """h(x + B), where x tells where a query looks.
+    """h(x + B), where x tells where a query looks; h is a perceptron of two layers.
 
-    With "focus", x is what the weights [B, queries, n] pool of the positions [B, C, height, width];
-    with "anchor" the sine encoding of the point that they pool; with "grid" that of a fixed point.
+    x is what weights [B, queries, n] pool of positions [B, C, height, width]; as an `anchor` the
+    sine encoding of the point that they pool, or without weights that of a fixed point.
     """
 
     inserted_by = "dfpq"
 
-    def __init__(self, dim: int, mode: str = "focus") -> None:
+    def __init__(self, dim: int, anchor: bool = False) -> None:
         super().__init__()
-        self.dim, self.mode = dim, mode
-        self.weight_0 = nn.Parameter(torch.empty(dim, dim))
-        self.bias_0 = nn.Parameter(torch.empty(dim))
-        self.weight_2 = nn.Parameter(torch.empty(dim, dim))
-        self.bias_2 = nn.Parameter(torch.empty(dim))
+        self.dim, self.anchor = dim, anchor
+        self.h = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws both layers as `nn.Linear` does."""
-        for weight, bias in ((self.weight_0, self.bias_0), (self.weight_2, self.bias_2)):
-            nn.init.kaiming_uniform_(weight, a=5**0.5, generator=generator)
-            nn.init.uniform_(bias, -(self.dim**-0.5), self.dim**-0.5, generator=generator)
+        """Draws both layers as torch does."""
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(self.dim**-0.5), self.dim**-0.5, generator=generator)
 
     def forward(
         self,
@@ -37,13 +33,13 @@ class PositionalQueries(nn.Module):
     ) -> torch.Tensor:
         """Positional queries, [queries, B, C]; `bias` is of the same shape."""
         if weights is None or positions is None:
-            focus = self.encoded(self.grid(bias))[:, None]
-        elif self.mode == "anchor":
-            focus = self.encoded(weights @ self.centres(positions)).transpose(0, 1)
+            x = self.encoded(self.grid(bias))[:, None]
+        elif self.anchor:
+            x = self.encoded(weights @ self.centres(positions)).transpose(0, 1)
         else:
-            focus = torch.einsum("bqn,bcn->qbc", weights, positions.flatten(2))
-        x = F.relu(F.linear(focus + bias, self.weight_0, self.bias_0))
-        return F.linear(x, self.weight_2, self.bias_2)
+            x = torch.einsum("bqn,bcn->qbc", weights, positions.flatten(2))
+        found: torch.Tensor = self.h(x + bias)
+        return found
 
     def centres(self, like: torch.Tensor) -> torch.Tensor:
         """(y, x) of each position of a map in [0, 1], row by row: [n, 2]."""
@@ -78,9 +74,6 @@ class MaskPool(nn.Module):
     def __init__(self, foreground: bool = False) -> None:
         super().__init__()
         self.foreground = foreground
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """There are none."""
 
     def forward(self, masks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """One over the number of positions on that side, zero on the other; no gradient."""

@@ -203,6 +203,6 @@ class BipartiteDifferentiableMatching(Pass):
             attn.warn("a merge in the last block only makes its feed-forward part cheaper")
         if attn.dtype != torch.float32:
             attn.warn(f"keys in {attn.dtype} can tie: of equally good matches the first is taken")
-        if attn.context.anatomy.stream.readout is None and not self.prop_pool:
+        if attn.block.pooled and not self.prop_pool:
             attn.warn("the head pools tokens, and merged ones count once; see prop_pool")
         return height, width

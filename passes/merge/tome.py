@@ -21,7 +21,8 @@ Forward
     size'_b = size_b + sum size_a; x'_b = (size_b x_b + sum size_a x_a) / size'_b
     Order: prefix, what stays of A, B. What stays is in order of position; in a model without class
     token in descending order of max S. Later scores get + log size' of their key, and means over
-    tokens weigh each by size'. Prompts are prefix, and do not count in what is even.
+    tokens weigh each by size'; an attention that pools gets + log size', too. Prompts are prefix,
+    and do not count in what is even.
     Of L blocks, block i merges r at inflection 0; r_i = int(lo + i (hi - lo) / (L - 1)) else, with
     lo = int(r (1 - inflection)), hi = 2 r - lo.
 

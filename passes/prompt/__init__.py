@@ -46,7 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.authoring import AttentionSite, BlockSite, Pass, option
+from vitrewrite.authoring import BlockSite, Pass, Value, option
 
 if TYPE_CHECKING:
     from .pruning import PruneAndRewind
@@ -90,11 +90,6 @@ class PromptMasks(nn.Module):
         self.token_mask = nn.Parameter(torch.ones(count))
         self.segment_mask = nn.Parameter(torch.ones(count, segments))
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Ones, so that nothing is masked."""
-        nn.init.ones_(self.token_mask)
-        nn.init.ones_(self.segment_mask)
-
     def forward(self) -> torch.Tensor:
         """The mask."""
         width = self.dim // self.segments
@@ -103,49 +98,6 @@ class PromptMasks(nn.Module):
         else:
             segments = self.segment_mask.repeat_interleave(width, dim=1)
         return segments * self.token_mask[:, None]
-
-
-class WithoutPrompts(nn.Module):
-    """Takes the prompts out of [batch, tokens, C]."""
-
-    inserted_by = "prompt"
-    changes = (0,)
-
-    def __init__(self, count: int, start: int) -> None:
-        super().__init__()
-        self.count, self.start = count, start
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """It has none."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The other tokens."""
-        return torch.cat([x[:, : self.start], x[:, self.start + self.count :]], dim=1)
-
-
-class WithPromptBias(nn.Module):
-    """Zeros in a bias of scores, [.., queries, keys], where prompts are; True in a mask."""
-
-    inserted_by = "prompt"
-    changes = (0,)
-
-    def __init__(self, count: int, start: int, axes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.count, self.start, self.axes = count, start, axes
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """It has none."""
-
-    def forward(self, bias: torch.Tensor) -> torch.Tensor:
-        """The bias with rows and columns for the prompts."""
-        for axis in self.axes:
-            front = bias.narrow(axis, 0, self.start)
-            behind = bias.narrow(axis, self.start, bias.shape[axis] - self.start)
-            shape = list(bias.shape)
-            shape[axis] = self.count
-            new = bias.new_full(shape, bias.dtype == torch.bool)
-            bias = torch.cat([front, new, behind], dim=axis)
-        return bias
 
 
 class ConstantRows(nn.Module):
@@ -233,141 +185,96 @@ class VisualPrompt(Pass):
 
     def rewrite(self, block: BlockSite) -> None:
         """x = [class; P; patches], and at every further block P anew."""
-        tokens, start = block.input.tokens, self.start(block)
-        if (self.prune_tokens or self.prune_segments) and not self.masks:
-            raise block.reject("masks", "pruning needs masks", suggestion="write masks=true")
-        if self.prune_tokens:
-            block.warn(
-                "a mask of whole prompts acts on attention only through the eps of norm1: with "
-                "prompts far above it their ranking is rounding noise, that of segments is not"
-            )
-        bound = math.sqrt(6 / (block.patch_features + block.stem_dim))
-        deep = block.role != block.siblings[0]
-        if deep and self.other_stream(block):
+        if not (block.leads or block.has_patches):
             block.warn(f"no prompts for '{block.role}': its stream is the class token alone")
             return
-        prompt = Prompt(self.count, block.dim, start, bound, deep, self.dropout)
-        masks = [block.shared("masks", lambda: self.new_masks(block))] if self.masks else []
-        block.input.insert(prompt, *masks)
+        start, masks = self.start(block), self.shared_masks(block)
+        bound = math.sqrt(6 / (block.patch_features + block.stem_dim))
+        prompt = Prompt(self.count, block.dim, start, bound, not block.leads, self.dropout)
+        block.input.join(prompt, *masks, start=start, count=self.count)
+        if block.leads and self.reading(block) == "patches":
+            (block, *block.following)[-1].output.leave(start, self.count)
         if self.evolve(block):
             block.waive("lowers_exactly", "what becomes of its prompts is read later on")
-        if deep:
-            return
-        block.at_end(lambda: self.waive_observed(block))
-        block.input.become(prefix=tokens.prefix + self.count)
-        for one in [block, *block.following]:
-            self.make_room(one, start)
-        if self.reading(block) == "patches":
-            last = [block, *block.following][-1]
-            last.output.insert(WithoutPrompts(self.count, start))
-            last.output.become(prefix=tokens.prefix)
-            if self.evolve(block):
-                last.waive("lowers_exactly", "prompts that stayed are taken out there")
+        if block.leads:
+            block.at_end(lambda: self.waive_observed(block))
 
-    def make_room(self, block: BlockSite, start: int) -> None:
-        """The prompts belong to the tokens in front, which have no positions."""
-        if self.other_stream(block):
-            return
-        block.lengthen_prefix(start, self.count)
-        if block.has_attention and (axes := block.attn.bias_axes):
-            block.attn.pad_bias(WithPromptBias(self.count, start, axes))
-
-    def lower(self, site: BlockSite | AttentionSite, module: nn.Module) -> bool:
-        """Deep prompts become k(norm1(P)) and v(norm1(P))."""
-        block = site if isinstance(site, BlockSite) else site.block
-        if self.evolve(block) or block.waives("lowers_exactly"):
+    def lower(self, block: BlockSite, module: nn.Module) -> bool:
+        """Deep prompts become k(norm1(P)), v(norm1(P)); m rows of zeros are one, with + log m."""
+        if not isinstance(module, Prompt) or block.waives("lowers_exactly"):
             return False
-        if isinstance(module, Prompt):
-            masks = block.sibling(PromptMasks)
-            rows, same = _distinct(module.prompt if masks is None else module.prompt * masks())
-            k, v = block.attn.keys_and_values(block.inserted_at, rows, module.start)
-            block.drop()
-            block.lengthen_prefix(module.start, -self.count)
-            heads, count, width = k.shape
-            constant = ConstantRows(heads, count, (width, v.shape[-1]), same > 1)
-            constant.k, constant.v = k, v
-            if same > 1:
-                constant.bias[-1] = math.log(same)
-            block.attn.extend_kv(constant, count)
-        elif isinstance(module, (WithoutPrompts, WithPromptBias)):
-            block.drop()
-        return not isinstance(module, PromptMasks)
+        masks = block.sibling(PromptMasks)
+        rows, same = _distinct(module.prompt if masks is None else module.prompt * masks())
+        k, v = block.attn.keys_and_values(block.inserted_at, rows, module.start)
+        block.take_back(module.start, self.count)
+        heads, count, width = k.shape
+        constant = ConstantRows(heads, count, (width, v.shape[2]), same > 1)
+        constant.k, constant.v = k, v
+        if same > 1:
+            constant.bias[-1] = math.log(same)
+        block.attn.extend_kv(constant, count)
+        return True
 
     def waive_observed(self, block: BlockSite) -> None:
         """Prompts stay tokens if another clause sees them as queries: rows beside keys are none."""
-        known = block.context.anatomy.blocks
-        blocks = [BlockSite(block.context, b) for b in known if b.role in block.siblings]
-        if any(b.has_attention and b.attn.observed for b in blocks):
+        blocks = [b for b in (block, *block.following) if b.role in block.siblings]
+        if any(b.observed for b in blocks):
             for each in blocks:
                 each.waive("lowers_exactly", "the weights of its attention are read")
 
     def evolve(self, block: BlockSite) -> bool:
         """Whether some prompts reach a block without new ones, or are pooled."""
-        behind = block.context.anatomy.blocks[-len(block.siblings) :]
-        late = any(self.other_stream(b) for b in block.following)
-        return (
-            late or self.reading(block) == "all" or tuple(b.role for b in behind) != block.siblings
-        )
-
-    def other_stream(self, block: BlockSite) -> bool:
-        """Whether it works on the class token alone, as CaiT's last blocks do."""
-        return block.tokens == 1 < (block.context.anatomy.blocks[0].tokens or 1)
+        return not block.reaches_end or self.reading(block) == "all"
 
     def reading(self, block: BlockSite) -> str:
         """What the head reads: the card's readout for heads that pool, unless one is stated."""
-        if self.readout is not None:
-            return self.readout
-        read = block.context.anatomy.stream.readout
-        return "all" if read is None else "class"
-
-    def delta(self, module: nn.Module) -> list[dict[str, torch.Tensor]]:
-        """The tensors as the method names them."""
-        return [{**dict(module.named_parameters()), **dict(module.named_buffers())}]
-
-    def new_masks(self, block: BlockSite) -> PromptMasks:
-        """The masks, which must divide the channels evenly and leave something to prune."""
-        if self.prune_tokens and self.count < 2:
-            raise block.reject("prune_tokens", "a single prompt cannot be pruned")
-        if self.prune_segments and self.segments < 5:
-            raise block.reject("prune_segments", f"4 of {self.segments} segments have to stay")
-        if block.dim % self.segments:
-            valid = ", ".join(str(n) for n in range(1, 33) if block.dim % n == 0)
-            raise block.reject(
-                "segments", f"{block.dim} channels are not {self.segments} equal segments",
-                notes=[f"valid: {valid}"],
-            )  # fmt: skip
-        return PromptMasks(self.count, self.segments, block.dim, self.layout == "strided")
+        return self.readout or ("all" if block.pooled else "class")
 
     def start(self, block: BlockSite) -> int:
-        """How many tokens stand in front of the prompts."""
-        known = block.input.tokens.prefix
-        first = known - (self.count if block.role != block.siblings[0] else 0)
-        if not block.input.is_sequence:
-            raise block.unfit("its stream is no sequence of tokens")
-        if other := block.cause("prefix"):
-            raise block.unfit("there are prompts already", notes=[f"put there by: {other}"])
-        start = first if self.position is None else self.position
-        if start > first:
-            raise block.reject("position", f"only {first} tokens stand before the patches")
-        self.check_readout(block, start)
+        """How many tokens stand in front of prompts; what the head reads has to stay there."""
+        front, reading = block.own_prefix, self.reading(block)
+        start, stated = (front, "readout") if self.position is None else (self.position, "position")
+        take_out = "write readout=patches to take the prompts out behind the last block"
+        block.expect(start <= front, "position", f"only {front} tokens stand before the patches")
+        block.expect(
+            reading == "patches" or block.told_apart <= start,
+            stated, f"the head tells tokens 0..{block.told_apart - 1} by their position, and "
+            "prompts in front would move them",
+            suggestion=take_out,
+        )  # fmt: skip
+        block.expect(
+            reading != "class" or not block.pooled,
+            "readout", "the head reads more than the tokens in front of the prompts",
+            suggestion=f"{take_out}, or readout=all to pool them too",
+        )  # fmt: skip
         return start
 
-    def check_readout(self, block: BlockSite, start: int) -> None:
-        """What the head reads must stay where it is."""
-        stream, reading = block.context.anatomy.stream, self.reading(block)
-        if reading != "patches" and max(stream.bounds, default=0) > start:
-            raise block.reject(
-                "readout" if self.position is None else "position",
-                f"the head tells tokens 0..{max(stream.bounds) - 1} by their position, and prompts "
-                f"in front would move them",
-                suggestion="write readout=patches to take the prompts out behind the last block",
+    def shared_masks(self, block: BlockSite) -> list[Value]:
+        """One mask for the prompts of all blocks, if any, which leaves something to prune."""
+        pruning, help_ = self.prune_tokens or self.prune_segments, "write masks=true"
+        block.expect(self.masks or not pruning, "masks", "pruning needs masks", suggestion=help_)
+        if not self.masks:
+            return []
+        if self.prune_tokens:
+            block.expect(self.count > 1, "prune_tokens", "a single prompt cannot be pruned")
+            block.warn(
+                "a mask of whole prompts acts on attention only through the eps of norm1: with "
+                "prompts far above it their ranking is rounding noise, that of segments is not"
             )
-        if reading == "class" and stream.readout is None:
-            raise block.reject(
-                "readout", "the head reads more than the tokens in front of the prompts",
-                suggestion="write readout=patches to take the prompts out behind the last block, "
-                "or readout=all to pool them too",
-            )  # fmt: skip
+        rest = f"4 of {self.segments} segments have to stay"
+        block.expect(self.segments > 4 or not self.prune_segments, "prune_segments", rest)
+        valid = [n for n in range(1, 33) if block.dim % n == 0]
+        block.expect(
+            block.dim % self.segments == 0,
+            "segments", f"{block.dim} channels are not {self.segments} equal segments",
+            notes=[f"valid: {', '.join(map(str, valid))}"],
+        )  # fmt: skip
+        options = self.count, self.segments, block.dim, self.layout == "strided"
+        return [block.shared("masks", lambda: PromptMasks(*options))]
+
+    def delta(self, module: nn.Module) -> list[dict[str, torch.Tensor]]:
+        """Constant keys and values too, once prompts are these."""
+        return [{**dict(module.named_parameters()), **dict(module.named_buffers())}]
 
 
 def _distinct(rows: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -62,36 +62,25 @@ class Retrain(Phase):
 
     def build(self, run: Run, rewritten: Rewritten) -> Rewritten:
         """Freezes the masks."""
-        modules = [i.module for i in rewritten.result.editor.insertions if i.pass_name == "prompt"]
-        for parameter in _masks(modules).parameters():
-            parameter.requires_grad_(False)
+        _masks(rewritten.inserted("prompt")).requires_grad_(False)
         return rewritten
 
     def start(self, run: Run) -> None:
         """New random prompts, the other trained parameters as they were given, and the masks."""
-        rewritten, original = run.rewritten, run.original.module
-        for insertion in rewritten.result.editor.insertions:
-            insertion.module.reset_parameters(run.generator(insertion.path))  # type: ignore[operator]
-        with torch.no_grad():
-            for name in rewritten.result.base_trained:
-                rewritten.module.get_parameter(name).copy_(original.get_parameter(name))
-            masks = _masks([i.module for i in rewritten.result.editor.insertions])
-            for name, kept, percent in zip(MASKS, (1, 4), self.percents, strict=True):
-                mask, scores = masks.get_parameter(name), run.memory[f"importance.{name}"]
-                count = level(mask.shape[-1], percent, kept)
-                mask.copy_(pruned(scores.to(mask.device), count))
+        run.rewind()
+        masks = _masks(run.rewritten.inserted("prompt"))
+        for name, kept, percent in zip(MASKS, (1, 4), self.percents, strict=True):
+            mask, scores = masks.get_parameter(name), run.memory[f"importance.{name}"]
+            mask.data.copy_(pruned(scores, level(mask.shape[-1], percent, kept)))
 
     def finish(self, run: Run) -> None:
         """Keeps the best so far; at the end, that is the result."""
         key = [run.score or 0.0, float(self.percents[0])]
-        delta = run.rewritten.delta()
         if key > run.memory.get("best", [-1.0, 0.0]):
-            run.memory["best"] = key
-            run.memory["chosen"] = list(self.percents)
-            run.memory |= {f"best.{k}": v.clone() for k, v in delta.items()}
+            run.memory |= {"best": key, "chosen": list(self.percents)}
+            run.keep("best")
         if self.last:
-            for name, tensor in delta.items():
-                tensor.copy_(run.memory[f"best.{name}"])
+            run.recall("best")
 
 
 class PruneAndRewind(Procedure):

@@ -273,6 +273,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a list of templates": lambda d: d.update(templates={"a": 1}),
     "a program in text": lambda d: d.update(programs={"a()": []}),
     "a program without output": lambda d: d.update(programs={"a": []}),
+    "an odd way to read a head": lambda d: d.update(pre_logits=["exec", "fc"]),
+    "a head in text": lambda d: d.update(pre_logits=["input", "fc()"]),
+    "a reason of two lines": lambda d: d.update(pre_logits=["", "a\nb"]),
+    "no reason": lambda d: d.update(pre_logits=[""]),
     "a deep value": put("call_method", args=[{"node": 0}, deep()]),
 }
 

@@ -204,7 +204,7 @@ def test_rows_and_columns_are_an_outer_product() -> None:
 
 
 def test_anchors_encode_where_the_attention_is() -> None:
-    module = PositionalQueries(8, "anchor")
+    module = PositionalQueries(8, anchor=True)
     like = torch.empty(1, 1, 2, 2)
     points = torch.tensor([[[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]])
     assert torch.equal(torch.eye(4)[None] @ module.centres(like), points)

@@ -102,7 +102,7 @@ def test_its_gradients_are_those_of_the_authors() -> None:
     found = {f"features.{i}": inputs[i].grad for i in range(4)}
     found |= {f"kp.{i}": inputs[4 + i].grad for i in range(4)}
     found |= {
-        f"dfpq.mlp.{n.removeprefix('dfpq.')[-1]}.{n.removeprefix('dfpq.')[:-2]}": p.grad
+        n.replace("dfpq.h.", "dfpq.mlp."): p.grad
         for n, p in rewritten.module.named_parameters()
         if n.startswith("dfpq.")
     }
@@ -118,12 +118,8 @@ def test_queries_from_attention_and_from_the_first_masks() -> None:
     golden = case("faseg-dfpq")
     given = golden.tensors
     queries = PositionalQueries(32)
-    state = {
-        f"{kind}_{i}": given[f"method.mlp.{i}.{kind}"]
-        for i in (0, 2)
-        for kind in ("weight", "bias")
-    }
-    queries.load_state_dict(state)
+    names = [f"{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")]
+    queries.load_state_dict({f"h.{name}": given[f"method.mlp.{name}"] for name in names})
     bias = given["method.bias_queries"].unsqueeze(1).expand(-1, 2, -1)
     attention = given["input.attention"].clone().requires_grad_()
     kp = given["input.kp"].clone().requires_grad_()
@@ -134,7 +130,7 @@ def test_queries_from_attention_and_from_the_first_masks() -> None:
     golden.gradients_close(
         {
             "attention": attention.grad, "kp": kp.grad,
-            "mlp.0.weight": queries.weight_0.grad, "mlp.2.weight": queries.weight_2.grad,
+            **{f"mlp.{i}.weight": queries.get_parameter(f"h.{i}.weight").grad for i in (0, 2)},
         }
     )  # fmt: skip
     masks = given["input.first.mask_probability"].logit().unflatten(2, (8, 8))

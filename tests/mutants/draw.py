@@ -90,7 +90,7 @@ def _changed(node: ast.AST) -> Iterator[ast.AST]:
         yield from (_with(node, value=node.value + step) for step in (1, -1))
     elif isinstance(node, ast.Call) and len(node.args) == 2 and not _starred(node):
         yield _with(node, args=node.args[::-1])
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
         yield _with(node, value=ast.Constant(None))
     elif isinstance(node, ast.AugAssign) or _is_call(node):
         yield ast.Pass()

@@ -191,7 +191,7 @@ def test_checkpointing_survives() -> None:
         ("drop blocks", "VR409", "'drop blocks' leaves no block of VisionTransformer"),
         ("drop blocks[:3]\ndrop blocks[3:]", "VR409", "'drop blocks[3:]' leaves no block"),
         ("drop blocks[0].attn", "VR409", "drop takes out blocks, and 'blocks[0].attn' is an"),
-        ("drop head", "VR409", "drop takes out blocks, and 'head' is a linear"),
+        ("drop head", "VR409", "drop takes out blocks, and 'head' is a head"),
         ("drop blocks[9]", "VR304", "index 9 is out of range"),
         ("drop blocks[1]\ntrain blocks[1].norm1", "VR401", "'blocks[1]' is taken out by"),
         ("insert lora() at blocks[0:2].attn.q\ndrop blocks[1]", "VR401", "'blocks[1]' is taken"),

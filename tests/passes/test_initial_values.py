@@ -37,7 +37,7 @@ UNIFORM: list[tuple[nn.Module, dict[str, float]]] = [
     (BipartiteMerge((4, 4), 64), {"down": HALF, "up": 2e-3}),
     (
         PositionalQueries(64),
-        {"weight_0": HALF, "weight_2": HALF, "bias_0": HALF, "bias_2": HALF},
+        {"h.0.weight": HALF, "h.2.weight": HALF, "h.0.bias": HALF, "h.2.bias": HALF},
     ),
     (ConditionalPosition(64), {"weight": 1 / 3, "bias": 1 / 3}),
     (

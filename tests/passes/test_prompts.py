@@ -249,7 +249,7 @@ def test_prune_and_rewind(tmp_path: Path) -> None:
     small = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "num_heads": 2, "num_classes": 10}
     spec = (
         "prepend prompt(count=4, masks=true, prune_tokens=[25, 50], prune_segments=[0, 25]) "
-        "to blocks[*]\ntrain head\n"
+        "to blocks[*]\ninsert merge.tome(r=1) after blocks[1].attn\ntrain head\n"
     )
     rewritten = vr.apply(spec, model(**small))
     assert any("rounding noise" in w for w in rewritten.report["warnings"])

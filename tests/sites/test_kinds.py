@@ -83,7 +83,7 @@ def test_a_pass_gets_every_site(name: str, root: Any) -> None:
     )
     found = select(own, f"every {name}")
     for bound in _bound(found, context):
-        assert type(bound).__name__ == KINDS[name].gets
+        assert isinstance(bound, getattr(sites, KINDS[name].gets))
         assert bound.role
         assert bound.like.dtype == torch.float32
         assert own.get_submodule(bound.path) is not None
@@ -131,7 +131,10 @@ def test_what_is_trained_is_what_it_was(text: str, names: set[str]) -> None:
 
 def test_a_head_is_a_linear_layer(root: Any) -> None:
     (head,) = select(root, "head")
-    assert kind_of(head) is KINDS["linear"]
+    assert kind_of(head) is KINDS["head"]
+    (linear,) = select(root, "blocks[0].mlp.fc1")
+    assert not overlaps(head, linear)
+    assert issubclass(sites.HeadSite, sites.LinearSite)
     assert is_any(head, ("linear",))
     assert not is_any(select(root, "blocks[0].mlp.fc1")[0], ("head",))
     (same,) = (s for s in select(root, "every linear") if s.role == "head")

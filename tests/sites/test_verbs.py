@@ -162,3 +162,32 @@ def test_a_branch_with_another_clause_in_it_is_not_dropped(
     again = "insert away() at blocks[1].mlp_branch\ninsert away() at every branch in blocks[1]\n"
     with pytest.raises(vr.VitrewriteError, match="VR401"):
         vr.apply(again, vit())
+
+
+GONE = "insert lost() at blocks[1].mlp_branch"
+
+
+@pytest.mark.parametrize(
+    ("clause", "site"),
+    [
+        ("insert lora(rank=2) at blocks[1].mlp.fc1", "blocks[1].mlp.fc1"),
+        ("insert lora(rank=2) at every linear", "blocks[1].mlp.fc1"),
+        ("insert adaptformer(hidden=2) at blocks[1].mlp_branch", "blocks[1].mlp_branch"),
+        ("insert ssf() at blocks[1].norm2", "blocks[1].norm2"),
+        ("insert kept() at blocks[1].mlp_branch", "blocks[1].mlp_branch"),
+        ("train blocks[1].mlp", "blocks[1].mlp"),
+        ("freeze blocks[1].norm2", "blocks[1].norm2"),
+    ],
+)
+def test_what_is_about_a_branch_that_is_gone_shows_both(
+    clause: str, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, tmp_path, lost=DROP.format(cls="Lost"),
+            kept=scaled("kept", "branch", "wrap"))  # fmt: skip
+    with pytest.raises(vr.VitrewriteError) as got:
+        vr.plan(f"{GONE}\n{clause}\n", vit())
+    assert (got.value.code, got.value.span and got.value.span.line) == ("VR401", 2)
+    assert got.value.message == f"'{site}' is taken out by another clause"
+    assert GONE in got.value.notes[0]
+    rest = vr.plan(f"{GONE}\ntrain every norm\n", vit())
+    assert rest.measures.params.trainable == 6 * 32

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import vitrewrite as vr
+from tests.authored import install
 from vitrewrite import catalog
 from vitrewrite.data import Batch
 from vitrewrite.errors import TuneError
@@ -51,13 +52,12 @@ class Retrain(Phase):
 
     def build(self, run: Run, rewritten: Rewritten) -> Rewritten:
         small = vr.apply(SPEC.format(rank=1 + run.memory["best"]))
-        for insertion in small.result.editor.insertions:
-            insertion.module.down.requires_grad_(False)
+        for module in small.inserted("lora"):
+            module.down.requires_grad_(False)
         return small
 
     def start(self, run: Run) -> None:
-        for insertion in run.rewritten.result.editor.insertions:
-            insertion.module.reset_parameters(run.generator("rewind"))  # type: ignore[operator]
+        run.rewind()
         with torch.no_grad():
             run.rewritten.module.head.bias.fill_(0.5)  # type: ignore[union-attr, operator]
 
@@ -206,3 +206,81 @@ def test_a_phase_without_steps_is_measured(here: Path, attach: Any) -> None:
     accuracies = [line.partition('"accuracy": ')[2].split(",")[0] for line in text]
     first, second = (float(a) for a in accuracies if a)
     assert first == second == result.training["accuracy"]
+
+
+BY_SITE = SPEC.replace("*", "0:2").replace("rank={rank}", "rank=[2, 3], dropout=0")
+
+
+class Ranks(Procedure):
+    """Notes the options of the pass at each site."""
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
+
+    def before_step(self, run: Run) -> None:
+        pairs = zip(run.inserted("lora"), run.passes("lora"), strict=True)
+        seen: Any = [(m.up.shape[1], method.rank) for m, method in pairs]  # type: ignore[union-attr, index, attr-defined]
+        run.memory["seen"] = [list(pair) for pair in seen]
+
+
+def test_a_procedure_sees_the_options_of_each_site(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Ranks] = []
+
+    def procedure(method: Any) -> Ranks:
+        made.append(Ranks())
+        return made[-1]
+
+    monkeypatch.setattr(catalog.load("lora"), "procedure", procedure)
+    data = {}
+    monkeypatch.setattr(Ranks, "after_step", lambda _, run: data.update(run.memory))
+    tune(vr.apply(BY_SITE), "digits:0-3", SETTINGS, out="out")
+    assert data["seen"] == [[2, 2], [3, 3]]
+    assert len(made) == 2
+
+
+def test_a_procedure_of_the_first_site_only_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog.load("lora"), "procedure", lambda method: Ranks(method.rank))
+    with pytest.raises(TuneError, match=r"VR859 lora.rank differs from site to site") as got:
+        tune(vr.apply(BY_SITE), "digits:0-3", SETTINGS, out="out")
+    assert "at 'blocks[1].attn.q' it is 3" in str(got.value)
+    assert "rank=[2, 3]" in str(got.value)
+    assert not Path("out").exists()
+
+
+NORMED = """
+class Normed(nn.Module):
+    inserted_by = "normed"
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.norm, self.out = nn.BatchNorm1d(width), nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(x))
+
+
+@dataclass(frozen=True)
+class NormedHead(Pass):
+    verbs: ClassVar[tuple[str, ...]] = ("replace",)
+    attaches: ClassVar[tuple[str, ...]] = ("head",)
+
+    def rewrite(self, head: Any) -> None:
+        head.replace(Normed(head.in_features))
+"""
+
+
+def test_a_batch_norm_that_a_pass_put_in_is_trained(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, here, normed=NORMED)
+    rewritten = vr.apply("model tiny.py:build(num_classes=4)\nreplace head with normed()\n")
+    trained = tune(rewritten, "digits:0-3", SETTINGS, out="out").delta()
+    delta = load_file("out/delta.safetensors")
+    assert delta.keys() == trained.keys()
+    assert int(delta["head.normed.norm.num_batches_tracked"]) == SETTINGS.steps
+    assert float(delta["head.normed.norm.running_mean"].abs().max()) > 0

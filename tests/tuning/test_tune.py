@@ -58,16 +58,6 @@ def test_a_model_learns_digits_and_the_folder_is_whole(here: Path) -> None:
         assert invoke(*command).status == 0
 
 
-def test_warm_up_then_cosine(here: Path) -> None:
-    tune(rewritten(), "digits:0,1", Settings(epochs=2, lr=1.0, min_lr=0.1, warmup_epochs=1,
-         optimiser="sgd", log_every=1, batch=48), out="out")  # fmt: skip
-    rates = [line["rates"]["weights"] for line in lines("out", "step")]
-    assert rates[:6] == pytest.approx([k / 6 for k in range(1, 7)])
-    assert rates[6] == 1
-    assert rates[6:] == sorted(rates[6:], reverse=True)
-    assert 0.1 < rates[-1] < 0.2
-
-
 def test_the_api_trains_in_place_and_leaves_the_base(here: Path) -> None:
     model = rewritten("model tiny.py:build\ninsert lora(rank=2) at blocks[*].attn.q\ntrain head\n")
     frozen = {k: v.clone() for k, v in model.base.state_dict().items()}

@@ -52,6 +52,39 @@ class Sharded(Procedure):
         assert blocks[0].mlp.fc1.weight is blocks[1].mlp.fc1.weight
 
 
+class Entries(Sharded):
+    """The entries yield what they yield where nothing is sharded, and so do their gradients."""
+
+    def before_step(self, run: Run) -> None:
+        whole = vr.apply(run.rewritten.spec).module  # as the other is in the first step
+        x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(dist.get_rank()))
+        for call in (
+            lambda model: model.forward_features(x),
+            lambda model: model.forward_head(model.forward_features(x)),
+            lambda model: model.forward_head(torch.ones(2, 17, 32)),
+            lambda model: model(x),
+        ):
+            found = [gradients(model, call) for model in (whole, run.module)]
+            for name, values in found[0].items():
+                mean = torch.stack(gathered(values)).mean(0) if name else values
+                torch.testing.assert_close(found[1][name], mean)
+            assert found[0].keys() == found[1].keys()
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with all of its parts."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gradients(model: Any, call: Any) -> dict[str, torch.Tensor]:
+    """What a call of a model yields, and the gradients of its square by parameter."""
+    output = call(model)
+    output.square().mean().backward()
+    named = {n: full(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return {"": output.detach(), **named}
+
+
 def gathered(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The tensor of each rank."""
     found = [torch.empty_like(tensor) for _ in range(2)]
@@ -91,6 +124,7 @@ def main() -> None:
     run("ddp", Agreement())
     run("dropout", Agreement(), dropout=0.3)
     run("fsdp", Sharded(), settings={"shard": True})
+    run("entries", Entries(), settings={"shard": True, "steps": 1, "checkpoint_every": 1})
     run("whole", None, settings={"shard": True}, dropout=0.1)
     interrupted("again", 6)
     run("again", None, settings={"shard": True}, dropout=0.1, resume=True)

@@ -180,7 +180,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over tokens behind the blocks."""
+    """A mean over tokens behind the blocks, or a linear layer that reads them."""
 
     place: Place
     pieces: tuple[tuple[int | None, int | None], ...]  # which tokens: one range of another
@@ -200,6 +200,8 @@ class StreamFacts:
     bounds: tuple[int, ...] = ()  # where what is behind the blocks cuts the tokens, by position
     patches: Place | None = None  # a map of the patches, in the layout of convolutions or NHWC
     means: tuple[Mean, ...] = ()  # how tokens are pooled
+    readers: tuple[Mean, ...] = ()  # linear layers that read the tokens, as those of a pool do
+    peaks: bool = False  # whether tokens are pooled by their largest, which no size changes
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,11 @@ class Anatomy:
             convs=tuple(s for s in self.convs if s.path not in others),
             gone={**self.gone, **gone},
         )
+
+    @property
+    def end(self) -> int:
+        """The position in the stream of what leaves the last block."""
+        return 2 * self.blocks[-1].index + 2 if self.blocks else 0
 
     @property
     def stages(self) -> tuple[tuple[Block, ...], ...]:

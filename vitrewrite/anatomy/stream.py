@@ -66,7 +66,7 @@ def find_stream(flow: Flow, groups: list[BlockGroup], stem: Stem, width: int | N
         suffix_tokens=sum(n for _, n in stem.suffix),
         readout=None if read.others else read.tokens, bounds=read.bounds,
         patches=None if patches is None else place(patches),
-        means=means(groups[-1].last.sum) if layout == "sequence" else (),
+        **(pooling(groups[-1].last.sum) if layout == "sequence" else {}),
     )  # fmt: skip
 
 
@@ -105,9 +105,12 @@ def reads(last: Op, outputs: list[Op]) -> Reads:
     return Reads(tuple(sorted(found)), tuple(sorted(bounds)), others or not found)
 
 
-def means(last: Op) -> tuple[Mean, ...]:
-    """The means over tokens of the last block's result, normalised or not."""
-    found: list[Mean] = []
+def pooling(last: Op) -> dict[str, Any]:
+    """How tokens of the last block's result, normalised or not, are pooled, by fact of the stream.
+
+    By their mean, by their largest, or by an attention, whose layers read them.
+    """
+    found, readers, peaks = list[Mean](), list[Mean](), False
     queue: list[tuple[Op, tuple[tuple[int | None, int | None], ...]]] = [(last, ())]
     while queue:
         op, pieces = queue.pop()
@@ -116,9 +119,13 @@ def means(last: Op) -> tuple[Mean, ...]:
                 queue.append((user, pieces))
             elif user.name == "mean" and _axis(user) in (1, (1,), [1], -2):
                 found.append(Mean(place(user), pieces))
+            elif user.name in ("amax", "max") and _axis(user) in (1, (1,), [1], -2):
+                peaks = True
+            elif matrix(user) is not None:
+                readers.append(Mean(place(user), pieces))
             elif piece := _piece(user):
                 queue.append((user, (*pieces, piece)))
-    return tuple(found)
+    return {"means": tuple(found), "readers": tuple(readers), "peaks": peaks}
 
 
 def _axis(op: Op) -> Any:

@@ -102,6 +102,11 @@ class Catalog:
             self._read[name] = read_signature(name, module, path)
         return self._read[name]
 
+    def name_of(self, file: Path) -> str | None:
+        """The name of the installed pass that a file is, if it is one's."""
+        same = (name for name in self.passes() if self._locate(name)[1].resolve() == file.resolve())
+        return next(same, None)
+
     def _of_file(self, file: str, class_name: str) -> PassInfo:
         """What a class in a file declares, that a spec names itself."""
         path = Path(file)
@@ -256,6 +261,11 @@ def installed() -> Catalog:
 def passes() -> list[str]:
     """The names of all passes; see `Catalog.passes`."""
     return installed().passes()
+
+
+def name_of(file: Path) -> str | None:
+    """The installed pass that a file is; see `Catalog.name_of`."""
+    return installed().name_of(file)
 
 
 def specs() -> list[str]:

@@ -108,7 +108,8 @@ class Pass:
     def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
         """The tensors of each site of an inserted module, named and shaped as its card has them.
 
-        The module's parameters under their own names, for a module that is at one site.
+        The module's parameters and persistent buffers under their own names, for a module that is
+        at one site.
         """
         from .defaults import delta
 

@@ -58,8 +58,13 @@ def _made_again(module: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def delta(module: nn.Module) -> list[dict[str, torch.Tensor]]:
-    """All parameters of a module that is at one site, under its own names for them."""
-    return [dict(module.named_parameters())]
+    """All parameters of a module that is at one site, and its buffers, under its own names.
+
+    Of the buffers those that a state dict has, such as the statistics of a batch norm.
+    """
+    kept = module.state_dict().keys()
+    buffers = {name: b for name, b in module.named_buffers() if name in kept}
+    return [{**dict(module.named_parameters()), **buffers}]
 
 
 def errors(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from ..errors import VitrewriteError
 from ..folder.writing import model_text
 from ..language import Spec
 from ..rewrite.rewritten import Rewritten
+from ..sensitivity.profile import Profile
 from ..text import listing
 from ..tracing.undisturbed import same_randomness, undisturbed
 from ..verification import verify_rewritten
@@ -42,15 +43,23 @@ def tiny() -> nn.Module:
     return model.eval()
 
 
+def _measured() -> Profile:
+    """Sensitivities of the tiny model, as random as can be, for passes that choose entries."""
+    generator = torch.Generator().manual_seed(0)
+    named = tiny().named_parameters()
+    return Profile({f"sensitivity.{n}": torch.rand(p.shape, generator=generator) for n, p in named})
+
+
 def checks(subject: Subject) -> Iterator[Check]:
     """All checks of a pass; the first that fails ends those that build on it."""
     info = subject.info
     yield Check(f"{info.name} declares a pass", True, f"{info.class_name}: {_declared(subject)}")
     try:
         spec = _fitting(subject)
-        rewritten = None if spec is None else apply(spec, tiny())
+        rewritten = None if spec is None else apply(spec, tiny(), profile=_measured())
     except VitrewriteError as error:
-        yield Check("structure", False, "refused", _told(error))
+        unfit = error.code == "VR410"  # the pass says so itself
+        yield Check("structure", None if unfit else False, "refused", _told(error))
         return
     if spec is None or rewritten is None:
         yield Check("structure", None, "not tried", "no tiny model has its sites; --at names some")
@@ -86,7 +95,7 @@ def _fitting(subject: Subject) -> Spec | None:
     first: VitrewriteError | None = None
     for spec in subject.specs():
         try:
-            plan(spec, tiny())
+            plan(spec, tiny(), profile=_measured())
         except VitrewriteError as error:
             if error.code in _OWN_FAULTS:
                 raise
@@ -119,7 +128,7 @@ def _image(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def _repeated(spec: Spec, rewritten: Rewritten) -> Check:
     """The same spec gives the same bits, and so do two forwards in eval."""
     name = "equal runs give equal bits"
-    first, second = rewritten.delta(), apply(spec, tiny()).delta()
+    first, second = rewritten.delta(), apply(spec, tiny(), profile=_measured()).delta()
     differ = [k for k, v in first.items() if not torch.equal(v, second[k])]
     module = rewritten.module.eval()
     if not torch.equal(module(_image()), module(_image())):
@@ -130,7 +139,7 @@ def _repeated(spec: Spec, rewritten: Rewritten) -> Check:
 @torch.no_grad()
 def _in_bfloat16(spec: Spec) -> Check:
     """A model in bfloat16 stays one."""
-    module = apply(spec, tiny().to(torch.bfloat16)).module.eval()
+    module = apply(spec, tiny().to(torch.bfloat16), profile=_measured()).module.eval()
     made = module(_image(torch.bfloat16))
     odd = {str(t.dtype) for t in (made, *module.parameters()) if t.dtype != torch.bfloat16}
     return Check("runs in bfloat16", not odd, listing(odd) or "all of it")
@@ -172,7 +181,7 @@ def _options(subject: Subject) -> Iterator[Check]:
             tried += 1
             try:
                 for spec in subject.specs(**{option.name: value}):
-                    plan(spec, tiny())
+                    plan(spec, tiny(), profile=_measured())
                     break
             except VitrewriteError as error:
                 if error.code in _OWN_FAULTS:

@@ -16,7 +16,7 @@ PLACES = {
     "attention": ("blocks[*].attn", "blocks[0].attn"),
     "mlp": ("blocks[*].mlp",),
     "block": ("blocks[*]", "blocks[0]"),
-    "entries": ("random(budget=200)",),
+    "entries": ("sensitive(budget=2K, scale=4K)",),
     "norm": ("blocks[*].norm1",),
     "conv": ("patch_embed.proj",),
     "branch": ("blocks[*].mlp_branch", "blocks[*].attn_branch"),

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def check_pass(file: str, options: tuple[str, ...], sites: str | None, as_json: bool) -> None:
     """Checks a pass in FILE.py on tiny models: what it declares, does and claims.
 
-    FILE is the path of a pass, FILE.py:CLASS where it has several, or the name of an installed one.
-    Its code runs.
+    FILE is the path of a pass, FILE.py:CLASS where it has several, or the name or file of an
+    installed one. Its code runs.
     """
     subject = _subject(file, options, sites)
     with busy("starting torch"):
@@ -48,8 +48,9 @@ def _subject(file: str, options: tuple[str, ...], sites: str | None) -> Subject:
 
     if odd := [o for o in options if "=" not in o]:
         raise UsageError("VR910", f"'{odd[0]}' is no option of a pass, such as rank=4")
-    if file in catalog.passes():
-        return Subject(catalog.signature(file), file, Path(), options, sites)
+    known = file if file in catalog.passes() else catalog.name_of(Path(file))
+    if known:
+        return Subject(catalog.signature(known), known, Path(), options, sites)
     name, _, class_name = file.rpartition(":") if ".py:" in file else (file, "", "")
     path = Path(name)
     if not class_name:

@@ -41,3 +41,12 @@ class ClauseRef:
         """An error that points at an option of the clause, or at the clause."""
         span = self.options.get(option or "", self.span)
         return RewriteError(code, message, span=span, **extra)
+
+    def without(self, role: str, by: ClauseRef, how: str = "taken out") -> RewriteError:
+        """An error about a site that another clause took out, or put something in place of."""
+        return self.error(
+            "VR401",
+            f"'{role}' is {how} by another clause",
+            notes=[f"the other clause: {by.origin}"],
+            suggestion=f"leave '{role}' to one of them",
+        )

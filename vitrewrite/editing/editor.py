@@ -6,6 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Place
 from ..errors import RewriteError
+from ..text import plural
 from ..tracing import walk
 from ..tracing.leaves import changed_by
 from ..tracing.notes import ARITY, HINT, ORIGIN, VALUE, noted
@@ -111,7 +113,9 @@ class Editor:
         edited: ids of units whose template is their own at the moment.
         warnings: what is odd but not wrong.
         moved: where a place of the original model is now.
-        removed: paths of modules of the original model that are gone.
+        removed: paths of modules of the original model that are gone, by which clause.
+        fed: paths of layers that a clause gives another input.
+        ended: sums whose branch is gone, by which clause.
         folds: branches that went into weights, at lowering.
         lowered: what became of each inserted module, at lowering.
         stacks: what passes put in at one place, in the order of the dataflow.
@@ -128,7 +132,9 @@ class Editor:
     edited: set[int] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     moved: dict[Place, Place] = field(default_factory=dict)
-    removed: list[str] = field(default_factory=list)
+    removed: dict[str, ClauseRef] = field(default_factory=dict)
+    fed: dict[str, ClauseRef] = field(default_factory=dict)
+    ended: dict[Place, ClauseRef] = field(default_factory=dict)
     folds: list[Fold] = field(default_factory=list)
     lowered: list[Lowered] = field(default_factory=list)
     stacks: dict[Place, list[Insertion]] = field(default_factory=dict)
@@ -146,7 +152,7 @@ class Editor:
     def on(self, root: nn.Module) -> Editor:
         """An editor of a copy of the tree, before anything is done to the copy."""
         new = {id(i): replace(i, module=root.get_submodule(i.path)) for i in self.insertions}
-        known = list(self.warnings), dict(self.moved), list(self.removed)
+        known = list(self.warnings), dict(self.moved), dict(self.removed)
         stacks = {k: [new[id(i)] for i in v if id(i) in new] for k, v in self.stacks.items()}
         return Editor(
             root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
@@ -233,13 +239,36 @@ class Editor:
         else:
             self.rearranged()
 
-    def take_out(self, path: str) -> None:
-        """Takes a module of the model out of the tree."""
+    def take_out(self, path: str, clause: ClauseRef) -> None:
+        """Takes a module of the model out of the tree, for a clause."""
         owner, _, name = path.rpartition(".")
         module = self.root.get_submodule(owner)._modules.pop(name)
         self.gone += sum(p.numel() for p in module.parameters()) if module is not None else 0
-        self.removed.append(path)
+        self.removed[path] = clause
         self.rearranged()
+
+    def without_helper(self, path: str) -> None:
+        """Takes a helper that nothing calls any more out of the tree."""
+        owner, _, name = path.rpartition(".")
+        del self.root.get_submodule(owner)._modules[name]
+        self.helpers.remove(path)
+        self.rearranged()
+
+    def taken(self, path: str) -> ClauseRef | None:
+        """The clause that took out a module, or one that it lies in, if one did."""
+        above = accumulate(path.split("."), "{}.{}".format)
+        return next((self.removed[p] for p in above if p in self.removed), None)
+
+    def left_out(self, names: Iterable[str], clause: ClauseRef) -> None:
+        """Warns of the tensors of the base, out of `names`, that the tree has no more."""
+        gone = sorted({*names} - {*self.root.state_dict()})
+        paths = [p for p, c in self.removed.items() if c.number == clause.number]
+        found = [f"{p}.*" for p in paths if any(n.startswith(f"{p}.") for n in gone)]
+        if found:
+            place = f"{clause.place}: " if clause.place else ""
+            self.warnings.append(
+                f"{place}{plural(len(gone), 'tensor')} of the base left out: {', '.join(found)}"
+            )
 
     def rearranged(self) -> None:
         """Has `holders` look again: modules of the tree stand elsewhere or are gone."""

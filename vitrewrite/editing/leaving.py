@@ -11,6 +11,7 @@ from ..anatomy.rows import RESHAPES
 from ..anatomy.sites import Block, Place
 from ..tracing.notes import ARITY, HINT, VALUE
 from ..tracing.template import eliminate_dead_code
+from .clause import ClauseRef
 from .editor import Editor
 from .wiring import calls, listed
 
@@ -34,8 +35,8 @@ def cannot_leave_out(editor: Editor, block: Block) -> str | None:
     return _changes(_shape(entry), left) or _unpassed(inner, found[0], output)
 
 
-def leave_out(editor: Editor, block: Block) -> None:
-    """Takes a block out for which `cannot_leave_out` finds no reason."""
+def leave_out(editor: Editor, block: Block, clause: ClauseRef) -> None:
+    """Takes a block out, for a clause, for which `cannot_leave_out` finds no reason."""
     unit, (found,) = next(calls(editor, block.path))
     call = next(n for n in editor.graph(unit).nodes if n.name == found.name)
     inner = _program(editor, block)
@@ -48,7 +49,7 @@ def leave_out(editor: Editor, block: Block) -> None:
         value = _unshaped(returned if item is call else returned[item.args[1]])
         _pass(editor, unit, item, given[value.name])
     eliminate_dead_code(call.graph)
-    _remove(editor, block.path)
+    _remove(editor, block.path, clause)
 
 
 def _program(editor: Editor, block: Block) -> fx.Graph:
@@ -111,9 +112,9 @@ def _pass(editor: Editor, unit: str, old: fx.Node, new: fx.Node) -> None:
     editor.moved[Place(unit, old.name)] = Place(unit, new.name)
 
 
-def _remove(editor: Editor, path: str) -> None:
+def _remove(editor: Editor, path: str, clause: ClauseRef) -> None:
     """Takes a module out of the tree; the names of the others stay."""
-    editor.take_out(path)
+    editor.take_out(path, clause)
     owner = path.rpartition(".")[0]
     parent = editor.root.get_submodule(owner)
     if isinstance(parent, torch.nn.ModuleList):

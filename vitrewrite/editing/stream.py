@@ -50,12 +50,14 @@ class Stated:
         use: `in_scores` (log size is added to the scores of a key) or `in_pooling` (means over
             tokens are weighed by size).
         chosen: whether the clause says so itself; else it is the default of its pass.
+        option: of the pass, that says so.
     """
 
     use: str
     value: bool
     clause: ClauseRef
     chosen: bool
+    option: str = ""
 
     def __str__(self) -> str:
         verb = "count" if self.value else "do not count"
@@ -166,7 +168,7 @@ class Stream:
         Raises:
             RewriteError: VR418 if another clause says the contrary.
         """
-        new = Stated(use, value, clause, option in clause.options)
+        new = Stated(use, value, clause, option in clause.options, option)
         known = [s for s in self.stated if s.use == use and s.clause.number != clause.number]
         for other in known if new.chosen else ():
             if other.chosen and other.value != value:

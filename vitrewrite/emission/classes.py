@@ -9,8 +9,10 @@ from typing import Any
 from torch import fx, nn
 
 from ..tracing import walk
+from ..tracing.about import about, is_root
 from ..tracing.cutting import halves
 from ..tracing.entries import ENTRIES
+from ..tracing.pre_logits import NOT_READ
 from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
@@ -21,6 +23,7 @@ from .inlining import inline_small_calls
 from .literals import Symbol, same
 from .names import NameScope
 from .parameters import Parameters
+from .pre_logits import before_logits
 from .skeleton import Position, numbered, replace_literals, skeleton
 from .tidy import tidy
 
@@ -36,6 +39,8 @@ class Class:
     parameters: Parameters = field(default_factory=lambda: Parameters(0))
     graphs: tuple[fx.Graph, ...] = ()
     entries: tuple[str, ...] = ()  # methods that its forward calls in turn, the graphs in order
+    before: tuple[fx.Graph, ...] = ()  # of the last entry up to what makes the classes
+    odd: str = ""  # why there is no such program, if there was one in the model
     plain: bool = False  # whether its forward is written without loops
     checkpointed: str | None = None  # when it is computed again in backward; "" is always
     used: set[int] = field(default_factory=set)  # ids of modules that some graph calls
@@ -173,13 +178,20 @@ class Classes:
             cls.entries = ENTRIES
             whole = [half for each in zip(*filter(None, cut), strict=True) for half in each]
         cls.graphs = tuple(whole)
-        for graph in cls.graphs:
+        told = about(cls.sample).helpers.get("pre_logits") if is_root(cls.sample) else None
+        if cls.entries and told:
+            count = len(whole) // len(cls.entries)
+            halves_before = [before_logits(g, cls.sample, told) for g in whole[-count:]]
+            cls.before = tuple(g for g in halves_before if g is not None)
+            if len(cls.before) < count:
+                cls.before, cls.odd = (), told[1] if not told[0] else NOT_READ
+        for graph in (*cls.graphs, *cls.before):
             inline_small_calls(graph, cls.units)
 
     def finish(self, cls: Class) -> None:
         """Writes differing literals as arguments; to be done after the children's classes."""
         names = {p: self._argument(cls, p) for p in cls.literals[0]} if cls.template else {}
-        for i, graph in enumerate(cls.graphs):
+        for i, graph in enumerate((*cls.graphs, *cls.before)):
             number = i % len(cls.template.graphs) if cls.template else 0
             replace_literals(graph, number, {p: s for p, s in names.items() if s is not None})
             tidy(graph, cls.units)

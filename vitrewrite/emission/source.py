@@ -207,11 +207,28 @@ def _composed(cls: Class, arguments: str, given: str, checks: list[str]) -> list
         names = _arguments(graphs[0])
         head = ", ".join(("self", *names)) if i else arguments
         body = _body(cls, graphs, names)
+        if name == cls.entries[-1] and (cls.before or cls.odd):
+            head += ", pre_logits=False"
+            body = _with_pre_logits(cls, names, body)
         lines += wrap(f"def {name}({head}):", WIDTH - 4)
         lines += [*_indent([*([] if i else checks), *body], 1), ""]
         call = f"self.{name}({call})"
     forward = wrap(f"def forward({arguments}):", WIDTH - 4)
     return [*lines, *forward, *_indent(wrap(f"return {call}", WIDTH - 8), 1)]
+
+
+def _with_pre_logits(cls: Class, names: list[str], body: list[str]) -> list[str]:
+    """The statements of an entry that is asked for what the layers of its head read, or not."""
+    if cls.odd:
+        refused = wrap(f"raise NotImplementedError({quoted(cls.odd)})", WIDTH - 12)
+        return ["if pre_logits:", *_indent(refused, 1), *body]
+    *lines, last = _body(cls, cls.before, names)
+    count, value = len(lines), last.removeprefix("return ")
+    name, _, assigned = body[count].partition(" = ") if count < len(body) else ("", "", "")
+    if body[:count] == lines and is_name(name) and assigned == value and value != last:
+        asked = ["if pre_logits:", f"    return {name}"]
+        return [*body[: count + 1], *asked, *body[count + 1 :]]
+    return ["if pre_logits:", *_indent([*lines, last], 1), *body]
 
 
 def _checkpoint(cls: Class, names: list[str]) -> tuple[str, list[str]]:

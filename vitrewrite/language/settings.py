@@ -17,6 +17,13 @@ from vitrewrite.catalog.signatures import OptionInfo
 # They change how a run is carried out, not what comes out of it: a resumed run may have others.
 FREE = ("workers", "log_every", "checkpoint_every", "keep", "evaluation_batch")
 
+OPTIMISERS = (
+    "adamw", "adam", "nadamw", "nadam", "sgd", "nesterov", "rmsprop", "lamb", "lars", "lion",
+    "adan", "adafactor", "adagrad", "adadelta", "adamax", "radam",
+)  # fmt: skip
+WITH_MOMENTUM = ("sgd", "nesterov", "rmsprop", "lars")
+SCHEDULES = ("cosine", "step", "poly", "plateau", "constant")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -32,15 +39,33 @@ class Settings:
     steps: int | None = option(None, minimum=0, help="steps, instead of epochs")
     batch: int = option(64, minimum=1, help="images per step, over all processes and pieces")
     accumulate: int = option(1, minimum=1, help="pieces that a step's images are computed in")
-    optimiser: str = option("adamw", choices=("adamw", "sgd"), help="AdamW, or SGD with momentum")
+    optimiser: str = option("adamw", choices=OPTIMISERS, help="timm's of that name; sgd is plain")
     lr: float = option(1e-3, minimum=0, help="learning rate after warm-up")
-    min_lr: float = option(
-        0.0, minimum=0, needs="schedule == 'cosine'", help="learning rate that it ends at"
+    lr_batch: int | None = option(
+        None, minimum=1, help="the batch that lr is for; it grows with the batch"
     )
-    momentum: float = option(0.9, minimum=0, maximum=1, needs="optimiser == 'sgd'", help="of sgd")
+    min_lr: float = option(
+        0.0, minimum=0, needs="schedule != 'constant'", help="learning rate that it ends at"
+    )
+    momentum: float = option(
+        0.9, minimum=0, maximum=1, help="of the optimisers that have one",
+        needs=f"optimiser in {WITH_MOMENTUM!r}",
+    )  # fmt: skip
     weight_decay: float = option(1e-4, minimum=0, help="of weights; biases and norms have none")
-    schedule: str = option("cosine", choices=("cosine", "constant"), help="after warm-up")
-    warmup_epochs: float = option(0.0, minimum=0, help="epochs in which the rate rises from 0")
+    schedule: str = option("cosine", choices=SCHEDULES, help="timm's of that name")
+    warmup_epochs: float = option(0.0, minimum=0, help="epochs in which the rate rises to lr")
+    warmup_lr: float = option(0.0, minimum=0, help="learning rate that it rises from")
+    decay_epochs: float = option(
+        30.0, minimum=0, needs="schedule == 'step'", help="epochs from step to step"
+    )
+    decay_rate: float = option(
+        0.1, minimum=0, maximum=1, needs="schedule in ('step', 'plateau')",
+        help="factor at a step, or where evaluations stay as they were",
+    )  # fmt: skip
+    patience: int = option(
+        10, minimum=0, needs="schedule == 'plateau'", help="evaluations without a better one"
+    )
+    power: float = option(0.9, minimum=0, needs="schedule == 'poly'", help="of the polynomial")
     label_smoothing: float = option(0.0, minimum=0, maximum=1, help="of the cross-entropy")
     clip: float | None = option(None, minimum=0, help="largest norm of the gradient")
     precision: str = option("no", choices=("no", "bf16", "fp16"), help="of automatic mixing")
@@ -52,6 +77,15 @@ class Settings:
     evaluation_batch: int = option(64, minimum=1, help="images per batch of an evaluation")
     checkpoint_every: int | None = option(None, minimum=1, help="steps; none: after each epoch")
     keep: int = option(2, minimum=1, help="checkpoints that are kept")
+
+    @property
+    def peak(self) -> float:
+        """The learning rate after warm-up, for this batch."""
+        return self.scaled(self.lr)
+
+    def scaled(self, rate: float) -> float:
+        """A learning rate for this batch."""
+        return rate if self.lr_batch is None else rate * self.batch / self.lr_batch
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """These settings with other values.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..tracing.about import About, write
+from ..tracing.pre_logits import HOW, WHOLE
 from ..tracing.template import Template
 from ..tracing.unit import Unit
 from .graphs import from_json, template_from_json
@@ -47,6 +48,16 @@ def read_program(
         raise ProgramError(f"it is malformed: {reason}") from error
 
 
+def _pre_logits(data: Any) -> dict[str, tuple[str, ...]]:
+    """How the model yields what its head reads, as `tracing.pre_logits` told it."""
+    if data is None:
+        return {}
+    how, *rest = data
+    if how not in ("", WHOLE, *HOW) or (not how and len(rest) != 1):
+        raise ProgramError(f"{data!r} is no way to read a head")
+    return {"pre_logits": (how, *(path(p) if how else line(p) for p in rest))}
+
+
 class _Reader:
     def __init__(self, data: Any, tensors: Mapping[str, torch.Tensor], strict: bool) -> None:
         self.data, self.given, self.strict = data, tensors, strict
@@ -70,6 +81,7 @@ class _Reader:
             example=decode(self.data["example"], []),
             constants={identifier(k): v for k, v in constants.items()},
             notes=tuple(line(note) for note in self.data["notes"]),
+            helpers=_pre_logits(self.data.get("pre_logits")),
             programs=programs,
             pretrained_cfg=decode(self.data["pretrained_cfg"], []),
             config=None if config is None else SimpleNamespace(**config),

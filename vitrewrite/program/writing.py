@@ -55,6 +55,7 @@ def write_program(root: nn.Module) -> Program:
     programs = {path(k): to_json(g) for k, g in known.programs.items()}
     records = known.pretrained_cfg or {}
     records = {k: records[k] for k in _RECORDS if k in records}
+    before = known.helpers.get("pre_logits")
     data = {
         "format": FORMAT,
         "example": encode(known.example),
@@ -62,6 +63,7 @@ def write_program(root: nn.Module) -> Program:
         "pretrained_cfg": encode(records) if records else None,
         "config": _config(known.config),
         "notes": list(known.notes),
+        **({"pre_logits": list(before)} if before else {}),
         "templates": writer.templates,
         "programs": programs,
         "tensors": writer.tensors,

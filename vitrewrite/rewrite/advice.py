@@ -59,6 +59,11 @@ class Adviser:
         if self.method.attaches == ("entries",):
             return Advice(("entries are what sensitive(budget=...) chooses by measurements",))
         wanted = self.method.attaches[0]
+        if wanted == "head" and not self.result.anatomy.head:
+            return Advice(
+                (f"{self.result.anatomy.model} has no layer that makes classes",),
+                "build it with some, such as num_classes=10, and name its head then",
+            )
         for selector, found in (*self._inside(), *self._around(wrong)):
             if self._works(selector):
                 return Advice(suggestion=f"'{selector}' selects {found}")

@@ -1,6 +1,8 @@
-"""`drop SITES`: the blocks that a spec takes out, before anything else is done to the model."""
+"""What is taken out: blocks by `drop SITES`, before all else, and what passes replace or drop."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 from ..anatomy.sites import Anatomy, Block
 from ..editing.clause import ClauseRef
@@ -8,10 +10,11 @@ from ..editing.editor import Editor
 from ..editing.stream import Stream
 from ..errors import caused_at
 from ..language.model import Spec
-from ..selection.kinds import word_for
+from ..selection.kinds import kind_of, word_for
 from ..selection.select import Selection
+from ..selection.within import Site
 from ..sites import BlockSite, Context
-from ..text import a_or_an, plural
+from ..text import a_or_an
 
 
 def drop_blocks(
@@ -49,12 +52,33 @@ def drop_blocks(
                 BlockSite(Context(editor, described, anatomy, stream), block).leave_out()
             editor.clean()
         count = before - sum(p.numel() for p in editor.root.parameters())
-        gone = names - {*editor.root.state_dict()}
-        paths = ", ".join(f"{block.path}.*" for block in blocks)
-        place = f"{described.place}: " if described.place else ""
-        editor.warnings.append(
-            f"{place}{plural(len(gone), 'tensor')} of the base left out: {paths}"
-        )
+        editor.left_out(names, described)
         anatomy = anatomy.without(blocks, described.origin)
         done.append((described, tuple(block.role for block in blocks), count))
     return anatomy, done
+
+
+def expect(sites: Iterable[Site], clause: ClauseRef, editor: Editor) -> None:
+    """Raises VR401 for a site of a clause that another one took out, or put another in place of."""
+    for site in sites:
+        if (found := _taken(site, editor)) is not None:
+            by, there = found
+            raise clause.without(site.role, by, "replaced" if there else "taken out")
+
+
+def expect_some(sites: Sequence[Site], clause: ClauseRef, editor: Editor) -> None:
+    """Raises VR401 if other clauses took out all that a clause trains; heads may be new ones."""
+    gone = [(site, f[0]) for site in sites if (f := _taken(site, editor)) and not f[1]]
+    if sites and len(gone) == len(sites):
+        site, by = gone[0]
+        raise clause.without(site.role, by)
+
+
+def _taken(site: Site, editor: Editor) -> tuple[ClauseRef, bool] | None:
+    """The clause that took a site out, and whether something else has its name now."""
+    kind = kind_of(site)
+    for path in (kind.module(site), kind.unit(site) if kind.gets else None):
+        if path and (by := editor.taken(path)) is not None:
+            names = editor.root.state_dict()
+            return by, any(f"{name}.".startswith(f"{path}.") for name in names)
+    return None

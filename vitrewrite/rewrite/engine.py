@@ -40,7 +40,7 @@ from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
 from .conflicts import needed
-from .dropping import drop_blocks
+from .dropping import drop_blocks, expect, expect_some
 from .misfits import refuse_misfit
 from .order import Order, orders
 from .parameters import parameters_of
@@ -128,7 +128,9 @@ class Rewrite:
     def head(self) -> set[str]:
         """Names of the classifier's parameters."""
         layers = {site.weight.rpartition(".")[0] for site in self.anatomy.head}
-        return {n for n, _ in self.root.named_parameters() if n.rpartition(".")[0] in layers}
+        inside = tuple(f"{layer}." for layer in layers if layer)  # where a clause replaced one
+        names = [n for n, _ in self.root.named_parameters()]
+        return {n for n in names if n.rpartition(".")[0] in layers or n.startswith(inside)}
 
 
 def rewrite(
@@ -316,7 +318,12 @@ def _parameters(insertions: Sequence[Insertion]) -> list[nn.Parameter]:
 
 
 def _bound(found: Sequence[Site], context: Context) -> list[BoundSite]:
-    """The sites as a pass gets them, kind by kind."""
+    """The sites as a pass gets them, kind by kind.
+
+    Raises:
+        RewriteError: VR401 if another clause took one out, VR402 if it has the pass already.
+    """
+    expect(found, context.clause, context.editor)
     bound: list[BoundSite] = []
     for kind in KINDS.values():
         same = [site for site in found if kind_of(site) is kind]
@@ -340,12 +347,13 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):
             continue
+        described = ClauseRef(number, "", str(clause), clause.span, {})
         with caused_at(clause.span):
             names = parameters_of(sites, result.root)
+        expect_some(sites, described, result.editor)
         chosen = {n: p for n, p in result.root.named_parameters() if n in names}
         for parameter in chosen.values():
             parameter.requires_grad_(clause.verb == "train")
-        described = ClauseRef(number, "", str(clause), clause.span, {})
         count = sum(p.numel() for p in chosen.values())
         roles = tuple(s.role for s in sites)
         result.steps.append(Step(described, clause.verb, roles, "~", count))

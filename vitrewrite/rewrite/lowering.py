@@ -92,10 +92,7 @@ def _remove_uncalled(editor: Editor) -> None:
             _reattached(editor, insertion).remove(insertion)
     for path in list(editor.helpers):
         if next(wiring.calls(editor, path), None) is None:
-            editor.helpers.remove(path)
-            owner, _, name = path.rpartition(".")
-            del editor.root.get_submodule(owner)._modules[name]
-            editor.rearranged()
+            editor.without_helper(path)
 
 
 def lowered_tree(

@@ -12,6 +12,7 @@ from torch import nn
 from ..editing.clause import ClauseRef
 from ..editing.measure import BrokenError, ParameterCounts, Propagation, count_parameters
 from ..errors import RewriteError
+from ..tracing.about import about, tell
 from ..tracing.unit import duplicate, on_meta
 from .conflicts import needed
 from .engine import Rewrite, Step
@@ -50,6 +51,7 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     root = rewritten.root
     meta = on_meta(root)
     run = _propagated(meta, rewritten, base)
+    _tell_classes(rewritten, run)
     cheapest = run.macs
     if rewritten.editor.insertions and not lowered:
         twin = duplicate(meta, lambda p: p, lambda b: b)
@@ -60,6 +62,16 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
     return Measures(params, run.macs, cheapest, base.macs, tokens)
+
+
+def _tell_classes(rewritten: Rewrite, run: Propagation) -> None:
+    """Has the model say how many classes a head yields that a clause replaced."""
+    for site in rewritten.anatomy.head:
+        replaced = site.weight.rpartition(".")[0] in rewritten.editor.removed
+        shape = run.shape(rewritten.editor.where(site.call)) if replaced else None
+        if shape is not None and "num_classes" in (known := about(rewritten.root).helpers):
+            classes = shape[1] if len(shape) == 4 else shape[-1]  # of maps, or of vectors
+            tell(rewritten.root, helpers={**known, "num_classes": classes})
 
 
 def _propagated(meta: nn.Module, rewritten: Rewrite, base: Propagation) -> Propagation:

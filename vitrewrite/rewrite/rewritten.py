@@ -95,6 +95,11 @@ class Rewritten:
             return {}
         return {"lowering": self.errors(self), "keys": key_map(self)}
 
+    def inserted(self, pass_name: str) -> list[nn.Module]:
+        """The modules that a pass put in, in the order of the clauses and sites."""
+        own = (i for i in self.result.editor.insertions if i.pass_name == pass_name)
+        return [self.module.get_submodule(i.path) for i in own]
+
     def delta(self) -> dict[str, torch.Tensor]:
         """What the spec added or trains: `<site>.<pass>.<tensor>`, and base parameters by name.
 

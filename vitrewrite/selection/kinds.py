@@ -149,9 +149,10 @@ _LAYER: Mapping[str, Any] = {
     "overlap": _same_path,
     "identity": attrgetter("path"),
 }
+# A head is a linear layer, too: all that holds of those holds of it.
 TABLE = (
+    Kind("head", Classifier, every=attrgetter("head"), **{**_LINEAR, "gets": "HeadSite"}),
     Kind("linear", Linear, every=attrgetter("linears"), **_LINEAR),
-    Kind("head", Classifier, every=attrgetter("head"), **_LINEAR),
     Kind(
         "attention", Attention, "AttentionSite", lambda site: site.core.unit,
         children=of_attention, inside=in_attention, facts=_attention_facts,
@@ -232,6 +233,7 @@ def is_any(site: Site, names: Iterable[str]) -> bool:
 
 
 def overlaps(a: Site, b: Site) -> bool:
-    """Whether two sites are about the same; those of two kinds never are."""
-    kind = kind_of(a)
-    return isinstance(b, kind.finds) and kind.overlap(a, b)
+    """Whether two sites are about the same; those of two kinds never are, but for heads."""
+    first, second = kind_of(a), kind_of(b)
+    kind = first if issubclass(second.finds, first.finds) else second
+    return isinstance(a, kind.finds) and isinstance(b, kind.finds) and kind.overlap(a, b)

@@ -4,16 +4,18 @@ from ..editing.value import Value
 from .affine import AffineSite
 from .attention import AttentionSite
 from .base import BoundSite
-from .block import BlockSite, Point
+from .block import BlockSite
 from .branch import BranchSite
 from .channels import ConvSite, NormSite
 from .context import Context
 from .decoder import DecoderSite
 from .entries import EntriesSite
+from .head import HeadSite
 from .layer import LayerSite
 from .level import LevelSite
 from .linear import LinearSite
 from .mlp import MlpSite
+from .point import Point
 from .sizes import finish, settle
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "ConvSite",
     "DecoderSite",
     "EntriesSite",
+    "HeadSite",
     "LayerSite",
     "LevelSite",
     "LinearSite",

@@ -213,7 +213,7 @@ class AttentionSite(ScoresSite):
         made = self.put(module, unit, inputs, (hint,), owner=owner, name=new)
         call.replace_all_uses_with(made[0])
         call.graph.erase_node(call)
-        self.editor.take_out(self.path)
+        self.editor.take_out(self.path, self.clause)
         wiring.release(self.editor, unit)
 
     def _replace(self, made: Place, y: Place) -> None:

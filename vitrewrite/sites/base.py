@@ -85,6 +85,11 @@ class BoundSite:
     @property
     def like(self) -> torch.Tensor:
         """A tensor of the base at the site: what is put there gets its dtype and device."""
+        return self._near
+
+    @property
+    def _near(self) -> torch.Tensor:
+        """A tensor of the module that the site is, or of the model."""
         root = self.editor.root
         found = floating(root.get_submodule(self.path))
         found = floating(root) if found is None else found
@@ -95,15 +100,29 @@ class BoundSite:
         """The roles of all sites of the clause, this one included, in order."""
         return self.context.roles
 
+    @property
+    def leads(self) -> bool:
+        """Whether it is the first site of the clause."""
+        return self.role == self.siblings[0]
+
     # -- messages -------------------------------------------------------------------------------
 
     def reject(self, option: str, message: str, **extra: Any) -> RewriteError:
         """An error about an option that this site does not allow."""
         return self.clause.error("VR403", f"{message} at '{self.role}'", option, **extra)
 
+    def expect(self, holds: object, option: str, message: str, **extra: Any) -> None:
+        """Raises what `reject` makes of the option, unless something holds."""
+        if not holds:
+            raise self.reject(option, message, **extra)
+
     def unfit(self, message: str, **extra: Any) -> RewriteError:
         """An error about a site that cannot have the pass, whatever its options."""
         return self.clause.error("VR410", f"{self.pass_name} at '{self.role}': {message}", **extra)
+
+    def gone(self, by: ClauseRef) -> RewriteError:
+        """An error about a site that another clause took out, or put something else in place of."""
+        return self.clause.without(self.role, by)
 
     def warn(self, message: str) -> None:
         """Notes what is odd but not wrong, once per clause."""
@@ -119,6 +138,24 @@ class BoundSite:
     def waive(self, claim: str, why: str) -> None:
         """Says that a claim of the pass is not made at this site; `plan` tells why."""
         self.editor.waived.setdefault((self.clause.number, claim), {})[self.role] = why
+
+    def state(self, use: str, value: bool, option: str) -> None:
+        """Says whether sizes of tokens count, for the model as a whole.
+
+        The last clause of a spec that says it itself holds, else the last that has it by default;
+        `plan` tells which.
+
+        Args:
+            use: `in_scores`, where log size is added to the scores of keys, or `in_pooling`, where
+                means over tokens are weighed by size, and the scores of an attention that pools.
+            value: whether they do.
+            option: of the pass, that says so.
+
+        Raises:
+            RewriteError: VR418 if another clause says the contrary, VR410 later if the model is to
+                weigh and how it pools is not known.
+        """
+        self.context.stream.state(use, value, self.clause, option)
 
     def waives(self, claim: str) -> bool:
         """Whether it was said that a claim of the pass is not made at this site."""
@@ -174,13 +211,17 @@ class BoundSite:
         origin = self.clause.origin
         return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
 
-    def _help(
-        self, module: nn.Module, unit: str, args: Sequence[fx.Node], name: str, hint: str
+    def help(
+        self, module: nn.Module, unit: str, args: Iterable[fx.Node], name: str, hint: str
     ) -> fx.Node:
-        """Calls a module without state that belongs to no pass."""
+        """Calls a module without state that belongs to no pass: one of those that sites have.
+
+        It is there as long as something calls it.
+        """
         target, path = self.editor.adopt(unit, self.path, name, module, self.like)
         self.editor.helpers.append(path)
-        (node,) = self.editor.call(unit, target, args, origin=self.clause.origin, hints=(hint,))
+        origin = self.clause.origin
+        (node,) = self.editor.call(unit, target, args, origin=origin, hints=(hint,))
         return node
 
     def _check(self, module: nn.Module, changed: tuple[int, ...]) -> None:
@@ -254,8 +295,11 @@ class BoundSite:
 
     def calls_of(self, insertion: Insertion) -> Iterator[tuple[str, fx.Node]]:
         """The nodes that call an inserted module, each with its unit."""
-        for unit, _ in list(wiring.calls(self.editor, insertion.path)):
-            target = relative(insertion.path, unit)
+        return self._calls_at(insertion.path)
+
+    def _calls_at(self, path: str) -> Iterator[tuple[str, fx.Node]]:
+        for unit, _ in list(wiring.calls(self.editor, path)):
+            target = relative(path, unit)
             nodes: list[fx.Node] = list(self.editor.graph(unit).nodes)
             yield from ((unit, n) for n in nodes if n.op == "call_module" and n.target == target)
 
@@ -275,11 +319,15 @@ class BoundSite:
 
     def drop(self) -> None:
         """Takes the module out: what it changed passes as it was."""
-        insertion = self.insertion
-        for unit, node in list(self.calls_of(insertion)):
-            self._bypass(unit, node, changed_by(insertion.module))
+        self.bypass(self.insertion.path)
+        self.remove(self.insertion)
+
+    def bypass(self, path: str) -> None:
+        """What a module at a path changes passes as it was; the module is called no more."""
+        changes = changed_by(self.editor.root.get_submodule(path))
+        for unit, node in list(self._calls_at(path)):
+            self._bypass(unit, node, changes)
             eliminate_dead_code(node.graph)
-        self.remove(insertion)
 
     def _bypass(self, unit: str, node: fx.Node, changes: Sequence[int | None]) -> None:
         """What read the results of a call reads what they are changed forms of; the call goes."""

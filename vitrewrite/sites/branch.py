@@ -76,6 +76,7 @@ class BranchSite(BoundSite):
         HINT.put(stream, HINT.get(stream) or HINT.get(total))
         total.replace_all_uses_with(stream)
         self.editor.moved[self.branch.sum] = Place(unit, stream.name)
+        self.editor.ended[self.branch.sum] = self.clause
         total.graph.erase_node(total)
         eliminate_dead_code(stream.graph)
         for path in sorted(join(unit, target) for target in called):
@@ -90,7 +91,7 @@ class BranchSite(BoundSite):
         nodes: list[fx.Node] = list(self.editor.graph(self.path).nodes)
         found = next((n for n in nodes if n.name == self.branch.sum.node), None)
         if found is None:
-            raise self.unfit("another clause took it out")
+            raise self.gone(self.editor.ended[self.branch.sum])
         return found
 
     def _put(self, module: nn.Module, *given: object) -> None:
@@ -126,4 +127,4 @@ class BranchSite(BoundSite):
         inside = (i for i in self.editor.insertions if f"{i.path}.".startswith(f"{path}."))
         if (found := next(inside, None)) is not None:
             raise self.unfit(f"'{found.site.clause.text}' put something into it")
-        self.editor.take_out(path)
+        self.editor.take_out(path, self.clause)

@@ -133,6 +133,28 @@ class DecoderSite(BoundSite):
                     f"{rows}x{columns}: sides of images must be multiples of 32"
                 )
 
+    def expect_softmax(self, instead: str) -> None:
+        """Whether the model's own layers have cross-attentions that take positions and yield maps.
+
+        Those of layers that a clause put in are that clause's.
+
+        Args:
+            instead: what a spec may say rather than take the layer out of the other clause.
+
+        Raises:
+            RewriteError: VR412 if another clause replaced one.
+        """
+        for layer in self.layers:
+            if layer.replacing is not None and not layer.added:
+                name, clause = layer.replacing
+                raise self.clause.error(
+                    "VR412",
+                    f"{self.pass_name} and {name} exclude each other at '{layer.role}': the "
+                    "attention there takes no positional queries and yields no map",
+                    notes=[f"the other clause: {clause}"],
+                    suggestion=f"take '{layer.role}' out of the other clause, {instead}",
+                )
+
     # -- verbs ----------------------------------------------------------------------------------
 
     def call(
@@ -168,11 +190,10 @@ class DecoderSite(BoundSite):
             raise self.unfit("no pixel decoder makes its levels")
         return pixels.levels[0].features.unit
 
-    def threshold(self, probability: float) -> bool:
+    def threshold(self, probability: float, option: str) -> None:
         """Masks block what is less probable than this.
 
-        Returns:
-            Whether they block anything.
+        Where they block nothing, it is told that the option of the pass has no effect.
         """
         found = False
         for unit in dict.fromkeys(p.mask.unit for p in self.decoder.predictions):
@@ -182,7 +203,8 @@ class DecoderSite(BoundSite):
                 if node.target in _COMPARISONS and isinstance(node.args[1], float):
                     node.update_arg(1, probability)
                     found = True
-        return found
+        if not found:
+            self.idle(option, "in a model whose masks block nothing")
 
     def insert_layer(self, behind: LayerSite, like: LayerSite, name: str) -> LayerSite:
         """Puts a copy of a layer behind another one; what is predicted then is returned too.

@@ -49,9 +49,10 @@ class EntriesSite(WeightedSite):
         return self.parts[0].module
 
     @property
-    def is_linear(self) -> bool:
-        """Whether the layer is linear; else it is a norm."""
-        return self._linear is not None
+    def eps(self) -> float | None:
+        """What is added to the variance by a norm; None of a linear layer."""
+        layer: Any = self.layer
+        return None if self._linear is not None else float(layer.eps)
 
     @property
     def _linear(self) -> Linear | None:

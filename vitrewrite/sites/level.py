@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..anatomy.decoder import Level, PixelLevel
 from ..anatomy.sites import Place
@@ -75,16 +75,36 @@ class LevelSite(BoundSite):
         return next((each for each in levels if each.grid == self.level.grid), None)
 
     @property
-    def projected(self) -> Value | None:
-        """The map of the backbone as it enters the pixel decoder, if it does."""
-        pixels = self.pixel_level
-        return None if pixels is None else Value(_map_behind(self, pixels.features))
+    def projected(self) -> bool:
+        """Whether the map of the backbone that it is made of enters the pixel decoder.
 
-    def positions_become(self, value: Value) -> None:
-        """Other positions, a map, for the keys and in the pixel decoder."""
+        It does so projected to the width of the queries.
+        """
+        return self.pixel_level is not None
+
+    @property
+    def channels(self) -> int:
+        """Channels of the map of the backbone that it is made of, as `positions_become` has it."""
+        return self.decoder.dim if self.projected else self.decoder.lateral[1]
+
+    def positions_become(self, module: nn.Module) -> None:
+        """Positions for the keys, and in the pixel decoder, are made of features.
+
+        Args:
+            module: from the map of the backbone, [batch, channels, height, width], to positions
+                [batch, width of the queries, height, width]. A map that is `projected` is taken
+                where it enters the pixel decoder.
+        """
+        pixels, name = self.pixel_level, f"position_{self.index}"
+        features = (
+            self.decoder.lateral[0] if pixels is None else Value(_map_behind(self, pixels.features))
+        )
+        (value,) = self.decoder.call(
+            module, features, name=f"{self._stem}_{name}", results=(name,), pixels=True
+        )
         places = [self.position.place]
-        if self.pixel_level is not None and self.pixel_level.position is not None:
-            places.insert(0, self.pixel_level.position)
+        if pixels is not None and pixels.position is not None:
+            places.insert(0, pixels.position)
         for place in places:
             old = _map_behind(self, place)
             node = self.editor.node(old)

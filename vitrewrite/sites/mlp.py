@@ -85,7 +85,7 @@ class MlpSite(ReplacedSite):
         (made,) = self.put(module, above, given, (hint,), owner=owner, name=new, changed=(0,))
         call.replace_all_uses_with(made)
         call.graph.erase_node(call)
-        self.editor.take_out(self.path)
+        self.editor.take_out(self.path, self.clause)
 
     @property
     def _own_unit(self) -> str:

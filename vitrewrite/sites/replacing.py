@@ -142,7 +142,7 @@ class ReplacedSite(BoundSite):
         read = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
         for name in list(self.editor.unit(unit)._modules):
             if not any(f"{target}.".startswith(f"{name}.") for target in read):
-                self.editor.take_out(join(unit, name))
+                self.editor.take_out(join(unit, name), self.clause)
 
 
 def _is_input(node: object) -> bool:

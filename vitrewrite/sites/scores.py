@@ -29,6 +29,7 @@ from ..tracing.notes import HELD, HINT, ORIGIN, PAIRS, ROWS, SOFTMAX, VALUE, WRI
 from .attending import AttendingSite
 from .core import add_bias, bias_of, filled, of_tokens, operand_of, set_operand, settle
 from .growing import GrownScores
+from .room import BiasWithRoom
 
 _PASSING = (F.dropout, "to", "type_as", "float")
 _SOFTMAX = ("softmax", torch.softmax, F.softmax)
@@ -42,18 +43,6 @@ class ScoresSite(AttendingSite):
     def masked(self) -> bool:
         """Whether its scores have a mask or bias."""
         return bias_of(self._core()) is not None
-
-    @property
-    def bias_axes(self) -> tuple[int, ...]:
-        """The axes, from the end, along which its mask or bias is one number per token.
-
-        None where its scores are not of the form that has one.
-        """
-        core = self._found()
-        bias = None if core is None else bias_of(core)
-        value = None if bias is None else VALUE.get(bias)
-        shape = value.shape if isinstance(value, torch.Tensor) else ()
-        return tuple(axis for axis in (-2, -1) if len(shape) >= -axis and shape[axis] > 1)
 
     @property
     def keys(self) -> Value:
@@ -194,7 +183,7 @@ class ScoresSite(AttendingSite):
         for start in joined:
             args = bias, *(operand_of(core, 0), of_tokens(operand_of(core, 1)))
             name = f"{self._stem}_grown"
-            bias = self._help(GrownScores(start), self._unit, args, name, "bias")
+            bias = self.help(GrownScores(start), self._unit, args, name, "bias")
         if any(rows := ROWS.get(core, (0, 0))):
             bias = self._padded(bias, rows)
         PAIRS.put(bias, True)
@@ -289,21 +278,20 @@ class ScoresSite(AttendingSite):
         origin = ORIGIN.get(core)
         ORIGIN.put(core, f"{origin}\n{self.clause.origin}" if origin else self.clause.origin)
 
-    def pad_bias(self, module: nn.Module) -> None:
-        """`bias = module(bias)` for the bias, or mask, that is added to the scores.
+    def make_room(self, start: int, count: int) -> None:
+        """For `count` tokens more from `start` on, the bias of the scores is zero, a mask true.
 
-        For a pass that changes the tokens: what is made for the tokens as they were grows with
-        them. Without a bias, or with one that is made of the tokens themselves, nothing is done.
+        Without a bias, or with one that is made of the tokens themselves, nothing is done.
         """
-        core = self._core()
-        bias = bias_of(core)
-        if bias is None:
+        core = self._found()
+        bias = None if core is None else bias_of(core)
+        if core is None or bias is None or not (axes := _by_token(bias)):
             return
         tokens = ahead([operand_of(core, i) for i in range(3)])
         if any(n in tokens for n in ahead([bias]) if n.op == "placeholder" or is_size(n)):
             return
-        name = f"{self._stem}_bias"
-        (made,) = self.put(module, self._unit, (bias,), ("bias",), name=name, changed=(0,))
+        module = BiasWithRoom(start, count, axes)
+        made = self.help(module, self._unit, (bias,), f"{self._stem}_bias", "bias")
         settle(core, (bias,), (made,))
         set_operand(core, 3, made)
 
@@ -326,3 +314,10 @@ def _on_meta(module: nn.Module, args: Sequence[Any]) -> torch.Tensor | None:
     except Exception:
         return None
     return found if isinstance(found, torch.Tensor) else None
+
+
+def _by_token(bias: fx.Node) -> tuple[int, ...]:
+    """The axes, from the end, along which a mask or bias is one number per token."""
+    value = VALUE.get(bias)
+    shape = value.shape if isinstance(value, torch.Tensor) else ()
+    return tuple(axis for axis in (-2, -1) if len(shape) >= -axis and shape[axis] > 1)

@@ -57,6 +57,14 @@ class WeightedSite(BoundSite):
         """The rows of what the layer yields that the site is about."""
         raise NotImplementedError
 
+    @property
+    def output(self) -> Value:
+        """What the layer yields where it is called first, all that stands there included."""
+        place = self._calls[0]
+        node = self.editor.node(place)
+        *_, last = (node, *branches.chain(self.editor, place.unit, node))
+        return Value(Place(place.unit, last.name))
+
     def refuse_twice(self) -> None:
         """Raises VR402 if the pass is at these rows of the layer already."""
         for place in self._calls:
@@ -129,7 +137,7 @@ class WeightedSite(BoundSite):
             return x
         known, key = self.context.shared, f"dropout of {x.name} in {unit or 'the root'}"
         if key not in known:
-            node = self._help(nn.Dropout(p), unit, (x,), f"{self._stem}_dropout", "dropped")
+            node = self.help(nn.Dropout(p), unit, (x,), f"{self._stem}_dropout", "dropped")
             known[key] = Value(Place(unit, node.name))
         return known[key].read(self.editor, unit)
 
@@ -154,7 +162,7 @@ class WeightedSite(BoundSite):
             )
         args = [x] if samples.order == "alone" else [x, self._batch(call.unit)]
         module = KeepSamples(p, samples.axis, samples.order != "apart")
-        return self._help(module, call.unit, args, name, "keep")
+        return self.help(module, call.unit, args, name, "keep")
 
     def _batch(self, unit: str) -> fx.Node:
         """How many samples there are, read off the nearest input that has one row for each."""

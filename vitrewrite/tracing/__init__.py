@@ -16,12 +16,14 @@ from .about import About, write
 from .arguments import separated
 from .caches import Caches
 from .control import programs
+from .cutting import handed_over
 from .detour import Detour
 from .fused import FUSED, fused_attention
 from .guards import check_input, is_guard
 from .helpers import helpers_of
 from .nodes import is_size
 from .notes import GUARD, VALUE
+from .pre_logits import pre_logits
 from .pruning import pass_on, prune
 from .runs import Given, TraceRun
 from .sizes import settle
@@ -67,12 +69,16 @@ def trace(model: nn.Module, example: Any = None) -> nn.Module:
     if IMAGE in fixed:
         _guard_input_size(merged[""], example)
     root = copy_tree(model, merged, _at_first_path(model, *found.runs))
+    helpers = helpers_of(model)
+    if (features := handed_over(merged[""].graph)) is not None:
+        with LOCK, same_randomness():
+            helpers["pre_logits"] = pre_logits(model, features)
     checkpoint(root, found.checkpointed)
     known = About(
         example=tree.map_leaves(lambda t: t.to("meta"), example),
         constants=constants,
         notes=tuple(_notes(model, found.lost_checkpoints)),
-        helpers=helpers_of(model),
+        helpers=helpers,
         programs=construction.programs(model),
         pretrained_cfg=getattr(model, "pretrained_cfg", None),
         config=getattr(model, "config", None),

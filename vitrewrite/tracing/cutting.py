@@ -150,6 +150,14 @@ def halves(graph: fx.Graph) -> tuple[fx.Graph, fx.Graph] | None:
     return None if found is None else (_first(graph, found), _second(graph, found))
 
 
+def handed_over(graph: fx.Graph) -> Any:
+    """What the first half returns, as values; None where it is not what was marked."""
+    found = cut(graph)
+    if found is None or not found.as_marked:
+        return None
+    return fx.node.map_arg(_packed(list(found.handed), True), VALUE.of)
+
+
 def _first(graph: fx.Graph, found: Seam) -> fx.Graph:
     result = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}

@@ -18,7 +18,7 @@ from ..storage.tensors import Content, check_finite, read_tensors, write_tensors
 from ..text import first_line
 from .engine import Engine
 from .run import Run, persistent_buffers
-from .tensors import named, optimiser_state, pack, restore_optimiser, unpack
+from .tensors import counts, named, optimiser_state, pack, restore_optimiser, unpack
 
 FORMAT = "vitrewrite checkpoint 2"
 _STATE, _TENSORS, _WRITING = "state.json", "tensors.safetensors", ".writing"
@@ -66,6 +66,7 @@ class Checkpoints:
             "run": {name: getattr(run, name) for name in _FIELDS},
             "model": own_tensors(run, run.module),
             "optimiser": optimiser_state(optimiser),
+            "counts": counts(optimiser),
             "scaler": scaler.state_dict() if scaler else None,
         }
         _check_numbers(state, run, self.folder)
@@ -178,7 +179,7 @@ class Checkpoints:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state["model"][name])
-        restore_optimiser(optimiser, state["optimiser"])
+        restore_optimiser(optimiser, state["optimiser"], packed["counts"])
         if state["scaler"]:
             self.engine.accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from ..catalog.declare import Pass
 from ..catalog.own_code import own_code
+from ..editing.editor import Insertion
 from ..errors import TuneError
+from ..language.values import show
 from ..rewrite.rewritten import Rewritten
+from ..text import listing
 from .procedure import Phase, Procedure
 from .run import Run
 
 
 def contributions(rewritten: Rewritten) -> tuple[Procedure, ...]:
-    """One procedure for each clause whose pass has one, in the order of the spec."""
+    """One procedure for each clause whose pass has one, in the order of the spec.
+
+    Raises:
+        TuneError: VR859 if options by site make other procedures from site to site.
+    """
     found = []
-    for _, method in sorted(rewritten.result.methods.items()):
-        with own_code(type(method), type(method).__name__, "procedure()"):
-            found.append(method.procedure())
+    for number, method in sorted(rewritten.result.methods.items()):
+        procedure = _procedure(method)
+        for insertion in rewritten.result.editor.insertions:
+            there = rewritten.result.methods.of(insertion)
+            if insertion.clause != number or there is method:
+                continue
+            if not _same(procedure, _procedure(there)):
+                raise _differing(insertion, method, there)
+        found.append(procedure)
     return tuple(procedure for procedure in found if isinstance(procedure, Procedure))
+
+
+def _procedure(method: Pass) -> object:
+    with own_code(type(method), type(method).__name__, "procedure()"):
+        return method.procedure()
+
+
+def _same(first: object, second: object) -> bool:
+    """Whether two procedures do the same; most know no equality of their own."""
+    if first is None or second is None:
+        return first is second
+    return first == second or (type(first) is type(second) and vars(first) == vars(second))
+
+
+def _differing(insertion: Insertion, first: Pass, other: Pass) -> TuneError:
+    names = [f.name for f in dataclasses.fields(first)]
+    values = {n: (getattr(first, n), getattr(other, n)) for n in names}
+    odd = [n for n, (a, b) in values.items() if a != b]
+    clause, name = insertion.site.clause, insertion.pass_name
+    options = listing(f"{name}.{option}" for option in odd)
+    return TuneError(
+        "VR859",
+        f"{options} differs from site to site, and {name} trains all of its sites in one way",
+        span=clause.options.get(odd[0], clause.span),
+        notes=[f"at '{insertion.site.role}' it is {', '.join(show(values[n][1]) for n in odd)}"],
+        suggestion="give one value for all sites",
+    )
 
 
 def phases(run: Run) -> tuple[Phase, ...]:

@@ -152,11 +152,12 @@ def _shard(module: nn.Module, blocks: list[str], device: torch.device) -> None:
     """Blocks are groups of their own, the root takes the rest.
 
     A block that shares a parameter with another module stays in the root's group: a tensor can
-    be gathered by one group only. Entries are not registered: the forward calls them, and a call
-    registered inside of another ends the group's backward before the first half has its gradients.
+    be gathered by one group only.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    from .entries import register_entries
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     uses = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
@@ -166,6 +167,7 @@ def _shard(module: nn.Module, blocks: list[str], device: torch.device) -> None:
         if all(uses[each] == count for each, count in inside.items()):
             fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
+    register_entries(module)
     if device.type == "cpu":  # gloo of torch 2.8 takes an average of gradients for a sum
         for each in module.modules():
             if isinstance(each, FSDPModule):

@@ -13,11 +13,14 @@ from ..data import Batch, evaluation_batches, training_batches
 from ..data.loading import TrainingOrder
 from ..data.seeding import mixed, seed_all
 from ..errors import TuneError
+from ..tracing import walk
+from ..tracing.unit import Unit
 from . import optimisation
 from .checkpoints import Checkpoints
 from .engine import Engine
 from .metrics import Metrics
 from .run import Run
+from .schedules import Rates
 
 
 class Objective(nn.Module):
@@ -57,6 +60,7 @@ class TrainingLoop:
             checkpoints.save(run, self.optimiser)
         else:
             checkpoints.restore(run, self.optimiser, packed)
+        self.rates = Rates(run, self.optimiser)
 
     def steps(self) -> None:
         """All steps that are left."""
@@ -87,8 +91,8 @@ class TrainingLoop:
         # What a step draws depends on its number, not on what came before: a resumed run draws
         # the same, and there is no state of generators to keep.
         seed_all(mixed(run.seed, "step", run.position, run.step, engine.rank))
-        _training_mode(run.module)
-        optimisation.set_rates(self.optimiser, run)
+        _training_mode(run)
+        self.rates.set()
         for hooks in run.hooks:
             hooks.before_step(run)
         self.optimiser.zero_grad()
@@ -159,12 +163,15 @@ class TrainingLoop:
             tallies.append(run.task.tally(output, labels))
         sums = engine.mean(torch.stack(tallies).sum(0)) * engine.processes
         run.results = run.task.results(sums)
+        self.rates.evaluated(run.score)
         self.metrics.write(run, "evaluation", **run.results)
 
 
-def _training_mode(module: nn.Module) -> None:
-    """Training mode, except for batch norms: their statistics are the base's, in no delta."""
-    module.train()
-    for each in module.modules():
-        if isinstance(each, nn.modules.batchnorm._BatchNorm):
+def _training_mode(run: Run) -> None:
+    """Training mode, except for batch norms of the base: their statistics are in no delta."""
+    module = run.module.train()
+    put = [i for i in run.rewritten.result.editor.insertions if not isinstance(i.module, Unit)]
+    new = {id(m) for i in put for m in walk.modules(module.get_submodule(i.path))}
+    for each in walk.modules(module):
+        if isinstance(each, nn.modules.batchnorm._BatchNorm) and id(each) not in new:
             each.eval()

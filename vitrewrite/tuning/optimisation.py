@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import TuneError
-from ..language.settings import Settings
+from ..language.settings import WITH_MOMENTUM, Settings
 from .procedure import ParameterGroup
 from .run import Run
 
@@ -31,9 +31,17 @@ def create(run: Run) -> torch.optim.Optimizer:
             f"nothing is trained in phase '{run.phase.name}'",
             suggestion="add a clause such as 'train head' to the spec",
         )
-    if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=settings.lr)
+    import timm.optim
+
+    make: Any = timm.optim.create_optimizer_v2  # type: ignore[attr-defined]
+    more = {"momentum": settings.momentum} if settings.optimiser in WITH_MOMENTUM else {}
+    name = _TIMMS.get(settings.optimiser, settings.optimiser)
+    made: torch.optim.Optimizer = make(groups, name, lr=settings.peak, **more)
+    return made
+
+
+# timm calls Nesterov's form `sgd`.
+_TIMMS = {"sgd": "momentum", "nesterov": "sgd"}
 
 
 def _grouped(run: Run) -> Iterable[dict[str, Any]]:
@@ -50,27 +58,10 @@ def _grouped(run: Run) -> Iterable[dict[str, Any]]:
                     "names": list(members),
                     "name": group.name + suffix,
                     "weight_decay": 0.0 if flat else decay,
-                    "peak": settings.lr if group.lr is None else group.lr,
+                    "peak": settings.peak if group.lr is None else settings.scaled(group.lr),
                     "floor": settings.min_lr if group.min_lr is None else group.min_lr,
                     "schedule": group.schedule or settings.schedule,
                 }
-
-
-def set_rates(optimiser: torch.optim.Optimizer, run: Run) -> None:
-    """The learning rates of the step that comes next: functions of its number alone."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate(run, group["peak"], group["floor"], group["schedule"])
-
-
-def rate(run: Run, peak: float, floor: float, schedule: str) -> float:
-    """A linear rise over the warm-up, then a constant or half a cosine down to the floor."""
-    warmup = round(run.settings.warmup_epochs * run.per_epoch)
-    if run.step < warmup:
-        return peak * (run.step + 1) / warmup
-    if schedule == "constant" or peak <= floor:
-        return peak
-    done = (run.step - warmup) / max(1, run.steps - warmup)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 class Gradients:

@@ -2,6 +2,9 @@
 
 A pass returns a `Procedure` from its method `procedure`. Hooks of all procedures of a spec act in
 every phase; phases come from one of them at most, and without any there is one plain phase.
+Where options differ from site to site it must be the same for all: `run.inserted(name)` are the
+modules, and `run.passes(name)` the pass of each with its options there.
+
 Procedures and phases hold no state: what must survive an interruption goes to `run.memory`
 (numbers, strings, lists and tensors), and is in every checkpoint.
 
@@ -26,13 +29,13 @@ class Retrain(Phase):
     name = "retrain"
 
     def build(self, run, rewritten):                # on resume too: what is trained, what is frozen
-        rewritten.module.prompts.mask.requires_grad_(False)
+        rewritten.inserted("prompts")[0].mask.requires_grad_(False)
         return rewritten
 
-    def start(self, run):                           # once: the rewind
-        prompts = run.rewritten.module.prompts
-        prompts.reset_parameters(run.generator("rewind"))
-        prompts.mask.zero_()[run.memory["kept"]] = 1
+    def start(self, run):                           # once
+        run.rewind()
+        mask = run.rewritten.inserted("prompts")[0].mask.data
+        mask.zero_()[run.memory["kept"]] = 1
 ```
 
 An extra loss with its schedule is a hook alone:

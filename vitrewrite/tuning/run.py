@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..catalog.declare import Pass
 from ..data import Data
 from ..data.seeding import mixed
+from ..editing.fitting import initialise
 from ..language.settings import Settings
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Task
@@ -111,6 +113,33 @@ class Run:
         """The modules in `module` that a pass put in."""
         insertions = self.rewritten.result.editor.insertions
         return [self.module.get_submodule(i.path) for i in insertions if i.pass_name == name]
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """A fresh start of the phase's model, for `Phase.start`.
+
+        What passes put in is drawn anew; what else is trained is as it was given.
+        """
+        result, given = self.rewritten.result, self.original.module
+        for insertion in result.editor.insertions:
+            generator = self.generator(insertion.path)
+            initialise(result.methods.of(insertion), insertion.module, generator)
+        for name in result.base_trained:
+            self.rewritten.module.get_parameter(name).copy_(given.get_parameter(name))
+
+    def keep(self, name: str) -> None:
+        """Remembers the tensors of the phase's result, so that a later phase can `recall` them."""
+        self.memory |= {f"{name}.{k}": v.clone() for k, v in self.rewritten.delta().items()}
+
+    def recall(self, name: str) -> None:
+        """Makes the tensors that were kept those of the phase's model."""
+        for key, tensor in self.rewritten.delta().items():
+            tensor.copy_(self.memory[f"{name}.{key}"])
+
+    def passes(self, name: str) -> list[Pass]:
+        """The pass of each of these modules, with its options there: they may differ by site."""
+        result = self.rewritten.result
+        return [result.methods.of(i) for i in result.editor.insertions if i.pass_name == name]
 
     def replicate(self) -> nn.Module:
         """A copy of the phase's model: what is frozen is shared, what is trained is copied."""

@@ -78,9 +78,24 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Any
     return {name: dict(state) for name, state in pairs}
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
+def counts(optimiser: torch.optim.Optimizer) -> dict[str, float]:
+    """The steps that an optimiser counts by group rather than by parameter.
+
+    Some count in an integer, some (LAMB) in a tensor, which is a float here.
+    """
+    steps = {g["name"]: g["step"] for g in optimiser.param_groups if "step" in g}
+    return {k: v if type(v) is int else float(v) for k, v in steps.items()}
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer, state: dict[str, dict[str, Any]], steps: dict[str, float]
+) -> None:
     """Gives an optimiser over the same parameters the state of another."""
     known = optimiser.state_dict()
     names = [name for group in optimiser.param_groups for name in group["names"]]
     known["state"] = {i: state[name] for i, name in enumerate(names) if name in state}
     optimiser.load_state_dict(known)
+    for group in optimiser.param_groups:
+        if group["name"] in steps:
+            step = steps[group["name"]]
+            group["step"] = torch.tensor(step) if isinstance(step, float) else step

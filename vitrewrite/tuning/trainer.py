@@ -51,7 +51,7 @@ def tune(
     Raises:
         FileError: VR702, VR703, VR715, VR716, VR730 to VR735 for what is wrong with the folder.
         DataError: VR740 to VR748 for what is wrong with the data.
-        TuneError: VR850 to VR858 if training cannot start or go on; the last checkpoint stays.
+        TuneError: VR850 to VR859 if training cannot start or go on; the last checkpoint stays.
     """
     folder = RunFolder(Path(out))
     settings = settings or Settings().changed(rewritten.spec.tune.values)

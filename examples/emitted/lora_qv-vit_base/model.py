@@ -167,8 +167,10 @@ class VisionTransformer(nn.Module):
         x = self.blocks(x)
         return self.norm(x)
 
-    def forward_head(self, x):
+    def forward_head(self, x, pre_logits=False):
         x = x[:, 0]
+        if pre_logits:
+            return x
         return self.head(x)
 
     def forward(self, x):

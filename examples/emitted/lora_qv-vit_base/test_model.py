@@ -6,6 +6,7 @@ vitrewrite is not used.
 
 import copy
 import importlib.util
+import inspect
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,11 @@ def test_at_its_start_it_is_the_model_that_it_was_made_from(model, batch, traini
     known = dict(original.named_modules())
     inserted = [module for name, module in start.named_modules() if name not in known]
     for module in inserted:
-        if hasattr(type(module), "inserted_by"):
-            module.reset_parameters()
+        if hasattr(type(module), "inserted_by") and any(True for _ in module.parameters()):
+            names = inspect.signature(type(module)).parameters
+            made = type(module)(**{name: getattr(module, name) for name in names})
+            for parameter, value in zip(module.parameters(), made.parameters()):
+                parameter.data.copy_(value)
     state = start.state_dict()
     original.load_state_dict({name: state[name] for name in original.state_dict()})
     x = _images(batch).to(dtype)

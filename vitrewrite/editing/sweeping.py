@@ -1,0 +1,110 @@
+"""What nobody reads any more: nodes, inputs of units on the way up, and modules nobody calls."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+
+from ..anatomy.sites import Place
+from ..tracing.notes import ARITY, HINT, VALUE, WIRED, shared
+from ..tracing.unit import Unit
+from .clause import ClauseRef
+from .editor import Editor, Insertion, join
+from .slices import ahead, erase_unread
+from .wiring import caller, release
+
+
+def forget(editor: Editor, unit: str, node: fx.Node, clause: ClauseRef) -> Insertion | None:
+    """Takes out a value that nobody reads, what only it was made of, and the modules that made it.
+
+    Args:
+        editor: of the tree.
+        unit: path of the unit whose graph has the value.
+        node: the value.
+        clause: what it is done for.
+
+    Returns:
+        What another clause put where nobody reads it now; the tree is half done then.
+    """
+    before = _called(editor)
+    _erase(editor, unit, node)
+    now = _called(editor)
+    for path in sorted(before - now):
+        if editor.taken(path) or any(p.startswith(f"{path}.") for p in now):
+            continue
+        inside = (i for i in editor.insertions if f"{i.path}.".startswith(f"{path}."))
+        if (found := next(inside, None)) is not None:
+            return found
+        editor.take_out(path, clause)
+    return None
+
+
+def _called(editor: Editor) -> set[str]:
+    """Paths of all modules that run when the model does."""
+    found, waiting = set[str](), [""]
+    while waiting:
+        path = waiting.pop()
+        unit = editor.root.get_submodule(path)
+        template = unit.template if isinstance(unit, Unit) and path not in found else None
+        found.add(path)
+        for graph in () if template is None else template.graphs:
+            calls = (n for n in graph.nodes if n.op == "call_module")
+            waiting += [join(path, str(n.target)) for n in calls]
+    return found
+
+
+def _erase(editor: Editor, unit: str, node: fx.Node) -> None:
+    """Erases a value, and what its unit was given, or yields, for it alone."""
+    graph = editor.graph(unit)
+    made = [n for n in ahead([node]) if ARITY.on(n) and n.op == "call_module"]
+    erase_unread(node)
+    left = set(graph.nodes)
+    for call in made:
+        if call in left:
+            _yield_less(editor, unit, call)
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    dead = [i for i, n in enumerate(inputs) if not n.users]
+    if not unit or not dead:
+        return
+    above, _ = caller(editor, unit)
+    editor.graph(above)
+    given = [call.args[i] for call in caller(editor, unit)[1] for i in dead]
+    for i in dead:
+        WIRED.put(inputs[i], True)
+    release(editor, unit)
+    for source in dict.fromkeys(n for n in given if isinstance(n, fx.Node)):
+        if source in set(editor.graph(above).nodes) and not source.users:
+            _erase(editor, above, source)
+
+
+def _yield_less(editor: Editor, unit: str, call: fx.Node) -> None:
+    """Has a unit yield only what its one call reads of its results."""
+    path = join(unit, str(call.target))
+    items = {u.args[1]: u for u in call.users if u.target is operator.getitem}
+    child = editor.root.get_submodule(path)
+    alone = len(caller(editor, path)[1]) == 1 and editor.holders(child) == 1
+    if not (isinstance(child, Unit) and alone) or len(items) in (0, ARITY.of(call)):
+        return
+    output = editor.graph(path).output_node()
+    results: Any = output.args[0]
+    kept = [i for i in range(len(results)) if i in items]
+    output.args = (tuple(results[i] for i in kept) if len(kept) > 1 else results[kept[0]],)
+    for number, index in enumerate(kept):
+        items[index].update_arg(1, number)
+    ARITY.put(call, len(kept))
+    if len(kept) == 1:
+        _take_alone(editor, unit, call, items[kept[0]])
+    for i, value in enumerate(results):
+        if i not in items and not value.users:
+            _erase(editor, path, value)
+
+
+def _take_alone(editor: Editor, unit: str, call: fx.Node, item: fx.Node) -> None:
+    """A call yields one value, which was an item of its result."""
+    ARITY.drop(call)
+    shared(item, call, VALUE, HINT)
+    item.replace_all_uses_with(call)
+    editor.moved[Place(unit, item.name)] = Place(unit, call.name)
+    call.graph.erase_node(item)

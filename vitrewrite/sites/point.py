@@ -1,0 +1,155 @@
+"""Verbs of the points of the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import fx, nn
+
+from ..anatomy.sites import Place
+from ..editing.facts import Facts
+from ..editing.value import Value
+from ..tracing.notes import HELD, HINT
+from .room import WithoutTokens
+
+if TYPE_CHECKING:
+    from .block import BlockSite
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A point of the residual stream: what is changed there, all that follows sees."""
+
+    site: BlockSite
+    place: Place
+    position: int
+
+    @property
+    def value(self) -> Value:
+        """The stream here, as the clauses leave it, for what reads it elsewhere."""
+        return Value(self.place)
+
+    @property
+    def tokens(self) -> Facts:
+        """What is known of the tokens here."""
+        return self.site.context.stream.at(self.position)
+
+    @property
+    def grid_size(self) -> tuple[Value, Value]:
+        """Height and width in patches while the model runs: numbers that follow the image.
+
+        For a module that takes them as arguments; `tokens.grid` is that of one size only.
+        """
+        stream = self.site.context.stream
+        found = None if stream.reader is None else stream.reader.sizes(self.position)
+        if found is None or not stream.whole(self.position):
+            raise self.site.unfit("no full grid of patches is left there")
+        return Value(found[0]), Value(found[1])
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether the stream is [batch, tokens, channels]."""
+        stream = self.site.context.anatomy.stream
+        return stream.layout == "sequence" and self.site.context.anatomy.blocks[0].dim > 0
+
+    def insert(
+        self, module: nn.Module, *values: Value, also: Sequence[str] = ()
+    ) -> tuple[Value, ...]:
+        """`x = module(x, *values)`; with `also`, `x, *also = module(x, *values)`.
+
+        Returns:
+            The stream behind the module, then what it yields besides.
+        """
+        editor = self.site.editor
+        place = editor.where(self.place)
+        given = [value.read(editor, place.unit) for value in values]
+        node = editor.node(place)
+        hints = (str(HINT.get(node) or "x"), *also)
+        results = self.site.put(module, place.unit, (node, *given), hints, changed=(0,))
+        editor.stacks.setdefault(self.place, []).append(editor.insertions[-1])
+        self._passes(node, results[0], results[0].args[0] if also else results[0])
+        return tuple(Value(Place(place.unit, r.name)) for r in results)
+
+    def _passes(self, old: fx.Node, new: fx.Node, call: object) -> None:
+        """All that read the stream here, but for a call, read what that makes of it."""
+        editor = self.site.editor
+        place = editor.where(self.place)
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not call)
+        editor.moved[place] = Place(place.unit, new.name)
+
+    def join(self, module: nn.Module, *values: Value, start: int, count: int) -> None:
+        """`x = module(x, *values)`, which puts `count` tokens behind the first `start` of a prefix.
+
+        At the first site of the clause they join what is there, and all blocks from that on make
+        room for them. At the others the module puts new ones in the place of those.
+
+        Raises:
+            RewriteError: VR410 if the stream is no sequence of tokens, or if another clause has
+                put tokens in front of the patches.
+        """
+        if not self.is_sequence:
+            raise self.site.unfit("its stream is no sequence of tokens")
+        if other := self.site.cause("prefix"):
+            notes = [f"put there by: {other}"]
+            raise self.site.unfit("tokens joined the prefix already", notes=notes)
+        prefix = self.tokens.prefix
+        self.insert(module, *values)
+        if self.site.leads:
+            self.become(prefix=prefix + count)
+            for block in (self.site, *self.site.following):
+                if block.has_patches:
+                    block.make_room(start, count)
+
+    def leave(self, start: int, count: int) -> None:
+        """`count` tokens behind the first `start` of the prefix, which had joined, leave it.
+
+        The blocks behind have no room for them any more.
+        """
+        site, prefix = self.site, self.tokens.prefix
+        place = site.editor.where(self.place)
+        node = site.editor.node(place)
+        module, hint = WithoutTokens(start, count), str(HINT.get(node) or "x")
+        made = site.help(module, place.unit, (node,), f"{site._stem}_out", hint)
+        self._passes(node, made, made)
+        self.become(prefix=prefix - count)
+        for block in site.following:
+            if block.has_patches and 2 * block.index >= self.position:
+                block.close_room(start, count)
+
+    def regroup(self, module: nn.Module, *values: Value, patches: int) -> None:
+        """`x, size = module(x, *values, size)`: from here on there are fewer tokens, and no grid.
+
+        `size` is [batch, tokens], how many patches each token stands for. The module is called
+        without it where no other regroups tokens in front of it: each token is one patch there.
+
+        Args:
+            module: what makes the tokens fewer.
+            values: what it is given besides.
+            patches: how many tokens that are no prefix it leaves, of the size that the model was
+                captured with.
+
+        Raises:
+            RewriteError: VR410 if tokens are regrouped here already, or in the model as it was.
+        """
+        self.expect_sizes()
+        stream = self.site.context.stream
+        if stream.reader is not None:
+            stream.reader.declare(["size"], "reads")
+        _, size = self.insert(module, *values, also=("size",))
+        HELD.put(self.site.editor.node(size.place), True)
+        stream.regroup(self.position, self.site.clause, size, patches)
+
+    def expect_sizes(self) -> None:
+        """Raises VR410 if tokens of the model as it was stand for numbers of patches not known."""
+        if self.site.context.stream.unsized:
+            raise self.site.unfit("the model merges tokens already, of sizes that are not known")
+
+    def state(self, use: str, value: bool, option: str) -> None:
+        """Says whether sizes of tokens count, for the model as a whole; see `BoundSite.state`."""
+        self.site.state(use, value, option)
+
+    def become(self, **facts: object) -> None:
+        """From here on, these facts hold of the tokens."""
+        self.site.context.stream.change(self.position, self.site.clause, **facts)
