@@ -111,4 +111,5 @@ class RowColumnDecoupledAttention(Pass):
             raise attn.unfit(f"a map of {level.grid[0]}x{level.grid[1]} has one row or column")
         if attn.masked:
             attn.warn("masks block no pixel of a layer with rcda")
-        attn.become(RowColumnAttention(attn.dim, attn.heads), level.position_map)
+        module = RowColumnAttention(attn.dim, attn.heads)
+        attn.become(module, level.position_map, keep=False)

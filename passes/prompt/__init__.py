@@ -196,10 +196,12 @@ class VisualPrompt(Pass):
             (block, *block.following)[-1].output.leave(start, self.count)
         if self.evolve(block):
             block.waive("lowers_exactly", "what becomes of its prompts is read later on")
+        if block.leads:
+            block.at_end(lambda: self.waive_observed(block))
 
     def lower(self, block: BlockSite, module: nn.Module) -> bool:
         """Deep prompts become k(norm1(P)), v(norm1(P)); m rows of zeros are one, with + log m."""
-        if not isinstance(module, Prompt) or self.evolve(block):
+        if not isinstance(module, Prompt) or block.waives("lowers_exactly"):
             return False
         masks = block.sibling(PromptMasks)
         rows, same = _distinct(module.prompt if masks is None else module.prompt * masks())
@@ -212,6 +214,13 @@ class VisualPrompt(Pass):
             constant.bias[-1] = math.log(same)
         block.attn.extend_kv(constant, count)
         return True
+
+    def waive_observed(self, block: BlockSite) -> None:
+        """Prompts stay tokens if another clause sees them as queries: rows beside keys are none."""
+        blocks = [b for b in (block, *block.following) if b.role in block.siblings]
+        if any(b.observed for b in blocks):
+            for each in blocks:
+                each.waive("lowers_exactly", "the weights of its attention are read")
 
     def evolve(self, block: BlockSite) -> bool:
         """Whether some prompts reach a block without new ones, or are pooled."""

@@ -22,7 +22,7 @@ from ..tracing.modes import by_mode
 from ..tracing.notes import VALUE, copied
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
-from .explicit import emit
+from .emitting import emit
 
 _MATMULS = (operator.matmul, torch.matmul, torch.bmm)
 _ADDS = (operator.add, operator.iadd, torch.add)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
@@ -123,6 +123,8 @@ class Editor:
         helpers: paths of modules without state that inserted ones are given values by.
         gone: how many parameters the modules had that were taken out.
         copied: tensors of copied modules, each with the one that it starts as.
+        later: what is done once all clauses are through, in order.
+        again: by call of a layer where it is called on something else besides.
     """
 
     root: nn.Module
@@ -140,6 +142,8 @@ class Editor:
     helpers: list[str] = field(default_factory=list)
     copied: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
     gone: int = 0
+    later: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    again: dict[Place, list[Place]] = field(default_factory=dict)
     _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -152,7 +156,7 @@ class Editor:
         stacks = {k: [new[id(i)] for i in v if id(i) in new] for k, v in self.stacks.items()}
         return Editor(
             root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
-            helpers=list(self.helpers),
+            helpers=list(self.helpers), again={k: list(v) for k, v in self.again.items()},
         )  # fmt: skip
 
     def unit(self, path: str) -> Unit:
@@ -193,6 +197,11 @@ class Editor:
         while place in self.moved:
             place = self.moved[place]
         return place
+
+    def calls(self, known: Iterable[Place]) -> list[Place]:
+        """Where calls of a layer of the original model are now, and those that joined them."""
+        found = [self.where(call) for call in known]
+        return [*found, *(place for call in found for place in self.again.get(call, ()))]
 
     def adopt(
         self, unit: str, owner: str, name: str, module: nn.Module, like: torch.Tensor | None
@@ -284,7 +293,7 @@ class Editor:
         self,
         unit: str,
         target: str,
-        args: Iterable[fx.Node],
+        args: Iterable[fx.Node | None],
         *,
         origin: str,
         hints: tuple[str, ...],
@@ -294,12 +303,12 @@ class Editor:
         Args:
             unit: path of the unit.
             target: the child's path in it.
-            args: nodes of the unit's graph.
+            args: nodes of the unit's graph, None for what is not there.
             origin: the comment above the call.
             hints: variable names of the results; more than one for a tuple.
         """
         graph, args = self.graph(unit), tuple(args)
-        with after(graph, args):
+        with after(graph, [node for node in args if node is not None]):
             node = graph.call_module(target, args)
             noted(node, {ORIGIN: origin})
             changes = changed_by(self.unit(unit).get_submodule(target))
@@ -311,7 +320,8 @@ class Editor:
                 results = tuple(graph.call_function(operator.getitem, (node, i)) for i in items)
         for i, (result, hint) in enumerate(zip(results, hints, strict=True)):
             changed = changes[i] if i < len(changes) else None
-            value = None if changed is None else VALUE.get(args[changed])
+            source = None if changed is None else args[changed]
+            value = None if source is None else VALUE.get(source)
             HINT.put(result, hint)
             if value is not None:
                 VALUE.put(result, value)

@@ -76,6 +76,7 @@ class Stream:
         read: where clauses went by which fact.
         reader: the clause that is carried out.
         pooled: whether the head reads more than single tokens.
+        joins: by block where tokens joined the prefix, and how many.
     """
 
     start: Tokens
@@ -84,6 +85,7 @@ class Stream:
     read: list[tuple[int, str, ClauseRef]] = field(default_factory=list)
     reader: Reader | None = None
     pooled: bool = False
+    joins: list[tuple[int, int, int]] = field(default_factory=list)
 
     @classmethod
     def of(cls, anatomy: Anatomy, root: nn.Module) -> Stream:

@@ -169,6 +169,10 @@ def rewrite(
     for job in schedule(jobs):
         _carry_out(job, result)
     settle(result.editor, result.anatomy, result.stream)
+    for step in result.steps:
+        known = result.editor.waived
+        keys = {claim: (step.clause.number, claim) for claim in step.claims}
+        step.waived = {claim: known[key] for claim, key in keys.items() if key in known}
     _train(spec, found, result)
     for call, bought in result.allocations.items():
         result.allocations[call] = replace(bought, trained=_trained_for(call, found, result))
@@ -305,9 +309,7 @@ def _carry_out(job: Job, result: Rewrite) -> None:
         result.editor.clean()
     count = sum(p.numel() for p in _parameters(result.editor.insertions[put:]))
     count -= result.editor.gone - gone
-    claims, waived = job.method.claims, result.editor.waived
-    own = {c: waived[job.clause.number, c] for c in claims if (job.clause.number, c) in waived}
-    result.steps.append(Step(job.clause, "insert", roles, "+", count, claims, own))
+    result.steps.append(Step(job.clause, "insert", roles, "+", count, job.method.claims))
 
 
 def _parameters(insertions: Sequence[Insertion]) -> list[nn.Parameter]:

@@ -14,7 +14,7 @@ from ..editing import wiring
 from ..editing.branches import is_behind
 from ..editing.editor import Editor, Insertion, Lowered
 from ..editing.fitting import modes_kept
-from ..sites import BoundSite
+from ..sites import BoundSite, finish
 from ..tracing.unit import duplicate
 from .passes import Methods
 
@@ -46,6 +46,7 @@ def lower_tree(
         for insertion in in_turn(editor.insertions):
             if only is None or insertion.clause in only:
                 _lower(editor, insertion, methods.of(insertion))
+        finish(editor)
         wiring.prune(editor)
         editor.clean()
         _remove_uncalled(editor)

@@ -29,12 +29,13 @@ def key_map(lowered: Rewritten) -> dict[str, dict[str, Any]]:
 
 
 def _step(name: str, lowered: Rewritten) -> Lowered:
-    """What became of the inserted module that a tensor was in, under any of its names."""
+    """What became of the inserted module that a tensor was in, or that took it as an argument."""
     assert lowered.unlowered is not None
     root = lowered.unlowered.module
     owner = root.get_submodule(name.rpartition(".")[0])
     steps = lowered.result.editor.lowered
-    return next(s for s in steps if owner in root.get_submodule(s.insertion.path).modules())
+    inside = (s for s in steps if owner in root.get_submodule(s.insertion.path).modules())
+    return next(inside, None) or next(s for s in steps if name.startswith(f"{s.insertion.unit}."))
 
 
 def _heirs(step: Lowered, lowered: Rewritten, added: Collection[str]) -> list[str]:

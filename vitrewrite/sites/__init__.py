@@ -16,7 +16,7 @@ from .level import LevelSite
 from .linear import LinearSite
 from .mlp import MlpSite
 from .point import Point
-from .sizes import settle
+from .sizes import finish, settle
 
 __all__ = [
     "AffineSite",
@@ -36,5 +36,6 @@ __all__ = [
     "NormSite",
     "Point",
     "Value",
+    "finish",
     "settle",
 ]

@@ -1,34 +1,28 @@
-"""Verbs of attention: its keys and values, and the one summed bias of its scores."""
+"""An attention as a pass gets it."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from ..anatomy.canonical import canonicalise_at
-from ..anatomy.explicit import write_out
-from ..anatomy.sites import Attention, Block, Place
+from ..anatomy.sites import Linear, Place
 from ..editing import wiring
+from ..editing.attended import softmax_of
 from ..editing.editor import after
 from ..editing.evaluate import Evaluation
-from ..editing.facts import Facts
-from ..editing.slices import ahead, erase_unread
+from ..editing.passing import Passage, passed_of
+from ..editing.queries import FusedLayer
 from ..editing.value import Value
 from ..tracing import inputs
 from ..tracing.about import about
-from ..tracing.leaves import changed_by
-from ..tracing.nodes import is_size
-from ..tracing.notes import HINT, ORIGIN, ROWS, VALUE
-from .base import BoundSite
+from ..tracing.notes import HINT, ORIGIN
 from .context import Context
-from .core import bias_of, filled, of_tokens, operand_of, set_operand, settle
-from .room import BiasWithRoom
+from .core import bias_of, is_per_query, of_tokens, operand_of
+from .scores import ScoresSite
 
 if TYPE_CHECKING:
     from .block import BlockSite
@@ -36,27 +30,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionSite(BoundSite):
+class AttentionSite(ScoresSite):
     """One softmax attention, softmax(q k^T * scale + bias) v over heads."""
-
-    attention: Attention
-    owner: Block | None = None
 
     @classmethod
     def bind(cls, context: Context, sites: Sequence[Any]) -> list[AttentionSite]:
         """Each with the block that it is in."""
         owners = {b.attn.role: b for b in context.anatomy.blocks if b.attn is not None}
         return [cls(context, site, owners.get(site.role)) for site in sites]
-
-    @property
-    def role(self) -> str:
-        """The site in words."""
-        return self.attention.role
-
-    @property
-    def path(self) -> str:
-        """The module that the attention is."""
-        return self.attention.path
 
     @property
     def block(self) -> BlockSite:
@@ -85,36 +66,6 @@ class AttentionSite(BoundSite):
         if self.attention.proj is None:
             raise self.unfit("no linear layer follows it")
         return self.attention.proj.out_features
-
-    @property
-    def windowed(self) -> bool:
-        """Whether tokens attend within windows only."""
-        return self.attention.windows is not None
-
-    @property
-    def heads(self) -> int:
-        """Number of heads."""
-        return self.attention.heads
-
-    @property
-    def over_tokens(self) -> bool:
-        """Whether every head attends over tokens: keys of shape [batch, heads, tokens, width]."""
-        return self.attention.over == "tokens" and len(self._shape(1)) == 4
-
-    @property
-    def head_dim(self) -> tuple[int, int]:
-        """Width of the keys and of the values of one head."""
-        return self._shape(1)[-1], self._shape(2)[-1]
-
-    @property
-    def position(self) -> int:
-        """The position in the stream of what it attends to."""
-        return 0 if self.owner is None else 2 * self.owner.index
-
-    @property
-    def tokens(self) -> Facts:
-        """What is known of the tokens that it attends to."""
-        return self.context.stream.at(self.position)
 
     @property
     def full_grid(self) -> tuple[int, int]:
@@ -148,41 +99,111 @@ class AttentionSite(BoundSite):
         if max(stream.bounds, default=0) > stream.prefix_tokens:
             raise self.unfit("the head tells tokens by their position that are no prefix")
 
-    @property
-    def masked(self) -> bool:
-        """Whether its scores have a mask or bias."""
-        return bias_of(self._core()) is not None
-
-    @property
-    def keys(self) -> Value:
-        """The keys of the tokens, [batch, heads, tokens, width]; not those that passes added."""
-        core = self._core()
-        return Value(Place(self._unit, of_tokens(operand_of(core, 1)).name))
-
-    @property
-    def weights(self) -> Value:
-        """The softmax of the scores averaged over heads, [batch, queries, keys]."""
-        unit, core = self._unit, self.editor.node(self.attention.core)
-        if self.attention.form == "inserted":
-            raise self.unfit("its weights are not those of a softmax over keys")
-        if core.target is F.scaled_dot_product_attention:
-            core = write_out(core)
-            self.editor.moved[self.editor.where(self.attention.core)] = Place(unit, core.name)
-        probabilities = operand_of(core, 0)
-        value = Value(Place(unit, probabilities.name))
-        if len(VALUE.of(probabilities).shape) == 3:
-            value = value.then("unflatten", 0, (-1, self.heads))
-        mean = value.then("mean", 1).read(self.editor, unit)
-        HINT.put(mean, "weights")
-        return Value(Place(unit, mean.name))
-
     # -- verbs ----------------------------------------------------------------------------------
 
-    def become(self, module: nn.Module, *values: Value) -> None:
-        """`y = module(query, key, value, *values)` instead of `y = attention(...)`.
+    def extend_q(self, module: nn.Module) -> Value:
+        """`rows = module(x)` go through the block beside its tokens, x, and are not seen by them.
 
-        Query, key and value are what the layers of q, k and v read.
+        They pass all that tokens pass, in the order of the block, and ask its attention; its keys
+        and values are those of the tokens alone. What draws in training draws for them anew. What
+        changes tokens in number is for tokens only, and weights that are read are the tokens'.
+
+        Args:
+            module: yields [batch, rows, channels] from the stream as it enters the block.
+
+        Returns:
+            The rows as they leave the block, [batch, rows, channels].
+
+        Raises:
+            RewriteError: VR410 if the block tells its tokens by where they stand, or by window.
         """
+        block = self.block
+        if not block.input.is_sequence or self.windowed or not self.over_tokens:
+            raise self.unfit("it does not attend over one sequence of tokens")
+        if block.block.cuts:
+            raise self.unfit("the block tells its tokens by where they stand")
+        place = self.editor.where(block.input.place)
+        if place.unit != block.output.place.unit:
+            raise self.unfit("the block is not one module")
+        name = self._stem
+        (rows,) = self.put(
+            module, place.unit, [self.editor.node(place)], ("rows",), owner=block.path, name=name
+        )
+        last = self._last(block)
+        with after(rows.graph, [rows, last]):
+            passed = rows.graph.call_function(passed_of, (rows,))
+        HINT.put(passed, "asked")
+        made = Place(place.unit, passed.name)
+        # Behind what other clauses leave for the end: they may change what the rows pass.
+        self.at_end(lambda: self.at_end(lambda: self._pass(made)))
+        return Value(made)
+
+    def _last(self, block: BlockSite) -> fx.Node:
+        """What the block itself yields, whatever was put behind it."""
+        place = block.output.place
+        known = (n for n in self.editor.graph(place.unit).nodes if n.name == place.node)
+        return next(known, None) or self.editor.node(place)
+
+    def _pass(self, made: Place) -> None:
+        """Takes rows through the block as all clauses have left it."""
+        block, core = self.block, self._core()
+        nodes = {n.name: n for n in self.editor.graph(made.unit).nodes}
+        passed = nodes.get(made.node)
+        if passed is None:  # nobody reads them
+            return
+        if softmax_of(core) is not None:
+            raise self.unfit("another clause makes its weights, for tokens that ask only")
+        bias = bias_of(core)
+        if bias is not None and is_per_query(bias):
+            raise self.unfit("its scores have a bias or mask that differs between queries")
+        sizes = [self.editor.where(size.place) for _, size, _ in self.context.stream.sizes()]
+        skipped = {self.editor.node(p).args[0] for p in sizes if p.unit == made.unit}
+        passage = Passage(self.editor, core, self._unit, skipped, self._fused)  # type: ignore[arg-type]
+        rows, source = passed.args[0], self.editor.node(block.input.place)
+        assert isinstance(rows, fx.Node)
+        result = passage.through(made.unit, {source: rows}, self._last(block))
+        HINT.put(result, "asked")
+        passed.replace_all_uses_with(result)
+        passed.graph.erase_node(passed)
+        self.editor.moved[made] = Place(made.unit, result.name)
+
+    @property
+    def _fused(self) -> FusedLayer | None:
+        """The layer that makes its queries, if it makes keys and values too."""
+        layer, query = self.attention.qkv, self.attention.q
+        if layer is None or query is None or query.rows is None or query.call.unit != self._unit:
+            return None
+        call = self.editor.node(query.call)
+        unit = self.editor.unit(self._unit)
+        module = unit.get_submodule(str(call.target)) if call.op == "call_module" else None
+        if not isinstance(module, nn.Linear):
+            return None
+        return FusedLayer(call, query.rows, self.heads, module.bias is not None)
+
+    def become(
+        self, module: nn.Module, *values: Value, keep: bool = True, beside: bool = False
+    ) -> None:
+        """`y = module(x, *tensors, *values)` instead of `y = attention(x)`.
+
+        The attention keeps its parameters under their names, and its own forward hands them in:
+        weight and bias of q, k, v and proj, [rows, channels] and [rows], rows of a fused layer
+        too, or None for a bias that is not there. The module owns no copy.
+
+        Args:
+            module: yields what x is a changed form of: `changes = (0,)`.
+            values: what it is given besides.
+            keep: if not, the attention is taken out, and it is `module(query, key, value, *values)`
+                with what the layers of q, k and v read.
+            beside: whether the attention runs still: `y = module(x, attention(x), *tensors,
+                *values)`, with `changes = (1,)`. Other clauses at the attention stay what they are.
+
+        Raises:
+            RewriteError: VR410 if it is no self-attention in a module of its own, VR412 if another
+                clause is about what the attention does, which it does no more.
+        """
+        if keep or beside:
+            self._keep(self._layers, module, values, beside=beside)
+            return
         unit, call = self._call
         inputs: list[Any] = [call.args[i] for i in self._inputs]
         inputs += [value.read(self.editor, unit) for value in values]
@@ -194,6 +215,26 @@ class AttentionSite(BoundSite):
         call.graph.erase_node(call)
         self.editor.take_out(self.path, self.clause)
         wiring.release(self.editor, unit)
+
+    def _replace(self, made: Place, y: Place) -> None:
+        core = self._found()
+        if core is not None and (ORIGIN.on(core) or self.observed):
+            raise self._lost(str(ORIGIN.get(core) or "reads its weights"))
+        super()._replace(made, y)
+
+    @property
+    def _layers(self) -> tuple[Linear | None, ...]:
+        """Its four layers."""
+        found = self.attention
+        return found.q, found.k, found.v, found.proj
+
+    @property
+    def _own_unit(self) -> str:
+        if self.path != self._unit:
+            raise self.unfit("it is no module of its own")
+        if len(wiring.caller(self.editor, self.path)[1]) > 1:
+            raise self.unfit(f"'{self.path}' runs several times")
+        return self._unit
 
     @property
     def _call(self) -> tuple[str, fx.Node]:
@@ -217,79 +258,6 @@ class AttentionSite(BoundSite):
                 raise self.unfit("its q, k and v are not made of its inputs as they are")
             found.append(nodes.index(source))
         return found
-
-    def unmask(self) -> None:
-        """Every query attends to every key."""
-        core = self._core()
-        mask = bias_of(core)
-        core.args = core.args[:3]
-        core.kwargs = {k: v for k, v in core.kwargs.items() if k != "attn_mask"}
-        if mask is not None:
-            erase_unread(mask)
-
-    def extend_kv(self, module: nn.Module, rows: int, *, before: bool = True) -> None:
-        """`k, v = module(k, v)`, which puts rows before or behind those of the tokens.
-
-        The bias of the scores grows with them: zero on the new rows. A module with a third output
-        gives the bias of the new keys, [batch or 1, 1, 1, keys], itself.
-
-        Args:
-            module: what makes the new keys and values.
-            rows: how many it adds.
-            before: on which side.
-        """
-        core = self._core()
-        k, v = operand_of(core, 1), operand_of(core, 2)
-        biased = len(changed_by(module)) == 3
-        hints = ("keys", "values", "bias") if biased else ("keys", "values")
-        results = self.put(module, self._unit, (k, v), hints, changed=(0, 1))
-        settle(core, (k, v), results)
-        set_operand(core, 1, results[0])
-        set_operand(core, 2, results[1])
-        pads = (rows, 0) if before else (0, rows)
-        mask = bias_of(core)
-        if mask is not None:
-            set_operand(core, 3, self._padded(mask, pads))
-        old = ROWS.get(core, (0, 0))
-        ROWS.put(core, (old[0] + pads[0], old[1] + pads[1]))
-        if biased:
-            self._add_bias(core, results[2])
-
-    def bias_keys(self, value: Value) -> None:
-        """Adds a number per token to the scores of its key, on every head and query.
-
-        Args:
-            value: [batch, tokens].
-        """
-        core = self._core()
-        numbers = value.read(self.editor, self._unit)
-        with after(core.graph, [numbers]):
-            index = (slice(None), None, None)
-            bias = core.graph.call_function(operator.getitem, (numbers, index))
-        if self.tokens.joined:
-            bias = filled(bias, of_tokens(operand_of(core, 1)))
-        if any(rows := ROWS.get(core, (0, 0))):
-            bias = self._padded(bias, rows)
-        self._add_bias(core, bias)
-        origin = ORIGIN.get(core)
-        ORIGIN.put(core, f"{origin}\n{self.clause.origin}" if origin else self.clause.origin)
-
-    def make_room(self, start: int, count: int) -> None:
-        """For `count` tokens more from `start` on, the bias of the scores is zero, a mask true.
-
-        Without a bias, or with one that is made of the tokens themselves, nothing is done.
-        """
-        core = self._found()
-        bias = None if core is None else bias_of(core)
-        if core is None or bias is None or not (axes := _by_token(bias)):
-            return
-        tokens = ahead([operand_of(core, i) for i in range(3)])
-        if any(n in tokens for n in ahead([bias]) if n.op == "placeholder" or is_size(n)):
-            return
-        module = BiasWithRoom(start, count, axes)
-        made = self.help(module, self._unit, (bias,), f"{self._stem}_bias", "bias")
-        settle(core, (bias,), (made,))
-        set_operand(core, 3, made)
 
     def keys_and_values(
         self, at: Place, rows: torch.Tensor, start: int = 0
@@ -335,56 +303,3 @@ class AttentionSite(BoundSite):
             Place("", node.name): torch.full_like(value, fill, device=like.device)
             for node, value in zip(nodes, (*args, *kwargs.values()), strict=False)
         }
-
-    # -- the node that attends ------------------------------------------------------------------
-
-    @property
-    def _unit(self) -> str:
-        return self.editor.where(self.attention.core).unit
-
-    def _core(self) -> fx.Node:
-        """The call of scaled_dot_product_attention, in a graph that may be edited."""
-        core = self._found()
-        if core is None:
-            raise self.unfit("its scores are not softmax(q k^T * scale + bias)")
-        return core
-
-    def _found(self) -> fx.Node | None:
-        """That call, if the attention is of its form."""
-        place = self.editor.where(self.attention.core)
-        node = self.editor.node(place)
-        if node.target is F.scaled_dot_product_attention:
-            return node
-        found = canonicalise_at(self.editor.unit(place.unit), node)
-        if found is not None:
-            self.editor.moved[place] = Place(place.unit, found.name)
-        return found
-
-    def _shape(self, operand: int) -> tuple[int, ...]:
-        value = VALUE.get(of_tokens(operand_of(self._core(), operand)))
-        return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-
-    def _add_bias(self, core: fx.Node, bias: fx.Node) -> None:
-        old = bias_of(core)
-        if old is not None:
-            with after(core.graph, [old, bias]):
-                bias = core.graph.call_function(operator.add, (old, bias))
-        set_operand(core, 3, bias)
-
-    def _padded(self, bias: fx.Node, rows: tuple[int, int]) -> fx.Node:
-        value = VALUE.get(bias)
-        if isinstance(value, torch.Tensor) and value.dtype == torch.bool:
-            raise self.unfit("its mask is boolean, and more keys need a bias")
-        known: Any = bias.args[1] if bias.target is F.pad else ()
-        if known and all(isinstance(n, int) for n in known):  # by an earlier clause: once is enough
-            bias.update_arg(1, tuple(a + b for a, b in zip(known, rows, strict=True)))
-            return bias
-        with after(bias.graph, [bias]):
-            return bias.graph.call_function(F.pad, (bias, rows))
-
-
-def _by_token(bias: fx.Node) -> tuple[int, ...]:
-    """The axes, from the end, along which a mask or bias is one number per token."""
-    value = VALUE.get(bias)
-    shape = value.shape if isinstance(value, torch.Tensor) else ()
-    return tuple(axis for axis in (-2, -1) if len(shape) >= -axis and shape[axis] > 1)

@@ -157,13 +157,21 @@ class BoundSite:
         """
         self.context.stream.state(use, value, self.clause, option)
 
+    def waives(self, claim: str) -> bool:
+        """Whether it was said that a claim of the pass is not made at this site."""
+        return self.role in self.editor.waived.get((self.clause.number, claim), {})
+
+    def at_end(self, act: Callable[[], None]) -> None:
+        """Does something once all clauses are through."""
+        self.editor.later.append(act)
+
     # -- modules --------------------------------------------------------------------------------
 
     def put(
         self,
         module: nn.Module,
         unit: str,
-        args: Iterable[fx.Node],
+        args: Iterable[fx.Node | None],
         hints: Sequence[str],
         *,
         owner: str | None = None,

@@ -89,6 +89,11 @@ class BlockSite(BoundSite):
         return None if cause is None or cause.number == self.clause.number else cause.origin
 
     @property
+    def observed(self) -> bool:
+        """Whether a clause reads the weights of its attention, or makes them."""
+        return self.block.attn is not None and self.attn.observed
+
+    @property
     def has_patches(self) -> bool:
         """Whether patches run through it; CaiT's last blocks have the class token alone."""
         return not self.block.tokens == 1 < (self.context.anatomy.blocks[0].tokens or 1)
@@ -128,12 +133,15 @@ class BlockSite(BoundSite):
         `prefix`, keep the new one.
         """
         self._lengthen(start, count)
+        self.context.stream.joins.append((self.index, start, count))
         if self.block.attn is not None:
             self.attn.make_room(start, count)
 
     def close_room(self, start: int, count: int) -> None:
         """`make_room` is undone, for tokens that do not run through the block any more."""
         self._lengthen(start, -count)
+        if self.context.insertion is None:
+            self.context.stream.joins.remove((self.index, start, count))
         for path in list(self.editor.helpers):
             module = self.editor.root.get_submodule(path)
             inside = f"{path}.".startswith(f"{self.path}.")

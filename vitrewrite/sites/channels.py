@@ -49,7 +49,7 @@ class ChannelSite(AffineSite):
 
     @property
     def _calls(self) -> list[Place]:
-        return [self.editor.where(call) for call in self.layer.calls]
+        return self.editor.calls(self.layer.calls)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import fx
 
+from ..editing.attended import is_boolean, scores_of, standing
 from ..editing.editor import after
-from ..tracing.notes import ORIGIN, VALUE
+from ..tracing.notes import ORIGIN, PAIRS, VALUE
 from ..tracing.operators import is_inplace
 
 _OPERANDS = ("query", "key", "value", "attn_mask")
@@ -29,12 +32,36 @@ def bias_of(core: fx.Node) -> fx.Node | None:
     return value if isinstance(value, fx.Node) else None
 
 
+def is_per_query(bias: fx.Node) -> bool:
+    """Whether what is added to scores differs between queries."""
+    value = VALUE.get(bias)
+    if isinstance(value, torch.Tensor):
+        return value.dim() > 1 and value.shape[-2] > 1
+    sums = (operator.add, torch.where, F.pad)
+    return PAIRS.on(bias) or (bias.target in sums and any(map(is_per_query, bias.all_input_nodes)))
+
+
 def set_operand(core: fx.Node, index: int, value: fx.Node) -> None:
     """Puts another value in an argument's place."""
     if len(core.args) > index:
         core.update_arg(index, value)
     else:
         core.update_kwarg(_OPERANDS[index], value)
+    scores = standing(core, scores_of)
+    if index == 1 and scores is not None:
+        scores.update_arg(1, value)
+
+
+def add_bias(core: fx.Node, bias: fx.Node) -> None:
+    """Adds numbers to the scores besides what is added to them, or masks them, already."""
+    old = bias_of(core)
+    if old is not None:
+        with after(core.graph, [old, bias]):
+            if is_boolean(old):
+                bias = core.graph.call_function(torch.where, (old, bias, -math.inf))
+            else:
+                bias = core.graph.call_function(operator.add, (old, bias))
+    set_operand(core, 3, bias)
 
 
 def settle(core: fx.Node, given: Sequence[fx.Node], results: Sequence[fx.Node]) -> None:

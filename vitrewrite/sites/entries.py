@@ -74,7 +74,7 @@ class EntriesSite(WeightedSite):
         known = self.context.anatomy.calls.get((f"{self._layer}.weight", first))
         if known is None:
             raise self.unfit(f"nothing calls '{self._layer}'")
-        return [self.editor.where(call) for call in known]
+        return self.editor.calls(known)
 
     @property
     def _taken(self) -> list[tuple[int, int]]:

@@ -118,7 +118,7 @@ class LinearSite(AffineSite):
         """All calls that apply the rows that the site is some of."""
         first = self.parts[0]
         known = self.context.anatomy.calls.get((first.weight, first.offset), (first.call,))
-        return [self.editor.where(call) for call in known]
+        return self.editor.calls(known)
 
     # -- verbs ----------------------------------------------------------------------------------
 

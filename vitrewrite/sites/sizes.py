@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import fx
 
 from ..anatomy.sites import Anatomy
+from ..editing import attended
 from ..editing.editor import Editor
 from ..editing.stream import Stream
 from ..editing.value import Value
@@ -40,7 +41,16 @@ def settle(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
         weigh(editor, anatomy, stream)
     for _, size, _ in made:
         HELD.drop(editor.node(size.place))
+    finish(editor)
+
+
+def finish(editor: Editor) -> None:
+    """Does what verbs left for later; writes out attentions whose scores or weights are read."""
+    for act in editor.later:
+        act()
+    editor.later.clear()
     editor.clean()
+    attended.settle(editor)
 
 
 def _give(editor: Editor, before: Value, size: Value, joined: bool) -> None:

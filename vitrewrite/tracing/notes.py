@@ -70,6 +70,9 @@ ORIGIN: Note[str] = Note("origin")  # the clause that made it
 WIRED: Note[bool] = Note("wired")  # of an input: a value of another unit that was threaded here
 HELD: Note[bool] = Note("held")  # to be kept although nothing reads it yet
 ROWS: Note[tuple[int, int]] = Note("rows")  # of attention: rows put before and behind k and v
+PAIRS: Note[bool] = Note("pairs")  # of a bias of scores: one number per pair
+SOFTMAX: Note[bool] = Note("softmax")  # of a call: makes the weights of an attention from scores
+WRITTEN: Note[Any] = Note("written")  # of attention that was written out: how
 
 # Written and read by emission.
 EFFECT: Note[bool] = Note("effect")  # of a call: whether it draws or changes anything

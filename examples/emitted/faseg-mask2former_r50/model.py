@@ -772,15 +772,14 @@ class MultiheadAttention(nn.Module):
         q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
         k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
         v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        q_scaled = q * 0.1767766952966369
-        attn_weights = torch.baddbmm(attn_mask, q_scaled, k.transpose(-2, -1))
-        attn_weights = F.softmax(attn_weights, dim=-1)
-        attn_output = torch.bmm(attn_weights, v).transpose(0, 1)
+        scores = q * 0.1767766952966369 @ k.transpose(-2, -1) + attn_mask
+        weights = scores.softmax(-1)
+        attn_output = (weights @ v).transpose(0, 1)
         attn_output = attn_output.reshape(tgt_len * bsz, 256)
         attn_output = self.out_proj(attn_output)
         return (
             attn_output.view(tgt_len, bsz, attn_output.shape[1]),
-            attn_weights.unflatten(0, (-1, 8)).mean(1),
+            weights.unflatten(0, (-1, 8)).mean(1),
         )
 
 

@@ -1,0 +1,110 @@
+"""One attention, and the node of its graph that attends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from ..anatomy.canonical import canonicalise_at
+from ..anatomy.sites import Attention, Block, Place
+from ..editing import attended
+from ..editing.facts import Facts
+from ..tracing.notes import VALUE
+from .core import of_tokens, operand_of
+from .replacing import ReplacedSite
+
+
+@dataclass(frozen=True, eq=False)
+class AttendingSite(ReplacedSite):
+    """One softmax attention, softmax(q k^T * scale + bias) v over heads."""
+
+    attention: Attention
+    owner: Block | None = None
+
+    @property
+    def role(self) -> str:
+        """The site in words."""
+        return self.attention.role
+
+    @property
+    def path(self) -> str:
+        """The module that the attention is."""
+        return self.attention.path
+
+    @property
+    def windowed(self) -> bool:
+        """Whether tokens attend within windows only."""
+        return self.attention.windows is not None
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return self.attention.heads
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether every head attends over tokens: keys of shape [batch, heads, tokens, width]."""
+        return self.attention.over == "tokens" and len(self._shape(1)) == 4
+
+    @property
+    def head_dim(self) -> tuple[int, int]:
+        """Width of the keys and of the values of one head."""
+        return self._shape(1)[-1], self._shape(2)[-1]
+
+    @property
+    def position(self) -> int:
+        """The position in the stream of what it attends to."""
+        return 0 if self.owner is None else 2 * self.owner.index
+
+    @property
+    def tokens(self) -> Facts:
+        """What is known of the tokens that it attends to."""
+        return self.context.stream.at(self.position)
+
+    # -- the node that attends ------------------------------------------------------------------
+
+    @property
+    def _unit(self) -> str:
+        return self.editor.where(self.attention.core).unit
+
+    def _core(self) -> fx.Node:
+        """The call of scaled_dot_product_attention, in a graph that may be edited."""
+        core = self._found()
+        if core is None:
+            raise self.unfit("its scores are not softmax(q k^T * scale + bias)")
+        return core
+
+    def _scored(self) -> fx.Node:
+        """That call, if its scores are as many as there are queries and keys.
+
+        Raises:
+            RewriteError: VR410 if it says by a flag which keys a query sees, or shares keys.
+        """
+        core = self._core()
+        given = attended.given(core)
+        if given.get("is_causal"):
+            raise self.unfit("each query sees the keys in front of it only")
+        if given.get("enable_gqa"):
+            raise self.unfit("several heads share their keys")
+        return core
+
+    def _found(self) -> fx.Node | None:
+        """That call, if the attention is of its form."""
+        place = self.editor.where(self.attention.core)
+        node = self.editor.node(place)
+        if node.target is F.scaled_dot_product_attention:
+            return node
+        written = attended.gather(self.editor, place, of_tokens)
+        if written is not None:
+            return written
+        found = canonicalise_at(self.editor.unit(place.unit), node)
+        if found is not None:
+            self.editor.moved[place] = Place(place.unit, found.name)
+        return found
+
+    def _shape(self, operand: int) -> tuple[int, ...]:
+        value = VALUE.get(of_tokens(operand_of(self._core(), operand)))
+        return tuple(value.shape) if isinstance(value, torch.Tensor) else ()

@@ -1,0 +1,149 @@
+"""A part of the model whose work a module does, with the part's own weights as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import getitem
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ..anatomy.sites import Linear, Place
+from ..editing import wiring
+from ..editing.editor import after, join
+from ..editing.slices import erase_unread
+from ..editing.value import Value
+from ..tracing.notes import HELD, HINT
+from ..tracing.template import eliminate_dead_code
+from .base import BoundSite
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacedSite(BoundSite):
+    """A part that is one module, and can be told what to yield instead."""
+
+    def _keep(
+        self, layers: Sequence[Linear | None], module: nn.Module, values: Sequence[Value], *,
+        beside: bool,
+    ) -> None:  # fmt: skip
+        """`y = module(x, *tensors, *values)`, or `module(x, y, *tensors, *values)` with `beside`.
+
+        The tensors are weight and bias of each layer, None for a bias that is not there.
+        """
+        unit, editor = self._own_unit, self.editor
+        given: list[fx.Node | None] = [self._source(layers)]
+        returned = self._output.args[0]
+        y = returned[0] if isinstance(returned, (tuple, list)) else returned
+        assert isinstance(y, fx.Node)
+        if beside:
+            given.append(y)
+        for layer in layers:
+            given += self._tensors(layer)
+        given += [value.read(editor, unit) for value in values]
+        hint = str(HINT.get(y) or "y")
+        (made,) = self.put(
+            module, unit, given, (hint,), owner=unit, name=self._stem, changed=(int(beside),)
+        )
+        if beside:
+            y.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+            return
+        HELD.put(made, True)
+        places = Place(unit, made.name), Place(unit, y.name)
+        # Behind what other clauses leave for the end: what they put into the part would be lost.
+        self.at_end(lambda: self.at_end(lambda: self._replace(*places)))
+
+    def _replace(self, made: Place, y: Place) -> None:
+        """Has the module read in place of what the part yielded, once all clauses are through."""
+        inside = (i for i in self.editor.insertions if f"{i.path}.".startswith(f"{self.path}."))
+        other = next((i for i in inside if i.clause != self.clause.number), None)
+        if other is not None:
+            raise self._lost(other.site.clause.origin)
+        new, old = self.editor.node(made), self.editor.node(y)
+        HELD.drop(new)
+        old.replace_all_uses_with(new)
+        eliminate_dead_code(new.graph)
+        wiring.release(self.editor, made.unit)
+
+    def _lost(self, clause: str) -> Exception:
+        return self.clause.error(
+            "VR412",
+            f"{self.pass_name} has '{self.role}' do something else, and another clause is about "
+            "what it did",
+            notes=[f"the other clause: {clause}"],
+            suggestion=f"take '{self.role}' out of one of the clauses",
+        )
+
+    @property
+    def _own_unit(self) -> str:
+        """The unit that is the part, and nothing else."""
+        raise NotImplementedError
+
+    @property
+    def _output(self) -> fx.Node:
+        nodes = self.editor.graph(self._own_unit).nodes
+        found: fx.Node = next(n for n in nodes if n.op == "output")
+        return found
+
+    def _source(self, layers: Sequence[Linear | None]) -> fx.Node:
+        """What the layers in front read: those that read an input of the part."""
+        calls = [self.editor.node(s.call) for s in layers if s is not None]
+        found = {n.args[0] for n in calls if _is_input(n.args[0])}
+        (source, *others) = found or {None}
+        if not isinstance(source, fx.Node) or others:
+            raise self.unfit("its layers do not read one input as it is")
+        return source
+
+    def _tensors(self, layer: Linear | None) -> list[fx.Node | None]:
+        """Weight and bias of a layer, or of the rows of a fused one."""
+        if layer is None or layer.call.unit != self._own_unit:
+            raise self.unfit("it lacks one of its layers")
+        if layer.pieces:
+            raise self.unfit(f"the rows of '{layer.role}' have gaps")
+        call, graph = self.editor.node(layer.call), self.editor.graph(self._own_unit)
+        rows = [tuple(n - layer.offset for n in layer.rows)] if layer.rows else []
+        found: list[fx.Node | None]
+        if call.op == "call_module":
+            held = self.editor.unit(self._own_unit).get_submodule(str(call.target))
+            with after(graph, []):
+                names = [n for n in ("weight", "bias") if getattr(held, n, None) is not None]
+                found = [graph.get_attr(f"{call.target}.{name}") for name in names]
+        elif call.target is F.linear:
+            known = [*call.args[1:], *call.kwargs.values()]
+            found = [n for n in known if isinstance(n, fx.Node)]
+        else:
+            raise self.unfit(f"'{layer.role}' is no linear layer")
+        for first, last in rows:
+            with after(graph, [n for n in found if n is not None]):
+                index = slice(first or None, last)
+                found = [n and graph.call_function(getitem, (n, index)) for n in found]
+        return [*found, None][:2]
+
+    # -- lowering -------------------------------------------------------------------------------
+
+    def take_over(self, module: nn.Module) -> None:
+        """At lowering: `y = module(x)` for good; layers of the part that nothing reads go.
+
+        The map of `keys` says that their tensors went into the module.
+        """
+        insertion = self.insertion
+        call, unit = self.call_of(insertion), insertion.unit
+        x, hint = call.args[0], str(HINT.get(call) or "y")
+        assert isinstance(x, fx.Node)
+        self.remove(insertion)
+        (made,) = self.put(
+            module, unit, [x], (hint,), owner=unit, name=self._stem, changed=(0,),
+            owners=insertion.owners,
+        )  # fmt: skip
+        call.replace_all_uses_with(made)
+        erase_unread(call)
+        graph = self.editor.graph(unit)
+        eliminate_dead_code(graph)
+        read = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+        for name in list(self.editor.unit(unit)._modules):
+            if not any(f"{target}.".startswith(f"{name}.") for target in read):
+                self.editor.take_out(join(unit, name), self.clause)
+
+
+def _is_input(node: object) -> bool:
+    return isinstance(node, fx.Node) and node.op == "placeholder"
