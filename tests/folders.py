@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vitrewrite.folder.lock import lock_text
-from vitrewrite.storage.hashing import digest_of
+from vitrewrite.storage.hashing import content_digest
 from vitrewrite.storage.tensors import read_tensors, write_tensors
 
 
@@ -20,7 +20,7 @@ def reseal(folder: str | Path, **changes: Any) -> None:
     lock = {**json.loads(path.read_text()), **changes}
     for name in lock["files"]:
         if (path.parent / name).is_file():
-            lock["files"][name] = digest_of((path.parent / name).read_bytes())
+            lock["files"][name] = content_digest((path.parent / name).read_bytes())
     path.write_text(lock_text(lock))
 
 
@@ -30,7 +30,7 @@ def lock_for(folder: Path) -> None:
     lock = {
         "made_by": "vitrewrite", "lowered": False, **dict.fromkeys(texts, ""), "places": [],
         "model_options": {}, "seed": 0, "allocations": {},
-        "files": {p.name: digest_of(p.read_bytes()) for p in folder.iterdir() if p.is_file()},
+        "files": {p.name: content_digest(p.read_bytes()) for p in folder.iterdir() if p.is_file()},
     }  # fmt: skip
     lock["files"].pop("lock.json", None)
     (folder / "lock.json").write_text(lock_text(lock))

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
+from ..storage.tensors import bits_of
 from .sites import Anatomy
 
 
@@ -17,8 +18,7 @@ def fingerprint_of(tensors: Mapping[str, torch.Tensor], without: Collection[str]
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if name not in without:
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(raw.numpy().data)
+            digest.update(bits_of(tensor))
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from ..disk import LOCK, MADE_BY, check_target, filling, replacing
 from ..errors import EmitError
 from ..language import Spec
 from ..models import buffers_of, full_name
-from ..storage.hashing import digest_of
+from ..storage.hashing import digest_of, hashed_once
 from ..storage.tensors import check_finite, write_tensors
 from ..text import listing
 from ..tracing import inputs
@@ -51,7 +51,7 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
     target = Path(out)
     check_target(target)
     source = checked_text(rewritten)
-    with replacing(target) as folder:
+    with replacing(target) as folder, hashed_once():
         _write_all(rewritten, source, folder, weights)
     return target
 
@@ -76,7 +76,7 @@ def emit_into(
         EmitError: as `emit`.
     """
     source = checked_text(rewritten)
-    with filling(folder, frozenset(others or ())) as growing:
+    with filling(folder, frozenset(others or ())) as growing, hashed_once():
         _write_all(rewritten, source, growing, weights, others)
 
 

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,69 @@ def digest_of(*parts: bytes | bytearray | memoryview) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def content_digest(content: bytes | bytearray, header: bytes | None = None) -> str:
+    """The hash of a file's content.
+
+    Of a safetensors file it is the hash of its header and of the hash of each tensor, so that who
+    hashes tensors for something else has that of the file, too; of any other the hash of all of it.
+
+    Args:
+        content: of the file.
+        header: another header to count in place of its own.
+    """
+    own, *tensors = _pieces(content)
+    return digest_of(header or own, *(_bits(piece) for piece in tensors))
+
+
+def _bits(piece: bytes | bytearray | memoryview) -> bytes:
+    return hashlib.blake2b(piece, digest_size=20).digest()
+
+
+def _pieces(content: bytes | bytearray) -> list[memoryview]:
+    """The header of a safetensors file and its tensors; else the whole content."""
+    view = memoryview(content)
+    start = 8 + int.from_bytes(view[:8], "little")
+    if len(view) < 8 or not 8 < start <= len(view) or view[8] != ord("{"):
+        return [view]
+    try:
+        header = parsed(bytes(view[8:start]))
+        spans = sorted(v["data_offsets"] for k, v in header.items() if k != "__metadata__")
+        ends = [0, *(stop for _, stop in spans)]
+        whole = [begin for begin, _ in spans] == ends[:-1] and start + ends[-1] == len(view)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [view]
+    return [view[:start], *(view[start + a : start + b] for a, b in spans)] if whole else [view]
+
+
+_KNOWN: ContextVar[dict[Any, tuple[Any, bytes]] | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def hashed_once() -> Iterator[None]:
+    """Within, no tensor is hashed twice; none may be changed meanwhile."""
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def tensor_digest(tensor: Any, raw: memoryview) -> bytes:
+    """The hash of a tensor's bits.
+
+    Args:
+        tensor: any tensor.
+        raw: its bytes.
+    """
+    known = _KNOWN.get()
+    if known is None:
+        return _bits(raw)
+    key = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+    if key not in known:
+        known[key] = tensor, _bits(raw)  # the tensor is kept, so that no other gets its place
+    return known[key][1]
 
 
 def read_bytes(path: Path) -> bytearray:
@@ -61,7 +126,7 @@ def read_checked(path: Path, digest: str) -> bytearray:
         raise FileError(
             "VR715", f"cannot read '{path}', which the folder needs: {reason}"
         ) from error
-    if digest_of(content) != digest:
+    if content_digest(content) != digest:
         raise changed(path)
     return content
 

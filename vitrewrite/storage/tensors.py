@@ -6,7 +6,6 @@ other). Written here so that bytes depend on nothing but the content, and nothin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,7 +17,15 @@ import torch
 
 from ..errors import FileError
 from ..text import first_line, listing
-from .hashing import DIGEST, digest_of, parsed, read_bytes, read_checked
+from .hashing import (
+    DIGEST,
+    content_digest,
+    digest_of,
+    parsed,
+    read_bytes,
+    read_checked,
+    tensor_digest,
+)  # fmt: skip
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -74,16 +81,20 @@ def write_tensors(
     if seal:
         texts[DIGEST] = _BLANK
         blank = _header(tensors, order, texts)
-        texts[DIGEST] = digest_of(blank, *(_raw(tensors[name]) for name in order))
-    header = _header(tensors, order, texts)
-    digest = hashlib.blake2b(header, digest_size=20)
+        texts[DIGEST] = digest_of(blank, *(bits_of(tensors[name]) for name in order))
+    header, bits = _header(tensors, order, texts), []
     with path.open("wb") as file:
         file.write(header)
         for name in order:
             raw = _raw(tensors[name])
-            digest.update(raw)
+            bits.append(tensor_digest(tensors[name], raw))
             file.write(raw)
-    return digest.hexdigest()
+    return digest_of(header, *bits)
+
+
+def bits_of(tensor: torch.Tensor) -> bytes:
+    """The hash of a tensor's bits, on any device."""
+    return tensor_digest(tensor, _raw(tensor))
 
 
 def _header(
@@ -219,7 +230,7 @@ def _is_sealed(raw: bytearray, start: int, metadata: Mapping[str, str]) -> bool:
     if not found or header.count(mark) != 1:
         return False
     blank = header.replace(mark, f'"{DIGEST}":"{_BLANK}"'.encode())
-    return digest_of(blank, memoryview(raw)[start:]) == found
+    return content_digest(raw, blank) == found
 
 
 # -- numbers --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from ..disk import open_to_readers, reported
 from ..errors import FileError
 from ..models import buffers_of
-from ..storage.hashing import changed, digest_of, read_bytes, sealed, unsealed
+from ..storage.hashing import changed, content_digest, digest_of, read_bytes, sealed, unsealed
 from ..storage.tensors import Content, check_finite, read_tensors, write_tensors
 from ..text import first_line
 from .engine import Engine
@@ -96,7 +96,7 @@ class Checkpoints:
         with reported(target):
             if files is None:  # the processes wrote a part each
                 parts = sorted(p for p in writing.iterdir() if p.is_file())
-                files = {path.name: digest_of(read_bytes(path)) for path in parts}
+                files = {path.name: content_digest(read_bytes(path)) for path in parts}
             known = {"files": files, "metrics": self._mark()}
             (writing / _STATE).write_bytes(sealed({**packed, **known}).encode())
             open_to_readers(writing)
@@ -197,7 +197,7 @@ class Checkpoints:
 def _check_parts(path: Path, files: Any) -> None:
     for name, digest in files.items():
         try:
-            found = digest_of(read_bytes(path / Path(name).name))
+            found = content_digest(read_bytes(path / Path(name).name))
         except OSError as error:
             raise _broken(path / name, error) from error
         if found != digest:
