@@ -19,6 +19,8 @@ import vitrewrite as vr
 from vitrewrite.emission.twin import emitted_twin
 from vitrewrite.folder.reading import load_folder
 from vitrewrite.folder.writing import model_text
+from vitrewrite.tracing.about import about
+from vitrewrite.tracing.unit import checkpointed
 
 LORA = "insert lora(rank=2) at blocks[*].attn.{q, v}"
 
@@ -182,3 +184,33 @@ def test_the_model_itself_checkpoints_afterwards_as_before(base: VisionTransform
     before = saved(base, x)[0]
     vr.capture(base)
     assert saved(base, x)[0] == before
+
+
+class Sized(nn.Module):
+    """Checkpoints a unit that it hands a size, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Divided()
+
+    def part(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x, x.size(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = checkpoint(self.part, x, use_reentrant=False)
+        return found
+
+
+class Divided(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, count: int) -> torch.Tensor:
+        return self.layer(x) / count
+
+
+def test_sizes_are_no_part_that_is_kept_in_memory() -> None:
+    captured = vr.capture(Sized(), torch.zeros(2, 3, 4))
+    assert checkpointed(captured) == ("inner",)
+    assert about(captured).notes == ()

@@ -130,3 +130,42 @@ def test_a_subclass_stays_one() -> None:
         return x * 2 if inner and not issubclass(int, bool) else x * 3
 
     assert captured(asked)(ONES).unique().item() == 2
+
+
+class Child(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+class Parent(nn.Module):
+    """Reads a dtype behind a child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = Child()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.child(x)
+        return x * 3 if x.dtype == torch.float16 else x * 2
+
+
+def test_a_dtype_that_is_read_behind_a_child_is_looked_at_in_the_third_too() -> None:
+    model = vr.capture(Parent(), EXAMPLE)
+    assert model.bfloat16()(ONES.bfloat16()).unique().item() == 2
+    with pytest.raises(ValueError, match=r"got torch.float16"):
+        model.half()(ONES.half())
+
+
+def test_the_mode_is_read_once() -> None:
+    def moded(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = x * (2 if m.training else 3)
+        return x.sin() + (4 if m.training else 5)
+
+    model: Any = captured(moded)
+    (graph,) = model.graphs.values()
+    assert [n.target for n in graph.nodes if n.op == "get_attr"] == ["training"]
+    assert model(ONES).unique().item() == pytest.approx(5 + float(torch.tensor(3.0).sin()))

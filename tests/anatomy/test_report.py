@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from vitrewrite.anatomy import Anatomy
-from vitrewrite.anatomy.report import to_json, to_text
+from vitrewrite.anatomy.report import _wrapped, to_json, to_text
 
 SWIN = """\
 SwinTransformer: 12 blocks in 4 stages, 52 linear layers
@@ -39,3 +39,8 @@ def test_json(anatomy: Callable[[str], Anatomy]) -> None:
     assert found["sites"]["blocks[3].attn.q"] == "blocks.3.attn.q"
     assert found["blocks"][0]["attn"]["k"]["rows"] == [768, 1536]
     assert found["stream"]["grid"] == [14, 14]
+
+
+def test_a_line_of_just_the_width_is_not_broken() -> None:
+    assert len(_wrapped(f"{'a' * 48} {'b' * 49}")) == 1
+    assert _wrapped(f"{'a' * 48} {'b' * 50}") == ["a" * 48, f"  {'b' * 50}"]
