@@ -115,11 +115,16 @@ def test_new_layers_are_sites_of_the_other_clauses() -> None:
     [
         FASEG,
         "add dfpq(queries=foreground, pool=foreground) to decoder\n",
+        *(
+            pytest.param(spec, marks=pytest.mark.slow)
+            for spec in (
+                "add dfpq(queries=grid_anchor, keys=unchanged) to decoder\n",
+                "add dfpq(queries=learned) to decoder\n",
+                "add hrca(omega=2, cells=random) to decoder\n",
+            )
+        ),
         "add dfpq(queries=dynamic_anchor, keys=learned) to decoder\n",
-        "add dfpq(queries=grid_anchor, keys=unchanged) to decoder\n",
-        "add dfpq(queries=learned) to decoder\n",
         "add hrca(cells=bilinear) to decoder\n",
-        "add hrca(omega=2, cells=random) to decoder\n",
         RCDA + "add dfpq() to decoder\n",
     ],
 )
@@ -137,6 +142,7 @@ def test_the_delta_is_all_that_was_put_in(faseg: vr.Rewritten) -> None:
     assert {f"{decoder}.dfpq.h.0.weight", f"{decoder}.hrca_layers.3.hrca.fc1.weight"} <= set(delta)
 
 
+@pytest.mark.slow
 def test_a_backbone_of_timm() -> None:
     """Through the same graph: transformers wraps it, and the wrapper is traced like all else."""
     backbone = hf.TimmBackboneConfig(

@@ -76,6 +76,7 @@ def test_queries_can_be_trained() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_written_folder_tests_itself(tmp_path: Path) -> None:
     rewritten = applied("mask2former-r50", f"insert lora(rank=2) at {DECODER}\n")
     vr.emit(rewritten, tmp_path / "out")

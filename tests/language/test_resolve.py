@@ -121,7 +121,7 @@ def test_a_text_is_a_string_where_a_string_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("settings", "code"),
     [("lrr = 1", "VR202"), ("epochs = -1", "VR203"), ("epochs = 1.5", "VR204"),
-     ("optimiser = adam", "VR209"), ('optimiser = "adam"', "VR205"), ("lr = none", "VR204")],
+     ("optimiser = adamm", "VR209"), ('optimiser = "adamm"', "VR205"), ("lr = none", "VR204")],
 )  # fmt: skip
 def test_bad_settings(settings: str, code: str) -> None:
     assert codes(f"tune {{ {settings} }}") == [code]

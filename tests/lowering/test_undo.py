@@ -157,6 +157,7 @@ def state_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in module.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_lower_after_tune_and_back(here: Path) -> None:
     pytest.importorskip("accelerate")
     spec = MODEL + f"{LORA}\n{MERGE}\ntrain head\n"

@@ -249,5 +249,6 @@ def test_every_order_is_the_same_model(order: tuple[int, ...]) -> None:
     torch.testing.assert_close(vr.lower(other).module(IMAGES), result, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_together_verifies() -> None:
     vr.verify(together((0, 1, 2, 3)))

@@ -218,8 +218,8 @@ def test_an_own_softmax_is_dropped_at_lowering(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("insert odd(queries=16) at blocks[0].attn", "1x2x16x17 is no bias of its scores, 2x17x17"),
-        ("insert odd(queries=3) at blocks[0].attn", "1x2x3x17 is no bias"),
+        ("insert wry(queries=16) at blocks[0].attn", "1x2x16x17 is no bias of its scores, 2x17x17"),
+        ("insert wry(queries=3) at blocks[0].attn", "1x2x3x17 is no bias"),
         ("insert brief() at blocks[0].attn", "VR426 .*yields .x2x17x16 for scores .x2x17x17"),
         ("insert one() at blocks[0].attn\ninsert two() at blocks[*].attn",
          "VR412 two and one exclude each other at 'blocks.0..attn'"),
@@ -228,7 +228,7 @@ def test_an_own_softmax_is_dropped_at_lowering(
 def test_what_does_not_fit_is_refused(
     spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes = {"odd": PAIRS, "brief": SHORT, "one": MASKED, "two": MASKED}
+    passes = {"wry": PAIRS, "brief": SHORT, "one": MASKED, "two": MASKED}
     install(monkeypatch, tmp_path, **{k: v.replace("{name}", k) for k, v in passes.items()})
     with pytest.raises(vr.VitrewriteError, match=message) as caught:
         vr.apply(f"{spec}\n", vit())

@@ -116,6 +116,7 @@ def test_the_command_under_torchrun(folder: Path) -> None:
     assert [float(a) for a in two] == pytest.approx([float(a) for a in one], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_under_accelerate_launch(folder: Path) -> None:
     done = launch(
         *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines"),

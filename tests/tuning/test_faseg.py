@@ -72,6 +72,7 @@ def test_it_learns_and_its_delta_is_all_of_it(tmp_path: Path) -> None:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_a_budget_is_spent_on_what_was_measured(tmp_path: Path) -> None:
     """Layers that `hrca` adds were not there to be measured: they are trained as a whole."""
     clauses = ("insert lora(rank=2, convention=spt) at", "insert sparse() at", "train optional")

@@ -129,7 +129,7 @@ def test_phases_score_rebuild_and_rewind(here: Path, attach: Any) -> None:
     assert end[up].shape[1] == 1 + int(scored["/run/memory/score"].argmax())
 
 
-@pytest.mark.parametrize("updates", [8, 11])  # where a phase begins, and within one
+@pytest.mark.parametrize("updates", [8, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_procedure_goes_on_where_it_was(
     updates: int, here: Path, attach: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,12 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("where", "after", "last"),
     # Of 36 steps; a checkpoint flushes four paths and one is written every fourth step.
-    [("step", 19, 16), ("saving", 4 * 3 + 2, 8), ("saving", 1, None), ("writing", 1, 36)],
+    [
+        ("step", 19, 16),
+        pytest.param("saving", 4 * 3 + 2, 8, marks=pytest.mark.slow),
+        pytest.param("saving", 1, None, marks=pytest.mark.slow),
+        ("writing", 1, 36),
+    ],
 )
 def test_a_killed_run_ends_bit_identical(
     where: str, after: int, last: int | None, whole: Path, here: Path

@@ -102,7 +102,10 @@ def test_sgd_is_plain_and_nesterov_is_not() -> None:
     "recipe",
     [
         {"optimiser": "lamb", "schedule": "plateau", "patience": 0, "evaluate_every": 1},
-        {"optimiser": "rmsprop", "schedule": "step", "decay_epochs": 0.5, "lr_batch": 64},
+        pytest.param(
+            {"optimiser": "rmsprop", "schedule": "step", "decay_epochs": 0.5, "lr_batch": 64},
+            marks=pytest.mark.slow,
+        ),
         {"optimiser": "adan", "schedule": "poly", "warmup_epochs": 0.4, "warmup_lr": 1e-4},
     ],
     ids=lambda recipe: recipe["schedule"],

@@ -215,6 +215,7 @@ def test_an_interrupted_run_ends_bit_identical(
     assert len(losses[0]) == 7
 
 
+@pytest.mark.slow
 def test_pieces_see_the_same_images(ours: Any) -> None:
     for name, pieces in (("one", 1), ("two", 2)):
         settings = Settings(steps=1, batch=4, log_every=1, accumulate=pieces)
@@ -223,6 +224,7 @@ def test_pieces_see_the_same_images(ours: Any) -> None:
     assert two == pytest.approx(one, rel=0.05)  # each piece draws points of its own
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(ours: Any, built: Any) -> None:
     for name, precision in (("single", "no"), ("mixed", "bf16")):
         for key, tensor in ours.delta().items():

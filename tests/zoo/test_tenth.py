@@ -21,8 +21,14 @@ TENTH = [
     if found["key"].partition(":")[0] in LIBRARIES and subject(found["key"]).in_ci
     and found["outcome"] != "does not run"
 ]  # fmt: skip
+# A minute and more each.
+COSTLY = ("timm:sam2_hiera_tiny", "timm:gemma4_vit_167m")
 PARTS = [
-    pytest.param(found, id=found["key"], marks=[pytest.mark.slow] if number % 3 else [])
+    pytest.param(
+        found,
+        id=found["key"],
+        marks=[pytest.mark.slow] if number % 3 or found["key"] in COSTLY else [],
+    )
     for number, found in enumerate(TENTH)
 ]
 
