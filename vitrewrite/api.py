@@ -73,13 +73,13 @@ def plan(
     weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
     **overrides: object,
 ) -> Compilation:  # fmt: skip
-    """What `spec` would change in `model`; no weight is allocated or read.
+    """What `spec` would change in `model`; no weight is allocated.
 
     Args:
         spec: a `Spec`, a path, the name of a shipped spec, or a text.
         model: a module, or a name; by default the spec's own.
         example: what the model is called with, if it does not say so itself.
-        weights: what `apply` would start from; only named here.
+        weights: what `apply` would start from; of a checkpoint only names and shapes are read.
         seed: of random weights.
         profile: measurements for `sensitive(...)`, or the file of one.
         overrides: params and pass options of the spec.
