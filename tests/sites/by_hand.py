@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import vitrewrite as vr
+from tests.lowering.models import fill
 from tests.models import spread
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -184,3 +185,15 @@ def emitted(rewritten: Any, folder: Path) -> None:
     built = runpy.run_path(str(folder / "model.py"))["load"](str(folder / "weights.safetensors"))
     with torch.no_grad():
         assert torch.equal(built.eval()(IMAGES), rewritten.module.eval()(IMAGES))
+
+
+@torch.no_grad()
+def in_both_orders(mine: str, other: str) -> Any:
+    """Two clauses in either order, lowered too, are one model; the last of those that were made."""
+    found = []
+    for first, second in ((mine, other), (other, mine)):
+        rewritten = fill(vr.apply(f"{first}\n{second}\n", vit()))
+        found += [m.module.eval()(IMAGES) for m in (rewritten, vr.lower(rewritten))]
+    for each in found[1:]:
+        torch.testing.assert_close(each, found[0], rtol=1e-4, atol=1e-5)
+    return rewritten

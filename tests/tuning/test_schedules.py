@@ -78,6 +78,18 @@ def test_a_rate_for_another_batch_and_groups_of_their_own() -> None:
     assert rates_of(run) == pytest.approx([0.25 * (1 - t / 20) for t in range(20)])
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "poly"])
+def test_a_rate_below_the_last_one_stays(schedule: str) -> None:
+    gates = ParameterGroup("gates", ("bias",), lr=0.05)
+    run = run_of(gates, lr=1.0, min_lr=0.2, schedule=schedule)
+    assert rates_of(run, "gates") == pytest.approx([0.05] * 20)
+
+
+def test_a_plateau_does_not_lift_a_warm_up() -> None:
+    run = run_of(lr=1.0, schedule="plateau", min_lr=0.5, warmup_epochs=1)
+    assert rates_of(run, scores=(0.5,) * 4)[:4] == pytest.approx([0.0, 0.25, 0.5, 0.75])
+
+
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_every_optimiser_moves_what_is_trained(name: str) -> None:
     run = run_of(optimiser=name, lr=0.1)

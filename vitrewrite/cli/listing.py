@@ -56,7 +56,8 @@ def entries(what: str) -> list[tuple[str, str]]:
         return [(n, _about_spec(catalog.spec_path(n))) for n in catalog.specs()]
     import timm
 
-    from ..models import ALIASES, hugging_face
+    from ..models import hugging_face
+    from ..models.registry import ALIASES
 
     aliases = [(name, f"alias of {full}") for name, full in ALIASES.items()]
     shipped = [(name, hugging_face.about(name)) for name in hugging_face.names()]

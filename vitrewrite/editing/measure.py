@@ -270,7 +270,7 @@ _NO_SETTING = vars(nn.Module()).keys() - {"training"}
 
 
 def _is_one_tensor(made: tuple[Any, int]) -> bool:
-    return isinstance(made[0], torch.Tensor) and made[0].is_meta
+    return _is_meta(made[0])
 
 
 def _is_meta(value: Any) -> bool:

@@ -45,7 +45,10 @@ class Settings:
         None, minimum=1, help="the batch that lr is for; it grows with the batch"
     )
     min_lr: float = option(
-        0.0, minimum=0, needs="schedule != 'constant'", help="learning rate that it ends at"
+        0.0,
+        minimum=0,
+        needs="schedule in ('cosine', 'poly', 'plateau')",
+        help="learning rate that it ends at",
     )
     momentum: float = option(
         0.9, minimum=0, maximum=1, help="of the optimisers that have one",

@@ -27,8 +27,6 @@ from .checkpoint import read_checkpoint
 from .fitting import Fitting
 from .registry import ALIASES, full_name
 
-__all__ = ["ALIASES", "full_name"]
-
 
 @contextmanager
 def asked_by(ref: ModelRef | None) -> Iterator[None]:

@@ -28,7 +28,6 @@ _NESTS = (
     "state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "module",
     "teacher", "weights", "net",
 )  # fmt: skip
-_AVERAGED = ("state_dict_ema", "model_ema", "ema")
 
 
 @dataclass(frozen=True)

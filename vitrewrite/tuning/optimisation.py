@@ -49,6 +49,8 @@ def _grouped(run: Run) -> Iterable[dict[str, Any]]:
     left = {n: p for n, p in run.module.named_parameters() if p.requires_grad}
     for group in (*run.groups, ParameterGroup("weights", tuple(left))):
         taken = {n: left.pop(n) for n in list(left) if group.takes(n)}
+        peak = settings.peak if group.lr is None else settings.scaled(group.lr)
+        floor = settings.min_lr if group.min_lr is None else group.min_lr
         decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
         for suffix, flat in (("", False), (" (no decay)", True)):
             members = {n: p for n, p in taken.items() if (p.dim() <= 1) == flat}
@@ -58,8 +60,8 @@ def _grouped(run: Run) -> Iterable[dict[str, Any]]:
                     "names": list(members),
                     "name": group.name + suffix,
                     "weight_decay": 0.0 if flat else decay,
-                    "peak": settings.peak if group.lr is None else settings.scaled(group.lr),
-                    "floor": settings.min_lr if group.min_lr is None else group.min_lr,
+                    "peak": peak,
+                    "floor": min(peak, floor),  # no schedule rises
                     "schedule": group.schedule or settings.schedule,
                 }
 

@@ -41,7 +41,7 @@ class Rates:
         """Those of the step that comes next."""
         for schedule in self.schedules:
             schedule.step_update(self.run.step)
-        if self.plateau is not None:
+        if self.plateau is not None and _factor(self.plateau) < 1:
             for group in self.optimiser.param_groups:
                 if group["schedule"] == _PLATEAU:
                     group["lr"] = max(group["floor"], group["lr"] * _factor(self.plateau))
