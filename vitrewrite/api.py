@@ -17,6 +17,7 @@ from .folder.delta import load_delta, save_delta
 from .language import parse_spec
 from .language.model import Spec
 from .models.request import Request
+from .rewrite.captures import Captures
 from .rewrite.compilation import Compilation
 from .rewrite.lowered import lowered
 from .rewrite.rewritten import Rewritten
@@ -71,7 +72,7 @@ def capture(model: nn.Module, example: Any = None) -> Captured:
 def plan(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
-    **overrides: object,
+    captures: Captures | None = None, **overrides: object,
 ) -> Compilation:  # fmt: skip
     """What `spec` would change in `model`; no weight is allocated.
 
@@ -82,14 +83,18 @@ def plan(
         weights: what `apply` would start from; of a checkpoint only names and shapes are read.
         seed: of random weights.
         profile: measurements for `sensitive(...)`, or the file of one.
+        captures: of plans before, which spares those of one model to capture it again.
         overrides: params and pass options of the spec.
 
     Raises:
         VitrewriteError: everything that is wrong with the spec on this model.
     """
     request = Request(_spec(spec, overrides), model, weights, seed)
-    base = request.traced(example, meta=True)[1]
-    return Compilation.of(request, base, profile=_profile(profile))
+    if captures is None or example is not None:
+        base, original = request.traced(example, meta=True)[1], None
+    else:
+        base, original = captures.of(request)
+    return Compilation.of(request, base, profile=_profile(profile), original=original)
 
 
 @undisturbed()

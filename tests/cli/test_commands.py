@@ -57,13 +57,15 @@ def test_check(here: Path) -> None:
     assert result.codes == ["VR201", "VR114", "VR101"]
     assert result.out.splitlines() == [
         "ok     lora.peft", "error  bad.peft", "error  lora_qv.peft",
+        "1 of 3 specs hold: 2 claims, 0 rows of papers",
     ]  # fmt: skip
     found = invoke("check", "lora.peft", "bad.peft", "--json")
     assert found.status == 1
-    assert found.json["specs"] == [
-        {"spec": "lora.peft", "ok": True, "errors": []},
-        {"spec": "bad.peft", "ok": False, "errors": ["VR201", "VR114"]},
-    ]
+    first, second = found.json["specs"]
+    assert first["ok"]
+    assert [claim["measured"] for claim in first["claims"]] == [1024, None]
+    bad = {"spec": "bad.peft", "ok": False, "errors": ["VR201", "VR114"], "claims": []}
+    assert second == bad
     assert invoke("check", "lora.peft", "rank=65").codes == ["VR203"]
     assert invoke("check", "train blocks where dim >= 3", "lora.peft").status == 0
 

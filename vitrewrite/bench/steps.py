@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..editing.measure import MORE_FLOPS
+from ..editing import costs
 from ..tracing import tree
 from ..tracing.unit import on_meta
 from .contenders import Contender
@@ -75,9 +75,9 @@ def training_macs(module: nn.Module, example: Tensors) -> int:
     inputs = tuple(v.new_empty((2, *v.shape[1:]), device="meta") for v in example)
     twin = on_meta(module).train()
     probes = _probes(twin, inputs)
-    with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter:
+    with FlopCounterMode(display=False, custom_mapping={**costs.MORE}) as counter:
         _loss(twin(*inputs), probes).backward()  # type: ignore[no-untyped-call]
-    return int(counter.get_total_flops()) // 4
+    return costs.counted(counter.flop_counts["Global"]).macs // 2
 
 
 def _probes(module: nn.Module, inputs: Tensors) -> Tensors:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from .common import (
     request,
     trusted,
 )
+
+if TYPE_CHECKING:
+    from ..checking.specs import Checked, Wanted
 
 
 class Commands(click.Group):
@@ -126,6 +129,7 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
     Arguments of the form KEY=VALUE are overrides.
     """
     from .. import catalog
+    from ..checking.specs import check as checked
     from ..language.load import is_text
 
     overrides = tuple(s for s in specs if "=" in s and not (s.endswith(".peft") or is_text(s)))
@@ -134,35 +138,37 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
         raise UsageError("VR902", "nothing to check", suggestion="name specs, or give --all")
     errors: list[VitrewriteError] = []
     results = []
-    for name in names:
-        failed, odd = _check(name, overrides)
-        errors += failed
-        warned = {"warnings": [w.code for w in odd]} if odd else {}
-        codes = [e.code for e in failed]
-        results.append({"spec": name, "ok": not failed, "errors": codes, **warned})
-        for warning in odd:
+    for found in checked([_read(name, overrides) for name in names]):
+        errors += found.errors
+        results.append(found.to_json())
+        for warning in found.warnings:
             click.echo(f"warning: {warning.render()}", err=True)
         if not as_json:
-            label = "<text>" if is_text(name) else name
-            click.echo(f"{'error' if failed else 'ok   '}  {label}")
+            label = "<text>" if is_text(found.name) else found.name
+            click.echo(f"{'error' if found.errors else 'ok   '}  {label}")
     if as_json:
         echo_json({"specs": results})
+    elif len(results) > 1:
+        claims = sum(len(result["claims"]) for result in results)
+        rows = sum(len(result.get("rows", ())) for result in results)
+        wrong = sum(not result["ok"] for result in results)
+        click.echo(
+            f"{len(results) - wrong} of {len(results)} specs hold: {claims} claims, {rows} rows"
+        )
     raise_all(errors)
 
 
-def _check(
-    name: str, overrides: tuple[str, ...]
-) -> tuple[list[VitrewriteError], Sequence[VitrewriteError]]:
-    """What is wrong with a spec, and what is odd."""
-    odd: Sequence[VitrewriteError] = ()
+def _read(name: str, overrides: tuple[str, ...]) -> Wanted | Checked:
+    """A spec to check on its model, or what there is to say without one."""
+    from ..checking.specs import Checked, Wanted
+
     try:
         wanted = request(name, overrides)
-        odd = wanted.spec.warnings
-        if wanted.names_model and not wanted.lacks_measurements:
-            return [v.error() for v in wanted.plan().claims if v.holds is False], odd
+        if not wanted.names_model or wanted.lacks_measurements:
+            return Checked(name, wanted.spec)
+        return Wanted(name, wanted.spec, wanted.measured)
     except VitrewriteError as error:
-        return list(getattr(error, "errors", [error])), odd
-    return [], odd
+        return Checked(name, None, tuple(getattr(error, "errors", [error])))
 
 
 @cli.command()

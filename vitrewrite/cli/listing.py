@@ -15,6 +15,7 @@ from ..disk import replacing_file
 from ..errors import FileError, SpecError, VitrewriteError, raise_all
 from ..folder.lock import Folder
 from ..language import format_text, parse_spec
+from ..language.conventions import CONVENTIONS
 from ..language.settings import options as settings_of_tune
 from ..language.source import read_source
 from ..sensitivity.text import changes
@@ -34,9 +35,15 @@ CLAUSES = {
     "spec inserts or trains anything.",
     "freeze": "freeze SITES: the parameters there are not trained.",
     "require": "require CLAIM: a claim that apply and verify check; if it does not hold, nothing "
-    "is written and the exit status is 1.\nClaims: params, trainable, macs, macs_lowered, flops, "
-    "max_error, tokens at SITES, each with <, <=, ==, >=, > or 'within 1% of'; 'identity at init'; "
-    "'lowers exactly'.",
+    "is written and the exit status is 1.\nClaims: params, trainable, share, storage, macs, "
+    "macs_lowered, flops, max_error, tokens at SITES, each with <, <=, ==, >=, > or 'within 1% "
+    "of'; 'identity at init'; 'lowers exactly'. 'excluding SITES' leaves parts out of params, "
+    "trainable and MACs.\nparams(head=940/19) and trainable(head=940/19) count the head for so "
+    "many classes; share(of=base) is that of the trained parameters in the base without its head, "
+    "with it (base_and_head) or with all that was added (all); storage(tasks=19) is what tasks "
+    "take that share a base, in bases. macs(convention=norms) counts as papers do:\n"
+    + "\n".join(f"  {name:<13}{each.about}" for name, each in CONVENTIONS.items()),
+    "row": 'row "TABLE: ROW": a row of a paper\'s table that the spec stands for.',
     "param": "param NAME: TYPE = DEFAULT in LOW..HIGH: a value that NAME=VALUE overrides.",
     "let": "let NAME = EXPRESSION: a name for a value.",
     "include": "include SPEC or include SPEC(param=value, ...): the clauses of another spec, in "

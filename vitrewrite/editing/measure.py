@@ -19,20 +19,21 @@ from ..tracing.numbers import plain
 from ..tracing.operators import is_repeatable
 from ..tracing.recipes import remembered
 from ..tracing.unit import Unit, run_node
+from . import costs
+from .costs import Costs
 from .inserted import run_inserted
-
-# The counter knows `addmm`, and not that it can be done in place.
-MORE_FLOPS = {torch.ops.aten.addmm_: lambda c, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
 
 
 @dataclass
 class _Entry:
     outputs: Any
-    macs: int
+    costs: Costs
     shapes: dict[str, tuple[int, ...]]  # node -> shape
     values: tuple[Any, ...] = ()  # node by node; equal graphs have them in the same order
     children: dict[str, Hashable] = field(default_factory=dict)
-    seen_in_children: int = 0  # what the counter moved by while children ran
+    seen_in_children: Costs = field(
+        default_factory=Costs
+    )  # what the counter moved by while children ran
 
 
 Shape: TypeAlias = tuple[int, ...]
@@ -86,6 +87,7 @@ class Propagation:
     """Runs a tree of units on meta tensors.
 
     Attributes:
+        costs: what it computes, by kind.
         macs: multiply-accumulates of every convolution and matrix product, SDPA's two included;
             no norms, softmax, elementwise operations or sampling.
 
@@ -101,11 +103,11 @@ class Propagation:
         *, note: bool = False,
     ) -> None:  # fmt: skip
         self.note, self.noted = note, set[int]()
-        self.spared = 0  # flops of operations that were not run again
+        self.spared = Costs()  # of operations that were not run again
         self.entries: dict[Hashable, _Entry] = known.entries if known else {}
         self.programs: dict[int, Hashable] = {}
         self.fingerprints: dict[int, Hashable] = {}
-        counter = FlopCounterMode(display=False, custom_mapping=MORE_FLOPS)
+        counter = FlopCounterMode(display=False, custom_mapping={**costs.MORE})
         tracker: Any = _Untracked()
         counter.mod_tracker = tracker
         with counter as self.counter, torch.no_grad(), torch.device("meta"):
@@ -113,11 +115,25 @@ class Propagation:
             floats = tuple(v.float() if v.is_floating_point() else v for v in inputs)
             self.top = self._run(root, floats)
         del self.counter  # it cannot be pickled, and has counted
-        self.macs = self.entries[self.top].macs
+        self.costs = self.entries[self.top].costs
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, as the class tells."""
+        return self.costs.macs
 
     def shape(self, place: Place) -> tuple[int, ...] | None:
         """The shape of the value at a place, or None if nothing ran there."""
-        key, left = self.top, place.unit
+        entry = self._entry(place.unit)
+        return entry.shapes.get(place.node) if entry else None
+
+    def costs_of(self, path: str) -> Costs | None:
+        """What a module computes, or None if it was not run."""
+        entry = self._entry(path)
+        return entry.costs if entry else None
+
+    def _entry(self, path: str) -> _Entry | None:
+        key, left = self.top, path
         while left:
             entry = self.entries[key]
             names = [n for n in entry.children if left == n or left.startswith(f"{n}.")]
@@ -125,20 +141,20 @@ class Propagation:
                 return None
             name = max(names, key=len)
             key, left = entry.children[name], left[len(name) + 1 :]
-        return self.entries[key].shapes.get(place.node)
+        return self.entries[key]
 
     def _run(self, module: nn.Module, args: tuple[Any, ...]) -> Hashable:
         shapes = tuple(_shape(v) for v in tree.leaves(args))
         constants = freeze(tuple(a for a in args if isinstance(a, (int, float))))
         key = (self._fingerprint(module), shapes, constants)
         if key not in self.entries:
-            before = self._flops()
+            before = self._counted()
             if isinstance(module, Unit) and module.template is not None:
                 entry = self._graph(module.program, module, args)
             else:
-                entry = _Entry(self._layer(module, args), 0, {})
-            own = self._flops() - before - entry.seen_in_children
-            entry.macs += own // 2
+                entry = _Entry(self._layer(module, args), Costs(), {})
+            own = self._counted() - before - entry.seen_in_children
+            entry.costs += own
             self.entries[key] = entry
         if self.note:
             self._note(module, self.entries[key])
@@ -148,8 +164,7 @@ class Propagation:
         """What a layer, or a module of a pass, yields."""
         known = kernels.of_layer(module, *args)
         if known is not None:
-            if isinstance(module, nn.Linear):
-                self.spared += 2 * args[0].numel() * module.out_features
+            self.spared += costs.of_layer(module, args[0])
             return known
         return self._spared(
             lambda given: _leaf(module, given), args, (type(module), self._fingerprint(module)),
@@ -158,17 +173,17 @@ class Propagation:
 
     def _spared(
         self, function: Callable[[Any], Any], given: Any, key: Hashable,
-        worth: Callable[[tuple[Any, int]], bool],
+        worth: Callable[[tuple[Any, Costs]], bool],
     ) -> Any:  # fmt: skip
         """The result of a function, run only if no equal one was run before."""
-        before = self._flops()
+        before = self._counted()
 
-        def run(value: Any) -> tuple[Any, int]:
-            return function(value), self._flops() - before
+        def run(value: Any) -> tuple[Any, Costs]:
+            return function(value), self._counted() - before
 
-        result, flops = remembered(run, given, key, worth)
-        if self._flops() == before:
-            self.spared += flops
+        result, computed = remembered(run, given, key, worth)
+        if self._counted() == before:
+            self.spared += computed
         return result
 
     def _note(self, module: nn.Module, entry: _Entry) -> None:
@@ -183,7 +198,7 @@ class Propagation:
             self._note(module.get_submodule(name), self.entries[key])
 
     def _graph(self, graph: fx.Graph, unit: Unit, args: tuple[Any, ...]) -> _Entry:
-        entry = _Entry(None, 0, {})
+        entry = _Entry(None, Costs(), {})
         values: dict[fx.Node, Any] = {}
         given = iter(args)
         for node in graph.nodes:
@@ -220,21 +235,21 @@ class Propagation:
             lambda _: run_node(node, unit, values), given, (node.op, node.target), _is_one_tensor
         )
 
-    def _flops(self) -> int:
-        """Those of all that ran, and of what did not have to run again."""
-        return int(self.counter.get_total_flops()) + self.spared
+    def _counted(self) -> Costs:
+        """Of all that ran, and of what did not have to run again."""
+        return costs.counted(self.counter.flop_counts["Global"]) + self.spared
 
     def _child(self, node: fx.Node, unit: Unit, values: dict[fx.Node, Any], entry: _Entry) -> Any:
         inputs = fx.node.map_arg(node.args, lambda n: values[n])
         name = str(node.target)
         child = unit.get_submodule(name)
-        before = self._flops()
+        before = self._counted()
         try:
             key = entry.children[name] = self._run(child, inputs)
         except BrokenError as error:
             raise error.below(name) from error
-        entry.seen_in_children += self._flops() - before
-        entry.macs += self.entries[key].macs
+        entry.seen_in_children += self._counted() - before
+        entry.costs += self.entries[key].costs
         return self.entries[key].outputs
 
     def _fingerprint(self, module: nn.Module) -> Hashable:
@@ -269,7 +284,7 @@ _NO_SETTING = vars(nn.Module()).keys() - {"training"}
 """State, looked at apart, and hooks, which are not run."""
 
 
-def _is_one_tensor(made: tuple[Any, int]) -> bool:
+def _is_one_tensor(made: tuple[Any, Costs]) -> bool:
     return _is_meta(made[0])
 
 

@@ -289,11 +289,28 @@ class _Statements(_Selectors):
     def freeze(self, sites: Selector, only: Condition | None) -> nodes.Clause:
         return nodes.Clause("freeze", None, None, sites, (), sites.span, only)
 
+    def row(self, text: Word) -> nodes.Row:
+        table, sign, name = read_string(text, text.span).partition(": ")
+        if not (sign and table.strip() and name.strip()):
+            message = f"a row is named by its table and its name, and {text} is not"
+            suggestion = 'such as row "fpet-2: LoRA"'
+            raise SpecError("VR118", message, span=text.span, suggestion=suggestion)
+        return nodes.Row(table, name, text.span)
+
     def require(self, claim: nodes.Claim, only: Condition | None) -> nodes.Require:
         return nodes.Require(claim, claim.span, only)
 
-    def measured(self, name: Word, compare: Any, excluding: Selector | None) -> nodes.Claim:
-        return nodes.Claim(str(name), None, compare, excluding, name.span)
+    def metric(
+        self, name: Word, options: tuple[selectors.Option, ...] | None
+    ) -> tuple[Word, tuple[selectors.Option, ...]]:
+        return name, options or ()
+
+    def measured(
+        self, metric: tuple[Word, tuple[selectors.Option, ...]], compare: Any,
+        excluding: Selector | None,
+    ) -> nodes.Claim:  # fmt: skip
+        name, options = metric
+        return nodes.Claim(str(name), None, compare, excluding, name.span, options)
 
     def measured_at(self, name: Word, site: Selector, compare: Any) -> nodes.Claim:
         if compare is None and (name, str(site)) == ("identity", "init"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
+from vitrewrite.catalog.signatures import OptionInfo
 from vitrewrite.errors import SpecError
 from vitrewrite.text import did_you_mean, listing, shown
 
 from .conditions import Compare
+from .conventions import CONVENTIONS
 from .expressions import Literal
 from .model import STATED, Claim
 from .types import check_type
@@ -18,18 +21,42 @@ from .values import is_number, show
 class Metric(NamedTuple):
     """What a claim can be about."""
 
-    sited: bool  # measured at a site: `tokens at blocks[7]`
-    excluding: bool  # can leave out sites: `trainable <= 1M excluding head`
+    sited: bool = False  # measured at a site: `tokens at blocks[7]`
+    excluding: bool = False  # can leave out sites: `trainable <= 1M excluding head`
+    options: Mapping[str, OptionInfo] = MappingProxyType({})
 
+
+def _options(*infos: OptionInfo) -> Mapping[str, OptionInfo]:
+    return {info.name: info for info in infos}
+
+
+_CONVENTION = OptionInfo(
+    "convention", "str", False, False, False, "plain", choices=tuple(CONVENTIONS),
+    help="what is counted",
+)  # fmt: skip
+_HEAD = OptionInfo(
+    "head", "float", False, True, False, None, minimum=0,
+    help="classes that the head is counted for, such as the mean of several tasks",
+)  # fmt: skip
+_OF = OptionInfo(
+    "of", "str", False, False, False, "base", choices=("base", "base_and_head", "all"),
+    help="the base without its head, with the head, or with all that was added",
+)  # fmt: skip
+_TASKS = OptionInfo(
+    "tasks", "int", False, False, True, minimum=1, help="tasks that share the base"
+)  # fmt: skip
 
 METRICS: Mapping[str, Metric] = {
-    "params": Metric(False, True),
-    "trainable": Metric(False, True),
-    "macs": Metric(False, True),
-    "macs_lowered": Metric(False, True),
-    "flops": Metric(False, True),
-    "tokens": Metric(True, False),
-    "max_error": Metric(False, False),
+    "params": Metric(excluding=True, options=_options(_HEAD)),
+    "trainable": Metric(excluding=True, options=_options(_HEAD)),
+    # Trained parameters over those of a base, and what tasks store over one base, in bases.
+    "share": Metric(options=_options(_OF, _HEAD)),
+    "storage": Metric(options=_options(_TASKS, _HEAD)),
+    "macs": Metric(excluding=True, options=_options(_CONVENTION)),
+    "macs_lowered": Metric(excluding=True, options=_options(_CONVENTION)),
+    "flops": Metric(excluding=True, options=_options(_CONVENTION)),
+    "tokens": Metric(sited=True),
+    "max_error": Metric(),
 }
 
 

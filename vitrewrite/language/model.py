@@ -170,11 +170,13 @@ class Claim:
     compare: Compare | None
     excluding: Selector | None
     span: Span = field(compare=False, repr=False)
+    options: tuple[Option, ...] = ()
 
     def __str__(self) -> str:
         if self.compare is None:
             return STATED.get(self.metric, self.metric)
-        site = f" at {self.site}" if self.site else ""
+        site = f"({', '.join(map(str, self.options))})" if self.options else ""
+        site += f" at {self.site}" if self.site else ""
         without = f" excluding {self.excluding}" if self.excluding else ""
         return f"{self.metric}{site} {self.compare}{without}"
 
@@ -213,6 +215,18 @@ class Require:
 
 
 @dataclass(frozen=True)
+class Row:
+    """`row "TABLE: ROW"`: a row of a paper's table that the spec stands for."""
+
+    table: str
+    name: str
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"row {show(f'{self.table}: {self.name}')}"
+
+
+@dataclass(frozen=True)
 class Tune:
     """`tune { key = value ... }`: hyperparameters of training."""
 
@@ -246,7 +260,7 @@ class Absent:
         return f"not there  line {self.statement.span.line}: {self.statement} ({values})"
 
 
-AnyStatement: TypeAlias = Model | Param | Let | Include | Clause | Require | Tune
+AnyStatement: TypeAlias = Model | Param | Let | Include | Clause | Require | Row | Tune
 
 
 @dataclass(frozen=True)
@@ -264,6 +278,7 @@ class Spec:
         params: the values of its params.
         defaults: the option values of each clause's pass that the spec leaves out.
         absent: clauses and claims that are not there, because their conditions do not hold.
+        rows: of papers' tables, that it stands for itself; those of specs it includes are theirs.
         warnings: what is odd but not wrong.
     """
 
@@ -278,9 +293,10 @@ class Spec:
     warnings: tuple[SpecError, ...] = field(default=(), compare=False, repr=False)
     defaults: tuple[Mapping[str, Value], ...] = field(default=(), compare=False, repr=False)
     absent: tuple[Absent, ...] = field(default=(), compare=False, repr=False)
+    rows: tuple[Row, ...] = ()
 
     def __str__(self) -> str:
-        model = (f"model {self.model}",) if self.model else ()
+        model = (*map(str, self.rows), *([f"model {self.model}"] if self.model else []))
         tune = (str(self.tune),) if self.tune.settings else ()
         groups = (model, map(str, self.clauses), map(str, self.requires), tune)
         blocks = ("\n".join(lines) for lines in groups)

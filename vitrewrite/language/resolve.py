@@ -22,7 +22,7 @@ from .check import (
     find_pass,
     without_effect,
 )
-from .claims import check_claim
+from .claims import METRICS, check_claim
 from .declarations import Include, Let, Param
 from .expressions import Expression, Literal, NodeT, map_expressions
 from .include import Expansion
@@ -36,6 +36,7 @@ from .model import (
     ModelRef,
     PassUse,
     Require,
+    Row,
     Spec,
     Tune,
     stated,
@@ -69,7 +70,8 @@ class Resolver:
         self._clauses: list[Clause] = []
         self._defaults: list[Mapping[str, Value]] = []
         self._requires: list[Require] = []
-        self._settings: list[Option] = []
+        self._rows: list[Row] = []
+        self._settings: dict[str, tuple[int, Option]] = {}
         self._idle: list[SpecError] = []
         self._out: list[Absent] = []
         for depth, statement in expansion.statements:
@@ -209,23 +211,43 @@ class Resolver:
             claim = self._resolved_claim(statement.claim)
             self._requires.append(dataclasses.replace(statement, claim=claim, condition=None))
 
+    @_take.register
+    def _(self, row: Row) -> None:
+        if self._depth == 0:  # what is included stands for its own
+            if row in self._rows:
+                raise SpecError("VR232", f"{row} stands there twice", span=row.span)
+            self._rows.append(row)
+
     def _resolved_claim(self, claim: Claim) -> Claim:
-        claim = self._resolved(claim)
+        with self._problems.catch():
+            check_repeated(claim.options)
+        known = METRICS[claim.metric].options if claim.metric in METRICS else {}
+        options = tuple(self._resolved_option(option, known) for option in claim.options)
+        bare = self._resolved(dataclasses.replace(claim, options=()))
+        claim = dataclasses.replace(bare, options=options)
         for sites in (claim.site, claim.excluding):
             if sites is not None:
                 check_selector(sites, self._problems)
         check_claim(claim)
-        return claim
+        checked = check_options(options, known, claim.metric, self._problems)
+        check_required(options, known, claim.metric, claim.span)
+        return dataclasses.replace(claim, options=checked)
 
     @_take.register
     def _(self, statement: Tune) -> None:
         for given in statement.settings:
             with self._problems.catch():
                 setting = self._resolved_option(given, settings_of_tune())
-                if setting.name in {each.name for each in self._settings}:
-                    message = f"setting {shown(setting.name)} is given twice"
-                    raise SpecError("VR225", message, span=setting.span)
-                self._settings.append(setting)
+                self._set(setting)
+
+    def _set(self, setting: Option) -> None:
+        """Takes a setting; what a spec says itself holds over what it includes."""
+        depth, _ = self._settings.get(setting.name, (None, setting))
+        if depth == self._depth:
+            message = f"setting {shown(setting.name)} is given twice"
+            raise SpecError("VR225", message, span=setting.span)
+        if depth is None or self._depth < depth:
+            self._settings[setting.name] = self._depth, setting
 
     def _resolved(self, node: NodeT) -> NodeT:
         return map_expressions(node, self._resolve)
@@ -257,11 +279,12 @@ class Resolver:
             ),
             defaults=tuple(self._defaults),
             absent=tuple(self._out),
+            rows=tuple(self._rows),
         )
 
     def _tuned(self) -> tuple[Option, ...]:
         known = settings_of_tune()
-        settings = {setting.name: setting for setting in self._settings}
+        settings = {name: setting for name, (_, setting) in self._settings.items()}
         for name in [*settings, *self._overrides.under("tune.")]:
             kind = known[name].type if name in known else ""
             if value := self._overrides.use(f"tune.{name}", kind):

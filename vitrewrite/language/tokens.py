@@ -18,7 +18,7 @@ from .source import SpecSource
 
 VERBS = (
     *("model", "param", "let", "include", "insert", "prepend", "replace", "stitch", "add", "drop"),
-    *("train", "freeze", "require", "tune"),
+    *("train", "freeze", "require", "row", "tune"),
 )
 # Words with a meaning inside a statement; as the name of an option or after a dot they are free.
 WORDS = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from torch import nn
@@ -66,6 +66,13 @@ class Request:
             self.name, self.options, weights=self.weights, seed=self.seed, meta=meta,
             told=self.told,
         )  # fmt: skip
+
+    @property
+    def key(self) -> Hashable:
+        """What the captured model depends on; None if that is more than what is asked for."""
+        if self.module is not None or self.weights != "random":
+            return None
+        return self.name, repr(sorted(self.options.items())), self.input
 
     @property
     def described(self) -> str:

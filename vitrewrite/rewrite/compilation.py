@@ -51,7 +51,7 @@ class Compilation:
     @classmethod
     def of(
         cls, request: Request, base: nn.Module, *, profile: Profile | None = None,
-        allocations: Mapping[str, Any] | None = None,
+        allocations: Mapping[str, Any] | None = None, original: Propagation | None = None,
     ) -> Compilation:  # fmt: skip
         """Carries out the spec of a request on its captured model, which stays as it is.
 
@@ -60,11 +60,12 @@ class Compilation:
             base: the captured model.
             profile: measurements for `sensitive(...)`.
             allocations: what each `sensitive(...)` bought before, as a lock file has it.
+            original: a run of the captured model on meta.
 
         Raises:
             VitrewriteError: everything that is wrong with the spec on this model.
         """
-        original = run(base)
+        original = original or run(base)
         root, pairs = bare(base)
         with torch.device("meta"):
             result = rewrite(

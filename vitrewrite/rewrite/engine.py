@@ -96,6 +96,7 @@ class Rewrite:
         base_trained: parameters of the original model that the spec trains.
         allocations: what each `sensitive(...)` of the spec bought.
         checked: inserted classes that are known to be as they should.
+        base_without_head: parameters of the original model, its classifier's left out.
         batches: how samples lie in the values of the tree as `anatomy` has it.
     """
 
@@ -112,6 +113,7 @@ class Rewrite:
     allocations: dict[str, Allocation] = field(default_factory=dict)
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set, repr=False)
+    base_without_head: int = 0
 
     @property
     def warnings(self) -> list[str]:
@@ -154,6 +156,8 @@ def rewrite(
     example = example_of_one(root, example)
     training = Training(root, anatomy, example)
     result = Rewrite(spec, root, anatomy, example, Editor(root), Stream.of(anatomy, root), training)
+    head = result.head
+    result.base_without_head = sum(p.numel() for n, p in root.named_parameters() if n not in head)
     result.batches = Batches(root, original)
     shaping = _shape(spec, result, original)
     result.anatomy, dropped = drop_blocks(spec, result.editor, result.anatomy, result.stream)

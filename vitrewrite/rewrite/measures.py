@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -22,13 +22,30 @@ from .misfits import refuse_misfit
 
 @dataclass(frozen=True)
 class Measures:
-    """What a rewritten model costs; `macs` per image."""
+    """What a rewritten model costs; `macs` per image.
+
+    Attributes:
+        run: of the rewritten model on meta; `run_lowered` of what it lowers to.
+        tokens: entering each block, then leaving the last one.
+        base_without_head: parameters of the base, its classifier's left out.
+    """
 
     params: ParameterCounts
-    macs: int
-    macs_lowered: int
+    run: Propagation = field(repr=False, compare=False)
+    run_lowered: Propagation = field(repr=False, compare=False)
     macs_base: int
-    tokens: tuple[int | None, ...]  # entering each block, then leaving the last one
+    tokens: tuple[int | None, ...]
+    base_without_head: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the rewritten model."""
+        return self.run.macs
+
+    @property
+    def macs_lowered(self) -> int:
+        """Those of what it lowers to."""
+        return self.run_lowered.macs
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `report.json` promises."""
@@ -52,16 +69,17 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     meta = on_meta(root)
     run = _propagated(meta, rewritten, base)
     _tell_classes(rewritten, run)
-    cheapest = run.macs
+    cheapest = run
     if rewritten.editor.insertions and not lowered:
         twin = duplicate(meta, lambda p: p, lambda b: b)
         lower_tree(twin, rewritten.editor, rewritten.methods)
-        cheapest = Propagation(twin, rewritten.example, base).macs
+        cheapest = Propagation(twin, rewritten.example, base)
     blocks = rewritten.anatomy.blocks
     places = [b.input for b in blocks] + [b.output for b in blocks[-1:]]
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
-    return Measures(params, run.macs, cheapest, base.macs, tokens)
+    own = rewritten.base_without_head
+    return Measures(params, run, cheapest, base.macs, tokens, own)
 
 
 def _tell_classes(rewritten: Rewrite, run: Propagation) -> None:

@@ -1,17 +1,17 @@
 """Safetensors files: read once, hashed and parsed from the same bytes; equal input, equal bytes.
 
 The format is that of the safetensors library (a length, a JSON header, the tensors one after the
-other). Written here so that bytes depend on nothing but the content, and nothing is copied.
+other). Written here so that bytes depend on nothing but the content, and nothing is held twice.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -44,7 +44,7 @@ class Content:
     """What is in a file.
 
     Attributes:
-        tensors: by name; they share the memory that the file was read into.
+        tensors: by name.
         metadata: texts by name.
         intact: whether a hash says that it is what was written: a lock file's, or its own.
     """
@@ -145,11 +145,11 @@ def read_tensors(
         metadata = header.pop("__metadata__", {})
         if not all(isinstance(v, str) for v in metadata.values()):
             raise ValueError("its metadata is no text")
-        tensors = dict(_tensors(raw, header, start))
+        places = list(_places(header, start, len(raw)))
+        intact = digest is not None or _is_sealed(raw, start, metadata)
+        return Content(_taken(raw, places), metadata, intact)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise _unreadable(path, error, code, what) from error
-    intact = digest is not None or _is_sealed(raw, start, metadata)
-    return Content(tensors, metadata, intact)
 
 
 def read_shapes(path: Path, *, code: str = "VR711", what: str = "weights") -> dict[str, Any]:
@@ -188,16 +188,23 @@ def _parsed_header(raw: bytearray) -> tuple[dict[str, Any], int]:
     return header, start
 
 
-def _tensors(
-    raw: bytearray, header: Mapping[str, Any], start: int
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, (dtype, shape, offset) in _places(header, start, len(raw)):
-        yield name, _tensor(raw, dtype, shape, offset)
+_Place: TypeAlias = tuple[torch.dtype, list[int], int]
 
 
-def _places(
-    header: Mapping[str, Any], start: int, size: int
-) -> Iterator[tuple[str, tuple[torch.dtype, list[int], int]]]:
+def _taken(raw: bytearray, places: Sequence[tuple[str, _Place]]) -> dict[str, torch.Tensor]:
+    """The tensors in a file's bytes, which are given up on the way, so that hardly more is held.
+
+    Each gets memory of its own, where torch would have put it: kernels round otherwise where a
+    tensor begins in the middle of a cache line, and a model would differ from its copy.
+    """
+    tensors = {}
+    for name, (dtype, shape, offset) in reversed(places):
+        tensors[name] = _tensor(raw, dtype, shape, offset).clone()
+        del raw[offset:]
+    return dict(reversed(tensors.items()))
+
+
+def _places(header: Mapping[str, Any], start: int, size: int) -> Iterator[tuple[str, _Place]]:
     """Where the tensors are that the header names, which cover all that follows it."""
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):

@@ -108,8 +108,17 @@ def at_start(rewritten: Rewritten) -> Rewritten:
         parameter = nn.Parameter(base[name].detach())
         twin.module.get_submodule(owner)._parameters[leaf] = parameter
     now, then = (m.module.state_dict() for m in (rewritten, twin))
-    same = all(torch.equal(t, now[k]) for k, t in then.items() if _moves(k, twin))
+    same = all(_alike(t, now[k]) for k, t in then.items() if _moves(k, twin))
     return rewritten if same else twin
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether kernels make the same of two tensors: they round by where in a cache line one is."""
+    places = [t.data_ptr() % _LINE if t.device.type == "cpu" else 0 for t in (one, other)]
+    return places[0] == places[1] and torch.equal(one, other)
+
+
+_LINE = 64  # bytes
 
 
 def starts_equal(rewritten: Rewritten) -> bool:

@@ -1,0 +1,130 @@
+"""Claims under a convention: what is counted, against counts by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+import vitrewrite as vr
+from vitrewrite.errors import VitrewriteError
+
+DEPTH, WIDTH, TOKENS, CLASSES = 2, 48, 17, 10
+MODEL = (
+    f"model vit_tiny_patch16_224(img_size=64, depth={DEPTH}, embed_dim={WIDTH}, num_heads=3, "
+    f"num_classes={CLASSES})"
+)
+LINEAR = TOKENS * WIDTH * WIDTH * 12 * DEPTH + WIDTH * CLASSES
+PATCHES = (TOKENS - 1) * 16 * 16 * 3 * WIDTH
+SCORES = 2 * DEPTH * TOKENS * TOKENS * WIDTH
+
+
+def measured(*lines: str) -> list[float]:
+    text = "\n".join([MODEL, *(f"require {line}" for line in lines if "(" in line or "==" in line)])
+    return [verdict.measured for verdict in vr.plan(text + "\ntrain head").claims]
+
+
+@pytest.fixture(scope="module")
+def normed() -> int:
+    """Elements of the norms, by hooks on timm's own model."""
+    import timm
+    import torch
+    from torch import nn
+
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, depth=DEPTH, embed_dim=WIDTH, num_heads=3
+    )
+    seen: list[int] = []
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_hook(lambda m, given, made: seen.append(made.numel()))
+    model(torch.zeros(1, 3, 64, 64))
+    return sum(seen)
+
+
+def test_conventions(normed: int) -> None:
+    plain, norms, linear, linear_norms, twice = measured(
+        "macs == 1", "macs(convention=norms) == 1", "macs(convention=linear) == 1",
+        "macs(convention=linear_norms) == 1", "flops(convention=linear) == 1",
+    )  # fmt: skip
+    assert plain == PATCHES + LINEAR + SCORES
+    assert norms == plain + 5 * normed
+    assert linear == PATCHES + LINEAR
+    assert linear_norms == linear + normed
+    assert twice == 2 * linear
+
+
+def test_modules_are_left_out_once() -> None:
+    without_patches, without_block, without_both = measured(
+        'macs == 1 excluding module("patch_embed")', "macs == 1 excluding blocks[1]",
+        'macs == 1 excluding blocks[1] + module("blocks.1.attn") + module("patch_embed")',
+    )  # fmt: skip
+    block = (LINEAR - WIDTH * CLASSES + SCORES) // DEPTH
+    assert without_patches == LINEAR + SCORES
+    assert without_block == PATCHES + LINEAR + SCORES - block
+    assert without_both == LINEAR + SCORES - block
+
+
+def test_the_head_counts_for_as_many_classes_as_tasks_have_on_average() -> None:
+    trained, mean, none, total = measured(
+        "trainable == 1", "trainable(head=940/19) == 1", "trainable == 1 excluding head",
+        "params(head=1000) == 1",
+    )  # fmt: skip
+    assert trained == CLASSES * (WIDTH + 1)
+    assert mean == round(940 / 19 * (WIDTH + 1))
+    assert none == 0
+    assert total == measured("params == 1")[0] + (1000 - CLASSES) * (WIDTH + 1)
+
+
+def test_shares_and_storage() -> None:
+    spec = f"{MODEL}\ninsert lora(rank=2) at blocks[*].attn.{{q, v}}\ntrain head\n"
+    claims = (
+        "share <= 1", "share(head=5) <= 1", "share(of=base_and_head, head=5) <= 1",
+        "share(of=all, head=5) <= 1", "storage(tasks=3, head=5) <= 9", "params >= 0",
+    )  # fmt: skip
+    plan = vr.plan(spec + "\n".join(f"require {claim}" for claim in claims))
+    bare, counted, of_both, of_all, storage, total = (v.measured for v in plan.claims)
+    added, head, own = 4 * WIDTH * 2 * DEPTH, 5 * (WIDTH + 1), CLASSES * (WIDTH + 1)
+    base = total - added - own
+    assert bare == added / base
+    assert counted == (added + head) / base
+    assert of_both == (added + head) / (base + head)
+    assert of_all == (added + head) / (base + added + head)
+    assert storage == 1 + 3 * counted
+
+
+def test_a_base_that_each_task_trains_whole_is_not_kept() -> None:
+    text = f"{MODEL}\ntrain every parameter\nrequire storage(tasks=3) == 3"
+    (verdict,) = vr.plan(text).claims
+    assert verdict.holds
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ("macs(convention=fvcore) == 1", "linear_norms"),
+        ("macs(conventions=norms) == 1", "did you mean 'convention'"),
+        ("trainable(head=-1) == 1", "at least 0"),
+        ("storage(head=3) == 1", "tasks"),
+        ("share == 1 excluding head", "cannot exclude"),
+        ("macs == 1 excluding every bias", "no MACs of its own"),
+        ("macs(convention=norms, convention=plain) == 1", "twice"),
+    ],
+)
+def test_what_is_wrong_is_said(claim: str, told: str) -> None:
+    with pytest.raises(VitrewriteError) as caught:
+        vr.plan(f"{MODEL}\nrequire {claim}")
+    assert told in str(caught.value)
+
+
+def test_claims_print_as_they_are_read() -> None:
+    line = "require macs(convention=norms) within 0.1% of 13.3G excluding blocks[0]"
+    spec = vr.parse(f'row "a-1: b"\n{MODEL}\n{line}')
+    assert str(vr.parse(str(spec))) == str(spec)
+    assert [str(row) for row in spec.rows] == ['row "a-1: b"']
+
+
+def test_rows_of_what_is_included_are_its_own(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "recipe.peft").write_text('row "a-1: b"\ntune { lr = 1.0, batch = 3 }\n')
+    (tmp_path / "own.peft").write_text('row "a-1: c"\ninclude "recipe.peft"\ntune { lr = 2.0 }\n')
+    spec = vr.parse(tmp_path / "own.peft")
+    assert [row.name for row in spec.rows] == ["c"]
+    assert spec.tune.values == {"lr": 2.0, "batch": 3}

@@ -1,0 +1,140 @@
+"""What claims count: parameters, shares, MACs under a convention, tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
+
+from torch import nn
+
+from ..editing.costs import Costs
+from ..editing.measure import Propagation
+from ..errors import VerifyError
+from ..language.conventions import CONVENTIONS
+from ..language.expressions import literal
+from ..language.model import Claim
+from ..selection.select import Selection
+from .engine import Rewrite
+from .measures import Measures
+from .parameters import parameters_of, paths_of
+
+
+def count(claim: Claim, measures: Measures, result: Rewrite) -> float:
+    """The value of a claim's metric.
+
+    Raises:
+        VitrewriteError: what the claim asks for has no such value on this model.
+    """
+    return _METRICS[claim.metric](claim, measures, result)
+
+
+def _options(claim: Claim) -> dict[str, object]:
+    return {option.name: literal(option.value) for option in claim.options}
+
+
+# -- parameters -----------------------------------------------------------------------------------
+
+
+def _parameters(claim: Claim, measures: Measures, result: Rewrite) -> int:
+    trained = claim.metric == "trainable"
+    total = measures.params.trainable if trained else measures.params.total
+    names = set[str]()
+    if claim.excluding is not None:
+        sites = Selection(result.anatomy, result.root).sites(claim.excluding)
+        names = parameters_of(sites, result.root)
+    total -= sum(p.numel() for _, p in _named(result.root, names, trained))
+    classes = _options(claim).get("head")
+    if classes is not None and result.head.isdisjoint(names):
+        own = sum(p.numel() for _, p in _named(result.root, result.head, trained))
+        total += _head_of(result, classes, trained) - own
+    return total
+
+
+def _named(root: nn.Module, names: set[str], trained: bool) -> Iterable[tuple[str, nn.Parameter]]:
+    """The parameters of some names, those that are not trained left out if so wanted."""
+    named = ((n, p) for n, p in root.named_parameters() if n in names)
+    return ((n, p) for n, p in named if p.requires_grad or not trained)
+
+
+def _head_of(result: Rewrite, classes: object, trained: bool) -> int:
+    """Parameters of the head if it had another number of classes, which may be a mean."""
+    assert isinstance(classes, (int, float))
+    shapes = [p.shape for _, p in _named(result.root, result.head, trained)]
+    now = shapes[-1][0] if shapes else 0  # of the last layer's bias or weight
+    return round(sum(s.numel() * (classes / now if s[0] == now else 1) for s in shapes))
+
+
+def _share(claim: Claim, measures: Measures, result: Rewrite) -> float:
+    options = _options(claim)
+    classes = options.get("head")
+    head = 0 if classes is None else _head_of(result, classes, trained=False)
+    tuned = 0 if classes is None else _head_of(result, classes, trained=True)
+    own = sum(p.numel() for _, p in _named(result.root, result.head, trained=False))
+    whole = {
+        "base": measures.base_without_head,
+        "base_and_head": measures.base_without_head + head,
+        "all": measures.params.total - own + head,
+    }[str(options.get("of", "base"))]
+    return (measures.params.trainable_without_head + tuned) / whole
+
+
+def _storage(claim: Claim, measures: Measures, result: Rewrite) -> float:
+    """What tasks store over one base, in bases; one that each task trains whole is not kept."""
+    tasks = _options(claim)["tasks"]
+    assert isinstance(tasks, int)
+    kept = any(not p.requires_grad for p in result.root.parameters())
+    return kept + tasks * _share(claim, measures, result)
+
+
+# -- MACs -----------------------------------------------------------------------------------------
+
+
+def _macs(claim: Claim, measures: Measures, result: Rewrite) -> int:
+    run = measures.run_lowered if claim.metric == "macs_lowered" else measures.run
+    convention = CONVENTIONS[str(_options(claim).get("convention", "plain"))]
+    left = run.costs - _excluded(claim, run, result)
+    return round(left.weighed(convention.weights)) * (2 if claim.metric == "flops" else 1)
+
+
+def _excluded(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
+    """What the modules compute that a claim leaves out; one inside another counts once."""
+    costs = Costs()
+    if claim.excluding is None:
+        return costs
+    paths = paths_of(Selection(result.anatomy, result.root).sites(claim.excluding))
+    for path in paths:
+        if any(outer in paths for outer in [*accumulate(path.split("."), "{}.{}".format)][:-1]):
+            continue
+        if (own := run.costs_of(path)) is None:
+            raise VerifyError(
+                "VR502", f"'{path}' is not called as a module: it has no MACs of its own",
+                span=claim.excluding.span,
+            )  # fmt: skip
+        costs += own
+    return costs
+
+
+# -- tokens ---------------------------------------------------------------------------------------
+
+
+def _tokens(claim: Claim, measures: Measures, result: Rewrite) -> int:
+    assert claim.site is not None
+    sites = Selection(result.anatomy, result.root).sites(claim.site)
+    order = {block.index: place for place, block in enumerate(result.anatomy.blocks)}
+    places = [order.get(index := getattr(site, "index", 0), index) for site in sites]
+    found = {measures.tokens[place] for place in places}
+    if len(found) != 1 or None in found:
+        raise VerifyError(
+            "VR502", f"'{claim.site}' has no single token count: {sorted(map(str, found))}",
+            span=claim.site.span,
+        )  # fmt: skip
+    return found.pop() or 0
+
+
+_METRICS: Mapping[str, Callable[[Claim, Measures, Rewrite], float]] = {
+    **dict.fromkeys(("params", "trainable"), _parameters),
+    **dict.fromkeys(("macs", "macs_lowered", "flops"), _macs),
+    "share": _share,
+    "storage": _storage,
+    "tokens": _tokens,
+}
