@@ -57,7 +57,7 @@ def test_check(here: Path) -> None:
     assert result.codes == ["VR201", "VR114", "VR101"]
     assert result.out.splitlines() == [
         "ok     lora.peft", "error  bad.peft", "error  lora_qv.peft",
-        "1 of 3 specs hold: 2 claims, 0 rows of papers",
+        "1 of 3 specs hold: 2 claims, 0 rows",
     ]  # fmt: skip
     found = invoke("check", "lora.peft", "bad.peft", "--json")
     assert found.status == 1
