@@ -64,9 +64,10 @@ def entries(what: str) -> list[tuple[str, str]]:
     import timm
 
     from ..models import hugging_face
-    from ..models.registry import ALIASES
+    from ..models.registry import ALIASES, BASES
 
     aliases = [(name, f"alias of {full}") for name, full in ALIASES.items()]
+    aliases += [(name, f"{base.name}, {base.about}") for name, base in BASES.items()]
     shipped = [(name, hugging_face.about(name)) for name in hugging_face.names()]
     return [*aliases, *shipped, *((name, "") for name in timm.list_models())]
 

@@ -147,6 +147,7 @@ def lock(
             k: a.to_json(entries=True) for k, a in rewritten.result.allocations.items()
         },
         "base_fingerprint": base,
+        **({"notes": list(notes)} if (notes := about(rewritten.base).notes) else {}),
         **({"no_program": reason} if reason else {}),
         "versions": {
             "vitrewrite": __version__,

@@ -25,7 +25,7 @@ from . import hugging_face
 from .bounds import refuse_huge
 from .checkpoint import read_checkpoint
 from .fitting import Fitting
-from .registry import ALIASES, full_name
+from .registry import ALIASES, BASES, full_name, with_own
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def create(
         FileError: VR710 to VR712 for weights that cannot be had or do not fit, VR716 for weights
             that are not finite.
     """
-    options = dict(options or {})
+    options = with_own(name, options or {})
     refuse_huge(name, options)
     if meta:
         with torch.device("meta"), Uninitialised():  # there is nothing to fill
@@ -155,7 +155,7 @@ def _known(name: str) -> str:
     timm_name = full_name(name)
     # A colon names another source: a repository or a folder.
     if ":" in timm_name or not timm.is_model(timm_name):
-        known = [*ALIASES, *timm.list_models()]
+        known = [*ALIASES, *BASES, *timm.list_models()]
         raise MatchError(
             "VR310",
             f"no model named {shown(name)}",

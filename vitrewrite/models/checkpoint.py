@@ -16,6 +16,7 @@ from ..catalog import is_file
 from ..errors import FileError
 from ..storage.tensors import read_shapes, read_tensors
 from ..text import first_line, listing, shown
+from .jax import read_npz
 
 _INDEX = ".index.json"
 # What a folder of Hugging Face or timm may hold, the best first.
@@ -49,8 +50,9 @@ def read_checkpoint(path: str | Path, *, meta: bool = False) -> Checkpoint:
     """Reads the tensors of a checkpoint.
 
     Args:
-        path: a safetensors file; one of `torch.save`, read with `weights_only`; the index of a
-            checkpoint in several files; or a folder of Hugging Face or timm with one of these.
+        path: a safetensors file; one of `torch.save`, read with `weights_only`; the `.npz` of the
+            original ViT; the index of a checkpoint in several files; or a folder of Hugging Face
+            or timm with one of these.
         meta: whether names, shapes and dtypes are enough.
 
     Raises:
@@ -102,6 +104,12 @@ def _tensors_of(file: Path, *, meta: bool) -> tuple[dict[str, torch.Tensor], str
         missing = not file.exists()
         reason = "no such file or directory" if missing else "it is no regular file"
         raise _unreadable(file, reason)
+    if file.suffix == ".npz":
+        try:
+            found = read_npz(file)
+        except Exception as error:  # whatever numpy makes of a file of somebody else
+            raise _unreadable(file, first_line(error)) from error
+        return {k: v.to("meta") for k, v in found.items()} if meta else found, ""
     with file.open("rb") as opened:
         begin = opened.read(2)
     if begin != b"PK" and begin[:1] != b"\x80":  # neither of the two forms of `torch.save`

@@ -160,6 +160,17 @@ class Fitting:
             self._tell(f"'{head}' is newly initialised: the checkpoint {theirs}")
             self.fresh |= set(names)
             self.state = {k: v for k, v in self.state.items() if k not in names}
+        self._norm_of_means()
+
+    def _norm_of_means(self) -> None:
+        """Leaves the norm behind a mean of all tokens to its initial values, as MAE's code does.
+
+        What was trained in front of a class token is of no use there.
+        """
+        names = {k for k in self.own if k.startswith("fc_norm.")}
+        if names and names.isdisjoint(self.state) and "norm.weight" in self.state.keys() - self.own:
+            self._tell("'fc_norm' is newly initialised: the checkpoint has a norm of single tokens")
+            self.fresh |= names
 
     def _fits(self, name: str) -> bool:
         return self.state[name].shape == self.own[name].shape

@@ -1,6 +1,10 @@
-"""Short names of models."""
+"""Short names of models, and the bases that papers start from."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 ALIASES = {
     "vit_tiny": "vit_tiny_patch16_224",
@@ -21,6 +25,47 @@ ALIASES = {
 }
 
 
+@dataclass(frozen=True)
+class Base:
+    """A model as papers start from it.
+
+    Attributes:
+        name: timm's, with the tag of weights that timm has.
+        options: of its constructor; a spec's own hold over them.
+        about: what it was trained on, and the files that `weights=` takes for it.
+    """
+
+    name: str
+    about: str
+    options: Mapping[str, Any] = field(default_factory=lambda: {"num_classes": 1000})
+
+
+_IN21K = "supervised on ImageNet-21k"
+_NPZ = f"{_IN21K}; pretrained, or a checkpoint of it"
+_MOCO = (
+    "MoCo v3 on ImageNet-1k; weights: vit-b-300ep.pth.tar of its authors, whose names begin with "
+    "module.base_encoder."
+)
+_MAE = "MAE on ImageNet-1k; pretrained, or mae_pretrain_vit_base.pth of its authors"
+BASES: Mapping[str, Base] = {
+    "vit_tiny_in21k": Base("vit_tiny_patch16_224.augreg_in21k", _NPZ),
+    "vit_small_in21k": Base("vit_small_patch16_224.augreg_in21k", _NPZ),
+    "vit_base_in21k": Base("vit_base_patch16_224.augreg_in21k", _NPZ),
+    "vit_large_in21k": Base("vit_large_patch16_224.augreg_in21k", _NPZ),
+    "vit_base_mae": Base(
+        "vit_base_patch16_224.mae", _MAE, {"num_classes": 1000, "global_pool": "avg"}
+    ),
+    "vit_base_moco_v3": Base("vit_base_patch16_224", _MOCO),
+    "swin_base_in22k": Base("swin_base_patch4_window7_224.ms_in22k", _NPZ.replace("21k", "22k")),
+    "convnext_base_in22k": Base("convnext_base.fb_in22k", _NPZ.replace("21k", "22k")),
+}
+
+
 def full_name(name: str) -> str:
     """The name with aliases resolved."""
-    return ALIASES.get(name, name)
+    return BASES[name].name if name in BASES else ALIASES.get(name, name)
+
+
+def with_own(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a constructor, with those that the name stands for."""
+    return {**(BASES[name].options if name in BASES else {}), **options}

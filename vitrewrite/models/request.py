@@ -12,6 +12,7 @@ from ..errors import MatchError
 from ..language.model import Spec
 from ..tracing import inputs, trace
 from ..tracing.about import about, tell
+from .registry import with_own
 
 
 class Request:
@@ -42,6 +43,7 @@ class Request:
                 f"the spec '{spec.name}' names no model",
                 suggestion="add a line 'model vit_base_patch16_224', or give model=vit_base",
             )
+        self.options = with_own(self.name, self.options)
 
     def traced(self, example: Any = None, *, meta: bool) -> tuple[nn.Module, nn.Module]:
         """The model, and its captured tree.
