@@ -122,8 +122,9 @@ def plan(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 @click.argument("specs", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Check all shipped specs.")
+@click.option("--papers", type=PATH, help="Write the papers' rows that they stand for there.")
 @_json
-def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
+def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: bool) -> None:
     """Checks specs: syntax, names, types, and claims that need no weights.
 
     Arguments of the form KEY=VALUE are overrides.
@@ -137,10 +138,11 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
     if not names:
         raise UsageError("VR902", "nothing to check", suggestion="name specs, or give --all")
     errors: list[VitrewriteError] = []
-    results = []
+    results, everything = [], []
     for found in checked([_read(name, overrides) for name in names]):
         errors += found.errors
         results.append(found.to_json())
+        everything.append(found)
         for warning in found.warnings:
             click.echo(f"warning: {warning.render()}", err=True)
         if not as_json:
@@ -155,6 +157,10 @@ def check(specs: tuple[str, ...], every: bool, as_json: bool) -> None:
         click.echo(
             f"{len(results) - wrong} of {len(results)} specs hold: {claims} claims, {rows} rows"
         )
+    if papers is not None:
+        from ..checking.papers import write_page
+
+        write_page(papers, everything)
     raise_all(errors)
 
 

@@ -123,7 +123,7 @@ class Every:
 
 @dataclass(frozen=True)
 class ModuleGlob:
-    """`module("blocks.*.attn.qkv")`: modules by their own names."""
+    """`module("blocks.*.attn.qkv")`: modules by their own names; if none matches, parameters."""
 
     pattern: Expression
     span: Span = field(compare=False, repr=False)

@@ -98,7 +98,9 @@ class Adviser:
     def _around(self, wrong: Site) -> Iterator[tuple[str, str]]:
         """Sites that hold those that were selected, or lie beside them in one that does."""
         path = self.clause.sites
-        if not isinstance(path, Path):
+        if isinstance(path, Path):
+            yield f"{path}_branch", "the branch that it is in"
+        else:
             path = _parsed(re.sub(r"\[\d+\]", "[*]", wrong.role))
         steps = path.steps if isinstance(path, Path) else ()
         kind = self.method.attaches[0]

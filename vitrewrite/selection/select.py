@@ -240,6 +240,9 @@ class Selection:
         linears = {s.weight.removesuffix(".weight"): s for s in self.anatomy.linears if not s.rows}
         whole = {a.qkv.path: a.qkv for a in self._attentions() if a.qkv is not None}
         names = [n for n in self.modules if n and fnmatchcase(n, node.glob)]
+        if not names:
+            named = [n for n in self.parameters if fnmatchcase(n, node.glob)]
+            return tuple(Named(name, name, "parameter") for name in named)
         found = [whole.get(n) or linears.get(n) or self._module(n, n) for n in names]
         return tuple(found)
 
