@@ -87,7 +87,7 @@ def test_a_map_may_have_a_palette(folder: Path) -> None:
 
 
 def test_random_transforms_move_images_and_maps_alike(tmp_path: Path) -> None:
-    tiles = np.kron(np.arange(1, 17).reshape(4, 4), np.ones((16, 16)))
+    tiles = np.kron(np.arange(1, 17).reshape(4, 4), np.ones((8, 16)))
     for name in ("a", "b"):
         write(tmp_path / "images" / f"{name}.png", np.stack([tiles * 15] * 3, -1))
         write(tmp_path / "annotations" / f"{name}.png", tiles)
@@ -105,7 +105,7 @@ def test_random_transforms_move_images_and_maps_alike(tmp_path: Path) -> None:
         rows = indices[known.any(1)]
         flips += bool((rows[:, known.any(0)].diff(dim=1) < 0).any())
         pair = torch.stack([image[known], indices[known].float()])
-        assert pair.corrcoef()[0, 1] > 0.97  # a tile is as bright as its label, wherever it went
+        assert pair.corrcoef()[0, 1] > 0.95  # a tile is as bright as its label, wherever it went
     assert 5 < margins < 35
     assert 8 < flips < 32
 

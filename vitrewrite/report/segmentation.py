@@ -202,10 +202,12 @@ def prepared(rewritten: Rewritten, image: Image) -> tuple[torch.Tensor, torch.Te
         scale = math.sqrt(captured[0] * captured[1] / (image.height * image.width))
         sides = image.height * scale, image.width * scale
         size = tuple(max(1, round(s / d)) * d for s, d in zip(sides, strides, strict=True))  # type: ignore[assignment]
-    transform = replace(JointTransform.of(wanted), size=size)
-    pixels = transform.image(image.convert(wanted.mode))
-    plain = replace(transform, mean=(0.0,) * len(pixels), std=(1.0,) * len(pixels))
-    shown = plain.image(image.convert(wanted.mode))
+    wanted = replace(wanted, size=(wanted.size[0], *size))
+    plain = {"mean": (0.0,) * wanted.size[0], "std": (1.0,) * wanted.size[0]}
+    pixels, shown = (
+        JointTransform.of(each).image(image.convert(wanted.mode))
+        for each in (wanted, replace(wanted, config=plain))
+    )
     return shown.expand(3, -1, -1), pixels
 
 
