@@ -12,11 +12,11 @@ import vitrewrite as vr
 from vitrewrite.data import Data, Preprocessing, batches, evaluation_batches, open_data
 from vitrewrite.data.loading import Batch, ProcessShare, TrainingOrder, training_batches
 from vitrewrite.errors import DataError
+from vitrewrite.tuning import Settings
 
 GREY = Preprocessing((1, 16, 16), {"mean": (0.5,), "std": (0.5,), "interpolation": "bilinear"})
-COLOUR = Preprocessing(
-    (3, 16, 16), {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
-)
+CONFIG = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
+COLOUR = Preprocessing((3, 16, 16), CONFIG, Settings(augment="standard"))
 
 
 def labels(data: Data) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from PIL import Image
 from vitrewrite.data import Preprocessing, batches, evaluation_batches, open_data
 from vitrewrite.data.loading import ProcessShare, TrainingOrder, training_batches
 from vitrewrite.errors import DataError
+from vitrewrite.tuning import Settings
 
 from .scenes import scenes
 
-PLAIN = Preprocessing((3, 32, 64), {"mean": (0.0,) * 3, "std": (1.0,) * 3})
+CONFIG = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+PLAIN = Preprocessing((3, 32, 64), CONFIG)
+RANDOM = replace(PLAIN, settings=Settings(zoom=2.0, flip=0.5, colour=0.4, one_class=1.0))
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ def test_random_transforms_move_images_and_maps_alike(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / "images" / f"{name}.png", np.stack([tiles * 15] * 3, -1))
         write(tmp_path / "annotations" / f"{name}.png", tiles)
-    data = open_data(str(tmp_path), PLAIN)
+    data = open_data(str(tmp_path), RANDOM)
     order = TrainingOrder(1, 1, range(40), 3, ProcessShare(), augment=True)
     found = list(training_batches(data.train, order))
     again = list(training_batches(data.train, order))

@@ -194,7 +194,7 @@ def test_a_model_learns_scenes_and_the_folder_is_whole(ours: Any, data: Data, ta
 def test_an_interrupted_run_ends_bit_identical(
     ours: Any, built: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(steps=7, batch=4, checkpoint_every=2, augment=True, log_every=1)
+    settings = Settings(steps=7, batch=4, checkpoint_every=2, augment="standard", log_every=1)
     original = TrainingLoop._update
 
     def interrupted(self: TrainingLoop, sums: Any) -> None:

@@ -82,7 +82,7 @@ def test_pieces_do_not_change_the_result(here: Path) -> None:
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_also_with_workers(here: Path) -> None:
     for name, workers, seed in (("a", 0, 0), ("b", 2, 0), ("c", 0, 1)):
-        settings = Settings(steps=6, augment=True, workers=workers)
+        settings = Settings(steps=6, augment="standard", workers=workers)
         tune(rewritten(), "digits", settings, out=name, seed=seed)
     assert largest_difference("a", "b") == 0
     assert largest_difference("a", "c") > 0
@@ -104,7 +104,7 @@ def test_bf16_is_near_and_clipping_limits_the_step(here: Path) -> None:
 def test_a_folder_of_pictures(pictures: Path) -> None:
     result = invoke(
         "tune", "lora.peft", "data=pictures", "num_classes=2", "in_chans=3", "tune.batch=4",
-        "tune.augment=true", "--out", "out", "--json",
+        "tune.augment=standard", "--out", "out", "--json",
     )  # fmt: skip
     assert result.status == 0, result.err
     assert result.json["training"]["images"] == {"train": 20, "val": 4}

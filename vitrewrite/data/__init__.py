@@ -22,8 +22,9 @@ for images, labels in batches(data.train, 64, limit=800):
 ```
 """
 
+from .batch import Batch
 from .images import Data, Images
-from .loading import Batch, batches, evaluation_batches, training_batches
+from .loading import batches, evaluation_batches, training_batches
 from .preprocessing import Preprocessing
 from .sources import open_data
 

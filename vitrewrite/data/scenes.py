@@ -21,17 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import DataError
 from ..text import shown
-from .images import Data, Images, Key
+from .augmentation import MAPS, Augmentation
+from .images import Data, Images
 from .joint import JointTransform
 from .listing import check_all, image_files
 from .loading import shuffled
 from .maps import IGNORED, check_map, check_values, read_map
-from .pictures import BEFORE, UnreadableError, opened, read_image, refused
+from .pictures import BEFORE, UnreadableError, converted, opened, read_image, refused
 from .preprocessing import Preprocessing
-from .seeding import mixed, seeded
+from .seeding import mixed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,6 +61,7 @@ class _Scenes:
     shifted: bool  # whether classes start at 1
     named: int  # of how many classes our own file has the names
     symbols: bool = False
+    held: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -86,24 +89,33 @@ class _Scenes:
 class Scenes(Images):
     """Some images with their maps, at the model's size."""
 
-    def __init__(
-        self, source: Any, indices: Any, wanted: Preprocessing, outputs: int | None = None
-    ) -> None:
-        self.source: Any = source
-        self.indices, self.outputs = tuple(indices), outputs
-        self.mode = wanted.mode
-        self.joint = JointTransform.of(wanted)
+    source: Any
 
-    def _sample(
-        self, index: int, image: Image, label: Any, key: Key
+    def _augmentation(self) -> Augmentation:
+        return Augmentation.of(self.wanted.settings, MAPS)
+
+    def _prepare(self) -> None:
+        mean = tuple(self.wanted.config["mean"])
+        self.joint = JointTransform(self.wanted.size[1:], mean, self.augmentation)
+
+    def _read(self, index: int, *, resized: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The map is kept as a further channel."""
+        image, values = self.source.load(index)
+        labels = self.source.checked(values, index, self.outputs).to(torch.uint8)
+        pixels = pil_to_tensor(converted(image, self.wanted.mode))
+        if resized:
+            pixels, labels = self.joint.plain(pixels, labels)
+        return torch.cat([pixels, labels[None]]), torch.tensor(0)
+
+    def _parted(
+        self, pixels: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = self.source.checked(label, index, self.outputs)
-        if key.seed is None:
-            pixels, labels = self.joint.plain(image, labels)
-        else:
-            with seeded(key.seed):
-                pixels, labels = self.joint.random(image, labels)
-        return pixels, labels if key.real else torch.full_like(labels, -1)
+        return pixels[..., :-1, :, :], pixels[..., -1, :, :].long()
+
+    def _changed(
+        self, pixels: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.joint.random(pixels, labels)
 
 
 def _check_heads(scene: Scene) -> DataError | None:

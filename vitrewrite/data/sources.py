@@ -72,6 +72,7 @@ class _Listed:
     labels: Sequence[int] = ()
     files: Sequence[Path] = ()
     symbols: bool = False
+    held: bool = False
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -96,7 +97,7 @@ def _split(name: str, source: _Listed, wanted: Preprocessing, classes: Sequence[
     """The first part to train on, the second to measure on; one source, so they can be joined."""
     count = len(source.parts[0])
     parts = range(count), range(count, len(source))
-    train, val = (Images(source, part, wanted, None) for part in parts)
+    train, val = (Images(source, part, wanted) for part in parts)
     return Data(name, train, val, tuple(classes))
 
 
@@ -116,7 +117,7 @@ def _divided(
         train += order[held:]
     if not train:
         raise _empty(name, "a class needs two images, one of them to measure on")
-    parts = (Images(source, sorted(part), wanted, None) for part in (train, val))
+    parts = (Images(source, sorted(part), wanted) for part in (train, val))
     return Data(name, next(parts), next(parts), tuple(classes))
 
 
@@ -141,7 +142,7 @@ def _digits(name: str, wanted: Preprocessing, split: int) -> Data:
         for pixels, label in zip(found.images, found.target, strict=True)
         if int(label) in chosen
     ]
-    source = _Listed(name, (pairs,), [label for _, label in pairs], symbols=True)
+    source = _Listed(name, (pairs,), [label for _, label in pairs], symbols=True, held=True)
     return _divided(name, source, wanted, split, [str(each) for each in chosen])
 
 

@@ -12,6 +12,7 @@ from ..errors import MatchError
 from ..language.model import Spec
 from ..tracing import inputs, trace
 from ..tracing.about import about, tell
+from .records import state
 
 
 class Request:
@@ -55,7 +56,9 @@ class Request:
                 example = inputs.stated_input(model, self.input)
             root = trace(model, example)
             tell(root, notes=(*about(root).notes, *self.told))
-            return model, root
+        spans = {each.name: each.span for each in self.spec.tune.settings}
+        state(root, self.spec.tune.values, spans.get("inputs"))
+        return model, root
 
     def build(self, *, meta: bool) -> nn.Module:
         """The model."""

@@ -65,12 +65,13 @@ class TrainingLoop:
     def steps(self) -> None:
         """All steps that are left."""
         run, settings = self.run, self.run.settings
+        images = run.phase.images(run)
         order = TrainingOrder(
-            len(run.phase.images(run)), settings.batch, range(run.step, run.steps),
+            len(images), settings.batch, range(run.step, run.steps),
             mixed(run.seed, "data", run.position), self.engine.share(settings.accumulate),
-            augment=settings.augment,
+            augment=images.varies,
         )  # fmt: skip
-        batches = training_batches(run.phase.images(run), order, settings.workers)
+        batches = training_batches(images, order, settings.workers)
         if run.steps == 0:
             self._evaluate()
         self.metrics.speed()
