@@ -20,7 +20,7 @@ FILE_LIMIT, FUNCTION_LIMIT = 400, 60
 OPTIONAL = {
     "vitrewrite/models/": {"transformers"},
     "vitrewrite/tuning/": {"accelerate"},
-    "vitrewrite/data/": {"sklearn", "PIL", "numpy"},
+    "vitrewrite/data/": {"datasets", "sklearn", "PIL", "numpy"},
     "vitrewrite/tasks/": {"torchmetrics", "transformers"},
     "vitrewrite/report/": {"PIL"},
     "vitrewrite/cli/showing.py": {"sklearn", "PIL"},

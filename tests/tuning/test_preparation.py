@@ -35,7 +35,7 @@ def wanted(**settings: Any) -> Wanted:
 
 
 def opened(folder: Path, **settings: Any) -> Data:
-    return open_data(str(folder), wanted(**settings))
+    return open_data(f"{folder}?val=0.2", wanted(**settings))
 
 
 def drawn(data: Data, seed: int) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_images_are_measured_as_timm_does_it(resize: str, pictures: Path, here: 
         f"model vit_tiny_patch16_224(depth=1)\ntrain head\ntune {{ resize = {resize} }}\n"
     )
     found = Preprocessing.of(made.base)
-    data = open_data(str(pictures), found)
+    data = open_data(f"{pictures}?val=0.2", found)
     mode = {"crop_pct": 1.0, "crop_mode": "squash"} if resize == "whole" else {"crop_pct": 0.9}
     expected: Any = timm.data.create_transform(
         (3, 224, 224), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", **mode
@@ -200,7 +200,7 @@ def test_memory_has_a_limit(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((400, 400, 3), 9, np.uint8)).save(path)
     plain = replace(wanted(cache=1), size=(3, 400, 400))
-    data = open_data(f"{tmp_path}/data", plain)
+    data = open_data(f"{tmp_path}/data?val=0.2", plain)
     assert len({float(b.images.sum()) for b in batches(data.train, 1)}) == 1
     assert data.train.resized.share == 2 / len(data.train)  # of 480,000 bytes each
     assert data.train.resized.closed

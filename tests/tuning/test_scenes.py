@@ -50,7 +50,7 @@ def test_a_folder_with_splits_or_without(folder: Path) -> None:
             (folder / kind / split).rmdir()
     (folder / "annotations").rename(folder / "masks")
     (folder / "classes.txt").write_text("noise\nred\nblue\n")
-    flat = open_data(str(folder), PLAIN)
+    flat = open_data(f"{folder}?val=0.2", PLAIN)
     assert (len(flat.train), len(flat.val), flat.classes) == (6, 1, ("noise", "red", "blue"))
     assert not set(flat.train.indices) & set(flat.val.indices)
     assert flat.fingerprint != data.fingerprint
@@ -95,7 +95,7 @@ def test_random_transforms_move_images_and_maps_alike(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / "images" / f"{name}.png", np.stack([tiles * 15] * 3, -1))
         write(tmp_path / "annotations" / f"{name}.png", tiles)
-    data = open_data(str(tmp_path), RANDOM)
+    data = open_data(f"{tmp_path}?val=0.5", RANDOM)
     order = TrainingOrder(1, 1, range(40), 3, ProcessShare(), augment=True)
     found = list(training_batches(data.train, order))
     again = list(training_batches(data.train, order))
@@ -136,8 +136,10 @@ def test_folders_that_are_empty_or_otherwise(folder: Path, tmp_path: Path) -> No
         for split in ("training", "validation"):
             (folder / kind / split).rename(tmp_path / f"{kind}-{split}")
     write(folder / "annotations" / "one.png", np.zeros((2, 2)))
-    with pytest.raises(DataError, match=r"VR741 .* two images"):
+    with pytest.raises(DataError, match=r"VR749 .* no validation part"):
         open_data(str(folder), PLAIN)
+    with pytest.raises(DataError, match=r"VR752 val=0.5 leaves nothing .* of the 1 image"):
+        open_data(f"{folder}?val=0.5", PLAIN)
 
 
 def test_an_image_without_a_map(folder: Path) -> None:

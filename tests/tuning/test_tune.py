@@ -103,7 +103,7 @@ def test_bf16_is_near_and_clipping_limits_the_step(here: Path) -> None:
 
 def test_a_folder_of_pictures(pictures: Path) -> None:
     result = invoke(
-        "tune", "lora.peft", "data=pictures", "num_classes=2", "in_chans=3", "tune.batch=4",
+        "tune", "lora.peft", "data=pictures?val=0.2", "num_classes=2", "in_chans=3", "tune.batch=4",
         "tune.augment=standard", "--out", "out", "--json",
     )  # fmt: skip
     assert result.status == 0, result.err
@@ -172,7 +172,13 @@ def test_fsdp_of_accelerate_is_refused_on_a_cpu(
 
 
 def test_a_corrupt_image_stops_the_run_and_is_named(pictures: Path) -> None:
-    given = ("data=pictures", "num_classes=2", "in_chans=3", "tune.batch=4", "tune.epochs=1")
+    given = (
+        "data=pictures?val=0.2",
+        "num_classes=2",
+        "in_chans=3",
+        "tune.batch=4",
+        "tune.epochs=1",
+    )
     (pictures / "light" / "07.png").write_bytes(b"nothing")
     result = invoke("tune", "lora.peft", *given, "--out", "out")
     assert result.codes == ["VR742"]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from .batch import Batch, Key
 from .images import Images
 from .listing import raise_together
-from .seeding import mixed
+from .seeding import mixed, shuffled
 
 _WORKERS, _FEW = 8, 128  # processes at most; images that are not worth one
 _MOST = 0.9  # of the images in memory: the rest is read in between
@@ -87,12 +87,6 @@ class EvaluationOrder(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         return iter(self.batches)
-
-
-def shuffled(count: int, seed: int) -> list[int]:
-    """The numbers below `count` in an order of their own."""
-    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    return order
 
 
 def training_batches(
