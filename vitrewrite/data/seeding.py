@@ -27,7 +27,10 @@ def seed_all(seed: int) -> None:
     """Seeds Python's, numpy's and torch's global generators, on all devices."""
     random.seed(seed)
     np.random.seed(seed % (1 << 32))
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # manual_seed looks for devices of all kinds each time
+        torch.default_generator.manual_seed(seed)
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class TrainingLoop:
         batches = training_batches(images, order, settings.workers)
         if run.steps == 0:
             self._evaluate()
+        _training_mode(run)
         self.metrics.speed()
         while run.step < run.steps:
             begun = time.perf_counter()
@@ -92,7 +93,8 @@ class TrainingLoop:
         # What a step draws depends on its number, not on what came before: a resumed run draws
         # the same, and there is no state of generators to keep.
         seed_all(mixed(run.seed, "step", run.position, run.step, engine.rank))
-        _training_mode(run)
+        if not run.module.training:  # as an evaluation leaves it
+            _training_mode(run)
         self.rates.set()
         for hooks in run.hooks:
             hooks.before_step(run)
@@ -104,7 +106,7 @@ class TrainingLoop:
             with engine.piece(self.objective, run.module, last=last):
                 terms = self.objective(batch)
                 total = sum(terms.values(), torch.zeros((), device=engine.device))
-                engine.accelerator.backward(total / settings.accumulate)
+                engine.backward(total / settings.accumulate)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / settings.accumulate
         self._update(sums)
