@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 
 import vitrewrite as vr
 from tests.cli.invoke import FILES, invoke
+from vitrewrite.errors import TuneError
 from vitrewrite.tuning import Settings, tune
+from vitrewrite.tuning.engine import Engine
+from vitrewrite.tuning.loop import TrainingLoop
 
 WRITTEN = FILES | {"metrics.jsonl", "tune.json", "checkpoints"}
 
@@ -206,6 +209,35 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(here: Path
     kept = load_file("out/checkpoints/00-00000000/tensors.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
     assert lines("out", "stopped")
+
+
+def test_a_device_is_not_waited_for_within_a_step(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step came to is read when the next one is under way: the run is the same."""
+    settings = Settings(steps=7, batch=32, log_every=3, checkpoint_every=4, clip=0.5)
+    looked: dict[str, list[int]] = {"at once": [], "later": []}
+    original, found = TrainingLoop._look, {}
+    for name, early in looked.items():
+
+        def look(self: TrainingLoop, seen: Any, early: list[int] = early) -> None:
+            if seen is not None and seen.step == self.run.step:
+                early.append(seen.step)  # before the step is done
+            original(self, seen)
+
+        monkeypatch.setattr(TrainingLoop, "_look", look)
+        monkeypatch.setattr(Engine, "waits", name == "later")
+        found[name] = tune(rewritten(), "digits", settings, out=name).delta()
+    assert looked == {"at once": [*range(7)], "later": []}
+    assert all(torch.equal(v, found["later"][k]) for k, v in found["at once"].items())
+    losses = [[line["loss"] for line in lines(name, "step")] for name in found]
+    assert losses[0] == losses[1]
+    plain = Settings(optimiser="sgd", lr=1e30, checkpoint_every=1)
+    with pytest.raises(TuneError, match=r"VR850 .* step [23]\n"):
+        tune(rewritten(), "digits", plain, out="spoilt")
+    for path in Path("spoilt/checkpoints").iterdir():
+        kept = load_file(path / "tensors.safetensors")
+        assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
 
 
 def test_the_table_shows_evaluations_and_the_last_step(

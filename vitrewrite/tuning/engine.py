@@ -118,9 +118,14 @@ class Engine:
     # -- processes --------------------------------------------------------------------------------
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over all processes, on the CPU."""
+        """The mean over all processes, on their device."""
         reduced: torch.Tensor = self.accelerator.reduce(values, "mean")
-        return reduced.cpu()
+        return reduced
+
+    @property
+    def waits(self) -> bool:
+        """Whether reading a number waits for a device that has more to do."""
+        return self.device.type != "cpu"
 
     def on_main(self, action: Callable[[], T]) -> T | None:
         """Runs something on the main process; if it fails, all processes stop."""
