@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +25,12 @@ from vitrewrite.bench.layer import layer_steps
 from vitrewrite.bench.memory import peak_bytes, saved_bytes
 from vitrewrite.bench.steps import training_macs, training_steps
 from vitrewrite.bench.timing import spread, timed
+from vitrewrite.bench.tuning import plain_loop
+from vitrewrite.data import Preprocessing, batches, open_data
 from vitrewrite.errors import UsageError
 from vitrewrite.report.chart import chart
 from vitrewrite.rewrite.rewritten import Rewritten
+from vitrewrite.tuning import Settings
 
 CPU = torch.device("cpu")
 SPEC = "insert lora(rank=2, dropout=0.0) at blocks[{}].attn.{{q, v}}\ntrain head\n"
@@ -223,8 +228,8 @@ def test_a_whole_benchmark(build: Callable[[], nn.Module]) -> None:
     assert 0.9 < told[-1] <= 1
     assert json.loads(json.dumps(result)) == result
     names = {"base", "rewritten", "lowered"}
-    kinds = ("forward", "training", "layer_forward_backward", "profiling")
-    assert result["profiling"] == {}
+    kinds = ("forward", "training", "layer_forward_backward", "profiling", "tuning")
+    assert result["profiling"] == result["tuning"] == {}
     assert result.keys() == ABOUT | {*kinds, "macs", "tokens"}
     assert result["forward"].keys() == result["training"].keys() == names
     assert all(row.keys() == FORWARD for row in result["forward"].values())
@@ -282,6 +287,29 @@ def test_a_spec_that_measures_has_its_profiling_measured() -> None:
         tiny(num_classes=0, global_pool=""), "insert lora(rank=2) at blocks[0].attn.q\n"
     )
     assert bench.run(features, replace(SETTINGS, train=False, profiling=True))["profiling"] == {}
+
+
+def test_tuning(tmp_path: Path) -> None:
+    model = tiny(in_chans=1, num_classes=10)
+    wanted = applied(model, "train head + blocks + patch_embed\n")
+    result = bench.run(wanted, replace(SETTINGS, train=False, tuning=2))
+    assert result["tuning"].keys() == {"base", "tune"}
+    assert result["tuning"]["base"]["ratio"] == 1
+    assert "a plain loop of PyTorch" in bench.table(result)
+    assert ET.fromstring(chart(result)).tag.endswith("svg")
+    colour = applied(tiny(), "train head\n")  # five classes, and digits are ten
+    assert bench.run(colour, replace(SETTINGS, train=False, tuning=2))["tuning"] == {}
+
+
+def test_the_plain_loop_is_one_that_learns(tmp_path: Path) -> None:
+    assert len(inspect.getsource(plain_loop).splitlines()) <= 40
+    model = tiny(in_chans=1, num_classes=10)
+    data = open_data("digits", Preprocessing.of(vr.capture(model)))
+    for images in (data.train, data.val):
+        list(batches(images, 64))
+    settings = Settings(steps=44, lr=3e-3, log_every=10)
+    assert plain_loop(model, data, settings, CPU, tmp_path) > 0.5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["21.pt", "43.pt", "log.txt"]
 
 
 def test_compiled_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ FILE_LIMIT, FUNCTION_LIMIT = 400, 60
 OPTIONAL = {
     "vitrewrite/models/": {"transformers"},
     "vitrewrite/tuning/": {"accelerate"},
-    "vitrewrite/data/": {"sklearn", "PIL", "numpy"},
-    "vitrewrite/tasks/": {"transformers"},
+    "vitrewrite/data/": {"datasets", "sklearn", "PIL", "numpy"},
+    "vitrewrite/tasks/": {"torchmetrics", "transformers"},
     "vitrewrite/report/": {"PIL"},
     "vitrewrite/cli/showing.py": {"sklearn", "PIL"},
 }
@@ -113,7 +113,7 @@ def test_only_the_declared_dependencies_are_imported() -> None:
     declared = re.search(r"^dependencies = \[(.*?)^\]", _pyproject(), re.MULTILINE | re.DOTALL)
     assert declared
     names = {re.split(r"[>\[=]", each)[0] for each in re.findall(r'"(.*?)"', declared[1])}
-    names |= {"huggingface_hub"}  # timm's own dependency
+    names |= {"huggingface_hub", "torchvision"}  # timm's own dependencies
     for path in sources("vitrewrite"):
         for module in imported(path, package_of(path, "vitrewrite")):
             top = module.split(".")[0]

@@ -219,7 +219,9 @@ def test_a_profile_notices_every_bit(bad: Path) -> None:
 
 
 def test_a_profile_says_how_it_was_made(bad: Path) -> None:
-    result = invoke("profile", "spt.peft", "data=images", "--out", "q", "--json", "--profile", "p")
+    result = invoke(
+        "profile", "spt.peft", "data=images?val=0.25", "--out", "q", "--json", "--profile", "p"
+    )
     about = json.loads(result.out)
     assert about["way"] == {"samples": 8, "per": "sample"}
     assert about["samples"] == 6  # there are no more to train on
@@ -227,8 +229,16 @@ def test_a_profile_says_how_it_was_made(bad: Path) -> None:
 
 
 def test_a_run_does_not_go_on_with_another_allocation(bad: Path) -> None:
-    run = ("tune", "spt.peft", "data=images", "tune.epochs=1", "tune.batch=2", "--out", "run")
-    assert invoke("profile", "spt.peft", "data=images", "--out", "q").status == 0
+    run = (
+        "tune",
+        "spt.peft",
+        "data=images?val=0.25",
+        "tune.epochs=1",
+        "tune.batch=2",
+        "--out",
+        "run",
+    )
+    assert invoke("profile", "spt.peft", "data=images?val=0.25", "--out", "q").status == 0
     assert invoke(*run, "--profile", "p").status == 0
     result = invoke(*run, "--profile", "q", "--resume")
     assert (result.status, result.codes) == (1, ["VR732"])

@@ -12,11 +12,11 @@ import vitrewrite as vr
 from vitrewrite.data import Data, Preprocessing, batches, evaluation_batches, open_data
 from vitrewrite.data.loading import Batch, ProcessShare, TrainingOrder, training_batches
 from vitrewrite.errors import DataError
+from vitrewrite.tuning import Settings
 
 GREY = Preprocessing((1, 16, 16), {"mean": (0.5,), "std": (0.5,), "interpolation": "bilinear"})
-COLOUR = Preprocessing(
-    (3, 16, 16), {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
-)
+CONFIG = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
+COLOUR = Preprocessing((3, 16, 16), CONFIG, Settings(augment="standard"))
 
 
 def labels(data: Data) -> tuple[list[int], list[int]]:
@@ -33,7 +33,8 @@ def test_digits_are_split_by_class_and_relabelled() -> None:
     assert 0.19 < len(val) / len(train + val) < 0.2
     assert not set(some.train.indices) & set(some.val.indices)
     assert some.fingerprint != whole.fingerprint == open_data("digits", GREY).fingerprint
-    assert open_data("digits", GREY, split=1).fingerprint != whole.fingerprint
+    other = [open_data(f"digits?val=0.3&draw={draw}", GREY) for draw in (0, 1)]
+    assert other[0].fingerprint != other[1].fingerprint
 
 
 def test_digits_look_like_digits() -> None:
@@ -46,12 +47,12 @@ def test_digits_look_like_digits() -> None:
 
 
 def test_a_folder_is_split_or_has_splits(pictures: Path) -> None:
-    split = open_data(str(pictures), COLOUR)
+    split = open_data(f"{pictures}?val=0.2", COLOUR)
     assert (len(split.train), len(split.val), split.classes) == (20, 4, ("dark", "light"))
     (pictures / "train").mkdir()
     for name in split.classes:
         (pictures / name).rename(pictures / "train" / name)
-    assert len(open_data(str(pictures), COLOUR).train) == 20
+    assert len(open_data(f"{pictures}?val=0.2", COLOUR).train) == 20
     (pictures / "val" / "light").mkdir(parents=True)
     (pictures / "train" / "light" / "00.png").rename(pictures / "val" / "light" / "00.png")
     data = open_data(str(pictures), COLOUR)
@@ -92,7 +93,7 @@ def steps(images: object, share: ProcessShare, first: int = 0, workers: int = 0)
 
 
 def test_order_and_augmentation_depend_on_the_seed_alone(pictures: Path) -> None:
-    images = open_data(str(pictures), COLOUR).train
+    images = open_data(f"{pictures}?val=0.2", COLOUR).train
     whole = steps(images, ProcessShare())
     assert [len(b.labels) for b in whole] == [8] * 5
     assert not torch.equal(whole[0].images, whole[2].images)
@@ -107,7 +108,7 @@ def test_order_and_augmentation_depend_on_the_seed_alone(pictures: Path) -> None
 
 
 def test_reading_images_leaves_the_generators_alone(pictures: Path) -> None:
-    images = open_data(str(pictures), COLOUR).train
+    images = open_data(f"{pictures}?val=0.2", COLOUR).train
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -118,7 +119,7 @@ def test_reading_images_leaves_the_generators_alone(pictures: Path) -> None:
 
 
 def test_processes_evaluate_every_image_once(pictures: Path) -> None:
-    images = open_data(str(pictures), COLOUR).train
+    images = open_data(f"{pictures}?val=0.2", COLOUR).train
     found = [list(evaluation_batches(images, 4, ProcessShare(rank, 3))) for rank in range(3)]
     assert [len(each) for each in found] == [2, 2, 2]
     real = torch.cat([b.labels[b.labels >= 0] for each in found for b in each])
@@ -151,7 +152,7 @@ def test_batches_can_be_shuffled_and_limited() -> None:
         ("\x00", "VR740"),
         ("empty", "VR741"),
         ("hollow", "VR741"),
-        ("lonely", "VR741"),
+        ("lonely?val=0.5", "VR752"),
     ],
 )
 def test_data_that_is_missing_or_empty(name: str, code: str, pictures: Path, here: Path) -> None:
@@ -182,7 +183,7 @@ def test_an_image_that_cannot_be_read(content: bytes | str, workers: int, pictur
     path.write_bytes(path.read_bytes()[:200] if isinstance(content, str) else content)
 
     def read() -> None:
-        data = open_data(str(pictures), COLOUR)
+        data = open_data(f"{pictures}?val=0.2", COLOUR)
         assert content == "cut"  # its head can be read
         order = TrainingOrder(24, 24, range(1), 0, ProcessShare(), augment=False)
         list(training_batches(data.train.joined(data.val), order, workers))
@@ -192,7 +193,7 @@ def test_an_image_that_cannot_be_read(content: bytes | str, workers: int, pictur
 
 
 def test_labels_have_to_fit_the_head(pictures: Path) -> None:
-    data = open_data(str(pictures), COLOUR)
+    data = open_data(f"{pictures}?val=0.2", COLOUR)
     with pytest.raises(DataError, match=r"VR743 .* has 2 classes and the head 1 outputs"):
         data.check_head(1)
     data.check_head(2)

@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 def tensor(folder: Path, name: str, channels: int = 3) -> np.ndarray:
     """What a model gets of one image, (H, W) or (H, W, C), from 0 to 255."""
-    data = open_data(str(folder), wanted(channels))
+    data = open_data(f"{folder}?val=0.5", wanted(channels))
     images = data.train.joined(data.val)
     place = [images.source.where(i).endswith(f"{name}'") for i in images.indices].index(True)
     pixels = list(batches(images, 1))[place].images[0]
@@ -193,7 +193,7 @@ def test_folders_that_are_links_and_loops(folder: Path, tmp_path: Path) -> None:
     (folder / "a" / "x.jpg" / "up").symlink_to("..")
     (folder / "a" / "link.png").symlink_to("1.png")
     (folder / "b" / os.fsdecode(b"\xff.png")).write_bytes((folder / "b" / "1.png").read_bytes())
-    data = open_data(str(folder), wanted(3))
+    data = open_data(f"{folder}?val=0.5", wanted(3))
     assert len(data.train) + len(data.val) == 8
     assert len(data.fingerprint) == 40
 
@@ -233,14 +233,14 @@ def test_broken_files_are_named_before_anything_is_done(number: int, folder: Pat
     make, reason = BROKEN[number]
     make(folder / "b" / "5.jpg")
     with pytest.raises(DataError, match=rf"VR742 cannot read the image '.*b/5.jpg': .*{reason}"):
-        open_data(str(folder), wanted(3))
+        open_data(f"{folder}?val=0.5", wanted(3))
 
 
 def test_broken_files_are_told_of_together(folder: Path) -> None:
     for number in range(25):
         (folder / "b" / f"x{number:02}.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"VR742 .*x00.png'") as caught:
-        open_data(str(folder), wanted(3))
+        open_data(f"{folder}?val=0.5", wanted(3))
     text = caught.value.render()
     assert [f"x{n:02}.png" in text for n in range(25)] == [True] * 10 + [False] * 15
     assert "note: and 15 more" in text
@@ -274,7 +274,7 @@ def test_numbers_without_a_white(dtype: type, folder: Path) -> None:
 def test_a_limit_that_the_user_lifts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 23)
     with pytest.raises(DataError, match=r"more pixels than the 23"):
-        open_data(str(folder), wanted(3))
+        open_data(f"{folder}?val=0.5", wanted(3))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert torch.equal(next(batches(open_data(str(folder), wanted(3)).train, 1)).images,
+    assert torch.equal(next(batches(open_data(f"{folder}?val=0.5", wanted(3)).train, 1)).images,
                        torch.zeros(1, 3, 4, 6))  # fmt: skip

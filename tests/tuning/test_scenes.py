@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from PIL import Image
 from vitrewrite.data import Preprocessing, batches, evaluation_batches, open_data
 from vitrewrite.data.loading import ProcessShare, TrainingOrder, training_batches
 from vitrewrite.errors import DataError
+from vitrewrite.tuning import Settings
 
 from .scenes import scenes
 
-PLAIN = Preprocessing((3, 32, 64), {"mean": (0.0,) * 3, "std": (1.0,) * 3})
+CONFIG = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+PLAIN = Preprocessing((3, 32, 64), CONFIG)
+RANDOM = replace(PLAIN, settings=Settings(zoom=2.0, flip=0.5, colour=0.4, one_class=1.0))
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def test_a_folder_with_splits_or_without(folder: Path) -> None:
             (folder / kind / split).rmdir()
     (folder / "annotations").rename(folder / "masks")
     (folder / "classes.txt").write_text("noise\nred\nblue\n")
-    flat = open_data(str(folder), PLAIN)
+    flat = open_data(f"{folder}?val=0.2", PLAIN)
     assert (len(flat.train), len(flat.val), flat.classes) == (6, 1, ("noise", "red", "blue"))
     assert not set(flat.train.indices) & set(flat.val.indices)
     assert flat.fingerprint != data.fingerprint
@@ -87,11 +91,11 @@ def test_a_map_may_have_a_palette(folder: Path) -> None:
 
 
 def test_random_transforms_move_images_and_maps_alike(tmp_path: Path) -> None:
-    tiles = np.kron(np.arange(1, 17).reshape(4, 4), np.ones((16, 16)))
+    tiles = np.kron(np.arange(1, 17).reshape(4, 4), np.ones((8, 16)))
     for name in ("a", "b"):
         write(tmp_path / "images" / f"{name}.png", np.stack([tiles * 15] * 3, -1))
         write(tmp_path / "annotations" / f"{name}.png", tiles)
-    data = open_data(str(tmp_path), PLAIN)
+    data = open_data(f"{tmp_path}?val=0.5", RANDOM)
     order = TrainingOrder(1, 1, range(40), 3, ProcessShare(), augment=True)
     found = list(training_batches(data.train, order))
     again = list(training_batches(data.train, order))
@@ -105,7 +109,7 @@ def test_random_transforms_move_images_and_maps_alike(tmp_path: Path) -> None:
         rows = indices[known.any(1)]
         flips += bool((rows[:, known.any(0)].diff(dim=1) < 0).any())
         pair = torch.stack([image[known], indices[known].float()])
-        assert pair.corrcoef()[0, 1] > 0.97  # a tile is as bright as its label, wherever it went
+        assert pair.corrcoef()[0, 1] > 0.95  # a tile is as bright as its label, wherever it went
     assert 5 < margins < 35
     assert 8 < flips < 32
 
@@ -132,8 +136,10 @@ def test_folders_that_are_empty_or_otherwise(folder: Path, tmp_path: Path) -> No
         for split in ("training", "validation"):
             (folder / kind / split).rename(tmp_path / f"{kind}-{split}")
     write(folder / "annotations" / "one.png", np.zeros((2, 2)))
-    with pytest.raises(DataError, match=r"VR741 .* two images"):
+    with pytest.raises(DataError, match=r"VR749 .* no validation part"):
         open_data(str(folder), PLAIN)
+    with pytest.raises(DataError, match=r"VR752 val=0.5 leaves nothing .* of the 1 image"):
+        open_data(f"{folder}?val=0.5", PLAIN)
 
 
 def test_an_image_without_a_map(folder: Path) -> None:

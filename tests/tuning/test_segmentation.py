@@ -136,10 +136,13 @@ def test_figures() -> None:
     labels = torch.tensor([[0, 0, 1, 255], [1, 1, -1, 3]])
     predicted = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 2]])
     found = overlap.counts(predicted, labels, 5)
-    assert found.tolist() == [[1, 2, 0, 0, 0], [2, 3, 1, 0, 0], [2, 3, 0, 1, 0]]
+    assert found[:4, :4].tolist() == [[1, 1, 0, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
+    assert not found[4].any()
+    assert not found[:, 4].any()
     figures = overlap.figures(found)
     assert figures["mIoU"] == pytest.approx((1 / 3 + 2 / 4 + 0 + 0) / 4)  # class 4 is nowhere
     assert figures["pixel_accuracy"] == pytest.approx(3 / 6)
+    assert overlap.figures(0 * found) == {"mIoU": 0.0, "pixel_accuracy": 0.0}
 
 
 def test_figures_do_not_depend_on_batches(ours: Any, data: Data, task: Task) -> None:
@@ -191,7 +194,7 @@ def test_a_model_learns_scenes_and_the_folder_is_whole(ours: Any, data: Data, ta
 def test_an_interrupted_run_ends_bit_identical(
     ours: Any, built: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(steps=7, batch=4, checkpoint_every=2, augment=True, log_every=1)
+    settings = Settings(steps=7, batch=4, checkpoint_every=2, augment="standard", log_every=1)
     original = TrainingLoop._update
 
     def interrupted(self: TrainingLoop, sums: Any) -> None:

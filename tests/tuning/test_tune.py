@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 
 import vitrewrite as vr
 from tests.cli.invoke import FILES, invoke
+from vitrewrite.errors import TuneError
 from vitrewrite.tuning import Settings, tune
+from vitrewrite.tuning.engine import Engine
+from vitrewrite.tuning.loop import TrainingLoop
 
 WRITTEN = FILES | {"metrics.jsonl", "tune.json", "checkpoints"}
 
@@ -82,7 +85,7 @@ def test_pieces_do_not_change_the_result(here: Path) -> None:
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_also_with_workers(here: Path) -> None:
     for name, workers, seed in (("a", 0, 0), ("b", 2, 0), ("c", 0, 1)):
-        settings = Settings(steps=6, augment=True, workers=workers)
+        settings = Settings(steps=6, augment="standard", workers=workers)
         tune(rewritten(), "digits", settings, out=name, seed=seed)
     assert largest_difference("a", "b") == 0
     assert largest_difference("a", "c") > 0
@@ -103,8 +106,8 @@ def test_bf16_is_near_and_clipping_limits_the_step(here: Path) -> None:
 
 def test_a_folder_of_pictures(pictures: Path) -> None:
     result = invoke(
-        "tune", "lora.peft", "data=pictures", "num_classes=2", "in_chans=3", "tune.batch=4",
-        "tune.augment=true", "--out", "out", "--json",
+        "tune", "lora.peft", "data=pictures?val=0.2", "num_classes=2", "in_chans=3", "tune.batch=4",
+        "tune.augment=standard", "--out", "out", "--json",
     )  # fmt: skip
     assert result.status == 0, result.err
     assert result.json["training"]["images"] == {"train": 20, "val": 4}
@@ -172,7 +175,13 @@ def test_fsdp_of_accelerate_is_refused_on_a_cpu(
 
 
 def test_a_corrupt_image_stops_the_run_and_is_named(pictures: Path) -> None:
-    given = ("data=pictures", "num_classes=2", "in_chans=3", "tune.batch=4", "tune.epochs=1")
+    given = (
+        "data=pictures?val=0.2",
+        "num_classes=2",
+        "in_chans=3",
+        "tune.batch=4",
+        "tune.epochs=1",
+    )
     (pictures / "light" / "07.png").write_bytes(b"nothing")
     result = invoke("tune", "lora.peft", *given, "--out", "out")
     assert result.codes == ["VR742"]
@@ -200,6 +209,35 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(here: Path
     kept = load_file("out/checkpoints/00-00000000/tensors.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
     assert lines("out", "stopped")
+
+
+def test_a_device_is_not_waited_for_within_a_step(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step came to is read when the next one is under way: the run is the same."""
+    settings = Settings(steps=7, batch=32, log_every=3, checkpoint_every=4, clip=0.5)
+    looked: dict[str, list[int]] = {"at once": [], "later": []}
+    original, found = TrainingLoop._look, {}
+    for name, early in looked.items():
+
+        def look(self: TrainingLoop, seen: Any, early: list[int] = early) -> None:
+            if seen is not None and seen.step == self.run.step:
+                early.append(seen.step)  # before the step is done
+            original(self, seen)
+
+        monkeypatch.setattr(TrainingLoop, "_look", look)
+        monkeypatch.setattr(Engine, "waits", name == "later")
+        found[name] = tune(rewritten(), "digits", settings, out=name).delta()
+    assert looked == {"at once": [*range(7)], "later": []}
+    assert all(torch.equal(v, found["later"][k]) for k, v in found["at once"].items())
+    losses = [[line["loss"] for line in lines(name, "step")] for name in found]
+    assert losses[0] == losses[1]
+    plain = Settings(optimiser="sgd", lr=1e30, checkpoint_every=1)
+    with pytest.raises(TuneError, match=r"VR850 .* step [23]\n"):
+        tune(rewritten(), "digits", plain, out="spoilt")
+    for path in Path("spoilt/checkpoints").iterdir():
+        kept = load_file(path / "tensors.safetensors")
+        assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
 
 
 def test_the_table_shows_evaluations_and_the_last_step(

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .memory import peak_bytes, saved_bytes
 from .profiling import profiling
 from .steps import Forward, Tensors, TrainingStep, training_macs, training_steps
 from .timing import WARM_UP, Step, seconds, summary, timed
+from .tuning import timed_runs, tuning
 
 Progress = Callable[[str, float], None]
 
@@ -37,6 +39,7 @@ class BenchSettings:
         train: whether to measure training steps too.
         compile: whether to measure torch.compile's forms too.
         profiling: whether to measure profiling too; by default if the spec has `sensitive(...)`.
+        tuning: of how many steps runs of `tune` are measured too, on digits; 0 is none.
     """
 
     batch: int = 8
@@ -46,6 +49,7 @@ class BenchSettings:
     train: bool = True
     compile: bool = False
     profiling: bool | None = None
+    tuning: int = 0
 
 
 def run(
@@ -99,6 +103,7 @@ class _Bench:
         if self.profiling is None:
             self.profiling = bool(wanted_by(rewritten.spec))
         self.total += 3 * each if self.profiling else 0
+        self.total += 2 * (1 + settings.rounds) if settings.tuning else 0
 
     def measured(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -120,6 +125,7 @@ class _Bench:
             "training": self._training() if settings.train else {},
             "layer_forward_backward": self._layer(),
             "profiling": self._profiling() if self.profiling else {},
+            "tuning": self._tuning() if settings.tuning else {},
             "macs": {c.name: c.macs for c in self.models if not c.compiled},
             "tokens": list(measures.tokens),
         }
@@ -184,6 +190,15 @@ class _Bench:
             if peak is not None and plain is not None and name != "base":
                 facts[name]["above_base_bytes"] = peak - plain
         return self._compared("profiling", found.steps, facts)
+
+    def _tuning(self) -> dict[str, Any]:
+        with self._running("tuning"):
+            found = tuning(self.rewritten, self.settings.tuning, self.device)
+            if found is None:
+                return {}
+            tick = partial(self._tick, "tuning: rounds")
+            times = timed_runs(found, self.settings.rounds, self.device, tick)
+        return {name: summary(each, times["base"]) for name, each in times.items()}
 
     def _compared(
         self, what: str, steps: Mapping[str, Step], facts: Mapping[str, Mapping[str, Any]],

@@ -26,6 +26,10 @@ PROFILING = (
     "profiling: squared gradients of every matrix and vector that an allocation decides on, whose "
     "float32\ncopy is {copy} MiB. Base: forward, cross-entropy, backward of all parameters."
 )
+TUNING = (
+    "tuning: whole runs on digits without their start and end. Base is a plain loop of PyTorch with"
+    "\nthe same images in memory, steps, evaluations and checkpoints."
+)
 RATIO = "time / base: median of the ratios within a round, smallest to largest in brackets."
 COMPILE = "compile: the first step of a compiled model without caches; no part of the times."
 
@@ -91,6 +95,8 @@ def _notes(result: Mapping[str, Any]) -> Iterator[str]:
     if result["profiling"]:
         copy = _mebibytes(result["profiling"]["base"]["copy_bytes"])
         yield PROFILING.format(copy=copy)
+    if result["tuning"]:
+        yield TUNING
     if any(name.endswith("compiled") for name in result["forward"]):
         yield COMPILE
 

@@ -23,6 +23,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] | tuple[int, ...] | None = None,
+    words: tuple[str, ...] = (),
     needs: str = "",
     help: str = "",
 ) -> Any:
@@ -35,6 +36,7 @@ def option(
         above: the value must be larger than this.
         below: the value must be smaller than this.
         choices: the words or numbers allowed.
+        words: strings that need no quotes, where others are allowed too.
         needs: a condition on the other options without which this one has no effect, such as
             `"masks and count > 1"`; a spec that sets it all the same gets a warning. What depends
             on the site is told by `site.idle(option, why)`.
@@ -42,7 +44,7 @@ def option(
     """
     metadata = {
         "minimum": minimum, "maximum": maximum, "above": above, "below": below,
-        "choices": choices, "needs": needs, "help": help,
+        "choices": choices, "words": words, "needs": needs, "help": help,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 

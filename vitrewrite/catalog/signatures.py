@@ -17,7 +17,10 @@ from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import did_you_mean, listing, shown
 
 _TYPES = ("int", "float", "str", "bool")
-_DETAILS = ("default", "minimum", "maximum", "above", "below", "choices", "needs", "help")
+_DETAILS = (
+    *("default", "minimum", "maximum", "above", "below", "choices", "words"),
+    *("needs", "help"),
+)
 _FACTS = ("prefix", "grid", "size")
 CLAIMS = ("same_output_at_init", "lowers_exactly")
 SIZES_KEPT = "sizes of merged tokens sum to the number before"
@@ -50,6 +53,7 @@ class OptionInfo:
         required: whether a spec must set it; else `default` holds.
         minimum: smallest value allowed; `maximum` the largest.
         above: what a value must be larger than; `below` what it must be smaller than.
+        words: strings that need no quotes, beside others.
         needs: when it has an effect, or "" for always; see `needs`.
     """
 
@@ -64,6 +68,7 @@ class OptionInfo:
     above: float | None = None
     below: float | None = None
     choices: tuple[Any, ...] | None = None
+    words: tuple[str, ...] = ()
     needs: str = ""
     help: str = ""
 

@@ -357,6 +357,10 @@ def diff(first: str, second: str, as_json: bool) -> None:
     "--profiling/--no-profiling", default=None,
     help="Profiling the base too; by default if the spec has sensitive(...).",
 )  # fmt: skip
+@click.option(
+    "--tuning", type=click.IntRange(min=0), default=0, metavar="STEPS",
+    help="Runs of 'tune' on digits too, beside a plain loop of PyTorch.",
+)  # fmt: skip
 @click.option("--out", type=PATH, help="Write the JSON there too.")
 @click.option("--svg", type=PATH, help="Draw the time ratios there.")
 @_json

@@ -119,6 +119,8 @@ def option_lines(options: Mapping[str, OptionInfo]) -> list[str]:
         limits = [f"{n} {v}" for n in bounds if (v := getattr(option, n)) is not None]
         if option.choices:
             limits.append(f"one of {', '.join(map(str, option.choices))}")
+        if option.words:
+            limits.append(f"{', '.join(option.words)} or another")
         if option.needs:
             limits.append(f"only if {option.needs}")
         facts = ", ".join([str(option), default, *limits])

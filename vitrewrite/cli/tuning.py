@@ -22,8 +22,10 @@ from .common import PATH, busy, check_device, echo_json, echo_written, request
 def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json: bool) -> None:
     """Trains a rewritten model on data=DATA and writes it.
 
-    DATA is 'digits', 'digits:0-4', a folder with a subfolder per class, 'timm:NAME@FOLDER', or a
-    folder with label maps for segmentation: images/training/a.jpg, annotations/training/a.png.
+    DATA is 'digits', 'digits:0-4', a folder with a subfolder per class, 'timm:NAME@FOLDER',
+    'torchvision:NAME@FOLDER', 'hf:FOLDER', or a folder with label maps for segmentation:
+    images/training/a.jpg, annotations/training/a.png. 'FOLDER?val=0.2' holds out a fifth of each
+    class to measure on; 'images=1000', 'shots=4', 'fold=0&folds=5' and 'draw=1' choose too.
     Hyperparameters stand in the spec's 'tune { ... }', or are given as tune.NAME=VALUE;
     'vitrewrite explain tune' lists them.
     """

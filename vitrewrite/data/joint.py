@@ -1,100 +1,90 @@
-"""Transforms of an image together with its label map."""
+"""Transforms of an image together with its label map: torchvision's, which move both alike."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
+from .augmentation import Augmentation
 from .maps import IGNORED
-from .preprocessing import Preprocessing
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-_SCALES = (0.5, 2.0)
-_COLOURS = 0.4  # brightness, contrast and saturation change by so much at most
+_TRIES = 10  # to find a crop that is not all of one class, as in mmseg
 
 
-@dataclass(frozen=True)
+class LabelMap(tv_tensors.Mask):  # type: ignore[misc]
+    """Class indices (H, W), resized by the pixel at the centre: a mask would move by half a one."""
+
+
+@functional.register_kernel(functional.resize, LabelMap)  # type: ignore[untyped-decorator]
+def _resized(labels: LabelMap, size: list[int], **_: Any) -> LabelMap:
+    values, nearest = labels.as_subclass(torch.Tensor)[None], InterpolationMode.NEAREST_EXACT
+    return LabelMap(functional.resize_image(values, size, interpolation=nearest)[0])
+
+
+class MixedCrop(v2.RandomCrop):  # type: ignore[misc]
+    """A random crop in which no class has more than a share, if one is found in ten tries."""
+
+    def __init__(self, size: tuple[int, int], share: float, fill: Any) -> None:
+        super().__init__(size, pad_if_needed=True, fill=fill)
+        self.share = share
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Where to crop; by the generator alone."""
+        labels = next(each for each in flat_inputs if isinstance(each, LabelMap))
+        for _ in range(_TRIES):
+            params: dict[str, Any] = super().make_params(flat_inputs)
+            if _largest_share(self.transform(labels, params)) <= self.share:
+                break
+        return params
+
+
+def _largest_share(labels: torch.Tensor) -> float:
+    """That of the most frequent class in the pixels that have one."""
+    counts = labels[labels != IGNORED].long().bincount()
+    return float(counts.max() / counts.sum()) if len(counts) else 1.0
+
+
 class JointTransform:
-    """Brings image and map to one size, and normalises the image.
+    """Brings image and map to one size; both have 8 bits.
 
-    Attributes:
+    Args:
         size: height and width.
-        mean: of each channel.
-        std: of each channel.
+        mean: of each channel, from 0 to 1: what is beside an image.
+        chosen: what is random.
     """
 
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    def __init__(
+        self, size: tuple[int, int], mean: tuple[float, ...], chosen: Augmentation
+    ) -> None:
+        fill = {tv_tensors.Image: [round(255 * value) for value in mean], LabelMap: IGNORED}
+        self._plain = v2.Resize(size)
+        steps: list[Any] = [v2.ColorJitter(*[chosen.colour] * 3)] if chosen.colour else []
+        steps += [v2.RandomPhotometricDistort()] if chosen.distort else []
+        if chosen.zoom is None:
+            steps.append(self._plain)
+        else:
+            # ScaleJitter takes the width first.
+            steps.append(v2.ScaleJitter(size[::-1], (1 / chosen.zoom, chosen.zoom)))
+            steps.append(MixedCrop(size, chosen.one_class, fill))
+        self._random = v2.Compose([*steps, v2.RandomHorizontalFlip(chosen.flip)])
 
-    @classmethod
-    def of(cls, wanted: Preprocessing) -> JointTransform:
-        """As a model takes images."""
-        mean, std = tuple(wanted.config["mean"]), tuple(wanted.config["std"])
-        return cls((wanted.size[1], wanted.size[2]), mean, std)
-
-    def image(self, image: Image) -> torch.Tensor:
-        """The image alone (C, H, W)."""
-        return self._normalised(_resized(image, self.size))
-
-    def plain(self, image: Image, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def plain(
+        self, pixels: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Resized as a whole, (C, H, W) and (H, W)."""
-        return self.image(image), _resized_map(labels, self.size)
+        return _pure(self._plain(tv_tensors.Image(pixels), LabelMap(labels)))
 
-    def random(self, image: Image, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A part, or the whole with a margin, at half to twice the size; flipped, recoloured."""
-        scale = random.uniform(*_SCALES)
-        size = round(self.size[0] * scale), round(self.size[1] * scale)
-        pixels = self._normalised(_resized(_recoloured(image), size))
-        labels = _resized_map(labels, size)
-        for axis, (side, wanted) in enumerate(zip(size, self.size, strict=True)):
-            start = random.randint(min(0, wanted - side), max(0, wanted - side))
-            pixels = _window(pixels, axis + 1, start, wanted, 0)
-            labels = _window(labels, axis, start, wanted, IGNORED)
-        if random.random() < 0.5:
-            pixels, labels = pixels.flip(-1), labels.flip(-1)
-        return pixels.contiguous(), labels.contiguous()
-
-    def _normalised(self, image: Image) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
-        pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return ((pixels - mean) / std).contiguous()
+    def random(
+        self, pixels: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A part, or the whole with a margin."""
+        return _pure(self._random(tv_tensors.Image(pixels), LabelMap(labels)))
 
 
-def _resized(image: Image, size: tuple[int, int]) -> Image:
-    from PIL import Image as Pillow
-
-    return image.resize((size[1], size[0]), Pillow.Resampling.BILINEAR)
-
-
-def _resized_map(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(labels[None, None].double(), size, mode="nearest-exact")[0, 0].long()
-
-
-def _recoloured(image: Image) -> Image:
-    from PIL import ImageEnhance
-
-    kinds: list[Any] = [ImageEnhance.Brightness, ImageEnhance.Contrast]
-    if image.mode == "RGB":
-        kinds.append(ImageEnhance.Color)
-    random.shuffle(kinds)
-    for kind in kinds:
-        image = kind(image).enhance(random.uniform(1 - _COLOURS, 1 + _COLOURS))
-    return image
-
-
-def _window(values: torch.Tensor, axis: int, start: int, length: int, fill: int) -> torch.Tensor:
-    """What a window of some length sees of one axis; `start` is where the values begin in it."""
-    first = max(0, -start)
-    seen = values.narrow(axis, first, min(length - max(0, start), values.shape[axis] - first))
-    before = max(0, start)
-    pads = [0, 0] * (values.dim() - 1 - axis)
-    return F.pad(seen, [*pads, before, length - before - seen.shape[axis]], value=fill)
+def _pure(both: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels, labels = (each.as_subclass(torch.Tensor).contiguous() for each in both)
+    return pixels, labels

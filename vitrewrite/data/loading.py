@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from ..errors import DataError
-from .images import Images, Key
+from .batch import Batch, Key
+from .images import Images
 from .listing import raise_together
-from .seeding import mixed
+from .seeding import mixed, shuffled
 
-
-class Batch(NamedTuple):
-    """Images (B, C, H, W) with labels (B,), or (B, H, W) for maps; labels of padding are -1."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch(*(t.to(device, non_blocking=True) for t in self))
+_WORKERS, _FEW = 8, 128  # processes at most; images that are not worth one
+_MOST = 0.9  # of the images in memory: the rest is read in between
 
 
 @dataclass(frozen=True)
@@ -53,14 +46,23 @@ class TrainingOrder(Sampler[list[Key]]):
         self.count, self.batch, self.steps = count, batch, steps
         self.seed, self.share, self.augment = seed, share, augment
 
+    @property
+    def per_epoch(self) -> int:
+        """Steps per epoch."""
+        return self.count // self.batch
+
+    def part(self, steps: range) -> TrainingOrder:
+        """Some of the steps."""
+        args = self.count, self.batch, steps, self.seed, self.share
+        return TrainingOrder(*args, augment=self.augment)
+
     def __len__(self) -> int:
         return len(self.steps) * self.share.pieces
 
     def __iter__(self) -> Iterator[list[Key]]:
-        per_epoch = self.count // self.batch
         known, order = -1, [0]
         for step in self.steps:
-            epoch, place = divmod(step, per_epoch)
+            epoch, place = divmod(step, self.per_epoch)
             if epoch != known:
                 known, order = epoch, shuffled(self.count, mixed(self.seed, "order", epoch))
             chosen = order[place * self.batch : (place + 1) * self.batch]
@@ -87,30 +89,39 @@ class EvaluationOrder(Sampler[list[Key]]):
         return iter(self.batches)
 
 
-def shuffled(count: int, seed: int) -> list[int]:
-    """The numbers below `count` in an order of their own."""
-    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    return order
-
-
-def training_batches(images: Images, order: TrainingOrder, workers: int = 0) -> Iterator[Batch]:
+def training_batches(
+    images: Images, order: TrainingOrder, workers: int | None = None
+) -> Iterator[Batch]:
     """Micro-batches for training.
+
+    Args:
+        images: to take them from.
+        order: which, and in which order.
+        workers: processes that read; by default as many as `automatic` says, from epoch to epoch.
 
     Raises:
         DataError: VR742 or VR743 for an image that cannot be read, or a label outside the head.
     """
-    return _loaded(images, order, workers)
+    left = order.steps
+    while left:
+        count = automatic(images, drawn=order.augment) if workers is None else workers
+        fills = workers is None and count and not order.augment and not images.resized.closed
+        end = (left.start // order.per_epoch + 1) * order.per_epoch if fills else left.stop
+        part = range(left.start, min(end, left.stop))
+        yield from _loaded(images, order.part(part), count)
+        left = range(part.stop, left.stop)
 
 
 def evaluation_batches(
-    images: Images, batch: int, share: ProcessShare | None = None, workers: int = 0
+    images: Images, batch: int, share: ProcessShare | None = None, workers: int | None = None
 ) -> Iterator[Batch]:
     """This process's part of all images; labels of padding are -1.
 
     Raises:
         DataError: as `training_batches`.
     """
-    return _loaded(images, EvaluationOrder(len(images), batch, share or ProcessShare()), workers)
+    order = EvaluationOrder(len(images), batch, share or ProcessShare())
+    return _loaded(images, order, automatic(images, drawn=False) if workers is None else workers)
 
 
 def batches(
@@ -126,9 +137,21 @@ def batches(
     return _loaded(images, [keys[i : i + batch] for i in range(0, len(keys), batch)], 0)
 
 
+def automatic(images: Images, *, drawn: bool) -> int:
+    """How many processes should read: none for what is in memory, or is read in no time.
+
+    Otherwise the cores of this process but one, which trains; eight at most.
+    """
+    if images.source.held or len(images) < _FEW or (not drawn and images.resized.share > _MOST):
+        return 0
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(0, min(_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
 def _loaded(images: Images, order: Any, workers: int) -> Iterator[Batch]:
     loader = DataLoader(
-        images, batch_sampler=order, collate_fn=_collate, num_workers=workers,
+        images, batch_sampler=order, collate_fn=images.collate, num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise starting it draws from the global one
     )  # fmt: skip
@@ -136,13 +159,3 @@ def _loaded(images: Images, order: Any, workers: int) -> Iterator[Batch]:
         if isinstance(found, list):
             raise_together(found)
         yield found
-
-
-def _collate(samples: list[Any]) -> Batch | list[DataError]:
-    """A batch, or all that is wrong with it."""
-    errors = [sample for sample in samples if isinstance(sample, DataError)]
-    if errors:
-        return errors
-    images, labels = zip(*samples, strict=True)
-    maps = isinstance(labels[0], torch.Tensor)
-    return Batch(torch.stack(images), torch.stack(labels) if maps else torch.tensor(labels))

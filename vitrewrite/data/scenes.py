@@ -1,4 +1,4 @@
-"""Images with a map of class indices each, in the layout of ADE20K.
+"""Images with a map of class indices each, in the layout of ADE20K or of Cityscapes.
 
 ```
 FOLDER/images/training/a.jpg          FOLDER/annotations/training/a.png
@@ -6,10 +6,10 @@ FOLDER/images/validation/b.jpg        FOLDER/annotations/validation/b.png
 FOLDER/classes.txt                    one name per line, if there are names
 ```
 
-Without the folders of the splits, a fifth of the images is held out. `masks` may stand for
-`annotations`. A map is a picture of one channel, or with a palette, whose pixels are class indices
-from 0 on; 255 is no class. ADE20K's own maps start at 1, and 0 is no class: `ade20k:FOLDER` reads
-them.
+Without the folders of the splits, `FOLDER?val=0.2` says what is measured on. `masks` may stand
+for `annotations`. A map is a picture of one channel, or with a palette, whose pixels are class
+indices from 0 on; 255 is no class. ADE20K's own maps start at 1, and 0 is no class: `ade20k:FOLDER`
+reads them. `leftImg8bit` and `gtFine` are Cityscapes', with or without `cityscapes:` in front.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torchvision.datasets import Cityscapes
+from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import DataError
 from ..text import shown
-from .images import Data, Images, Key
+from .augmentation import MAPS, Augmentation
+from .images import Images
 from .joint import JointTransform
 from .listing import check_all, image_files
-from .loading import shuffled
 from .maps import IGNORED, check_map, check_values, read_map
-from .pictures import BEFORE, UnreadableError, opened, read_image, refused
-from .preprocessing import Preprocessing
-from .seeding import mixed, seeded
+from .parts import Found
+from .pictures import BEFORE, UnreadableError, converted, opened, read_image, refused
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .maps import Map
 
-ADE20K = "ade20k:"
+ADE20K, CITYSCAPES = "ade20k:", "cityscapes:"
 _MAPS = ("annotations", "masks")
 _TRAINING, _VALIDATION = ("training", "train"), ("validation", "val", "test")
-_HELD_OUT = 5  # one of so many images
+_CITYSCAPES = ("leftImg8bit", "gtFine")
+_IDS = "_labelIds.png"
 _NAMES = "classes.txt"
 
 
@@ -54,11 +56,42 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Numbering:
+    """How the values of maps count the classes.
+
+    Attributes:
+        first: the value of the first class; 0 is none if it is 1.
+        named: how many classes our own file names; 0 if there is none.
+        table: what the name of a map ends in whose values are translated, and the class of each.
+    """
+
+    first: int
+    named: int
+    table: tuple[str, dict[int, int]] | None = None
+
+    def classes(self, labels: Map, path: Path, where: str, outputs: int | None) -> torch.Tensor:
+        """The classes of a map, from 0 on.
+
+        Raises:
+            DataError: VR743 for a value that stands for none.
+        """
+        if self.table is not None and path.name.endswith(self.table[0]):
+            check_values(labels, where, None, len(self.table[1]), 0)
+            values = np.full(256, IGNORED)
+            values[list(self.table[1])] = list(self.table[1].values())
+            return torch.from_numpy(values[labels])
+        check_values(labels, where, outputs, self.named, self.first)
+        if self.first:
+            labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+        return torch.from_numpy(labels)
+
+
+@dataclass(frozen=True)
 class _Scenes:
     files: tuple[Scene, ...]
-    shifted: bool  # whether classes start at 1
-    named: int  # of how many classes our own file has the names
+    numbering: Numbering
     symbols: bool = False
+    held: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -70,11 +103,9 @@ class _Scenes:
 
     def checked(self, labels: Map, index: int, outputs: int | None) -> torch.Tensor:
         """The classes of a map, from 0 on."""
-        where = f"the map {shown(self.files[index].labels, 200)} of {self.where(index)}"
-        check_values(labels, where, outputs, self.named, int(self.shifted))
-        if self.shifted:
-            labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
-        return torch.from_numpy(labels)
+        path = self.files[index].labels
+        where = f"the map {shown(path, 200)} of {self.where(index)}"
+        return self.numbering.classes(labels, path, where, outputs)
 
     def where(self, index: int) -> str:
         return shown(self.files[index].image, 200)
@@ -86,24 +117,33 @@ class _Scenes:
 class Scenes(Images):
     """Some images with their maps, at the model's size."""
 
-    def __init__(
-        self, source: Any, indices: Any, wanted: Preprocessing, outputs: int | None = None
-    ) -> None:
-        self.source: Any = source
-        self.indices, self.outputs = tuple(indices), outputs
-        self.mode = wanted.mode
-        self.joint = JointTransform.of(wanted)
+    source: Any
 
-    def _sample(
-        self, index: int, image: Image, label: Any, key: Key
+    def _augmentation(self) -> Augmentation:
+        return Augmentation.of(self.wanted.settings, MAPS)
+
+    def _prepare(self) -> None:
+        mean = tuple(self.wanted.config["mean"])
+        self.joint = JointTransform(self.wanted.size[1:], mean, self.augmentation)
+
+    def _read(self, index: int, *, resized: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The map is kept as a further channel."""
+        image, values = self.source.load(index)
+        labels = self.source.checked(values, index, self.outputs).to(torch.uint8)
+        pixels = pil_to_tensor(converted(image, self.wanted.mode))
+        if resized:
+            pixels, labels = self.joint.plain(pixels, labels)
+        return torch.cat([pixels, labels[None]]), torch.tensor(0)
+
+    def _parted(
+        self, pixels: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = self.source.checked(label, index, self.outputs)
-        if key.seed is None:
-            pixels, labels = self.joint.plain(image, labels)
-        else:
-            with seeded(key.seed):
-                pixels, labels = self.joint.random(image, labels)
-        return pixels, labels if key.real else torch.full_like(labels, -1)
+        return pixels[..., :-1, :, :], pixels[..., -1, :, :].long()
+
+    def _changed(
+        self, pixels: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.joint.random(pixels, labels)
 
 
 def _check_heads(scene: Scene) -> DataError | None:
@@ -122,7 +162,8 @@ def _check_heads(scene: Scene) -> DataError | None:
 def has_maps(folder: Path) -> bool:
     """Whether a folder looks like one of images with label maps."""
     try:
-        return (folder / "images").is_dir() and _maps(folder) is not None
+        ours = (folder / "images").is_dir() and _maps(folder) is not None
+        return ours or all((folder / name).is_dir() for name in _CITYSCAPES)
     except (OSError, ValueError):
         return False
 
@@ -131,15 +172,16 @@ def _maps(folder: Path) -> Path | None:
     return next((folder / name for name in _MAPS if (folder / name).is_dir()), None)
 
 
-def open_scenes(name: str, wanted: Preprocessing, split: int) -> Data:
+def open_scenes(name: str) -> Found:
     """Opens a folder.
 
     Raises:
         DataError: VR740 if it has another layout, VR741 if it is empty, VR747 if an image has no
             map.
     """
-    shifted = name.startswith(ADE20K)
-    root = Path(name.removeprefix(ADE20K))
+    root = Path(name.removeprefix(ADE20K).removeprefix(CITYSCAPES))
+    if name.startswith(CITYSCAPES) or all((root / each).is_dir() for each in _CITYSCAPES):
+        return _cityscapes(name, root)
     maps = _maps(root)
     if maps is None or not (root / "images").is_dir():
         raise DataError(
@@ -147,17 +189,27 @@ def open_scenes(name: str, wanted: Preprocessing, split: int) -> Data:
             suggestion="put images/training/a.jpg beside annotations/training/a.png",
         )  # fmt: skip
     training = _split(name, root / "images", maps, _TRAINING)
-    held = () if training is None else _split(name, root / "images", maps, _VALIDATION) or ()
+    held = None if training is None else _split(name, root / "images", maps, _VALIDATION)
     if training is None:
         training = tuple(_paired(name, root / "images", maps))
+    first = int(name.startswith(ADE20K))
+    return _checked(name, root / "images", training, held, Numbering(first, _named(root)),
+                    _classes(root))  # fmt: skip
+
+
+def _checked(
+    name: str, images: Path, training: tuple[Scene, ...], held: tuple[Scene, ...] | None,
+    numbering: Numbering, classes: tuple[str, ...],
+) -> Found:  # fmt: skip
+    """The scenes, if the heads of their files can be read."""
     if not training:
-        message = f"the data {shown(name)} is empty: no image in '{root / 'images'}'"
+        message = f"the data {shown(name)} is empty: no image in '{images}'"
         raise DataError("VR741", message)
-    check_all((*training, *held), _check_heads)
-    source = _Scenes((*training, *held), shifted, _named(root))
-    parts = _divided(name, len(training), len(held), split)
-    first, second = (Scenes(source, part, wanted) for part in parts)
-    return Data(name, first, second, _classes(root), maps=True)
+    scenes = (*training, *(held or ()))
+    check_all(scenes, _check_heads)
+    count = len(training)
+    val = range(count, len(scenes)) if held else None
+    return Found(_Scenes(scenes, numbering), range(count), val, classes, None)
 
 
 def _split(name: str, images: Path, maps: Path, names: tuple[str, ...]) -> tuple[Scene, ...] | None:
@@ -171,25 +223,18 @@ def _split(name: str, images: Path, maps: Path, names: tuple[str, ...]) -> tuple
 def _paired(name: str, images: Path, maps: Path) -> Iterator[Scene]:
     """The images below a folder with their maps, of the same name but for the suffix."""
     for path in image_files(images):
-        labels = (maps / path.relative_to(images)).with_suffix(".png")
-        if not labels.is_file():
-            raise DataError(
-                "VR747", f"the image {shown(path, 200)} of {shown(name)} has no label map",
-                suggestion=f"put it at '{labels}', or remove the image",
-            )  # fmt: skip
-        yield Scene(path, labels)
+        yield _scene(name, path, (maps / path.relative_to(images)).with_suffix(".png"))
 
 
-def _divided(name: str, training: int, held: int, split: int) -> tuple[list[int], list[int]]:
-    """Which images are trained on and which are measured on."""
-    if held:
-        return list(range(training)), list(range(training, training + held))
-    if training < 2:
-        message = f"the data {shown(name)} is empty: it needs two images, one to measure on"
-        raise DataError("VR741", message)
-    order = shuffled(training, mixed("split", split, 0))
-    count = max(1, training // _HELD_OUT)
-    return sorted(order[count:]), sorted(order[:count])
+def _scene(name: str, image: Path, *places: Path) -> Scene:
+    """An image with its map, at the first of several places."""
+    labels = next((place for place in places if place.is_file()), None)
+    if labels is None:
+        raise DataError(
+            "VR747", f"the image {shown(image, 200)} of {shown(name)} has no label map",
+            suggestion=f"put it at '{places[0]}', or remove the image",
+        )  # fmt: skip
+    return Scene(image, labels)
 
 
 def _named(root: Path) -> int:
@@ -207,3 +252,36 @@ def _classes(root: Path) -> tuple[str, ...]:
         rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
         return tuple(row[-1].partition(",")[0].strip() for row in rows if len(row) > 1)
     return ()
+
+
+# -- Cityscapes -----------------------------------------------------------------------------------
+
+
+def _cityscapes(name: str, root: Path) -> Found:
+    """`leftImg8bit/train/CITY/a_leftImg8bit.png` with `gtFine/train/CITY/a_gtFine_labelIds.png`.
+
+    Maps of `labelTrainIds` are taken where they are; others are translated by torchvision's table.
+    """
+    images, maps = (root / each for each in _CITYSCAPES)
+    if not (images / "train").is_dir() or not maps.is_dir():
+        raise DataError(
+            "VR740", f"no data {shown(name)}: it has no 'leftImg8bit/train' and 'gtFine'",
+            suggestion="give the folder that both lie in",
+        )  # fmt: skip
+    parts = [
+        tuple(_scene(name, path, *_places(path, images, maps)) for path in image_files(folder))
+        if (folder := images / split).is_dir() else None
+        for split in ("train", "val")
+    ]  # fmt: skip
+    known = Cityscapes.classes
+    table = {c.id: c.train_id if not c.ignore_in_eval else IGNORED for c in known if c.id >= 0}
+    names = {c.train_id: c.name for c in known if not c.ignore_in_eval}
+    numbering = Numbering(0, len(names), (_IDS, table))
+    classes = tuple(names[label] for label in sorted(names))
+    return _checked(name, images, parts[0] or (), parts[1], numbering, classes)
+
+
+def _places(image: Path, images: Path, maps: Path) -> Iterator[Path]:
+    stem = image.stem.removesuffix("_leftImg8bit")
+    for kind in ("labelTrainIds", "labelIds"):
+        yield maps / image.parent.relative_to(images) / f"{stem}_gtFine_{kind}.png"

@@ -17,11 +17,20 @@ def mixed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def shuffled(count: int, seed: int) -> list[int]:
+    """The numbers below `count` in an order of their own."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
+
+
 def seed_all(seed: int) -> None:
     """Seeds Python's, numpy's and torch's global generators, on all devices."""
     random.seed(seed)
     np.random.seed(seed % (1 << 32))
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # manual_seed looks for devices of all kinds each time
+        torch.default_generator.manual_seed(seed)
 
 
 @contextmanager

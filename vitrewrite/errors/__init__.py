@@ -8,7 +8,7 @@ VitrewriteError
 ├── VerifyError      a claim that does not hold (VR5xx)
 ├── CaptureError     a model that cannot be captured, or was captured for something else (VR6xx)
 ├── FileError        folders, weights, deltas and checkpoints on disk (VR70x to VR73x)
-├── DataError        images and labels (VR74x)
+├── DataError        images and labels (VR74x, VR75x)
 ├── EmitError        source that cannot be written (VR80x)
 ├── TuneError        training that cannot start or go on (VR85x)
 ├── UsageError       a command line that makes no sense (VR9xx)

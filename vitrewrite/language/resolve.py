@@ -201,7 +201,7 @@ class Resolver:
 
     def _resolved_option(self, option: Option, infos: Mapping[str, OptionInfo]) -> Option:
         known = infos.get(option.name)
-        words = (known.choices or ()) if known else ()
+        words = (known.choices or known.words) if known else ()
         value = self._scope.resolve(option.value, self._problems, words)
         return dataclasses.replace(option, value=value)
 

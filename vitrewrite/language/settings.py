@@ -15,13 +15,14 @@ from vitrewrite.catalog.declare import option
 from vitrewrite.catalog.signatures import OptionInfo
 
 # They change how a run is carried out, not what comes out of it: a resumed run may have others.
-FREE = ("workers", "log_every", "checkpoint_every", "keep", "evaluation_batch")
+FREE = ("workers", "cache", "log_every", "checkpoint_every", "keep", "evaluation_batch")
 
 OPTIMISERS = (
     "adamw", "adam", "nadamw", "nadam", "sgd", "nesterov", "rmsprop", "lamb", "lars", "lion",
     "adan", "adafactor", "adagrad", "adadelta", "adamax", "radam",
 )  # fmt: skip
 WITH_MOMENTUM = ("sgd", "nesterov", "rmsprop", "lars")
+INPUTS = ("model", "unit", "imagenet", "inception", "clip")
 SCHEDULES = ("cosine", "step", "poly", "plateau", "constant")
 
 
@@ -72,14 +73,52 @@ class Settings:
     label_smoothing: float = option(0.0, minimum=0, maximum=1, help="of the cross-entropy")
     clip: float | None = option(None, minimum=0, help="largest norm of the gradient")
     precision: str = option("no", choices=("no", "bf16", "fp16"), help="of automatic mixing")
-    augment: bool = option(False, help="random crops, and flips and colours unless of digits")
     shard: bool = option(False, help="FSDP2: each process holds a part of every parameter")
-    workers: int = option(0, minimum=0, help="processes that read images")
+    workers: int | None = option(
+        None, minimum=0, help="processes that read images; none: by images and cores"
+    )
+    cache: int = option(
+        1024, minimum=0, help="MiB of decoded images in memory, of those trained and measured each"
+    )
     log_every: int = option(10, minimum=1, help="steps between lines of metrics.jsonl")
     evaluate_every: int = option(1, minimum=1, help="epochs between evaluations")
     evaluation_batch: int = option(64, minimum=1, help="images per batch of an evaluation")
     checkpoint_every: int | None = option(None, minimum=1, help="steps; none: after each epoch")
     keep: int = option(2, minimum=1, help="checkpoints that are kept")
+
+    # -- images -----------------------------------------------------------------------------------
+    inputs: str = option(
+        "model", words=INPUTS, help='unit: [0, 1]; model: as its record says; or "MEAN/STD"'
+    )
+    resize: str = option(
+        "model", choices=("model", "whole"), help="whole: to the size itself, nothing is cut off"
+    )
+    augment: str = option(
+        "none", choices=("none", "standard", "deit"), help="what the following are where not set"
+    )
+    crop: float | None = option(
+        None, above=0, maximum=1, help="least share of the area that a random crop keeps"
+    )
+    zoom: float | None = option(
+        None, minimum=1, help="of images with label maps: from 1 / zoom to zoom times the size"
+    )
+    one_class: float = option(
+        0.75, above=0, maximum=1, needs="zoom is not None or augment != 'none'",
+        help="largest share of one class in a crop of a label map",
+    )  # fmt: skip
+    flip: float | None = option(None, minimum=0, maximum=1, help="probability of a mirror image")
+    colour: float | None = option(
+        None,
+        minimum=0,
+        help="how far brightness, contrast, saturation change; not beside a policy",
+    )
+    distort: bool = option(False, help="photometric distortion, as of SSD")
+    auto_augment: str | None = option(
+        None, help="a policy of timm, such as 'rand-m9-mstd0.5-inc1' or '3a'"
+    )
+    erase: float | None = option(
+        None, minimum=0, maximum=1, help="probability that a rectangle becomes noise"
+    )
 
     @property
     def peak(self) -> float:

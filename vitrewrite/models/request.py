@@ -12,6 +12,7 @@ from ..errors import MatchError
 from ..language.model import Spec
 from ..tracing import inputs, trace
 from ..tracing.about import about, tell
+from .records import state
 from .registry import with_own
 
 
@@ -57,7 +58,9 @@ class Request:
                 example = inputs.stated_input(model, self.input)
             root = trace(model, example)
             tell(root, notes=(*about(root).notes, *self.told))
-            return model, root
+        spans = {each.name: each.span for each in self.spec.tune.settings}
+        state(root, self.spec.tune.values, spans.get("inputs"))
+        return model, root
 
     def build(self, *, meta: bool) -> nn.Module:
         """The model."""
@@ -74,7 +77,8 @@ class Request:
         """What the captured model depends on; None if that is more than what is asked for."""
         if self.module is not None or self.weights != "random":
             return None
-        return self.name, repr(sorted(self.options.items())), self.input
+        told = {k: v for k, v in self.spec.tune.values.items() if k in ("inputs", "resize")}
+        return self.name, repr(sorted(self.options.items())), self.input, repr(sorted(told.items()))
 
     @property
     def described(self) -> str:

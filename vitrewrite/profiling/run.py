@@ -113,7 +113,7 @@ class _Job:
         """Values at sites, by a walk over the graphs."""
         points = selected(wanted.sites, self.anatomy, self.base)
         recorder = ActivationRecorder(self.base.to(self.device), points, self.anatomy.stream.layout)
-        images = open_data(self.data, Preprocessing.of(self.base)).train
+        images = open_data(self.data, Preprocessing.of(self.base), measured=False).train
         wanted = replace(wanted, samples=min(wanted.samples, len(images)))
         found = (b.images for b in self._batches(images, wanted.samples, "activations"))
         tensors, same = collect(recorder, found, wanted)
@@ -126,7 +126,7 @@ class _Job:
         if not listed:
             raise ProfileError("VR766", f"{self.anatomy.model} has no blocks to measure")
         options = _way(spec)
-        found = open_data(self.data, Preprocessing.of(self.base))
+        found = open_data(self.data, Preprocessing.of(self.base), measured=False)
         task, images = task_for(found, self.base, self.anatomy), found.train
         realise(self.base)
         self.base.to(self.device)

@@ -15,6 +15,7 @@ KINDS = {
     "training": "training step",
     "layer_forward_backward": "first adapted layer, forward and backward",
     "profiling": "profiling a batch",
+    "tuning": "tuning on digits",
 }
 """What is measured, as in the JSON and in words."""
 

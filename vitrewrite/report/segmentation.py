@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,6 @@ import torch
 from ..anatomy.decoder import Decoder
 from ..anatomy.sites import Place
 from ..data import Preprocessing
-from ..data.joint import JointTransform
 from ..editing.taps import WeightsTap, observe
 from ..errors import MatchError, UsageError
 from ..rewrite.rewritten import Rewritten
@@ -202,11 +201,11 @@ def prepared(rewritten: Rewritten, image: Image) -> tuple[torch.Tensor, torch.Te
         scale = math.sqrt(captured[0] * captured[1] / (image.height * image.width))
         sides = image.height * scale, image.width * scale
         size = tuple(max(1, round(s / d)) * d for s, d in zip(sides, strides, strict=True))  # type: ignore[assignment]
-    transform = replace(JointTransform.of(wanted), size=size)
-    pixels = transform.image(image.convert(wanted.mode))
-    plain = replace(transform, mean=(0.0,) * len(pixels), std=(1.0,) * len(pixels))
-    shown = plain.image(image.convert(wanted.mode))
-    return shown.expand(3, -1, -1), pixels
+    from torchvision.transforms import v2
+
+    resize = v2.Compose([v2.Resize(size), v2.PILToTensor()])
+    eight: torch.Tensor = resize(image.convert(wanted.mode))
+    return (eight / 255).expand(3, -1, -1), wanted.normalised(eight)
 
 
 def _is_fixed(rewritten: Rewritten) -> bool:

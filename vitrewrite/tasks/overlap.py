@@ -1,4 +1,4 @@
-"""Counts of pixels by class, which mean IoU and pixel accuracy are made of."""
+"""Pixels by class, which mean IoU and pixel accuracy are made of: torchmetrics counts them."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ def valid(labels: torch.Tensor) -> torch.Tensor:
 
 
 def counts(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Pixels by class, of those with a label: [3, classes], float64.
+    """Pixels by the class that they have and the class that is predicted: [classes, classes].
 
     Args:
         predicted: class indices, as many as labels.
         labels: class indices, 255 and -1 where there is no class.
         classes: how many there are.
-
-    Returns:
-        Pixels of the class in both, in the prediction, in the labels.
     """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     known = valid(labels)
-    predicted, labels = predicted[known], labels[known]
-    parts = (labels[predicted == labels], predicted, labels)
-    return torch.stack([torch.bincount(part, minlength=classes) for part in parts]).double()
+    pair = predicted[known], labels[known]
+    return multiclass_confusion_matrix(*pair, classes, validate_args=False)
 
 
 def figures(found: torch.Tensor) -> dict[str, float]:
     """`mIoU`, over the classes that are in labels or predictions, and `pixel_accuracy`.
 
     Args:
-        found: sums of `counts`, [3, classes].
+        found: sums of `counts`, [classes, classes].
     """
-    both, predicted, labels = found
-    union = predicted + labels - both
-    ious = both[union > 0] / union[union > 0]
-    return {
-        "mIoU": float(ious.mean()) if len(ious) else 0.0,
-        "pixel_accuracy": float(both.sum() / labels.sum().clamp(min=1)),
-    }
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    if not found.any():
+        return {"mIoU": 0.0, "pixel_accuracy": 0.0}
+    metric = MulticlassJaccardIndex(len(found), validate_args=False)
+    metric.update(found.new_empty(0).long(), found.new_empty(0).long())  # it warns without one
+    metric.merge_state({"confmat": found.long().to(metric.device)})
+    return {"mIoU": float(metric.compute()), "pixel_accuracy": float(found.trace() / found.sum())}

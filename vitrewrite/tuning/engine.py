@@ -82,7 +82,15 @@ class Engine:
 
         self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=skips)
         model, prepared = self.accelerator.prepare(objective, optimiser)
-        return model, prepared
+        # What scales no loss steps as the optimiser itself does; accelerate looks for packages.
+        return model, prepared if self.accelerator.scaler else optimiser
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The gradient of a loss, which is scaled in half precision."""
+        if self.accelerator.scaler:
+            self.accelerator.backward(loss)
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def piece(self, objective: nn.Module, module: nn.Module, *, last: bool) -> Iterator[None]:
@@ -94,8 +102,11 @@ class Engine:
             yield
 
     def release(self) -> None:
-        """Forgets the objects of a phase."""
-        self.accelerator.free_memory()
+        """Forgets the objects of a phase; on a CPU without collecting garbage, which takes long."""
+        if self.device.type != "cpu":
+            self.accelerator.free_memory()
+        for kept in ("_models", "_optimizers"):
+            getattr(self.accelerator, kept).clear()
 
     def close(self) -> None:
         """Lets another run in this process start with other settings."""
@@ -107,9 +118,14 @@ class Engine:
     # -- processes --------------------------------------------------------------------------------
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over all processes, on the CPU."""
+        """The mean over all processes, on their device."""
         reduced: torch.Tensor = self.accelerator.reduce(values, "mean")
-        return reduced.cpu()
+        return reduced
+
+    @property
+    def waits(self) -> bool:
+        """Whether reading a number waits for a device that has more to do."""
+        return self.device.type != "cpu"
 
     def on_main(self, action: Callable[[], T]) -> T | None:
         """Runs something on the main process; if it fails, all processes stop."""

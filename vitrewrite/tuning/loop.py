@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -41,6 +43,34 @@ class Objective(nn.Module):
         return terms
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a step came to, on the device.
+
+    Attributes:
+        step: its number.
+        names: of the terms of the loss, and `losses` their values.
+        norms: of the gradients, by group.
+        scaled: whether steps that are not finite are skipped.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    losses: torch.Tensor
+    norms: torch.Tensor
+    scaled: bool
+
+    @functools.cached_property
+    def terms(self) -> dict[str, float]:
+        """The terms of the loss; reading them waits for the device."""
+        return dict(zip(self.names, self.losses.tolist(), strict=True))
+
+    @property
+    def loss(self) -> float:
+        """Their sum."""
+        return sum(self.terms.values())
+
+
 class TrainingLoop:
     """Carries out the current phase of a run; `run.module` is its model, on the device.
 
@@ -61,18 +91,21 @@ class TrainingLoop:
         else:
             checkpoints.restore(run, self.optimiser, packed)
         self.rates = Rates(run, self.optimiser)
+        self.seen: Seen | None = None  # of the last step
 
     def steps(self) -> None:
         """All steps that are left."""
         run, settings = self.run, self.run.settings
+        images = run.phase.images(run)
         order = TrainingOrder(
-            len(run.phase.images(run)), settings.batch, range(run.step, run.steps),
+            len(images), settings.batch, range(run.step, run.steps),
             mixed(run.seed, "data", run.position), self.engine.share(settings.accumulate),
-            augment=settings.augment,
+            augment=images.varies,
         )  # fmt: skip
-        batches = training_batches(run.phase.images(run), order, settings.workers)
+        batches = training_batches(images, order, settings.workers)
         if run.steps == 0:
             self._evaluate()
+        _training_mode(run)
         self.metrics.speed()
         while run.step < run.steps:
             begun = time.perf_counter()
@@ -82,6 +115,7 @@ class TrainingLoop:
                 self._evaluate()
             run.seconds += time.perf_counter() - begun
             if ends or run.step % (settings.checkpoint_every or run.per_epoch) == 0:
+                self._look(self.seen)
                 self.checkpoints.save(run, self.optimiser)
 
     # -- a step -----------------------------------------------------------------------------------
@@ -91,7 +125,8 @@ class TrainingLoop:
         # What a step draws depends on its number, not on what came before: a resumed run draws
         # the same, and there is no state of generators to keep.
         seed_all(mixed(run.seed, "step", run.position, run.step, engine.rank))
-        _training_mode(run)
+        if not run.module.training:  # as an evaluation leaves it
+            _training_mode(run)
         self.rates.set()
         for hooks in run.hooks:
             hooks.before_step(run)
@@ -103,47 +138,57 @@ class TrainingLoop:
             with engine.piece(self.objective, run.module, last=last):
                 terms = self.objective(batch)
                 total = sum(terms.values(), torch.zeros((), device=engine.device))
-                engine.accelerator.backward(total / settings.accumulate)
+                engine.backward(total / settings.accumulate)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / settings.accumulate
         self._update(sums)
 
     def _update(self, sums: dict[str, torch.Tensor]) -> None:
         run, engine = self.run, self.engine
-        means = engine.mean(torch.stack([*sums.values()])).tolist()
-        terms = dict(zip(sums, means, strict=True))
-        loss = sum(means)
-        if not math.isfinite(loss):
-            raise self._stopped(f"the loss is {loss}", terms)
         scaler = engine.accelerator.scaler
         if scaler:
             scaler.unscale_(self.optimiser)
-        norm = self.gradients.norm()
-        if not math.isfinite(norm) and not scaler:  # loss scaling skips such steps by itself
-            raise self._stopped("the gradient is not finite", terms)
+        losses = engine.mean(torch.stack([*sums.values()]))
+        seen = Seen(run.step, tuple(sums), losses, self.gradients.norms(), scaled=bool(scaler))
+        # What a device is asked for is looked at when the next step has been given to it.
+        self._look(self.seen if engine.waits else seen)
+        self.seen = seen
         for hooks in run.hooks:
             hooks.after_backward(run)
         if run.phase.update:
-            self.gradients.clip(norm, run.settings)
+            self.gradients.clip(seen.norms, run.settings)
             self.stepper.step()
         run.step, run.total = run.step + 1, run.total + 1
         for hooks in run.hooks:
             hooks.after_step(run)
         self.metrics.images += run.settings.batch
         if run.step % run.settings.log_every == 0 or run.step == run.steps:
+            self._look(seen)
             self.metrics.write(
-                run, "step", loss=loss, terms=terms, gradient=norm,
-                rates=optimisation.rates(self.optimiser), images_per_second=self.metrics.speed(),
+                run, "step", loss=seen.loss, terms=seen.terms,
+                gradient=self.gradients.norm(seen.norms), rates=optimisation.rates(self.optimiser),
+                images_per_second=self.metrics.speed(),
             )  # fmt: skip
 
-    def _stopped(self, what: str, terms: dict[str, float]) -> TuneError:
-        run, last = self.run, self.checkpoints.latest()
+    def _look(self, seen: Seen | None) -> None:
+        """Stops at a step whose loss or gradient is not finite."""
+        if seen is None:
+            return
+        if not math.isfinite(seen.loss):
+            raise self._stopped(f"the loss is {seen.loss}", seen)
+        # Loss scaling skips such steps by itself.
+        if not math.isfinite(self.gradients.norm(seen.norms)) and not seen.scaled:
+            raise self._stopped("the gradient is not finite", seen)
+
+    def _stopped(self, what: str, seen: Seen) -> TuneError:
+        run, last, terms = self.run, self.checkpoints.latest(), seen.terms
         self.metrics.write(run, "stopped", reason=what)
         odd = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
         notes = [f"loss terms: {', '.join(odd)}"] if odd and len(terms) > 1 else []
+        epoch = seen.step / run.per_epoch
         return TuneError(
             "VR850",
-            f"{what} in phase '{run.phase.name}', epoch {run.epoch:.2f}, step {run.step + 1}",
+            f"{what} in phase '{run.phase.name}', epoch {epoch:.2f}, step {seen.step + 1}",
             notes=[*notes, *self.gradients.notes(), f"the last good checkpoint is '{last}'"],
             suggestion="lower tune.lr, lengthen tune.warmup_epochs, or set tune.clip=1",
         )
@@ -151,6 +196,7 @@ class TrainingLoop:
     @torch.no_grad()
     def _evaluate(self) -> None:
         run, engine = self.run, self.engine
+        self._look(self.seen)
         run.module.eval()
         tallies = []
         batches = evaluation_batches(
@@ -161,7 +207,7 @@ class TrainingLoop:
             with engine.accelerator.autocast():
                 output = run.phase.predict(run, images)
             tallies.append(run.task.tally(output, labels))
-        sums = engine.mean(torch.stack(tallies).sum(0)) * engine.processes
+        sums = engine.mean(torch.stack(tallies).sum(0)).cpu() * engine.processes
         run.results = run.task.results(sums)
         self.rates.evaluated(run.score)
         self.metrics.write(run, "evaluation", **run.results)

@@ -73,21 +73,26 @@ class Gradients:
         self.groups = optimiser.param_groups
         self.last: dict[str, float] = {}  # norms of the last finite gradient
 
-    def norm(self) -> float:
+    def norms(self) -> torch.Tensor:
+        """The norms of the groups' gradients, on their device."""
+        return torch.stack([_norm(group["params"]).double() for group in self.groups])
+
+    def norm(self, norms: torch.Tensor) -> float:
         """The norm of the whole gradient; remembered by group if it is finite."""
-        norms = {group["name"]: _norm(group["params"]) for group in self.groups}
-        total = math.hypot(*norms.values())
+        found = dict(zip((g["name"] for g in self.groups), norms.tolist(), strict=True))
+        total = math.hypot(*found.values())
         if math.isfinite(total):
-            self.last = norms
+            self.last = found
         return total
 
-    def clip(self, norm: float, settings: Settings) -> None:
+    def clip(self, norms: torch.Tensor, settings: Settings) -> None:
         """Scales the gradient down to the largest norm allowed."""
-        if settings.clip is None or norm <= settings.clip:
+        if settings.clip is None:
             return
+        factor = (settings.clip / torch.linalg.vector_norm(norms)).clamp(max=1.0)
         for parameter in (p for group in self.groups for p in group["params"]):
             if parameter.grad is not None:
-                parameter.grad.mul_(settings.clip / norm)
+                parameter.grad.mul_(factor)
 
     def notes(self) -> list[str]:
         """What may explain a loss or gradient that is not finite."""
@@ -95,7 +100,7 @@ class Gradients:
             name
             for group in self.groups
             for name, p in zip(group["names"], group["params"], strict=True)
-            if p.grad is not None and not math.isfinite(_norm([p]))
+            if p.grad is not None and not math.isfinite(float(_norm([p])))
         ]
         notes = [f"not finite: the gradients of {', '.join(odd[:3])}"] if odd else []
         if self.last:
@@ -104,12 +109,14 @@ class Gradients:
         return notes
 
 
-def _norm(parameters: Iterable[nn.Parameter]) -> float:
+def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    parameters = list(parameters)
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
-        return 0.0
+        return torch.zeros((), device=parameters[0].device)
     total: Any = torch.nn.utils.get_total_norm(gradients)
-    return float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+    found: torch.Tensor = total.full_tensor() if hasattr(total, "full_tensor") else total
+    return found
 
 
 def rates(optimiser: torch.optim.Optimizer) -> dict[str, float]:

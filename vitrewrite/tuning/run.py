@@ -54,6 +54,7 @@ class Run:
     module: nn.Module = field(init=False)
     per_epoch: int = 1
     steps: int = 0
+    _settings: dict[int, Settings] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.rewritten = self.original
@@ -67,7 +68,9 @@ class Run:
     @property
     def settings(self) -> Settings:
         """The settings of the current phase."""
-        return self.base_settings.changed(self.phase.settings)
+        if self.position not in self._settings:
+            self._settings[self.position] = self.base_settings.changed(self.phase.settings)
+        return self._settings[self.position]
 
     @property
     def epoch(self) -> float:

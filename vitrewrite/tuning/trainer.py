@@ -10,6 +10,7 @@ from ..data import Data, Preprocessing, open_data
 from ..data.seeding import mixed, restored, seed_all
 from ..errors import TuneError
 from ..language.settings import Settings
+from ..models.records import state
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Task, task_for
 from .checkpoints import Checkpoints, own_tensors
@@ -58,9 +59,10 @@ def tune(
     seed = rewritten.seed if seed is None else seed
     engine = Engine(settings, device)
     try:
-        opened = (
-            open_data(data, Preprocessing.of(rewritten.base)) if isinstance(data, str) else data
-        )
+        for root in (rewritten.base, rewritten.module):
+            state(root, settings.binding())
+        wanted_images = Preprocessing.of(rewritten.base, settings)
+        opened = open_data(data, wanted_images) if isinstance(data, str) else data
         task = task_for(opened, rewritten.module, rewritten.result.anatomy)
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten))
         run.phases = phases(run)
@@ -138,6 +140,7 @@ class Trainer:
             "phases": [phase.name for phase in run.phases],
             "images": {"train": len(run.data.train), "val": len(run.data.val)},
             "data": run.data.name,
+            "inputs": Preprocessing.of(run.original.base).record,
             "seconds": round(run.seconds, 3),
         }
         return run.rewritten
