@@ -23,6 +23,8 @@ OPTIMISERS = (
 )  # fmt: skip
 WITH_MOMENTUM = ("sgd", "nesterov", "rmsprop", "lars")
 SCHEDULES = ("cosine", "step", "poly", "plateau", "constant")
+MIX_MODES = ("batch", "pair", "elem")
+_MIXES = "mixup > 0 or cutmix > 0"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,23 @@ class Settings:
     checkpoint_every: int | None = option(None, minimum=1, help="steps; none: after each epoch")
     keep: int = option(2, minimum=1, help="checkpoints that are kept")
 
+    # -- recipes: mixed images --------------------------------------------------------------------
+    mixup: float = option(0.0, minimum=0, help="alpha of mixup: images and labels are blended")
+    cutmix: float = option(0.0, minimum=0, help="alpha of cutmix: a box comes from another image")
+    mix_prob: float = option(
+        1.0, minimum=0, maximum=1, needs=_MIXES, help="share of the draws in which any is done"
+    )
+    mix_switch: float = option(
+        0.5, minimum=0, maximum=1, needs="mixup > 0 and cutmix > 0",
+        help="share of cutmix where both are set",
+    )  # fmt: skip
+    mix_mode: str = option(
+        "batch", choices=MIX_MODES, needs=_MIXES, help="what is drawn for, as timm has it"
+    )
+    mix_off_epoch: int | None = option(
+        None, minimum=0, needs=_MIXES, help="epoch from which nothing is mixed"
+    )
+
     @property
     def peak(self) -> float:
         """The learning rate after warm-up, for this batch."""
@@ -89,6 +108,11 @@ class Settings:
     def scaled(self, rate: float) -> float:
         """A learning rate for this batch."""
         return rate if self.lr_batch is None else rate * self.batch / self.lr_batch
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """These settings with other values.

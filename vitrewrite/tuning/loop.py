@@ -19,6 +19,7 @@ from . import optimisation
 from .checkpoints import Checkpoints
 from .engine import Engine
 from .metrics import Metrics
+from .mixing import Mixing
 from .run import Run
 from .schedules import Rates
 
@@ -56,6 +57,7 @@ class TrainingLoop:
         skips = any(hooks.skips_parameters for hooks in run.hooks)
         self.objective, self.stepper = engine.prepare(Objective(run), self.optimiser, skips=skips)
         self.gradients = optimisation.Gradients(self.optimiser)
+        self.mixing = Mixing(run)
         if packed is None:
             checkpoints.save(run, self.optimiser)
         else:
@@ -98,7 +100,7 @@ class TrainingLoop:
         self.optimiser.zero_grad()
         sums: dict[str, torch.Tensor] = {}
         for piece in range(settings.accumulate):
-            batch = next(batches).to(engine.device)
+            batch = self.mixing(next(batches).to(engine.device))
             last = piece == settings.accumulate - 1
             with engine.piece(self.objective, run.module, last=last):
                 terms = self.objective(batch)

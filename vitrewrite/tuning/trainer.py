@@ -8,11 +8,11 @@ import torch
 
 from ..data import Data, Preprocessing, open_data
 from ..data.seeding import mixed, restored, seed_all
-from ..errors import TuneError
 from ..language.settings import Settings
 from ..rewrite.rewritten import Rewritten
-from ..tasks import Task, task_for
+from ..tasks import task_for
 from .checkpoints import Checkpoints, own_tensors
+from .checks import check_batch, check_settings
 from .contributions import contributions, phases
 from .engine import Engine
 from .folder import RunFolder, identity
@@ -65,8 +65,7 @@ def tune(
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten))
         run.phases = phases(run)
         for phase in run.phases:
-            check_batch(settings.changed(phase.settings), len(opened.train), engine)
-            check_smoothing(settings.changed(phase.settings), task)
+            check_settings(settings.changed(phase.settings), len(opened.train), task, engine)
         wanted = identity(rewritten, opened, settings, seed)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
         with restored(), Metrics(folder.metrics, task, main=engine.is_main, live=live) as metrics:
@@ -76,34 +75,6 @@ def tune(
         folder.close()
         engine.close()
     return result
-
-
-def check_batch(settings: Settings, count: int, engine: Engine) -> None:
-    """Whether `count` images fill a batch that can be shared out.
-
-    Raises:
-        TuneError: VR853 if they do not, or it cannot.
-    """
-    if settings.batch % (engine.processes * settings.accumulate):
-        reason = f"it has to be divided among {engine.processes} processes"
-        reason += f", in {settings.accumulate} pieces each"
-    elif settings.batch > count:
-        reason = f"there are only {count} images"
-    else:
-        return
-    raise TuneError("VR853", f"a batch of {settings.batch} cannot be: {reason}")
-
-
-def check_smoothing(settings: Settings, task: Task) -> None:
-    """Whether the task's loss knows label smoothing, if the settings ask for it.
-
-    Raises:
-        TuneError: VR858 if it does not.
-    """
-    if settings.label_smoothing and not task.smooths:
-        what = f"label_smoothing = {settings.label_smoothing:g} is for cross-entropy"
-        message = f"{what}, and this model is trained with a matching loss"
-        raise TuneError("VR858", message, suggestion="leave it out")
 
 
 class Trainer:
