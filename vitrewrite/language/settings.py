@@ -100,6 +100,11 @@ class Settings:
         None, minimum=0, needs=_MIXES, help="epoch from which nothing is mixed"
     )
 
+    # -- recipes: the model -----------------------------------------------------------------------
+    drop_path: float | None = option(
+        None, minimum=0, below=1, help="rate of stochastic depth that the model is built with"
+    )
+
     @property
     def peak(self) -> float:
         """The learning rate after warm-up, for this batch."""

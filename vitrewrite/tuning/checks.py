@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..errors import TuneError
 from ..language.settings import Settings
+from ..models.request import DROP_PATH
+from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
 from .engine import Engine
 
@@ -17,6 +19,23 @@ def check_settings(settings: Settings, count: int, task: Task, engine: Engine) -
     check_batch(settings, count, engine)
     check_smoothing(settings, task)
     check_mixing(settings, task, engine)
+
+
+def check_drop_path(settings: Settings, rewritten: Rewritten) -> None:
+    """Whether the model drops paths at the rate that the settings ask for.
+
+    Raises:
+        TuneError: VR860 if it was built otherwise.
+    """
+    wanted, built = settings.drop_path, rewritten.model_options.get(DROP_PATH)
+    if wanted is None or wanted == built:
+        return
+    how = "without it" if built is None else f"with {built:g}"
+    raise TuneError(
+        "VR860",
+        f"drop_path = {wanted:g} is an argument of the model, and this one was built {how}",
+        suggestion=f"say it in the spec's 'tune {{ }}', or build the model with {DROP_PATH}",
+    )
 
 
 def check_batch(settings: Settings, count: int, engine: Engine) -> None:

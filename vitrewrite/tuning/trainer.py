@@ -12,7 +12,7 @@ from ..language.settings import Settings
 from ..rewrite.rewritten import Rewritten
 from ..tasks import task_for
 from .checkpoints import Checkpoints, own_tensors
-from .checks import check_batch, check_settings
+from .checks import check_batch, check_drop_path, check_settings
 from .contributions import contributions, phases
 from .engine import Engine
 from .folder import RunFolder, identity
@@ -66,6 +66,7 @@ def tune(
         run.phases = phases(run)
         for phase in run.phases:
             check_settings(settings.changed(phase.settings), len(opened.train), task, engine)
+            check_drop_path(settings.changed(phase.settings), rewritten)
         wanted = identity(rewritten, opened, settings, seed)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
         with restored(), Metrics(folder.metrics, task, main=engine.is_main, live=live) as metrics:
