@@ -42,7 +42,7 @@ def test_the_model_drops_paths_as_timms_does(here: Path) -> None:
 
 
 def test_a_model_without_it_is_named_at_the_setting() -> None:
-    with pytest.raises(vr.VitrewriteError, match="drop_path = 0.1 .* 'vgg11' does not") as caught:
+    with pytest.raises(vr.VitrewriteError, match=r"drop_path = 0.1 .* 'vgg11' does not") as caught:
         vr.plan("model vgg11\ntrain head\ntune { drop_path = 0.1 }\n")
     assert caught.value.code == "VR311"
     assert caught.value.span is not None

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: timm's own on the same draws, soft labels in the loss, and where it is refused."""
+"""Mixup and cutmix: timm's own on the same draws, soft labels in the loss, what is refused."""
 
 from __future__ import annotations
 

@@ -105,6 +105,18 @@ class Settings:
         None, minimum=0, below=1, help="rate of stochastic depth that the model is built with"
     )
 
+    # -- recipes: what a run ends with ------------------------------------------------------------
+    ema: float | None = option(
+        None, minimum=0, below=1, help="decay of the moving average that is measured and written"
+    )
+    ema_warmup: bool = option(
+        False, needs="ema is not None", help="a smaller decay in the first steps, as timm has it"
+    )
+    report: str = option("last", choices=("last", "best"), help="the evaluation a phase ends with")
+    stop_after: int | None = option(
+        None, minimum=1, help="evaluations without a better one after which a phase ends"
+    )
+
     @property
     def peak(self) -> float:
         """The learning rate after warm-up, for this batch."""

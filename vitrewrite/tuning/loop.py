@@ -17,6 +17,7 @@ from ..tracing import walk
 from ..tracing.unit import Unit
 from . import optimisation
 from .checkpoints import Checkpoints
+from .copies import Average, Best, averaged, forget
 from .engine import Engine
 from .metrics import Metrics
 from .mixing import Mixing
@@ -57,7 +58,10 @@ class TrainingLoop:
         skips = any(hooks.skips_parameters for hooks in run.hooks)
         self.objective, self.stepper = engine.prepare(Objective(run), self.optimiser, skips=skips)
         self.gradients = optimisation.Gradients(self.optimiser)
-        self.mixing = Mixing(run)
+        self.mixing, self.best = Mixing(run), Best(run)
+        if packed is None:
+            forget(run)
+        self.average = None if run.settings.ema is None else Average(run, sharded=engine.sharded)
         if packed is None:
             checkpoints.save(run, self.optimiser)
         else:
@@ -76,15 +80,18 @@ class TrainingLoop:
         if run.steps == 0:
             self._evaluate()
         self.metrics.speed()
-        while run.step < run.steps:
+        while not self._ended:
             begun = time.perf_counter()
             self._step(batches)
-            ends = run.step == run.steps
-            if ends or run.step % (settings.evaluate_every * run.per_epoch) == 0:
+            if self._ended or run.step % (settings.evaluate_every * run.per_epoch) == 0:
                 self._evaluate()
             run.seconds += time.perf_counter() - begun
-            if ends or run.step % (settings.checkpoint_every or run.per_epoch) == 0:
+            if self._ended or run.step % (settings.checkpoint_every or run.per_epoch) == 0:
                 self.checkpoints.save(run, self.optimiser)
+
+    @property
+    def _ended(self) -> bool:
+        return self.run.step >= self.run.steps or self.best.stops
 
     # -- a step -----------------------------------------------------------------------------------
 
@@ -129,6 +136,8 @@ class TrainingLoop:
             self.gradients.clip(norm, run.settings)
             self.stepper.step()
         run.step, run.total = run.step + 1, run.total + 1
+        if self.average is not None and run.phase.update:
+            self.average.update()
         for hooks in run.hooks:
             hooks.after_step(run)
         self.metrics.images += run.settings.batch
@@ -152,8 +161,17 @@ class TrainingLoop:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        run, engine = self.run, self.engine
+        run = self.run
         run.module.eval()
+        with averaged(run):
+            run.results = run.task.results(self._tallied())
+            self.best.evaluated()
+        self.rates.evaluated(run.score)
+        self.metrics.write(run, "evaluation", **run.results)
+
+    def _tallied(self) -> torch.Tensor:
+        """What the task counts, over all images and processes."""
+        run, engine = self.run, self.engine
         tallies = []
         batches = evaluation_batches(
             run.data.val, run.settings.evaluation_batch, engine.share(), run.settings.workers
@@ -163,10 +181,7 @@ class TrainingLoop:
             with engine.accelerator.autocast():
                 output = run.phase.predict(run, images)
             tallies.append(run.task.tally(output, labels))
-        sums = engine.mean(torch.stack(tallies).sum(0)) * engine.processes
-        run.results = run.task.results(sums)
-        self.rates.evaluated(run.score)
-        self.metrics.write(run, "evaluation", **run.results)
+        return engine.mean(torch.stack(tallies).sum(0)) * engine.processes
 
 
 def _training_mode(run: Run) -> None:

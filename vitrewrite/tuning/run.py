@@ -30,6 +30,7 @@ class Run:
         rewritten: the model of this phase, with the tensors it started from.
         module: what is trained: a copy of `rewritten.module` on the device, in parts if sharded.
         memory: what procedures want to remember; in every checkpoint.
+        copies: of what is trained, by what they are: see `copies`; in every checkpoint.
         phase: the current phase, and `settings` are its settings.
         step: steps done in this phase, out of `steps`; `total` counts over all phases.
         task: the loss, and what an evaluation counts.
@@ -44,6 +45,7 @@ class Run:
     seed: int
     procedures: tuple[Procedure, ...] = ()
     memory: dict[str, Any] = field(default_factory=dict)
+    copies: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     position: int = 0
     step: int = 0
     total: int = 0

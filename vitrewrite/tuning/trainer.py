@@ -14,6 +14,7 @@ from ..tasks import task_for
 from .checkpoints import Checkpoints, own_tensors
 from .checks import check_batch, check_drop_path, check_settings
 from .contributions import contributions, phases
+from .copies import reported, settle
 from .engine import Engine
 from .folder import RunFolder, identity
 from .loop import TrainingLoop
@@ -108,6 +109,7 @@ class Trainer:
             "metric": run.task.metric,
             "steps": run.total,
             "phases": [phase.name for phase in run.phases],
+            **reported(run),
             "images": {"train": len(run.data.train), "val": len(run.data.val)},
             "data": run.data.name,
             "seconds": round(run.seconds, 3),
@@ -143,5 +145,5 @@ class Trainer:
         """Copies what was trained into the phase's model."""
         targets = own_tensors(self.run, self.run.rewritten.module)
         with torch.no_grad():
-            for name, trained in own_tensors(self.run, self.run.module).items():
+            for name, trained in settle(self.run).items():
                 targets[name].copy_(whole(trained))
