@@ -25,6 +25,7 @@ from .check import (
 from .claims import check_claim
 from .declarations import Include, Let, Param
 from .expressions import Expression, Literal, NodeT, map_expressions
+from .factors import Factor, checked
 from .include import Expansion
 from .inputs import INPUT
 from .model import (
@@ -70,6 +71,7 @@ class Resolver:
         self._defaults: list[Mapping[str, Value]] = []
         self._requires: list[Require] = []
         self._settings: list[Option] = []
+        self._factors: list[Factor] = []
         self._idle: list[SpecError] = []
         self._out: list[Absent] = []
         for depth, statement in expansion.statements:
@@ -226,6 +228,11 @@ class Resolver:
                     message = f"setting {shown(setting.name)} is given twice"
                     raise SpecError("VR225", message, span=setting.span)
                 self._settings.append(setting)
+        for factor in statement.factors:
+            with self._problems.catch():
+                sites = self._resolved_sites(factor.sites)
+                value = self._resolve(factor.value)
+                self._factors.append(checked(dataclasses.replace(factor, sites=sites, value=value)))
 
     def _resolved(self, node: NodeT) -> NodeT:
         return map_expressions(node, self._resolve)
@@ -248,7 +255,7 @@ class Resolver:
             model_overrides=arguments,
             clauses=tuple(self._clauses),
             requires=tuple(self._requires),
-            tune=Tune(settings, _NOWHERE),
+            tune=Tune(settings, _NOWHERE, tuple(self._factors)),
             params={p.name: python_value(values[p.name]) for p in self._params if p.name in values},
             warnings=(
                 *self._unused_params(),

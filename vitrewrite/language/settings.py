@@ -105,6 +105,10 @@ class Settings:
         None, minimum=0, below=1, help="rate of stochastic depth that the model is built with"
     )
 
+    layer_decay: float | None = option(
+        None, above=0, maximum=1, help="factor of lr from layer to layer, from the head down"
+    )
+
     # -- recipes: what a run ends with ------------------------------------------------------------
     ema: float | None = option(
         None, minimum=0, below=1, help="decay of the moving average that is measured and written"

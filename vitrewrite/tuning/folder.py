@@ -56,6 +56,7 @@ def identity(rewritten: Rewritten, data: Data, settings: Settings, seed: int) ->
         "images": data.fingerprint,
         "seed": seed,
         "tune": settings.binding(),
+        "factors": ", ".join(map(str, spec.tune.factors)),
         "allocations": {k: a.digest for k, a in rewritten.result.allocations.items()},
     }
 

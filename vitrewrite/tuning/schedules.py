@@ -44,7 +44,8 @@ class Rates:
         if self.plateau is not None and _factor(self.plateau) < 1:
             for group in self.optimiser.param_groups:
                 if group["schedule"] == PLATEAU:
-                    group["lr"] = max(group["floor"], group["lr"] * _factor(self.plateau))
+                    floor = group["floor"] * group["lr_scale"]
+                    group["lr"] = max(floor, group["lr"] * _factor(self.plateau))
 
     def evaluated(self, score: float | None) -> None:
         """An evaluation found a score, the higher the better."""
