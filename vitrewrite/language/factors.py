@@ -1,4 +1,4 @@
-"""`lr(decoder) = 0.1` in `tune`: what a setting is multiplied by for the parameters at some sites."""
+"""`lr(decoder) = 0.1` in `tune`: what a setting is multiplied by for the parameters at sites."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ class Resolver:
                 self._settings.append(setting)
         for factor in statement.factors:
             with self._problems.catch():
-                sites = self._resolved_sites(factor.sites)
+                sites = self._resolved_sites(factor.sites) or factor.sites
                 value = self._resolve(factor.value)
                 self._factors.append(checked(dataclasses.replace(factor, sites=sites, value=value)))
 

@@ -15,7 +15,9 @@ from vitrewrite.catalog.declare import option
 from vitrewrite.catalog.signatures import OptionInfo
 
 # They change how a run is carried out, not what comes out of it: a resumed run may have others.
-FREE = ("workers", "log_every", "checkpoint_every", "keep", "evaluation_batch")
+FREE = (
+    "workers", "log_every", "checkpoint_every", "keep", "evaluation_batch", "checkpoint_gradients",
+)  # fmt: skip
 
 OPTIMISERS = (
     "adamw", "adam", "nadamw", "nadam", "sgd", "nesterov", "rmsprop", "lamb", "lars", "lion",
@@ -105,6 +107,9 @@ class Settings:
         None, minimum=0, below=1, help="rate of stochastic depth that the model is built with"
     )
 
+    checkpoint_gradients: bool = option(
+        False, help="blocks are computed again in backward: less memory, the same gradients"
+    )
     layer_decay: float | None = option(
         None, above=0, maximum=1, help="factor of lr from layer to layer, from the head down"
     )

@@ -120,4 +120,4 @@ def _gathered_anew(module: nn.Module) -> None:
     """Has FSDP2 give back what it gathered: it would not see that the parts change."""
     for each in module.modules():
         if hasattr(each, "reshard"):
-            each.reshard()
+            each.reshard()  # type: ignore[operator]

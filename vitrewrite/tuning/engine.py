@@ -14,6 +14,7 @@ from torch import nn
 from ..data.loading import ProcessShare
 from ..errors import TuneError
 from ..language.settings import Settings
+from ..tracing.unit import checkpointed
 
 if TYPE_CHECKING:
     from .run import Run
@@ -66,8 +67,14 @@ class Engine:
     # -- models -----------------------------------------------------------------------------------
 
     def place(self, run: Run) -> nn.Module:
-        """A trainable copy of the phase's model on the device, in parts if sharded."""
+        """A trainable copy of the phase's model on the device, in parts if sharded.
+
+        Raises:
+            TuneError: VR862 if gradients are to be checkpointed, and the model has no blocks.
+        """
         module = run.replicate().to(self.device)
+        if run.settings.checkpoint_gradients:
+            _checkpoint(module)
         if self.sharded:
             _shard(module, _block_paths(run), self.device)
         return module
@@ -143,6 +150,16 @@ def _launched_for_fsdp(gpu: bool) -> bool:
     what = "FSDP1 is not supported" if gpu else "accelerate's FSDP would be DDP on a CPU"
     suggestion = "launch without --use_fsdp and set tune.shard=true"
     raise TuneError("VR852", what, suggestion=suggestion)
+
+
+def _checkpoint(module: nn.Module) -> None:
+    """Has the blocks of a copy be computed again in backward; the model itself stays as it is."""
+    module.set_grad_checkpointing(True)  # type: ignore[operator]
+    if not checkpointed(module):
+        raise TuneError(
+            "VR862", "checkpoint_gradients = true finds no blocks that can be computed again",
+            suggestion="leave it out",
+        )  # fmt: skip
 
 
 # -- FSDP2 ----------------------------------------------------------------------------------------

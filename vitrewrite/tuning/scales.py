@@ -1,4 +1,4 @@
-"""What the settings are multiplied by, parameter by parameter: decay by layer, factors for parts."""
+"""What settings are multiplied by, parameter by parameter: decay by layer, factors for parts."""
 
 from __future__ import annotations
 
