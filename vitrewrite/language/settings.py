@@ -17,6 +17,7 @@ from vitrewrite.catalog.signatures import OptionInfo
 # They change how a run is carried out, not what comes out of it: a resumed run may have others.
 FREE = (
     "workers", "log_every", "checkpoint_every", "keep", "evaluation_batch", "checkpoint_gradients",
+    "tracker",
 )  # fmt: skip
 
 OPTIMISERS = (
@@ -124,6 +125,9 @@ class Settings:
     report: str = option("last", choices=("last", "best"), help="the evaluation a phase ends with")
     stop_after: int | None = option(
         None, minimum=1, help="evaluations without a better one after which a phase ends"
+    )
+    tracker: str = option(
+        "none", choices=("none", "tensorboard"), help="what shows the metrics while training"
     )
 
     @property

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 T = TypeVar("T")
+_LOGS = "tensorboard"  # the folder of a tracker, in that of the run
 
 
 class Engine:
@@ -27,13 +29,15 @@ class Engine:
 
     Args:
         settings: `precision` and `shard` hold for the whole run.
+        folder: of the run, where a tracker writes.
         device: `cpu`, `cuda`, or None for what there is.
 
     Raises:
-        TuneError: VR851 without accelerate, VR852 for what this machine cannot do.
+        TuneError: VR851 without accelerate, VR852 for what this machine cannot do, VR863 without
+            what a tracker needs.
     """
 
-    def __init__(self, settings: Settings, device: str | None = None) -> None:
+    def __init__(self, settings: Settings, folder: Path, device: str | None = None) -> None:
         try:
             from accelerate import Accelerator
         except ImportError as error:
@@ -47,7 +51,9 @@ class Engine:
                 "VR852", "precision fp16 needs a GPU", suggestion="take bf16, or no mixing"
             )
         # Unless told that it is on a CPU, accelerate leaves processes without a GPU unconnected.
-        self.accelerator: Any = Accelerator(mixed_precision=settings.precision, cpu=not gpu)
+        self.accelerator: Any = Accelerator(
+            mixed_precision=settings.precision, cpu=not gpu, **_tracking(settings, folder)
+        )
         self.device: torch.device = self.accelerator.device
         self.processes: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
@@ -109,7 +115,21 @@ class Engine:
         from accelerate.state import AcceleratorState
 
         self.release()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         AcceleratorState._reset_state(reset_partial_state=self.processes == 1)
+
+    # -- trackers ---------------------------------------------------------------------------------
+
+    def track(self, total: int) -> None:
+        """Starts the tracker, if there is one; what it knows of later steps is not shown."""
+        names = [str(kind) for kind in self.accelerator.log_with]
+        kept = {name: {"purge_step": total + 1} for name in names}
+        self.accelerator.init_trackers(_LOGS, init_kwargs=kept)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Numbers for the tracker, if there is one."""
+        self.accelerator.log(values, step=step)
 
     # -- processes --------------------------------------------------------------------------------
 
@@ -135,6 +155,27 @@ class Engine:
         if failure is not None:
             raise failure
         return result
+
+
+def _tracking(settings: Settings, folder: Path) -> dict[str, Any]:
+    """What accelerate is told of a tracker.
+
+    Raises:
+        TuneError: VR863 if what it needs is not installed; accelerate would leave it out.
+    """
+    if settings.tracker == "none":
+        return {}
+    from accelerate.utils import ProjectConfiguration, is_tensorboard_available
+
+    if not is_tensorboard_available():
+        raise TuneError(
+            "VR863", f"tracker = {settings.tracker} needs tensorboard",
+            suggestion="pip install 'vitrewrite[tensorboard]'",
+        )  # fmt: skip
+    return {
+        "log_with": settings.tracker,
+        "project_config": ProjectConfiguration(logging_dir=str(folder)),
+    }
 
 
 def _launched_for_fsdp(gpu: bool) -> bool:

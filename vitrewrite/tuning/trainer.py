@@ -57,7 +57,7 @@ def tune(
     folder = RunFolder(Path(out))
     settings = settings or Settings().changed(rewritten.spec.tune.values)
     seed = rewritten.seed if seed is None else seed
-    engine = Engine(settings, device)
+    engine = Engine(settings, folder.path, device)
     try:
         opened = (
             open_data(data, Preprocessing.of(rewritten.base)) if isinstance(data, str) else data
@@ -70,7 +70,8 @@ def tune(
             check_drop_path(settings.changed(phase.settings), rewritten)
         wanted = identity(rewritten, opened, settings, seed)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
-        with restored(), Metrics(folder.metrics, task, main=engine.is_main, live=live) as metrics:
+        shown = Metrics(folder.metrics, task, engine.log, main=engine.is_main, live=live)
+        with restored(), shown as metrics:
             result = Trainer(run, engine, folder, metrics).train()
         engine.on_main(lambda: folder.finish(result))
     finally:
@@ -97,6 +98,7 @@ class Trainer:
             self.checkpoints.restore_memory(run, packed)
         self.engine.on_main(self.folder.reopen)
         self.metrics.rewind(packed["metrics"]["size"] if packed else 0)
+        self.engine.track(run.total)
         reached = run.position
         for position, _ in enumerate(run.phases):
             run.position = position
