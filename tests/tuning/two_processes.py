@@ -19,7 +19,7 @@ from vitrewrite.errors import DataError, FileError
 from vitrewrite.tuning import Procedure, Run, Settings, tune
 from vitrewrite.tuning.loop import TrainingLoop
 
-AVERAGED = {"shard": True, "ema": 0.5, "report": "best"}
+AVERAGED = {"shard": True, "ema": 0.5, "report": "best", "teacher": "base"}
 SPEC = """model tiny.py:tied(num_classes=4)
 insert lora(rank=2, dropout={dropout}) at blocks[*].attn.{{q, v}}
 train head + norm
@@ -123,7 +123,7 @@ def interrupted(out: str, updates: int) -> None:
 def main() -> None:
     """All scenarios."""
     run("ddp", Agreement())
-    run("dropout", Agreement(), dropout=0.3)
+    run("dropout", Agreement(), dropout=0.3, settings={"teacher": "forward", "distil": "hard"})
     run("fsdp", Sharded(), settings={"shard": True})
     run("entries", Entries(), settings={"shard": True, "steps": 1, "checkpoint_every": 1})
     run("whole", None, settings=AVERAGED, dropout=0.1)

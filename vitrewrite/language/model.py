@@ -222,7 +222,7 @@ class Tune:
     factors: tuple[Factor, ...] = ()
 
     def __str__(self) -> str:
-        settings = [f"{each.name} = {each.value}" for each in self.settings]
+        settings = [f"{each.name} = {_bare(each)}" for each in self.settings]
         lines = ", ".join([*settings, *map(str, self.factors)])
         return f"tune {{ {lines} }}" if lines else "tune {}"
 
@@ -230,6 +230,17 @@ class Tune:
     def values(self) -> dict[str, Value]:
         """The settings of a resolved spec."""
         return {setting.name: literal(setting.value) for setting in self.settings}
+
+
+_CALLED = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\(.*\))?", re.ASCII)
+
+
+def _bare(setting: Option) -> str:
+    """The value of a setting; a model that has a plain name without quotes."""
+    value = setting.value.value if isinstance(setting.value, Literal) else None
+    if setting.name == "teacher" and isinstance(value, str) and _CALLED.fullmatch(value):
+        return value
+    return str(setting.value)
 
 
 @dataclass(frozen=True)

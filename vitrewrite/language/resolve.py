@@ -24,7 +24,7 @@ from .check import (
 )
 from .claims import check_claim
 from .declarations import Include, Let, Param
-from .expressions import Expression, Literal, NodeT, map_expressions
+from .expressions import Expression, Literal, Name, NodeT, map_expressions
 from .factors import Factor, checked
 from .include import Expansion
 from .inputs import INPUT
@@ -49,6 +49,7 @@ from .scope import Scope
 from .selectors import Option, Selector
 from .sites import check_selector, words_of
 from .source import SpecSource
+from .teachers import teacher_ref
 from .values import Value, python_value
 
 _NOWHERE = Span("", 1, 1, 1, 1)
@@ -223,7 +224,7 @@ class Resolver:
     def _(self, statement: Tune) -> None:
         for given in statement.settings:
             with self._problems.catch():
-                setting = self._resolved_option(given, settings_of_tune())
+                setting = self._resolved_option(_worded(given), settings_of_tune())
                 if setting.name in {each.name for each in self._settings}:
                     message = f"setting {shown(setting.name)} is given twice"
                     raise SpecError("VR225", message, span=setting.span)
@@ -273,7 +274,17 @@ class Resolver:
             kind = known[name].type if name in known else ""
             if value := self._overrides.use(f"tune.{name}", kind):
                 settings[name] = Option(name, value, value.span)
-        return check_options(tuple(settings.values()), known, "tune", self._problems)
+        checked = check_options(tuple(settings.values()), known, "tune", self._problems)
+        return tuple(self._teacher(each) if each.name == "teacher" else each for each in checked)
+
+    def _teacher(self, setting: Option) -> Option:
+        """The setting with its model in the one form that is printed."""
+        value = setting.value
+        with self._problems.catch():
+            if isinstance(value, Literal) and isinstance(value.value, str):
+                ref = teacher_ref(value.value, value.span)
+                return dataclasses.replace(setting, value=Literal(str(ref), value.span))
+        return setting
 
     def _final_model(self) -> tuple[ModelRef | None, tuple[Option, ...]]:
         arguments: dict[str, Option] = {}
@@ -303,3 +314,11 @@ class Resolver:
             SpecError("VR228", f"param {shown(p.name)} is never used", span=p.name_span)
             for p in unused
         )
+
+
+def _worded(setting: Option) -> Option:
+    """A name alone is a text where a setting takes any, as in `teacher = base`."""
+    info, value = settings_of_tune().get(setting.name), setting.value
+    if info is None or info.type != "str" or info.choices or not isinstance(value, Name):
+        return setting
+    return dataclasses.replace(setting, value=Literal(value.id, value.span))

@@ -27,6 +27,7 @@ OPTIMISERS = (
 WITH_MOMENTUM = ("sgd", "nesterov", "rmsprop", "lars")
 SCHEDULES = ("cosine", "step", "poly", "plateau", "constant")
 MIX_MODES = ("batch", "pair", "elem")
+_TEACHES = "teacher is not None"
 _MIXES = "mixup > 0 or cutmix > 0"
 
 
@@ -130,6 +131,26 @@ class Settings:
         "none", choices=("none", "tensorboard"), help="what shows the metrics while training"
     )
 
+    # -- recipes: a teacher -----------------------------------------------------------------------
+    teacher: str | None = option(
+        None, help="what to learn from: MODEL(weights=...), base, or an entry of the model"
+    )
+    distil: str = option(
+        "soft", choices=("soft", "hard", "none"), needs=_TEACHES,
+        help="the teacher's scores, its best class, or nothing but what passes do with it",
+    )  # fmt: skip
+    temperature: float = option(
+        1.0, above=0, needs=f"{_TEACHES} and distil == 'soft'", help="that scores are divided by"
+    )
+    distil_weight: float = option(
+        0.5, minimum=0, maximum=1, needs=f"{_TEACHES} and distil != 'none'",
+        help="share of the teacher in the loss; the labels have the rest",
+    )  # fmt: skip
+    teacher_cache: bool = option(
+        False, needs=f"{_TEACHES} and distil != 'none'",
+        help="the teacher sees each image once, before training; not of images that vary",
+    )  # fmt: skip
+
     @property
     def peak(self) -> float:
         """The learning rate after warm-up, for this batch."""
@@ -143,6 +164,11 @@ class Settings:
     def mixes(self) -> bool:
         """Whether images are mixed with each other."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def distils(self) -> bool:
+        """Whether the loss has a part of the teacher."""
+        return self.teacher is not None and self.distil != "none"
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """These settings with other values.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from ..errors import TuneError
 from ..language.settings import Settings
+from ..language.values import show
 from ..models.request import DROP_PATH
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
+from ..tracing.entries import ENTRIES
 from .engine import Engine
 
 
@@ -14,11 +16,31 @@ def check_settings(settings: Settings, count: int, task: Task, engine: Engine) -
     """Whether a task on `count` images can be trained with the settings.
 
     Raises:
-        TuneError: VR853, VR858.
+        TuneError: VR853, VR858, VR865.
     """
     check_batch(settings, count, engine)
     check_smoothing(settings, task)
     check_mixing(settings, task, engine)
+    check_cache(settings)
+
+
+def check_cache(settings: Settings) -> None:
+    """Whether what a teacher says can be kept, if the settings ask for it.
+
+    Raises:
+        TuneError: VR865 where it sees other images in every epoch, or changes itself.
+    """
+    if not settings.distils or not settings.teacher_cache:
+        return
+    drawn = {"augment": settings.augment, "mixup": settings.mixup, "cutmix": settings.cutmix}
+    random = [name for name, value in drawn.items() if value]
+    if random:
+        reason = f"with {random[0]} = {show(drawn[random[0]])} no image is seen twice"
+    elif settings.teacher in ("forward", *ENTRIES):
+        reason = f"'{settings.teacher}' has the weights that are trained"
+    else:
+        return
+    raise TuneError("VR865", f"teacher_cache = true cannot be: {reason}", suggestion="leave it out")
 
 
 def check_drop_path(settings: Settings, rewritten: Rewritten) -> None:

@@ -18,6 +18,7 @@ from ..tracing.unit import Unit
 from . import optimisation
 from .checkpoints import Checkpoints
 from .copies import Average, Best, averaged, forget
+from .distillation import Distillation
 from .engine import Engine
 from .metrics import Metrics
 from .mixing import Mixing
@@ -37,7 +38,8 @@ class Objective(nn.Module):
         """The losses by name; that of the phase is `task`."""
         run: Run = self.__dict__["run"]
         output = self.model(batch.images)
-        terms = {"task": run.phase.loss(run, batch, output)}
+        share = 1 - run.settings.distil_weight if run.settings.distils else 1
+        terms = {"task": share * run.phase.loss(run, batch, output)}
         for hooks in run.hooks:
             terms.update(hooks.terms(run, batch, output))
         return terms
@@ -54,6 +56,7 @@ class TrainingLoop:
         self, run: Run, engine: Engine, checkpoints: Checkpoints, metrics: Metrics, packed: object
     ) -> None:
         self.run, self.engine, self.checkpoints, self.metrics = run, engine, checkpoints, metrics
+        run.recipe = (Distillation(run, engine.device),) if run.settings.distils else ()
         self.optimiser = optimisation.create(run)
         skips = any(hooks.skips_parameters for hooks in run.hooks)
         self.objective, self.stepper = engine.prepare(Objective(run), self.optimiser, skips=skips)

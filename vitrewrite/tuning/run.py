@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from ..rewrite.rewritten import Rewritten
 from ..tasks import Task
 from ..tracing.unit import duplicate
 from .procedure import Hooks, ParameterGroup, Phase, Procedure
+
+if TYPE_CHECKING:
+    from .teachers import Teacher
 
 
 @dataclass
@@ -35,6 +38,8 @@ class Run:
         step: steps done in this phase, out of `steps`; `total` counts over all phases.
         task: the loss, and what an evaluation counts.
         results: of the last evaluation.
+        recipe: what the settings of the phase add to every step.
+        teacher: of the recipe, frozen: called with images it yields class scores, in eval.
         seconds: spent, in earlier sessions too.
     """
 
@@ -52,6 +57,8 @@ class Run:
     results: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     phases: tuple[Phase, ...] = ()
+    recipe: tuple[Hooks, ...] = ()
+    teacher: Teacher | None = None
     rewritten: Rewritten = field(init=False)
     module: nn.Module = field(init=False)
     per_epoch: int = 1
@@ -99,7 +106,7 @@ class Run:
     @property
     def hooks(self) -> tuple[Hooks, ...]:
         """Everything that acts in this phase, the phase last."""
-        return (*self.procedures, self.phase)
+        return (*self.recipe, *self.procedures, self.phase)
 
     @property
     def groups(self) -> list[ParameterGroup]:

@@ -20,6 +20,7 @@ from .folder import RunFolder, identity
 from .loop import TrainingLoop
 from .metrics import Metrics
 from .run import Run
+from .teachers import teacher_of
 from .tensors import whole
 
 
@@ -68,7 +69,8 @@ def tune(
         for phase in run.phases:
             check_settings(settings.changed(phase.settings), len(opened.train), task, engine)
             check_drop_path(settings.changed(phase.settings), rewritten)
-        wanted = identity(rewritten, opened, settings, seed)
+        run.teacher = teacher_of(run, engine.device)
+        wanted = identity(rewritten, opened, settings, seed, run.teacher)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
         shown = Metrics(folder.metrics, task, engine.log, main=engine.is_main, live=live)
         with restored(), shown as metrics:
@@ -112,6 +114,7 @@ class Trainer:
             "steps": run.total,
             "phases": [phase.name for phase in run.phases],
             **reported(run),
+            **({"teacher": run.teacher.record} if run.teacher else {}),
             "images": {"train": len(run.data.train), "val": len(run.data.val)},
             "data": run.data.name,
             "seconds": round(run.seconds, 3),
