@@ -42,7 +42,7 @@ class Beside(Procedure):
         self.timms.update(run.module, run.step)
 
 
-@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("warmup", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_average_is_timms_and_is_what_is_written(
     warmup: bool, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

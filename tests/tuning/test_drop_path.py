@@ -38,7 +38,6 @@ def test_the_model_drops_paths_as_timms_does(here: Path) -> None:
         assert torch.allclose(*outputs, atol=1e-6)
     dropped = rewritten.module.train()
     assert not torch.equal(dropped(images), dropped(images))
-    tune(rewritten, "digits:0-2", out="out")
 
 
 def test_a_model_without_it_is_named_at_the_setting() -> None:

@@ -12,6 +12,7 @@ from ..data import Batch, Images, batches
 from ..tasks import logits
 from .procedure import Hooks
 from .run import Run
+from .teachers import Teacher
 
 
 class Distillation(Hooks):
@@ -24,7 +25,7 @@ class Distillation(Hooks):
 
     def __init__(self, run: Run, device: torch.device) -> None:
         assert run.teacher is not None
-        self.teacher = run.teacher
+        self.teacher: Teacher | Lessons = run.teacher
         if run.settings.teacher_cache:
             every = run.settings.evaluation_batch
             self.teacher = Lessons(run.teacher, run.phase.images(run), every, device)
@@ -42,8 +43,8 @@ class Distillation(Hooks):
 
 def _divergence(scores: torch.Tensor, wanted: torch.Tensor, temperature: float) -> torch.Tensor:
     """Averaged over all but the classes, which are the second axis."""
-    logarithms = [(each / temperature).log_softmax(1) for each in (scores, wanted)]
-    apart = F.kl_div(*logarithms, reduction="none", log_target=True)
+    own, other = ((each / temperature).log_softmax(1) for each in (scores, wanted))
+    apart = F.kl_div(own, other, reduction="none", log_target=True)
     return temperature**2 * apart.sum(1).mean()
 
 
@@ -54,7 +55,7 @@ class Lessons:
     are told apart by 63 bits that are computed from all of their own, on the device.
     """
 
-    def __init__(self, teacher: Any, images: Images, batch: int, device: torch.device) -> None:
+    def __init__(self, teacher: Teacher, images: Images, batch: int, device: torch.device) -> None:
         self.generator = torch.Generator().manual_seed(0)
         self.weights = torch.empty(0, dtype=torch.int64)
         keys, rows = [], []

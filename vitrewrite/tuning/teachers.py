@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from ..anatomy.fingerprint import fingerprint_of
 from ..data import Preprocessing
 from ..editing.fitting import modes_kept
 from ..errors import TuneError
-from ..folder.delta import fingerprint_of
 from ..language.teachers import teacher_ref
 from ..models import create
 from ..tasks import QueryTask, logits
