@@ -19,7 +19,7 @@ from vitrewrite.errors import DataError, FileError
 from vitrewrite.tuning import Procedure, Run, Settings, tune
 from vitrewrite.tuning.loop import TrainingLoop
 
-AVERAGED = {"shard": True, "ema": 0.5, "report": "best", "teacher": "base"}
+AVERAGED = {"shard": True, "ema": 0.5, "report": "best", "teacher": "forward"}
 SPEC = """model tiny.py:tied(num_classes=4)
 insert lora(rank=2, dropout={dropout}) at blocks[*].attn.{{q, v}}
 train head + norm

@@ -8,8 +8,8 @@ from ..language.values import show
 from ..models.request import DROP_PATH
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
-from ..tracing.entries import ENTRIES
 from .engine import Engine
+from .teachers import OWN
 
 
 def check_settings(settings: Settings, count: int, task: Task, engine: Engine) -> None:
@@ -36,7 +36,7 @@ def check_cache(settings: Settings) -> None:
     random = [name for name, value in drawn.items() if value]
     if random:
         reason = f"with {random[0]} = {show(drawn[random[0]])} no image is seen twice"
-    elif settings.teacher in ("forward", *ENTRIES):
+    elif settings.teacher in OWN:
         reason = f"'{settings.teacher}' has the weights that are trained"
     else:
         return

@@ -25,7 +25,9 @@ from ..tracing.unit import on_meta
 from .adapting import adapted
 from .run import Run
 
-BASE = "base"
+BASE, FORWARD = "base", "forward"
+OWN = (FORWARD, *ENTRIES)
+"""Entries of the model itself."""
 
 
 class Teacher:
@@ -73,7 +75,7 @@ def teacher_of(run: Run, device: torch.device) -> Teacher | None:
     if text == BASE:
         made = Teacher(text, lambda images: run.base(images))
         scores = _scores(text, on_meta(run.original.base), example)
-    elif text in ("forward", *ENTRIES):
+    elif text in OWN:
         made = Teacher(text, lambda images: _entry(run, text, images))
         scores = _scores(text, getattr(on_meta(run.original.module), text, None), example)
     else:
@@ -106,8 +108,9 @@ def _classes(shape: torch.Size) -> str:
 
 def _entry(run: Run, name: str, images: torch.Tensor) -> Any:
     with modes_kept(run.module):
-        run.module.eval()
-        return getattr(run.module, name)(images)
+        module = run.module.eval()
+        # FSDP2 gathers parameters where a module is called, and in the entries that it knows.
+        return module(images) if name == FORWARD else getattr(module, name)(images)
 
 
 def _model(run: Run, text: str, device: torch.device) -> Teacher:
