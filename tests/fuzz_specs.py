@@ -43,6 +43,8 @@ require identity at init
 tune {
     lr = 1e-3
     schedule = cosine
+    lr(blocks[0:6] + head) = 0.1
+    teacher = regnety_160.deit(weights=pretrained)
 }
 """
 

@@ -205,7 +205,9 @@ def specs(
     statements += [f"require {claim}" for claim in draw(st.lists(claims(names), max_size=3))]
     lines += [f"{each}{draw(_only_if(names))}" for each in statements]
     if draw(st.booleans()):
-        lines.append(f"tune {{ lr = {draw(st.sampled_from(RATES))}, epochs = 3 optimiser = sgd }}")
+        factor = f", lr({draw(selectors(names))}) = 0.1" if catalog is CATALOG else ""
+        rate = draw(st.sampled_from(RATES))
+        lines.append(f"tune {{ lr = {rate}{factor}, epochs = 3 optimiser = sgd }}")
     return "\n".join(lines) + "\n"
 
 

@@ -11,13 +11,24 @@ import vitrewrite as vr
 from tests.authored import HEAD, branch
 from tests.cli.invoke import invoke
 from vitrewrite.checking.passes import tiny
+from vitrewrite.language.settings import options
 
 PAGE = Path(__file__).parents[1] / "docs" / "writing-a-pass.md"
+RECIPES = PAGE.with_name("recipes.md")
 
 
-def blocks(kind: str) -> list[str]:
-    """The code of a kind in the page, block by block."""
-    return re.findall(rf"^```{kind}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(kind: str, page: Path = PAGE) -> list[str]:
+    """The code of a kind in a page, block by block."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_of_recipes_has_specs_and_settings() -> None:
+    for text in blocks("peft", RECIPES):
+        assert not vr.parse(text).warnings
+    rows = re.findall(r"^\| (`.*?) \|", RECIPES.read_text().partition("## ")[0], re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)(?:\(SITES\))?`", row)}
+    assert len(named) > 30
+    assert named <= options().keys()
 
 
 @pytest.fixture

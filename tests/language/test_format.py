@@ -53,6 +53,8 @@ def test_settings() -> None:
     assert format_text("tune {lr=1e-3,  x=[1]}") == "tune { lr = 1e-3, x = [1] }\n"
     assert format_text("tune{\nlr=1e-3\n}") == "tune {\n    lr = 1e-3\n}\n"
     assert format_text("tune { }") == "tune {}\n"
+    loose = "tune {lr( blocks[0 : 2].attn . {q,v}+head )=.1}".replace("=.", "=0.")
+    assert format_text(loose) == "tune { lr(blocks[0:2].attn.{q, v} + head) = 0.1 }\n"
 
 
 def test_empty_texts() -> None:

@@ -130,6 +130,26 @@ def test_bad_settings(settings: str, code: str) -> None:
     assert given == ["VR205" if code == "VR209" else code]
 
 
+def test_factors_for_parts() -> None:
+    parts = "lr(head + blocks[0:2]) = slow, weight_decay(head) = 0"
+    text = f"param slow: float = 0.1\ntune {{ lr = 1, {parts} }}"
+    spec = parse(text)
+    found = [(f.name, str(f.sites), f.number) for f in spec.tune.factors]
+    assert found == [("lr", "head + blocks[0:2]", 0.1), ("weight_decay", "head", 0.0)]
+    assert spec.tune.values == {"lr": 1.0}
+    assert parse(str(spec)).tune == spec.tune
+    assert parse(text, slow=0.5).tune.factors[0].number == 0.5
+
+
+@pytest.mark.parametrize(
+    ("factor", "code"),
+    [("lr(head) = -1", "VR203"), ("lr(head) = none", "VR204"), ("lr(head) = slow", "VR209"),
+     ("batch(head) = 2", "VR232"), ("lr(head[3:1]) = 2", "VR214"), ("lr(near()) = 2", "VR215")],
+)  # fmt: skip
+def test_bad_factors(factor: str, code: str) -> None:
+    assert codes(f"tune {{ {factor} }}") == [code]
+
+
 def test_settings_have_their_types_and_words_need_no_quotes() -> None:
     spec = parse("tune { optimiser = sgd, lr = 1, clip = none, shard = true }")
     assert spec.tune.values == {"optimiser": "sgd", "lr": 1.0, "clip": None, "shard": True}

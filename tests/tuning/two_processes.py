@@ -19,6 +19,7 @@ from vitrewrite.errors import DataError, FileError
 from vitrewrite.tuning import Procedure, Run, Settings, tune
 from vitrewrite.tuning.loop import TrainingLoop
 
+AVERAGED = {"shard": True, "ema": 0.5, "report": "best", "teacher": "forward"}
 SPEC = """model tiny.py:tied(num_classes=4)
 insert lora(rank=2, dropout={dropout}) at blocks[*].attn.{{q, v}}
 train head + norm
@@ -112,7 +113,7 @@ def interrupted(out: str, updates: int) -> None:
 
     TrainingLoop._update = update  # type: ignore[method-assign]
     try:
-        run(out, None, settings={"shard": True}, dropout=0.1)
+        run(out, None, settings=AVERAGED, dropout=0.1)
     except KeyboardInterrupt:
         assert len(calls) == updates
     finally:
@@ -122,12 +123,12 @@ def interrupted(out: str, updates: int) -> None:
 def main() -> None:
     """All scenarios."""
     run("ddp", Agreement())
-    run("dropout", Agreement(), dropout=0.3)
+    run("dropout", Agreement(), dropout=0.3, settings={"teacher": "forward", "distil": "hard"})
     run("fsdp", Sharded(), settings={"shard": True})
     run("entries", Entries(), settings={"shard": True, "steps": 1, "checkpoint_every": 1})
-    run("whole", None, settings={"shard": True}, dropout=0.1)
+    run("whole", None, settings=AVERAGED, dropout=0.1)
     interrupted("again", 6)
-    run("again", None, settings={"shard": True}, dropout=0.1, resume=True)
+    run("again", None, settings=AVERAGED, dropout=0.1, resume=True)
     # Only the main process says what is wrong with the folder, and all of them stop.
     with pytest.raises(SystemExit if dist.get_rank() else FileError):
         run("ddp", None)

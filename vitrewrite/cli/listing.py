@@ -50,7 +50,8 @@ CLAUSES = {
     "this place, with other values of its params.",
     "if": "CLAUSE if CONDITION, require CLAIM if CONDITION: there only if a condition over params "
     "and lets holds, such as 'if rank > 0 and mode != off'. 'plan' tells what is not there.",
-    "tune": "tune { key = value ... }: hyperparameters of training; tune.key=value overrides one.",
+    "tune": "tune { key = value, lr(SITES) = FACTOR ... }: hyperparameters of training; "
+    "tune.key=value overrides one. lr and weight_decay have factors for the parameters at sites.",
     "model": "model NAME(key=value, ...): the model to rewrite, and its constructor arguments.",
 }
 

@@ -65,5 +65,7 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
     result = trained.training
     metric = result["metric"]
     click.echo(f"{metric:<8}  {result[metric]:.2%} of {result['images']['val']} images")
+    for line in result.get("teacher", {}).get("adapted", ()):
+        click.echo(f"teacher   {line}")
     click.echo(f"trained   {result['steps']:,} steps in {result['seconds']:.1f} s")
     echo_written(out, "/")

@@ -16,6 +16,7 @@ from . import conditions, declarations, expressions, selectors
 from . import model as nodes
 from .conditions import Condition
 from .expressions import Expression
+from .factors import Factor
 from .selectors import Selector
 from .source import SpecSource
 from .tokens import Lexeme
@@ -178,6 +179,10 @@ class _Selectors(_Conditions):
         return selectors.Optional(selector, selector.span)
 
 
+def _arguments(options: tuple[selectors.Option, ...]) -> tuple[tuple[str, Expression], ...]:
+    return tuple((option.name, option.value) for option in options)
+
+
 def _joined(first: Selector, sign: str, run: tuple[Selector, ...]) -> Selector:
     span = _join(first, run[-1])
     if sign == "+":
@@ -256,8 +261,19 @@ class _Statements(_Selectors):
     def setting(self, name: Word, value: Expression) -> selectors.Option:
         return selectors.Option(str(name), value, name.span)
 
-    def tune(self, *settings: selectors.Option) -> nodes.Tune:
-        return nodes.Tune(settings, _NOWHERE)
+    def called(
+        self, name: Word, callee: Word, options: tuple[selectors.Option, ...]
+    ) -> selectors.Option:
+        value = expressions.Called(str(callee), _arguments(options), callee.span)
+        return selectors.Option(str(name), value, name.span)
+
+    def factor(self, name: Word, sites: Selector, value: Expression) -> Factor:
+        return Factor(str(name), sites, value, name.span)
+
+    def tune(self, *settings: selectors.Option | Factor) -> nodes.Tune:
+        plain = tuple(each for each in settings if isinstance(each, selectors.Option))
+        factors = tuple(each for each in settings if isinstance(each, Factor))
+        return nodes.Tune(plain, _NOWHERE, factors)
 
     def only_if(self, condition: Condition) -> Condition:
         return condition

@@ -76,7 +76,19 @@ class Arithmetic:
         return f"{_inside(self.first)}{tail}"
 
 
-Expression: TypeAlias = Literal | Name | ListOf | Negate | Arithmetic
+@dataclass(frozen=True)
+class Called:
+    """`resnet50(weights=pretrained)`: a model that a setting names; its value is a text."""
+
+    name: str
+    arguments: tuple[tuple[str, Expression], ...]
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value}' for name, value in self.arguments)})"
+
+
+Expression: TypeAlias = Literal | Name | ListOf | Negate | Arithmetic | Called
 
 
 def _inside(node: Expression) -> str:
@@ -99,7 +111,7 @@ def map_expressions(node: NodeT, change: Callable[[Expression], Expression]) -> 
 
 
 def _mapped(node: Any, change: Callable[[Expression], Expression]) -> Any:
-    if isinstance(node, (Literal, Name, ListOf, Negate, Arithmetic)):
+    if isinstance(node, (Literal, Name, ListOf, Negate, Arithmetic, Called)):
         return change(node)
     if isinstance(node, tuple):
         return tuple(_mapped(item, change) for item in node)

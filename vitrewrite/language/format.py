@@ -92,7 +92,8 @@ class _Line:
             return False
         left, right = _sign(before), _sign(token)
         if left == "{" or right == "}":
-            return self._spaced_braces and left + right != "{}"
+            outermost = len(self._open) == (left == "{")  # those of `tune`, not of a selector
+            return self._spaced_braces and outermost and left + right != "{}"
         if right in (",", ")", "]", ".", "..", ":") or left in ("(", "[", ".", ".."):
             return False
         if left == ":":

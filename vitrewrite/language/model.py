@@ -13,6 +13,7 @@ from vitrewrite.errors import Span, SpecError
 from .conditions import Compare, Condition
 from .declarations import Include, Let, Param, written
 from .expressions import Literal, literal
+from .factors import Factor
 from .inputs import INPUT, checked
 from .selectors import Option, Selector
 from .values import Number, Value, show
@@ -228,19 +229,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Tune:
-    """`tune { key = value ... }`: hyperparameters of training."""
+    """`tune { key = value ... }`: hyperparameters of training, and factors of them for parts."""
 
     settings: tuple[Option, ...]
     span: Span = field(compare=False, repr=False)
+    factors: tuple[Factor, ...] = ()
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{each.name} = {each.value}" for each in self.settings)
-        return f"tune {{ {settings} }}" if settings else "tune {}"
+        settings = [f"{each.name} = {_bare(each)}" for each in self.settings]
+        lines = ", ".join([*settings, *map(str, self.factors)])
+        return f"tune {{ {lines} }}" if lines else "tune {}"
 
     @property
     def values(self) -> dict[str, Value]:
         """The settings of a resolved spec."""
         return {setting.name: literal(setting.value) for setting in self.settings}
+
+
+_CALLED = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\(.*\))?", re.ASCII)
+
+
+def _bare(setting: Option) -> str:
+    """The value of a setting; a model that has a plain name without quotes."""
+    value = setting.value.value if isinstance(setting.value, Literal) else None
+    if setting.name == "teacher" and isinstance(value, str) and _CALLED.fullmatch(value):
+        return value
+    return str(setting.value)
 
 
 @dataclass(frozen=True)
@@ -297,7 +311,7 @@ class Spec:
 
     def __str__(self) -> str:
         model = (*map(str, self.rows), *([f"model {self.model}"] if self.model else []))
-        tune = (str(self.tune),) if self.tune.settings else ()
+        tune = (str(self.tune),) if self.tune.settings or self.tune.factors else ()
         groups = (model, map(str, self.clauses), map(str, self.requires), tune)
         blocks = ("\n".join(lines) for lines in groups)
         return "\n\n".join(block for block in blocks if block) + "\n"
@@ -348,7 +362,7 @@ class Spec:
         import hashlib
 
         clauses = tuple(map(_canonical, self.clauses, self.defaults))
-        tune = replace(self.tune, settings=())
+        tune = replace(self.tune, settings=(), factors=())
         bare = replace(self, clauses=clauses, requires=(), tune=tune)
         return hashlib.sha256(str(bare).encode()).hexdigest()
 

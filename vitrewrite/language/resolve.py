@@ -24,7 +24,8 @@ from .check import (
 )
 from .claims import METRICS, check_claim
 from .declarations import Include, Let, Param
-from .expressions import Expression, Literal, NodeT, map_expressions
+from .expressions import Expression, Literal, Name, NodeT, map_expressions
+from .factors import Factor, checked
 from .include import Expansion
 from .inputs import INPUT
 from .model import (
@@ -49,6 +50,7 @@ from .scope import Scope
 from .selectors import Option, Selector
 from .sites import check_selector, words_of
 from .source import SpecSource
+from .teachers import teacher_ref
 from .values import Value, python_value
 
 _NOWHERE = Span("", 1, 1, 1, 1)
@@ -72,6 +74,7 @@ class Resolver:
         self._requires: list[Require] = []
         self._rows: list[Row] = []
         self._settings: dict[str, tuple[int, Option]] = {}
+        self._factors: list[Factor] = []
         self._idle: list[SpecError] = []
         self._out: list[Absent] = []
         for depth, statement in expansion.statements:
@@ -215,7 +218,7 @@ class Resolver:
     def _(self, row: Row) -> None:
         if self._depth == 0:  # what is included stands for its own
             if row in self._rows:
-                raise SpecError("VR232", f"{row} stands there twice", span=row.span)
+                raise SpecError("VR234", f"{row} stands there twice", span=row.span)
             self._rows.append(row)
 
     def _resolved_claim(self, claim: Claim) -> Claim:
@@ -237,8 +240,12 @@ class Resolver:
     def _(self, statement: Tune) -> None:
         for given in statement.settings:
             with self._problems.catch():
-                setting = self._resolved_option(given, settings_of_tune())
-                self._set(setting)
+                self._set(self._resolved_option(_worded(given), settings_of_tune()))
+        for factor in statement.factors:
+            with self._problems.catch():
+                sites = self._resolved_sites(factor.sites) or factor.sites
+                value = self._resolve(factor.value)
+                self._factors.append(checked(dataclasses.replace(factor, sites=sites, value=value)))
 
     def _set(self, setting: Option) -> None:
         """Takes a setting; what a spec says itself holds over what it includes."""
@@ -270,7 +277,7 @@ class Resolver:
             model_overrides=arguments,
             clauses=tuple(self._clauses),
             requires=tuple(self._requires),
-            tune=Tune(settings, _NOWHERE),
+            tune=Tune(settings, _NOWHERE, tuple(self._factors)),
             params={p.name: python_value(values[p.name]) for p in self._params if p.name in values},
             warnings=(
                 *self._unused_params(),
@@ -289,7 +296,17 @@ class Resolver:
             kind = known[name].type if name in known else ""
             if value := self._overrides.use(f"tune.{name}", kind):
                 settings[name] = Option(name, value, value.span)
-        return check_options(tuple(settings.values()), known, "tune", self._problems)
+        checked = check_options(tuple(settings.values()), known, "tune", self._problems)
+        return tuple(self._teacher(each) if each.name == "teacher" else each for each in checked)
+
+    def _teacher(self, setting: Option) -> Option:
+        """The setting with its model in the one form that is printed."""
+        value = setting.value
+        with self._problems.catch():
+            if isinstance(value, Literal) and isinstance(value.value, str):
+                ref = teacher_ref(value.value, value.span)
+                return dataclasses.replace(setting, value=Literal(str(ref), value.span))
+        return setting
 
     def _final_model(self) -> tuple[ModelRef | None, tuple[Option, ...]]:
         arguments: dict[str, Option] = {}
@@ -319,3 +336,11 @@ class Resolver:
             SpecError("VR228", f"param {shown(p.name)} is never used", span=p.name_span)
             for p in unused
         )
+
+
+def _worded(setting: Option) -> Option:
+    """A name alone is a text where a setting takes any, as in `teacher = base`."""
+    info, value = settings_of_tune().get(setting.name), setting.value
+    if info is None or info.type != "str" or info.choices or not isinstance(value, Name):
+        return setting
+    return dataclasses.replace(setting, value=Literal(value.id, value.span))

@@ -8,7 +8,7 @@ from fractions import Fraction
 from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import did_you_mean, listing, shown
 
-from .expressions import Arithmetic, Expression, ListOf, Literal, Name, Negate
+from .expressions import Arithmetic, Called, Expression, ListOf, Literal, Name, Negate
 from .problems import Problems
 from .values import Number, Value, bounded, is_number, show, type_name
 
@@ -71,12 +71,24 @@ class Scope:
             return tuple(self.evaluate(item, words) for item in expression.items)
         if isinstance(expression, Negate):
             return -_number(self.evaluate(expression.operand), expression.operand)
+        if isinstance(expression, Called):
+            return self._text(expression)
         value = self.evaluate(expression.first)
         for sign, operand in expression.rest:
             left = _number(value, expression.first)
             right = _number(self.evaluate(operand), operand)
             value = _compute(sign, left, right, expression, operand)
         return value
+
+    def _text(self, called: Called) -> str:
+        """What a setting names, with values; a name in it that means nothing else is a word."""
+
+        def value(given: Expression) -> str:
+            words = (given.id,) if isinstance(given, Name) else ()
+            return show(self.evaluate(given, words))
+
+        arguments = ", ".join(f"{name}={value(given)}" for name, given in called.arguments)
+        return f"{called.name}({arguments})"
 
     def _look_up(self, name: Name, words: Collection[Value]) -> Value:
         self.used.add(name.id)

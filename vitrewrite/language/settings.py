@@ -15,7 +15,10 @@ from vitrewrite.catalog.declare import option
 from vitrewrite.catalog.signatures import OptionInfo
 
 # They change how a run is carried out, not what comes out of it: a resumed run may have others.
-FREE = ("workers", "cache", "log_every", "checkpoint_every", "keep", "evaluation_batch")
+FREE = (
+    "workers", "cache", "log_every", "checkpoint_every", "keep", "evaluation_batch",
+    "checkpoint_gradients", "tracker",
+)  # fmt: skip
 
 OPTIMISERS = (
     "adamw", "adam", "nadamw", "nadam", "sgd", "nesterov", "rmsprop", "lamb", "lars", "lion",
@@ -24,6 +27,9 @@ OPTIMISERS = (
 WITH_MOMENTUM = ("sgd", "nesterov", "rmsprop", "lars")
 INPUTS = ("model", "unit", "imagenet", "inception", "clip")
 SCHEDULES = ("cosine", "step", "poly", "plateau", "constant")
+MIX_MODES = ("batch", "pair", "elem")
+_TEACHES = "teacher is not None"
+_MIXES = "mixup > 0 or cutmix > 0"
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,70 @@ class Settings:
         None, minimum=0, maximum=1, help="probability that a rectangle becomes noise"
     )
 
+    # -- recipes: mixed images --------------------------------------------------------------------
+    mixup: float = option(0.0, minimum=0, help="alpha of mixup: images and labels are blended")
+    cutmix: float = option(0.0, minimum=0, help="alpha of cutmix: a box comes from another image")
+    mix_prob: float = option(
+        1.0, minimum=0, maximum=1, needs=_MIXES, help="share of the draws in which any is done"
+    )
+    mix_switch: float = option(
+        0.5, minimum=0, maximum=1, needs="mixup > 0 and cutmix > 0",
+        help="share of cutmix where both are set",
+    )  # fmt: skip
+    mix_mode: str = option(
+        "batch", choices=MIX_MODES, needs=_MIXES, help="what is drawn for, as timm has it"
+    )
+    mix_off_epoch: int | None = option(
+        None, minimum=0, needs=_MIXES, help="epoch from which nothing is mixed"
+    )
+
+    # -- recipes: the model -----------------------------------------------------------------------
+    drop_path: float | None = option(
+        None, minimum=0, below=1, help="rate of stochastic depth that the model is built with"
+    )
+
+    checkpoint_gradients: bool = option(
+        False, help="blocks are computed again in backward: less memory, the same gradients"
+    )
+    layer_decay: float | None = option(
+        None, above=0, maximum=1, help="factor of lr from layer to layer, from the head down"
+    )
+
+    # -- recipes: what a run ends with ------------------------------------------------------------
+    ema: float | None = option(
+        None, minimum=0, below=1, help="decay of the moving average that is measured and written"
+    )
+    ema_warmup: bool = option(
+        False, needs="ema is not None", help="a smaller decay in the first steps, as timm has it"
+    )
+    report: str = option("last", choices=("last", "best"), help="the evaluation a phase ends with")
+    stop_after: int | None = option(
+        None, minimum=1, help="evaluations without a better one after which a phase ends"
+    )
+    tracker: str = option(
+        "none", choices=("none", "tensorboard"), help="what shows the metrics while training"
+    )
+
+    # -- recipes: a teacher -----------------------------------------------------------------------
+    teacher: str | None = option(
+        None, help="what to learn from: MODEL(weights=...), base, or an entry of the model"
+    )
+    distil: str = option(
+        "soft", choices=("soft", "hard", "none"), needs=_TEACHES,
+        help="the teacher's scores, its best class, or nothing but what passes do with it",
+    )  # fmt: skip
+    temperature: float = option(
+        1.0, above=0, needs=f"{_TEACHES} and distil == 'soft'", help="that scores are divided by"
+    )
+    distil_weight: float = option(
+        0.5, minimum=0, maximum=1, needs=f"{_TEACHES} and distil != 'none'",
+        help="share of the teacher in the loss; the labels have the rest",
+    )  # fmt: skip
+    teacher_cache: bool = option(
+        False, needs=f"{_TEACHES} and distil != 'none'",
+        help="the teacher sees each image once, before training; not of images that vary",
+    )  # fmt: skip
+
     @property
     def peak(self) -> float:
         """The learning rate after warm-up, for this batch."""
@@ -128,6 +198,16 @@ class Settings:
     def scaled(self, rate: float) -> float:
         """A learning rate for this batch."""
         return rate if self.lr_batch is None else rate * self.batch / self.lr_batch
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def distils(self) -> bool:
+        """Whether the loss has a part of the teacher."""
+        return self.teacher is not None and self.distil != "none"
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """These settings with other values.

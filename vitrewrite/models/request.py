@@ -15,6 +15,9 @@ from ..tracing.about import about, tell
 from .records import state
 from .registry import with_own
 
+DROP_PATH = "drop_path_rate"
+"""What constructors call the rate of stochastic depth; in recipes it is `drop_path`."""
+
 
 class Request:
     """Which model to rewrite: an object, or a name with constructor arguments and weights."""
@@ -44,7 +47,9 @@ class Request:
                 f"the spec '{spec.name}' names no model",
                 suggestion="add a line 'model vit_base_patch16_224', or give model=vit_base",
             )
-        self.options = with_own(self.name, self.options)
+        rate = spec.tune.values.get("drop_path")
+        self._recipe = {} if rate is None or self.module is not None else {DROP_PATH: rate}
+        self.options = with_own(self.name, {**self._recipe, **self.options})
 
     def traced(self, example: Any = None, *, meta: bool) -> tuple[nn.Module, nn.Module]:
         """The model, and its captured tree.
@@ -67,9 +72,23 @@ class Request:
         if self.module is not None:
             return self.module
         self.told.clear()
-        return models.create(
-            self.name, self.options, weights=self.weights, seed=self.seed, meta=meta,
-            told=self.told,
+        try:
+            return models.create(
+                self.name, self.options, weights=self.weights, seed=self.seed, meta=meta,
+                told=self.told,
+            )  # fmt: skip
+        except MatchError as error:
+            unknown = error.message.partition(": ")[2]  # what the constructor says
+            if error.code != "VR311" or not self._recipe or f"'{DROP_PATH}'" not in unknown:
+                raise
+            raise self._no_drop_path() from error
+
+    def _no_drop_path(self) -> MatchError:
+        rate = next(s for s in self.spec.tune.settings if s.name == "drop_path")
+        message = f"tune.drop_path = {rate.value} is for models that take {DROP_PATH}"
+        return MatchError(
+            "VR311", f"{message}, and '{self.name}' does not", span=rate.span,
+            suggestion="leave it out",
         )  # fmt: skip
 
     @property

@@ -22,6 +22,7 @@ from ..tracing.unit import bare, checkpointed, on_meta
 from .claims import Verdict, judge
 from .conflicts import needed
 from .engine import Rewrite, Step, rewrite
+from .factors import factors_of
 from .measures import Measures, measure
 from .order import Order
 from .text import plan_text
@@ -71,6 +72,7 @@ class Compilation:
             result = rewrite(
                 request.spec, root, profile=profile, allocations=allocations, original=original
             )
+        factors_of(result)  # what a recipe says of parts is wrong before anything is trained
         measures = measure(result, original)
         claims = judge(request.spec, measures, result)
         return cls(request, base, result, original, measures, claims, pairs)

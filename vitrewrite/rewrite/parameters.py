@@ -8,6 +8,7 @@ from itertools import accumulate
 from torch import nn
 
 from ..anatomy.sites import Linear
+from ..editing.editor import Editor
 from ..errors import RewriteError
 from ..selection.kinds import kind_of, parts
 from ..selection.within import Site
@@ -21,7 +22,30 @@ def parameters_of(sites: Iterable[Site], root: nn.Module) -> set[str]:
     """
     paths = paths_of(sites)
     names = (n for n, _ in root.named_parameters(remove_duplicate=False))
-    return {n for n in names if not paths.isdisjoint(accumulate(n.split("."), "{}.{}".format))}
+    return {n for n in names if not paths.isdisjoint(_prefixes(n))}
+
+
+def parameters_at(sites: Iterable[Site], editor: Editor, root: nn.Module) -> set[str]:
+    """Those that sites stand for, and those of what passes put there, wherever it lies in the tree.
+
+    Raises:
+        RewriteError: as `parameters_of`.
+    """
+    sites = tuple(sites)
+    whole = {path for site in sites if (path := str(getattr(site, "path", "")))}
+    places = whole | {path for site in sites for path in _paths(site)}
+    put = tuple(
+        f"{each.path}."
+        for each in editor.insertions
+        if any(not places.isdisjoint(_prefixes(path)) for path in (each.path, *each.owners))
+    )
+    inserted = {n for n, _ in root.named_parameters(remove_duplicate=False) if n.startswith(put)}
+    return parameters_of(sites, root) | inserted
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """A path and all paths that it lies in."""
+    return accumulate(path.split("."), "{}.{}".format)
 
 
 def paths_of(sites: Iterable[Site]) -> set[str]:

@@ -20,7 +20,11 @@ class Classification(Task):
     def loss(
         self, output: Any, labels: torch.Tensor, *, smoothing: float = 0.0, seed: int | None = None
     ) -> torch.Tensor:
-        """The mean cross-entropy of the images."""
+        """The mean cross-entropy of the images.
+
+        Labels may be shares of the classes (B, classes), as mixed images have; these are smooth.
+        """
+        smoothing = 0.0 if labels.is_floating_point() else smoothing
         return F.cross_entropy(logits(output), labels, label_smoothing=smoothing)
 
     def tally(self, output: Any, labels: torch.Tensor) -> torch.Tensor:

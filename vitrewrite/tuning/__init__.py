@@ -16,7 +16,10 @@ rewritten.module, rewritten.report["training"]["accuracy"]
 | `trainer` | `tune`: phases, from data to a folder |
 | `loop` | a phase: steps and evaluations |
 | `engine` | processes, devices, precision, sharding |
-| `optimisation` | parameter groups, schedules, gradients |
+| `optimisation`, `scales`, `schedules` | parameter groups, rates by part and step, gradients |
+| `mixing`, `copies` | mixup and cutmix; the moving average and the best of what is trained |
+| `teachers`, `adapting`, `distillation` | who teaches, the images it sees, its share of the loss |
+| `checks` | whether settings can be carried out |
 | `checkpoints`, `tensors` | all-or-nothing checkpoints in safetensors and JSON |
 | `folder`, `metrics` | what is written and shown |
 """

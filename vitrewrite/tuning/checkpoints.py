@@ -20,7 +20,7 @@ from .engine import Engine
 from .run import Run, persistent_buffers
 from .tensors import counts, named, optimiser_state, pack, restore_optimiser, unpack
 
-FORMAT = "vitrewrite checkpoint 2"
+FORMAT = "vitrewrite checkpoint 3"
 _STATE, _TENSORS, _WRITING = "state.json", "tensors.safetensors", ".writing"
 # What of a run is in a checkpoint as it is.
 _FIELDS = ("position", "step", "total", "results", "seconds", "memory")
@@ -65,6 +65,7 @@ class Checkpoints:
             "format": FORMAT,
             "run": {name: getattr(run, name) for name in _FIELDS},
             "model": own_tensors(run, run.module),
+            "copies": run.copies,
             "optimiser": optimiser_state(optimiser),
             "counts": counts(optimiser),
             "scaler": scaler.state_dict() if scaler else None,
@@ -164,7 +165,7 @@ class Checkpoints:
         """Sets the tensors of a run whose model is built."""
         path = self.latest()
         assert path is not None
-        parts = {key: packed[key] for key in ("model", "optimiser", "scaler")}
+        parts = {key: packed[key] for key in ("model", "copies", "optimiser", "scaler")}
         parameters = dict(run.module.named_parameters())
         empty = {
             name: _like(name, shape, dtype, parameters)
@@ -179,6 +180,10 @@ class Checkpoints:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state["model"][name])
+            for kind, copy in state["copies"].items():
+                there = run.copies.setdefault(kind, copy)
+                for name, tensor in copy.items():
+                    there[name].copy_(tensor)
         restore_optimiser(optimiser, state["optimiser"], packed["counts"])
         if state["scaler"]:
             self.engine.accelerator.scaler.load_state_dict(state["scaler"])
@@ -210,8 +215,9 @@ def _check_numbers(state: Any, run: Run, where: Path) -> None:
     Raises:
         FileError: VR716.
     """
-    here = {k: local for k, v in state["model"].items() if (local := _local(v)) is not None}
-    check_finite(here, where, buffers_of(run.module))
+    for tensors in (state["model"], *state["copies"].values()):
+        here = {k: local for k, v in tensors.items() if (local := _local(v)) is not None}
+        check_finite(here, where, buffers_of(run.module))
     of = {
         f"{key} of {name}": local
         for name, known in state["optimiser"].items()
@@ -239,7 +245,9 @@ def _like(
 ) -> torch.Tensor:
     """An empty tensor for one of a checkpoint, distributed as its parameter is."""
     kind, _, rest = name.removeprefix("/").partition("/")
-    parameter = parameters.get(rest if kind == "model" else rest.rpartition("/")[0])
+    if kind == "copies":
+        rest = rest.partition("/")[2]
+    parameter = parameters.get(rest.rpartition("/")[0] if kind == "optimiser" else rest)
     if parameter is not None and list(parameter.shape) == shape:
         return torch.zeros_like(parameter.detach(), dtype=dtype)
     return torch.zeros(shape, dtype=dtype)

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -14,11 +15,13 @@ from torch import nn
 from ..data.loading import ProcessShare
 from ..errors import TuneError
 from ..language.settings import Settings
+from ..tracing.unit import checkpointed
 
 if TYPE_CHECKING:
     from .run import Run
 
 T = TypeVar("T")
+_LOGS = "tensorboard"  # the folder of a tracker, in that of the run
 
 
 class Engine:
@@ -26,13 +29,15 @@ class Engine:
 
     Args:
         settings: `precision` and `shard` hold for the whole run.
+        folder: of the run, where a tracker writes.
         device: `cpu`, `cuda`, or None for what there is.
 
     Raises:
-        TuneError: VR851 without accelerate, VR852 for what this machine cannot do.
+        TuneError: VR851 without accelerate, VR852 for what this machine cannot do, VR863 without
+            what a tracker needs.
     """
 
-    def __init__(self, settings: Settings, device: str | None = None) -> None:
+    def __init__(self, settings: Settings, folder: Path, device: str | None = None) -> None:
         try:
             from accelerate import Accelerator
         except ImportError as error:
@@ -46,7 +51,9 @@ class Engine:
                 "VR852", "precision fp16 needs a GPU", suggestion="take bf16, or no mixing"
             )
         # Unless told that it is on a CPU, accelerate leaves processes without a GPU unconnected.
-        self.accelerator: Any = Accelerator(mixed_precision=settings.precision, cpu=not gpu)
+        self.accelerator: Any = Accelerator(
+            mixed_precision=settings.precision, cpu=not gpu, **_tracking(settings, folder)
+        )
         self.device: torch.device = self.accelerator.device
         self.processes: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
@@ -66,8 +73,14 @@ class Engine:
     # -- models -----------------------------------------------------------------------------------
 
     def place(self, run: Run) -> nn.Module:
-        """A trainable copy of the phase's model on the device, in parts if sharded."""
+        """A trainable copy of the phase's model on the device, in parts if sharded.
+
+        Raises:
+            TuneError: VR862 if gradients are to be checkpointed, and the model has no blocks.
+        """
         module = run.replicate().to(self.device)
+        if run.settings.checkpoint_gradients:
+            _checkpoint(module)
         if self.sharded:
             _shard(module, _block_paths(run), self.device)
         return module
@@ -113,7 +126,21 @@ class Engine:
         from accelerate.state import AcceleratorState
 
         self.release()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         AcceleratorState._reset_state(reset_partial_state=self.processes == 1)
+
+    # -- trackers ---------------------------------------------------------------------------------
+
+    def track(self, total: int) -> None:
+        """Starts the tracker, if there is one; what it knows of later steps is not shown."""
+        names = [str(kind) for kind in self.accelerator.log_with]
+        kept = {name: {"purge_step": total + 1} for name in names}
+        self.accelerator.init_trackers(_LOGS, init_kwargs=kept)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Numbers for the tracker, if there is one."""
+        self.accelerator.log(values, step=step)
 
     # -- processes --------------------------------------------------------------------------------
 
@@ -146,6 +173,27 @@ class Engine:
         return result
 
 
+def _tracking(settings: Settings, folder: Path) -> dict[str, Any]:
+    """What accelerate is told of a tracker.
+
+    Raises:
+        TuneError: VR863 if what it needs is not installed; accelerate would leave it out.
+    """
+    if settings.tracker == "none":
+        return {}
+    from accelerate.utils import ProjectConfiguration, is_tensorboard_available
+
+    if not is_tensorboard_available():
+        raise TuneError(
+            "VR863", f"tracker = {settings.tracker} needs tensorboard",
+            suggestion="pip install 'vitrewrite[tensorboard]'",
+        )  # fmt: skip
+    return {
+        "log_with": settings.tracker,
+        "project_config": ProjectConfiguration(logging_dir=str(folder)),
+    }
+
+
 def _launched_for_fsdp(gpu: bool) -> bool:
     """Whether `accelerate launch` asks for FSDP2; it then takes our sharded module as it is.
 
@@ -159,6 +207,16 @@ def _launched_for_fsdp(gpu: bool) -> bool:
     what = "FSDP1 is not supported" if gpu else "accelerate's FSDP would be DDP on a CPU"
     suggestion = "launch without --use_fsdp and set tune.shard=true"
     raise TuneError("VR852", what, suggestion=suggestion)
+
+
+def _checkpoint(module: nn.Module) -> None:
+    """Has the blocks of a copy be computed again in backward; the model itself stays as it is."""
+    module.set_grad_checkpointing(True)  # type: ignore[operator]
+    if not checkpointed(module):
+        raise TuneError(
+            "VR862", "checkpoint_gradients = true finds no blocks that can be computed again",
+            suggestion="leave it out",
+        )  # fmt: skip
 
 
 # -- FSDP2 ----------------------------------------------------------------------------------------

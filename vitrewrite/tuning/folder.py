@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data import Data
 from ..disk import (
@@ -38,10 +38,15 @@ from ..storage.hashing import digest_of, read_bytes, sealed, unsealed
 from ..text import first_line, shown
 from ..version import __version__
 
+if TYPE_CHECKING:
+    from .teachers import Teacher
+
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
-def identity(rewritten: Rewritten, data: Data, settings: Settings, seed: int) -> dict[str, Any]:
+def identity(
+    rewritten: Rewritten, data: Data, settings: Settings, seed: int, teacher: Teacher | None
+) -> dict[str, Any]:
     """What a run that goes on must share with the one that was interrupted."""
     spec = rewritten.spec
     bare = dataclasses.replace(spec, tune=Tune((), spec.tune.span))
@@ -56,6 +61,8 @@ def identity(rewritten: Rewritten, data: Data, settings: Settings, seed: int) ->
         "images": data.fingerprint,
         "seed": seed,
         "tune": settings.binding(),
+        "teacher weights": teacher.digest if teacher else "",
+        "factors": ", ".join(map(str, spec.tune.factors)),
         "allocations": {k: a.digest for k, a in rewritten.result.allocations.items()},
     }
 

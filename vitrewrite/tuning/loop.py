@@ -19,8 +19,11 @@ from ..tracing import walk
 from ..tracing.unit import Unit
 from . import optimisation
 from .checkpoints import Checkpoints
+from .copies import Average, Best, averaged, forget
+from .distillation import Distillation
 from .engine import Engine
 from .metrics import Metrics
+from .mixing import Mixing
 from .run import Run
 from .schedules import Rates
 
@@ -37,7 +40,8 @@ class Objective(nn.Module):
         """The losses by name; that of the phase is `task`."""
         run: Run = self.__dict__["run"]
         output = self.model(batch.images)
-        terms = {"task": run.phase.loss(run, batch, output)}
+        share = 1 - run.settings.distil_weight if run.settings.distils else 1
+        terms = {"task": share * run.phase.loss(run, batch, output)}
         for hooks in run.hooks:
             terms.update(hooks.terms(run, batch, output))
         return terms
@@ -82,10 +86,15 @@ class TrainingLoop:
         self, run: Run, engine: Engine, checkpoints: Checkpoints, metrics: Metrics, packed: object
     ) -> None:
         self.run, self.engine, self.checkpoints, self.metrics = run, engine, checkpoints, metrics
+        run.recipe = (Distillation(run, engine.device),) if run.settings.distils else ()
         self.optimiser = optimisation.create(run)
         skips = any(hooks.skips_parameters for hooks in run.hooks)
         self.objective, self.stepper = engine.prepare(Objective(run), self.optimiser, skips=skips)
         self.gradients = optimisation.Gradients(self.optimiser)
+        self.mixing, self.best = Mixing(run), Best(run)
+        if packed is None:
+            forget(run)
+        self.average = None if run.settings.ema is None else Average(run, sharded=engine.sharded)
         if packed is None:
             checkpoints.save(run, self.optimiser)
         else:
@@ -107,16 +116,19 @@ class TrainingLoop:
             self._evaluate()
         _training_mode(run)
         self.metrics.speed()
-        while run.step < run.steps:
+        while not self._ended:
             begun = time.perf_counter()
             self._step(batches)
-            ends = run.step == run.steps
-            if ends or run.step % (settings.evaluate_every * run.per_epoch) == 0:
+            if self._ended or run.step % (settings.evaluate_every * run.per_epoch) == 0:
                 self._evaluate()
             run.seconds += time.perf_counter() - begun
-            if ends or run.step % (settings.checkpoint_every or run.per_epoch) == 0:
+            if self._ended or run.step % (settings.checkpoint_every or run.per_epoch) == 0:
                 self._look(self.seen)
                 self.checkpoints.save(run, self.optimiser)
+
+    @property
+    def _ended(self) -> bool:
+        return self.run.step >= self.run.steps or self.best.stops
 
     # -- a step -----------------------------------------------------------------------------------
 
@@ -133,7 +145,7 @@ class TrainingLoop:
         self.optimiser.zero_grad()
         sums: dict[str, torch.Tensor] = {}
         for piece in range(settings.accumulate):
-            batch = next(batches).to(engine.device)
+            batch = self.mixing(next(batches).to(engine.device))
             last = piece == settings.accumulate - 1
             with engine.piece(self.objective, run.module, last=last):
                 terms = self.objective(batch)
@@ -159,6 +171,8 @@ class TrainingLoop:
             self.gradients.clip(seen.norms, run.settings)
             self.stepper.step()
         run.step, run.total = run.step + 1, run.total + 1
+        if self.average is not None and run.phase.update:
+            self.average.update()
         for hooks in run.hooks:
             hooks.after_step(run)
         self.metrics.images += run.settings.batch
@@ -195,9 +209,18 @@ class TrainingLoop:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        run, engine = self.run, self.engine
+        run = self.run
         self._look(self.seen)
         run.module.eval()
+        with averaged(run):
+            run.results = run.task.results(self._tallied())
+            self.best.evaluated()
+        self.rates.evaluated(run.score)
+        self.metrics.write(run, "evaluation", **run.results)
+
+    def _tallied(self) -> torch.Tensor:
+        """What the task counts, over all images and processes."""
+        run, engine = self.run, self.engine
         tallies = []
         batches = evaluation_batches(
             run.data.val, run.settings.evaluation_batch, engine.share(), run.settings.workers
@@ -207,10 +230,7 @@ class TrainingLoop:
             with engine.accelerator.autocast():
                 output = run.phase.predict(run, images)
             tallies.append(run.task.tally(output, labels))
-        sums = engine.mean(torch.stack(tallies).sum(0)).cpu() * engine.processes
-        run.results = run.task.results(sums)
-        self.rates.evaluated(run.score)
-        self.metrics.write(run, "evaluation", **run.results)
+        return engine.mean(torch.stack(tallies).sum(0)).cpu() * engine.processes
 
 
 def _training_mode(run: Run) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,15 @@ class Metrics:
     Args:
         path: the file; lines after the last checkpoint are taken out of it.
         task: whose figure the table shows.
+        log: gets the same numbers, with the number of the step over all phases.
         live: whether there may be a table.
     """
 
-    def __init__(self, path: Path, task: Task, *, main: bool, live: bool) -> None:
-        self.path, self.task, self.main = path, task, main
+    def __init__(
+        self, path: Path, task: Task, log: Callable[[dict[str, float], int], None], *, main: bool,
+        live: bool,
+    ) -> None:  # fmt: skip
+        self.path, self.task, self.log, self.main = path, task, log, main
         self.rows: list[tuple[str, ...]] = []
         shows = main and live and sys.stderr.isatty()
         self.table: Live | None = _live(task.metric) if shows else None
@@ -90,6 +95,7 @@ class Metrics:
         }
         with reported(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.log(dict(_numbers(event, values)), run.total)
         self._show(line)
 
     def _show(self, line: dict[str, Any]) -> None:
@@ -110,6 +116,15 @@ class Metrics:
             self.rows.pop()
         self.rows = [*self.rows, row][-_ROWS:]
         self.table.update(_table(self.rows, self.task.metric), refresh=True)
+
+
+def _numbers(event: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a line, by names such as `step/rates/weights`."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(f"{event}/{name}", value)
+        elif isinstance(value, (int, float)):
+            yield f"{event}/{name}", value
 
 
 def peak_memory() -> float:

@@ -13,12 +13,14 @@ from ..errors import TuneError
 from ..language.settings import WITH_MOMENTUM, Settings
 from .procedure import ParameterGroup
 from .run import Run
+from .scales import Scale, scales
 
 
 def create(run: Run) -> torch.optim.Optimizer:
     """The optimiser of a phase.
 
-    Every group becomes two: tensors of one dimension (biases, norms, scales) have no decay.
+    Every group becomes several: tensors of one dimension (biases, norms, scales) have no decay, and
+    each scale of the settings has a group.
 
     Raises:
         TuneError: VR855 if nothing is trained.
@@ -40,30 +42,41 @@ def create(run: Run) -> torch.optim.Optimizer:
     return made
 
 
+FLAT = " (no decay)"
 # timm calls Nesterov's form `sgd`.
 _TIMMS = {"sgd": "momentum", "nesterov": "sgd"}
 
 
 def _grouped(run: Run) -> Iterable[dict[str, Any]]:
-    settings = run.settings
+    settings, scaled = run.settings, scales(run)
     left = {n: p for n, p in run.module.named_parameters() if p.requires_grad}
     for group in (*run.groups, ParameterGroup("weights", tuple(left))):
         taken = {n: left.pop(n) for n in list(left) if group.takes(n)}
         peak = settings.peak if group.lr is None else settings.scaled(group.lr)
         floor = settings.min_lr if group.min_lr is None else group.min_lr
         decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
-        for suffix, flat in (("", False), (" (no decay)", True)):
-            members = {n: p for n, p in taken.items() if (p.dim() <= 1) == flat}
-            if members:
-                yield {
-                    "params": list(members.values()),
-                    "names": list(members),
-                    "name": group.name + suffix,
-                    "weight_decay": 0.0 if flat else decay,
-                    "peak": peak,
-                    "floor": min(peak, floor),  # no schedule rises
-                    "schedule": group.schedule or settings.schedule,
-                }
+        for (scale, flat), members in _alike(taken, scaled).items():
+            yield {
+                "params": list(members.values()),
+                "names": list(members),
+                "name": f"{group.name}{scale}{FLAT if flat else ''}",
+                "weight_decay": 0.0 if flat else decay * scale.weight_decay,
+                "peak": peak,
+                "floor": min(peak, floor),  # no schedule rises
+                "schedule": group.schedule or settings.schedule,
+                "lr_scale": scale.lr,  # timm's schedules multiply what they set by it
+            }
+
+
+def _alike(
+    taken: dict[str, nn.Parameter], scaled: dict[str, Scale]
+) -> dict[tuple[Scale, bool], dict[str, nn.Parameter]]:
+    """Parameters by their scale, and by whether they have one dimension at most."""
+    found: dict[tuple[Scale, bool], dict[str, nn.Parameter]] = {}
+    for name, parameter in taken.items():
+        key = scaled.get(name, Scale()), parameter.dim() <= 1
+        found.setdefault(key, {})[name] = parameter
+    return dict(sorted(found.items(), key=lambda item: (-item[0][0].lr, item[0][1])))
 
 
 class Gradients:
@@ -121,4 +134,4 @@ def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
 
 def rates(optimiser: torch.optim.Optimizer) -> dict[str, float]:
     """The learning rate of each kind of group, as metrics show it."""
-    return {g["name"].removesuffix(" (no decay)"): g["lr"] for g in optimiser.param_groups}
+    return {g["name"].removesuffix(FLAT): g["lr"] for g in optimiser.param_groups}

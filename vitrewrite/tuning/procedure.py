@@ -38,7 +38,8 @@ class Retrain(Phase):
         mask.zero_()[run.memory["kept"]] = 1
 ```
 
-An extra loss with its schedule is a hook alone:
+An extra loss with its schedule is a hook alone. `run.base` is the model before it was rewritten,
+`run.teacher` the one of the recipe, if it has one:
 
 ```python
 class Distil(Procedure):

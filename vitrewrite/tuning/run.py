@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from ..tasks import Task
 from ..tracing.unit import duplicate
 from .procedure import Hooks, ParameterGroup, Phase, Procedure
 
+if TYPE_CHECKING:
+    from .teachers import Teacher
+
 
 @dataclass
 class Run:
@@ -30,10 +33,13 @@ class Run:
         rewritten: the model of this phase, with the tensors it started from.
         module: what is trained: a copy of `rewritten.module` on the device, in parts if sharded.
         memory: what procedures want to remember; in every checkpoint.
+        copies: of what is trained, by what they are: see `copies`; in every checkpoint.
         phase: the current phase, and `settings` are its settings.
         step: steps done in this phase, out of `steps`; `total` counts over all phases.
         task: the loss, and what an evaluation counts.
         results: of the last evaluation.
+        recipe: what the settings of the phase add to every step.
+        teacher: of the recipe, frozen: called with images it yields class scores, in eval.
         seconds: spent, in earlier sessions too.
     """
 
@@ -44,12 +50,15 @@ class Run:
     seed: int
     procedures: tuple[Procedure, ...] = ()
     memory: dict[str, Any] = field(default_factory=dict)
+    copies: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     position: int = 0
     step: int = 0
     total: int = 0
     results: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     phases: tuple[Phase, ...] = ()
+    recipe: tuple[Hooks, ...] = ()
+    teacher: Teacher | None = None
     rewritten: Rewritten = field(init=False)
     module: nn.Module = field(init=False)
     per_epoch: int = 1
@@ -100,7 +109,7 @@ class Run:
     @property
     def hooks(self) -> tuple[Hooks, ...]:
         """Everything that acts in this phase, the phase last."""
-        return (*self.procedures, self.phase)
+        return (*self.recipe, *self.procedures, self.phase)
 
     @property
     def groups(self) -> list[ParameterGroup]:

@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from .run import Run
 
-_PLATEAU = "plateau"
+PLATEAU = "plateau"
 
 
 class _Followers:
@@ -35,7 +35,7 @@ class Rates:
         self.run, self.optimiser = run, optimiser
         keys = dict.fromkeys((g["schedule"], g["floor"]) for g in optimiser.param_groups)
         self.schedules = [_schedule(run, _Followers(optimiser, *key), *key) for key in keys]
-        self.plateau = _plateau(run) if any(s == _PLATEAU for s, _ in keys) else None
+        self.plateau = _plateau(run) if any(s == PLATEAU for s, _ in keys) else None
 
     def set(self) -> None:
         """Those of the step that comes next."""
@@ -43,8 +43,9 @@ class Rates:
             schedule.step_update(self.run.step)
         if self.plateau is not None and _factor(self.plateau) < 1:
             for group in self.optimiser.param_groups:
-                if group["schedule"] == _PLATEAU:
-                    group["lr"] = max(group["floor"], group["lr"] * _factor(self.plateau))
+                if group["schedule"] == PLATEAU:
+                    floor = group["floor"] * group["lr_scale"]
+                    group["lr"] = max(floor, group["lr"] * _factor(self.plateau))
 
     def evaluated(self, score: float | None) -> None:
         """An evaluation found a score, the higher the better."""
@@ -54,7 +55,7 @@ class Rates:
             warnings.simplefilter("ignore")
             self.plateau.step(score)
         state = {k: v for k, v in self.plateau.state_dict().items() if isinstance(v, (int, float))}
-        self.run.memory[_PLATEAU] = {**state, "factor_now": _factor(self.plateau)}
+        self.run.memory[PLATEAU] = {**state, "factor_now": _factor(self.plateau)}
 
 
 def _schedule(run: Run, followers: Any, kind: str, floor: float) -> Any:
@@ -86,7 +87,7 @@ def _plateau(run: Run) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
     found = torch.optim.lr_scheduler.ReduceLROnPlateau(
         stand_in, "max", settings.decay_rate, settings.patience
     )
-    if known := run.memory.get(_PLATEAU):
+    if known := run.memory.get(PLATEAU):
         found.load_state_dict({k: v for k, v in known.items() if k != "factor_now"})
         stand_in.param_groups[0]["lr"] = known["factor_now"]
     return found

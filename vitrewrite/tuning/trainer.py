@@ -8,18 +8,20 @@ import torch
 
 from ..data import Data, Preprocessing, open_data
 from ..data.seeding import mixed, restored, seed_all
-from ..errors import TuneError
 from ..language.settings import Settings
 from ..models.records import state
 from ..rewrite.rewritten import Rewritten
-from ..tasks import Task, task_for
+from ..tasks import task_for
 from .checkpoints import Checkpoints, own_tensors
+from .checks import check_batch, check_drop_path, check_settings
 from .contributions import contributions, phases
+from .copies import reported, settle
 from .engine import Engine
 from .folder import RunFolder, identity
 from .loop import TrainingLoop
 from .metrics import Metrics
 from .run import Run
+from .teachers import teacher_of
 from .tensors import whole
 
 
@@ -57,7 +59,7 @@ def tune(
     folder = RunFolder(Path(out))
     settings = settings or Settings().changed(rewritten.spec.tune.values)
     seed = rewritten.seed if seed is None else seed
-    engine = Engine(settings, device)
+    engine = Engine(settings, folder.path, device)
     try:
         for root in (rewritten.base, rewritten.module):
             state(root, settings.binding())
@@ -67,45 +69,19 @@ def tune(
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten))
         run.phases = phases(run)
         for phase in run.phases:
-            check_batch(settings.changed(phase.settings), len(opened.train), engine)
-            check_smoothing(settings.changed(phase.settings), task)
-        wanted = identity(rewritten, opened, settings, seed)
+            check_settings(settings.changed(phase.settings), opened.train, task, engine)
+            check_drop_path(settings.changed(phase.settings), rewritten)
+        run.teacher = teacher_of(run, engine.device)
+        wanted = identity(rewritten, opened, settings, seed, run.teacher)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
-        with restored(), Metrics(folder.metrics, task, main=engine.is_main, live=live) as metrics:
+        shown = Metrics(folder.metrics, task, engine.log, main=engine.is_main, live=live)
+        with restored(), shown as metrics:
             result = Trainer(run, engine, folder, metrics).train()
         engine.on_main(lambda: folder.finish(result))
     finally:
         folder.close()
         engine.close()
     return result
-
-
-def check_batch(settings: Settings, count: int, engine: Engine) -> None:
-    """Whether `count` images fill a batch that can be shared out.
-
-    Raises:
-        TuneError: VR853 if they do not, or it cannot.
-    """
-    if settings.batch % (engine.processes * settings.accumulate):
-        reason = f"it has to be divided among {engine.processes} processes"
-        reason += f", in {settings.accumulate} pieces each"
-    elif settings.batch > count:
-        reason = f"there are only {count} images"
-    else:
-        return
-    raise TuneError("VR853", f"a batch of {settings.batch} cannot be: {reason}")
-
-
-def check_smoothing(settings: Settings, task: Task) -> None:
-    """Whether the task's loss knows label smoothing, if the settings ask for it.
-
-    Raises:
-        TuneError: VR858 if it does not.
-    """
-    if settings.label_smoothing and not task.smooths:
-        what = f"label_smoothing = {settings.label_smoothing:g} is for cross-entropy"
-        message = f"{what}, and this model is trained with a matching loss"
-        raise TuneError("VR858", message, suggestion="leave it out")
 
 
 class Trainer:
@@ -126,6 +102,7 @@ class Trainer:
             self.checkpoints.restore_memory(run, packed)
         self.engine.on_main(self.folder.reopen)
         self.metrics.rewind(packed["metrics"]["size"] if packed else 0)
+        self.engine.track(run.total)
         reached = run.position
         for position, _ in enumerate(run.phases):
             run.position = position
@@ -138,6 +115,8 @@ class Trainer:
             "metric": run.task.metric,
             "steps": run.total,
             "phases": [phase.name for phase in run.phases],
+            **reported(run),
+            **({"teacher": run.teacher.record} if run.teacher else {}),
             "images": {"train": len(run.data.train), "val": len(run.data.val)},
             "data": run.data.name,
             "inputs": Preprocessing.of(run.original.base).record,
@@ -174,5 +153,5 @@ class Trainer:
         """Copies what was trained into the phase's model."""
         targets = own_tensors(self.run, self.run.rewritten.module)
         with torch.no_grad():
-            for name, trained in own_tensors(self.run, self.run.module).items():
+            for name, trained in settle(self.run).items():
                 targets[name].copy_(whole(trained))

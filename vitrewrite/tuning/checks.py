@@ -1,0 +1,109 @@
+"""Whether the settings of a phase can be carried out, before anything is done."""
+
+from __future__ import annotations
+
+from ..data import Images
+from ..errors import TuneError
+from ..language.settings import Settings
+from ..models.request import DROP_PATH
+from ..rewrite.rewritten import Rewritten
+from ..tasks import Classification, Task
+from .engine import Engine
+from .teachers import OWN
+
+
+def check_settings(settings: Settings, images: Images, task: Task, engine: Engine) -> None:
+    """Whether a task on images can be trained with the settings.
+
+    Raises:
+        TuneError: VR853, VR858, VR865.
+    """
+    check_batch(settings, len(images), engine)
+    check_smoothing(settings, task)
+    check_mixing(settings, task, engine)
+    check_cache(settings, varies=images.varies)
+
+
+def check_cache(settings: Settings, *, varies: bool) -> None:
+    """Whether what a teacher says can be kept, if the settings ask for it.
+
+    Args:
+        settings: of a phase.
+        varies: whether images are changed at random.
+
+    Raises:
+        TuneError: VR865 where it sees other images in every epoch, or changes itself.
+    """
+    if not settings.distils or not settings.teacher_cache:
+        return
+    if varies or settings.mixes:
+        what = "changed at random" if varies else "mixed"
+        reason = f"images are {what}, and none is seen twice"
+    elif settings.teacher in OWN:
+        reason = f"'{settings.teacher}' has the weights that are trained"
+    else:
+        return
+    raise TuneError("VR865", f"teacher_cache = true cannot be: {reason}", suggestion="leave it out")
+
+
+def check_drop_path(settings: Settings, rewritten: Rewritten) -> None:
+    """Whether the model drops paths at the rate that the settings ask for.
+
+    Raises:
+        TuneError: VR860 if it was built otherwise.
+    """
+    wanted, built = settings.drop_path, rewritten.model_options.get(DROP_PATH)
+    if wanted is None or wanted == built:
+        return
+    how = "without it" if built is None else f"with {built:g}"
+    raise TuneError(
+        "VR860",
+        f"drop_path = {wanted:g} is an argument of the model, and this one was built {how}",
+        suggestion=f"say it in the spec's 'tune {{ }}', or build the model with {DROP_PATH}",
+    )
+
+
+def check_batch(settings: Settings, count: int, engine: Engine) -> None:
+    """Whether `count` images fill a batch that can be shared out.
+
+    Raises:
+        TuneError: VR853 if they do not, or it cannot.
+    """
+    if settings.batch % (engine.processes * settings.accumulate):
+        reason = f"it has to be divided among {engine.processes} processes"
+        reason += f", in {settings.accumulate} pieces each"
+    elif settings.batch > count:
+        reason = f"there are only {count} images"
+    else:
+        return
+    raise TuneError("VR853", f"a batch of {settings.batch} cannot be: {reason}")
+
+
+def check_smoothing(settings: Settings, task: Task) -> None:
+    """Whether the task's loss knows label smoothing, if the settings ask for it.
+
+    Raises:
+        TuneError: VR858 if it does not.
+    """
+    if settings.label_smoothing and not task.smooths:
+        what = f"label_smoothing = {settings.label_smoothing:g} is for cross-entropy"
+        message = f"{what}, and this model is trained with a matching loss"
+        raise TuneError("VR858", message, suggestion="leave it out")
+
+
+def check_mixing(settings: Settings, task: Task, engine: Engine) -> None:
+    """Whether images can be mixed, if the settings ask for it.
+
+    Raises:
+        TuneError: VR858 for images with label maps, VR853 for a piece of a step without pairs.
+    """
+    if not settings.mixes:
+        return
+    if not isinstance(task, Classification):
+        name, value = ("mixup", settings.mixup) if settings.mixup else ("cutmix", settings.cutmix)
+        message = f"{name} = {value:g} mixes images with one label each, and these have label maps"
+        raise TuneError("VR858", message, suggestion="leave it out")
+    size = settings.batch // (engine.processes * settings.accumulate)
+    if size % 2:
+        message = f"a batch of {settings.batch} cannot be mixed: a piece of it has {size} images"
+        raise TuneError("VR853", message, suggestion="mixup and cutmix need an even number")
