@@ -204,3 +204,21 @@ def test_memory_has_a_limit(tmp_path: Path) -> None:
     assert len({float(b.images.sum()) for b in batches(data.train, 1)}) == 1
     assert data.train.resized.share == 2 / len(data.train)  # of 480,000 bytes each
     assert data.train.resized.closed
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "original", "augmix-m9-w3", "3a"])
+def test_policies_run_with_every_pillow(policy: str) -> None:
+    """From version 12 on it refuses to posterise to no bit, which timm asks for."""
+    from PIL import Image
+    from timm.data import create_transform
+
+    from vitrewrite.data.policies import mend, posterised
+    from vitrewrite.data.seeding import seed_all
+
+    transform: Any = create_transform(24, is_training=True, auto_augment=policy)
+    mend(transform.transforms)
+    image = Image.fromarray(torch.arange(24 * 24 * 3).remainder(251).view(24, 24, 3).byte().numpy())
+    seed_all(0)
+    for _ in range(60):
+        transform(image)
+    assert posterised(image, 0).getextrema() == ((0, 0),) * 3

@@ -29,7 +29,7 @@ MIXED: dict[str, Any] = {
     "mixup": 0.8, "cutmix": 1.0, "mix_prob": 0.9, "mix_switch": 0.4, "mix_mode": "elem",
     "mix_off_epoch": 1, "label_smoothing": 0.1, "ema": 0.9, "ema_warmup": True, "report": "best",
     "clip": 1.0, "layer_decay": 0.8, "drop_path": 0.2, "teacher": "base", "temperature": 2.0,
-    "distil_weight": 0.3, "accumulate": 2, "epochs": 2,
+    "distil_weight": 0.3, "accumulate": 2, "epochs": 2, "auto_augment": "rand-m3-n1-mstd0.5",
 }  # fmt: skip
 TAUGHT: dict[str, Any] = {
     "optimiser": "rmsprop", "momentum": 0.8, "schedule": "step", "decay_epochs": 0.5, "steps": 11,
@@ -39,9 +39,13 @@ TAUGHT: dict[str, Any] = {
 }  # fmt: skip
 DRAWN: dict[str, Any] = {
     "optimiser": "adan", "schedule": "poly", "power": 0.8, "warmup_epochs": 0.4, "warmup_lr": 1e-4,
-    "weight_decay": 0.05, "augment": True, "ema": 0.5, "drop_path": 0.2, "epochs": 2, "clip": 0.5,
+    "weight_decay": 0.05, "augment": "standard", "ema": 0.5, "drop_path": 0.2, "epochs": 2,
+    "clip": 0.5, "inputs": "unit", "resize": "whole", "crop": 0.5, "flip": 0.5, "colour": 0.2,
+    "distort": True, "erase": 0.3,
 }  # fmt: skip
-APART = {"shard", "batch"}  # it takes two processes, as in `test_distributed`; in all of them
+# Takes two processes, as in `test_distributed`; in all of them; of label maps, in `test_joint`.
+OF_MAPS: dict[str, Any] = {"zoom": 2.0, "one_class": 0.5}
+APART = {"shard", "batch", *OF_MAPS}
 
 
 def test_every_setting_is_in_a_recipe() -> None:
@@ -114,7 +118,7 @@ def test_a_value_that_a_setting_cannot_have(name: str) -> None:
 @pytest.mark.parametrize("name", [k for k, info in options().items() if info.needs])
 def test_a_setting_that_the_others_leave_without_effect_is_told(name: str) -> None:
     info, plain = options()[name], dataclasses.asdict(Settings())
-    values = {**MIXED, **TAUGHT, **DRAWN}
+    values = {**MIXED, **TAUGHT, **DRAWN, **OF_MAPS}
     alone = {"steps": 3} if name == "epochs" else {"schedule": "constant"}
     assert not holds(info.needs, {**plain, **alone}), "the test does not take its effect away"
     ((key, given),) = alone.items()

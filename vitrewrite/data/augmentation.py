@@ -13,13 +13,12 @@ holds in place of what the name says.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
 from ..language.settings import Settings
-from ..text import shown
+from .policies import check_policy
 
 LABELS, SIGNS, MAPS = "images with one label", "signs", "label maps"
 _RATIO = 4 / 3
@@ -80,7 +79,7 @@ class Augmentation:
             if name in given:
                 raise _impossible(f"{name} = {given[name]}", kind, "leave it out")
         if policy := given.get("auto_augment"):
-            _check_policy(policy)
+            check_policy(policy)
         return cls(**{**presets.get(kind, {}), **given})
 
     @property
@@ -92,17 +91,3 @@ class Augmentation:
 
 def _impossible(what: str, kind: str, suggestion: str) -> DataError:
     return DataError("VR755", f"{what} is not for {kind}", suggestion=suggestion)
-
-
-@functools.cache
-def _check_policy(policy: str) -> None:
-    import timm.data
-
-    library: Any = timm.data
-    try:
-        library.create_transform(32, is_training=True, auto_augment=policy)
-    except Exception as error:  # timm asserts, or fails on what it parses
-        raise DataError(
-            "VR755", f"timm knows no policy {shown(policy)}",
-            notes=["valid: rand-m9-mstd0.5-inc1 and the like, original, v0, 3a, augmix-m3-w3"],
-        ) from error  # fmt: skip

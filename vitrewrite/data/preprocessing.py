@@ -12,6 +12,7 @@ from ..errors import DataError
 from ..language.settings import Settings
 from ..tracing.about import about
 from .augmentation import Augmentation
+from .policies import mend
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,6 +92,7 @@ class Preprocessing:
             hflip=chosen.flip, color_jitter=chosen.colour or None,
             auto_augment=chosen.auto_augment,
         )  # fmt: skip
+        mend(made.transforms)
         if chosen.crop is None:
             geometry: Any = self.plain(whole=whole)
             made.transforms[:1] = geometry.transforms[:-1]
