@@ -117,7 +117,7 @@ class SetrHeads(nn.Module):
     inserted_by = "setr"
 
     def __init__(
-        self, dim: int, width: int, classes: int, taps: int, kind: str, side: int,
+        self, dim: int, width: int, classes: int, taps: int, kind: str | None, side: int,
         folded: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -127,9 +127,9 @@ class SetrHeads(nn.Module):
         steps: tuple[int, ...] = (2, 2, 2, 1 if biased else 2)
         self.main = PupHead(dim, width, classes, steps, 2 if biased else 1, biased, folded)
         steps, last = ((1,), side) if biased else ((4, 4), 1)
-        count = {"mmseg": taps - 1, "authors": taps, "none": 0}[kind]
+        count = 0 if kind is None or folded else taps if biased else taps - 1
         self.aux = nn.ModuleList(
-            PupHead(dim, width, classes, steps, last, biased) for _ in range(0 if folded else count)
+            PupHead(dim, width, classes, steps, last, biased) for _ in range(count)
         )
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -168,15 +168,15 @@ class Setr(Pass):
     width: int = option(256, minimum=1, help="channels of the convolutions")
     taps: tuple[int, ...] = option(
         (),
-        help="blocks whose results are read, in order; blocks 9, 14, 19 and 23 of 24 by default",
+        help="blocks that are read, in order; 9, 14, 19 and 23 of 24 by default, or likewise",
     )
-    aux: str = option(
+    aux: str | None = option(
         "mmseg",
-        choices=("mmseg", "authors", "none"),
-        help="heads for the loss: on all taps but the last; as in the authors' code; none",
+        choices=("mmseg", "authors"),
+        help="heads for the loss: on all taps but the last; as in the authors' code; or none",
     )
     aux_weight: float = option(
-        0.4, minimum=0, needs="aux != 'none'", help="of the loss of each of them"
+        0.4, minimum=0, needs="aux is not None", help="of the loss of each of them"
     )
 
     def rewrite(self, head: HeadSite) -> None:
@@ -184,7 +184,7 @@ class Setr(Pass):
         if len(head.siblings) > 1:
             raise head.unfit("the model has several heads")
         taps = self.tapped(head)
-        blocks = [head.blocks[i] for i in (taps if self.aux != "none" else taps[-1:])]
+        blocks = [head.blocks[i] for i in (taps if self.aux is not None else taps[-1:])]
         maps = [block.output.patches for block in blocks]
         self.check(head)
         made = SetrHeads(
@@ -208,7 +208,7 @@ class Setr(Pass):
 
     def procedure(self) -> "AuxiliaryLosses | None":
         """The losses of the other heads."""
-        if self.aux == "none":
+        if self.aux is None:
             return None
         from .losses import AuxiliaryLosses
 
@@ -239,8 +239,6 @@ class Setr(Pass):
         down, across = head.patch_size
         if down != across:
             raise head.unfit(f"its patches of {down}x{across} pixels are no squares")
-        if height // down * (width // across) < 2:
-            raise head.unfit("a grid of one patch is too little for batch norms in training")
 
 
 def convs_of(head: PupHead) -> list[UpsamplingConv]:

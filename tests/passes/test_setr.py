@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from vitrewrite.passes.setr import SetrHeads
 
 import vitrewrite as vr
+from tests.authored import install
 from tests.goldens import Case, case
-from vitrewrite.language.settings import Settings
+from tests.tuning.scenes import scenes
 from vitrewrite.tasks import Dense
+from vitrewrite.tuning import Settings, tune
+from vitrewrite.verification import verify_rewritten
 
 HEADS = {"setr-pup": "mmseg", "setr-pup-authors": "authors"}
 
@@ -73,3 +79,175 @@ def test_golden_outputs_losses_and_gradients(name: str) -> None:
         if key.startswith("after_step."):
             buffer = module.get_buffer(key.removeprefix("after_step."))
             torch.testing.assert_close(buffer, expected)
+
+
+# -- on models ------------------------------------------------------------------------------------
+
+TINY = "model vit_tiny_patch16_224(img_size=64, depth=4, embed_dim=32, num_heads=2)\n"
+HEAD = "replace head with setr(classes=3, width=8)\n"
+TAPS = (1, 2, 3)  # those of 4 blocks that are nearest to 10, 15, 20 and 24 of 24
+AROUND = {
+    "lora": "insert lora(rank=2) at blocks[*].attn.{q, v}\n",
+    "prompts": "prepend prompt(count=3) to blocks[*]\n",
+    "late prompts": "prepend prompt(count=3) to blocks[2:]\n",
+}
+
+
+def used(made: Any) -> Any:
+    """With weights and statistics as training leaves them: none is zero or one."""
+    torch.manual_seed(0)
+    for name, tensor in made.delta().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif tensor.is_floating_point():
+            tensor.add_(torch.randn_like(tensor) * 0.1)
+    return made
+
+
+def test_counts_of_the_shipped_specs() -> None:
+    plan = vr.plan("setr_pup_lora")
+    assert all(verdict.holds is not False for verdict in plan.claims)
+    assert plan.measures.params.trainable == 13_143_640 + 2 * 24 * 2 * 16 * 1024
+    assert plan.measures.macs_lowered == pytest.approx((362.0 + 63.2) * 1e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "main", "others"), [
+    ("mmseg", 4_171_414, 3 * 2_990_742), (None, 4_171_414, 0),
+    ("authors", 4_171_414 + 4 * 256, 4 * (2_990_742 - 256 * 256 * 9 - 2 * 256 + 256)),
+])  # fmt: skip
+def test_published_sizes(kind: str | None, main: int, others: int) -> None:
+    with torch.device("meta"):
+        heads = SetrHeads(1024, 256, 150, 1 if kind is None else 4, kind, 16)
+    assert sum(p.numel() for p in heads.main.parameters()) == main
+    assert sum(p.numel() for p in heads.aux.parameters()) == others
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_prompts_are_left_out_and_only_the_main_head_is_lowered(around: str) -> None:
+    """What the head sees is the patches alone: before lowering, and behind it without prompts."""
+    made = used(vr.apply(TINY + AROUND[around] + HEAD + "train head\n"))
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    module: Any = made.module.eval()
+    features = module.forward_features(images)
+    assert [tuple(f.shape) for f in features] == [(3, 4, 4, 32)] * len(features)
+    seen: list[torch.Tensor] = []
+    for index in TAPS:
+        block = module.get_submodule(f"blocks.{index}")
+        block.register_forward_hook(lambda _m, _x, y: seen.append(y))
+    module(images)
+    for stream, patches in zip(seen, features, strict=True):
+        assert torch.equal(stream[:, -16:].unflatten(1, (4, 4)), patches)
+    lowered = vr.lower(made).module.eval()
+    torch.testing.assert_close(lowered(images), module(images), rtol=1e-4, atol=1e-5)
+    names = lowered.state_dict().keys()
+    assert not [n for n in names if "aux" in n or ".bn." in n or "lora" in n]
+    assert isinstance(lowered.forward_features(images), torch.Tensor)  # one tap is left
+    assert lowered.train()(images).shape == (3, 3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("aux", "graphs"),
+    [
+        ("mmseg", False), ("authors", False), ("none", False),
+        pytest.param("mmseg", True, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_what_is_claimed_holds(aux: str, graphs: bool) -> None:
+    head = HEAD.replace("width=8", f"width=8, aux={aux}")
+    checks = vr.verify(vr.apply(TINY + AROUND["prompts"] + head), graphs=graphs)
+    (found,) = (c for c in checks if "gradients reach" in c.name)
+    assert ("in training alone" in found.note) == (aux != "none")
+
+
+HALF = """
+class Half(nn.Module):
+    inserted_by = "half"
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.both, self.training_alone = nn.Linear(width, 2), nn.Linear(width, 2)
+        self.never = nn.Linear(width, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        y = self.both(x)
+        return (y, self.training_alone(x)) if self.training else y
+
+
+@dataclass(frozen=True)
+class HalfUsed(Pass):
+    verbs: ClassVar[tuple[str, ...]] = ("replace",)
+    attaches: ClassVar[tuple[str, ...]] = ("head",)
+
+    def rewrite(self, head: Any) -> None:
+        head.replace(Half(head.in_features))
+"""
+
+
+def test_what_neither_mode_reaches_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, tmp_path, half=HALF)
+    made = vr.apply(TINY + "replace head with half()\n")
+    (found,) = (c for c in verify_rewritten(made, graphs=False) if "gradients" in c.name)
+    assert found.holds is False
+    assert found.note == "head.never.weight, head.never.bias"
+
+
+def test_the_first_values() -> None:
+    (heads,) = vr.apply(TINY + "replace head with setr(aux=authors)\n").inserted("setr")
+    weight = heads.main.convs[1].conv.weight
+    assert float(weight.detach().std()) == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
+    assert float(heads.aux[2].classifier.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+    zero = ("bias", "running_mean")
+    for name, tensor in heads.state_dict().items():
+        if name.endswith(zero):
+            assert not tensor.any(), name
+        if name.endswith(("norm.weight", "bn.weight", "running_var")):
+            assert bool((tensor == 1).all()), name
+
+
+def test_a_run_supervises_all_heads_and_judges_the_main_one(tmp_path: Path) -> None:
+    scenes(tmp_path / "data", training=8, validation=4)
+    made = vr.apply(TINY + AROUND["lora"] + HEAD + "train head\n")
+    before = {k: v.clone() for k, v in made.delta().items()}
+    settings = Settings(steps=4, batch=4, lr=1e-2, optimiser="sgd", log_every=1)
+    tune(made, str(tmp_path / "data"), settings, out=tmp_path / "out")
+    lines = [json.loads(s) for s in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert {*steps[0]["terms"]} == {"task", "aux.0", "aux.1"}
+    assert all(0.2 < s["terms"]["aux.0"] / (0.4 * s["terms"]["task"]) < 5 for s in steps)
+    assert 0 < made.report["training"]["mIoU"] < 1
+    moved = [k for k, v in made.delta().items() if not torch.equal(v, before[k])]
+    assert {k.split(".")[0] for k in moved} == {"head", "blocks"}
+    assert any("running_var" in k for k in moved)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "told"),
+    [
+        (TINY + HEAD.replace("width=8", "taps=[1, 4]"), "VR403", "4 is none of 4 blocks"),
+        (TINY + HEAD.replace("width=8", "taps=[2, 1]"), "VR403", "not in increasing order"),
+        (TINY + HEAD.replace("classes=3", "classes=1"), "VR203", "classes"),
+        (
+            "model vit_tiny_patch16_224(img_size=24, patch_size=8)\n" + HEAD, "VR410",
+            "not multiples of 16",
+        ),
+        ("model vit_tiny_patch16_224(img_size=16)\n" + HEAD, "VR410", "no full grid"),
+        ("model swin_tiny_patch4_window7_224\n" + HEAD, "VR410", "no sequence"),
+        ("model deit_tiny_distilled_patch16_224\n" + HEAD, "VR410", "several heads"),
+        (TINY + "insert merge.tome(r=2) after blocks[*].attn\n" + HEAD, "VR410", "no full grid"),
+        (
+            TINY.replace("num_heads=2", "num_heads=2, patch_drop_rate=0.5") + HEAD, "VR416",
+            "the grid of patches",
+        ),
+        (
+            TINY + "insert lora() at head\n" + HEAD, "VR401", "another clause adapts it",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_told(text: str, code: str, told: str) -> None:
+    with pytest.raises(vr.VitrewriteError) as caught:
+        vr.plan(text)
+    assert caught.value.code == code
+    assert told in str(caught.value)
