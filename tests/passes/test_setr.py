@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from vitrewrite.passes.setr import SetrHeads
 
 import vitrewrite as vr
 from tests.authored import install
+from tests.cli.invoke import invoke
 from tests.goldens import Case, case
 from tests.tuning.scenes import scenes
+from vitrewrite.data import Preprocessing, batches, open_data
+from vitrewrite.profiling.run import measure
 from vitrewrite.tasks import Dense
 from vitrewrite.tuning import Settings, tune
 from vitrewrite.verification import verify_rewritten
@@ -221,6 +225,27 @@ def test_a_run_supervises_all_heads_and_judges_the_main_one(tmp_path: Path) -> N
     moved = [k for k, v in made.delta().items() if not torch.equal(v, before[k])]
     assert {k.split(".")[0] for k in moved} == {"head", "blocks"}
     assert any("running_var" in k for k in moved)
+    vr.emit(vr.lower(made), tmp_path / "lowered")
+    assert invoke("lower", tmp_path / "lowered", "--undo", "--out", tmp_path / "again").status == 0
+
+
+def test_sensitivities_are_those_of_the_loss_with_the_new_head(tmp_path: Path) -> None:
+    scenes(tmp_path / "data", training=3, validation=1)
+    spec = TINY + HEAD + "insert lora(rank=2) at sensitive(budget=1K, samples=3, scale=8K)\n"
+    found = measure(vr.parse(spec), data=tmp_path / "data")
+    module: Any = vr.apply(TINY + HEAD + "train every parameter\n").module.eval()
+    images = open_data(str(tmp_path / "data"), Preprocessing.of(module)).train
+    (batch,) = batches(images, 3, seed=0, limit=3)
+    name = "blocks.1.attn.qkv.weight"
+    expected = torch.zeros_like(module.get_parameter(name))
+    for x, y in zip(batch.images, batch.labels, strict=True):
+        scores = F.interpolate(module(x[None]), y.shape, mode="bilinear")
+        loss = F.cross_entropy(scores, y[None], ignore_index=255)
+        expected += torch.autograd.grad(loss, module.get_parameter(name))[0] ** 2
+    torch.testing.assert_close(found.tensors[f"sensitivity.{name}"], expected)
+    assert not found.tensors["sensitivity.norm.weight"].any()  # nothing reads it any more
+    made = vr.apply(spec, profile=found)
+    assert 0 < made.report["params"]["trainable_without_head"] <= 1000
 
 
 @pytest.mark.parametrize(
