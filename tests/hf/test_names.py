@@ -33,20 +33,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("name", "millions"), [("hf:mask2former-r50", 44.04), ("hf:mask2former-swin-t", 47.44)]
-)
-def test_shipped_models_have_the_published_size(name: str, millions: float) -> None:
+SHIPPED = {
+    "hf:mask2former-r101": (63.033495, 512), "hf:mask2former-r50": (44.041367, 512),
+    "hf:mask2former-swin-b": (106.924239, 640), "hf:mask2former-swin-l": (215.491851, 640),
+    "hf:mask2former-swin-t": (47.441169, 512),
+}  # fmt: skip
+"""Millions of parameters, and the side of the images."""
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_have_the_published_size(name: str) -> None:
     model = models.create(name, meta=True)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+    millions, side = SHIPPED[name]
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == millions
     assert all(p.is_meta for p in model.parameters())
-    assert example_input(model).shape == (1, 3, 512, 512)
+    assert example_input(model).shape == (1, 3, side, side)
     assert model.class_predictor.out_features == 151
 
 
 def test_shipped_models_are_listed() -> None:
     shown = invoke("list", "models").out
-    assert hugging_face.names() == ["hf:mask2former-r50", "hf:mask2former-swin-t"]
+    assert hugging_face.names() == list(SHIPPED)
     for name in hugging_face.names():
         assert f"{name}" in shown
     assert "Mask2FormerForUniversalSegmentation on resnet, 150 classes" in shown

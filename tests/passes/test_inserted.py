@@ -30,6 +30,7 @@ SPECS = {
     "prompt-masks": "prepend prompt(count=3, masks=true, segments=4) to blocks[*]",
     "prompt-patches": "prepend prompt(count=3, readout=patches) to blocks[0]",
     "kv_prompt": "prepend kv_prompt(n=2) to blocks[*].attn",
+    "setr": "replace head with setr(classes=3, width=4)",
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
@@ -87,7 +88,8 @@ def test_it_has_the_dtype_of_the_model_whatever_the_default(name: str, dtype: to
         assert torch.equal(y, model(x))
     torch.testing.assert_close(z, y, rtol=0, atol=0.06)
     module.train()
-    module(x).float().sum().backward()
+    made = module(x)
+    sum(t.float().sum() for t in (made if isinstance(made, tuple) else (made,))).backward()
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 

@@ -18,8 +18,9 @@ from vitrewrite.data.batch import Key
 from vitrewrite.data.joint import LabelMap, MixedCrop
 from vitrewrite.data.loading import ProcessShare, TrainingOrder, training_batches
 from vitrewrite.data.pictures import converted, read_image
+from vitrewrite.data.policies import mend, posterised
 from vitrewrite.data.preprocessing import Preprocessing as Wanted
-from vitrewrite.data.seeding import seeded
+from vitrewrite.data.seeding import seed_all, seeded
 from vitrewrite.errors import DataError
 from vitrewrite.folder.reading import rewritten_folder
 from vitrewrite.models.records import normalisation
@@ -209,13 +210,7 @@ def test_memory_has_a_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", ["rand-m10-inc1", "original", "augmix-m9-w3", "3a"])
 def test_policies_run_with_every_pillow(policy: str) -> None:
     """From version 12 on it refuses to posterise to no bit, which timm asks for."""
-    from PIL import Image
-    from timm.data import create_transform
-
-    from vitrewrite.data.policies import mend, posterised
-    from vitrewrite.data.seeding import seed_all
-
-    transform: Any = create_transform(24, is_training=True, auto_augment=policy)
+    transform: Any = timm.data.create_transform(24, is_training=True, auto_augment=policy)
     mend(transform.transforms)
     image = Image.fromarray(torch.arange(24 * 24 * 3).remainder(251).view(24, 24, 3).byte().numpy())
     seed_all(0)

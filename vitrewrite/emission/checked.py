@@ -74,10 +74,14 @@ def _other_setting(module: nn.Module, twin: nn.Module) -> str:
     return ""
 
 
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+"""Have no options, and may be empty."""
+
+
 def _settings(module: nn.Module, twin: nn.Module) -> dict[str, Any]:
     """The options of a layer of torch, or what an instance of a printed class was made with."""
     if is_torch_class(type(module)):
-        holds = module._modules or isinstance(module, (nn.ParameterList, nn.ParameterDict))
+        holds = module._modules or isinstance(module, _CONTAINERS)
         return {} if holds else layers.arguments(module)
     plain = (bool, int, float, str)
     names = (k for k, v in twin.__dict__.items() if k[0] != "_" and isinstance(v, plain))

@@ -26,6 +26,7 @@ from ..tasks import task_for
 from ..tasks.supervision import supervised
 from .activations import ActivationRecorder, Activations, collect, selected
 from .gradients import squared_gradients
+from .heads import with_new_head
 
 
 def measure(
@@ -127,16 +128,21 @@ class _Job:
             raise ProfileError("VR766", f"{self.anatomy.model} has no blocks to measure")
         options = _way(spec)
         found = open_data(self.data, Preprocessing.of(self.base), measured=False)
-        task, images = task_for(found, self.base, self.anatomy), found.train
-        realise(self.base)
-        self.base.to(self.device)
+        model = with_new_head(spec, self.base, self.anatomy, self.seed)
+        task, images = task_for(found, model, self.anatomy), found.train
+        realise(model)
+        model.to(self.device)
         samples = min(int(options["samples"]), len(images))
+        names = dict.fromkeys(c.parameter for c in listed)
+        left = dict(model.named_parameters())
         sums = squared_gradients(
-            self.base, self._batches(images, samples, "gradients"),
+            model, self._batches(images, samples, "gradients"),
             per_sample=options["per"] == "sample",
-            names=list(dict.fromkeys(c.parameter for c in listed)),
+            names=[name for name in names if name in left],
             loss=lambda output, labels, done: task.loss(output, labels, seed=done),
         )  # fmt: skip
+        for name in names.keys() - left.keys():  # a norm that the new head does not read
+            sums[name] = torch.zeros_like(self.base.get_parameter(name), dtype=torch.float32)
         tensors = {f"{SENSITIVITY}{k}": v.cpu() for k, v in sums.items()}
         return Profile(tensors, {"samples": samples, "per": options["per"], "way": options})
 

@@ -76,11 +76,38 @@ class BoundSite:
         return sizes[0]
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model was captured with.
+
+        For checks and messages: what a pass makes has to fit other sizes too.
+        """
+        height, width = self._captured.shape[-2:]
+        return height, width
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels.
+
+        Raises:
+            RewriteError: VR410 if the first block sees no grid of patches that fills the image.
+        """
+        grid, (height, width) = self.context.stream.start.grid, self.image_size
+        if grid is None or height % grid[0] or width % grid[1]:
+            shape = "no grid" if grid is None else f"a grid of {grid[0]}x{grid[1]}"
+            raise self.unfit(f"{shape} of patches fills an image of {height}x{width}")
+        return height // grid[0], width // grid[1]
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
+        return self._captured.dtype
+
+    @property
+    def _captured(self) -> torch.Tensor:
+        """The first input of the model that holds fractions."""
         args, kwargs = inputs.as_arguments(about(self.editor.root).example)
         images: list[torch.Tensor] = [*args, *kwargs.values()]
-        return next(v.dtype for v in images if v.is_floating_point())
+        return next(v for v in images if v.is_floating_point())
 
     @property
     def like(self) -> torch.Tensor:
@@ -342,8 +369,15 @@ class BoundSite:
                 node.graph.erase_node(item)
         node.graph.erase_node(node)
 
-    def swap(self, module: nn.Module) -> None:
-        """Puts another module of the same inputs and outputs in its place."""
+    def swap(self, module: nn.Module, given: Sequence[int] | None = None) -> None:
+        """Puts another module of the same outputs in its place.
+
+        Args:
+            module: what stands there from now on.
+            given: which of the inputs it gets; all of them by default.
+        """
+        for _, call in self.calls_of(self.insertion) if given is not None else ():
+            call.args = tuple(call.args[i] for i in given or ())
         owner, _, name = self.insertion.path.rpartition(".")
         parent = self.editor.root.get_submodule(owner)
         fit(module, parent, self.like)

@@ -59,7 +59,8 @@ class HeadSite(LinearSite):
         its tensors; without x all that only x was made of goes, too, such as a last norm.
 
         Args:
-            module: the new head; how many classes it yields is the number of the model.
+            module: the new head; how many classes it yields is the number of the model. In
+                training it may yield more, `(logits, *more)`, for a procedure's losses.
             taps: values that are made anywhere in front of it.
             pooled: whether it reads x, [batch, in_features], the input of the layer.
 

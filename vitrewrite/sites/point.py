@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from ..anatomy.sites import Place
+from ..editing import wiring
+from ..editing.editor import after
 from ..editing.facts import Facts
 from ..editing.value import Value
-from ..tracing.notes import HELD, HINT
+from ..tracing.notes import HELD, HINT, VALUE
 from .room import WithoutTokens
 
 if TYPE_CHECKING:
@@ -47,6 +50,27 @@ class Point:
         if found is None or not stream.whole(self.position):
             raise self.site.unfit("no full grid of patches is left there")
         return Value(found[0]), Value(found[1])
+
+    @property
+    def patches(self) -> Value:
+        """The patches alone, as a map [batch, height, width, channels].
+
+        Tokens of the prefix are left out, however many there are; the map follows the image.
+
+        Raises:
+            RewriteError: VR410 if the stream is no sequence, if no full grid of patches is left in
+                it, or if something stands behind them.
+        """
+        stream = self.site.context.anatomy.stream
+        if not self.is_sequence or stream.suffix_tokens:
+            what = "its stream is no sequence that ends in its patches"
+            raise self.site.unfit(what)
+        editor, sizes = self.site.editor, self.grid_size
+        units = (editor.where(self.place).unit, sizes[0].place.unit)
+        unit = wiring.common(editor, units)
+        x, *grid = (value.read(editor, unit) for value in (self.value, *sizes))
+        with after(editor.graph(unit), [x, *grid]):
+            return Value(Place(unit, _as_map(x, grid).name))
 
     @property
     def is_sequence(self) -> bool:
@@ -153,3 +177,17 @@ class Point:
     def become(self, **facts: object) -> None:
         """From here on, these facts hold of the tokens."""
         self.site.context.stream.change(self.position, self.site.clause, **facts)
+
+
+def _as_map(x: fx.Node, grid: Sequence[fx.Node]) -> fx.Node:
+    """`x[:, -height * width :].unflatten(1, (height, width))`."""
+    graph, (height, width) = x.graph, grid
+    count = graph.call_function(operator.mul, (height, width))
+    first = graph.call_function(operator.neg, (count,))
+    VALUE.put(count, VALUE.of(height) * VALUE.of(width))
+    VALUE.put(first, -VALUE.of(count))
+    rows = graph.call_function(operator.getitem, (x, (slice(None), slice(first, None))))
+    HINT.put(rows, "patches")
+    made = graph.call_method("unflatten", (rows, 1, (height, width)))
+    HINT.put(made, "patches")
+    return made

@@ -15,7 +15,7 @@ from .branches import Outcome, explore
 from .checkpoints import checkpointed
 from .frame import Frame, getitem
 from .history import PastCall
-from .leaves import is_leaf, leaf_class, run_leaf, torch_base
+from .leaves import is_inserted, is_leaf, leaf_class, run_leaf, torch_base
 from .memo import Entry
 from .nodes import add
 from .notes import ARITY
@@ -73,6 +73,8 @@ def _entry(
 ) -> tuple[Entry, bool]:
     """The outcome of a call, and whether it was traced now."""
     key = recorder.memo.key(module, (args, kwargs), recorder)
+    if is_inserted(module):  # opaque, and may yield more in training
+        key = key, module.training
     found = recorder.memo.leaves.get(key)
     if found is None and not hooks.hooked_below(module):
         found = recorder.memo.find(key)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import fx
 
-from .notes import HINT, VALUE, copied
+from .notes import ARITY, HINT, VALUE, copied
 from .operators import is_impure
 from .template import Template, copy_graph, signature
 
@@ -82,6 +83,8 @@ def _match(graph: fx.Graph, node: fx.Node, other: fx.Node, match: dict[fx.Node, 
 
 def _outputs(graph: fx.Graph, a: Any, b: Any, match: dict[fx.Node, fx.Node]) -> Any:
     """The outputs of both, each that of its mode."""
+    if isinstance(a, fx.Node) and _is_whole(a, b, match):
+        return a
     if isinstance(a, fx.Node) and isinstance(b, fx.Node) and match[b] is not a:
         node = graph.call_function(by_mode, (_training(graph), match[b], a))
         VALUE.put(node, VALUE.get(a))
@@ -91,6 +94,18 @@ def _outputs(graph: fx.Graph, a: Any, b: Any, match: dict[fx.Node, fx.Node]) -> 
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return {k: _outputs(graph, a[k], b[k], match) for k in a}
     return _join(graph, a, b, match)
+
+
+def _is_whole(call: fx.Node, parts: Any, match: dict[fx.Node, fx.Node]) -> bool:
+    """Whether one mode returns as it is what the other takes apart: all that a call yields."""
+    if not isinstance(parts, tuple) or call.op != "call_module" or not parts:
+        return False
+    items = [match[p] if isinstance(p, fx.Node) else None for p in parts]
+    taken = [(i.args if i is not None and i.target is operator.getitem else ()) for i in items]
+    source = next((s for s, node in match.items() if node is call), None)
+    return taken == [(call, i) for i in range(len(parts))] and (
+        source is not None and ARITY.get(source) == len(parts)
+    )
 
 
 class _DifferentError(Exception):
@@ -112,8 +127,14 @@ def _join(graph: fx.Graph, a: Any, b: Any, match: dict[fx.Node, fx.Node]) -> Any
         if a.keys() != b.keys():
             raise _DifferentError
         return {k: _join(graph, a[k], b[k], match) for k in a}
-    if a == b:
-        return a
+    if isinstance(a, slice):
+        first, second = ((s.start, s.stop, s.step) for s in (a, b))
+        return slice(*_join(graph, first, second, match))
+    return a if a == b else _chosen(graph, a, b)
+
+
+def _chosen(graph: fx.Graph, a: Any, b: Any) -> fx.Node:
+    """One of two numbers, by the mode."""
     if not isinstance(a, (int, float)):
         raise _DifferentError
     return graph.call_function(by_mode, (_training(graph), b, a))
