@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,10 @@ from tests.authored import install
 from tests.cli.invoke import invoke
 from tests.goldens import Case, case
 from tests.tuning.scenes import scenes
+from vitrewrite import models
 from vitrewrite.data import Preprocessing, batches, open_data
+from vitrewrite.emission.realise import realise
+from vitrewrite.folder.writing import model_text
 from vitrewrite.profiling.run import measure
 from vitrewrite.tasks import Dense
 from vitrewrite.tuning import Settings, tune
@@ -147,6 +151,22 @@ def test_prompts_are_left_out_and_only_the_main_head_is_lowered(around: str) -> 
     assert not [n for n in names if "aux" in n or ".bn." in n or "lora" in n]
     assert isinstance(lowered.forward_features(images), torch.Tensor)  # one tap is left
     assert lowered.train()(images).shape == (3, 3, 64, 64)
+
+
+def test_what_is_printed_is_captured_as_one_program_for_both_modes(tmp_path: Path) -> None:
+    """Training takes the result of the heads apart, evaluation returns it as it is."""
+    made = used(vr.apply(TINY + HEAD))
+    (tmp_path / "setr_model.py").write_text(model_text(made))
+    twin: Any = models.create(f"{tmp_path / 'setr_model.py'}:build")
+    twin.load_state_dict(made.module.state_dict())
+    captured: Any = vr.capture(twin)
+    again = realise(captured).text
+    assert ast.dump(ast.parse(again)) == ast.dump(ast.parse(made.source.text))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for training in (False, True):
+        found, wanted = (m.train(training)(images) for m in (captured, twin))
+        assert isinstance(found, tuple) == training
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

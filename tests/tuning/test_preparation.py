@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ import torch
 from PIL import Image
 
 import vitrewrite as vr
-from vitrewrite.data import Data, Preprocessing, batches, open_data
+from vitrewrite.data import Data, Preprocessing, batches, loading, open_data
 from vitrewrite.data.batch import Key
 from vitrewrite.data.joint import LabelMap, MixedCrop
-from vitrewrite.data.loading import ProcessShare, TrainingOrder, training_batches
+from vitrewrite.data.loading import (
+    ProcessShare,
+    TrainingOrder,
+    automatic,
+    training_batches,
+)
 from vitrewrite.data.pictures import converted, read_image
 from vitrewrite.data.policies import mend, posterised
 from vitrewrite.data.preprocessing import Preprocessing as Wanted
@@ -29,6 +35,7 @@ from vitrewrite.tuning import Settings, tune
 CONFIG: dict[str, Any] = {
     "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25), "interpolation": "bicubic", "crop_pct": 0.8,
 }  # fmt: skip
+GREY = {"mean": (0.5,), "std": (0.5,), "interpolation": "bilinear"}
 
 
 def wanted(**settings: Any) -> Wanted:
@@ -217,3 +224,54 @@ def test_policies_run_with_every_pillow(policy: str) -> None:
     for _ in range(60):
         transform(image)
     assert posterised(image, 0).getextrema() == ((0, 0),) * 3
+
+
+# -- order and workers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"augment": "deit"},
+        {"augment": "standard", "distort": True},
+        {"flip": 0.5, "resize": "whole", "inputs": "unit"},
+        {"auto_augment": "augmix-m3-w3"},
+        {"crop": 0.3, "colour": 0.2, "erase": 1.0},
+    ],
+)
+def test_a_run_that_goes_on_sees_the_same_images(settings: dict[str, Any], pictures: Path) -> None:
+    found = []
+    for first in (0, 3):
+        images = opened(pictures, **settings).train
+        order = TrainingOrder(20, 8, range(first, 6), 5, ProcessShare(), augment=images.varies)
+        found.append(list(training_batches(images, order)))
+        torch.manual_seed(first)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found[0][3:], found[1], strict=True))
+
+
+def test_workers_are_there_while_they_help(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = opened(pictures).train
+    order = TrainingOrder(20, 5, range(12), 5, ProcessShare(), augment=False)
+    assert automatic(images, drawn=True) == 0  # so few are read in no time
+    expected = list(training_batches(images, order))
+    monkeypatch.setattr(loading, "_FEW", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert automatic(images, drawn=False) == 0  # they are in memory
+    images = opened(pictures).train
+    assert automatic(images, drawn=False) == automatic(images, drawn=True) == 1
+    asked: list[int] = []
+    original = loading._loaded
+
+    def loaded(images: Any, order: Any, workers: int) -> Any:
+        asked.append(workers)
+        return original(images, order, workers)
+
+    monkeypatch.setattr(loading, "_loaded", loaded)
+    found = list(training_batches(images, order))
+    assert asked == [1, 0]  # the first epoch fills the memory
+    assert all(torch.equal(a.images, b.images) for a, b in zip(expected, found, strict=True))
+    assert automatic(open_data("digits", Preprocessing((1, 8, 8), GREY)).train, drawn=True) == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(99)), raising=False)
+    assert automatic(images, drawn=True) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "33")
+    assert automatic(images, drawn=True) == 2

@@ -27,7 +27,7 @@ FIGURES: Mapping[str, tuple[tuple[str, ...], float, str]] = {
     "share_fgvc": (("share",), 0.01, " % (FGVC)"),
     "total_params": (("storage",), 1.0, " bases"),
 }
-_NEAR, _LAST = 6e-4, 0.51e-4  # a claim is exact, or has the digits of the figure
+_NEAR = 6e-4  # a claim is exact where a figure has few digits
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Row:
         printed: its figures as the paper has them; `digits` how many are behind the point.
         ours: the same as we count them; nothing where the paper does not say what to count.
         agrees: figures that round to what is printed.
+        beside: what we count of figures that the recount does not see, in the same units.
         apart: figures that no claim of its spec is about, and why.
         missing: what vitrewrite lacks to express it.
     """
@@ -51,6 +52,7 @@ class Row:
     ours: Mapping[str, Any]
     status: str
     agrees: Sequence[str]
+    beside: Mapping[str, float] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
     missing: str = ""
 
@@ -62,7 +64,12 @@ class Row:
     def claim(self, figure: str, spec: Spec) -> Claim | None:
         """The claim of a spec that is about a figure."""
         claims = (require.claim for require in spec.requires)
-        return next((c for c in claims if is_about(c, figure, self.ours.get(figure))), None)
+        return next((c for c in claims if is_about(c, figure, self.counted(figure))), None)
+
+    def counted(self, figure: str) -> float | None:
+        """What vitrewrite is to count."""
+        ours = self.ours.get(figure)
+        return None if ours is None else float(ours) + self.beside.get(figure, 0.0)
 
 
 def is_about(claim: Claim, figure: str, value: Any) -> bool:
@@ -74,7 +81,8 @@ def is_about(claim: Claim, figure: str, value: Any) -> bool:
     said = literal(bound) if isinstance(bound, Literal) else None
     if not isinstance(said, (int, float)):
         return False
-    return bool(abs(said / unit - value) <= max(_NEAR * abs(value), _LAST))
+    digits = len(repr(float(round(value, 4))).partition(".")[2])
+    return bool(abs(said / unit - value) <= max(_NEAR * abs(value), 0.51 * 10.0**-digits))
 
 
 def rows() -> list[Row]:

@@ -14,7 +14,7 @@ from ..errors import DataError
 from ..text import first_line
 from .augmentation import LABELS, SIGNS, Augmentation
 from .batch import Batch, Key
-from .memory import Memory
+from .memory import ImageMemory
 from .pictures import converted, refused
 from .preprocessing import Preprocessing, erasing
 from .seeding import seeded
@@ -88,7 +88,7 @@ class Images(Dataset[Any]):
     def _forget(self) -> None:
         """Starts with an empty memory: of images as they are measured, and as they lie there."""
         limit = self.wanted.settings.cache << 20
-        self.resized, self.decoded = (Memory(len(self.indices), limit) for _ in range(2))
+        self.resized, self.decoded = (ImageMemory(len(self.indices), limit) for _ in range(2))
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -19,7 +19,7 @@ _SHARE = 4  # at most one part of so many of the machine's memory
 _COLUMNS = 5  # of the table: place + 1, channels, height, width, label
 
 
-class Memory:
+class ImageMemory:
     """Images of 8 bits with their labels.
 
     Args:
@@ -42,7 +42,7 @@ class Memory:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A process that is started afresh has a memory of its own, which keeps nothing."""
-        return Memory, (self.count, 0)
+        return ImageMemory, (self.count, 0)
 
     def get(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """An image (C, H, W), not to be written to, and its label."""

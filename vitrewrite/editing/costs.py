@@ -21,17 +21,20 @@ class Costs:
         convolved: multiply-accumulates of convolutions.
         linear: of products with one matrix: linear layers.
         products: of all other matrix products: scores, and their products with values.
-        normalised: elements of layer and group norms.
+        normalised: elements of layer and group norms; batch_normalised of batch norms.
         sampled: elements that sampling between positions yields.
         resized: elements that bilinear resizing yields.
+        mapped: multiply-accumulates of a map of classes that is made of what a model yields.
     """
 
     convolved: int = 0
     linear: int = 0
     products: int = 0
     normalised: int = 0
+    batch_normalised: int = 0
     sampled: int = 0
     resized: int = 0
+    mapped: int = 0
 
     @property
     def macs(self) -> int:
@@ -48,8 +51,8 @@ class Costs:
     def counts(self) -> tuple[int, ...]:
         """All counts, in the order of the class."""
         return (
-            self.convolved, self.linear, self.products,
-            self.normalised, self.sampled, self.resized,
+            self.convolved, self.linear, self.products, self.normalised,
+            self.batch_normalised, self.sampled, self.resized, self.mapped,
         )  # fmt: skip
 
     def weighed(self, weights: Mapping[str, float]) -> float:
@@ -71,26 +74,26 @@ def _raw(count: Callable[..., int]) -> Callable[..., int]:
     return count
 
 
-# Torch's counter knows `addmm`, and not that it can be done in place; no norm and no sampling.
-MORE: Mapping[Any, Callable[..., int]] = {
-    aten.addmm_: _raw(_in_place),
-    **dict.fromkeys(
-        (
-            aten.native_layer_norm, aten.native_group_norm,
-            aten.grid_sampler_2d, aten.upsample_bilinear2d,
-        ),
-        _raw(_elements),
-    ),
-}  # fmt: skip
-
+_NORMS = (aten.native_layer_norm, aten.native_group_norm)
+_BATCH_NORMS = (
+    aten.native_batch_norm, aten._native_batch_norm_legit, aten._batch_norm_with_update,
+    aten._native_batch_norm_legit_no_training, aten._batch_norm_no_update,
+)  # fmt: skip
 _KINDS: Mapping[Any, str] = {
     **dict.fromkeys((aten.convolution, aten._convolution), "convolved"),
     **dict.fromkeys((aten.mm, aten.addmm, aten.addmm_), "linear"),
-    **dict.fromkeys((aten.native_layer_norm, aten.native_group_norm), "normalised"),
+    **dict.fromkeys(_NORMS, "normalised"),
+    **dict.fromkeys(_BATCH_NORMS, "batch_normalised"),
     aten.grid_sampler_2d: "sampled",
     aten.upsample_bilinear2d: "resized",
 }
-_TWICE = ("convolved", "linear", "products")  # of these, torch counts operations
+_OPERATIONS = ("convolved", "linear", "products")  # of which torch counts two for one
+
+# Torch's counter knows `addmm`, and not that it can be done in place; no norm and no sampling.
+MORE: Mapping[Any, Callable[..., int]] = {
+    aten.addmm_: _raw(_in_place),
+    **{op: _raw(_elements) for op, kind in _KINDS.items() if kind not in _OPERATIONS},
+}
 
 
 def counted(flops: Mapping[Any, int]) -> Costs:
@@ -98,7 +101,7 @@ def counted(flops: Mapping[Any, int]) -> Costs:
     found: dict[str, int] = {}
     for called, count in flops.items():
         kind = _KINDS.get(called, "products")
-        found[kind] = found.get(kind, 0) + (count // 2 if kind in _TWICE else count)
+        found[kind] = found.get(kind, 0) + (count // 2 if kind in _OPERATIONS else count)
     return Costs(**found)
 
 
@@ -108,4 +111,6 @@ def of_layer(layer: nn.Module, x: torch.Tensor) -> Costs:
         return Costs(linear=x.numel() * layer.out_features)
     if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
         return Costs(normalised=x.numel())
+    if isinstance(layer, nn.BatchNorm2d):
+        return Costs(batch_normalised=x.numel())
     return Costs()

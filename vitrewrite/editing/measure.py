@@ -122,6 +122,11 @@ class Propagation:
         """Multiply-accumulates, as the class tells."""
         return self.costs.macs
 
+    @property
+    def outputs(self) -> Any:
+        """What the whole yields, on meta."""
+        return self.entries[self.top].outputs
+
     def shape(self, place: Place) -> tuple[int, ...] | None:
         """The shape of the value at a place, or None if nothing ran there."""
         entry = self._entry(place.unit)

@@ -38,4 +38,18 @@ CONVENTIONS: Mapping[str, Convention] = {
         {"convolved": 1, "linear": 1, "normalised": 1},
         "linear, and 1 per element of a norm, as counters by modules have it",
     ),
+    "maps": Convention(
+        {**PLAIN, "mapped": 1}, "plain, and classes times masks at the size of the image"
+    ),
+    "segmentation": Convention(
+        {
+            **PLAIN,
+            "mapped": 1,
+            "normalised": 5,
+            "batch_normalised": 2,
+            "sampled": 4,
+            "resized": 1,
+        },
+        "maps, norms, sampling and resizing, as fvcore's counter has it",
+    ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 
@@ -14,6 +15,7 @@ from ..language.conventions import CONVENTIONS
 from ..language.expressions import literal
 from ..language.model import Claim
 from ..selection.select import Selection
+from ..tasks.queries import CLASSES
 from .engine import Rewrite
 from .measures import Measures
 from .parameters import parameters_of, paths_of
@@ -93,7 +95,26 @@ def _macs(claim: Claim, measures: Measures, result: Rewrite) -> int:
     run = measures.run_lowered if claim.metric == "macs_lowered" else measures.run
     convention = CONVENTIONS[str(_options(claim).get("convention", "plain"))]
     left = run.costs - _excluded(claim, run, result)
+    if "mapped" in convention.weights:
+        left += _map(claim, run, result)
     return round(left.weighed(convention.weights)) * (2 if claim.metric == "flops" else 1)
+
+
+def _map(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
+    """What it takes to make a map of classes at the size of the image of queries and their masks.
+
+    Masks are resized, then each pixel has the sum of classes over queries: Cheng et al., CVPR
+    2022, section 3.1.
+    """
+    output = run.outputs
+    scores = output.get(CLASSES) if isinstance(output, Mapping) else None
+    if scores is None:
+        raise VerifyError(
+            "VR502", f"'{claim}' counts a map of queries, and the model yields none",
+            span=claim.span, suggestion="take convention=norms",
+        )  # fmt: skip
+    (queries, classes), pixels = scores.shape[-2:], math.prod(result.example[0].shape[-2:])
+    return Costs(mapped=queries * (classes - 1) * pixels, resized=queries * pixels)
 
 
 def _excluded(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
