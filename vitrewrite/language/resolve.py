@@ -72,7 +72,7 @@ class Resolver:
         self._defaults: list[Mapping[str, Value]] = []
         self._requires: list[Require] = []
         self._settings: list[Option] = []
-        self._factors: list[Factor] = []
+        self._factors: list[tuple[int, Factor]] = []
         self._idle: list[SpecError] = []
         self._out: list[Absent] = []
         for depth, statement in expansion.statements:
@@ -233,7 +233,8 @@ class Resolver:
             with self._problems.catch():
                 sites = self._resolved_sites(factor.sites) or factor.sites
                 value = self._resolve(factor.value)
-                self._factors.append(checked(dataclasses.replace(factor, sites=sites, value=value)))
+                resolved = checked(dataclasses.replace(factor, sites=sites, value=value))
+                self._factors.append((self._depth, resolved))
 
     def _resolved(self, node: NodeT) -> NodeT:
         return map_expressions(node, self._resolve)
@@ -256,7 +257,7 @@ class Resolver:
             model_overrides=arguments,
             clauses=tuple(self._clauses),
             requires=tuple(self._requires),
-            tune=Tune(settings, _NOWHERE, tuple(self._factors)),
+            tune=Tune(settings, _NOWHERE, self._own_first()),
             params={p.name: python_value(values[p.name]) for p in self._params if p.name in values},
             warnings=(
                 *self._unused_params(),
@@ -266,6 +267,10 @@ class Resolver:
             defaults=tuple(self._defaults),
             absent=tuple(self._out),
         )
+
+    def _own_first(self) -> tuple[Factor, ...]:
+        """The factors: what a spec says itself holds over what it includes."""
+        return tuple(factor for _, factor in sorted(self._factors, key=lambda pair: pair[0]))
 
     def _tuned(self) -> tuple[Option, ...]:
         known = settings_of_tune()
