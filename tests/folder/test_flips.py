@@ -98,7 +98,7 @@ def test_undo_notices_every_bit_of_what_it_reads(inside: Path) -> None:
 
 def test_resume_notices_every_bit_of_what_it_reads(inside: Path) -> None:
     (state, tensors) = (n for n in files_of("tuned") if n.startswith("checkpoints/"))
-    engine = Engine(Settings(), Path(), "cpu")
+    engine = Engine(Settings(), "cpu")
 
     def checkpoint(path: Path) -> None:
         folder = RunFolder(path)

@@ -141,10 +141,16 @@ def test_factors_for_parts() -> None:
     assert parse(text, slow=0.5).tune.factors[0].number == 0.5
 
 
+def test_factors_of_a_spec_hold_over_those_that_it_includes(tmp_path: Path) -> None:
+    (tmp_path / "slow.peft").write_text("tune { lr(head) = 0.1 }\n")
+    spec = f'include "{tmp_path}/slow.peft"\ntrain head\ntune {{ lr(head) = 10 }}\n'
+    assert [factor.number for factor in parse(spec).tune.factors] == [10, 0.1]
+
+
 @pytest.mark.parametrize(
     ("factor", "code"),
     [("lr(head) = -1", "VR203"), ("lr(head) = none", "VR204"), ("lr(head) = slow", "VR209"),
-     ("batch(head) = 2", "VR232"), ("lr(head[3:1]) = 2", "VR214"), ("lr(near()) = 2", "VR215")],
+     ("batch(head) = 2", "VR234"), ("lr(head[3:1]) = 2", "VR214"), ("lr(near()) = 2", "VR215")],
 )  # fmt: skip
 def test_bad_factors(factor: str, code: str) -> None:
     assert codes(f"tune {{ {factor} }}") == [code]

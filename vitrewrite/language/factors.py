@@ -40,11 +40,11 @@ def checked(factor: Factor) -> Factor:
     """The factor with a number; one whose value could not be resolved is wrong already.
 
     Raises:
-        SpecError: VR232 for a setting that has no parts, VR203 or VR204 for what is no factor.
+        SpecError: VR234 for a setting that has no parts, VR203 or VR204 for what is no factor.
     """
     if factor.name not in KNOWN:
         raise SpecError(
-            "VR232", f"{shown(factor.name)} is one for the whole model", span=factor.span,
+            "VR234", f"{shown(factor.name)} is one for the whole model", span=factor.span,
             notes=[f"can differ by part: {listing(KNOWN)}"],
             suggestion=did_you_mean(factor.name, KNOWN),
         )  # fmt: skip

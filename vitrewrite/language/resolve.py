@@ -74,7 +74,7 @@ class Resolver:
         self._requires: list[Require] = []
         self._rows: list[Row] = []
         self._settings: dict[str, tuple[int, Option]] = {}
-        self._factors: list[Factor] = []
+        self._factors: list[tuple[int, Factor]] = []
         self._idle: list[SpecError] = []
         self._out: list[Absent] = []
         for depth, statement in expansion.statements:
@@ -218,7 +218,7 @@ class Resolver:
     def _(self, row: Row) -> None:
         if self._depth == 0:  # what is included stands for its own
             if row in self._rows:
-                raise SpecError("VR234", f"{row} stands there twice", span=row.span)
+                raise SpecError("VR232", f"{row} stands there twice", span=row.span)
             self._rows.append(row)
 
     def _resolved_claim(self, claim: Claim) -> Claim:
@@ -240,12 +240,14 @@ class Resolver:
     def _(self, statement: Tune) -> None:
         for given in statement.settings:
             with self._problems.catch():
-                self._set(self._resolved_option(_worded(given), settings_of_tune()))
+                setting = self._resolved_option(_worded(given), settings_of_tune())
+                self._set(setting)
         for factor in statement.factors:
             with self._problems.catch():
                 sites = self._resolved_sites(factor.sites) or factor.sites
                 value = self._resolve(factor.value)
-                self._factors.append(checked(dataclasses.replace(factor, sites=sites, value=value)))
+                resolved = checked(dataclasses.replace(factor, sites=sites, value=value))
+                self._factors.append((self._depth, resolved))
 
     def _set(self, setting: Option) -> None:
         """Takes a setting; what a spec says itself holds over what it includes."""
@@ -277,7 +279,7 @@ class Resolver:
             model_overrides=arguments,
             clauses=tuple(self._clauses),
             requires=tuple(self._requires),
-            tune=Tune(settings, _NOWHERE, tuple(self._factors)),
+            tune=Tune(settings, _NOWHERE, self._own_first()),
             params={p.name: python_value(values[p.name]) for p in self._params if p.name in values},
             warnings=(
                 *self._unused_params(),
@@ -288,6 +290,10 @@ class Resolver:
             absent=tuple(self._out),
             rows=tuple(self._rows),
         )
+
+    def _own_first(self) -> tuple[Factor, ...]:
+        """The factors: what a spec says itself holds over what it includes."""
+        return tuple(factor for _, factor in sorted(self._factors, key=lambda pair: pair[0]))
 
     def _tuned(self) -> tuple[Option, ...]:
         known = settings_of_tune()

@@ -48,7 +48,8 @@ class Best:
     """The best evaluation of a phase so far, in `run.memory`, and its tensors if it is reported."""
 
     def __init__(self, run: Run) -> None:
-        self.run = run
+        self.run, self.limit = run, run.settings.stop_after
+        self.kept = run.settings.report == BEST
 
     def evaluated(self) -> None:
         """The model of this moment was evaluated."""
@@ -60,15 +61,15 @@ class Best:
         run.memory[BEST] = {
             "score": score, "step": run.step, "results": dict(run.results), "since": 0,
         }  # fmt: skip
-        if run.settings.report == BEST:
+        if self.kept:
             own = own_tensors(run, run.module)
             run.copies[BEST] = {name: tensor.clone() for name, tensor in own.items()}
 
     @property
     def stops(self) -> bool:
         """Whether too many evaluations found nothing better."""
-        limit, known = self.run.settings.stop_after, self.run.memory.get(BEST)
-        return limit is not None and known is not None and known["since"] >= limit
+        known = self.run.memory.get(BEST)
+        return self.limit is not None and known is not None and known["since"] >= self.limit
 
 
 def forget(run: Run) -> None:

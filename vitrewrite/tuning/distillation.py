@@ -25,6 +25,7 @@ class Distillation(Hooks):
 
     def __init__(self, run: Run, device: torch.device) -> None:
         assert run.teacher is not None
+        self.settings = run.settings
         self.teacher: Teacher | Lessons = run.teacher
         if run.settings.teacher_cache:
             every = run.settings.evaluation_batch
@@ -32,7 +33,7 @@ class Distillation(Hooks):
 
     def terms(self, run: Run, batch: Batch, output: Any) -> Mapping[str, torch.Tensor]:
         """The loss towards the teacher, weighted."""
-        settings, scores = run.settings, logits(output)
+        settings, scores = self.settings, logits(output)
         wanted = self.teacher(batch.images)
         if settings.distil == "hard":
             loss = F.cross_entropy(scores, wanted.argmax(1))

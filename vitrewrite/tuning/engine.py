@@ -29,15 +29,17 @@ class Engine:
 
     Args:
         settings: `precision` and `shard` hold for the whole run.
-        folder: of the run, where a tracker writes.
         device: `cpu`, `cuda`, or None for what there is.
+        folder: of the run, where a tracker writes.
 
     Raises:
         TuneError: VR851 without accelerate, VR852 for what this machine cannot do, VR863 without
             what a tracker needs.
     """
 
-    def __init__(self, settings: Settings, folder: Path, device: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings, device: str | None = None, *, folder: Path = Path()
+    ) -> None:  # fmt: skip
         try:
             from accelerate import Accelerator
         except ImportError as error:

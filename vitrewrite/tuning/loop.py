@@ -35,13 +35,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model = run.module
         self.__dict__["run"] = run
+        self.labels = 1 - run.settings.distil_weight if run.settings.distils else 1.0
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The losses by name; that of the phase is `task`."""
         run: Run = self.__dict__["run"]
         output = self.model(batch.images)
-        share = 1 - run.settings.distil_weight if run.settings.distils else 1
-        terms = {"task": share * run.phase.loss(run, batch, output)}
+        terms = {"task": self.labels * run.phase.loss(run, batch, output)}
         for hooks in run.hooks:
             terms.update(hooks.terms(run, batch, output))
         return terms

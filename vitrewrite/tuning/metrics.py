@@ -38,13 +38,13 @@ class Metrics:
     Args:
         path: the file; lines after the last checkpoint are taken out of it.
         task: whose figure the table shows.
-        log: gets the same numbers, with the number of the step over all phases.
         live: whether there may be a table.
+        log: gets the same numbers, with the number of the step over all phases.
     """
 
     def __init__(
-        self, path: Path, task: Task, log: Callable[[dict[str, float], int], None], *, main: bool,
-        live: bool,
+        self, path: Path, task: Task, *, main: bool, live: bool,
+        log: Callable[[dict[str, float], int], None] | None = None,
     ) -> None:  # fmt: skip
         self.path, self.task, self.log, self.main = path, task, log, main
         self.rows: list[tuple[str, ...]] = []
@@ -95,7 +95,8 @@ class Metrics:
         }
         with reported(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self.log(dict(_numbers(event, values)), run.total)
+        if self.log is not None:
+            self.log(dict(_numbers(event, values)), run.total)
         self._show(line)
 
     def _show(self, line: dict[str, Any]) -> None:

@@ -17,15 +17,14 @@ class Mixing:
     """Mixes batches in training; does nothing if the settings ask for none."""
 
     def __init__(self, run: Run) -> None:
-        self.run = run
+        self.run, self.off = run, run.settings.mix_off_epoch
         self.mixup = _mixup(run) if run.settings.mixes else None
 
     def __call__(self, batch: Batch) -> Batch:
         """Mixed images, and the shares of their classes (B, classes), smoothed."""
         if self.mixup is None:
             return batch
-        off = self.run.settings.mix_off_epoch
-        self.mixup.mixup_enabled = off is None or self.run.epoch < off
+        self.mixup.mixup_enabled = self.off is None or self.run.epoch < self.off
         # timm mixes in place, and the images may be kept for the next epoch.
         images, labels = self.mixup(batch.images.clone(), batch.labels)
         return batch._replace(images=images, labels=labels)

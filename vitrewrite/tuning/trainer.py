@@ -59,7 +59,7 @@ def tune(
     folder = RunFolder(Path(out))
     settings = settings or Settings().changed(rewritten.spec.tune.values)
     seed = rewritten.seed if seed is None else seed
-    engine = Engine(settings, folder.path, device)
+    engine = Engine(settings, device, folder=folder.path)
     try:
         for root in (rewritten.base, rewritten.module):
             state(root, settings.binding())
@@ -74,7 +74,7 @@ def tune(
         run.teacher = teacher_of(run, engine.device)
         wanted = identity(rewritten, opened, settings, seed, run.teacher)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
-        shown = Metrics(folder.metrics, task, engine.log, main=engine.is_main, live=live)
+        shown = Metrics(folder.metrics, task, main=engine.is_main, live=live, log=engine.log)
         with restored(), shown as metrics:
             result = Trainer(run, engine, folder, metrics).train()
         engine.on_main(lambda: folder.finish(result))
