@@ -94,7 +94,7 @@ def plain_loop(
     for step in range(steps):
         if step % per_epoch == 0:
             order = torch.randperm(len(images)).to(device)
-        model.train()
+            model.train()
         chosen = order[step % per_epoch * batch :][:batch]
         loss = F.cross_entropy(model(normalised(images[chosen])), labels[chosen])
         optimiser.zero_grad()
