@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 
 from vitrewrite import catalog
-from vitrewrite.checking.papers import FIGURES, Row, is_about, page, rows
+from vitrewrite.checking.papers import FIGURES, PaperRow, is_about, page, rows
 from vitrewrite.checking.specs import Checked
 from vitrewrite.language import parse_spec
 from vitrewrite.language.model import Spec
@@ -58,7 +58,7 @@ def test_what_we_count_is_claimed(
             assert _prints(row, figure), figure
 
 
-def _prints(row: Row, figure: str) -> bool:
+def _prints(row: PaperRow, figure: str) -> bool:
     """Whether ours is what the paper prints, rounded or cut."""
     step = 10.0 ** -row.digits[figure]
     return -0.501 * step <= row.ours[figure] - row.printed[figure] < 1.001 * step

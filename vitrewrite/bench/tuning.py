@@ -145,12 +145,12 @@ def _ours(
 ) -> Iterator[Step]:
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place, "run"))
-        engine = Engine(settings, folder.path, device.type)
+        engine = Engine(settings, device.type, folder=folder.path)
         run = Run(rewritten, data, task, settings, 0, contributions(rewritten))
         run.phases = phases(run)
         folder.open({}, resume=False)
         try:
-            with Metrics(folder.metrics, task, engine.log, main=True, live=False) as metrics:
+            with Metrics(folder.metrics, task, main=True, live=False) as metrics:
                 yield Trainer(run, engine, folder, metrics).train
         finally:
             folder.close()

@@ -31,7 +31,7 @@ _NEAR = 6e-4  # a claim is exact where a figure has few digits
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A row of a table.
 
     Attributes:
@@ -85,11 +85,11 @@ def is_about(claim: Claim, figure: str, value: Any) -> bool:
     return bool(abs(said / unit - value) <= max(_NEAR * abs(value), 0.51 * 10.0**-digits))
 
 
-def rows() -> list[Row]:
+def rows() -> list[PaperRow]:
     """All rows, in the order of the papers."""
     found = [folder / "papers" / "rows.json" for folder in catalog.installed().spec_folders]
     return [
-        Row(**entry)
+        PaperRow(**entry)
         for path in found
         if path.is_file()
         for entry in json.loads(path.read_text("utf-8"))
@@ -120,7 +120,7 @@ def page(checked: Iterable[Checked]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row, checked: Checked) -> str:
+def _line(row: PaperRow, checked: Checked) -> str:
     spec = checked.spec
     assert spec is not None
     cells: list[tuple[str, str, str]] = []
