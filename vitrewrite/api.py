@@ -91,10 +91,12 @@ def plan(
     """
     request = Request(_spec(spec, overrides), model, weights, seed)
     if captures is None or example is not None:
-        base, original = request.traced(example, meta=True)[1], None
-    else:
-        base, original = captures.of(request)
-    return Compilation.of(request, base, profile=_profile(profile), original=original)
+        base = request.traced(example, meta=True)[1]
+        return Compilation.of(request, base, profile=_profile(profile))
+    known = captures.of(request)
+    return Compilation.of(
+        request, known.root, profile=_profile(profile), original=known.run, anatomy=known.anatomy
+    )
 
 
 @undisturbed()

@@ -7,6 +7,7 @@ all of them to be busy until the end.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from ..rewrite.captures import Captures
     from ..rewrite.claims import Verdict
 
-_RUN = 8  # specs of a model that a process takes at a time
+FEW = 3  # specs for which no process is worth its start
+_RUN = 12  # specs of a model that a process takes at a time
+_SLOW = "hf:"
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,14 @@ def check(given: Sequence[Wanted | Checked], processes: int | None = None) -> It
 
     Args:
         given: the specs; what is known already is passed on.
-        processes: how many; by default as many as there are cores, and one for a few specs.
+        processes: how many; by default as many as there are cores, and none for a few specs.
     """
     runs = _runs(given)
     count = min(processes or _cores(), len(runs))
-    if count <= 1 or sum(map(len, runs)) <= 2:
+    if count <= 1 or len(given) <= FEW:
         yield from (_check(each) if isinstance(each, Wanted) else each for each in given)
         return
+    start()
     with ProcessPoolExecutor(count, mp_context=_context()) as pool:
         places: dict[int, tuple[Future[list[Checked]], int]] = {}
         for run in runs:
@@ -96,23 +100,36 @@ def _cores() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
+def start() -> None:
+    """Has torch imported in the background, while specs are read; where there is a way to."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
+        forkserver.set_forkserver_preload([f"{__package__.rpartition('.')[0]}.api"])
+        forkserver.ensure_running()
+
+
 def _context() -> Any:
     """Processes that start with torch imported, where there is a way to."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__.rpartition('.')[0]}.api"])
-    return context
+    many = "forkserver" in multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if many else "spawn")
 
 
 def _runs(given: Sequence[Wanted | Checked]) -> list[list[tuple[int, Wanted]]]:
-    """What is to check, with its position: by model, a few at a time, the slowest models first."""
+    """What is to check, with its position: the slowest models first, and together.
+
+    Hugging Face's take seconds to import and to read, so one process has them all; the others are
+    taken a few at a time, by model.
+    """
     models: dict[str, list[tuple[int, Wanted]]] = {}
     for number, each in enumerate(given):
         if isinstance(each, Wanted):
-            models.setdefault(str(each.spec.model), []).append((number, each))
-    slow_first = sorted(models.items(), key=lambda item: "hf:" not in item[0])
-    return [found[i : i + _RUN] for _, found in slow_first for i in range(0, len(found), _RUN)]
+            name = str(each.spec.model)
+            models.setdefault(_SLOW if _SLOW in name else name, []).append((number, each))
+    slow = models.pop(_SLOW, [])
+    slow.sort(key=lambda item: str(item[1].spec.model))
+    few = [found[i : i + _RUN] for found in models.values() for i in range(0, len(found), _RUN)]
+    return [slow, *few] if slow else few
 
 
 # -- in a process ---------------------------------------------------------------------------------
@@ -121,7 +138,11 @@ _CAPTURES: list[Captures] = []  # those of the process
 
 
 def _checked(run: Sequence[Wanted]) -> list[Checked]:
-    return [_check(each) for each in run]
+    gc.disable()  # what libraries hold is searched for garbage in vain
+    try:
+        return [_check(each) for each in run]
+    finally:
+        gc.enable()
 
 
 def _check(wanted: Wanted) -> Checked:

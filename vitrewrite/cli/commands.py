@@ -130,6 +130,7 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
     Arguments of the form KEY=VALUE are overrides.
     """
     from .. import catalog
+    from ..checking.specs import FEW, start
     from ..checking.specs import check as checked
     from ..language.load import is_text
 
@@ -139,6 +140,8 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
         raise UsageError("VR902", "nothing to check", suggestion="name specs, or give --all")
     errors: list[VitrewriteError] = []
     results, everything = [], []
+    if len(names) > FEW:
+        start()
     for found in checked([_read(name, overrides) for name in names]):
         errors += found.errors
         results.append(found.to_json())

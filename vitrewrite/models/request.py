@@ -52,7 +52,17 @@ class Request:
         self.options = with_own(self.name, {**self._recipe, **self.options})
 
     def traced(self, example: Any = None, *, meta: bool) -> tuple[nn.Module, nn.Module]:
-        """The model, and its captured tree.
+        """The model, and its captured tree, which knows the recipe of the spec.
+
+        Raises:
+            VitrewriteError: what is wrong with it, at the line that names it.
+        """
+        model, root = self.captured(example, meta=meta)
+        self.tell_recipe(root)
+        return model, root
+
+    def captured(self, example: Any = None, *, meta: bool) -> tuple[nn.Module, nn.Module]:
+        """The model and its captured tree, whatever the recipe.
 
         Raises:
             VitrewriteError: what is wrong with it, at the line that names it.
@@ -63,9 +73,16 @@ class Request:
                 example = inputs.stated_input(model, self.input)
             root = trace(model, example)
             tell(root, notes=(*about(root).notes, *self.told))
+        return model, root
+
+    def tell_recipe(self, root: nn.Module) -> None:
+        """Has a captured tree know what the recipe says of images.
+
+        Raises:
+            DataError: VR755 if that makes no sense.
+        """
         spans = {each.name: each.span for each in self.spec.tune.settings}
         state(root, self.spec.tune.values, spans.get("inputs"))
-        return model, root
 
     def build(self, *, meta: bool) -> nn.Module:
         """The model."""
@@ -96,8 +113,7 @@ class Request:
         """What the captured model depends on; None if that is more than what is asked for."""
         if self.module is not None or self.weights != "random":
             return None
-        told = {k: v for k, v in self.spec.tune.values.items() if k in ("inputs", "resize")}
-        return self.name, repr(sorted(self.options.items())), self.input, repr(sorted(told.items()))
+        return self.name, repr(sorted(self.options.items())), self.input
 
     @property
     def described(self) -> str:

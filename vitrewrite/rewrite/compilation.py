@@ -53,6 +53,7 @@ class Compilation:
     def of(
         cls, request: Request, base: nn.Module, *, profile: Profile | None = None,
         allocations: Mapping[str, Any] | None = None, original: Propagation | None = None,
+        anatomy: Anatomy | None = None,
     ) -> Compilation:  # fmt: skip
         """Carries out the spec of a request on its captured model, which stays as it is.
 
@@ -61,7 +62,8 @@ class Compilation:
             base: the captured model.
             profile: measurements for `sensitive(...)`.
             allocations: what each `sensitive(...)` bought before, as a lock file has it.
-            original: a run of the captured model on meta.
+            original: a run of the captured model on meta, if there is one.
+            anatomy: its places, if they are known.
 
         Raises:
             VitrewriteError: everything that is wrong with the spec on this model.
@@ -70,7 +72,12 @@ class Compilation:
         root, pairs = bare(base)
         with torch.device("meta"):
             result = rewrite(
-                request.spec, root, profile=profile, allocations=allocations, original=original
+                request.spec,
+                root,
+                profile=profile,
+                allocations=allocations,
+                original=original,
+                anatomy=anatomy,
             )
         factors_of(result)  # what a recipe says of parts is wrong before anything is trained
         measures = measure(result, original)

@@ -138,6 +138,7 @@ class Rewrite:
 def rewrite(
     spec: Spec, root: nn.Module, example: Any = None, profile: Profile | None = None,
     allocations: Mapping[str, Any] | None = None, original: Propagation | None = None,
+    anatomy: Anatomy | None = None,
 ) -> Rewrite:  # fmt: skip
     """Carries out all clauses of `spec` on the tree `root`, in place.
 
@@ -148,11 +149,12 @@ def rewrite(
         profile: measurements for `sensitive(...)`.
         allocations: what each `sensitive(...)` bought before, as data; goes before `profile`.
         original: a run of the tree as it is; what a clause leaves alone is not run again.
+        anatomy: the places of the tree as it is, if they are known.
 
     Raises:
         VitrewriteError: all errors of selection together, else the first one of rewriting.
     """
-    anatomy = analyse(root)
+    anatomy = anatomy or analyse(root)
     example = example_of_one(root, example)
     training = Training(root, anatomy, example)
     result = Rewrite(spec, root, anatomy, example, Editor(root), Stream.of(anatomy, root), training)
