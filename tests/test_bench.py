@@ -308,7 +308,7 @@ def test_the_plain_loop_is_one_that_learns(tmp_path: Path) -> None:
     for images in (data.train, data.val):
         list(batches(images, 64))
     settings = Settings(steps=44, lr=3e-3, log_every=10)
-    assert plain_loop(model, data, settings, CPU, tmp_path) > 0.5
+    assert plain_loop(model, data, settings, CPU, tmp_path) > 0.2  # of ten classes
     assert sorted(p.name for p in tmp_path.iterdir()) == ["21.pt", "43.pt", "log.txt"]
 
 

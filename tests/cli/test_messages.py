@@ -123,14 +123,14 @@ no model has more than 2,000
     "rows of a weight": (
         ["plan", TRAIN.format("blocks[0].attn.q")],
         """<text>:2:1: VR408 'blocks[0].attn.q' is some rows of blocks.0.attn.qkv.weight, \
-trained only as a whole
+trained and counted only as a whole
     train blocks[0].attn.q
     ^^^^^^^^^^^^^^^^^^^^^^""",
     ),
     "rows in a claim": (
         ["plan", TRAIN.format("head") + "require params < 9M excluding blocks[0].attn.q\n"],
         """<text>:3:1: VR408 'blocks[0].attn.q' is some rows of blocks.0.attn.qkv.weight, \
-trained only as a whole
+trained and counted only as a whole
     require params < 9M excluding blocks[0].attn.q
     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^""",
     ),

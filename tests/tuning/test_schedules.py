@@ -62,7 +62,7 @@ def test_a_plateau_goes_down_where_evaluations_are_no_better() -> None:
     run = run_of(lr=1.0, schedule="plateau", decay_rate=0.1, patience=1, min_lr=0.05)
     scores = (0.5, 0.6, 0.6, 0.4)  # the second one that is no better is one too many
     assert rates_of(run, scores=scores) == pytest.approx([1.0] * 16 + [0.1] * 4)
-    assert run.memory["plateau"]["factor_now"] == pytest.approx(0.1)
+    assert run.memory["tuning.plateau"]["factor_now"] == pytest.approx(0.1)
     optimiser = optimisation.create(run)
     again = Rates(run, optimiser)  # as after an interruption
     again.set()

@@ -14,9 +14,10 @@ from torch import nn
 
 from .checkpoints import own_tensors
 from .run import Run
-from .schedules import PLATEAU
+from .schedules import KEPT
 
 AVERAGE, BEST = "average", "best"
+KNOWN = "tuning.best"  # in `run.memory`, which passes share
 
 
 class Average:
@@ -54,11 +55,11 @@ class Best:
     def evaluated(self) -> None:
         """The model of this moment was evaluated."""
         run, score = self.run, self.run.score
-        known = run.memory.get(BEST)
+        known = run.memory.get(KNOWN)
         if known is not None and (score is None or score <= known["score"]):
-            run.memory[BEST] = {**known, "since": known["since"] + 1}
+            run.memory[KNOWN] = {**known, "since": known["since"] + 1}
             return
-        run.memory[BEST] = {
+        run.memory[KNOWN] = {
             "score": score, "step": run.step, "results": dict(run.results), "since": 0,
         }  # fmt: skip
         if self.kept:
@@ -68,30 +69,30 @@ class Best:
     @property
     def stops(self) -> bool:
         """Whether too many evaluations found nothing better."""
-        known = self.run.memory.get(BEST)
+        known = self.run.memory.get(KNOWN)
         return self.limit is not None and known is not None and known["since"] >= self.limit
 
 
 def forget(run: Run) -> None:
     """A new phase has no copies of its tensors, and remembers no evaluations."""
     run.copies.clear()
-    for key in (BEST, PLATEAU):
+    for key in (KNOWN, KEPT):
         run.memory.pop(key, None)
 
 
 def settle(run: Run) -> dict[str, torch.Tensor]:
     """The tensors that a phase ends with; `run.results` are those of their evaluation."""
     if BEST in run.copies:
-        run.results = dict(run.memory[BEST]["results"])
+        run.results = dict(run.memory[KNOWN]["results"])
     found = run.copies.get(BEST) or run.copies.get(AVERAGE)
     return found or own_tensors(run, run.module)
 
 
 def reported(run: Run) -> dict[str, Any]:
     """Which evaluation a run ended with, for its report, where it may not be the last one."""
-    if run.settings.report != BEST or BEST not in run.memory:
+    if run.settings.report != BEST or KNOWN not in run.memory:
         return {}
-    return {"reported": {"evaluation": BEST, "step": run.memory[BEST]["step"]}}
+    return {"reported": {"evaluation": BEST, "step": run.memory[KNOWN]["step"]}}
 
 
 @contextmanager

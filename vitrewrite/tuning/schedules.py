@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 PLATEAU = "plateau"
+KEPT = "tuning.plateau"  # in `run.memory`, which passes share
 
 
 class _Followers:
@@ -55,7 +56,7 @@ class Rates:
             warnings.simplefilter("ignore")
             self.plateau.step(score)
         state = {k: v for k, v in self.plateau.state_dict().items() if isinstance(v, (int, float))}
-        self.run.memory[PLATEAU] = {**state, "factor_now": _factor(self.plateau)}
+        self.run.memory[KEPT] = {**state, "factor_now": _factor(self.plateau)}
 
 
 def _schedule(run: Run, followers: Any, kind: str, floor: float) -> Any:
@@ -87,7 +88,7 @@ def _plateau(run: Run) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
     found = torch.optim.lr_scheduler.ReduceLROnPlateau(
         stand_in, "max", settings.decay_rate, settings.patience
     )
-    if known := run.memory.get(PLATEAU):
+    if known := run.memory.get(KEPT):
         found.load_state_dict({k: v for k, v in known.items() if k != "factor_now"})
         stand_in.param_groups[0]["lr"] = known["factor_now"]
     return found
