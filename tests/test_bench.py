@@ -289,6 +289,7 @@ def test_a_spec_that_measures_has_its_profiling_measured() -> None:
     assert bench.run(features, replace(SETTINGS, train=False, profiling=True))["profiling"] == {}
 
 
+@pytest.mark.slow
 def test_tuning(tmp_path: Path) -> None:
     model = tiny(in_chans=1, num_classes=10)
     wanted = applied(model, "train head + blocks + patch_embed\n")

@@ -101,6 +101,7 @@ def test_the_model_that_was_sharded_is_whole_again(folder: Path) -> None:
         assert torch.equal(weights[name], tensor), name
 
 
+@pytest.mark.slow
 def test_the_command_under_torchrun(folder: Path) -> None:
     given = ("lora.peft", "data=digits:0-3", "num_classes=4", "lora.dropout=0", "tune.epochs=1")
     done = launch(*TORCHRUN, "-m", "vitrewrite", "tune", *given, "--out", "command", folder=folder)

@@ -44,6 +44,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_delta_is_all_of_it(tmp_path: Path) -> None:
     spec = FASEG + "train every parameter\n"
     made = vr.apply(spec)
