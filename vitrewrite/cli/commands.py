@@ -122,7 +122,7 @@ def plan(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 @click.argument("specs", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Check all shipped specs.")
-@click.option("--papers", type=PATH, help="Write the papers' rows that they stand for there.")
+@click.option("--papers", type=PATH, help="Check all, and write the papers' rows there.")
 @_json
 def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: bool) -> None:
     """Checks specs: syntax, names, types, and claims that need no weights.
@@ -135,7 +135,7 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
     from ..language.load import is_text
 
     overrides = tuple(s for s in specs if "=" in s and not (s.endswith(".peft") or is_text(s)))
-    names = [s for s in specs if s not in overrides] + (catalog.specs() if every else [])
+    names = [s for s in specs if s not in overrides] + (catalog.specs() if every or papers else [])
     if not names:
         raise UsageError("VR902", "nothing to check", suggestion="name specs, or give --all")
     errors: list[VitrewriteError] = []

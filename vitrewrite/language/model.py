@@ -15,7 +15,7 @@ from .declarations import Include, Let, Param, written
 from .expressions import Literal, literal
 from .factors import Factor
 from .inputs import INPUT, checked
-from .selectors import Option, Selector
+from .selectors import Option, Selector, values_of
 from .values import Number, Value, show
 
 
@@ -32,7 +32,7 @@ def stated(option: Option) -> Option:
 
 
 def _arguments(options: tuple[Option, ...]) -> dict[str, Value]:
-    return {option.name: literal(option.value) for option in options if option.name != INPUT}
+    return {name: value for name, value in values_of(options).items() if name != INPUT}
 
 
 def _input(options: tuple[Option, ...]) -> str | None:
@@ -111,7 +111,7 @@ class PassUse:
     @property
     def values(self) -> dict[str, Value]:
         """The options that a resolved spec sets; the others have the defaults of the pass."""
-        return {option.name: literal(option.value) for option in self.options}
+        return values_of(self.options)
 
 
 def _only_if(condition: Condition | None) -> str:
@@ -181,6 +181,11 @@ class Claim:
         without = f" excluding {self.excluding}" if self.excluding else ""
         return f"{self.metric}{site} {self.compare}{without}"
 
+    @property
+    def values(self) -> dict[str, Value]:
+        """The options of the metric that a resolved claim sets."""
+        return values_of(self.options)
+
     def holds(self, measured: Number | bool) -> bool:
         """Whether the claim is true of a measured value; a NaN makes every claim false."""
         if self.compare is None:
@@ -243,7 +248,7 @@ class Tune:
     @property
     def values(self) -> dict[str, Value]:
         """The settings of a resolved spec."""
-        return {setting.name: literal(setting.value) for setting in self.settings}
+        return values_of(self.settings)
 
 
 _CALLED = re.compile(r"[A-Za-z_]\w*(\.\w+)*(\(.*\))?", re.ASCII)

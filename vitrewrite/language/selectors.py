@@ -149,6 +149,11 @@ class Option:
         return f"{self.name}={self.value}"
 
 
+def values_of(options: tuple[Option, ...]) -> dict[str, Value]:
+    """The values of resolved options by name."""
+    return {option.name: literal(option.value) for option in options}
+
+
 @dataclass(frozen=True)
 class Call:
     """A selector that measures, such as `sensitive(budget=0.4M, samples=800)`."""
@@ -163,7 +168,7 @@ class Call:
     @property
     def values(self) -> dict[str, Value]:
         """The options of a resolved selector."""
-        return {option.name: literal(option.value) for option in self.options}
+        return values_of(self.options)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from ..editing.costs import Costs
 from ..editing.measure import Propagation
 from ..errors import VerifyError
 from ..language.conventions import CONVENTIONS
-from ..language.expressions import literal
 from ..language.model import Claim
 from ..selection.select import Selection
 from ..tasks.queries import CLASSES
@@ -30,10 +29,6 @@ def count(claim: Claim, measures: Measures, result: Rewrite) -> float:
     return _METRICS[claim.metric](claim, measures, result)
 
 
-def _options(claim: Claim) -> dict[str, object]:
-    return {option.name: literal(option.value) for option in claim.options}
-
-
 # -- parameters -----------------------------------------------------------------------------------
 
 
@@ -45,7 +40,7 @@ def _parameters(claim: Claim, measures: Measures, result: Rewrite) -> int:
         sites = Selection(result.anatomy, result.root).sites(claim.excluding)
         names = parameters_of(sites, result.root)
     total -= sum(p.numel() for _, p in _named(result.root, names, trained))
-    classes = _options(claim).get("head")
+    classes = claim.values.get("head")
     if classes is not None and result.head.isdisjoint(names):
         own = sum(p.numel() for _, p in _named(result.root, result.head, trained))
         total += _head_of(result, classes, trained) - own
@@ -67,14 +62,14 @@ def _head_of(result: Rewrite, classes: object, trained: bool) -> int:
 
 
 def _share(claim: Claim, measures: Measures, result: Rewrite) -> float:
-    options = _options(claim)
+    options = claim.values
     classes = options.get("head")
     head = 0 if classes is None else _head_of(result, classes, trained=False)
     tuned = 0 if classes is None else _head_of(result, classes, trained=True)
     own = sum(p.numel() for _, p in _named(result.root, result.head, trained=False))
     whole = {
-        "base": measures.base_without_head,
-        "base_and_head": measures.base_without_head + head,
+        "base": result.base_without_head,
+        "base_and_head": result.base_without_head + head,
         "all": measures.params.total - own + head,
     }[str(options.get("of", "base"))]
     return (measures.params.trainable_without_head + tuned) / whole
@@ -82,7 +77,7 @@ def _share(claim: Claim, measures: Measures, result: Rewrite) -> float:
 
 def _storage(claim: Claim, measures: Measures, result: Rewrite) -> float:
     """What tasks store over one base, in bases; one that each task trains whole is not kept."""
-    tasks = _options(claim)["tasks"]
+    tasks = claim.values["tasks"]
     assert isinstance(tasks, int)
     kept = any(not p.requires_grad for p in result.root.parameters())
     return kept + tasks * _share(claim, measures, result)
@@ -93,7 +88,7 @@ def _storage(claim: Claim, measures: Measures, result: Rewrite) -> float:
 
 def _macs(claim: Claim, measures: Measures, result: Rewrite) -> int:
     run = measures.run_lowered if claim.metric == "macs_lowered" else measures.run
-    convention = CONVENTIONS[str(_options(claim).get("convention", "plain"))]
+    convention = CONVENTIONS[str(claim.values.get("convention", "plain"))]
     left = run.costs - _excluded(claim, run, result)
     if "mapped" in convention.weights:
         left += _map(claim, run, result)

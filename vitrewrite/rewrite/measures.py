@@ -27,7 +27,6 @@ class Measures:
     Attributes:
         run: of the rewritten model on meta; `run_lowered` of what it lowers to.
         tokens: entering each block, then leaving the last one.
-        base_without_head: parameters of the base, its classifier's left out.
     """
 
     params: ParameterCounts
@@ -35,7 +34,6 @@ class Measures:
     run_lowered: Propagation = field(repr=False, compare=False)
     macs_base: int
     tokens: tuple[int | None, ...]
-    base_without_head: int
 
     @property
     def macs(self) -> int:
@@ -78,8 +76,7 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     places = [b.input for b in blocks] + [b.output for b in blocks[-1:]]
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
-    own = rewritten.base_without_head
-    return Measures(params, run, cheapest, base.macs, tokens, own)
+    return Measures(params, run, cheapest, base.macs, tokens)
 
 
 def _tell_classes(rewritten: Rewrite, run: Propagation) -> None:

@@ -1,7 +1,7 @@
 """Safetensors files: read once, hashed and parsed from the same bytes; equal input, equal bytes.
 
 The format is that of the safetensors library (a length, a JSON header, the tensors one after the
-other). Written here so that bytes depend on nothing but the content, and nothing is held twice.
+other). Written here so that bytes depend on nothing but the content, and writing copies nothing.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ _Place: TypeAlias = tuple[torch.dtype, list[int], int]
 
 
 def _taken(raw: bytearray, places: Sequence[tuple[str, _Place]]) -> dict[str, torch.Tensor]:
-    """The tensors in a file's bytes, which are given up on the way, so that hardly more is held.
+    """The tensors in a file's bytes, which are given up on the way: at most half of them lie twice.
 
     Each gets memory of its own, where torch would have put it: kernels round otherwise where a
     tensor begins in the middle of a cache line, and a model would differ from its copy.
