@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import walk
 from .configuration import freeze
+from .leaves import is_inserted
 from .tree import leaves, map_leaves
 from .unit import duplicate
 
@@ -69,12 +71,20 @@ def _told(model: Any, features: Any) -> tuple[str, ...]:
         made = {k: v for k, v in calls.items() if k not in known.layers}
         if not made:
             return (WHOLE,) if wanted == known.key(whole) else ("", _UNKNOWN)
-        inputs = [x for x, _ in made.values()]
+        paths = {id(m._parameters.get("weight")): path for path, m in walk.named(model)}
+        heads: dict[str, torch.Tensor] = {}
+        for x, weight in made.values():
+            heads.setdefault(_called(model, paths[id(weight)]), x)
         for how, make in HOW.items():
-            if wanted == known.key(make(inputs)):
-                paths = {id(m._parameters.get("weight")): path for path, m in walk.named(model)}
-                return how, *(paths[id(weight)] for _, weight in made.values())
+            if wanted == known.key(make([*heads.values()])):
+                return how, *heads
     return "", _UNKNOWN
+
+
+def _called(model: nn.Module, path: str) -> str:
+    """What a graph calls when a layer runs: the layer, or the head of a pass that it is part of."""
+    outer = accumulate(path.split("."), "{}.{}".format)
+    return next((p for p in outer if is_inserted(model.get_submodule(p))), path)
 
 
 class _Known(TorchFunctionMode):
