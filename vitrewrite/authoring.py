@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, option
+from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
     AffineSite,
@@ -26,7 +27,7 @@ from .sites import (
 )
 
 if TYPE_CHECKING:
-    from .tuning import Phase, Procedure, Run
+    from .tuning import Phase, Procedure, Run, features
 
 __all__ = [
     "AffineSite",
@@ -49,9 +50,11 @@ __all__ = [
     "Rewritten",
     "Run",
     "Value",
+    "decided",
+    "features",
     "option",
 ]
-_TRAINING = ("Phase", "Procedure", "Run")
+_TRAINING = ("Phase", "Procedure", "Run", "features")
 
 
 def __getattr__(name: str) -> Any:
