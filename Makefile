@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # One thread per test process: the processes share the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-.PHONY: demo test lint format fuzz zoo papers bench clean
+.PHONY: demo test lint format fuzz zoo matrix papers bench clean
 
 demo: $(STAMP)
 	$(BIN)/vitrewrite apply fpet_lora model=vit_base --out build/demo
@@ -36,6 +36,10 @@ zoo: $(STAMP)
 	$(BIN)/python -m pip install --quiet --group zoo
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo
 	$(PYTEST) -m slow
+
+# Every method on every architecture; writes the table in docs/coverage.md. Half an hour.
+matrix: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix
 
 papers: $(STAMP)
 	$(BIN)/vitrewrite check --all --papers docs/papers.md

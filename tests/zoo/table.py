@@ -35,12 +35,30 @@ attention in eval mode (`nn.MultiheadAttention`), which adds in another order: 2
   the model takes them; *fixed*: the model itself takes one.
 """
 
+_MATRIX = """What `make matrix` finds: each method on each architecture, both small. *yes*: it
+applies, holds what it claims at initialisation and trained, emits what computes the same, trains
+what it should, and lowers. A number is a refusal, with its reason below.
+"""
 
-def write(folder: Path, found: list[dict[str, Any]]) -> None:
-    """Writes both files."""
-    found = sorted(found, key=lambda f: (LIBRARIES.index(_library(f)), f["key"]))
+
+def write(
+    folder: Path, models: list[dict[str, Any]] | None = None,
+    cells: list[dict[str, str]] | None = None,
+) -> None:  # fmt: skip
+    """Writes both files; what is not given stays as it is there.
+
+    Args:
+        folder: where they are.
+        models: what was found of each model of the zoo.
+        cells: of each method on each architecture.
+    """
     folder.mkdir(exist_ok=True)
-    data = {"date": _date(), "versions": _versions(found), "models": found}
+    path = folder / "coverage.json"
+    data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if models is not None:
+        found = sorted(models, key=lambda f: (LIBRARIES.index(_library(f)), f["key"]))
+        data |= {"date": _date(), "versions": _versions(found), "models": found}
+    data["matrix"] = data.get("matrix", []) if cells is None else cells
     (folder / "coverage.json").write_text(json.dumps(data, indent=1) + "\n")
     (folder / "coverage.md").write_text(_page(data))
 
@@ -61,7 +79,8 @@ def _library(found: dict[str, Any]) -> str:
 def _page(data: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     found = data["models"]
-    parts = [_HEAD, f"{data['date']}; {versions}.\n", _totals(found), _reasons(found)]
+    parts = [_HEAD, f"{data['date']}; {versions}.\n", _totals(found), _matrix(data["matrix"])]
+    parts.append(_reasons(found))
     parts += [_models(lib, [f for f in found if _library(f) == lib]) for lib in LIBRARIES]
     return "\n".join(part for part in parts if part)
 
@@ -79,6 +98,28 @@ def _totals(found: list[dict[str, Any]]) -> str:
         rest = (counts["refused"], counts["wrong"], sizes["any"], sizes["guarded"])
         lines.append(f"| {library} | {len(own)} | {share} | " + " | ".join(map(str, rest)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _matrix(cells: list[dict[str, str]]) -> str:
+    """Methods by architectures; a refusal is a number, which is told below."""
+    columns = list(dict.fromkeys(cell["architecture"] for cell in cells))
+    reasons = list(dict.fromkeys(_reason(c) for c in cells if c["outcome"] != "works"))
+    lines = ["## Methods on architectures\n", _MATRIX, f"| | {' | '.join(columns)} |"]
+    lines.append(f"|---|{'---|' * len(columns)}")
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        own = {c["architecture"]: c for c in cells if c["method"] == method}
+        marks = [
+            "yes" if own[a]["outcome"] == "works" else f"{reasons.index(_reason(own[a])) + 1}"
+            for a in columns
+        ]
+        lines.append(f"| {method} | {' | '.join(marks)} |")
+    told = [f"{i}. {_cell(reason)}" for i, reason in enumerate(reasons, 1)]
+    return "\n".join([*lines, "", *told]) + "\n"
+
+
+def _reason(cell: dict[str, str]) -> str:
+    """Why, without the model's own name and numbers of places."""
+    return f"{'' if cell['outcome'] == 'refused' else 'FAILS: '}{cell['why']}"
 
 
 def _reasons(found: list[dict[str, Any]]) -> str:

@@ -1,0 +1,40 @@
+"""The methods of the matrix: the clauses of each, on whatever has such sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "linear probe": ("",),
+    "BitFit": ("train every bias\n",),
+    "Partial-1": ("train blocks[-1]\n",),
+    "MLP-3": ("replace head with mlp_head()\n",),
+    "LoRA on q, v": ("insert lora(rank=2) at blocks[*].attn.{q, v}\n",),
+    "LoRA on linears": (
+        "insert lora(rank=2) at blocks[*].attn.{qkv, proj} + blocks[*].mlp.{fc1, fc2}\n",
+        "insert lora(rank=2) at every linear in blocks\n",
+    ),
+    "Adapter, Pfeiffer": ("insert adapter(hidden=2) at blocks[*].mlp_branch\n",),
+    "Adapter, Houlsby": ("insert adapter(hidden=2) at every branch\n",),
+    "AdaptFormer": ("insert adaptformer(hidden=2) at blocks[*].mlp_branch\n",),
+    "SSF": (
+        "insert ssf() at every linear in blocks + every norm + every conv in patch_embed\n",
+        "insert ssf() at every linear in blocks + every norm in blocks\n",
+        "insert ssf() at every linear in blocks\n",
+    ),
+    "FacT-TT": ("insert fact(rank=2) at blocks[*].attn.{q, k, v, proj} + blocks[*].mlp.{fc1, fc2}\n",),
+    "FacT-TK": ("insert fact(rank=2, form=tk) at blocks[*].attn.{q, k, v, proj} + blocks[*].mlp.{fc1, fc2}\n",),
+    "RepAdapter": (
+        "insert repadapter(hidden=2) at blocks[*].attn.qkv + blocks[*].mlp.fc1\n",
+        "insert repadapter(hidden=2) at blocks[*].attn.{q, k, v} + blocks[*].mlp.fc1\n",
+        "insert repadapter(hidden=2) at blocks[*].mlp.fc1\n",
+    ),
+    "ConvPass": ("insert convpass(hidden=2) at every branch\n",),
+    "Res-Tuning": ("insert res_tuning(hidden=2) at every branch\n",),
+    "Res-Tuning-Bypass": ("insert res_tuning(form=bypass, hidden=2) at blocks[*]\n",),
+    "UniAdapter": ("insert uniadapter(hidden=2) at blocks[*].mlp_branch\n",),
+    "Bi-LoRA": ("insert bi.lora(hidden=2) at blocks[*].attn.{q, v}\n",),
+    "Bi-AdaptFormer": ("insert bi.adaptformer(hidden=2) at blocks[*].mlp_branch\n",),
+    "SLS": ("drop blocks[*] by sls()\n",),
+}
+"""Clauses in order of preference: the first ones that an architecture has sites for count."""
