@@ -73,9 +73,16 @@ class RepAdapter(nn.Module):
         """What the layer reads, adapted, in the same shape."""
         x = z if self.axis == -1 else z.movedim(self.axis, -1)
         codes = F.dropout(self.down(x), self.dropout, self.training).chunk(self.groups, -1)
-        up = self.up.weight.chunk(self.groups), self.up.bias.chunk(self.groups)
-        added = [F.linear(*group) for group in zip(codes, *up, strict=True)]
-        x = torch.add(x, torch.cat(added, -1), alpha=self.scale)
+        ups = self.up.weight.chunk(self.groups)
+        if torch.is_grad_enabled():
+            groups = zip(codes, ups, self.up.bias.chunk(self.groups), strict=True)
+            x = torch.add(x, torch.cat([F.linear(*g) for g in groups], -1), alpha=self.scale)
+        else:  # into memory of its own
+            x = torch.add(x, self.up.bias.to(x.dtype), alpha=self.scale).contiguous()
+            pieces = x.view(-1, self.dim).chunk(self.groups, -1)
+            for piece, code, up in zip(pieces, codes, ups, strict=True):
+                code = code.flatten(0, -2).to(x.dtype)
+                piece.addmm_(code, up.T.to(x.dtype), alpha=self.scale)
         return x if self.axis == -1 else x.movedim(-1, self.axis)
 
 
