@@ -70,9 +70,13 @@ def both(spec: str, hooked: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_before_a_linear_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what is beside it already; other readers of the input are left alone."""
-    install(monkeypatch, tmp_path, leading=scaled("leading", "linear", "before"))
+    """With what is beside it already; the module has to say that it stands there."""
+    ahead = scaled("leading", "linear", "before", "(0,)\n    ahead = True")
+    install(monkeypatch, tmp_path, leading=ahead, other=scaled("other", "linear", "before"))
     at = "blocks[0].mlp.fc1"
+    with pytest.raises(vr.VitrewriteError, match="VR435 OtherModule") as caught:
+        vr.apply(f"insert other() at {at}\n", vit())
+    assert "ahead = True" in caught.value.render()
 
     def hooked(model: Any, delta: dict[str, torch.Tensor]) -> None:
         layer, site = model.blocks[0].mlp.fc1, "blocks.0.mlp.fc1"

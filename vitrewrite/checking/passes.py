@@ -26,7 +26,7 @@ from ..verification.check import Check
 from ..verification.compiled import exported
 from .subject import Subject
 
-_OWN_FAULTS = ("VR405", "VR808", "VR809", "VR812", *(f"VR42{i}" for i in range(10)))
+_OWN_FAULTS = ("VR405", "VR435", "VR808", "VR809", "VR812", *(f"VR42{i}" for i in range(10)))
 """Codes of errors that no value of an option may lead to."""
 
 

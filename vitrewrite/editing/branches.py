@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from ..tracing.leaves import changed_by
+from ..tracing.leaves import changed_by, is_inserted
 from .editor import Editor, Insertion, join
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def chain(editor: Editor, unit: str, layer: fx.Node) -> Iterator[fx.Node]:
 
 
 def _is_branch(editor: Editor, unit: str, node: fx.Node, y: fx.Node) -> bool:
-    return changed(editor, unit, node) is y and (node.args[1:2] == (y,) or node.args == (y,))
+    stands = changed(editor, unit, node) is y and (node.args[1:2] == (y,) or node.args == (y,))
+    return stands and not is_ahead(editor.unit(unit).get_submodule(str(node.target)))
 
 
 def changed(editor: Editor, unit: str, call: fx.Node) -> object:
@@ -34,9 +35,14 @@ def changed(editor: Editor, unit: str, call: fx.Node) -> object:
     return call.args[changes[0]] if len(changes) == 1 and changes[0] is not None else None
 
 
+def is_ahead(module: nn.Module) -> bool:
+    """Whether a module changes what a layer reads, and not what one yields."""
+    return is_inserted(module) and bool(getattr(module, "ahead", False))
+
+
 def is_behind(module: nn.Module) -> bool:
     """Whether a module is given what a layer yields and no more."""
-    return changed_by(module) == (0,)
+    return changed_by(module) == (0,) and not is_ahead(module)
 
 
 def stacked(editor: Editor, unit: str, layer: fx.Node) -> list[Insertion]:

@@ -24,6 +24,8 @@ from .fitting import fit
 
 if TYPE_CHECKING:
     from .clause import ClauseRef
+    from .folds import Fold, Lowered
+    from .value import Value
 
 
 class Seat(Protocol):
@@ -50,7 +52,10 @@ class Insertion:
         site: where the pass put it.
         owners: module paths that its parts belong to, which name them in a delta.
         key: what names it whatever other clauses put in; its initial values hang on it.
-        folds: whether it is a branch beside a layer that the layer's weights can take.
+        folds: whether the weights of the layer that it stands at can take it.
+        given: what it is called with besides what it changes, if that is made elsewhere.
+        through: what x is multiplied with before it is given to a branch beside a layer.
+        others: further layers that it stands in front of.
         buffers: values that the pass gave them; those of the others hang on the constructor alone.
     """
 
@@ -63,44 +68,10 @@ class Insertion:
     owners: tuple[str, ...]
     key: str
     folds: bool = False
+    given: tuple[Value, ...] = ()
+    through: Value | None = None
+    others: list[Seat] = field(default_factory=list)
     buffers: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """What stood at a layer and went into the layer's weights at lowering.
-
-    Attributes:
-        insertion: the module, `y = module(x, before(x))` or `y = module(before(x))`.
-        names: the parameters that took it.
-        before: the layer without it.
-        after: the layer with it, sharing its weights with the lowered model.
-    """
-
-    insertion: Insertion
-    names: tuple[str, ...]
-    before: nn.Module
-    after: nn.Module
-
-    def unfolded(self, layer: nn.Module, module: nn.Module, x: torch.Tensor) -> object:
-        """What copies of the layer and of the module yield together."""
-        y = layer(x)
-        return module(y) if changed_by(self.insertion.module) == (0,) else module(x, y)
-
-
-@dataclass(frozen=True, eq=False)
-class Lowered:
-    """What became of an inserted module at lowering.
-
-    Attributes:
-        insertion: the module as it was.
-        folds: where it went, if into weights.
-        made: the modules that took its place.
-    """
-
-    insertion: Insertion
-    folds: tuple[Fold, ...]
-    made: tuple[Insertion, ...]
 
 
 @dataclass

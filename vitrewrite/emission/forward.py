@@ -59,6 +59,7 @@ class Printer:
         self.plan = plan
         self.width = width
         self.out: list[str] = []
+        self.above: tuple[list[str], list[str], int] | None = None  # origins of the last line
         self.ways: dict[Block, list[str]] = {}  # lines of the ways of choices
         last_use: dict[fx.Node, int] = {}
         for number, statement in enumerate(plan.statements):
@@ -167,8 +168,10 @@ class Printer:
 
     def _write(self, line: str, *nodes: fx.Node) -> None:
         origins = [str(o) for n in nodes if (o := ORIGIN.get(n))]
-        self.out += [line for origin in origins for line in comment(origin)]
+        if self.above != (origins, self.out, len(self.out)):  # else the comment above is of it too
+            self.out += [line for origin in origins for line in comment(origin)]
         self.out += wrap(line, self.width)
+        self.above = origins, self.out, len(self.out)
 
     def _assign(self, statement: Statement, number: int) -> None:
         node = statement.node

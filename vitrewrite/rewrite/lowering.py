@@ -11,9 +11,10 @@ from torch import nn
 from ..catalog.declare import Pass
 from ..catalog.own_code import own_code
 from ..editing import wiring
-from ..editing.branches import is_behind
-from ..editing.editor import Editor, Insertion, Lowered
+from ..editing.branches import is_ahead, is_behind
+from ..editing.editor import Editor, Insertion
 from ..editing.fitting import modes_kept
+from ..editing.folds import Lowered
 from ..sites import BoundSite, finish
 from ..tracing.unit import duplicate
 from .passes import Methods
@@ -56,11 +57,17 @@ def lower_tree(
 def in_turn(insertions: Sequence[Insertion]) -> list[Insertion]:
     """The order in which insertions are lowered: the last one first.
 
-    Those that fold are the other way round: a layer takes the nearest one before the next, and
-    all that is beside it before what is behind it.
+    Those that fold are the other way round: a layer takes the nearest one before the next, all
+    that is beside it, which adds to its weight, before what is in front of it, which the weight as
+    it is then is multiplied with, and that before what is behind it.
     """
-    folding = iter(sorted((i for i in insertions if i.folds), key=lambda i: is_behind(i.module)))
+    folding = iter(sorted((i for i in insertions if i.folds), key=_turn))
     return [next(folding) if i.folds else i for i in reversed(insertions)]
+
+
+def _turn(insertion: Insertion) -> int:
+    """When a module that folds is lowered: 0 beside a layer, 1 in front of it, 2 behind it."""
+    return 1 if is_ahead(insertion.module) else 2 * is_behind(insertion.module)
 
 
 def _lower(editor: Editor, insertion: Insertion, method: Pass) -> None:

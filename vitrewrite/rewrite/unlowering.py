@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..editing.editor import Lowered
+from ..editing.folds import Lowered
 
 if TYPE_CHECKING:
     from .rewritten import Rewritten
@@ -40,12 +40,12 @@ def _step(name: str, lowered: Rewritten) -> Lowered:
 
 def _heirs(step: Lowered, lowered: Rewritten, added: Collection[str]) -> list[str]:
     """The tensors that an inserted module went into."""
-    made = step.made
-    if not (made or step.folds):  # shared by all sites of the clause, such as masks
-        steps = lowered.result.editor.lowered
-        made = tuple(i for s in steps for i in s.made if i.clause == step.insertion.clause)
-    paths = tuple(f"{insertion.path}." for insertion in made)
-    folded = [name for fold in step.folds for name in fold.names]
+    steps = [step]
+    if not (step.made or step.folds):  # shared by all sites of the clause, such as masks
+        steps = [s for s in lowered.result.editor.lowered
+                 if s.insertion.clause == step.insertion.clause]  # fmt: skip
+    paths = tuple(f"{insertion.path}." for s in steps for insertion in s.made)
+    folded = {name for s in steps for fold in s.folds for name in fold.names}
     return sorted([*folded, *(name for name in added if name.startswith(paths))])
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..editing.editor import Fold
+from ..editing.folds import Fold
 from . import folding
 from .context import Drops
 from .weighted import WeightedSite
@@ -78,10 +78,12 @@ class AffineSite(WeightedSite):
         bias = self._affine if scale or shift else None
         if not self.foldable or ((scale or shift) and bias is None):
             return False
+        factors = self.factors
         before, names = self._applied(), (self._weight, *([bias] if bias else []))
         for name, added in zip(names, (add, shift), strict=False):
             self._replace(name, scale, added)
-        self.editor.folds.append(Fold(self.insertion, names, before, self._applied()))
+        fold = Fold(self.insertion, names, before, self._applied(), factors)
+        self.editor.folds.append(fold)
         self.drop()
         return True
 
@@ -107,14 +109,25 @@ class AffineSite(WeightedSite):
         self, name: str, scale: Sequence[torch.Tensor], add: Sequence[torch.Tensor]
     ) -> None:
         """Puts a new parameter in the place of one, rows of it multiplied and added to."""
-        owner, _, last = name.rpartition(".")
-        layer = self.editor.root.get_submodule(owner)
-        old = layer._parameters[last]
-        if old is None:  # a bias that there was no need for
-            weight = self.editor.root.get_parameter(self._weight)
-            old = nn.Parameter(weight.new_zeros(weight.shape[0]))
-        new = old.detach().to(torch.promote_types(old.dtype, torch.float32), copy=True)
+        new = self._wide(name)
         for number, rows in enumerate(self._pieces):
             factors = scale[number] if scale else None
             folding.change(new, rows, factors, add[number] if add else None)
-        setattr(layer, last, nn.Parameter(new.to(old.dtype), requires_grad=False))
+        self._set(name, new)
+
+    def _wide(self, name: str) -> torch.Tensor:
+        """A copy of a parameter in float32 or better; zeros for a bias that is yet to make."""
+        owner, _, last = name.rpartition(".")
+        old = self.editor.root.get_submodule(owner)._parameters[last]
+        if old is None:
+            weight = self.editor.root.get_parameter(self._weight)
+            old = nn.Parameter(weight.new_zeros(weight.shape[0]))
+        return old.detach().to(torch.promote_types(old.dtype, torch.float32), copy=True)
+
+    def _set(self, name: str, new: torch.Tensor) -> None:
+        """Puts a frozen parameter in the place of one, in the dtype of the weight."""
+        owner, _, last = name.rpartition(".")
+        layer = self.editor.root.get_submodule(owner)
+        old = layer._parameters[last]
+        dtype = self.editor.root.get_parameter(self._weight).dtype if old is None else old.dtype
+        setattr(layer, last, nn.Parameter(new.to(dtype), requires_grad=False))

@@ -25,6 +25,7 @@ from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
 from .context import Context
 from .contract import faults
+from .tying import tied
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -206,6 +207,8 @@ class BoundSite:
         owners: tuple[str, ...] | None = None,
         changed: tuple[int, ...] = (),
         folds: bool = False,
+        given: tuple[Value, ...] = (),
+        through: Value | None = None,
     ) -> tuple[fx.Node, ...]:
         """Makes `module` part of the model and calls it.
 
@@ -219,6 +222,8 @@ class BoundSite:
             owners: module paths that name the parts of the module in a delta.
             changed: for each of its first results which argument it is a changed form of.
             folds: whether the weights of the layer that it stands at can take it.
+            given: the values that the last of `args` are, for lowering.
+            through: what its input was multiplied with.
 
         Raises:
             RewriteError: VR421 to VR425 for a module that cannot be copied into what is written.
@@ -232,7 +237,7 @@ class BoundSite:
         key = " ".join((join(owner, name), *owners))  # the path may be numbered
         found = Insertion(
             self.pass_name, self.clause.number, path, unit, module, self, owners, key, folds=folds,
-            buffers=known,
+            given=given, through=through, buffers=known,
         )  # fmt: skip
         self.editor.insertions.append(found)
         origin = self.clause.origin
@@ -269,11 +274,16 @@ class BoundSite:
         """Raises VR402 if the pass is at the site already."""
         module = self.editor.root.get_submodule(self.path)
         if any(getattr(m, "inserted_by", None) == self.pass_name for m in walk.modules(module)):
-            raise self.clause.error(
-                "VR402",
-                f"'{self.role}' has {self.pass_name} already",
-                suggestion="apply it to a model that was not rewritten, or lower that first",
-            )
+            raise self.twice
+
+    @property
+    def twice(self) -> RewriteError:
+        """An error about a site that has the pass already."""
+        return self.clause.error(
+            "VR402",
+            f"'{self.role}' has {self.pass_name} already",
+            suggestion="apply it to a model that was not rewritten, or lower that first",
+        )
 
     def shared(self, name: str, make: Callable[[], nn.Module]) -> Value:
         """What a module without inputs yields, made once for all sites of the clause.
@@ -281,32 +291,20 @@ class BoundSite:
         The lowest unit above all of them owns the module and passes the value down, so tied
         parameters are read in one place.
         """
-        known = self.context.shared
-        if name not in known:
-            owner = wiring.common(self.editor, self.context.scope)
-            module = make()
-            first = self._first_call(owner)
-            (node,) = self.put(module, owner, (), (name,), owner=owner, name=f"{self._stem}_{name}")
-            first.prepend(node)
-            known[name] = Value(Place(owner, node.name))
-        return known[name]
+        (value,) = self.tied(name, make, name)
+        return value
+
+    def tied(self, name: str, make: Callable[[], nn.Module], *results: str) -> tuple[Value, ...]:
+        """What a module without inputs yields, as `shared`, by the names of its results.
+
+        In a delta it is named by the unit that owns it; by itself, if one of another clause, or of
+        sites with other options, is.
+        """
+        return tied(self, name, make, results)
 
     @property
     def _stem(self) -> str:
         return self.pass_name.replace(".", "_")
-
-    def _first_call(self, owner: str) -> fx.Node:
-        """The call in the graph of `owner` that leads to the first site of the clause."""
-        below = self.context.scope[0]
-        for path in wiring.callers(self.editor, self.context.scope[0]):
-            if path == owner:
-                break
-            below = path
-        graph = self.editor.graph(owner)
-        nodes: list[fx.Node] = list(graph.nodes)
-        if below == owner:
-            return next(n for n in nodes if n.op not in ("placeholder", "get_attr"))
-        return next(n for n in nodes if n.target == relative(below, owner))
 
     # -- lowering -------------------------------------------------------------------------------
 

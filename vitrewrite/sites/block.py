@@ -49,6 +49,22 @@ class BlockSite(BoundSite):
         return self.block.index
 
     @property
+    def depth(self) -> int:
+        """How many blocks the model has, those included that a clause drops."""
+        return sum(map(len, self.context.anatomy.stages)) + len(self.context.anatomy.gone)
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of its feed-forward part; 0 without one."""
+        mlp = self.block.mlp
+        return mlp.fc1.out_features if mlp is not None and mlp.fc1 is not None else 0
+
+    @property
+    def gated(self) -> bool:
+        """Whether a second matrix multiplies the hidden units of its feed-forward part."""
+        return self.block.mlp is not None and self.block.mlp.gate is not None
+
+    @property
     def attn(self) -> AttentionSite:
         """Its attention."""
         if self.block.attn is None:

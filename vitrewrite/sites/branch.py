@@ -116,11 +116,7 @@ class BranchSite(BoundSite):
     def refuse_twice(self) -> None:
         """Raises VR402 if the pass is at the branch already."""
         if any(getattr(m, "inserted_by", None) == self.pass_name for m in self._standing()):
-            raise self.clause.error(
-                "VR402",
-                f"'{self.role}' has {self.pass_name} already",
-                suggestion="apply it to a model that was not rewritten, or lower that first",
-            )
+            raise self.twice
 
     def _forget(self, path: str) -> None:
         """Takes a module that nothing calls any more out of the tree."""

@@ -9,6 +9,7 @@ from torch import nn
 from ..anatomy.sites import ChannelLayer, Conv, Norm, Place
 from . import folding
 from .affine import AffineSite
+from .feeding import FedSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +64,27 @@ class NormSite(ChannelSite):
 
 
 @dataclass(frozen=True, eq=False)
-class ConvSite(ChannelSite):
+class ConvSite(ChannelSite, FedSite):
     """A convolution, such as the one of a patch embedding."""
 
     layer: Conv
 
+    @property
+    def in_features(self) -> int:
+        """Channels of what it reads."""
+        call = self.editor.node(self._calls[0])
+        known = getattr(self._owner, "groups", None)
+        given = call.args[6] if len(call.args) > 6 else call.kwargs.get("groups", 1)
+        groups = known if isinstance(known, int) else given
+        assert isinstance(groups, int)
+        return super().in_features * groups
+
     def _applied(self) -> nn.Module:
         return folding.matrix(*self._numbers)
+
+    def _stays(self) -> str:
+        """One of several positions pads them with zeros, so that no shift in front of it folds."""
+        shape = self.editor.root.get_parameter(self._weight).shape
+        if shape[1:].numel() == shape[1] == self.in_features:
+            return super()._stays()
+        return "a convolution of several positions reads zeros beyond the edge, which stay zeros"

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..anatomy.entries import Entries
 from ..anatomy.sites import Linear, Place
-from ..editing.editor import Fold
+from ..editing.folds import Fold
 from ..tracing.unit import duplicate
 from .context import Context, Drops
 from .weighted import WeightedSite

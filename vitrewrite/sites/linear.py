@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
-from ..anatomy.sites import Linear, Place
-from ..editing import branches
-from ..editing.editor import relative
-from ..tracing.notes import HINT
+from ..anatomy.sites import Attention, Block, Linear, Place
+from ..editing import readers
+from ..editing.value import Value
 from . import folding
-from .affine import AffineSite
 from .context import Context, Drops
+from .feeding import FedSite
+
+if TYPE_CHECKING:
+    from .block import BlockSite
 
 
 @dataclass(frozen=True, eq=False)
-class LinearSite(AffineSite):
+class LinearSite(FedSite):
     """A linear layer, or some row ranges of a fused one, that a clause adapts at once.
 
     Attributes:
@@ -37,6 +39,38 @@ class LinearSite(AffineSite):
     def projects_heads(self) -> bool:
         """Whether it is the `proj` of an attention: the layer behind its heads."""
         return all(part.role.endswith("attn.proj") for part in self.parts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each part is in its attention or feed-forward part: `q`, `proj`, `fc1`."""
+        return tuple(part.role.rpartition(".")[2] for part in self.parts)
+
+    @property
+    def block(self) -> BlockSite:
+        """The block that it lies in.
+
+        Raises:
+            RewriteError: VR410 if it lies in none.
+        """
+        weight = self.parts[0].weight
+        for block in self.context.anatomy.blocks:
+            if any(linear.weight == weight for linear in block.linears):
+                return self._site_of(block)
+        raise self.unfit("it lies in no block")
+
+    @property
+    def blocks(self) -> tuple[BlockSite, ...]:
+        """The blocks that hold sites of the clause."""
+        return tuple(
+            self._site_of(block)
+            for block in self.context.anatomy.blocks
+            if any(role.startswith(f"{block.role}.") for role in self.siblings)
+        )
+
+    def _site_of(self, block: Block) -> BlockSite:
+        from .block import BlockSite
+
+        return BlockSite(self.context, block)
 
     @property
     def in_features(self) -> int:
@@ -122,15 +156,21 @@ class LinearSite(AffineSite):
 
     # -- verbs ----------------------------------------------------------------------------------
 
-    def parallel(self, branch: nn.Module, *, dropout: float = 0.0, drop_path: float = 0.0) -> None:
-        """`y = linear(x)` becomes `y = branch(x, linear(x))`, wherever the layer is called.
+    def parallel(
+        self, branch: nn.Module, *given: Value, through: Value | None = None, dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:  # fmt: skip
+        """`y = linear(x)` becomes `y = branch(x, linear(x), *given)`, wherever it is called.
 
         Args:
             branch: what is put in.
+            given: values made elsewhere, such as those of `tied`, that it is called with besides.
+            through: a factor [r, d] that x is multiplied with before, d channels at a time, so
+                that the branch gets [..., r] for each d; layers that read the same x share it.
             dropout: of the branch's x, in training; layers that read the same x share the draw.
             drop_path: of what the branch adds, by sample, in training. With it the branch is called
-                as `branch(x, y, keep)`, and multiplies what it adds by `keep`, whose axes are those
-                of x, with length 1 where no samples lie.
+                as `branch(x, y, keep, *given)`, and multiplies what it adds by `keep`, whose axes
+                are those of x, with length 1 where no samples lie.
 
         Raises:
             RewriteError: VR402 if the pass is there already, VR410 if a unit calls the layer that
@@ -139,38 +179,45 @@ class LinearSite(AffineSite):
         if self.axis != getattr(branch, "axis", -1):
             raise self.unfit("it works on the last axis, and the layer is a 1x1 convolution")
         self.refuse_twice()
-        self._stand(branch, Drops(dropout, drop_path))
+        self._stand(branch, Drops(dropout, drop_path), given=given, through=through)
         self.expect_fold()
 
     def before(self, module: nn.Module) -> None:
-        """`y = linear(x)` becomes `y = linear(module(x))`, wherever the layer is called.
+        """`y = linear(x)` becomes `y = linear(module(x))`, of all rows: see `FedSite.before`."""
+        first = self.parts[0]
+        starts = [n for weight, n in self.context.anatomy.calls if weight == first.weight]
+        end = min((n for n in starts if n > first.offset), default=self.out_features)
+        if sum(b - a for found in self.ranges for a, b in found) < end - first.offset:
+            raise self.unfit(
+                f"the layer makes other rows of the same input, and '{self.pass_name}' changes "
+                "what it reads",
+                suggestion=f"name the whole layer, '{self._layer}'",
+            )
+        super().before(module)
 
-        What stands beside the layer by then is given `module(x)` too; other readers of x are not.
+    def _expect_one_source(self) -> None:
+        """Queries, keys and values have to be made of one value.
 
         Raises:
-            RewriteError: VR410 if a unit calls the layer that does not hold it.
+            RewriteError: VR410 if they are not, as in cross-attention.
         """
-        self._check_inside()
-        path = ""
-        for place in self._calls:
-            layer = self.editor.node(place)
-            x = layer.args[0]
-            assert isinstance(x, fx.Node)
-            beside = [c for c in branches.chain(self.editor, place.unit, layer) if len(c.args) > 1]
-            if any(call.args[0] is not x for call in beside):
-                raise self.unfit("what is beside it reads its input through a dropout")
-            hint = str(HINT.get(x) or "x")
-            if path:
-                target, origin = relative(path, place.unit), self.clause.origin
-                (new,) = self.editor.call(place.unit, target, [x], origin=origin, hints=(hint,))
-            else:
-                name = f"{self._name}_{self._stem}"
-                (new,) = self.put(
-                    module, place.unit, [x], (hint,), name=name, owners=self._owners, changed=(0,)
-                )
-                path = self.editor.insertions[-1].path
-            for call in (layer, *beside):
-                call.replace_input_with(x, new)
+        roles = (site for _, site in self.context.anatomy.roles() if isinstance(site, Attention))
+        for attn in roles:
+            made = [m for m in (attn.q, attn.k, attn.v) if m is not None]
+            if any(part in (*made, attn.qkv) for part in self.parts):
+                sources = {m.role: self._source(m.call) for m in made}
+                if len(set(sources.values())) > 1:
+                    raise self.unfit(
+                        f"the queries, keys and values of '{attn.role}' are not made of one value"
+                    )
+
+    def _source(self, call: Place) -> Place:
+        """What a layer reads, before it is rearranged and changed by passes."""
+        place = self.editor.where(call)
+        x = self.editor.node(place).args[0]
+        assert isinstance(x, fx.Node)
+        found = readers.origin(self.editor, place.unit, x, ())
+        return Place(found.unit, found.node.name)
 
     @property
     def _owner(self) -> nn.Module:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 
 from ..anatomy.sites import Place
 from ..editing import branches, wiring
 from ..editing.editor import relative
+from ..editing.evaluate import Evaluation
+from ..editing.projection import projected
 from ..editing.value import Value
 from ..tracing.notes import HINT
 from .base import BoundSite
@@ -73,15 +76,14 @@ class WeightedSite(BoundSite):
             modules = (unit.get_submodule(str(n.target)) for n in calls)
             same = (m for m in modules if getattr(m, "inserted_by", None) == self.pass_name)
             if any(not (r := getattr(m, "rows", ())) or meet(self._taken, r) for m in same):
-                raise self.clause.error(
-                    "VR402",
-                    f"'{self.role}' has {self.pass_name} already",
-                    suggestion="apply it to a model that was not rewritten, or lower that first",
-                )
+                raise self.twice
 
     # -- what stands there ----------------------------------------------------------------------
 
-    def _stand(self, module: nn.Module, drops: Drops, *, behind: bool = False) -> None:
+    def _stand(
+        self, module: nn.Module, drops: Drops, *, behind: bool = False,
+        given: tuple[Value, ...] = (), through: Value | None = None,
+    ) -> None:  # fmt: skip
         """`y = layer(x)` becomes `y = module(x, layer(x))`: one module, beside every call.
 
         Modules at one layer stand in the order in which they are put in, except that those which
@@ -91,6 +93,8 @@ class WeightedSite(BoundSite):
             module: what is put in.
             drops: what is dropped of its input and of what it yields.
             behind: whether it is called as `module(layer(x))`.
+            given: values that it is called with besides.
+            through: a factor [r, d] that x is multiplied with before it gets it.
 
         Raises:
             RewriteError: VR410 if a unit applies the layer that does not hold it.
@@ -105,15 +109,18 @@ class WeightedSite(BoundSite):
             x = layer.args[0]
             assert isinstance(x, fx.Node)
             args = [node] if behind else [self._dropped(place.unit, x, drops.dropout), node]
+            if through is not None:
+                args[0] = self._projected(place.unit, args[0], through)
             if drops.path and (kept := self._kept(place, x, drops.path, f"{child}_keep")):
                 args.append(kept)
+            args += [value.read(self.editor, place.unit) for value in given]
             if path:
                 target, origin = relative(path, place.unit), self.clause.origin
                 (new,) = self.editor.call(place.unit, target, args, origin=origin, hints=(hint,))
             else:
                 (new,) = self.put(
                     module, place.unit, args, (hint,), name=child, owners=self._owners,
-                    changed=(0 if behind else 1,), folds=folds,
+                    changed=(0 if behind else 1,), folds=folds, given=given, through=through,
                 )  # fmt: skip
                 path = self.editor.insertions[-1].path
             users = set(node.users) - {new}
@@ -140,6 +147,20 @@ class WeightedSite(BoundSite):
             node = self.help(nn.Dropout(p), unit, (x,), f"{self._stem}_dropout", "dropped")
             known[key] = Value(Place(unit, node.name))
         return known[key].read(self.editor, unit)
+
+    def _projected(self, unit: str, x: fx.Node, through: Value) -> fx.Node:
+        """x times a factor [r, d], in pieces of d channels; all sites that read x share it."""
+        factor = through.read(self.editor, unit)
+        width = self._evaluated(through).shape[1]
+        chunks = self.like.shape[1] // width
+        origin = self.clause.origin
+        return projected(self.editor, unit, x, factor, chunks, width, origin)
+
+    def _evaluated(self, value: Value) -> torch.Tensor:
+        """What a value is that depends on no image, on meta while a model is rewritten."""
+        place = self.editor.where(value.place)
+        found: torch.Tensor = Evaluation(self.editor, {}).value(place.unit, self.editor.node(place))
+        return found
 
     def _kept(self, call: Place, x: fx.Node, p: float, name: str) -> fx.Node | None:
         """By sample, whether a branch beside a call is kept; None where nobody asked for that.
@@ -176,6 +197,13 @@ class WeightedSite(BoundSite):
         raise self.unfit("no input of the model says how many samples there are")
 
     # -- lowering -------------------------------------------------------------------------------
+
+    @property
+    def factors(self) -> tuple[torch.Tensor, ...]:
+        """What `parallel` was told: what x is multiplied with first, if it is, and `given`."""
+        put = self.insertion
+        first = () if put.through is None else (put.through,)
+        return tuple(map(self._evaluated, (*first, *put.given)))
 
     @property
     def foldable(self) -> bool:

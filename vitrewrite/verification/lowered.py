@@ -22,7 +22,8 @@ from ..tracing.unit import duplicate
 from .numeric import sample, tensors
 
 if TYPE_CHECKING:
-    from ..editing.editor import Fold, Insertion
+    from ..editing.editor import Insertion
+    from ..editing.folds import Fold
     from ..rewrite.rewritten import Rewritten
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
