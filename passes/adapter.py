@@ -118,7 +118,8 @@ class BranchAdapter(nn.Module):
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         """What the branch yields, adapted."""
         z = F.dropout(y.movedim(self.axis, -1), self.dropout, self.training)
-        return y + self.up(F.gelu(self.down(z))).movedim(-1, self.axis)
+        added: torch.Tensor = self.up(F.gelu(self.down(z)))
+        return y + added.movedim(-1, self.axis)
 
 
 @dataclass(frozen=True)

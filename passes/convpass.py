@@ -81,18 +81,17 @@ class ConvBypass(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def forward(
-        self, z: torch.Tensor, height: int | None = None, width: int | None = None
-    ) -> torch.Tensor:
+    def forward(self, z: torch.Tensor, height: int = 0, width: int = 0) -> torch.Tensor:
         """What is added to the branch, in the shape of z."""
         code = self.gelu(self.down(z.movedim(self.axis, -1)))
         if code.dim() == 4:
             code = self.convolved(code)
         else:
             height, width = self.grid or (height, width)
-            front, patches = code.split([code.shape[1] - height * width, height * width], 1)
+            count = height * width
+            front, patches = torch.split(code, [code.shape[1] - count, count], 1)
             alone = F.linear(front, self.conv.weight[:, :, 1, 1], self.conv.bias)
-            patches = self.convolved(patches.unflatten(1, (height, width)))
+            patches = self.convolved(patches.reshape(code.shape[0], height, width, -1))
             code = torch.cat([alone, patches.flatten(1, 2)], 1)
         code = F.dropout(self.gelu(code), self.dropout, self.training)
         # On the narrow side, s costs next to nothing.
@@ -101,7 +100,8 @@ class ConvBypass(nn.Module):
 
     def convolved(self, maps: torch.Tensor) -> torch.Tensor:
         """The convolution of maps [B, height, width, hidden]."""
-        return self.conv(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        made: torch.Tensor = self.conv(maps.permute(0, 3, 1, 2))
+        return made.permute(0, 2, 3, 1)
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         """The quick form, x * sigmoid(1.702 x)."""

@@ -79,7 +79,7 @@ class ResAdapter(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """What it adds, in the shape of z."""
-        made = self.up(F.gelu(self.down(z.movedim(self.axis, -1))))
+        made: torch.Tensor = self.up(F.gelu(self.down(z.movedim(self.axis, -1))))
         if self.scale is not None:
             made = made * self.scale
         if self.gate is not None:
@@ -114,7 +114,8 @@ class ParallelTuner(nn.Module):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """What the part yields, with the tuner's part."""
-        return y + self.tuner(x)
+        added: torch.Tensor = self.tuner(x)
+        return y + added
 
 
 class BypassTuner(nn.Module):
@@ -149,7 +150,8 @@ class BypassTuner(nn.Module):
 
     def forward(self, x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """The bypass behind the block."""
-        lateral, vertical = x + self.lateral(x), b + self.vertical(b)
+        lateral: torch.Tensor = x + self.lateral(x)
+        vertical: torch.Tensor = b + self.vertical(b)
         if self.mix is None:
             return lateral + vertical
         share = torch.sigmoid(self.mix)

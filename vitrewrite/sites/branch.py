@@ -342,7 +342,7 @@ class BranchSite(BoundSite):
                 found = y
             if found is not None:
                 yield self._module(found)
-        inside = self._drop_path.args[0] if self._drop_path else None
+        inside: object = self._drop_path.args[0] if self._drop_path else None
         while isinstance(inside, fx.Node) and inside.op == "call_module":
             yield self._module(inside)
             inside = branches.changed(self.editor, self.path, inside)
