@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
-from transformers import ViTConfig, ViTForImageClassification
 
 import vitrewrite as vr
 from tests.lowering.models import fill, vit
@@ -89,12 +88,13 @@ def test_a_branch_that_ends_in_its_norm_wants_to_be_told_the_side(side: str) -> 
 @torch.no_grad()
 def test_on_a_model_of_hugging_face() -> None:
     """It has no drop path: what other passes put around a branch stays around."""
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = ViTConfig(
+    config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         image_size=32, patch_size=8, num_labels=5,
     )  # fmt: skip
-    model = spread(ViTForImageClassification(config)).eval()
+    model = spread(transformers.ViTForImageClassification(config)).eval()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     other = "insert adaptformer(hidden=2, dropout=0) at every branch\n"
     found = [

@@ -167,12 +167,13 @@ def test_a_norm_of_its_own_reads_the_stream_first() -> None:
     rewritten = fill(vr.apply("insert adaptformer(form=peer, hidden=3) at blocks[1].mlp_branch\n",
                               model))  # fmt: skip
     delta = rewritten.delta()
-    own, kept = [delta[f"blocks.1.adaptformer.norm.{n}"] for n in ("weight", "bias")], []
+    weight, bias = (delta[f"blocks.1.adaptformer.norm.{n}"] for n in ("weight", "bias"))
+    kept: list[torch.Tensor] = []
     block: Any = model.blocks[1]
     block.norm2.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
     block.register_forward_hook(
         lambda _, args, y: (
-            y + adapted(F.layer_norm(kept.pop(), (16,), *own, eps=1e-5), delta, "blocks.1", 0.1)
+            y + adapted(F.layer_norm(kept.pop(), (16,), weight, bias, 1e-5), delta, "blocks.1", 0.1)
         )
     )
     for module in (rewritten.module.eval(), vr.lower(rewritten).module):

@@ -35,7 +35,8 @@ def bypass(z: torch.Tensor, delta: dict[str, torch.Tensor], grid: tuple[int, int
     """By hand: every token in front is an image of 1x1."""
     code = gelu(F.linear(z, delta["down.weight"], delta["down.bias"]))
     kernel = delta["conv.weight"], delta["conv.bias"]
-    patches = code[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+    patches = code[:, -grid[0] * grid[1] :].transpose(1, 2)
+    patches = patches.reshape(*patches.shape[:2], *grid)
     made = [
         F.conv2d(code[:, i, :, None, None], *kernel, padding=1)[:, :, 0, 0]
         for i in range(code.shape[1] - grid[0] * grid[1])
@@ -131,7 +132,7 @@ def test_the_drop_path_draws_anew_for_the_bypass() -> None:
         drop_path_rate=0.5,
     )  # fmt: skip
     rewritten = fill(vr.apply(SPEC, model))
-    last: Any = rewritten.module.blocks[1]
+    last: Any = rewritten.module.get_submodule("blocks.1")
     draws: list[torch.Tensor] = []
     last.drop_path2.register_forward_hook(
         lambda _m, x, y: draws.append(y.flatten(1).abs().sum(1) == 0)

@@ -48,7 +48,8 @@ def by_hand(model: Any, rewritten: Any, paths: tuple[str, ...], axis: int) -> An
             z = torch.nn.functional.layer_norm(
                 x, x.shape[-1:], delta["norm.weight"], delta["norm.bias"]
             )
-            return y + 0.5 * bottleneck(z, delta, torch.relu).movedim(-1, axis)
+            made: torch.Tensor = y + 0.5 * bottleneck(z, delta, torch.relu).movedim(-1, axis)
+            return made
 
         first = block.norm2 if axis == -1 else block.conv_dw
         last = block.drop_path2 if axis == -1 else block.drop_path

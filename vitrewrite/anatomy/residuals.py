@@ -29,8 +29,8 @@ def _branches(block: Block, group: BlockGroup) -> Iterator[Branch]:
             yield Branch(
                 f"{block.role}.{name}", owner, place(residual.sum), index, block.dim, axis,
                 strip(residual.stream) is residual.point,
-                norm=_place(following_norm(residual.point, residual.region)),
-                end_norm=_place(_last_norm(residual)),
+                first_norm=_place(following_norm(residual.point, residual.region)),
+                last_norm=_place(_last_norm(residual)),
             )  # fmt: skip
 
 

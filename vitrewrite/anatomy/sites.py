@@ -98,8 +98,8 @@ class Branch:
     dim: int  # channels
     axis: int  # of the channels
     starts: bool  # whether the branch is made of that stream, not of what it was before
-    norm: Place | None = None  # the norm of that stream that it starts with
-    end_norm: Place | None = None  # the norm that it ends in
+    first_norm: Place | None = None  # the norm of that stream that it starts with
+    last_norm: Place | None = None  # the norm that it ends in
 
 
 @dataclass(frozen=True)

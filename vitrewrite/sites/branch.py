@@ -75,7 +75,7 @@ class BranchSite(BoundSite):
     @property
     def ends_in_norm(self) -> bool:
         """Whether what it adds comes out of a norm, as in Swin V2."""
-        return self.branch.end_norm is not None
+        return self.branch.last_norm is not None
 
     @property
     def prefix(self) -> int:
@@ -210,9 +210,9 @@ class BranchSite(BoundSite):
             if not self.branch.starts:
                 raise self.unfit("it is not made of the stream that it is added to")
             return self._stream
-        if self.branch.norm is None:
+        if self.branch.first_norm is None:
             raise self.unfit("no norm reads the stream in front of it")
-        place = self.editor.where(self.branch.norm)
+        place = self.editor.where(self.branch.first_norm)
         norm = self.editor.node(place)
         if shape_of(norm) != shape_of(self._stream):
             raise self.unfit("the norm in front of it yields another shape than the branch adds")
@@ -305,8 +305,8 @@ class BranchSite(BoundSite):
 
     def _innermost(self, before_norm: bool) -> tuple[str, fx.Node, int]:
         """Who reads what f yields, in front of the drop path or of the norm at its end."""
-        if before_norm and self.branch.end_norm is not None:
-            place = self.editor.where(self.branch.end_norm)
+        if before_norm and self.branch.last_norm is not None:
+            place = self.editor.where(self.branch.last_norm)
             return place.unit, self.editor.node(place), 0
         if (drop := self._drop_path) is not None:
             return self.path, drop, 0
