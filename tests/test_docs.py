@@ -74,6 +74,44 @@ def test_a_pass_that_breaks_its_promise_is_not_green(tmp_path: Path) -> None:
     assert any("nothing is trained" in name for name in failed)  # nothing uses its parameters
 
 
+PAIR = """
+class PairModule(nn.Module):
+    inserted_by = "pair"
+    changes = (0,)
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.down = nn.Parameter(torch.zeros(4, dim))
+        self.up = nn.Parameter(torch.zeros(dim, 4))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.zeros_(self.down)
+        nn.init.zeros_(self.up)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        return y + torch.relu(y @ self.down.T) @ self.up.T
+
+
+@dataclass(frozen=True)
+class Pair(Pass):
+    verbs: ClassVar[tuple[str, ...]] = ("insert at",)
+    attaches: ClassVar[tuple[str, ...]] = ("branch",)
+
+    def rewrite(self, branch: Any) -> None:
+        branch.wrap(PairModule(branch.dim))
+"""
+
+
+def test_two_factors_that_start_as_zero_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "pair.py"
+    path.write_text(HEAD + PAIR)
+    result = invoke("check-pass", path)
+    assert result.status == 1
+    (line,) = [line for line in result.out.splitlines() if line.startswith("FAILS")]
+    assert "what starts as zero can be trained: 4 stuck (blocks.0.pair.down" in line
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -17,7 +17,7 @@ from vitrewrite.tracing import trace
 def _sites(anatomy: Anatomy) -> dict[str, Any]:
     """What does not depend on where the graphs are cut."""
     places = ("call", "core", "act", "input", "mid", "output", "unit", "model",
-              "patches", "calls", "sum")  # fmt: skip
+              "patches", "calls", "sum", "first_norm", "last_norm", "map")  # fmt: skip
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):

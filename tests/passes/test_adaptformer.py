@@ -126,13 +126,59 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "count"), [("", 147_456), (", bias=true", 156_768)], ids=["fpet", "original"]
-)
+    ("options", "count"),
+    [
+        ("", 147_456), (", bias=true", 156_768), (", form=original", 156_768),
+        (", form=original, bias=false", 147_456), (", form=peer", 156_768 + 12 * 1536),
+    ],
+)  # fmt: skip
 def test_counts_of_the_card_on_vit_base(options: str, count: int) -> None:
     spec = f"insert adaptformer(hidden=8{options}) at blocks[*].mlp_branch\n"
     plan = vr.plan(spec, "vit_base")
     assert plan.measures.params.trainable == count
     assert plan.measures.macs - plan.measures.macs_base == 12 * 2 * 768 * 8 * 197
+
+
+@pytest.mark.parametrize(
+    ("options", "hidden", "scale", "bias", "norm"),
+    [
+        ("", 8, 1.0, False, False),
+        ("form=original", 64, 0.1, True, False),
+        ("form=peer", 64, 0.1, True, True),
+        ("form=peer, hidden=4, scale=0.5, bias=false", 4, 0.5, False, True),
+        ("form=original, norm=true", 64, 0.1, True, True),
+    ],
+)
+def test_a_form_sets_what_is_not_set(
+    options: str, hidden: int, scale: float, bias: bool, norm: bool
+) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=1)
+    rewritten = vr.apply(f"insert adaptformer({options}) at blocks[0].mlp_branch\n", model)
+    made: Any = rewritten.module.get_submodule("blocks.0.adaptformer")
+    assert (made.hidden, made.scale, made.bias, made.norm is not None) == (
+        hidden, scale, bias, norm,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_norm_of_its_own_reads_the_stream_first() -> None:
+    """Its eps is that of torch's, not that of the model."""
+    model = vit().eval()
+    rewritten = fill(vr.apply("insert adaptformer(form=peer, hidden=3) at blocks[1].mlp_branch\n",
+                              model))  # fmt: skip
+    delta = rewritten.delta()
+    weight, bias = (delta[f"blocks.1.adaptformer.norm.{n}"] for n in ("weight", "bias"))
+    kept: list[torch.Tensor] = []
+    block: Any = model.blocks[1]
+    block.norm2.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    block.register_forward_hook(
+        lambda _, args, y: (
+            y + adapted(F.layer_norm(kept.pop(), (16,), weight, bias, 1e-5), delta, "blocks.1", 0.1)
+        )
+    )
+    for module in (rewritten.module.eval(), vr.lower(rewritten).module):
+        torch.testing.assert_close(module(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
+        kept.clear()
 
 
 # -- bad input ------------------------------------------------------------------------------------

@@ -24,6 +24,10 @@ CASES = {
         "insert merge.bdm(hidden=8, bits=32, dropout=0, prop_attn=false) after blocks[2].attn\n"
     ),
     "fpet-lora": LORA + "insert merge.bdm(dropout=0) after blocks[2].attn\n",
+    "fpet-adaptformer": (
+        "insert adaptformer(scale=0.5, dropout=0) at blocks[*].mlp_branch\n"
+        "insert merge.bdm(dropout=0) after blocks[2].attn\n"
+    ),
 }
 
 
@@ -32,6 +36,8 @@ def golden_name(name: str) -> str:
     if ".lora." in name:
         _, block, _, site, _, which = name.split(".")
         return f"blocks.{block}.attn.lora.{site}.{which}.weight"
+    if ".adaptformer." in name:
+        return f"{name}.weight"
     return name.replace("merge.bdm", "fpet")
 
 

@@ -20,7 +20,7 @@ from .queries import Finder, find_chain
 from .residuals import with_branches
 from .sites import Anatomy, Attention, Block, Linear, Place, StreamFacts
 from .stem import find_stem
-from .stream import final_norms, find_stream, heads, late_tokens, patch_embed
+from .stream import final_norms, find_stream, heads, late_tokens, patch_embed, with_maps
 from .trunk import Sets, Trunk, find_trunk, residual_sums
 
 
@@ -76,7 +76,7 @@ def _analysed(root: nn.Module, flow: Flow) -> Anatomy:
         stream = find_stream(flow, trunk.groups, stem, first[0].in_features if first else None)
         embed = patch_embed(flow, stem, trunk.groups, sets)
         blocks = with_tokens(blocks, flow, trunk.groups) if stream.layout == "sequence" else blocks
-        blocks = with_branches(blocks, trunk.groups)
+        blocks = with_branches(with_maps(blocks, flow, trunk.groups), trunk.groups)
         anatomy = replace(anatomy, stream=stream, patch_embed=embed, blocks=blocks)
         _note_stream(notes, flow, trunk, stem.suffix, sets)
     else:

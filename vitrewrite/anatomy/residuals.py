@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from .blocks import place
-from .kinds import strip
-from .layout import channel_axis
-from .sites import Block, Branch
+from .flow import Op
+from .kinds import is_norm, strip
+from .layout import channel_axis, following_norm
+from .sites import Block, Branch, Place
 from .trunk import BlockGroup, Residual
 
 
@@ -28,7 +29,19 @@ def _branches(block: Block, group: BlockGroup) -> Iterator[Branch]:
             yield Branch(
                 f"{block.role}.{name}", owner, place(residual.sum), index, block.dim, axis,
                 strip(residual.stream) is residual.point,
+                first_norm=_place(following_norm(residual.point, residual.region)),
+                last_norm=_place(_last_norm(residual)),
             )  # fmt: skip
+
+
+def _last_norm(residual: Residual) -> Op | None:
+    """The norm that a branch ends in."""
+    last = strip(residual.branch)
+    return last if is_norm(last) else None
+
+
+def _place(op: Op | None) -> Place | None:
+    return None if op is None else place(op)
 
 
 def _names(block: Block, group: BlockGroup) -> list[str]:

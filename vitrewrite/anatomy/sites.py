@@ -98,6 +98,8 @@ class Branch:
     dim: int  # channels
     axis: int  # of the channels
     starts: bool  # whether the branch is made of that stream, not of what it was before
+    first_norm: Place | None = None  # the norm of that stream that it starts with
+    last_norm: Place | None = None  # the norm that it ends in
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class Block:
     norm2: str | None
     linears: tuple[Linear, ...] = ()  # every matrix in the block, in order of use
     tokens: int | None = None  # how many its stream has, if that is a sequence
+    map: Place | None = None  # a map [batch, channels, h, w] of as many positions as a sequence has
     cuts: tuple[Cut, ...] = ()  # where it cuts them at fixed numbers
     norms: tuple[Norm, ...] = ()
     convs: tuple[Conv, ...] = ()

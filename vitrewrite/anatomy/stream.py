@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .blocks import place, site
@@ -20,7 +21,7 @@ from .kinds import (
     strip,
 )
 from .layout import layout_of, tokens_of, width_of
-from .sites import Classifier, Mean, StreamFacts
+from .sites import Block, Classifier, Mean, Place, StreamFacts
 from .stem import Stem
 from .trunk import BlockGroup, Sets, Trunk
 
@@ -159,6 +160,16 @@ def _patches(flow: Flow, entry: Op, count: int) -> Op | None:
         if is_conv(op) and len(op.shape) == 4 and op.shape[2] * op.shape[3] == count:
             return op
     return None
+
+
+def with_maps(blocks: tuple[Block, ...], flow: Flow, groups: list[BlockGroup]) -> tuple[Block, ...]:
+    """The blocks; those of later stages on a sequence with the map that their tokens come from."""
+    maps: dict[int, Place | None] = {0: None}
+    for block, group in zip(blocks, groups, strict=True):
+        if block.stage not in maps:
+            found = _patches(flow, group.first.point, tokens_of(group.last.sum, block.dim))
+            maps[block.stage] = None if found is None else place(found)
+    return tuple(replace(block, map=maps[block.stage]) for block in blocks)
 
 
 def late_tokens(flow: Flow, groups: list[BlockGroup], sets: Sets) -> list[tuple[str, int]]:

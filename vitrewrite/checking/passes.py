@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ from ..tracing.undisturbed import same_randomness, undisturbed
 from ..verification import verify_rewritten
 from ..verification.check import Check
 from ..verification.compiled import exported
+from ..verification.numeric import randomised, tensors
 from .subject import Subject
 
 _OWN_FAULTS = ("VR405", "VR435", "VR808", "VR809", "VR812", *(f"VR42{i}" for i in range(10)))
@@ -73,6 +75,7 @@ def checks(subject: Subject) -> Iterator[Check]:
         yield from verify_rewritten(rewritten, graphs=False)
     except VitrewriteError as error:
         yield Check("verification", False, "fails", _told(error))
+    yield _attempt("training", lambda: _trainable(rewritten))
     yield _attempt("emission", lambda: _fixed_point(rewritten))
     yield _attempt("export", lambda: exported(rewritten))
     yield from _options(subject)
@@ -143,6 +146,42 @@ def _in_bfloat16(spec: Spec) -> Check:
     made = module(_image(torch.bfloat16))
     odd = {str(t.dtype) for t in (made, *module.parameters()) if t.dtype != torch.bfloat16}
     return Check("runs in bfloat16", not odd, listing(odd) or "all of it")
+
+
+def _trainable(rewritten: Rewritten) -> Check:
+    """No two factors that are multiplied both start as zero: neither gets a gradient, ever.
+
+    What is zero gets none at first, if what it is multiplied with is zero too; and still none after
+    a step, as that was not moved either.
+    """
+    module = deepcopy(rewritten.module)
+    first = _gradients(module)
+    stuck = [n for n, g in first.items() if not g.any() and not module.get_parameter(n).any()]
+    if stuck:
+        with torch.no_grad():
+            for name, gradient in first.items():
+                module.get_parameter(name).add_(gradient.sign() * 1e-2)
+        moved, anywhere = _gradients(module), _gradients(randomised(rewritten).module)
+        stuck = [n for n in stuck if not moved[n].any() and anywhere[n].any()]
+    names = f"{listing(stuck[:2])} start as zero, and no gradient moves them"
+    return Check("what starts as zero can be trained", not stuck, f"{len(stuck)} stuck",
+                 names if stuck else "")  # fmt: skip
+
+
+@undisturbed()
+def _gradients(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Of all that is trained, in training."""
+    named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    with same_randomness(), torch.enable_grad():
+        torch.default_generator.manual_seed(0)
+        made = tensors(module.train()(_image()))
+        generator = torch.Generator().manual_seed(1)
+        loss = torch.stack([(t * torch.randn(t.shape, generator=generator)).sum() for t in made])
+        if not loss.requires_grad:  # which another check tells
+            return {}
+        found = torch.autograd.grad(loss.sum(), list(named.values()), allow_unused=True)
+    pairs = zip(named.items(), found, strict=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs}
 
 
 def _fixed_point(rewritten: Rewritten) -> Check:

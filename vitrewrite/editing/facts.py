@@ -168,7 +168,21 @@ def grid_size(editor: Editor, anatomy: Anatomy) -> tuple[Place, Place] | None:
     """Where height and width in patches are read while the model runs, if it makes a map."""
     if anatomy.stream.patches is None or anatomy.stream.grid is None:
         return None
-    place, axes, planned = _measured(anatomy)
+    place, (first, second), planned = _measured(anatomy)
+    return sides(editor, place, (first, second), planned)
+
+
+def sides(
+    editor: Editor, place: Place, axes: tuple[int, int], planned: tuple[int, ...]
+) -> tuple[Place, Place]:
+    """Where the height and the width of a map are read while the model runs.
+
+    Args:
+        editor: of the model.
+        place: of the map.
+        axes: along which they lie.
+        planned: what they are for the size that the model was captured with.
+    """
     node, found = editor.node(place), []
     for axis, length, name in zip(axes, planned, ("height", "width"), strict=True):
         size = _size(node, axis)
@@ -178,11 +192,16 @@ def grid_size(editor: Editor, anatomy: Anatomy) -> tuple[Place, Place] | None:
     return found[0], found[1]
 
 
-def guard(editor: Editor, anatomy: Anatomy, clause: ClauseRef) -> None:
-    """Makes a model that takes any size refuse those with another grid than a pass is made for."""
+def is_fixed(editor: Editor) -> bool:
+    """Whether the model refuses all sizes but the one that it was captured with."""
     root = editor.unit("")
     assert root.template is not None
-    if any(node.target is check_input for node in root.template.graph.nodes):
+    return any(node.target is check_input for node in root.template.graph.nodes)
+
+
+def guard(editor: Editor, anatomy: Anatomy, clause: ClauseRef) -> None:
+    """Makes a model that takes any size refuse those with another grid than a pass is made for."""
+    if is_fixed(editor):
         return  # it refuses them itself
     place, axes, planned = _measured(anatomy)
     node = editor.node(place)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from ..anatomy.sites import Place
+from ..tracing.notes import VALUE
 from . import wiring
 from .editor import Editor, after
 
@@ -27,6 +29,10 @@ class Value:
     def log(self) -> Value:
         """Its logarithm."""
         return self.then("log")
+
+    def detached(self) -> Value:
+        """The same, and no gradient flows back through it."""
+        return self.then("detach")
 
     def then(self, method: str, *args: Any) -> Value:
         """What a method of the tensor makes of it."""
@@ -49,3 +55,9 @@ def _applied(
     graph = editor.graph(unit)
     with after(graph, [node]):
         return graph.call_method(method, (node, *args))
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Lengths of what a node yields in the model as it was; none if they are not known."""
+    value = VALUE.get(node)
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()

@@ -155,6 +155,10 @@ def _give(editor: Editor, unit: str, node: fx.Node) -> tuple[str, fx.Node]:
     calls = [n for n in editor.graph(above).nodes if n.target == target]
     if len(calls) > 1:
         raise RewriteError("VR411", f"'{unit}' runs {len(calls)} times, so it has no one value")
+    inputs = [n for n in editor.graph(unit).nodes if n.op == "placeholder"]
+    given = calls[0].args[inputs.index(node)] if node in inputs else None
+    if isinstance(given, fx.Node):
+        return above, given  # the caller has it already
     return above, give(editor, unit, node, calls[0])
 
 

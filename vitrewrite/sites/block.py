@@ -5,16 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..anatomy.sites import Block
+from torch import nn
+
+from ..anatomy.sites import Block, Place
+from ..editing import wiring
 from ..editing.cuts import lengthen
 from ..editing.leaving import cannot_leave_out, leave_out
+from ..editing.value import Value, shape_of
 from ..tracing.leaves import is_inserted
+from ..tracing.notes import HINT
 from .attention import AttentionSite
 from .base import BoundSite
 from .channels import NormSite
 from .mlp import MlpSite
 from .point import Point
 from .room import BiasWithRoom, WithoutTokens
+
+_LAYOUTS = ("reshape", "view", "permute", "transpose", "contiguous", "flatten", "unflatten")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +44,11 @@ class BlockSite(BoundSite):
     def dim(self) -> int:
         """Channels of the stream."""
         return self.block.dim
+
+    @property
+    def axis(self) -> int:
+        """The axis of the channels: -1, or 1 for maps [batch, channels, height, width]."""
+        return self.block.branches[-1].axis if self.block.branches else -1
 
     @property
     def stem_dim(self) -> int:
@@ -89,6 +101,87 @@ class BlockSite(BoundSite):
         behind = (b for b in self.context.anatomy.blocks if b.index > self.index)
         return tuple(BlockSite(self.context, b) for b in behind)
 
+    def beside(self, module: nn.Module) -> None:
+        """`y = block(x)` becomes `y = module(x, block(x))`, with x and y as clauses leave them.
+
+        Raises:
+            RewriteError: VR410 if the block changes the shape of the stream.
+        """
+        self.expect_kept(self.input)
+        point = self.leaving
+        place = self.editor.where(point.place)
+        x, y = self.input.value.read(self.editor, place.unit), self.editor.node(place)
+        hint = str(HINT.get(y) or "x")
+        (made,) = self.put(module, place.unit, (x, y), (hint,), changed=(1,))
+        self.editor.stacks.setdefault(self.output.place, []).append(self.editor.insertions[-1])
+        point._passes(y, made, made)
+
+    def aside(self, module: nn.Module, *values: Value, name: str) -> Value:
+        """`name = module(*values)`, in the block behind all that it does to its stream.
+
+        Args:
+            module: what is called; it makes something new.
+            values: what it is given.
+            name: of the variable.
+        """
+        unit = self.editor.where(self.leaving.place).unit
+        given = [value.read(self.editor, unit) for value in values]
+        (made,) = self.put(module, unit, given, (name,))
+        return Value(Place(unit, made.name))
+
+    def outside(self, value: Value, name: str) -> Value:
+        """A value as it is where the blocks of the clause are called, if they are given it."""
+        place = self.editor.where(value.place)
+        if place.unit != self._above and self.editor.node(place).op != "placeholder":
+            return value
+        node = value.read(self.editor, self._above)
+        HINT.put(node, name)
+        return Value(Place(self._above, node.name))
+
+    @property
+    def _above(self) -> str:
+        """The unit that calls the blocks of the clause; of a single block it is the block's."""
+        return wiring.common(self.editor, self.context.scope)
+
+    def hand_on(self, value: Value) -> None:
+        """Keeps a value for the next block of the clause."""
+        self.context.shared[f"from {self.role}"] = value
+
+    @property
+    def handed(self) -> Value | None:
+        """What the block before in the clause handed on, if it did."""
+        number = self.siblings.index(self.role)
+        before = self.siblings[number - 1] if number else None
+        return self.context.shared.get(f"from {before}")
+
+    @property
+    def together(self) -> tuple[BlockSite, ...]:
+        """All blocks of the clause."""
+        blocks = {b.role: b for b in self.context.anatomy.blocks}
+        return tuple(BlockSite(self.context, blocks[role]) for role in self.siblings)
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is the last block of the clause."""
+        return self.role == self.siblings[-1]
+
+    def expect_kept(self, start: Point) -> None:
+        """Raises VR410 unless it yields as many tokens and channels as there are at a point."""
+        points = start, self.leaving
+        shapes = ["x".join(map(str, shape_of(self.editor.node(p.place))[1:])) for p in points]
+        if shapes[0] != shapes[1]:
+            raise self.unfit(
+                f"the stream is {shapes[0]} where '{start.site.role}' starts, and {shapes[1]} here"
+            )
+        known = [self.context.stream.known(point.position) for point in points]
+        if (known[0].prefix, known[0].patches) == (known[1].prefix, known[1].patches):
+            return
+        found = (self.context.stream.cause(points[1].position, f) for f in ("patches", "prefix"))
+        raise self.unfit(
+            f"the tokens change in number behind where '{start.site.role}' starts",
+            notes=[f"changed by: {cause.origin}" for cause in found if cause],
+        )
+
     def leave_out(self) -> None:
         """Takes the block out: what follows reads the stream as it enters the block.
 
@@ -139,6 +232,15 @@ class BlockSite(BoundSite):
     def own_prefix(self) -> int:
         """How many tokens stand in front of the patches in the model as it was."""
         return self.context.anatomy.stream.prefix_tokens
+
+    @property
+    def leaving(self) -> Point:
+        """Its output in the layout in which the next block gets it."""
+        node = self.editor.node(self.output.place)
+        while len(node.users) == 1 and (user := next(iter(node.users))).target in _LAYOUTS:
+            node = user
+        place = self.editor.where(self.output.place)
+        return Point(self, Place(place.unit, node.name), self.output.position)
 
     def make_room(self, start: int, count: int) -> None:
         """From token `start` on there are `count` more tokens in front of the patches here.

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
 from ..anatomy.sites import Branch, Place
 from ..editing import branches, wiring
-from ..editing.editor import join
-from ..tracing.notes import HINT
+from ..editing.editor import after, join
+from ..editing.facts import is_fixed, sides
+from ..editing.value import Value, shape_of
+from ..tracing.leaves import changed_by, is_inserted
+from ..tracing.notes import HINT, VALUE
 from ..tracing.template import eliminate_dead_code
+from ..tracing.unit import Unit
 from .base import BoundSite
+
+if TYPE_CHECKING:
+    from .block import BlockSite
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The patches of a value.
+
+    Attributes:
+        size: height and width, where no other image than that of the capture is taken; or None.
+        sides: both while the model runs, where images may be of any size; or nothing. A value that
+            is a map itself has neither.
+    """
+
+    size: tuple[int, int] | None = None
+    sides: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,24 +64,105 @@ class BranchSite(BoundSite):
         """The axis of the channels: -1, or 1 for maps [batch, channels, height, width]."""
         return self.branch.axis
 
+    @property
+    def block(self) -> BlockSite:
+        """The block that it is in."""
+        from .block import BlockSite
+
+        blocks = self.context.anatomy.blocks
+        return BlockSite(self.context, next(b for b in blocks if self.branch in b.branches))
+
+    @property
+    def ends_in_norm(self) -> bool:
+        """Whether what it adds comes out of a norm, as in Swin V2."""
+        return self.branch.last_norm is not None
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand in front of the patches in its stream."""
+        return self.context.stream.at(self._position).prefix
+
+    @property
+    def grid(self) -> Grid:
+        """The patches of its stream.
+
+        Raises:
+            RewriteError: VR410 if they are no full grid, or if other tokens stand behind them.
+        """
+        stream, block = self.context.stream, self.block.block
+        if len(shape_of(self._stream)) == 4:
+            return Grid()
+        if self.context.anatomy.stream.suffix_tokens:
+            raise self.unfit("there are other tokens behind the patches")
+        if not stream.whole(self._position):
+            notes = [f"merged by: {by}"] if (by := self.block.cause("grid")) else []
+            raise self.unfit("no full grid of patches is left there", notes=notes)
+        if stream.reader is not None:
+            stream.reader.declare(["grid"], "reads")
+        if block.stage == 0 and len(shape_of(self.editor.node(block.input))) == 3:
+            if is_fixed(self.editor):
+                return Grid(stream.at(self._position).grid)
+            return Grid(sides=self.block.input.grid_size)
+        place, axes = (block.map, (2, 3)) if block.map else (block.input, (1, 2))
+        shape = shape_of(self.editor.node(place))
+        if len(shape) != 4:
+            raise self.unfit("no map says which patches its tokens are")
+        planned = shape[axes[0]], shape[axes[1]]
+        if is_fixed(self.editor):
+            return Grid(planned)
+        found = sides(self.editor, place, axes, planned)
+        return Grid(sides=(Value(found[0]), Value(found[1])))
+
+    @property
+    def _position(self) -> int:
+        """Of its stream: in front of the block, or in its middle."""
+        block = self.block.block
+        return 2 * block.index + (block.mid is not None and self.branch.sum == block.output)
+
     # -- verbs ----------------------------------------------------------------------------------
 
-    def wrap(self, module: nn.Module) -> None:
-        """`x + f(x)` becomes `x + module(f(x))`."""
-        self._put(module, self._sum.args[self.branch.index])
+    def wrap(self, module: nn.Module, *, inside: bool = False, before_norm: bool = False) -> None:
+        """`x + f(x)` becomes `x + module(f(x))`.
 
-    def beside(self, module: nn.Module) -> None:
-        """`x + f(x)` becomes `x + module(x, f(x))`: x is the stream as it is when f reads it.
+        Args:
+            module: what is put in.
+            inside: `x + drop(f(x))` becomes `x + drop(module(f(x)))`, with the branch's own drop
+                path; it stands under all that is around f, behind what is inside already.
+            before_norm: with `inside`, where f ends in a norm: f is what that norm reads.
+        """
+        if not inside:
+            self._put(module, self._sum.args[self.branch.index])
+            return
+        unit, reader, index = self._innermost(before_norm)
+        y = reader.args[index]
+        assert isinstance(y, fx.Node)
+        reader.update_arg(index, self._called(module, unit, [y], 0))
+        self._stacked("inside")
+
+    def beside(
+        self, module: nn.Module, *values: Value, reads: str = "stream", drop: bool = False
+    ) -> None:
+        """`x + f(x)` becomes `x + module(x, f(x), *values)`: x is the stream as f reads it.
 
         What stands there follows each other in the order of the clauses.
 
+        Args:
+            module: what is put in.
+            values: what it is given besides.
+            reads: `stream`, or `norm` for x as the norm in front of f yields it.
+            drop: whether what is added is dropped by sample as f is, with a draw of its own. Then
+                `x + drop(f(x))` becomes `x + (drop(f(x)) + drop(module(x, *values)))`.
+
         Raises:
-            RewriteError: VR410 if f is not made of the stream that it is added to.
+            RewriteError: VR410 if f is not made of the stream that it is added to, or if no norm
+                stands in front of it.
         """
-        if not self.branch.starts:
-            raise self.unfit("it is not made of the stream that it is added to")
-        args = self._sum.args
-        self._put(module, args[1 - self.branch.index], args[self.branch.index])
+        x, y = self._read(reads), self._sum.args[self.branch.index]
+        given = [value.read(self.editor, self.path) for value in values]
+        if drop:
+            self._add(self._called(module, self.path, [x, *given], None))
+        else:
+            self._put(module, x, y, *given, changed=1)
 
     def drop(self) -> None:
         """`x + f(x)` becomes `x`, and the modules of f go; at lowering, what was put in goes.
@@ -94,24 +198,154 @@ class BranchSite(BoundSite):
             raise self.gone(self.editor.ended[self.branch.sum])
         return found
 
-    def _put(self, module: nn.Module, *given: object) -> None:
-        """Calls a module with what is added last, which it changes."""
-        args = [node for node in given if isinstance(node, fx.Node)]
-        total, y = self._sum, args[-1]
-        hint = str(HINT.get(y) or self.role.rpartition(".")[2])
+    @property
+    def _stream(self) -> fx.Node:
+        node = self._sum.args[1 - self.branch.index]
+        assert isinstance(node, fx.Node)
+        return node
+
+    def _read(self, what: str) -> fx.Node:
+        """What a module beside f is given."""
+        if what == "stream":
+            if not self.branch.starts:
+                raise self.unfit("it is not made of the stream that it is added to")
+            return self._stream
+        if self.branch.first_norm is None:
+            raise self.unfit("no norm reads the stream in front of it")
+        place = self.editor.where(self.branch.first_norm)
+        norm = self.editor.node(place)
+        if shape_of(norm) != shape_of(self._stream):
+            raise self.unfit("the norm in front of it yields another shape than the branch adds")
+        *_, last = (norm, *branches.chain(self.editor, place.unit, norm))
+        return wiring.read(self.editor, Place(place.unit, last.name), self.path)
+
+    def _called(
+        self, module: nn.Module, unit: str, args: Sequence[fx.Node], changed: int | None
+    ) -> fx.Node:
+        """What a module makes of nodes; it changes one of them, or makes something new."""
+        hint = "added" if changed is None else HINT.get(args[changed])
+        hint = str(hint or self.role.rpartition(".")[2])
         (made,) = self.put(
-            module, self.path, args, (hint,), owners=(self.branch.owner,), changed=(len(args) - 1,)
-        )
-        total.update_arg(self.branch.index, made)
-        place = Place(self.path, f"{self.branch.sum.node} {self.branch.index}")
+            module, unit, args, (hint,), owners=(self.branch.owner,),
+            changed=() if changed is None else (changed,),
+        )  # fmt: skip
+        return made
+
+    def _put(self, module: nn.Module, *given: object, changed: int = 0) -> None:
+        """Calls a module on what is added last, which it changes, and on others."""
+        args = [node for node in given if isinstance(node, fx.Node)]
+        total = self._sum
+        total.update_arg(self.branch.index, self._called(module, self.path, args, changed))
+        self._stacked()
+
+    def _add(self, made: fx.Node) -> None:
+        """Adds a value to the branch, behind a call of the branch's drop path."""
+        total, drop = self._sum, self._drop_path
+        y = total.args[self.branch.index]
+        assert isinstance(y, fx.Node)
+        with after(total.graph, [made, y]):
+            term = made
+            if drop is not None:
+                term = total.graph.call_module(str(drop.target), (made,))
+            plus = total.graph.call_function(operator.add, (y, term))
+        for node in (made, term, plus):
+            VALUE.put(node, VALUE.get(y))
+        total.update_arg(self.branch.index, plus)
+        self._stacked()
+
+    def _stacked(self, where: str = "") -> None:
+        """Notes where the last module was put, for the order of clauses."""
+        place = Place(self.path, f"{self.branch.sum.node} {self.branch.index} {where}".rstrip())
         self.editor.stacks.setdefault(place, []).append(self.editor.insertions[-1])
+
+    def _around(self) -> Iterator[tuple[fx.Node, int]]:
+        """From the sum inward, the nodes that passes put around f, each with the argument f is."""
+        reader, index = self._sum, self.branch.index
+        while True:
+            yield reader, index
+            node = reader.args[index]
+            if not isinstance(node, fx.Node):
+                return
+            y = branches.changed(self.editor, self.path, node)
+            if y is None and self._addend(node) is not None:
+                y = node.args[0]
+            if y is None:
+                return
+            reader, index = node, node.args.index(y)
+
+    def _addend(self, node: fx.Node) -> fx.Node | None:
+        """The call of an inserted module whose result a sum adds to f, through its drop path."""
+        term = node.args[1] if node.target is operator.add else None
+        while isinstance(term, fx.Node) and self._passes(term):
+            term = term.args[0]
+        if not isinstance(term, fx.Node) or term.op != "call_module":
+            return None
+        module = self._module(term)
+        return term if is_inserted(module) and not changed_by(module) else None
+
+    def _module(self, call: fx.Node) -> nn.Module:
+        return self.editor.unit(self.path).get_submodule(str(call.target))
+
+    def _passes(self, node: fx.Node) -> bool:
+        """Whether a call yields in evaluation what it is given, as that of a drop path."""
+        if node.op != "call_module":
+            return False
+        module = self._module(node)
+        if not isinstance(module, Unit) or module.template is None:
+            return isinstance(module, nn.Identity)
+        nodes = list(module.template.graph.nodes)
+        return bool(nodes[-1].args[0] is nodes[0])
+
+    @property
+    def _drop_path(self) -> fx.Node | None:
+        """The call of the branch's drop path."""
+        *_, (reader, index) = self._around()
+        node = reader.args[index]
+        return node if isinstance(node, fx.Node) and self._passes(node) else None
+
+    def _innermost(self, before_norm: bool) -> tuple[str, fx.Node, int]:
+        """Who reads what f yields, in front of the drop path or of the norm at its end."""
+        if before_norm and self.branch.last_norm is not None:
+            place = self.editor.where(self.branch.last_norm)
+            return place.unit, self.editor.node(place), 0
+        if (drop := self._drop_path) is not None:
+            return self.path, drop, 0
+        inside = Place(self.path, f"{self.branch.sum.node} {self.branch.index} inside")
+        paths = {i.path for i in self.editor.stacks.get(inside, ())}
+        for reader, index in self._around():
+            y = reader.args[index]
+            assert isinstance(y, fx.Node)
+            if join(self.path, str(y.target)) in paths:
+                break
+        return self.path, reader, index
+
+    def _bypass(self, unit: str, node: fx.Node, changes: Sequence[int | None]) -> None:
+        """A module whose result is added goes with the sum."""
+        total = next((n for n in node.graph.nodes if self._addend(n) is node), None)
+        if total is None:
+            super()._bypass(unit, node, changes)
+            return
+        y, term = total.args
+        HINT.put(y, HINT.get(y) or HINT.get(total))
+        self.editor.moved[Place(unit, total.name)] = Place(unit, y.name)
+        total.replace_all_uses_with(y)
+        for gone in (total, term, node):
+            if gone in node.graph.nodes:
+                node.graph.erase_node(gone)
 
     def _standing(self) -> Iterator[nn.Module]:
         """What was put at the branch, the last one first."""
-        node: object = self._sum.args[self.branch.index]
-        while isinstance(node, fx.Node) and node.op == "call_module":
-            yield self.editor.unit(self.path).get_submodule(str(node.target))
-            node = branches.changed(self.editor, self.path, node)
+        for reader, index in self._around():
+            y = reader.args[index]
+            found = self._addend(y) if isinstance(y, fx.Node) else None
+            if isinstance(y, fx.Node) and y.op == "call_module":
+                found = y
+            if found is not None:
+                yield self._module(found)
+        inside: object = self._drop_path.args[0] if self._drop_path else None
+        while isinstance(inside, fx.Node) and inside.op == "call_module":
+            yield self._module(inside)
+            inside = branches.changed(self.editor, self.path, inside)
 
     def refuse_twice(self) -> None:
         """Raises VR402 if the pass is at the branch already."""

@@ -72,7 +72,7 @@ class MlpSite(ReplacedSite):
         if self.mlp.gate is not None:
             raise self.unfit("it is gated")
         if keep or beside:
-            self._keep((self.mlp.fc1, self.mlp.fc2), module, values, beside=beside)
+            self._keep(self._layers, module, values, beside=beside)
             return
         above, calls = wiring.caller(self.editor, self._own_unit)
         call = self.editor.node(Place(above, calls[0].name))
@@ -86,6 +86,11 @@ class MlpSite(ReplacedSite):
         call.replace_all_uses_with(made)
         call.graph.erase_node(call)
         self.editor.take_out(self.path, self.clause)
+
+    @property
+    def _layers(self) -> tuple[Linear | None, ...]:
+        """Its two layers."""
+        return self.mlp.fc1, self.mlp.fc2
 
     @property
     def _own_unit(self) -> str:

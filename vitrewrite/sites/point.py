@@ -96,6 +96,19 @@ class Point:
         self._passes(node, results[0], results[0].args[0] if also else results[0])
         return tuple(Value(Place(place.unit, r.name)) for r in results)
 
+    def follow(self, value: Value) -> None:
+        """What reads the stream behind the blocks of the clause reads `value` instead."""
+        editor, unit = self.site.editor, self.site._above
+        value.read(editor, unit)  # which may have a call yield several values
+        old, new = self.value.read(editor, unit), value.read(editor, unit)
+        made_of, queue = {new}, [new]
+        while queue:
+            fresh = set(queue.pop().all_input_nodes) - made_of
+            made_of |= fresh
+            queue += fresh
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in made_of)
+        editor.moved[editor.where(self.place)] = Place(unit, new.name)
+
     def _passes(self, old: fx.Node, new: fx.Node, call: object) -> None:
         """All that read the stream here, but for a call, read what that makes of it."""
         editor = self.site.editor

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..anatomy.sites import Linear, Place
-from ..editing import wiring
+from ..editing import branches, wiring
 from ..editing.editor import after, join
 from ..editing.slices import erase_unread
-from ..editing.value import Value
+from ..editing.value import Value, shape_of
 from ..tracing.notes import HELD, HINT
 from ..tracing.template import eliminate_dead_code
 from .base import BoundSite
@@ -23,22 +23,39 @@ from .base import BoundSite
 class ReplacedSite(BoundSite):
     """A part that is one module, and can be told what to yield instead."""
 
+    def parallel(self, module: nn.Module, *values: Value) -> None:
+        """`y = part(x)` becomes `y = module(x, part(x), *values)`; the part stays what it is.
+
+        Raises:
+            RewriteError: VR410 if it is no module of its own, or its layers read several inputs.
+        """
+        self._keep(self._layers, module, values, beside=True, handed=False)
+
+    @property
+    def _layers(self) -> tuple[Linear | None, ...]:
+        """Its layers, in the order in which a module that stands for it is given them."""
+        raise NotImplementedError
+
     def _keep(
         self, layers: Sequence[Linear | None], module: nn.Module, values: Sequence[Value], *,
-        beside: bool,
+        beside: bool, handed: bool = True,
     ) -> None:  # fmt: skip
         """`y = module(x, *tensors, *values)`, or `module(x, y, *tensors, *values)` with `beside`.
 
-        The tensors are weight and bias of each layer, None for a bias that is not there.
+        The tensors, if they are `handed`, are weight and bias of each layer, None for a bias that
+        is not there.
         """
         unit, editor = self._own_unit, self.editor
-        given: list[fx.Node | None] = [self._source(layers)]
+        source = self._source(layers)
+        given: list[fx.Node | None] = [source]
         returned = self._output.args[0]
         y = returned[0] if isinstance(returned, (tuple, list)) else returned
         assert isinstance(y, fx.Node)
         if beside:
             given.append(y)
-        for layer in layers:
+        if not handed and shape_of(source) != shape_of(y):
+            raise self.unfit("what it yields has another shape than what it reads")
+        for layer in layers if handed else ():
             given += self._tensors(layer)
         given += [value.read(editor, unit) for value in values]
         hint = str(HINT.get(y) or "y")
@@ -88,11 +105,18 @@ class ReplacedSite(BoundSite):
     def _source(self, layers: Sequence[Linear | None]) -> fx.Node:
         """What the layers in front read: those that read an input of the part."""
         calls = [self.editor.node(s.call) for s in layers if s is not None]
-        found = {n.args[0] for n in calls if _is_input(n.args[0])}
+        found = {x for n in calls if _is_input(x := self._given(n))}
         (source, *others) = found or {None}
         if not isinstance(source, fx.Node) or others:
             raise self.unfit("its layers do not read one input as it is")
         return source
+
+    def _given(self, call: fx.Node) -> object:
+        """What a layer reads, as it was before passes changed it."""
+        x: object = call.args[0]
+        while isinstance(x, fx.Node) and not _is_input(x):
+            x = branches.changed(self.editor, self._own_unit, x)
+        return x
 
     def _tensors(self, layer: Linear | None) -> list[fx.Node | None]:
         """Weight and bias of a layer, or of the rows of a fused one."""
