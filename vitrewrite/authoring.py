@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, option
+from .layers.quantised import Quantised
 from .rewrite.rewritten import Rewritten
 from .sites import (
     AffineSite,
@@ -46,6 +47,7 @@ __all__ = [
     "Phase",
     "Point",
     "Procedure",
+    "Quantised",
     "Rewritten",
     "Run",
     "Value",
