@@ -10,6 +10,9 @@ import torch
 
 from .quantised import Quantised
 
+SCALE_BYTES = 8
+"""Of the mean and the deviation of a matrix."""
+
 
 def packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes below 2^bits as bytes.
@@ -33,7 +36,7 @@ def unpacked(raw: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 
 def size_of(matrix: Quantised) -> int:
-    """Bytes of the codes of a matrix; it has 8 more, for mean and deviation."""
+    """Bytes of the codes of a matrix."""
     each = 8 // matrix.bits
     return -(-matrix.weight.numel() // each)
 
@@ -41,6 +44,11 @@ def size_of(matrix: Quantised) -> int:
 def fills_bytes(matrix: Quantised) -> bool:
     """Whether the codes of a matrix end where a byte does."""
     return matrix.bits * matrix.weight.numel() % 8 == 0
+
+
+def is_flat(values: torch.Tensor) -> bool:
+    """Whether all numbers are equal, so that they have no deviation; nobody knows on meta."""
+    return not values.is_meta and bool(values.min() == values.max())
 
 
 @torch.no_grad()
@@ -54,7 +62,7 @@ def pack(matrix: Quantised) -> tuple[torch.Tensor, torch.Tensor]:
     weight = matrix.weight.float()
     hard = bool(matrix.scale[1] > 0)
     scale = matrix.scale.float() if hard else torch.stack([weight.mean(), weight.std()])
-    if weight.min() == weight.max():
+    if is_flat(weight):
         raise ValueError("all its numbers are equal")
     # A matrix on levels is divided by its deviation alone, or codes next to edges would move.
     n = (weight - scale[0]) / (scale[1] + (0.0 if hard else 1e-5))
