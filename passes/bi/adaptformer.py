@@ -14,8 +14,9 @@ Attaches to
 
 Parameters
     down [h, d]: Kaiming-uniform with a = sqrt(5). up [d, h]: truncated normal of std 1e-3 within
-    2e-3, or zero with 32 bits. Both latent, in float32, and trained; h = 32, no biases. The scale s
-    is fixed: the paper takes one of 0.01, 0.1, 1 and 10 by task.
+    2e-3, or zero with 32 bits. Both latent, in float32, and trained; h = 32. With `bias` also
+    down_bias [h] and up_bias [d], zero, which the code has not and the tables count. The scale s is
+    fixed: the paper takes one of 0.01, 0.1, 1 and 10 by task.
 
 Forward
     Each matrix W is used as W' = (q + n - stop(n)) sg + mu, with n = (W - mu) / (sg + 1e-5) and q
@@ -55,26 +56,33 @@ class QuantisedAdapter(nn.Module):
         hidden: int,
         scale: float = 1.0,
         bits: int = 1,
+        bias: bool = False,
         dropout: float = 0.0,
         axis: int = -1,
     ) -> None:
         super().__init__()
-        self.width, self.hidden, self.scale = width, hidden, scale
-        self.bits, self.dropout, self.axis = bits, dropout, axis
+        self.width, self.hidden, self.scale, self.bits = width, hidden, scale, bits
+        self.bias, self.dropout, self.axis = bias, dropout, axis
         self.down = Quantised(hidden, width, bits)
         self.up = Quantised(width, hidden, bits, small=True)
+        self.down_bias = nn.Parameter(torch.zeros(hidden)) if bias else None
+        self.up_bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws `down`, and `up` next to zero."""
+        """Draws `down`, and `up` next to zero; biases are zero."""
         self.down.reset_parameters(generator)
         self.up.reset_parameters(generator)
+        if self.down_bias is not None and self.up_bias is not None:
+            nn.init.zeros_(self.down_bias)
+            nn.init.zeros_(self.up_bias)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """y with the branch of x added, both with `width` channels on `axis`."""
-        code = F.relu(F.linear(x.movedim(self.axis, -1), self.down().to(x.dtype)))
+        x = x.movedim(self.axis, -1)
+        code = F.relu(F.linear(x, self.down().to(x.dtype), self.down_bias))
         code = F.dropout(code, self.dropout, self.training)
-        made = F.linear(code, self.up().to(code.dtype))
+        made = F.linear(code, self.up().to(code.dtype), self.up_bias)
         return y + self.scale * made.movedim(-1, self.axis)
 
 
@@ -84,16 +92,18 @@ class PlainAdapter(nn.Module):
     inserted_by = "bi.adaptformer"
     changes = (1,)
 
-    def __init__(self, width: int, hidden: int, axis: int = -1) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool = False, axis: int = -1) -> None:
         super().__init__()
-        self.width, self.hidden, self.axis = width, hidden, axis
+        self.width, self.hidden, self.bias, self.axis = width, hidden, bias, axis
         self.down = nn.Parameter(torch.zeros(hidden, width))
         self.up = nn.Parameter(torch.zeros(width, hidden))
+        self.down_bias = nn.Parameter(torch.zeros(hidden)) if bias else None
+        self.up_bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """y with the branch of x added, both with `width` channels on `axis`."""
-        code = F.relu(F.linear(x.movedim(self.axis, -1), self.down))
-        return y + F.linear(code, self.up).movedim(-1, self.axis)
+        code = F.relu(F.linear(x.movedim(self.axis, -1), self.down, self.down_bias))
+        return y + F.linear(code, self.up, self.up_bias).movedim(-1, self.axis)
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ class BiAdaptFormer(Pass):
     hidden: int = option(32, minimum=1, help="width of the bottleneck")
     bits: int = option(1, choices=(1, 2, 4, 8, 32), help="of a number; 32 are floats as they are")
     scale: float = option(1.0, help="fixed factor of the branch")
+    bias: bool = option(False, help="whether its two layers have biases, of 32 bits")
     dropout: float = option(0.1, minimum=0, below=1, help="of its code, in training only")
 
     def rewrite(self, branch: BranchSite) -> None:
@@ -115,7 +126,7 @@ class BiAdaptFormer(Pass):
         branch.expect(self.bits == 32 or count > 1, "hidden", one)
         if self.hidden >= branch.dim:
             branch.warn(f"hidden {self.hidden} is no bottleneck of {branch.dim} channels")
-        options = self.hidden, self.scale, self.bits, self.dropout
+        options = self.hidden, self.scale, self.bits, self.bias, self.dropout
         branch.beside(QuantisedAdapter(branch.dim, *options, axis=branch.axis))
 
     def lower(self, branch: BranchSite, adapter: QuantisedAdapter) -> bool:
@@ -123,14 +134,18 @@ class BiAdaptFormer(Pass):
         if adapter.scale == 0:
             branch.drop()
             return True
-        plain = PlainAdapter(adapter.width, adapter.hidden, adapter.axis)
+        plain = PlainAdapter(adapter.width, adapter.hidden, adapter.bias, adapter.axis)
         plain.down = nn.Parameter(adapter.down(), requires_grad=False)
         plain.up = nn.Parameter(adapter.scale * adapter.up(), requires_grad=False)
+        plain.down_bias = adapter.down_bias
+        if adapter.up_bias is not None:
+            plain.up_bias = nn.Parameter(adapter.scale * adapter.up_bias, requires_grad=False)
         branch.swap(plain)
         return False
 
     def delta(self, adapter: QuantisedAdapter | PlainAdapter) -> list[dict[str, torch.Tensor]]:
         """The latent tensors as the method names them, or those in use once it is lowered."""
-        if isinstance(adapter, PlainAdapter):
-            return [{"down": adapter.down, "up": adapter.up}]
-        return [{"down": adapter.down.weight, "up": adapter.up.weight}]
+        pair = [m if isinstance(m, nn.Parameter) else m.weight for m in (adapter.down, adapter.up)]
+        found = {"down": pair[0], "up": pair[1]}
+        biases = {"down_bias": adapter.down_bias, "up_bias": adapter.up_bias}
+        return [found | {name: bias for name, bias in biases.items() if bias is not None}]

@@ -97,11 +97,12 @@ def by_hand(model: Any, delta: dict[str, torch.Tensor], scale: float, bits: int)
             start = {"q": 0, "v": 2 * width}[stem[-1]]
             qkv.weight.data[start : start + width] += scale * up @ down
         else:
+            biases = [delta[f"{stem}.bi.{kind}.{n}_bias"] for n in ("down", "up")]
             block, streams = model.get_submodule(stem), []
             block.norm2.register_forward_pre_hook(lambda _, a, kept=streams: kept.append(a[0]))
             block.register_forward_hook(
-                lambda _, a, y, kept=streams, down=down, up=up: (
-                    y + scale * F.linear(F.relu(F.linear(kept.pop(), down)), up)
+                lambda _, a, y, kept=streams, down=down, up=up, b=biases: (
+                    y + scale * F.linear(F.relu(F.linear(kept.pop(), down, b[0])), up, b[1])
                 )
             )
     return model.eval()
@@ -109,7 +110,7 @@ def by_hand(model: Any, delta: dict[str, torch.Tensor], scale: float, bits: int)
 
 BOTH = (
     "insert bi.lora(rank=3, scale=0.5, bits={bits}) at blocks[*].attn.{{q, v}}\n"
-    "insert bi.adaptformer(hidden=3, scale=0.5, bits={bits}) at blocks[*].mlp_branch\n"
+    "insert bi.adaptformer(hidden=3, scale=0.5, bits={bits}, bias=true) at blocks[*].mlp_branch\n"
 )
 
 
@@ -188,16 +189,18 @@ def test_latents_are_as_exact_as_float32(dtype: torch.dtype) -> None:
     spec = BOTH.format(bits=1) + "replace head with bi.head()\n"
     rewritten = fill(vr.apply(spec, vit().to(dtype)))
     exact = torch.promote_types(dtype, torch.float32)
-    assert {v.dtype for v in rewritten.delta().values()} == {exact}
+    latent = {k: v for k, v in rewritten.delta().items() if "_bias" not in k}
+    assert {v.dtype for v in latent.values()} == {exact}
     module = rewritten.module
     output = module.train()(IMAGES.to(dtype))
     assert output.dtype == dtype
     output.sum().backward()
     assert all(p.grad.isfinite().all() for p in module.parameters() if p.requires_grad)  # type: ignore[union-attr]
-    kept = {k: v.clone() for k, v in rewritten.delta().items()}
+    kept = {k: v.clone() for k, v in latent.items()}
     module.half().bfloat16()
-    assert all(torch.equal(v, kept[k].to(v.dtype)) for k, v in rewritten.delta().items())
-    assert {v.dtype for v in rewritten.delta().values()} <= {exact, torch.float32}
+    latent = {k: v for k, v in rewritten.delta().items() if k in kept}
+    assert all(torch.equal(v, kept[k].to(v.dtype)) for k, v in latent.items())
+    assert {v.dtype for v in latent.values()} <= {exact, torch.float32}
 
 
 # -- counts ---------------------------------------------------------------------------------------
@@ -211,6 +214,8 @@ def test_counts_of_the_card_on_vit_base() -> None:
     adapter = vr.plan("insert bi.adaptformer() at blocks[*].mlp_branch\n", "vit_base").measures
     assert adapter.params.trainable == 589_824
     assert adapter.macs - adapter.macs_base == 589_824 * 197
+    biased = vr.plan("insert bi.adaptformer(bias=true) at blocks[*].mlp_branch\n", "vit_base")
+    assert biased.measures.params.trainable == 599_424
 
 
 # -- bad input ------------------------------------------------------------------------------------
