@@ -116,7 +116,7 @@ def apply(
         seed: of random weights, and of what the passes add.
         model_options: constructor arguments of a model by name.
         profile: measurements for `sensitive(...)`, or the file of one.
-        allocations: what each `sensitive(...)` bought before, as a lock file has it.
+        allocations: what was decided by measurements before, as a lock file has it.
         overrides: params and pass options of the spec.
 
     Raises:

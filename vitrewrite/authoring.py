@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, option
 from .layers.quantised import Quantised
+from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
     AffineSite,
@@ -27,7 +28,7 @@ from .sites import (
 )
 
 if TYPE_CHECKING:
-    from .tuning import Phase, Procedure, Run
+    from .tuning import Phase, Procedure, Run, features
 
 __all__ = [
     "AffineSite",
@@ -51,9 +52,11 @@ __all__ = [
     "Rewritten",
     "Run",
     "Value",
+    "decided",
+    "features",
     "option",
 ]
-_TRAINING = ("Phase", "Procedure", "Run")
+_TRAINING = ("Phase", "Procedure", "Run", "features")
 
 
 def __getattr__(name: str) -> Any:

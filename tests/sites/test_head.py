@@ -72,44 +72,6 @@ class Tapping(Pass):
         made = head.in_features if self.feeds else 7
         verb(Probe(width, made, axis), *(b.output.value for b in ends), pooled=self.pooled)
 """
-MLP = """
-class Layers(nn.Module):
-    inserted_by = "mlp_head"
-
-    def __init__(self, width: int, classes: int, folded: bool = False) -> None:
-        super().__init__()
-        self.width, self.classes, self.folded = width, classes, folded
-        self.fc1 = nn.Linear(width, width)
-        self.bn = nn.Identity() if folded else nn.BatchNorm1d(width)
-        self.fc2 = nn.Linear(width, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.bn(torch.relu(self.fc1(x))))
-
-
-@dataclass(frozen=True)
-class MlpHead(Pass):
-    verbs: ClassVar[tuple[str, ...]] = ("replace",)
-    attaches: ClassVar[tuple[str, ...]] = ("head",)
-    claims: ClassVar[tuple[str, ...]] = ("lowers_exactly",)
-
-    classes: int = 4
-
-    def rewrite(self, head: Any) -> None:
-        head.replace(Layers(head.in_features, self.classes))
-
-    def lower(self, head: Any, old: Any) -> bool:
-        new = Layers(old.width, old.classes, folded=True).to(old.fc2.weight)
-        scale = old.bn.weight / (old.bn.running_var + old.bn.eps).sqrt()
-        shift = old.bn.bias - scale * old.bn.running_mean
-        new.fc1.load_state_dict(old.fc1.state_dict())
-        new.fc2.weight = nn.Parameter(old.fc2.weight * scale, requires_grad=False)
-        new.fc2.bias = nn.Parameter(old.fc2.bias + old.fc2.weight @ shift, requires_grad=False)
-        head.swap(new)
-        return False
-"""
-
-
 FEEDS = "feeds=true, pooled=false"
 READ = [
     *(("vit", options) for options in ("", "pooled=false", "feeds=true")), ("distilled", ""),
@@ -130,7 +92,7 @@ def images(batch: int) -> torch.Tensor:
 
 @pytest.fixture
 def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, tmp_path, tapping=TAPPING, mlp_head=MLP)
+    install(monkeypatch, tmp_path, tapping=TAPPING)
 
 
 def by_hand(model: Any, delta: dict[str, torch.Tensor], options: str) -> Any:
@@ -233,39 +195,6 @@ def test_gradients_reach_the_head_and_its_taps() -> None:
     assert all(g is not None and bool(g.abs().sum() > 0) for g in grads.values())
 
 
-@pytest.mark.usefixtures("passes")
-def test_a_delta_has_the_statistics_of_a_batch_norm(tmp_path: Path) -> None:
-    spec = "replace head with mlp_head()\nrequire lowers exactly\n"
-    model = made("pooled")
-    first, second = fill(vr.apply(spec, model)), vr.apply(spec, model)
-    norm: Any = first.module.get_submodule("head.bn")
-    norm.running_var.abs_().add_(0.5)
-    norm.train()(torch.randn(16, 16))
-    vr.save(first, tmp_path / "d.safetensors")
-    vr.load(second, tmp_path / "d.safetensors")
-    x, features = images(3), model.eval().forward_head(
-        model.forward_features(images(3)), pre_logits=True)  # fmt: skip
-    y = first.module.eval()(x)
-    assert torch.equal(second.module.eval()(x), y)
-    assert int(second.delta()["head.mlp_head.bn.num_batches_tracked"]) == 1
-    mlp = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 4)).eval()
-    values = first.delta().values()
-    mlp.load_state_dict(dict(zip(mlp.state_dict(), _ordered(first.delta()), strict=True)))
-    assert len(values) == len(mlp.state_dict())
-    torch.testing.assert_close(y, mlp(features), rtol=1e-5, atol=1e-6)
-    lowered = vr.lower(first)
-    torch.testing.assert_close(lowered.module(x), y, rtol=1e-4, atol=1e-5)
-    assert not any("bn" in n for n in lowered.module.state_dict())
-
-
-def _ordered(delta: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    names = [f"{layer}.{n}" for layer, several in (
-        ("fc1", ("weight", "bias")),
-        ("bn", ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
-        ("fc2", ("weight", "bias"))) for n in several]  # fmt: skip
-    return [delta[f"head.mlp_head.{name}"] for name in names]
-
-
 NEW, FED = "replace head with mlp_head()", "replace head with tapping(feeds=true)"
 HEADS = {
     "two new heads": ("replace head with tapping()\n" + NEW, "'head' is replaced by another"),
@@ -279,7 +208,7 @@ HEADS = {
         f"{NEW}\ninsert lora(rank=2) at every linear", "'head' is replaced by another clause",
     ),
     "the same twice": (
-        f"{NEW}\nreplace head with mlp_head(classes=9)", "two clauses put mlp_head at 'head'",
+        f"{NEW}\nreplace head with mlp_head(layers=4)", "two clauses put mlp_head at 'head'",
     ),
     "what it does not read": (
         "insert ssf() at norm\nreplace head with tapping(pooled=false)",
@@ -329,10 +258,31 @@ def test_a_layer_that_runs_twice_is_refused() -> None:
         vr.plan("replace head with mlp_head()\n", Twice().eval(), example=images(1))
 
 
+WRONG = """
+class Wrong(nn.Module):
+    inserted_by = "wrong_head"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x)
+
+
+@dataclass(frozen=True)
+class WrongHead(Pass):
+    verbs: ClassVar[tuple[str, ...]] = ("replace",)
+    attaches: ClassVar[tuple[str, ...]] = ("head",)
+
+    def rewrite(self, head: Any) -> None:
+        head.replace(Wrong())
+"""
+
+
 def test_a_module_that_takes_something_else_is_told_to_its_author(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = MLP.replace("mlp_head", "wrong_head").replace("Linear(width, w", "Linear(5, w")
-    install(monkeypatch, tmp_path, wrong_head=wrong)
+    install(monkeypatch, tmp_path, wrong_head=WRONG)
     with pytest.raises(vr.VitrewriteError, match=r"VR420 pass wrong_head at 'head'"):
         vr.plan("replace head with wrong_head()\n", made())

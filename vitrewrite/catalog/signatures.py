@@ -29,7 +29,7 @@ SIZES_KEPT = "sizes of merged tokens sum to the number before"
 KNOWN: Mapping[str, tuple[str, ...]] = {
     "verbs": (
         *("insert at", "insert before", "insert after", "insert", "prepend", "replace", "stitch"),
-        "add",
+        *("add", "drop"),
     ),
     "attaches": (
         *("linear", "head", "attention", "mlp", "norm", "conv", "branch", "block", "entries"),

@@ -81,5 +81,7 @@ def _clause(verb: str, call: str, sites: str) -> str:
         return f"replace {sites} with {call}"
     if verb in ("prepend", "add"):
         return f"{verb} {call} to {sites}"
+    if verb == "drop":
+        return f"drop {sites} by {call}"
     place = verb.removeprefix("insert").strip() or "at"
     return f"insert {call} {place} {sites}"

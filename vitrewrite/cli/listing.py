@@ -30,7 +30,8 @@ CLAUSES = {
     "stitch": "stitch M1, M2[, M3] with P: makes one model of several.",
     "add": "add P to SITES: gives a part of the model something more to compute.",
     "drop": "drop SITES: takes blocks out of the model, such as 'drop blocks[8:]'. The others keep "
-    "their names and numbers: wherever a clause stands, its positions are those of the base.",
+    "their names and numbers: wherever a clause stands, its positions are those of the base. "
+    "drop SITES by P: those of them that P finds in training.",
     "train": "train SITES: the parameters there are trained. All others are frozen as soon as a "
     "spec inserts or trains anything.",
     "freeze": "freeze SITES: the parameters there are not trained.",

@@ -172,7 +172,8 @@ class Loader:
         where = self._path(WEIGHTS) if state is not None else self.folder.path
         check_finite(base.state_dict(), where, models.buffers_of(base))
         try:
-            made = Compilation.of(request, base, allocations=lock["allocations"])
+            known = {**lock["allocations"], **lock.get("choices", {})}
+            made = Compilation.of(request, base, allocations=known)
             rewritten = weighted(made)
         except VitrewriteError:
             raise

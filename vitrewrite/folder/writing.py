@@ -146,6 +146,7 @@ def lock(
         "allocations": {
             k: a.to_json(entries=True) for k, a in rewritten.result.allocations.items()
         },
+        **rewritten.result.chosen,
         "base_fingerprint": base,
         **({"notes": list(notes)} if (notes := about(rewritten.base).notes) else {}),
         **({"no_program": reason} if reason else {}),

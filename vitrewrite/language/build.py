@@ -296,8 +296,10 @@ class _Statements(_Selectors):
         *models, use, only = parts
         return nodes.Clause("stitch", None, use, None, tuple(models), use.span, only)
 
-    def drop(self, sites: Selector, only: Condition | None) -> nodes.Clause:
-        return nodes.Clause("drop", None, None, sites, (), sites.span, only)
+    def drop(
+        self, sites: Selector, use: nodes.PassUse | None, only: Condition | None
+    ) -> nodes.Clause:
+        return nodes.Clause("drop", None, use, sites, (), (use or sites).span, only)
 
     def train(self, sites: Selector, only: Condition | None) -> nodes.Clause:
         return nodes.Clause("train", None, None, sites, (), sites.span, only)

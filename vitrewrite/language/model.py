@@ -125,7 +125,7 @@ class Clause:
     Attributes:
         verb: insert, prepend, replace, stitch, add, drop, train or freeze.
         place: at, before or after, for insert.
-        use: the pass, for all but drop, train and freeze.
+        use: the pass, for all but train and freeze; with drop, what chooses among the sites.
         sites: where, for all but stitch.
         models: what to stitch.
         condition: the clause is there only if it holds; None once that is known.
@@ -155,6 +155,8 @@ class Clause:
             return f"replace {self.sites} with {self.use}"
         if self.use is None:
             return f"{self.verb} {self.sites}"
+        if self.verb == "drop":
+            return f"drop {self.sites} by {self.use}"
         return f"{self.verb} {self.use} {self.place or 'to'} {self.sites}"
 
 

@@ -34,8 +34,15 @@ class Slice:
         return f"{self.start or ''}:{self.stop or ''}{step}"
 
     def positions(self, count: int) -> range:
-        """The positions among `count` things; bounds beyond the end are cut, as in Python."""
+        """The positions among `count` things; bounds beyond the end are cut, as in Python.
+
+        Raises:
+            IndexError: one counts from the end and passes the start: there are no last 13 of 12.
+        """
         bounds = slice(_integer(self.start), _integer(self.stop), _integer(self.step))
+        for bound in (bounds.start, bounds.stop):
+            if bound is not None and bound < -count:
+                raise IndexError(bound)
         return range(count)[bounds]
 
 

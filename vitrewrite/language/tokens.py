@@ -23,7 +23,7 @@ VERBS = (
 # Words with a meaning inside a statement; as the name of an option or after a dot they are free.
 WORDS = frozenset(
     {"at", "before", "after", "to", "with", "in", "every", "where", "and", "or", "not", "if"}
-    | {"optional", "within", "of", "excluding"}
+    | {"optional", "within", "of", "excluding", "by"}
 )
 DEPTH_LIMIT = 16
 _CLOSING = {")": "(", "]": "[", "}": "{"}

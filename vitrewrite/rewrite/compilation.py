@@ -146,6 +146,7 @@ class Compilation:
             **({"sizes": {s.use: s.value for s in self.sizes}} if self.sizes else {}),
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.allocations.items()},
+            **self.result.chosen,
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": list(self.warnings),
             **({"checkpointing": list(self.checkpointing)} if self.checkpointing else {}),

@@ -15,12 +15,13 @@ from ..selection.select import Selection
 from ..selection.within import Site
 from ..sites import BlockSite, Context
 from ..text import a_or_an
+from .choosing import Chooser
 
 
 def drop_blocks(
-    spec: Spec, editor: Editor, anatomy: Anatomy, stream: Stream
+    spec: Spec, editor: Editor, anatomy: Anatomy, stream: Stream, chooser: Chooser
 ) -> tuple[Anatomy, list[tuple[ClauseRef, tuple[str, ...], int]]]:
-    """Takes out the blocks that the `drop` clauses of a spec name.
+    """Takes out the blocks that the `drop` clauses of a spec name, or what was chosen of them.
 
     Returns:
         The anatomy of what is left, and per clause the roles of its blocks and how many parameters
@@ -34,7 +35,10 @@ def drop_blocks(
     for number, clause in enumerate(spec.clauses):
         if clause.verb != "drop" or clause.sites is None:
             continue
-        described = ClauseRef(number, "drop", str(clause), clause.span, {})
+        name = clause.use.name if clause.use else "drop"
+        spans = {o.name: o.span for o in clause.use.options} if clause.use else {}
+        described = ClauseRef(number, name, str(clause), clause.span, spans)
+        context = Context(editor, described, anatomy, stream)
         with caused_at(clause.span):
             sites = Selection(anatomy, editor.root).sites(clause.sites)
             blocks = [site for site in sites if isinstance(site, Block)]
@@ -44,12 +48,13 @@ def drop_blocks(
                         f"drop takes out blocks, and '{site.role}' is {a_or_an(word_for(site))}"
                     )
                     raise described.error("VR409", message)
+            blocks = chooser.sites(clause, blocks, context)
             if len(blocks) == len(anatomy.blocks):
                 raise described.error("VR409", f"'{clause}' leaves no block of {anatomy.model}")
             before = sum(p.numel() for p in editor.root.parameters())
             names = {*editor.root.state_dict()}
             for block in blocks:
-                BlockSite(Context(editor, described, anatomy, stream), block).leave_out()
+                BlockSite(context, block).leave_out()
             editor.clean()
         count = before - sum(p.numel() for p in editor.root.parameters())
         editor.left_out(names, described)

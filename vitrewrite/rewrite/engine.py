@@ -39,6 +39,7 @@ from ..tracing.inputs import example_of_one, primary_example
 from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
+from .choosing import BlockChoice, Chooser
 from .conflicts import needed
 from .dropping import drop_blocks, expect, expect_some
 from .misfits import refuse_misfit
@@ -95,6 +96,7 @@ class Rewrite:
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
         allocations: what each `sensitive(...)` of the spec bought.
+        choices: what goes by each `drop ... by` clause.
         checked: inserted classes that are known to be as they should.
         base_without_head: parameters of the original model, its classifier's left out.
         batches: how samples lie in the values of the tree as `anatomy` has it.
@@ -111,6 +113,7 @@ class Rewrite:
     methods: Methods = field(default_factory=Methods)
     base_trained: set[str] = field(default_factory=set)
     allocations: dict[str, Allocation] = field(default_factory=dict)
+    choices: dict[str, BlockChoice] = field(default_factory=dict)
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set, repr=False)
     base_without_head: int = 0
@@ -120,6 +123,12 @@ class Rewrite:
         """What is odd but not wrong, in the spec and on this model."""
         known = about(self.root).notes
         return [*(w.render() for w in self.spec.warnings), *known, *self.editor.warnings]
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The choices as data, if there are any."""
+        found = {clause: choice.to_json() for clause, choice in self.choices.items()}
+        return {"choices": found} if found else {}
 
     @property
     def orders(self) -> tuple[Order, ...]:
@@ -147,7 +156,7 @@ def rewrite(
         root: a captured tree.
         example: what it is called with, if that is not what it was captured with.
         profile: measurements for `sensitive(...)`.
-        allocations: what each `sensitive(...)` bought before, as data; goes before `profile`.
+        allocations: what was decided by measurements before, as data; goes before `profile`.
         original: a run of the tree as it is; what a clause leaves alone is not run again.
         anatomy: the places of the tree as it is, if they are known.
 
@@ -162,7 +171,10 @@ def rewrite(
     result.base_without_head = sum(p.numel() for n, p in root.named_parameters() if n not in head)
     result.batches = Batches(root, original)
     shaping = _shape(spec, result, original)
-    result.anatomy, dropped = drop_blocks(spec, result.editor, result.anatomy, result.stream)
+    chooser = Chooser(allocations or {}, result.choices, result.methods)
+    result.anatomy, dropped = drop_blocks(
+        spec, result.editor, result.anatomy, result.stream, chooser
+    )
     result.steps += [Step(ref, "drop", roles, "-", count) for ref, roles, count in dropped]
     shaping |= {ref.number for ref, _, _ in dropped}
     if dropped:

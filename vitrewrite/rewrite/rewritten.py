@@ -17,6 +17,7 @@ from ..emission.source import Source
 from ..errors import RewriteError
 from ..language.model import Spec
 from ..tracing.unit import checkpointed
+from .choosing import BlockChoice
 from .claims import Verdict
 from .engine import Rewrite
 from .measures import Measures
@@ -78,6 +79,7 @@ class Rewritten:
             "order": [order.to_json() for order in self.result.orders],
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
+            **self.result.chosen,
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": self.result.warnings,
             **({"checkpointing": list(again)} if again else {}),
@@ -99,6 +101,11 @@ class Rewritten:
         """The modules that a pass put in, in the order of the clauses and sites."""
         own = (i for i in self.result.editor.insertions if i.pass_name == pass_name)
         return [self.module.get_submodule(i.path) for i in own]
+
+    def choices(self, pass_name: str) -> list[BlockChoice]:
+        """What goes by each `drop ... by` clause of a pass."""
+        uses = ((str(c), c.use) for c in self.spec.clauses if c.verb == "drop")
+        return [self.result.choices[k] for k, use in uses if use and use.name == pass_name]
 
     def delta(self) -> dict[str, torch.Tensor]:
         """What the spec added or trains: `<site>.<pass>.<tensor>`, and base parameters by name.

@@ -21,6 +21,7 @@ rewritten.module, rewritten.report["training"]["accuracy"]
 | `teachers`, `adapting`, `distillation` | who teaches, the images it sees, its share of the loss |
 | `checks` | whether settings can be carried out |
 | `checkpoints`, `tensors` | all-or-nothing checkpoints in safetensors and JSON |
+| `tokens` | what leaves blocks, for procedures that choose by it |
 | `folder`, `metrics` | what is written and shown |
 """
 
@@ -31,18 +32,19 @@ from ..language.settings import Settings
 if TYPE_CHECKING:
     from .procedure import Hooks, ParameterGroup, Phase, Procedure
     from .run import Run
+    from .tokens import features
     from .trainer import tune
 
-__all__ = ["Hooks", "ParameterGroup", "Phase", "Procedure", "Run", "Settings", "tune"]
+__all__ = ["Hooks", "ParameterGroup", "Phase", "Procedure", "Run", "Settings", "features", "tune"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch only when something needs it: the language reads the settings without."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from . import procedure, run, trainer
+    from . import procedure, run, tokens, trainer
 
-    for module in (procedure, run, trainer):
+    for module in (procedure, run, trainer, tokens):
         if hasattr(module, name):
             return getattr(module, name)
     raise AssertionError(name)

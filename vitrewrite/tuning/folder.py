@@ -64,6 +64,7 @@ def identity(
         "teacher weights": teacher.digest if teacher else "",
         "factors": ", ".join(map(str, spec.tune.factors)),
         "allocations": {k: a.digest for k, a in rewritten.result.allocations.items()},
+        **rewritten.result.chosen,
     }
 
 

@@ -14,6 +14,7 @@ from ..catalog.declare import Pass
 from ..data import Data
 from ..data.seeding import mixed
 from ..editing.fitting import initialise
+from ..errors import TuneError
 from ..language.settings import Settings
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Task
@@ -138,6 +139,10 @@ class Run:
             initialise(result.methods.of(insertion), insertion.module, generator)
         for name in result.base_trained:
             self.rewritten.module.get_parameter(name).copy_(given.get_parameter(name))
+
+    def refuse(self, message: str, suggestion: str | None = None) -> TuneError:
+        """An error of a procedure that cannot do its work here, to be raised."""
+        return TuneError("VR866", message, suggestion=suggestion)
 
     def keep(self, name: str) -> None:
         """Remembers the tensors of the phase's result, so that a later phase can `recall` them."""
