@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGE = "vitrewrite"
 ROOMS = (
-    "errors", "version", "text", "disk", "storage", "catalog", "language", "tracing", "anatomy",
-    "emission", "program", "models", "data", "tasks", "editing", "selection", "sensitivity",
-    "sites", "rewrite", "profiling", "report", "folder", "verification", "api", "tuning",
-    "authoring", "checking", "bench", "cli",
+    "errors", "version", "text", "disk", "storage", "layers", "catalog", "language", "tracing",
+    "anatomy", "emission", "program", "models", "data", "tasks", "editing", "selection",
+    "sensitivity", "sites", "rewrite", "profiling", "report", "folder", "verification", "api",
+    "tuning", "authoring", "checking", "bench", "cli",
 )  # fmt: skip
 DOORS = ("", "__main__")
 """The package itself, whose names are the API, and its command: they see every room."""

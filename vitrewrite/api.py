@@ -208,19 +208,28 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
         return files.emit(rewritten, out, weights=weights)
 
 
-def save(rewritten: Rewritten, path: str | Path) -> None:
+def save(rewritten: Rewritten, path: str | Path, *, packed: bool = False) -> None:
     """Writes the delta to a safetensors file.
 
     A folder is written as a whole, with `emit`; its own delta cannot be replaced.
 
+    Args:
+        rewritten: the model.
+        path: the file.
+        packed: whether matrices of few bits are written as such: what a task stores. By default
+            their latent numbers are, which training goes on from.
+
     Raises:
         FileError: if it cannot be written, belongs to a folder, or has a tensor that is not finite.
+        RewriteError: if there is nothing to pack, or it cannot be.
     """
-    save_delta(rewritten, path)
+    save_delta(rewritten, path, packed=packed)
 
 
 def load(rewritten: Rewritten, path: str | Path) -> Rewritten:
     """Loads a delta, strictly, into a model that the same spec made from the same base.
+
+    Matrices of few bits that were packed are from then on used as they were read.
 
     Returns:
         `rewritten`, changed in place.

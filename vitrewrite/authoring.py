@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, option
+from .layers.quantised import Quantised
 from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
@@ -47,6 +48,7 @@ __all__ = [
     "Phase",
     "Point",
     "Procedure",
+    "Quantised",
     "Rewritten",
     "Run",
     "Value",

@@ -12,8 +12,9 @@ Attaches to
     The attention of one block that sees the full grid of patches; `blocks[6]` of 12.
 
 Parameters
-    refine.down.weight [h, d], Kaiming-uniform; refine.up.weight [d, h], with 1 bit truncated normal
-    of std 1e-3 within 2e-3, else zeros. d is the width of a head, h = 32. Trained.
+    refine.down.weight [h, d], Kaiming-uniform; refine.up.weight [d, h], truncated normal of std
+    1e-3 within 2e-3, or zeros with 32 bits. Latent, in float32, and trained. d is the width of a
+    head, h = 32.
 
 Forward
     m = stop(mean over heads of k); m += s up relu(down m); m /= |m|        cosine, as in the code
@@ -23,7 +24,8 @@ Forward
     size' = size_B + W^T size_A; x' = (size_B x_B + W^T (size_A x_A)) / size'
     Prefix tokens stay in front and take nothing. Later scores get + log size' of their key, and
     with prop_pool means over tokens in front of the head weigh each by size'.
-    With 1 bit, weights snap to mean -+ 0.6745 std, straight-through, mean and std differentiated.
+    Weights of few bits are used on levels, with 1 bit mean -+ 0.6745 std, straight through the
+    rounding, mean and std differentiated.
 
 Exactness
     T = 1 + N tokens become 1 + floor(N / 2). Lowers to an argmax and an index-add; the matching is
@@ -43,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.authoring import AttentionSite, BlockSite, Pass, option
+from vitrewrite.authoring import AttentionSite, BlockSite, Pass, Quantised, option
 
 
 class BipartiteMerge(nn.Module):
@@ -71,8 +73,8 @@ class BipartiteMerge(nn.Module):
         super().__init__()
         self.grid, self.dim, self.hidden, self.hard = grid, dim, hidden, hard
         self.bits, self.scale, self.dropout = bits, scale, dropout
-        self.down = nn.Parameter(torch.empty(hidden, dim))
-        self.up = nn.Parameter(torch.empty(dim, hidden))
+        self.down = Quantised(hidden, dim, bits)
+        self.up = Quantised(dim, hidden, bits, small=True)
         for name, parities in (("a", ((0, 0), (1, 1))), ("b", ((1, 0), (0, 1)))):
             order = [
                 i * grid[1] + j
@@ -85,11 +87,8 @@ class BipartiteMerge(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the adapter so that it changes little or nothing."""
-        nn.init.kaiming_uniform_(self.down, a=5**0.5, generator=generator)
-        if self.bits == 1:
-            nn.init.trunc_normal_(self.up, std=1e-3, a=-2e-3, b=2e-3, generator=generator)
-        else:
-            nn.init.zeros_(self.up)
+        self.down.reset_parameters(generator)
+        self.up.reset_parameters(generator)
 
     def forward(
         self, x: torch.Tensor, k: torch.Tensor, size: torch.Tensor | None = None
@@ -110,9 +109,9 @@ class BipartiteMerge(nn.Module):
     def match(self, k: torch.Tensor) -> torch.Tensor:
         """Cosines of A and B, [B, N_A, N_B]; no gradient reaches the keys."""
         m = self.wide(k.detach()).mean(dim=1)
-        code = F.relu(F.linear(m, self.snapped(self.down)))
+        code = F.relu(F.linear(m, self.down().to(m.dtype)))
         code = F.dropout(code, self.dropout, self.training)
-        m = m + self.scale * F.linear(code, self.snapped(self.up))
+        m = m + self.scale * F.linear(code, self.up().to(m.dtype))
         m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         return torch.bmm(m[:, self.a], m[:, self.b].transpose(1, 2))
 
@@ -128,16 +127,6 @@ class BipartiteMerge(nn.Module):
         first = torch.arange(b.shape[0], device=b.device)[:, None] * b.shape[1]
         into = (scores.argmax(dim=-1) + first).flatten()
         return b.flatten(0, 1).index_add(0, into, a.flatten(0, 1)).view_as(b)
-
-    def snapped(self, weight: torch.Tensor) -> torch.Tensor:
-        """With 1 bit the weight on two levels, its gradient straight through."""
-        weight = self.wide(weight)
-        if self.bits != 1:
-            return weight
-        mean, std = weight.mean(), weight.std()
-        z = (weight - mean) / (std + 1e-5)
-        level = torch.where(z < 0, -0.6744897501960817, 0.6744897501960817).to(z.dtype)
-        return (z + (level - z).detach()) * std + mean
 
     def wide(self, x: torch.Tensor) -> torch.Tensor:
         """In float32 or better."""
@@ -159,7 +148,9 @@ class BipartiteDifferentiableMatching(Pass):
     writes: ClassVar[tuple[str, ...]] = ("grid", "size")
 
     hidden: int = option(32, minimum=1, help="width of the adapter on the keys")
-    bits: int = option(1, choices=(1, 32), help="precision of its weights: 1, or 32 for floats")
+    bits: int = option(
+        1, choices=(1, 2, 4, 8, 32), help="of a number of its weights; 32 are floats as they are"
+    )
     scale: float = option(1.0, help="factor of the adapter")
     dropout: float = option(0.1, minimum=0, below=1, help="in it, in training only")
     prop_attn: bool = option(True, help="later attentions know how many patches a token stands for")
@@ -168,6 +159,9 @@ class BipartiteDifferentiableMatching(Pass):
     def rewrite(self, attn: AttentionSite) -> None:
         """x, size = merge(x, k); later scores + log size."""
         point, grid = attn.block.mid, self.grid(attn)
+        count = self.hidden * attn.head_dim[0]
+        one = "a matrix of one number has no deviation"
+        attn.expect(self.bits == 32 or count > 1, "hidden", one)
         merge = BipartiteMerge(
             grid, attn.head_dim[0], self.hidden, self.bits, self.scale, self.dropout
         )
@@ -178,21 +172,18 @@ class BipartiteDifferentiableMatching(Pass):
             attn.idle("prop_attn", "in the last block: no attention follows")
 
     def lower(self, block: BlockSite, merge: BipartiteMerge) -> bool:
-        """Argmax and index-add; the adapter's weights as they are used, where that is exact."""
-        down, up = merge.snapped(merge.down), merge.snapped(merge.up)
-        holds = down.dtype == merge.down.dtype
-        bits = 32 if holds else merge.bits
+        """Argmax and index-add; the adapter's weights as they are used."""
         hard = BipartiteMerge(
-            merge.grid, merge.dim, merge.hidden, bits, merge.scale, 0.0, hard=True
+            merge.grid, merge.dim, merge.hidden, bits=32, scale=merge.scale, dropout=0.0, hard=True
         )
-        hard.down = nn.Parameter(down if holds else merge.down.detach(), requires_grad=False)
-        hard.up = nn.Parameter(up if holds else merge.up.detach(), requires_grad=False)
+        hard.down.weight = nn.Parameter(merge.down(), requires_grad=False)
+        hard.up.weight = nn.Parameter(merge.up(), requires_grad=False)
         block.swap(hard)
         return False
 
     def delta(self, merge: BipartiteMerge) -> list[dict[str, torch.Tensor]]:
         """The adapter as the method names it."""
-        return [{"refine.down.weight": merge.down, "refine.up.weight": merge.up}]
+        return [{"refine.down.weight": merge.down.weight, "refine.up.weight": merge.up.weight}]
 
     def grid(self, attn: AttentionSite) -> tuple[int, int]:
         """The patches at the block, which must be two in each half at least."""

@@ -262,7 +262,7 @@ def test_version_help_and_debug(here: Path) -> None:
     assert invoke("--version").out == f"vitrewrite {vitrewrite.__version__}\n"
     assert invoke("-h").status == 0
     for command in ("apply", "plan", "check", "sites", "list", "explain", "verify", "lower",
-                    "diff", "bench", "fmt"):  # fmt: skip
+                    "pack", "diff", "bench", "fmt"):  # fmt: skip
         assert f"\n  {command} " in invoke("--help").out
         result = invoke(command, "--help")
         assert (result.status, result.err) == (0, "")

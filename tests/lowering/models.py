@@ -41,13 +41,14 @@ SPECS = {
 }
 
 
-def vit() -> Any:
+TINY = {
+    "img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5,
+}  # fmt: skip
+
+
+def vit(**options: Any) -> Any:
     torch.manual_seed(0)
-    return spread(
-        timm.models.vision_transformer.VisionTransformer(
-            img_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=5
-        )
-    )
+    return spread(timm.models.vision_transformer.VisionTransformer(**{**TINY, **options}))
 
 
 def profile() -> Profile:

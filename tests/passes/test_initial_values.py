@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import nn
 from vitrewrite.passes.adapter import Adapter
+from vitrewrite.passes.bi.adaptformer import QuantisedAdapter
+from vitrewrite.passes.bi.head import QuantisedHead
+from vitrewrite.passes.bi.lora import QuantisedLowRank
 from vitrewrite.passes.dfpq.keys import ConditionalPosition, LearnedPosition, ProjectedPosition
 from vitrewrite.passes.dfpq.queries import PositionalQueries
 from vitrewrite.passes.hrca import FineLevel, HighResolutionCrossAttention
@@ -33,8 +36,12 @@ UNIFORM: list[tuple[nn.Module, dict[str, float]]] = [
     (SparseDelta((8, 8), (("weight", 40), ("bias", 3))), {"weight": 0, "bias": 0}),
     (KeyValuePrompt(4, 5, 16, (math.sqrt(6 / 80),) * 2), {"kv": math.sqrt(6 / (5 * 16))}),
     (Prompt(10, 64, 1, math.sqrt(6 / (768 + 64)), True), {"prompt": math.sqrt(6 / (768 + 64))}),
-    (BipartiteMerge((4, 4), 64, bits=32), {"down": HALF, "up": 0}),
-    (BipartiteMerge((4, 4), 64), {"down": HALF, "up": 2e-3}),
+    (BipartiteMerge((4, 4), 64, bits=32), {"down.weight": HALF, "up.weight": 0}),
+    (BipartiteMerge((4, 4), 64), {"down.weight": HALF, "up.weight": 2e-3}),
+    (QuantisedLowRank(64, ROWS, 8, 1.0), {"down.1.weight": HALF, "up.0.weight": 2e-3}),
+    (QuantisedLowRank(64, ROWS, 8, 1.0, 32), {"down.0.weight": HALF, "up.1.weight": 0}),
+    (QuantisedAdapter(64, 32, bits=8), {"down.weight": HALF, "up.weight": 2e-3}),
+    (QuantisedHead(64, 10), {"quantised.weight": HALF}),
     (
         PositionalQueries(64),
         {"h.0.weight": HALF, "h.2.weight": HALF, "h.0.bias": HALF, "h.2.bias": HALF},
@@ -79,7 +86,8 @@ def test_standard_deviations(module: Any, name: str, std: float) -> None:
 
 def test_truncated_normal_of_the_merge() -> None:
     merge = BipartiteMerge((4, 4), 64, hidden=128)
-    assert merge.up.detach().std() == pytest.approx(0.88e-3, rel=0.03)  # 1e-3, cut at two of them
+    std = merge.up.weight.detach().std()
+    assert std == pytest.approx(0.88e-3, rel=0.03)  # 1e-3, cut at two of them
 
 
 def test_ones() -> None:

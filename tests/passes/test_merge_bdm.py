@@ -118,7 +118,7 @@ def test_the_gradient_stop() -> None:
 
 @given(
     height=st.integers(2, 7), width=st.integers(2, 7), prefix=st.integers(0, 5),
-    bits=st.sampled_from([1, 32]), sized=st.booleans(), seed=st.integers(0, 99),
+    bits=st.sampled_from([1, 4, 32]), sized=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_mass_and_means_are_conserved(
     height: int, width: int, prefix: int, bits: int, sized: bool, seed: int
@@ -217,7 +217,10 @@ BAD = {
     "too few patches": (
         "insert merge.bdm() after blocks[1].attn\n", {"img_size": (4, 8)}, "VR410", "1x2",
     ),
-    "bits": ("insert merge.bdm(bits=2) after blocks[1].attn\n", {}, "VR205", "32"),
+    "bits": ("insert merge.bdm(bits=3) after blocks[1].attn\n", {}, "VR205", "32"),
+    "one number": (
+        "insert merge.bdm(hidden=1) after blocks[1].attn\n", {"embed_dim": 2}, "VR403", "deviation",
+    ),
     "every block": ("insert merge.bdm() after blocks[*].attn\n", {}, "VR410", "no full grid"),
 }  # fmt: skip
 

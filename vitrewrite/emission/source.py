@@ -88,8 +88,10 @@ def class_source(cls: type[nn.Module], names: Mapping[str, str]) -> str:
 
 
 def _names_beside(cls: type[nn.Module], inserted: Mapping[type[nn.Module], str]) -> dict[str, str]:
-    """By its own name what a class and those of its file, of which it may hold some, are called."""
-    return {c.__name__: n for c, n in inserted.items() if c.__module__ == cls.__module__}
+    """What a class and those that its file has or imports, and may hold, are called here."""
+    space = {**cls.forward.__globals__, cls.__name__: cls}
+    classes = {name: c for name, c in space.items() if isinstance(c, type)}
+    return {name: inserted[c] for name, c in classes.items() if c in inserted}
 
 
 def _renamed(text: str, names: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from ..storage.hashing import changed
 from ..storage.tensors import check_finite, read_tensors, write_tensors
 from ..version import __version__
 from .lock import Folder
+from .packed import PLAIN, decoded, encoded, quantised, read_plain
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -28,13 +29,16 @@ def fingerprint(rewritten: Rewritten) -> str:
     return fingerprint_of(rewritten.base.state_dict(), rewritten.result.base_trained)
 
 
-def save_delta(rewritten: Rewritten, path: str | Path, base: str | None = None) -> str:
+def save_delta(
+    rewritten: Rewritten, path: str | Path, base: str | None = None, *, packed: bool = False
+) -> str:
     """Writes what the spec added or trains, with what it belongs to in the metadata.
 
     Args:
         rewritten: the model.
         path: the file.
         base: the fingerprint of its base, if that is known; it takes a pass over all weights.
+        packed: whether matrices of few bits are written as such, see `folder.packed`.
 
     Returns:
         The hash of the file.
@@ -42,9 +46,10 @@ def save_delta(rewritten: Rewritten, path: str | Path, base: str | None = None) 
     Raises:
         FileError: VR702 if the file cannot be written, VR716 if a tensor is not finite, VR717 if
             it is one of the files of a folder.
+        RewriteError: VR445, VR446, VR448 if there is nothing to pack, or it cannot be.
     """
     _leave_folders(Path(path))
-    tensors = rewritten.delta()
+    tensors = encoded(rewritten, bits=packed)
     check_finite(tensors, "the delta")
     metadata = {
         "format": FORMAT,
@@ -80,32 +85,45 @@ def load_delta(rewritten: Rewritten, path: str | Path, digest: str | None = None
 
     Args:
         rewritten: the model.
-        path: the file.
+        path: the file; of plain bytes if it ends in `.bin`, which do not say what they belong to.
         digest: its hash, if a lock file says so; otherwise it has one of its own.
 
     Raises:
         FileError: VR711 if it cannot be read, VR715 if it was changed since it was written, VR716
             if a tensor is not finite, VR720 for another base, VR721 for another spec, VR722 for
             missing, unexpected or misshapen tensors. Nothing is changed then.
+        RewriteError: VR445 for a quantised matrix of equal numbers, VR447 for plain bytes of
+            another size.
     """
+    if digest is None and Path(path).suffix == PLAIN:
+        tensors = read_plain(rewritten, Path(path))
+        check_finite(tensors, path)
+        _take(rewritten, *decoded(rewritten, tensors))
+        return
     found = read_tensors(path, digest=digest, what="the delta")
     known = {"model", "spec", "spec_hash", "base_fingerprint"} <= found.metadata.keys()
     if found.metadata.get("format") != FORMAT or not known:
         raise FileError("VR711", f"'{path}' is no delta of vitrewrite")
     if not found.intact:
         raise changed(Path(path))
-    _check_delta(rewritten, found.metadata, found.tensors, path)
-    with torch.no_grad():
-        for name, tensor in rewritten.delta().items():
-            tensor.copy_(found.tensors[name])
+    _check_origin(rewritten, found.metadata, path)
+    values, scales = decoded(rewritten, found.tensors)
+    _check_tensors(rewritten, values, path)
+    _take(rewritten, values, scales)
 
 
-def _check_delta(
-    rewritten: Rewritten,
-    metadata: Mapping[str, str],
-    tensors: Mapping[str, torch.Tensor],
-    path: str | Path,
+@torch.no_grad()
+def _take(
+    rewritten: Rewritten, values: Mapping[str, torch.Tensor], scales: Mapping[str, torch.Tensor]
 ) -> None:
+    """Gives a model the tensors of a delta; matrices that were stored as codes are used as read."""
+    for name, matrix in quantised(rewritten).items():
+        matrix.scale.copy_(scales.get(name, torch.zeros(2)))
+    for name, tensor in rewritten.delta().items():
+        tensor.copy_(values[name])
+
+
+def _check_origin(rewritten: Rewritten, metadata: Mapping[str, str], path: str | Path) -> None:
     if metadata["spec_hash"] != rewritten.spec.hash:
         raise FileError(
             "VR721",
@@ -118,6 +136,11 @@ def _check_delta(
             f"the delta '{path}' was made on other base weights of {metadata['model']}",
             suggestion="apply the spec to the weights that it was trained on",
         )
+
+
+def _check_tensors(
+    rewritten: Rewritten, tensors: Mapping[str, torch.Tensor], path: str | Path
+) -> None:
     own = rewritten.delta()
     odd = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
     found = (

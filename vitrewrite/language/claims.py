@@ -49,7 +49,8 @@ _TASKS = OptionInfo(
 METRICS: Mapping[str, Metric] = {
     "params": Metric(excluding=True, options=_options(_HEAD)),
     "trainable": Metric(excluding=True, options=_options(_HEAD)),
-    # Trained parameters over those of a base, and what tasks store over one base, in bases.
+    # Trained parameters over those of a base, and what tasks store over one base, in bases: numbers
+    # of quantised matrices as the bits that they are packed in.
     "share": Metric(options=_options(_OF, _HEAD)),
     "storage": Metric(options=_options(_TASKS, _HEAD)),
     "macs": Metric(excluding=True, options=_options(_CONVENTION)),

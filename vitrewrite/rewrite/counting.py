@@ -9,10 +9,13 @@ from itertools import accumulate
 from torch import nn
 
 from ..editing.costs import Costs
+from ..editing.editor import join
 from ..editing.measure import Propagation
 from ..errors import VerifyError
 from ..language.conventions import CONVENTIONS
 from ..language.model import Claim
+from ..layers.packing import SCALE_BYTES, size_of
+from ..layers.quantised import Quantised
 from ..selection.select import Selection
 from ..tasks.queries import CLASSES
 from .engine import Rewrite
@@ -65,22 +68,47 @@ def _share(claim: Claim, measures: Measures, result: Rewrite) -> float:
     options = claim.values
     classes = options.get("head")
     head = 0 if classes is None else _head_of(result, classes, trained=False)
-    tuned = 0 if classes is None else _head_of(result, classes, trained=True)
     own = sum(p.numel() for _, p in _named(result.root, result.head, trained=False))
     whole = {
         "base": result.base_without_head,
         "base_and_head": result.base_without_head + head,
         "all": measures.params.total - own + head,
     }[str(options.get("of", "base"))]
-    return (measures.params.trainable_without_head + tuned) / whole
+    return _of_a_task(claim, measures, result) / whole
+
+
+def _of_a_task(claim: Claim, measures: Measures, result: Rewrite) -> int:
+    """Parameters that a task trains."""
+    classes = claim.values.get("head")
+    tuned = 0 if classes is None else _head_of(result, classes, trained=True)
+    return measures.params.trainable_without_head + tuned
 
 
 def _storage(claim: Claim, measures: Measures, result: Rewrite) -> float:
-    """What tasks store over one base, in bases; one that each task trains whole is not kept."""
+    """What tasks store over one base, in bases; one that each task trains whole is not kept.
+
+    A parameter takes 32 bits; those of quantised matrices take what they have, packed.
+    """
     tasks = claim.values["tasks"]
     assert isinstance(tasks, int)
     kept = any(not p.requires_grad for p in result.root.parameters())
-    return kept + tasks * _share(claim, measures, result)
+    stored = _of_a_task(claim, measures, result) - _spared(claim, result)
+    return kept + tasks * stored / result.base_without_head
+
+
+def _spared(claim: Claim, result: Rewrite) -> float:
+    """What packing spares of a task, in parameters of 32 bits."""
+    classes, found = claim.values.get("head"), 0.0
+    for path, matrix in result.root.named_modules():
+        if not isinstance(matrix, Quantised) or matrix.bits == 32:
+            continue
+        count = matrix.weight.numel()
+        if join(path, "weight") not in result.head:
+            found += count - (size_of(matrix) + SCALE_BYTES) / 4
+        elif classes is not None:
+            count = _head_of(result, classes, trained=True)
+            found += count - (count * matrix.bits / 8 + SCALE_BYTES) / 4
+    return found
 
 
 # -- MACs -----------------------------------------------------------------------------------------

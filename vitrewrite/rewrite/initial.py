@@ -14,6 +14,8 @@ from ..data.seeding import mixed
 from ..editing.editor import Insertion
 from ..editing.fitting import initialise
 from ..errors import caused_at
+from ..layers.packing import is_flat
+from ..layers.quantised import Quantised
 
 if TYPE_CHECKING:
     from .engine import Rewrite
@@ -38,15 +40,28 @@ def _initialise(method: Pass, insertion: Insertion, generator: torch.Generator) 
     """Has a pass draw the values of a module, from the generator alone.
 
     Raises:
-        RewriteError: VR428 if it draws from the global one, VR420 if it fails.
+        RewriteError: VR428 if it draws from the global one, VR420 if it fails, VR445 if all numbers
+            of a quantised matrix are equal.
     """
     where = f"initialise() at '{insertion.site.role}'"
     before, python = torch.get_rng_state(), random.getstate()
     with own_code(type(method), insertion.pass_name, where):
         initialise(method, insertion.module, generator)
+    _check_spread(insertion)
     if not torch.equal(before, torch.get_rng_state()) or python != random.getstate():
         raise insertion.site.clause.error(
             "VR428", f"pass {insertion.pass_name} draws from the global generator in {where}",
             notes=[f"in {file_of(type(insertion.module))}"],
             suggestion="give what draws the generator: nn.init.normal_(w, generator=generator)",
         )  # fmt: skip
+
+
+def _check_spread(insertion: Insertion) -> None:
+    """Raises VR445 for a quantised matrix whose numbers are all equal: it has no levels."""
+    for name, matrix in insertion.module.named_modules():
+        if isinstance(matrix, Quantised) and matrix.bits < 32 and is_flat(matrix.weight):
+            where = f"'{name}' of {insertion.pass_name} at '{insertion.site.role}'"
+            raise insertion.site.clause.error(
+                "VR445", f"all numbers of the quantised matrix {where} are equal at first",
+                suggestion="levels lie around a mean, as far apart as the numbers vary",
+            )  # fmt: skip

@@ -17,6 +17,8 @@ from ..editing.editor import Editor, Insertion, join, relative
 from ..editing.fitting import fit, floating
 from ..editing.value import Value
 from ..errors import RewriteError
+from ..layers.packing import fills_bytes
+from ..layers.quantised import Quantised
 from ..tracing import inputs, walk
 from ..tracing.about import about
 from ..tracing.leaves import changed_by
@@ -229,6 +231,7 @@ class BoundSite:
             RewriteError: VR421 to VR425 for a module that cannot be copied into what is written.
         """
         self._check(module, changed)
+        self._warn_of_padding(module)
         owner = self.path if owner is None else owner
         name = name or self.pass_name.partition(".")[0]
         known = {n: b for n, b in module.named_buffers() if not b.is_meta}
@@ -269,6 +272,15 @@ class BoundSite:
                 fault.code, f"pass {self.pass_name} at '{self.role}': {fault.message}",
                 notes=[place], suggestion=fault.help,
             )  # fmt: skip
+
+    def _warn_of_padding(self, module: nn.Module) -> None:
+        """Says that what others wrote to read plain bytes does not read those of some matrices."""
+        odd = (m for m in module.modules() if isinstance(m, Quantised) and not fills_bytes(m))
+        if (first := next(odd, None)) is not None:
+            self.warn(
+                f"the bits of a {first.rows}x{first.columns} matrix fill no whole number of bytes: "
+                "vitrewrite pads the last one, other readers may drop it"
+            )
 
     def refuse_twice(self) -> None:
         """Raises VR402 if the pass is at the site already."""

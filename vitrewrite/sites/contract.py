@@ -53,9 +53,9 @@ def faults(module: nn.Module, pass_name: str, changed: Sequence[int]) -> Iterato
             )  # fmt: skip
     yield from _arguments(module)
     own = {type(m) for m in module.modules() if not is_torch_class(type(m))}
-    known = {c.__name__ for c in own if c.__module__ == cls.__module__}
     for each in sorted(own, key=lambda c: c is not cls):
-        yield from _names(each, known)
+        space = each.forward.__globals__.items()
+        yield from _names(each, {name for name, c in space if isinstance(c, type) and c in own})
 
 
 def _marks(module: nn.Module, pass_name: str, changed: Sequence[int]) -> Iterator[Fault]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -55,43 +56,48 @@ def pre_logits(model: nn.Module, features: Any) -> tuple[str, ...] | None:
         for table in ("_forward_pre_hooks", "_forward_hooks"):
             module.__dict__[table] = OrderedDict()
     try:
-        return _told(twin, features)
+        told = _told(twin, features)
+        heads = {id(m): path for path, m in walk.named(twin) if is_inserted(m)}
+        return _told(twin, features, heads) if told is None and heads else told or ("", _UNKNOWN)
     except NotImplementedError as error:  # of a model that was printed
         return "", str(error)
     except Exception:  # a method of somebody's own that means something else
         return "", _UNKNOWN
 
 
-def _told(model: Any, features: Any) -> tuple[str, ...]:
-    with torch.no_grad(), _Known() as known:
+def _told(
+    model: Any, features: Any, heads: Mapping[int, str] = MappingProxyType({})
+) -> tuple[str, ...] | None:
+    """How it is made, or None if nobody knows.
+
+    Args:
+        model: a copy of the model, without hooks.
+        features: what its tokens became.
+        heads: by id the paths of modules that passes put in, to be taken for layers.
+    """
+    with torch.no_grad(), _Known() as known, known.whole(model, heads):
         given = map_leaves(known.meta, features)
         whole, calls = model.forward_head(given), dict(known.layers)
         known.layers.clear()
         wanted = known.key(model.forward_head(given, pre_logits=True))
         made = {k: v for k, v in calls.items() if k not in known.layers}
         if not made:
-            return (WHOLE,) if wanted == known.key(whole) else ("", _UNKNOWN)
-        paths = {id(m._parameters.get("weight")): path for path, m in walk.named(model)}
-        heads: dict[str, torch.Tensor] = {}
-        for x, weight in made.values():
-            heads.setdefault(_called(model, paths[id(weight)]), x)
+            return (WHOLE,) if wanted == known.key(whole) else None
+        inputs = [x for x, _ in made.values()]
         for how, make in HOW.items():
-            if wanted == known.key(make([*heads.values()])):
-                return how, *heads
-    return "", _UNKNOWN
-
-
-def _called(model: nn.Module, path: str) -> str:
-    """What a graph calls when a layer runs: the layer, or the head of a pass that it is part of."""
-    outer = accumulate(path.split("."), "{}.{}".format)
-    return next((p for p in outer if is_inserted(model.get_submodule(p))), path)
+            if wanted == known.key(make(inputs)):
+                paths = {id(m._parameters.get("weight")): path for path, m in walk.named(model)}
+                found = [paths.get(layer, heads.get(layer)) for _, layer in made.values()]
+                return None if None in found else (how, *map(str, found))
+    return None
 
 
 class _Known(TorchFunctionMode):
     """Runs functions on meta, whatever they are given, and knows how each tensor was made.
 
     Attributes:
-        layers: by what it yields, the input and the weight of each linear layer that ran.
+        layers: by what it yields, the input of each linear layer that ran and the id of its weight,
+            or the id of a module that counts as one layer.
     """
 
     def __init__(self) -> None:
@@ -100,7 +106,28 @@ class _Known(TorchFunctionMode):
         self.known: dict[int, int] = {}  # by id of a tensor on meta, how it was made
         self.twins: dict[int, torch.Tensor] = {}
         self.alive: list[Any] = []
-        self.layers: dict[Hashable, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.layers: dict[Hashable, tuple[torch.Tensor, int]] = {}
+        self.within = False  # whether what runs is part of such a module
+
+    @contextmanager
+    def whole(self, model: nn.Module, ids: Collection[int]) -> Iterator[None]:
+        """Within, modules of these ids count as one layer each."""
+
+        def enter(*_: Any) -> None:
+            self.within = True
+
+        def leave(module: nn.Module, args: Any, made: Any) -> None:
+            self.within = False
+            self.layers[self.key(made)] = args[0], id(module)
+
+        found = [m for m in walk.modules(model) if id(m) in ids]
+        before = [m.register_forward_pre_hook(enter) for m in found]
+        behind = [m.register_forward_hook(leave) for m in found]
+        try:
+            yield
+        finally:
+            for handle in (*before, *behind):
+                handle.remove()
 
     def meta(self, tensor: Any) -> Any:
         """The tensor on meta that stands for one."""
@@ -137,6 +164,6 @@ class _Known(TorchFunctionMode):
         made = func(*on_meta, **given)
         for i, tensor in enumerate(v for v in leaves(made) if isinstance(v, torch.Tensor)):
             self._note(tensor, (*key, i))
-        if func is F.linear:
-            self.layers[self.key(made)] = on_meta[0], args[1]
+        if func is F.linear and not self.within:
+            self.layers[self.key(made)] = on_meta[0], id(args[1])
         return made

@@ -122,8 +122,8 @@ class BipartiteMerge(nn.Module):
         super().__init__()
         self.grid, self.dim, self.hidden, self.hard = grid, dim, hidden, hard
         self.bits, self.scale, self.dropout = bits, scale, dropout
-        self.down = nn.Parameter(torch.empty(hidden, dim))
-        self.up = nn.Parameter(torch.empty(dim, hidden))
+        self.down = Quantised(hidden, dim, bits)
+        self.up = Quantised(dim, hidden, bits, small=True)
         for name, parities in (("a", ((0, 0), (1, 1))), ("b", ((1, 0), (0, 1)))):
             order = [
                 i * grid[1] + j
@@ -136,11 +136,8 @@ class BipartiteMerge(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the adapter so that it changes little or nothing."""
-        nn.init.kaiming_uniform_(self.down, a=5**0.5, generator=generator)
-        if self.bits == 1:
-            nn.init.trunc_normal_(self.up, std=1e-3, a=-2e-3, b=2e-3, generator=generator)
-        else:
-            nn.init.zeros_(self.up)
+        self.down.reset_parameters(generator)
+        self.up.reset_parameters(generator)
 
     def forward(
         self, x: torch.Tensor, k: torch.Tensor, size: torch.Tensor | None = None
@@ -161,9 +158,9 @@ class BipartiteMerge(nn.Module):
     def match(self, k: torch.Tensor) -> torch.Tensor:
         """Cosines of A and B, [B, N_A, N_B]; no gradient reaches the keys."""
         m = self.wide(k.detach()).mean(dim=1)
-        code = F.relu(F.linear(m, self.snapped(self.down)))
+        code = F.relu(F.linear(m, self.down().to(m.dtype)))
         code = F.dropout(code, self.dropout, self.training)
-        m = m + self.scale * F.linear(code, self.snapped(self.up))
+        m = m + self.scale * F.linear(code, self.up().to(m.dtype))
         m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         return torch.bmm(m[:, self.a], m[:, self.b].transpose(1, 2))
 
@@ -180,19 +177,86 @@ class BipartiteMerge(nn.Module):
         into = (scores.argmax(dim=-1) + first).flatten()
         return b.flatten(0, 1).index_add(0, into, a.flatten(0, 1)).view_as(b)
 
-    def snapped(self, weight: torch.Tensor) -> torch.Tensor:
-        """With 1 bit the weight on two levels, its gradient straight through."""
-        weight = self.wide(weight)
-        if self.bits != 1:
-            return weight
-        mean, std = weight.mean(), weight.std()
-        z = (weight - mean) / (std + 1e-5)
-        level = torch.where(z < 0, -0.6744897501960817, 0.6744897501960817).to(z.dtype)
-        return (z + (level - z).detach()) * std + mean
-
     def wide(self, x: torch.Tensor) -> torch.Tensor:
         """In float32 or better."""
         return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Quantised(nn.Module):
+    """A matrix [rows, columns] that is used on 2^bits levels around its mean; 32 bits: as it is.
+
+    Levels, by its own mean and standard deviation, are the medians of as many cells of a normal
+    distribution. The latent numbers stay in float32 or better, whatever the model is cast to.
+    """
+
+    tables: dict[int, list[float]] = {}  # levels that are known, by bits
+    levels: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, rows: int, columns: int, bits: int = 1, small: bool = False) -> None:
+        super().__init__()
+        if bits not in (1, 2, 4, 8, 32) or (bits < 32 and rows * columns < 2):
+            raise ValueError(f"no matrix of {rows}x{columns} numbers of {bits} bits")
+        self.rows, self.columns, self.bits, self.small = rows, columns, bits, small
+        self.weight = nn.Parameter(torch.empty(rows, columns, dtype=torch.float32))
+        self.register_buffer("levels", self.codebook(), persistent=False)
+        # Mean and deviation of a matrix that was read from bits; zeros while it is trained.
+        self.register_buffer("scale", torch.zeros(2, dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws it as that of a linear layer or, if `small`, next to zero.
+
+        That is zero only where there are no levels, which ask for a deviation.
+        """
+        nn.init.zeros_(self.scale)
+        if not self.small:
+            nn.init.kaiming_uniform_(self.weight, a=5**0.5, generator=generator)
+        elif self.bits == 32:
+            nn.init.zeros_(self.weight)
+        else:
+            nn.init.trunc_normal_(self.weight, std=1e-3, a=-2e-3, b=2e-3, generator=generator)
+
+    def forward(self) -> torch.Tensor:
+        """The matrix as it is used; its gradient passes the rounding, not mean and deviation."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        if self.bits == 32:
+            return weight
+        mean, std = weight.mean(), weight.std()
+        n = (weight - mean) / (std + 1e-5)
+        made = (self.nearest(n.detach()) + (n - n.detach())) * std + mean
+        return torch.where(self.scale[1] > 0, weight, made)  # what was read from bits is on levels
+
+    def nearest(self, n: torch.Tensor) -> torch.Tensor:
+        """The nearest level of each number; what lies halfway between two stays there."""
+        levels = self.levels.to(n.dtype)
+        edges = (levels[1:] + levels[:-1]) / 2
+        below, above = torch.bucketize(n, edges), torch.bucketize(n, edges, right=True)
+        return (levels[below] + levels[above]) / 2
+
+    def codebook(self) -> torch.Tensor:
+        """The levels, ascending: from zeros, 500 times each becomes the median of its cell.
+
+        With 8 bits they still move then; the authors' numbers are those after 500.
+        """
+        if self.bits not in self.tables:
+            count = 2**self.bits if self.bits < 32 else 1
+            levels = torch.zeros(count, dtype=torch.float64, device="cpu")
+            for _ in range(500):
+                inner = torch.special.ndtr((levels[1:] + levels[:-1]) / 2)
+                cells = torch.cat([levels.new_zeros(1), inner, levels.new_ones(1)])
+                levels = torch.special.ndtri((cells[1:] + cells[:-1]) / 2)
+            self.tables[self.bits] = levels.tolist()
+        return torch.tensor(self.tables[self.bits], dtype=torch.float32)
+
+    def _apply(self, fn, recurse=True):
+        """Casts and moves; below float32 goes none of them."""
+
+        def exact(tensor: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = fn(tensor)
+            return made if made.itemsize >= 4 else tensor.to(made.device)
+
+        return super()._apply(exact, recurse)
 
 
 class PatchEmbed(nn.Module):

@@ -1,0 +1,1 @@
+"""Passes whose matrices have few bits a number."""

@@ -1,0 +1,1 @@
+"""Layers that modules of passes may hold, and what they are in a file."""
