@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, option
+from .catalog.updates import LowRankUpdate, Rescaling
 from .rewrite.rewritten import Rewritten
 from .sites import (
     AffineSite,
@@ -40,12 +41,14 @@ __all__ = [
     "LayerSite",
     "LevelSite",
     "LinearSite",
+    "LowRankUpdate",
     "MlpSite",
     "NormSite",
     "Pass",
     "Phase",
     "Point",
     "Procedure",
+    "Rescaling",
     "Rewritten",
     "Run",
     "Value",

@@ -11,9 +11,9 @@ import click
 
 from ..errors import FileError, UsageError, VitrewriteError
 from ..text import shown
-from . import checking, commands, profiling, showing, tuning
+from . import checking, commands, deltas, profiling, showing, tuning
 
-__all__ = ["checking", "commands", "profiling", "run", "showing", "tuning"]
+__all__ = ["checking", "commands", "deltas", "profiling", "run", "showing", "tuning"]
 
 
 def run(argv: list[str]) -> int:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..anatomy.fingerprint import fingerprint_of
 from ..disk import LOCK, replacing_file
 from ..emission.literals import one_line
 from ..errors import FileError
 from ..storage.hashing import changed
-from ..storage.tensors import check_finite, read_tensors, write_tensors
+from ..storage.tensors import Content, check_finite, read_tensors, write_tensors
 from ..version import __version__
+from .adapter import is_adapter, read_adapter
+from .identity import BASE, fingerprint, hashes
 from .lock import Folder
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
 
 FORMAT = "vitrewrite delta 1"
-
-
-def fingerprint(rewritten: Rewritten) -> str:
-    """Identifies the frozen weights of the original model."""
-    return fingerprint_of(rewritten.base.state_dict(), rewritten.result.base_trained)
 
 
 def save_delta(rewritten: Rewritten, path: str | Path, base: str | None = None) -> str:
@@ -51,7 +47,7 @@ def save_delta(rewritten: Rewritten, path: str | Path, base: str | None = None) 
         "model": rewritten.model_name,
         "spec": rewritten.spec.name,
         "spec_hash": rewritten.spec.hash,
-        "base_fingerprint": fingerprint(rewritten) if base is None else base,
+        BASE: fingerprint(rewritten) if base is None else base,
         "vitrewrite": __version__,
         "torch": torch.__version__,
     }
@@ -80,46 +76,97 @@ def load_delta(rewritten: Rewritten, path: str | Path, digest: str | None = None
 
     Args:
         rewritten: the model.
-        path: the file.
+        path: the file, or a folder of PEFT.
         digest: its hash, if a lock file says so; otherwise it has one of its own.
+
+    Raises:
+        FileError: as `read_delta`. Nothing is changed then.
+    """
+    put(rewritten, read_delta(rewritten, path, digest))
+
+
+@torch.no_grad()
+def put(rewritten: Rewritten, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copies the tensors of a delta that fits into a model."""
+    for name, tensor in rewritten.delta().items():
+        tensor.copy_(tensors[name])
+
+
+def read_delta(
+    rewritten: Rewritten, path: str | Path, digest: str | None = None,
+    heads: Collection[str] = (),
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """The tensors of a delta that fits a model.
+
+    Args:
+        rewritten: the model.
+        path: the file, or a folder of PEFT.
+        digest: its hash, if a lock file says so; otherwise it has one of its own.
+        heads: names of tensors that may have another number of classes.
 
     Raises:
         FileError: VR711 if it cannot be read, VR715 if it was changed since it was written, VR716
             if a tensor is not finite, VR720 for another base, VR721 for another spec, VR722 for
-            missing, unexpected or misshapen tensors. Nothing is changed then.
+            missing, unexpected or misshapen tensors; of a folder of PEFT VR770 to VR772.
     """
-    found = read_tensors(path, digest=digest, what="the delta")
-    known = {"model", "spec", "spec_hash", "base_fingerprint"} <= found.metadata.keys()
-    if found.metadata.get("format") != FORMAT or not known:
-        raise FileError("VR711", f"'{path}' is no delta of vitrewrite")
-    if not found.intact:
-        raise changed(Path(path))
-    _check_delta(rewritten, found.metadata, found.tensors, path)
-    with torch.no_grad():
-        for name, tensor in rewritten.delta().items():
-            tensor.copy_(found.tensors[name])
-
-
-def _check_delta(
-    rewritten: Rewritten,
-    metadata: Mapping[str, str],
-    tensors: Mapping[str, torch.Tensor],
-    path: str | Path,
-) -> None:
-    if metadata["spec_hash"] != rewritten.spec.hash:
+    if is_adapter(Path(path)):
+        return read_adapter(rewritten, Path(path))
+    found = read_file(path, digest)
+    metadata, tensors = found.metadata, found.tensors
+    own = rewritten.delta()
+    sizes = {k: v for k, v in tensors.items() if k in heads and k in own and differs(v, own[k])}
+    classes = {len(tensor) for tensor in sizes.values()}
+    known = hashes(rewritten.spec, classes.pop() if len(classes) == 1 else None)
+    if metadata["spec_hash"] not in known:
         raise FileError(
             "VR721",
             f"the delta '{path}' is of the spec '{metadata['spec']}', which is not this one",
             notes=["the spec was changed, or other overrides were given"],
         )
-    if metadata["base_fingerprint"] != fingerprint(rewritten):
+    if metadata[BASE] != fingerprint(rewritten, sizes):
         raise FileError(
             "VR720",
             f"the delta '{path}' was made on other base weights of {metadata['model']}",
             suggestion="apply the spec to the weights that it was trained on",
         )
-    own = rewritten.delta()
-    odd = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    check_shapes(own, tensors, path, sizes)
+    check_finite(tensors, path)
+    return tensors
+
+
+def read_file(path: str | Path, digest: str | None = None) -> Content:
+    """What is in the file of a delta.
+
+    Raises:
+        FileError: VR711 if it is none, VR715 if it was changed since it was written.
+    """
+    found = read_tensors(path, digest=digest, what="the delta")
+    known = {"model", "spec", "spec_hash", BASE} <= found.metadata.keys()
+    if found.metadata.get("format") != FORMAT or not known:
+        raise FileError("VR711", f"'{path}' is no delta of vitrewrite")
+    if not found.intact:
+        raise changed(Path(path))
+    return found
+
+
+def differs(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors differ in their first length and in nothing else."""
+    return one.shape[:1] != other.shape[:1] and one.shape[1:] == other.shape[1:]
+
+
+def check_shapes(
+    own: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    what: str | Path,
+    resized: Collection[str] = (),
+) -> None:
+    """Whether there are the tensors of a delta and no others.
+
+    Raises:
+        FileError: VR722 if not.
+    """
+    both = own.keys() & tensors.keys() - set(resized)
+    odd = [k for k in both if own[k].shape != tensors[k].shape]
     found = (
         ("missing", sorted(own.keys() - tensors.keys())),
         ("unexpected", sorted(tensors.keys() - own.keys())),
@@ -127,5 +174,4 @@ def _check_delta(
     )
     notes = [f"{what}: {', '.join(names[:4])}" for what, names in found if names]
     if notes:
-        raise FileError("VR722", f"the delta '{path}' does not fit", notes=notes)
-    check_finite(tensors, path)
+        raise FileError("VR722", f"the delta '{what}' does not fit", notes=notes)
