@@ -71,7 +71,8 @@ class Fold:
     """What stood at a layer and went into the layer's weights at lowering.
 
     Attributes:
-        insertion: the module, `y = module(x, before(x))` or `y = module(before(x))`.
+        insertion: the module, `y = module(x, before(x))`, `y = module(before(x))`, or, if it is
+            `ahead`, `y = before(module(x))`.
         names: the parameters that took it.
         before: the layer without it.
         after: the layer with it, sharing its weights with the lowered model.
@@ -84,6 +85,8 @@ class Fold:
 
     def unfolded(self, layer: nn.Module, module: nn.Module, x: torch.Tensor) -> object:
         """What copies of the layer and of the module yield together."""
+        if getattr(module, "ahead", False):
+            return layer(module(x))
         y = layer(x)
         return module(y) if changed_by(self.insertion.module) == (0,) else module(x, y)
 

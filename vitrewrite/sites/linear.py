@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Linear, Place
 from ..editing import branches
-from ..editing.editor import relative
+from ..editing.editor import Fold, relative
 from ..tracing.notes import HINT
 from . import folding
 from .affine import AffineSite
@@ -37,6 +37,11 @@ class LinearSite(AffineSite):
     def projects_heads(self) -> bool:
         """Whether it is the `proj` of an attention: the layer behind its heads."""
         return all(part.role.endswith("attn.proj") for part in self.parts)
+
+    @property
+    def ends_mlp(self) -> bool:
+        """Whether it is the `fc2` of a feed-forward part: the layer behind its hidden units."""
+        return all(part.role.endswith(".fc2") for part in self.parts)
 
     @property
     def in_features(self) -> int:
@@ -166,11 +171,33 @@ class LinearSite(AffineSite):
             else:
                 name = f"{self._name}_{self._stem}"
                 (new,) = self.put(
-                    module, place.unit, [x], (hint,), name=name, owners=self._owners, changed=(0,)
-                )
+                    module, place.unit, [x], (hint,), name=name, owners=self._owners, changed=(0,),
+                    folds=self.context.folds,
+                )  # fmt: skip
                 path = self.editor.insertions[-1].path
             for call in (layer, *beside):
                 call.replace_input_with(x, new)
+
+    def fold_columns(self, factors: torch.Tensor) -> bool:
+        """At lowering: `W (factors * x)` becomes the layer, and the module in front of it goes.
+
+        Args:
+            factors: one for each channel that the layer reads.
+
+        Returns:
+            Whether it could: not if anything but the layer reads what the module yields.
+        """
+        layers = {self.editor.node(call) for call in self._calls}
+        readers = {user for _, call in self.calls_of(self.insertion) for user in call.users}
+        if readers != layers or self.editor.holders(self._owner) > 1:
+            return False
+        before, last = self._applied(), self._weight.rpartition(".")[2]
+        wide = self.weight.detach().to(torch.promote_types(self.weight.dtype, torch.float32))
+        made = wide * factors.detach().to(wide).view(1, -1, *[1] * (wide.dim() - 2))
+        setattr(self._owner, last, nn.Parameter(made.to(self.weight.dtype), requires_grad=False))
+        self.editor.folds.append(Fold(self.insertion, (self._weight,), before, self._applied()))
+        self.drop()
+        return True
 
     @property
     def _owner(self) -> nn.Module:
