@@ -39,7 +39,7 @@ def save_delta(rewritten: Rewritten, path: str | Path, base: str | None = None) 
         FileError: VR702 if the file cannot be written, VR716 if a tensor is not finite, VR717 if
             it is one of the files of a folder.
     """
-    _leave_folders(Path(path))
+    leave_folders(Path(path))
     tensors = rewritten.delta()
     check_finite(tensors, "the delta")
     metadata = {
@@ -56,7 +56,7 @@ def save_delta(rewritten: Rewritten, path: str | Path, base: str | None = None) 
         return write_tensors(temporary, tensors, metadata, seal=True)
 
 
-def _leave_folders(path: Path) -> None:
+def leave_folders(path: Path) -> None:
     """A folder is written as a whole: its weights would no longer be what its delta makes."""
     if not (path.parent / LOCK).is_file():
         return
