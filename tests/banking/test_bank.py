@@ -135,7 +135,7 @@ def test_one_compiled_program_for_all_that_is_added_removed_and_asked_for(
         compiled.append(graph)
         return graph
 
-    rewritten = vr.apply(LORA, tiny())
+    rewritten = vr.apply("insert lora(rank=2) at blocks[0].attn.{q, v}\ntrain head\n", tiny())
     held = deltas(rewritten)
     bank = vr.bank(rewritten, {k: held[k] for k in "ab"}, capacity=3)
     made, x = torch.compile(bank.module, backend=backend, fullgraph=True), images()
@@ -245,7 +245,12 @@ def test_whatever_a_delta_is_given_as(tmp_path: Path) -> None:
 
 def test_frozen_weights_are_shared_and_it_stays_in_eval_mode() -> None:
     rewritten = vr.apply(LORA, tiny(proj_drop_rate=0.5))
-    bank = vr.bank(rewritten, deltas(rewritten), capacity=4)
+    rewritten.module.train()
+    bank, x = vr.bank(rewritten, deltas(rewritten), capacity=4), images(2)
+    assert all(module.training for module in rewritten.module.modules())
+    with torch.no_grad():
+        assert torch.equal(bank.module(x, "a"), bank.module.train()(x, "a"))
+        assert not torch.equal(rewritten.module(x), rewritten.module(x))  # dropout
     own = dict(rewritten.module.named_parameters())
     state = bank.module.state_dict()
     assert state["graph.blocks.0.attn.qkv.weight"].data_ptr() == (

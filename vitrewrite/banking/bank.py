@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from ..errors import UsageError
 from ..rewrite.rewritten import Rewritten
+from ..storage.hashing import hashed_once
 from ..text import did_you_mean, listing, plural, shown
 from ..tracing.undisturbed import undisturbed
 from .fill import Delta, Filler
@@ -183,7 +184,8 @@ def make(
     if type(capacity) is not int or capacity < 1:
         raise UsageError("VR775", f"capacity must be a number from 1 on, got {shown(capacity)}")
     filler = Filler(rewritten)
-    read = {name: filler.read(delta) for name, delta in (deltas or {}).items()}
+    with hashed_once():
+        read = {name: filler.read(delta) for name, delta in (deltas or {}).items()}
     found = [filler.classes(tensors) for tensors in (rewritten.delta(), *read.values())]
     counts = [count for count in found if count is not None]
     room = (classes or max(counts)) if counts else None

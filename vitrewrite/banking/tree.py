@@ -35,8 +35,10 @@ def task_tree(rewritten: Rewritten, capacity: int, classes: int | None) -> fx.Gr
     Raises:
         RewriteError: VR773 for what no sample can have of its own.
     """
-    assert isinstance(rewritten.module, Unit)
-    graph, places = inlined(rewritten.module, evaluation=True)
+    # Modules of its own: those of `rewritten` are put into training mode and back.
+    root = duplicate(rewritten.module, _shared, lambda buffer: buffer)
+    assert isinstance(root, Unit)
+    graph, places = inlined(root, evaluation=True)
     lying = _Lying(rewritten.module, places, Batches(rewritten.module))
     banked = trained(rewritten)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
@@ -56,7 +58,7 @@ def task_tree(rewritten: Rewritten, capacity: int, classes: int | None) -> fx.Gr
         slots[path] = TaskSlots(module, tensors, capacity, given, results, room)
     for call in [n for n in graph.nodes if n.op == "call_module" and n.target in slots]:
         call.args = (tasks, *call.args)
-    made = fx.GraphModule(rewritten.module, graph, class_name=type(rewritten.module).__name__)
+    made = fx.GraphModule(root, graph, class_name=type(root).__name__)
     for path, module in slots.items():
         made.set_submodule(path, module)
     return made.eval()
@@ -96,6 +98,10 @@ def heads(rewritten: Rewritten) -> dict[str, tuple[str, ...]]:
         if isinstance(layer, nn.Linear) and rewritten.result.base_trained.issuperset(names):
             found[path] = names
     return found
+
+
+def _shared(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach(), requires_grad=False)
 
 
 def _bare(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
