@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.authoring import LinearSite, Pass, option
+from vitrewrite.authoring import LinearSite, LowRankUpdate, Pass, option
 
 
 class LowRank(nn.Module):
@@ -177,6 +177,12 @@ class Lora(Pass):
         sizes = (sum(b - a for (a, b), _ in part) for part in branch.parts())
         ups = torch.split(branch.up, list(sizes))
         return [{"down": down, "up": up} for down, up in zip(downs, ups, strict=True)]
+
+    def update(self, branch: LowRank) -> LowRankUpdate:
+        """W x + s * up @ down @ x."""
+        return LowRankUpdate(
+            "down", "up", branch.scale, branch.dropout if branch.drop_input else 0.0
+        )
 
     @property
     def branch_drop(self) -> float:

@@ -103,7 +103,7 @@ sys.exit(main(["list", "passes"]) + main(["list", "specs"]) + main(["explain", "
 
 def test_the_public_names_are_these() -> None:
     assert vitrewrite.__all__ == [
-        "Pass", "VitrewriteError", "apply", "capture", "emit", "load", "lower", "parse", "plan",
-        "save", "verify",
+        "Pass", "VitrewriteError", "apply", "bank", "capture", "emit", "load", "lower", "parse",
+        "plan", "save", "verify",
     ]  # fmt: skip
     assert vitrewrite.__all__ == sorted(vitrewrite.__all__)

@@ -11,6 +11,7 @@ vr.verify(rewritten)
 vr.emit(rewritten, "out/")
 vr.save(rewritten, "d.safetensors"); vr.load(rewritten, "d.safetensors")
 lowered = vr.lower(rewritten)
+bank = vr.bank(rewritten, {"pets": "d.safetensors"})    # many deltas in one batch
 ```
 """
 
@@ -22,12 +23,13 @@ from .errors import VitrewriteError
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .api import apply, capture, emit, load, lower, parse, plan, save, verify
+    from .api import apply, bank, capture, emit, load, lower, parse, plan, save, verify
 
 __all__ = [
     "Pass",
     "VitrewriteError",
     "apply",
+    "bank",
     "capture",
     "emit",
     "load",

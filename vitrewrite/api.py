@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .anatomy.fingerprint import trunk_fingerprint
+from .banking import Bank, Delta, make
 from .editing.fitting import modes_kept
 from .emission.captured import Captured
 from .errors import raise_all
@@ -241,3 +242,29 @@ def load(rewritten: Rewritten, path: str | Path) -> Rewritten:
     load_delta(rewritten, path)
     rewritten.trained = True
     return rewritten
+
+
+def bank(
+    rewritten: Rewritten, deltas: Mapping[str, Delta] | None = None, *, capacity: int = 16,
+    classes: int | None = None,
+) -> Bank:  # fmt: skip
+    """Many deltas of one spec in one model: each sample of a batch has a task of its own.
+
+    `bank.module(x, tasks)` is given a task for each sample, by name or by slot. In eager mode each
+    gets the bits that its delta alone yields for that batch, in evaluation; compiled code is one
+    program whatever is in the slots.
+
+    Args:
+        rewritten: what the spec made of the base; it stays as it is, and shares its frozen weights.
+        deltas: by name of the task: files, folders of PEFT, tensors by name, or rewritten models.
+        capacity: room for how many tasks.
+        classes: room for how many classes, where the head is part of a delta; by default the most
+            of `deltas` and `rewritten`. Scores of classes that a task does not have are -inf.
+
+    Raises:
+        RewriteError: VR773 for what samples of one batch cannot each have of their own.
+        FileError: as `load`, but that a head may have another number of classes.
+        UsageError: VR775 for a capacity below one or names that are none, VR776 for more classes
+            than there is room for.
+    """
+    return make(rewritten, deltas, capacity, classes)

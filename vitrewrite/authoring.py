@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, option
+from .catalog.updates import LowRankUpdate, Rescaling
 from .layers.quantised import Quantised
 from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
@@ -42,6 +43,7 @@ __all__ = [
     "LayerSite",
     "LevelSite",
     "LinearSite",
+    "LowRankUpdate",
     "MlpSite",
     "NormSite",
     "Pass",
@@ -49,6 +51,7 @@ __all__ = [
     "Point",
     "Procedure",
     "Quantised",
+    "Rescaling",
     "Rewritten",
     "Run",
     "Value",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+_ALL = "blocks[*].attn.{q, k, v, proj} + blocks[*].mlp.{fc1, fc2}"
+
 METHODS: Mapping[str, tuple[str, ...]] = {
     "linear probe": ("",),
     "BitFit": ("train every bias\n",),
@@ -22,8 +24,8 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert ssf() at every linear in blocks + every norm in blocks\n",
         "insert ssf() at every linear in blocks\n",
     ),
-    "FacT-TT": ("insert fact(rank=2) at blocks[*].attn.{q, k, v, proj} + blocks[*].mlp.{fc1, fc2}\n",),
-    "FacT-TK": ("insert fact(rank=2, form=tk) at blocks[*].attn.{q, k, v, proj} + blocks[*].mlp.{fc1, fc2}\n",),
+    "FacT-TT": (f"insert fact(rank=2) at {_ALL}\n",),
+    "FacT-TK": (f"insert fact(rank=2, form=tk) at {_ALL}\n",),
     "RepAdapter": (
         "insert repadapter(hidden=2) at blocks[*].attn.qkv + blocks[*].mlp.fc1\n",
         "insert repadapter(hidden=2) at blocks[*].attn.{q, k, v} + blocks[*].mlp.fc1\n",
@@ -33,8 +35,12 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "Res-Tuning": ("insert res_tuning(hidden=2) at every branch\n",),
     "Res-Tuning-Bypass": ("insert res_tuning(form=bypass, hidden=2) at blocks[*]\n",),
     "UniAdapter": ("insert uniadapter(hidden=2) at blocks[*].mlp_branch\n",),
-    "Bi-LoRA": ("insert bi.lora(hidden=2) at blocks[*].attn.{q, v}\n",),
+    "Bi-LoRA": ("insert bi.lora(rank=2) at blocks[*].attn.{q, v}\n",),
     "Bi-AdaptFormer": ("insert bi.adaptformer(hidden=2) at blocks[*].mlp_branch\n",),
+    "(IA)3": (
+        "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2\n",
+        "insert ia3() at blocks[*].mlp.fc2\n",
+    ),
     "SLS": ("drop blocks[*] by sls()\n",),
 }
 """Clauses in order of preference: the first ones that an architecture has sites for count."""

@@ -14,6 +14,8 @@ from .signatures import SIZES_KEPT
 if TYPE_CHECKING:
     import torch
 
+    from .updates import LowRankUpdate, Rescaling
+
 
 def option(
     default: Any = dataclasses.MISSING,
@@ -116,6 +118,13 @@ class Pass:
         from .defaults import delta
 
         return delta(module)
+
+    def update(self, module: Any, /) -> LowRankUpdate | Rescaling | None:
+        """What an inserted module does to each of its sites, for other libraries to do the same.
+
+        None where it is nothing that they know; `convert` refuses it then.
+        """
+        return None
 
     def procedure(self) -> object:
         """What it contributes to training, a `tuning.procedure.Procedure`, or None."""

@@ -79,6 +79,11 @@ class Batches:
         order = None if op is None else self._order(op, axis)
         return None if order is None else Samples(axis, order)
 
+    def same(self, place: Place) -> bool:
+        """Whether a value is as large for any number of samples, or no tensor."""
+        one, two = (run.shape(place) for run in self.runs)
+        return one == two
+
     def _axis(self, place: Place) -> tuple[int | None, int]:
         """The one axis that is longer for more samples, and how many rows each has."""
         one, two = (run.shape(place) for run in self.runs)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..anatomy.sites import Place
 from ..tracing.about import about, is_root, tell
 from ..tracing.helpers import ELSEWHERE, NUMBERS, repeated_units
 from ..tracing.notes import copied
@@ -75,8 +76,7 @@ class Captured(Unit):
 
         Modules that run another program in training stay calls.
         """
-        graph = fx.Graph()
-        _inline(self, "", graph, None)
+        graph = inlined(self)[0]
         result = fx.GraphModule(self, graph, class_name=type(self).__name__)
         result.meta["example"] = about(self).example
         return result.train(self.training)
@@ -104,39 +104,63 @@ _METHODS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def _inline(unit: Unit, path: str, out: fx.Graph, inputs: tuple[Any, ...] | None) -> Any:
-    """Writes the program of `unit` into `out`, children inlined; returns its outputs."""
-    assert isinstance(unit.template, Template)
-    given = iter(inputs or ())
-    values: dict[fx.Node, Any] = {}
-    for node in unit.template.graph.nodes:
-        if node.op == "placeholder" and inputs is not None:
-            values[node] = next(given)
-        elif node.op == "output":
-            result = fx.node.map_arg(node.args[0], lambda n: values[n])
-            return out.output(result) if inputs is None else result
-        else:
-            values[node] = _node(node, unit, path, out, values)
-    return None
+def inlined(root: Unit, *, evaluation: bool = False) -> tuple[fx.Graph, dict[fx.Node, Place]]:
+    """One graph over the leaf layers of a tree, and where in the tree its nodes come from.
+
+    Args:
+        root: of a captured tree.
+        evaluation: whether it is for evaluation alone; else modules that run another program in
+            training stay calls.
+    """
+    made = _Inlined(evaluation)
+    made.unit(root, "", None)
+    return made.graph, made.places
 
 
-def _node(node: fx.Node, unit: Unit, path: str, out: fx.Graph, values: dict[fx.Node, Any]) -> Any:
-    if node.op == "call_module":
-        child = unit.get_submodule(str(node.target))
-        template = child.template if isinstance(child, Unit) else None
-        if template is not None and template.training is None:
-            inputs = fx.node.map_arg(node.args, lambda n: values[n])
-            return _inline(child, _join(path, node.target), out, inputs)  # type: ignore[arg-type]
-    if node.target is operator.getitem:
-        owner = node.args[0]
-        assert isinstance(owner, fx.Node)
-        if not isinstance(values[owner], fx.Node):  # outputs of an inlined child
-            return values[owner][node.args[1]]
-    new = out.node_copy(node, lambda n: values[n])
-    copied(node, new)
-    if node.op == "call_module" or (node.op == "get_attr" and node.target != "training"):
-        new.target = _join(path, node.target)
-    return new
+class _Inlined:
+    """Writes the programs of a tree into one graph, children in the place of their calls."""
+
+    def __init__(self, evaluation: bool) -> None:
+        self.evaluation = evaluation
+        self.graph = fx.Graph()
+        self.places: dict[fx.Node, Place] = {}
+
+    def unit(self, unit: Unit, path: str, inputs: tuple[Any, ...] | None) -> Any:
+        """Writes the program of a unit; returns its outputs."""
+        assert isinstance(unit.template, Template)
+        given = iter(inputs or ())
+        values: dict[fx.Node, Any] = {}
+        for node in unit.template.graph.nodes:
+            if node.op == "placeholder" and inputs is not None:
+                values[node] = next(given)
+            elif node.op == "output":
+                result = fx.node.map_arg(node.args[0], lambda n: values[n])
+                return self.graph.output(result) if inputs is None else result
+            else:
+                values[node] = made = self.node(node, unit, path, values)
+                if isinstance(made, fx.Node):
+                    self.places.setdefault(made, Place(path, node.name))
+        return None
+
+    def node(self, node: fx.Node, unit: Unit, path: str, values: dict[fx.Node, Any]) -> Any:
+        """Writes a node, or the program that it calls."""
+        if node.op == "call_module":
+            child = unit.get_submodule(str(node.target))
+            template = child.template if isinstance(child, Unit) else None
+            if template is not None and (self.evaluation or template.training is None):
+                inputs: Any = fx.node.map_arg(node.args, lambda n: values[n])
+                assert isinstance(child, Unit)
+                return self.unit(child, _join(path, node.target), inputs)
+        if node.target is operator.getitem:
+            owner = node.args[0]
+            assert isinstance(owner, fx.Node)
+            if not isinstance(values[owner], fx.Node):  # outputs of an inlined child
+                return values[owner][node.args[1]]
+        new = self.graph.node_copy(node, lambda n: values[n])
+        copied(node, new)
+        if node.op == "call_module" or (node.op == "get_attr" and node.target != "training"):
+            new.target = _join(path, node.target)
+        return new
 
 
 def _join(path: str, name: Any) -> str:

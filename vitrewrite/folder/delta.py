@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..anatomy.fingerprint import fingerprint_of
 from ..disk import LOCK, replacing_file
 from ..emission.literals import one_line
 from ..errors import FileError
 from ..storage.hashing import changed
-from ..storage.tensors import check_finite, read_tensors, write_tensors
+from ..storage.tensors import Content, check_finite, read_tensors, write_tensors
 from ..version import __version__
+from .adapter import is_adapter, read_adapter
+from .identity import BASE, fingerprint, hashes
 from .lock import Folder
 from .packed import PLAIN, decoded, encoded, quantised, read_plain
 
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
 
 FORMAT = "vitrewrite delta 1"
-
-
-def fingerprint(rewritten: Rewritten) -> str:
-    """Identifies the frozen weights of the original model."""
-    return fingerprint_of(rewritten.base.state_dict(), rewritten.result.base_trained)
 
 
 def save_delta(
@@ -38,7 +34,7 @@ def save_delta(
         rewritten: the model.
         path: the file.
         base: the fingerprint of its base, if that is known; it takes a pass over all weights.
-        packed: whether matrices of few bits are written as such, see `folder.packed`.
+        packed: whether quantised matrices are written as codes of few bits.
 
     Returns:
         The hash of the file.
@@ -48,7 +44,7 @@ def save_delta(
             it is one of the files of a folder.
         RewriteError: VR445, VR446, VR448 if there is nothing to pack, or it cannot be.
     """
-    _leave_folders(Path(path))
+    leave_folders(Path(path))
     tensors = encoded(rewritten, bits=packed)
     check_finite(tensors, "the delta")
     metadata = {
@@ -56,7 +52,7 @@ def save_delta(
         "model": rewritten.model_name,
         "spec": rewritten.spec.name,
         "spec_hash": rewritten.spec.hash,
-        "base_fingerprint": fingerprint(rewritten) if base is None else base,
+        BASE: fingerprint(rewritten) if base is None else base,
         "vitrewrite": __version__,
         "torch": torch.__version__,
     }
@@ -65,7 +61,7 @@ def save_delta(
         return write_tensors(temporary, tensors, metadata, seal=True)
 
 
-def _leave_folders(path: Path) -> None:
+def leave_folders(path: Path) -> None:
     """A folder is written as a whole: its weights would no longer be what its delta makes."""
     if not (path.parent / LOCK).is_file():
         return
@@ -85,64 +81,133 @@ def load_delta(rewritten: Rewritten, path: str | Path, digest: str | None = None
 
     Args:
         rewritten: the model.
-        path: the file; of plain bytes if it ends in `.bin`, which do not say what they belong to.
+        path: the file, or a folder of PEFT; a file of plain bytes if it ends in `.bin`, which do
+            not say what they belong to.
         digest: its hash, if a lock file says so; otherwise it has one of its own.
 
     Raises:
-        FileError: VR711 if it cannot be read, VR715 if it was changed since it was written, VR716
-            if a tensor is not finite, VR720 for another base, VR721 for another spec, VR722 for
-            missing, unexpected or misshapen tensors. Nothing is changed then.
+        FileError: as `read_delta`. Nothing is changed then.
         RewriteError: VR445 for a quantised matrix of equal numbers, VR447 for plain bytes of
             another size.
     """
     if digest is None and Path(path).suffix == PLAIN:
         tensors = read_plain(rewritten, Path(path))
         check_finite(tensors, path)
-        _take(rewritten, *decoded(rewritten, tensors))
-        return
-    found = read_tensors(path, digest=digest, what="the delta")
-    known = {"model", "spec", "spec_hash", "base_fingerprint"} <= found.metadata.keys()
-    if found.metadata.get("format") != FORMAT or not known:
-        raise FileError("VR711", f"'{path}' is no delta of vitrewrite")
-    if not found.intact:
-        raise changed(Path(path))
-    _check_origin(rewritten, found.metadata, path)
-    values, scales = decoded(rewritten, found.tensors)
-    _check_tensors(rewritten, values, path)
-    _take(rewritten, values, scales)
+        put(rewritten, *decoded(rewritten, tensors))
+    elif is_adapter(Path(path)):
+        put(rewritten, read_adapter(rewritten, Path(path)))
+    else:
+        put(rewritten, *_fitting(rewritten, path, digest))
 
 
 @torch.no_grad()
-def _take(
-    rewritten: Rewritten, values: Mapping[str, torch.Tensor], scales: Mapping[str, torch.Tensor]
+def put(
+    rewritten: Rewritten,
+    tensors: Mapping[str, torch.Tensor],
+    scales: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Gives a model the tensors of a delta; matrices that were stored as codes are used as read."""
+    """Copies the tensors of a delta that fits into a model.
+
+    Args:
+        rewritten: the model.
+        tensors: all of the delta, by name.
+        scales: of the quantised matrices that were stored as codes, and are used as read.
+    """
     for name, matrix in quantised(rewritten).items():
-        matrix.scale.copy_(scales.get(name, torch.zeros(2)))
+        matrix.scale.copy_((scales or {}).get(name, torch.zeros(2)))
     for name, tensor in rewritten.delta().items():
-        tensor.copy_(values[name])
+        tensor.copy_(tensors[name])
 
 
-def _check_origin(rewritten: Rewritten, metadata: Mapping[str, str], path: str | Path) -> None:
-    if metadata["spec_hash"] != rewritten.spec.hash:
+def read_delta(
+    rewritten: Rewritten, path: str | Path, heads: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """The tensors of a delta that fits a model.
+
+    Args:
+        rewritten: the model.
+        path: the file, or a folder of PEFT.
+        heads: names of tensors that may have another number of classes.
+
+    Raises:
+        FileError: VR711 if it cannot be read, VR715 if it was changed since it was written, VR716
+            if a tensor is not finite, VR720 for another base, VR721 for another spec, VR722 for
+            missing, unexpected or misshapen tensors, and for packed ones; of a folder of PEFT
+            VR770 to VR772.
+    """
+    if is_adapter(Path(path)):
+        return read_adapter(rewritten, Path(path))
+    tensors, scales = _fitting(rewritten, path, None, heads)
+    if scales:
+        raise FileError(
+            "VR722", f"the delta '{path}' is packed, and not what was trained",
+            suggestion="save it without packing",
+        )  # fmt: skip
+    return dict(tensors)
+
+
+def _fitting(
+    rewritten: Rewritten, path: str | Path, digest: str | None, heads: Collection[str] = ()
+) -> tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]:
+    """The tensors in a file that fit a model, and the scales of those that were packed."""
+    found = read_file(path, digest)
+    own, metadata = rewritten.delta(), found.metadata
+    resized = {
+        k: v for k, v in found.tensors.items() if k in heads and k in own and differs(v, own[k])
+    }
+    classes = {len(tensor) for tensor in resized.values()}
+    known = hashes(rewritten.spec, classes.pop() if len(classes) == 1 else None)
+    if metadata["spec_hash"] not in known:
         raise FileError(
             "VR721",
             f"the delta '{path}' is of the spec '{metadata['spec']}', which is not this one",
             notes=["the spec was changed, or other overrides were given"],
         )
-    if metadata["base_fingerprint"] != fingerprint(rewritten):
+    if metadata[BASE] != fingerprint(rewritten, resized):
         raise FileError(
             "VR720",
             f"the delta '{path}' was made on other base weights of {metadata['model']}",
             suggestion="apply the spec to the weights that it was trained on",
         )
+    tensors, scales = decoded(rewritten, found.tensors)
+    check_shapes(own, tensors, path, resized)
+    check_finite(tensors, path)
+    return tensors, scales
 
 
-def _check_tensors(
-    rewritten: Rewritten, tensors: Mapping[str, torch.Tensor], path: str | Path
+def read_file(path: str | Path, digest: str | None = None) -> Content:
+    """What is in the file of a delta.
+
+    Raises:
+        FileError: VR711 if it is none, VR715 if it was changed since it was written.
+    """
+    found = read_tensors(path, digest=digest, what="the delta")
+    known = {"model", "spec", "spec_hash", BASE} <= found.metadata.keys()
+    if found.metadata.get("format") != FORMAT or not known:
+        raise FileError("VR711", f"'{path}' is no delta of vitrewrite")
+    if not found.intact:
+        raise changed(Path(path))
+    return found
+
+
+def differs(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors differ in their first length and in nothing else."""
+    return one.shape[:1] != other.shape[:1] and one.shape[1:] == other.shape[1:]
+
+
+def check_shapes(
+    own: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    what: str | Path,
+    resized: Collection[str] = (),
 ) -> None:
-    own = rewritten.delta()
-    odd = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    """Whether there are the tensors of a delta and no others.
+
+    Raises:
+        FileError: VR722 if not.
+    """
+    both = own.keys() & tensors.keys() - set(resized)
+    odd = [k for k in both if own[k].shape != tensors[k].shape]
     found = (
         ("missing", sorted(own.keys() - tensors.keys())),
         ("unexpected", sorted(tensors.keys() - own.keys())),
@@ -150,5 +215,4 @@ def _check_tensors(
     )
     notes = [f"{what}: {', '.join(names[:4])}" for what, names in found if names]
     if notes:
-        raise FileError("VR722", f"the delta '{path}' does not fit", notes=notes)
-    check_finite(tensors, path)
+        raise FileError("VR722", f"the delta '{what}' does not fit", notes=notes)

@@ -25,7 +25,8 @@ from ..storage.tensors import check_finite, read_tensors
 from ..text import first_line, listing
 from ..tracing import inputs, trace
 from .base import load_base
-from .delta import fingerprint, load_delta
+from .delta import load_delta
+from .identity import fingerprint
 from .lock import DELTA, ORIGINALS, PROGRAM, WEIGHTS, Folder
 from .originals import unlowered_state
 

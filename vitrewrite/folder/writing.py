@@ -25,7 +25,8 @@ from ..tracing.about import about
 from ..tracing.undisturbed import undisturbed
 from ..version import __version__
 from .base import save_base
-from .delta import fingerprint, save_delta
+from .delta import save_delta
+from .identity import fingerprint
 from .lock import DELTA, ORIGINALS, WEIGHTS, lock_text
 
 if TYPE_CHECKING:

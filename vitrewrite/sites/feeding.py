@@ -161,15 +161,15 @@ class FedSite(AffineSite):
 
     # -- lowering -------------------------------------------------------------------------------
 
-    def fold_before(self, matrix: torch.Tensor, shift: torch.Tensor) -> bool:
+    def fold_before(self, matrix: torch.Tensor, shift: torch.Tensor | None = None) -> bool:
         """At lowering: all layers behind the module take `A x + c` in, and it goes.
 
         `W` becomes `W A`, the bias `b + W c`, in float32 or better. A layer of torch without bias
         gets one.
 
         Args:
-            matrix: A, [in_features, in_features].
-            shift: c, [in_features].
+            matrix: A, [in_features, in_features], or its diagonal, [in_features].
+            shift: c, [in_features]; zero by default.
 
         Returns:
             Whether it could: no layer is shared or without a bias to be had, and nothing else reads
@@ -186,19 +186,23 @@ class FedSite(AffineSite):
         self.drop()
         return True
 
-    def _take_in(self, matrix: torch.Tensor, shift: torch.Tensor) -> None:
+    def _take_in(self, matrix: torch.Tensor, shift: torch.Tensor | None) -> None:
         name, before = self._affine, self._applied()
         assert name is not None
-        names = self._weight, name
-        weight, bias = self._wide(names[0]), self._wide(names[1])
-        a, c = (t.detach().to(weight.dtype) for t in (matrix, shift))
+        weight = self._wide(self._weight)
+        made = {self._weight: weight} if shift is None else {
+            self._weight: weight, name: self._wide(name)
+        }  # fmt: skip
+        a = matrix.detach().to(weight.dtype)
         for start, stop in (piece for found in self._pieces for piece in found):
             rows = weight[start:stop].flatten(1)
-            bias[start:stop] += rows @ c
-            weight[start:stop] = (rows @ a).view_as(weight[start:stop])
-        for name, new in zip(names, (weight, bias), strict=True):
+            if shift is not None:
+                made[name][start:stop] += rows @ shift.detach().to(weight.dtype)
+            product = rows * a if a.dim() == 1 else rows @ a
+            weight[start:stop] = product.view_as(weight[start:stop])
+        for name, new in made.items():
             self._set(name, new)
-        self.editor.folds.append(Fold(self.insertion, names, before, self._applied()))
+        self.editor.folds.append(Fold(self.insertion, tuple(made), before, self._applied()))
 
     def refuse_twice(self) -> None:
         """Raises VR402 if the pass is at the layer already, also in front of it."""

@@ -41,6 +41,11 @@ class LinearSite(FedSite):
         return all(part.role.endswith("attn.proj") for part in self.parts)
 
     @property
+    def ends_mlp(self) -> bool:
+        """Whether it is the `fc2` of a feed-forward part: the layer behind its hidden units."""
+        return all(part.role.endswith(".fc2") for part in self.parts)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What each part is in its attention or feed-forward part: `q`, `proj`, `fc1`."""
         return tuple(part.role.rpartition(".")[2] for part in self.parts)

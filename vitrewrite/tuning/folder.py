@@ -28,7 +28,7 @@ from ..disk import (
     workplace,
 )
 from ..errors import FileError
-from ..folder.delta import fingerprint
+from ..folder.identity import fingerprint
 from ..folder.lock import Folder
 from ..folder.writing import emit_into
 from ..language.model import Tune
