@@ -146,6 +146,6 @@ class BiAdaptFormer(Pass):
     def delta(self, adapter: QuantisedAdapter | PlainAdapter) -> list[dict[str, torch.Tensor]]:
         """The latent tensors as the method names them, or those in use once it is lowered."""
         pair = [m if isinstance(m, nn.Parameter) else m.weight for m in (adapter.down, adapter.up)]
-        found = {"down": pair[0], "up": pair[1]}
-        biases = {"down_bias": adapter.down_bias, "up_bias": adapter.up_bias}
-        return [found | {name: bias for name, bias in biases.items() if bias is not None}]
+        found: dict[str, torch.Tensor | None] = {"down": pair[0], "up": pair[1]}
+        found |= {"down_bias": adapter.down_bias, "up_bias": adapter.up_bias}
+        return [{name: tensor for name, tensor in found.items() if tensor is not None}]
