@@ -124,7 +124,7 @@ def folded(norm: nn.Module, layer: nn.Module) -> nn.Linear:
     shift = norm.bias.to(wide) - scale * norm.running_mean.to(wide)
     weight = layer.weight.to(wide)
     made = nn.Linear(layer.in_features, layer.out_features, device="meta")
-    made.weight = nn.Parameter((weight * scale).to(layer.weight.dtype), requires_grad=False)
+    made.weight = nn.Parameter((weight * scale).to(layer.weight.dtype))
     bias = layer.bias.to(wide) + weight @ shift
-    made.bias = nn.Parameter(bias.to(layer.bias.dtype), requires_grad=False)
+    made.bias = nn.Parameter(bias.to(layer.bias.dtype))
     return made

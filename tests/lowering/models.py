@@ -64,7 +64,9 @@ def fill(rewritten: Rewritten) -> Rewritten:
         if tensor.is_floating_point():
             generator = torch.Generator().manual_seed(sum(map(ord, name)))
             noise = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(noise / math.sqrt(tensor.shape[-1]))
+            tensor.copy_(noise / math.sqrt(tensor.shape[-1] if tensor.dim() else 1))
+            if name.endswith(".running_var"):
+                tensor.abs_().add_(0.5)
     return rewritten
 
 
