@@ -105,7 +105,8 @@ def apply(
     spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
-    allocations: Mapping[str, Any] | None = None, **overrides: object,
+    allocations: Mapping[str, Any] | None = None, delta: str | Path | None = None,
+    **overrides: object,
 ) -> Rewritten:  # fmt: skip
     """Rewrites a model; the input model is unchanged and shares its frozen weights.
 
@@ -118,6 +119,7 @@ def apply(
         model_options: constructor arguments of a model by name.
         profile: measurements for `sensitive(...)`, or the file of one.
         allocations: what was decided by measurements before, as a lock file has it.
+        delta: a file or a folder of PEFT, as `load` takes it; new values by default.
         overrides: params and pass options of the spec.
 
     Raises:
@@ -127,7 +129,7 @@ def apply(
         spec, model, example=example, weights=weights, seed=seed, model_options=model_options,
         profile=profile, allocations=allocations, **overrides,
     )  # fmt: skip
-    return finished(made, original)
+    return finished(made, original, delta)
 
 
 @undisturbed()
@@ -153,15 +155,16 @@ def compiled(
 
 
 @undisturbed()
-def finished(made: Compilation, original: nn.Module) -> Rewritten:
-    """The rewritten model, with all claims judged.
+def finished(made: Compilation, original: nn.Module, delta: str | Path | None = None) -> Rewritten:
+    """The rewritten model, with all claims judged, and then the values of a delta, if one is given.
 
     Raises:
         VerifyError: VR501 for every claim that does not hold, together.
     """
     rewritten = weighted(made)
     rewritten.original = original
-    return judged(rewritten)
+    judged(rewritten)
+    return rewritten if delta is None else load(rewritten, delta)
 
 
 def _spec(spec: Spec | str | Path, overrides: Mapping[str, object]) -> Spec:

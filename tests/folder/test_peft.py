@@ -285,3 +285,25 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.status == 1
     assert "VR705" in refused.err
     assert not Path("out").exists()
+
+
+def test_apply_starts_from_a_delta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = trained(QV, tiny())
+    vr.save(first, tmp_path / "own.safetensors")
+    save_adapter(first, tmp_path / "peft")
+    for source in ("own.safetensors", tmp_path / "peft"):
+        again = vr.apply(QV, tiny(), delta=source)
+        assert torch.equal(outputs(again.module), outputs(first.module)), source
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "lora.peft").write_text(LORA)
+    arguments = ("lora.peft", "weights=random")
+    assert invoke("apply", *arguments, "seed=1", "--out", "one").status == 0
+    assert invoke("apply", *arguments, "seed=2", "--out", "other").status == 0
+    made = invoke("apply", *arguments, "delta=one/delta.safetensors", "seed=1", "--out", "again")
+    assert made.status == 0
+    deltas = [load_file(f"{name}/delta.safetensors") for name in ("one", "again")]
+    assert all(torch.equal(tensor, deltas[1][name]) for name, tensor in deltas[0].items())
+    wrong = invoke("apply", *arguments, "delta=other/delta.safetensors", "seed=1", "--out", "x")
+    assert "VR720" in wrong.err
+    assert not Path("x").exists()

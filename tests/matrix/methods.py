@@ -16,23 +16,38 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert lora(rank=2) at blocks[*].attn.{qkv, proj} + blocks[*].mlp.{fc1, fc2}\n",
         "insert lora(rank=2) at every linear in blocks\n",
     ),
-    "Adapter, Pfeiffer": ("insert adapter(hidden=2) at blocks[*].mlp_branch\n",),
-    "Adapter, Houlsby": ("insert adapter(hidden=2) at every branch\n",),
+    "Adapter, Pfeiffer": (
+        "insert adapter(hidden=2) at blocks[*].mlp_branch\n",
+        "insert adapter(hidden=2, norm=behind) at blocks[*].mlp_branch\n",
+    ),
+    "Adapter, Houlsby": (
+        "insert adapter(hidden=2) at every branch\n",
+        "insert adapter(hidden=2, norm=behind) at every branch\n",
+    ),
     "AdaptFormer": ("insert adaptformer(hidden=2) at blocks[*].mlp_branch\n",),
     "SSF": (
         "insert ssf() at every linear in blocks + every norm + every conv in patch_embed\n",
         "insert ssf() at every linear in blocks + every norm in blocks\n",
         "insert ssf() at every linear in blocks\n",
     ),
-    "FacT-TT": (f"insert fact(rank=2) at {_ALL}\n",),
-    "FacT-TK": (f"insert fact(rank=2, form=tk) at {_ALL}\n",),
+    "FacT-TT": (
+        f"insert fact(rank=2) at {_ALL}\n",
+        "insert fact(rank=2) at blocks[*].mlp.{fc1, fc2}\n",
+    ),
+    "FacT-TK": (
+        f"insert fact(rank=2, form=tk) at {_ALL}\n",
+        "insert fact(rank=2, form=tk) at blocks[*].mlp.{fc1, fc2}\n",
+    ),
     "RepAdapter": (
         "insert repadapter(hidden=2) at blocks[*].attn.qkv + blocks[*].mlp.fc1\n",
         "insert repadapter(hidden=2) at blocks[*].attn.{q, k, v} + blocks[*].mlp.fc1\n",
         "insert repadapter(hidden=2) at blocks[*].mlp.fc1\n",
     ),
     "ConvPass": ("insert convpass(hidden=2) at every branch\n",),
-    "Res-Tuning": ("insert res_tuning(hidden=2) at every branch\n",),
+    "Res-Tuning": (
+        "insert res_tuning(hidden=2) at blocks[*].attn + blocks[*].mlp\n",
+        "insert res_tuning(hidden=2) at blocks[*].mlp\n",
+    ),
     "Res-Tuning-Bypass": ("insert res_tuning(form=bypass, hidden=2) at blocks[*]\n",),
     "UniAdapter": ("insert uniadapter(hidden=2) at blocks[*].mlp_branch\n",),
     "Bi-LoRA": ("insert bi.lora(rank=2) at blocks[*].attn.{q, v}\n",),

@@ -89,7 +89,7 @@ def apply(
     if not as_json:
         click.echo(str(plan))
     with busy(f"rewriting {plan.model}"):
-        rewritten = finished(plan, original)
+        rewritten = finished(plan, original, wanted.delta)
     with busy("verifying"):
         checks = quick(rewritten)
     raise_all([c.error() for c in checks if c.holds is False])

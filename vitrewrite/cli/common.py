@@ -53,6 +53,7 @@ class Invocation:
     arguments: dict[str, Any]
     device: str = "cpu"
     data: str | None = None
+    delta: str | None = None
 
     @property
     def names_model(self) -> bool:
@@ -75,7 +76,7 @@ class Invocation:
         """The rewritten model; imports torch."""
         from ..api import apply
 
-        return apply(self.spec, **self.measured)
+        return apply(self.spec, delta=self.delta, **self.measured)
 
     @property
     def lacks_measurements(self) -> bool:
@@ -126,7 +127,8 @@ def request(spec: str, overrides: tuple[str, ...]) -> Invocation:
     context = click.get_current_context(silent=True)
     if context is not None and (path := context.meta.get(_PROFILE)) is not None:
         arguments["profile"] = path
-    return Invocation(parsed, arguments, found.get("device", "cpu"), found.get("data"))
+    device = found.get("device", "cpu")
+    return Invocation(parsed, arguments, device, found.get("data"), found.get("delta"))
 
 
 def keep_profile(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:

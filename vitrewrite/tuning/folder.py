@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..anatomy.fingerprint import fingerprint_of
 from ..data import Data
 from ..disk import (
     LOCK,
@@ -65,6 +66,7 @@ def identity(
         "factors": ", ".join(map(str, spec.tune.factors)),
         "allocations": {k: a.digest for k, a in rewritten.result.allocations.items()},
         **rewritten.result.chosen,
+        **({"delta": fingerprint_of(rewritten.delta())} if rewritten.trained else {}),
     }
 
 
