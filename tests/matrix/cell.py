@@ -56,7 +56,7 @@ def _tried(method: str, architecture: str, clauses: str) -> Cell:
     model = built(architecture)
     spec = f"{clauses}train optional head\n"
     try:
-        plan = vr.plan(spec, model, example=example(model))
+        plan = vr.plan(spec, model, example=example(architecture))
         if not plan.measures.params.trainable and "drop" not in spec:
             return Cell(method, architecture, "refused", "nothing is trained: no head", spec)
     except vr.VitrewriteError as error:
@@ -64,16 +64,16 @@ def _tried(method: str, architecture: str, clauses: str) -> Cell:
         why = f"{error.code} {error.message}"
         return Cell(method, architecture, "refused" if known else "fails", why, spec)
     try:
-        for _ in _verified(spec, model):
+        for _ in _verified(spec, model, architecture):
             pass
     except Exception as error:  # whatever it is, it is not what a plan promised
         return Cell(method, architecture, "fails", f"{type(error).__name__}: {error}", spec)
     return Cell(method, architecture, "works", "", spec)
 
 
-def _verified(spec: str, model: nn.Module) -> Iterator[Any]:
+def _verified(spec: str, model: nn.Module, architecture: str) -> Iterator[Any]:
     """At initialisation, with a delta of noise, and lowered."""
-    rewritten = vr.apply(spec, model, example=example(model))
+    rewritten = vr.apply(spec, model, example=example(architecture))
     yield vr.verify(rewritten, graphs=False)
     yield vr.verify(vr.lower(fill(rewritten)), graphs=False)
 
