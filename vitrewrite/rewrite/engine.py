@@ -95,6 +95,7 @@ class Rewrite:
         steps: what each clause did, in the order of the spec.
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
+        unreached: what is trained in vain, behind values that a clause reads without gradient.
         allocations: what each `sensitive(...)` of the spec bought.
         choices: what goes by each `drop ... by` clause.
         checked: inserted classes that are known to be as they should.
@@ -112,6 +113,7 @@ class Rewrite:
     steps: list[Step] = field(default_factory=list)
     methods: Methods = field(default_factory=Methods)
     base_trained: set[str] = field(default_factory=set)
+    unreached: frozenset[str] = frozenset()
     allocations: dict[str, Allocation] = field(default_factory=dict)
     choices: dict[str, BlockChoice] = field(default_factory=dict)
     batches: Batches | None = None
