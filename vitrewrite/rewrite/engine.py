@@ -233,12 +233,9 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
 
 
 def _select(
-    spec: Spec,
-    result: Rewrite,
-    profile: Profile | None,
-    known: Mapping[str, Any] | None,
+    spec: Spec, result: Rewrite, profile: Profile | None, known: Mapping[str, Any] | None,
     done: set[int],
-) -> list[tuple[Site, ...]]:
+) -> list[tuple[Site, ...]]:  # fmt: skip
     errors: list[VitrewriteError] = []
     found: list[tuple[Site, ...]] = []
     extra = _trained_anyway(spec, result)
@@ -246,8 +243,7 @@ def _select(
     allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known, added)
     named = Selection(result.anatomy, result.root)
     for number, clause in enumerate(spec.clauses):
-        measured = functools.partial(allocations.sites, clause)
-        selection = named.measuring(measured)
+        selection = named.measuring(functools.partial(allocations.sites, clause))
         try:
             wanted = None if number in done else clause.sites
             with caused_at(clause.span):

@@ -198,21 +198,11 @@ class BoundSite:
     # -- modules --------------------------------------------------------------------------------
 
     def put(
-        self,
-        module: nn.Module,
-        unit: str,
-        args: Iterable[fx.Node | None],
-        hints: Sequence[str],
-        *,
-        owner: str | None = None,
-        name: str | None = None,
-        owners: tuple[str, ...] | None = None,
-        changed: tuple[int, ...] = (),
-        folds: bool = False,
-        around: bool = False,
-        given: tuple[Value, ...] = (),
-        through: Value | None = None,
-    ) -> tuple[fx.Node, ...]:
+        self, module: nn.Module, unit: str, args: Iterable[fx.Node | None], hints: Sequence[str], *,
+        owner: str | None = None, name: str | None = None, owners: tuple[str, ...] | None = None,
+        changed: tuple[int, ...] = (), folds: bool = False, around: bool = False,
+        given: tuple[Value, ...] = (), through: Value | None = None,
+    ) -> tuple[fx.Node, ...]:  # fmt: skip
         """Makes `module` part of the model and calls it.
 
         Args:
@@ -285,10 +275,7 @@ class BoundSite:
             )
 
     def refuse_twice(self) -> None:
-        """Raises VR402 if an earlier rewrite left the pass in the module that the site is.
-
-        Other clauses of this one may be at smaller sites in it; equal sites are VR401.
-        """
+        """Raises VR402 if an earlier rewrite left the pass in it, not this one."""
         new = {id(insertion.module) for insertion in self.editor.insertions}
         modules = walk.modules(self.editor.root.get_submodule(self.path))
         old = (m for m in modules if id(m) not in new)
