@@ -220,3 +220,21 @@ def test_one_method_twice_with_other_options(clauses: str) -> None:
     vr.verify(rewritten, graphs=False)
     # Factors that all matrices of a clause share are told apart by number, which turns with it.
     assert apart(one, other) < ROUNDING or rewritten.delta().keys() != turned.delta().keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("lora", "partial"), "blocks.2.attn.qkv.weight"),
+        (("fact tt", "partial"), "blocks.2.attn.qkv.weight, blocks.2.attn.proj.weight, "),
+        (("ssf", "bitfit"), "blocks.0.attn.qkv.bias, blocks.0.attn.proj.bias, "),
+        (("ia3", "bitfit"), ""),
+        (("lora", "bitfit"), ""),
+    ],
+)
+def test_what_is_redundant_is_told(names: tuple[str, str], told: str) -> None:
+    """Cards of partial tuning and SSF, section 9: updates of what is trained itself."""
+    for order in permutations(names):
+        warnings = vr.plan(text(order), vit()).warnings
+        found = [w for w in warnings if "redundant where the spec trains" in w]
+        assert [METHODS[names[0]] in w and told in w for w in found] == [True] * bool(told), found
