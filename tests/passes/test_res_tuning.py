@@ -117,6 +117,21 @@ def test_no_gradient_flows_into_the_blocks() -> None:
     assert sum("res_tuning" in n for n in reached) == 3 * 8
 
 
+def test_what_it_cuts_off_is_told() -> None:
+    """Clauses in the blocks change what the bypass reads, and are not trained."""
+    clauses = "insert lora(rank=2) at blocks[*].attn.{q, v}\ntrain blocks[2].mlp.fc2 + norm\n"
+    rewritten = vr.apply(BYPASS + clauses, vit())
+    (told,) = [w for w in rewritten.report["warnings"] if "gets no gradient" in w]
+    assert "8 trained tensors from nothing else: blocks.0.attn.qkv_lora.down, " in told
+    cut = rewritten.result.unreached
+    assert {name for name in cut if "lora" not in name} == {
+        "blocks.2.mlp.fc2.weight", "blocks.2.mlp.fc2.bias"
+    }  # fmt: skip
+    (reached,) = [c for c in vr.verify(rewritten, graphs=False) if "gradients reach" in c.name]
+    assert reached.note == "8 more are in front of what is read without gradient"
+    assert not vr.apply(f"{BYPASS}train norm\n", vit()).result.unreached
+
+
 def test_the_bypass_is_printed_as_a_loop() -> None:
     text = vr.apply(BYPASS, vit()).source.text
     assert "bypass = x.detach()\n" in text

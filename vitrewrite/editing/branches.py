@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 
 def chain(editor: Editor, unit: str, layer: fx.Node) -> Iterator[fx.Node]:
-    """The calls of what stands at one call of a layer, the nearest first."""
+    """The calls of what stands at one call of a layer, the nearest first.
+
+    What stands at a part that ends in the layer comes behind them, and is none of them.
+    """
+    around = {insertion.path for insertion in editor.insertions if insertion.around}
     node: fx.Node | None = layer
     while node is not None:
         node = next((u for u in node.users if _is_branch(editor, unit, u, node)), None)
-        if node is not None:
-            yield node
+        if node is None or join(unit, str(node.target)) in around:
+            return
+        yield node
 
 
 def _is_branch(editor: Editor, unit: str, node: fx.Node, y: fx.Node) -> bool:

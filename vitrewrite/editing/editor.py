@@ -53,6 +53,7 @@ class Insertion:
         owners: module paths that its parts belong to, which name them in a delta.
         key: what names it whatever other clauses put in; its initial values hang on it.
         folds: whether the weights of the layer that it stands at can take it.
+        around: whether it stands at a part of the model that may end in a layer, not at a layer.
         given: what it is called with besides what it changes, if that is made elsewhere.
         through: what x is multiplied with before it is given to a branch beside a layer.
         others: further layers that it stands in front of.
@@ -68,6 +69,7 @@ class Insertion:
     owners: tuple[str, ...]
     key: str
     folds: bool = False
+    around: bool = False
     given: tuple[Value, ...] = ()
     through: Value | None = None
     others: list[Seat] = field(default_factory=list)
@@ -96,6 +98,7 @@ class Editor:
         copied: tensors of copied modules, each with the one that it starts as.
         later: what is done once all clauses are through, in order.
         again: by call of a layer where it is called on something else besides.
+        stops: paths of units in which a clause reads a value without gradient.
     """
 
     root: nn.Module
@@ -115,6 +118,7 @@ class Editor:
     gone: int = 0
     later: list[Callable[[], None]] = field(default_factory=list, repr=False)
     again: dict[Place, list[Place]] = field(default_factory=dict)
+    stops: list[str] = field(default_factory=list)
     _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

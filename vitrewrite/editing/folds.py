@@ -23,6 +23,7 @@ class Fold:
         after: the layer with it, sharing its weights with the lowered model.
         factors: what x is multiplied with before a module beside the layer gets it, if it is, and
             what such a module is called with besides x and y.
+        shifts: whether the bias takes numbers of its own, and not only factors.
     """
 
     insertion: Insertion
@@ -30,6 +31,12 @@ class Fold:
     before: nn.Module
     after: nn.Module
     factors: tuple[torch.Tensor, ...] = ()
+    shifts: bool = False
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """The parameters that, trained, could take the place of the module: not a scaled bias."""
+        return self.names if self.shifts else self.names[:1]
 
     def unfolded(self, layer: nn.Module, module: nn.Module, x: torch.Tensor) -> object:
         """What copies of the layer and of the module yield together."""

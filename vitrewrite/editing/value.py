@@ -42,6 +42,8 @@ class Value:
         """The node that holds it in the graph of `unit`, wired there if needed."""
         node = wiring.read(editor, self.place, unit)
         for method, args in self.steps:
+            if method == "detach" and unit not in editor.stops:
+                editor.stops.append(unit)
             node = _applied(editor, unit, node, method, args)
         return node
 

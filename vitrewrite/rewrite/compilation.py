@@ -25,6 +25,7 @@ from .engine import Rewrite, Step, rewrite
 from .factors import factors_of
 from .measures import Measures, measure
 from .order import Order
+from .reach import tell_unreached
 from .text import plan_text
 
 
@@ -81,6 +82,7 @@ class Compilation:
             )
         factors_of(result)  # what a recipe says of parts is wrong before anything is trained
         measures = measure(result, original)
+        tell_unreached(result)
         claims = judge(request.spec, measures, result)
         return cls(request, base, result, original, measures, claims, pairs)
 

@@ -95,6 +95,7 @@ class Rewrite:
         steps: what each clause did, in the order of the spec.
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
+        unreached: what is trained in vain, behind values that a clause reads without gradient.
         allocations: what each `sensitive(...)` of the spec bought.
         choices: what goes by each `drop ... by` clause.
         checked: inserted classes that are known to be as they should.
@@ -112,6 +113,7 @@ class Rewrite:
     steps: list[Step] = field(default_factory=list)
     methods: Methods = field(default_factory=Methods)
     base_trained: set[str] = field(default_factory=set)
+    unreached: frozenset[str] = frozenset()
     allocations: dict[str, Allocation] = field(default_factory=dict)
     choices: dict[str, BlockChoice] = field(default_factory=dict)
     batches: Batches | None = None
@@ -231,12 +233,9 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
 
 
 def _select(
-    spec: Spec,
-    result: Rewrite,
-    profile: Profile | None,
-    known: Mapping[str, Any] | None,
+    spec: Spec, result: Rewrite, profile: Profile | None, known: Mapping[str, Any] | None,
     done: set[int],
-) -> list[tuple[Site, ...]]:
+) -> list[tuple[Site, ...]]:  # fmt: skip
     errors: list[VitrewriteError] = []
     found: list[tuple[Site, ...]] = []
     extra = _trained_anyway(spec, result)
@@ -244,8 +243,7 @@ def _select(
     allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known, added)
     named = Selection(result.anatomy, result.root)
     for number, clause in enumerate(spec.clauses):
-        measured = functools.partial(allocations.sites, clause)
-        selection = named.measuring(measured)
+        selection = named.measuring(functools.partial(allocations.sites, clause))
         try:
             wanted = None if number in done else clause.sites
             with caused_at(clause.span):

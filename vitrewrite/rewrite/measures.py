@@ -18,6 +18,7 @@ from .conflicts import needed
 from .engine import Rewrite, Step
 from .lowering import lower_tree
 from .misfits import refuse_misfit
+from .redundant import tell_redundant
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     cheapest = run
     if rewritten.editor.insertions and not lowered:
         twin = duplicate(meta, lambda p: p, lambda b: b)
-        lower_tree(twin, rewritten.editor, rewritten.methods)
+        folds = lower_tree(twin, rewritten.editor, rewritten.methods).folds
+        tell_redundant(rewritten, folds)
         cheapest = Propagation(twin, rewritten.example, base)
     blocks = rewritten.anatomy.blocks
     places = [b.input for b in blocks] + [b.output for b in blocks[-1:]]

@@ -82,7 +82,7 @@ class AffineSite(WeightedSite):
         before, names = self._applied(), (self._weight, *([bias] if bias else []))
         for name, added in zip(names, (add, shift), strict=False):
             self._replace(name, scale, added)
-        fold = Fold(self.insertion, names, before, self._applied(), factors)
+        fold = Fold(self.insertion, names, before, self._applied(), factors, shifts=bool(shift))
         self.editor.folds.append(fold)
         self.drop()
         return True

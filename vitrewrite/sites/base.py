@@ -198,20 +198,11 @@ class BoundSite:
     # -- modules --------------------------------------------------------------------------------
 
     def put(
-        self,
-        module: nn.Module,
-        unit: str,
-        args: Iterable[fx.Node | None],
-        hints: Sequence[str],
-        *,
-        owner: str | None = None,
-        name: str | None = None,
-        owners: tuple[str, ...] | None = None,
-        changed: tuple[int, ...] = (),
-        folds: bool = False,
-        given: tuple[Value, ...] = (),
-        through: Value | None = None,
-    ) -> tuple[fx.Node, ...]:
+        self, module: nn.Module, unit: str, args: Iterable[fx.Node | None], hints: Sequence[str], *,
+        owner: str | None = None, name: str | None = None, owners: tuple[str, ...] | None = None,
+        changed: tuple[int, ...] = (), folds: bool = False, around: bool = False,
+        given: tuple[Value, ...] = (), through: Value | None = None,
+    ) -> tuple[fx.Node, ...]:  # fmt: skip
         """Makes `module` part of the model and calls it.
 
         Args:
@@ -224,6 +215,7 @@ class BoundSite:
             owners: module paths that name the parts of the module in a delta.
             changed: for each of its first results which argument it is a changed form of.
             folds: whether the weights of the layer that it stands at can take it.
+            around: whether it is about a part as a whole, behind all that is at a layer in it.
             given: the values that the last of `args` are, for lowering.
             through: what its input was multiplied with.
 
@@ -240,7 +232,7 @@ class BoundSite:
         key = " ".join((join(owner, name), *owners))  # the path may be numbered
         found = Insertion(
             self.pass_name, self.clause.number, path, unit, module, self, owners, key, folds=folds,
-            given=given, through=through, buffers=known,
+            around=around, given=given, through=through, buffers=known,
         )  # fmt: skip
         self.editor.insertions.append(found)
         origin = self.clause.origin
@@ -283,9 +275,11 @@ class BoundSite:
             )
 
     def refuse_twice(self) -> None:
-        """Raises VR402 if the pass is at the site already."""
-        module = self.editor.root.get_submodule(self.path)
-        if any(getattr(m, "inserted_by", None) == self.pass_name for m in walk.modules(module)):
+        """Raises VR402 if an earlier rewrite left the pass in it, not this one."""
+        new = {id(insertion.module) for insertion in self.editor.insertions}
+        modules = walk.modules(self.editor.root.get_submodule(self.path))
+        old = (m for m in modules if id(m) not in new)
+        if any(getattr(m, "inserted_by", None) == self.pass_name for m in old):
             raise self.twice
 
     @property

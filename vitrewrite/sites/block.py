@@ -112,7 +112,7 @@ class BlockSite(BoundSite):
         place = self.editor.where(point.place)
         x, y = self.input.value.read(self.editor, place.unit), self.editor.node(place)
         hint = str(HINT.get(y) or "x")
-        (made,) = self.put(module, place.unit, (x, y), (hint,), changed=(1,))
+        (made,) = self.put(module, place.unit, (x, y), (hint,), changed=(1,), around=True)
         self.editor.stacks.setdefault(self.output.place, []).append(self.editor.insertions[-1])
         point._passes(y, made, made)
 

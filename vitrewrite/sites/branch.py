@@ -227,7 +227,7 @@ class BranchSite(BoundSite):
         hint = str(hint or self.role.rpartition(".")[2])
         (made,) = self.put(
             module, unit, args, (hint,), owners=(self.branch.owner,),
-            changed=() if changed is None else (changed,),
+            changed=() if changed is None else (changed,), around=True,
         )  # fmt: skip
         return made
 

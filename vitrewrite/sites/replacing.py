@@ -60,8 +60,9 @@ class ReplacedSite(BoundSite):
         given += [value.read(editor, unit) for value in values]
         hint = str(HINT.get(y) or "y")
         (made,) = self.put(
-            module, unit, given, (hint,), owner=unit, name=self._stem, changed=(int(beside),)
-        )
+            module, unit, given, (hint,), owner=unit, name=self._stem, changed=(int(beside),),
+            around=beside,
+        )  # fmt: skip
         if beside:
             y.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
             return

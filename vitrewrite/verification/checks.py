@@ -167,8 +167,12 @@ def _gradients(runs: Runs) -> Check:
     left = _wrong_in_training(rewritten) if wrong else set()
     reached = [n for n in wrong if n not in left]
     wrong = [n for n in wrong if n in left]
-    trained = sum(p.requires_grad for p in module.parameters())
-    note = f"{len(reached)} of them in training alone" if reached else ""
+    known = [n for n in wrong if n in rewritten.result.unreached]
+    wrong = [n for n in wrong if n not in known]
+    trained = sum(p.requires_grad for p in module.parameters()) - len(known)
+    notes = [f"{len(reached)} of them in training alone"] if reached else []
+    notes += [f"{len(known)} more are in front of what is read without gradient"] if known else []
+    note = "; ".join(notes)
     return Check(
         f"gradients reach exactly the {trained} trained tensors", not wrong,
         f"{len(wrong)} wrong", ", ".join(wrong[:3]) or note,

@@ -131,9 +131,14 @@ def lowerings(runs: Runs, allowed: float = EXACT) -> Iterator[Check]:
 
 
 def _in_turn(runs: Runs) -> Iterator[tuple[int, list[torch.Tensor], nn.Module]]:
-    """Each clause, and the model in which that and all before it are lowered, with its output."""
+    """Each clause, and the model in which that and all before it are lowered, with its output.
+
+    A clause comes where the last of its modules is lowered: one of them may wait for another clause
+    at its layer.
+    """
     done: list[int] = []
-    for number in dict.fromkeys(i.clause for i in in_turn(runs.twin.result.editor.insertions)):
+    turns = [i.clause for i in in_turn(runs.twin.result.editor.insertions)]
+    for number in reversed(dict.fromkeys(reversed(turns))):
         done.append(number)
         module = _interpreted(lowered_tree(runs.twin, done)[0])
         yield number, _image(module, runs.rewritten), module
