@@ -87,7 +87,7 @@ class MlpK(Pass):
     claims: ClassVar[tuple[str, ...]] = ("lowers_exactly",)
 
     layers: int = option(
-        3, minimum=2, help="linear layers, the one that makes the classes included"
+        3, minimum=2, maximum=64, help="linear layers, the one that makes the classes included"
     )
     dropout: float = option(0.1, minimum=0, below=1, help="behind hidden layers, in training only")
 

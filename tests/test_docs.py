@@ -112,6 +112,50 @@ def test_two_factors_that_start_as_zero_are_told(tmp_path: Path) -> None:
     assert "what starts as zero can be trained: 4 stuck (blocks.0.pair.down" in line
 
 
+DEEP = """
+class DeepModule(nn.Module):
+    inserted_by = "deep"
+    changes = (0,)
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.dim, self.count = dim, count
+        self.parts = nn.ModuleList([nn.Linear(dim, dim) for _ in range(count)])
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        for part in self.parts:
+            nn.init.normal_(part.weight, std=0.02, generator=generator)
+            nn.init.zeros_(part.bias)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        for part in self.parts:
+            y = part(y)
+        return y
+
+
+@dataclass(frozen=True)
+class Deep(Pass):
+    verbs: ClassVar[tuple[str, ...]] = ("insert at",)
+    attaches: ClassVar[tuple[str, ...]] = ("branch",)
+    count: int = option(1, minimum=1, help="layers")
+
+    def rewrite(self, branch: Any) -> None:
+        branch.wrap(DeepModule(branch.dim, self.count))
+"""
+
+
+def test_an_option_that_may_make_any_number_of_modules_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "deep.py"
+    path.write_text(HEAD + DEEP)
+    result = invoke("check-pass", path)
+    assert result.status == 1
+    (line,) = [line for line in result.out.splitlines() if line.startswith("FAILS")]
+    assert "values of count work or are refused" in line
+    assert "count=1000000: VR420" in line
+    assert "takes a maximum" in line
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -34,12 +34,25 @@ SPECS = {
     "prompt-patches": "prepend prompt(count=3, readout=patches) to blocks[0]",
     "kv_prompt": "prepend kv_prompt(n=2) to blocks[*].attn",
     "setr": "replace head with setr(classes=3, width=4)",
+    "repadapter": "insert repadapter(hidden=4) at blocks[*].attn.qkv + blocks[*].mlp.fc1",
+    "fact": "insert fact(rank=4) at every linear in blocks",
+    "fact-tk": "insert fact(rank=4, form=tk) at every linear in blocks",
+    "convpass": "insert convpass(hidden=4) at every branch",
+    "res_tuning": "insert res_tuning(hidden=4, zero_up=true) at blocks[*].{attn, mlp}",
+    "res_tuning-bypass": "insert res_tuning(form=bypass, hidden=4) at blocks[*]",
+    "uniadapter": "insert uniadapter(hidden=4, zero_visual=true) at blocks[*].mlp_branch",
+    "ia3": "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2",
+    "mlp_head": "replace head with mlp_head(layers=3)\ntrain head",
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
+PUT_NOTHING = {"sls"}  # in tests/passes/test_sls.py
 LATENT = {"merge.bdm", "bi.lora", "bi.adaptformer", "bi.head"}
 """Passes with numbers that stay in float32 or better."""
-AT_INIT = {"lora", "lora-spt", "lora-library", "adapter", "adaptformer", "ssf-same", "sparse"}
+AT_INIT = {
+    "lora", "lora-spt", "lora-library", "adapter", "adaptformer", "ssf-same", "sparse",
+    "repadapter", "fact", "fact-tk", "convpass", "res_tuning", "uniadapter", "ia3",
+}  # fmt: skip
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -68,7 +81,7 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 def test_every_pass_is_here() -> None:
-    covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS
+    covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS | PUT_NOTHING
     assert covered == set(catalog.passes())
 
 

@@ -106,8 +106,9 @@ def test_both_heads_of_a_distilled_model() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(vr.VitrewriteError, match=r"VR\d+ .*layers"):
-        vr.parse("replace head with mlp_head(layers=1)\n")
+    for layers in (1, 65):
+        with pytest.raises(vr.VitrewriteError, match=r"VR\d+ .*layers"):
+            vr.parse(f"replace head with mlp_head(layers={layers})\n")
     headless = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
     with pytest.raises(vr.VitrewriteError, match="VR406"):
         vr.plan("replace head with mlp_head()\n", headless)

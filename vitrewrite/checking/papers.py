@@ -22,6 +22,8 @@ from .specs import Checked
 FIGURES: Mapping[str, tuple[tuple[str, ...], float, str]] = {
     "params_m": (("params", "trainable"), 1e6, " M"),
     "gmacs": (("macs", "macs_lowered"), 1e9, " G"),
+    "gmacs_min": (("macs", "macs_lowered"), 1e9, " G, least"),
+    "gmacs_max": (("macs", "macs_lowered"), 1e9, " G, most"),
     "share": (("share",), 0.01, " %"),
     "share_vtab": (("share",), 0.01, " % (VTAB)"),
     "share_fgvc": (("share",), 0.01, " % (FGVC)"),

@@ -27,6 +27,7 @@ from ..verification import verify_rewritten
 from ..verification.check import Check
 from ..verification.compiled import exported
 from ..verification.numeric import randomised, tensors
+from .bounds import bounded
 from .subject import Subject
 
 _OWN_FAULTS = ("VR405", "VR435", "VR808", "VR809", "VR812", *(f"VR42{i}" for i in range(10)))
@@ -224,7 +225,9 @@ def _options(subject: Subject) -> Iterator[Check]:
             tried += 1
             try:
                 for spec in subject.specs(**{option.name: value}):
-                    plan(spec, tiny(), profile=_measured())
+                    model, profile = tiny(), _measured()
+                    with bounded():
+                        plan(spec, model, profile=profile)
                     break
             except VitrewriteError as error:
                 if error.code in _OWN_FAULTS:
