@@ -166,12 +166,12 @@ TWICE = frozenset({
 COMPOSED = [pair for pair in combinations(METHODS, 2) if pair not in {*REFUSED, *TWICE}]
 
 SAMPLE = (
-    ("lora", "ssf"), ("lora everywhere", "fact tt"), ("lora", "bypass"), ("adapter", "ssf"),
+    ("lora everywhere", "fact tt"), ("lora", "bypass"), ("adapter", "ssf"),
     ("adapters", "convpass"), ("adapter at fc2", "res_tuning"), ("adaptformer", "convpass"),
     ("ssf", "repadapter"), ("ssf", "ia3"), ("fact tk", "repadapter"), ("repadapter", "convpass"),
     ("bi.lora", "sparse"), ("bi.adaptformer", "prompt"), ("uniadapter", "bdm"),
     ("ia3", "kv_prompt"), ("sparse", "bitfit"), ("partial", "tome"), ("lora", "mlp_head"),
-    ("sls", "prompt"), ("adapter at fc2", "sls"),
+    ("sls", "prompt"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 
@@ -217,7 +217,6 @@ def test_every_pair(names: tuple[str, str]) -> None:
 def test_one_method_twice_with_other_options(clauses: str) -> None:
     first, second = clauses.splitlines(keepends=True)
     (one, rewritten), (other, turned) = check(first + second), check(second + first)
-    vr.verify(rewritten, graphs=False)
     # Factors that all matrices of a clause share are told apart by number, which turns with it.
     assert apart(one, other) < ROUNDING or rewritten.delta().keys() != turned.delta().keys()
 
@@ -235,6 +234,6 @@ def test_one_method_twice_with_other_options(clauses: str) -> None:
 def test_what_is_redundant_is_told(names: tuple[str, str], told: str) -> None:
     """Cards of partial tuning and SSF, section 9: updates of what is trained itself."""
     for order in permutations(names):
-        warnings = vr.plan(text(order), vit()).warnings
+        warnings = vr.plan(text(order), base()).warnings
         found = [w for w in warnings if "redundant where the spec trains" in w]
         assert [METHODS[names[0]] in w and told in w for w in found] == [True] * bool(told), found

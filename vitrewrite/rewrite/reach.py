@@ -60,7 +60,8 @@ def _unreached(root: nn.Module, example: tuple[torch.Tensor, ...]) -> frozenset[
 
 
 def _outputs(root: nn.Module, example: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    values = (v.to("meta").float() if v.is_floating_point() else v.to("meta") for v in example)
+    two = (torch.cat([v.to("meta")] * 2) for v in example)  # batch norms need as many
+    values = (v.float() if v.is_floating_point() else v for v in two)
     made: Any = root(*values)
     leaves = torch.utils._pytree.tree_leaves(made)
     return [t for t in leaves if isinstance(t, torch.Tensor) and t.is_floating_point()]
