@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import runpy
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import vitrewrite as vr
+from vitrewrite.sensitivity.profile import Profile
 
 ROOT = Path(__file__).parent.parent
 EMITTED = ROOT / "examples" / "emitted"
@@ -56,3 +60,42 @@ def test_the_readme_shows_the_shipped_spec_and_the_emitted_source() -> None:
     assert source[start : source.index("class AttentionWithSize")].rstrip() in readme
     loop = source.index("        for block in self.blocks[:6]:")
     assert source[loop : source.index("        return self.norm(x)\n", loop)].rstrip() in readme
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "examples" / "digits.py"))
+
+
+def test_every_method_of_the_digits_fits_their_model(digits: dict[str, Any]) -> None:
+    model = digits["vit"](0)
+    named = model.named_parameters()
+    profile = Profile({f"sensitivity.{name}": torch.ones(p.shape) for name, p in named})
+    for name, spec in digits["METHODS"].items():
+        with_profile = {"profile": profile} if "sensitive" in spec else {}
+        assert vr.plan(spec, model, **with_profile).steps, name
+
+
+def test_no_name_in_the_plot_of_the_digits_stands_on_another(digits: dict[str, Any]) -> None:
+    names = [*digits["METHODS"]]
+    rows = [(name, 4_000.0 + 700 * i, 88.0 + i % 3, 0.5) for i, name in enumerate(names)]
+    picture = digits["plot"]([("nothing", 0.0, 60.0, 0.0), *rows, ("all", 200_000.0, 97.0, 1.0)])
+    for text in (picture, (ROOT / "examples" / "digits.svg").read_text()):
+        found = re.findall(r'<text class="name" x="([\d.]+)" y="([\d.]+)">([^<]*)', text)
+        assert {*names} <= {name for *_, name in found}
+        for (x, y, name), (other_x, other_y, other) in combinations(found, 2):
+            beside = float(x) + digits["width"](name) <= float(other_x)
+            beside |= float(other_x) + digits["width"](other) <= float(x)
+            assert beside or abs(float(y) - float(other_y)) >= 14, (name, other)
+
+
+@pytest.mark.slow
+def test_the_digits_are_trained(
+    digits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = ["--only", "SSF", "--only", "SLS-LoRA", "--epochs", "1"]
+    monkeypatch.setattr("sys.argv", ["digits.py", "--out", str(tmp_path), *chosen])
+    digits["main"]()
+    table = (tmp_path / "digits.md").read_text()
+    assert re.search(r"\| SSF \| 5,888 \| \d+\.\d % \|", table)
+    assert ">SLS-LoRA<" in (tmp_path / "digits.svg").read_text()
