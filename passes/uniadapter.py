@@ -94,6 +94,7 @@ class UniAdapter(Pass):
 
     verbs: ClassVar[tuple[str, ...]] = ("insert at",)
     attaches: ClassVar[tuple[str, ...]] = ("branch",)
+    excludes: ClassVar[tuple[str, ...]] = ("adaptformer", "bi.adaptformer")
     source: ClassVar[str] = "Lu et al., ICLR 2024"
     claims: ClassVar[tuple[str, ...]] = ("same_output_at_init",)
 

@@ -153,6 +153,9 @@ REFUSED = {
     # res-tuning.md 9: the bypass needs as many tokens behind each block.
     ("bypass", "bdm"): r"VR410 res_tuning at 'blocks\[1\]': the tokens change in number",
     ("bypass", "tome"): r"VR410 res_tuning at 'blocks\[0\]': the tokens change in number",
+    # uniadapter.md 9: the point of AdaptFormer, not both.
+    ("adaptformer", "uniadapter"): r"VR401 \w+ and \w+ exclude each other, and both are at",
+    ("bi.adaptformer", "uniadapter"): r"VR401 [\w.]+ and [\w.]+ exclude each other, and both are",
     # fpet.md 9: not with ToMe, which leaves no grid.
     ("bdm", "tome"): "VR410 merge.bdm .*no full grid of patches|VR417 merge.tome changes the grid",
 }

@@ -65,6 +65,7 @@ class Pass:
         reads: facts of the stream that it asks for, out of `prefix`, `grid`, `size`.
         writes: facts that it changes. Writers come before readers, whatever the order in the spec.
             A pass that writes `layers` puts layers in: all other clauses see the model with them.
+        excludes: names of passes that do the same another way: a site has one of them.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ()
@@ -73,6 +74,7 @@ class Pass:
     claims: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
+    excludes: ClassVar[tuple[str, ...]] = ()
 
     def rewrite(self, site: Any, /) -> None:
         """Carries the pass out at a site, through the verbs that the site offers."""

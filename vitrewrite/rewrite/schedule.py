@@ -71,14 +71,18 @@ def _feeds(first: Pass, second: Pass) -> bool:
 
 
 def _check_conflict(first: Job, second: Job) -> None:
-    if first.clause.pass_name != second.clause.pass_name:
+    names = first.clause.pass_name, second.clause.pass_name
+    excluded = names[1] in first.method.excludes or names[0] in second.method.excludes
+    if names[0] != names[1] and not excluded:
         return
     shared = [a.role for a in first.sites for b in second.sites if overlaps(a, b)]
     if shared:
         more = f" and {len(shared) - 1} more sites" if len(shared) > 1 else ""
         raise second.clause.error(
             "VR401",
-            f"two clauses put {second.clause.pass_name} at '{shared[0]}'{more}",
+            f"{' and '.join(names)} exclude each other, and both are at '{shared[0]}'{more}"
+            if excluded
+            else f"two clauses put {names[1]} at '{shared[0]}'{more}",
             notes=[f"the other clause: {first.clause.origin}"],
             suggestion="take the sites out of one of them",
         )
