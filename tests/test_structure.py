@@ -19,7 +19,7 @@ FILE_LIMIT, FUNCTION_LIMIT = 400, 60
 # What parts of the package import where it is installed.
 OPTIONAL = {
     "vitrewrite/models/": {"transformers"},
-    "vitrewrite/tuning/": {"accelerate"},
+    "vitrewrite/tuning/": {"accelerate", "sklearn"},
     "vitrewrite/data/": {"datasets", "sklearn", "PIL", "numpy"},
     "vitrewrite/tasks/": {"torchmetrics", "transformers"},
     "vitrewrite/report/": {"PIL"},

@@ -29,7 +29,7 @@ from .sites import (
 )
 
 if TYPE_CHECKING:
-    from .tuning import Phase, Procedure, Run, features
+    from .tuning import Phase, Procedure, Run, features, silhouette
 
 __all__ = [
     "AffineSite",
@@ -58,8 +58,9 @@ __all__ = [
     "decided",
     "features",
     "option",
+    "silhouette",
 ]
-_TRAINING = ("Phase", "Procedure", "Run", "features")
+_TRAINING = ("Phase", "Procedure", "Run", "features", "silhouette")
 
 
 def __getattr__(name: str) -> Any:

@@ -113,6 +113,7 @@ class BiAdaptFormer(Pass):
     verbs: ClassVar[tuple[str, ...]] = ("insert at",)
     attaches: ClassVar[tuple[str, ...]] = ("branch",)
     source: ClassVar[str] = "Jie et al., ICCV 2023"
+    claims: ClassVar[tuple[str, ...]] = ()
 
     hidden: int = option(32, minimum=1, help="width of the bottleneck")
     bits: int = option(1, choices=(1, 2, 4, 8, 32), help="of a number; 32 are floats as they are")

@@ -16,7 +16,9 @@ Attaches to
 Parameters
     None.
 
-Procedure
+Forward
+    That of the cut model: the blocks that stay, the last norm, the head; in training too. How it
+    comes about:
     1. Training as the recipe says.
     2. Features: the class token that leaves each block, in front of the last norm, of `samples`
        training images in eval mode; by t-SNE to two dimensions, each scaled to [0, 1] (space =
@@ -50,6 +52,7 @@ class Sls(Pass):
     verbs: ClassVar[tuple[str, ...]] = ("drop",)
     attaches: ClassVar[tuple[str, ...]] = ("block",)
     source: ClassVar[str] = "Han and Tang, ECCV 2024"
+    claims: ClassVar[tuple[str, ...]] = ()
 
     theta: float = option(
         0.3, above=0, maximum=1, help="share of the last block's score that is enough"

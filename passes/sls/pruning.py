@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vitrewrite.authoring import Phase, Procedure, Rewritten, Run, decided, features
+from vitrewrite.authoring import Phase, Procedure, Rewritten, Run, decided, features, silhouette
 
 if TYPE_CHECKING:
     from . import Sls
@@ -60,10 +60,11 @@ class Choose(Phase):
             )
         if flat := [role for role, f in found.items() if bool((f == f[:1]).all())]:
             raise run.refuse(f"{flat[0]} yields the same class token for all images")
+        perplexity = self.options.perplexity if self.options.space == "tsne" else None
         scores: dict[str, float] = {}
         kept = len(choice.among)
         for place, role in reversed([*enumerate(choice.among, 1)]):
-            scores[role] = silhouette(found[role], labels, self.options)
+            scores[role] = silhouette(found[role], labels, perplexity)
             if not enough([*scores.values()], self.options.theta):
                 break
             kept = place
@@ -78,22 +79,6 @@ class Choose(Phase):
 def enough(scores: Sequence[float], theta: float) -> bool:
     """Whether the last of some scores, the first of which is the last block's, is good enough."""
     return scores[0] >= 0 and scores[-1] >= theta * scores[0]
-
-
-def silhouette(features: torch.Tensor, labels: torch.Tensor, options: Sls) -> float:
-    """How well features [images, channels] fall into the classes of their labels, in -1..1."""
-    from sklearn.metrics import silhouette_score
-
-    points = features.double().numpy()
-    if options.space == "tsne":
-        from sklearn.manifold import TSNE
-
-        points = TSNE(perplexity=options.perplexity, init="pca", random_state=0).fit_transform(
-            features.numpy()
-        )
-        points = points - points.min(0)
-        points = points / points.max(0).clip(min=1e-12)  # what does not vary stays at zero
-    return float(silhouette_score(points, labels.numpy()))
 
 
 class Again(Phase):

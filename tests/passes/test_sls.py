@@ -10,14 +10,13 @@ import timm
 import torch
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
-from vitrewrite.passes.sls.pruning import enough, silhouette
+from vitrewrite.passes.sls.pruning import enough
 
 import vitrewrite as vr
-from vitrewrite.catalog import load
 from vitrewrite.data import Preprocessing, batches, open_data
 from vitrewrite.folder.reading import load_folder
 from vitrewrite.rewrite.rewritten import Rewritten
-from vitrewrite.tuning import Settings, tune
+from vitrewrite.tuning import Settings, silhouette, tune
 
 LORA = "insert lora(rank=2, dropout=0) at blocks[*].attn.{q, v}\n"
 RULE = "drop blocks[*] by sls(samples=60, {})\n"
@@ -82,10 +81,9 @@ def test_thresholds() -> None:
     assert enough([0.5, 0.15], 0.3)
     assert not enough([0.5, 0.14], 0.3)
     assert not enough([-0.1], 0.3)
-    options = load("sls")(space="raw")
     apart = torch.tensor([[0.0, 0], [0, 1], [9, 9], [9, 8]])
-    assert silhouette(apart, torch.tensor([0, 0, 1, 1]), options) > 0.8
-    assert silhouette(apart, torch.tensor([0, 1, 0, 1]), options) < 0
+    assert silhouette(apart, torch.tensor([0, 0, 1, 1])) > 0.8
+    assert silhouette(apart, torch.tensor([0, 1, 0, 1])) < 0
 
 
 @pytest.fixture(scope="module")

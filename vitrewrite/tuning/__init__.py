@@ -21,6 +21,7 @@ rewritten.module, rewritten.report["training"]["accuracy"]
 | `teachers`, `adapting`, `distillation` | who teaches, the images it sees, its share of the loss |
 | `checks` | whether settings can be carried out |
 | `checkpoints`, `tensors` | all-or-nothing checkpoints in safetensors and JSON |
+| `clusters` | how well features fall into classes |
 | `tokens` | what leaves blocks, for procedures that choose by it |
 | `folder`, `metrics` | what is written and shown |
 """
@@ -30,21 +31,32 @@ from typing import TYPE_CHECKING, Any
 from ..language.settings import Settings
 
 if TYPE_CHECKING:
+    from .clusters import silhouette
     from .procedure import Hooks, ParameterGroup, Phase, Procedure
     from .run import Run
     from .tokens import features
     from .trainer import tune
 
-__all__ = ["Hooks", "ParameterGroup", "Phase", "Procedure", "Run", "Settings", "features", "tune"]
+__all__ = [
+    "Hooks",
+    "ParameterGroup",
+    "Phase",
+    "Procedure",
+    "Run",
+    "Settings",
+    "features",
+    "silhouette",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch only when something needs it: the language reads the settings without."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from . import procedure, run, tokens, trainer
+    from . import clusters, procedure, run, tokens, trainer
 
-    for module in (procedure, run, trainer, tokens):
+    for module in (procedure, run, trainer, tokens, clusters):
         if hasattr(module, name):
             return getattr(module, name)
     raise AssertionError(name)
