@@ -30,6 +30,7 @@ FORMS = {
     "prepend": "prepend {pass_}() to {sites}",
     "add": "add {pass_}() to {sites}",
     "replace": "replace {sites} with {pass_}()",
+    "drop": "drop {sites} by {pass_}()",
 }
 
 
@@ -112,6 +113,8 @@ TOLD: list[tuple[str, str, str, str]] = [
     ("vit", "kv_prompt", "blocks[*]", "'every attention in blocks[*]' selects those in it"),
     ("vit", "kv_prompt", "blocks[0].attn.q",
      "'blocks[0].attn' selects the attention that holds it"),
+    ("vit", "adapter", "blocks[*].mlp",
+     "'blocks[*].mlp_branch' selects the branch that it is in"),
     ("vit", "prompt", "blocks[*].mlp", "'blocks[*]' selects the block that holds it"),
     ("mask2former", "dfpq", "decoder.layers[*]", "'decoder' selects the decoder that holds it"),
     ("mask2former", "dfpq", "head", "'decoder' selects a decoder"),
@@ -127,8 +130,6 @@ def test_the_suggestion(model: str, pass_: str, sites: str, told: str) -> None:
 
 
 WITHOUT: list[tuple[str, str, str, str]] = [
-    ("vit", "adapter", "blocks[*].mlp",
-     "adapter at every linear in it is something else than at the mlp as a whole"),
     ("vit", "dfpq", "blocks[0]", "VisionTransformer has no decoder"),
     ("vit", "sparse", "blocks[0]",
      "entries are what sensitive(budget=...) chooses by measurements"),

@@ -68,7 +68,8 @@ def test_clauses_are_lowered_one_after_the_other(together: Rewritten) -> None:
     assert modules["merge.bdm"] == (1, 1)
     assert modules["prompt"] == (4, 3)  # the masks went into the constants
     errors = {c["pass"]: c["error"] for c in found}
-    assert errors["adapter"] == errors["kv_prompt"] == {}
+    assert errors["kv_prompt"] == {}
+    assert all(found["max"] == 0 for found in errors["adapter"].values())  # none of it is zero
     assert all(errors[p].keys() == ALLOWED.keys() for p in ("lora", "sparse", "prompt"))
     assert all(errors[p]["float32"]["max"] > 0 for p in ("lora", "sparse", "prompt"))
 

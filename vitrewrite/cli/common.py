@@ -123,12 +123,17 @@ def request(spec: str, overrides: tuple[str, ...]) -> Invocation:
     if "seed" in found:
         arguments["seed"] = _seed(found["seed"])
     others = set(RESERVED) - {"model", INPUT}
-    parsed = parse_spec(spec, {k: v for k, v in found.items() if k not in others})
+    given = {k: v for k, v in found.items() if k not in others}
+    # A spec may have a param of this name, which is no reserved one.
+    delta = given.pop("delta", None)
+    parsed = parse_spec(spec, given)
+    if delta is not None and "delta" in parsed.params:
+        parsed, delta = parse_spec(spec, {**given, "delta": delta}), None
     context = click.get_current_context(silent=True)
     if context is not None and (path := context.meta.get(_PROFILE)) is not None:
         arguments["profile"] = path
     device = found.get("device", "cpu")
-    return Invocation(parsed, arguments, device, found.get("data"), found.get("delta"))
+    return Invocation(parsed, arguments, device, found.get("data"), delta)
 
 
 def keep_profile(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:

@@ -20,7 +20,7 @@ from .source import SpecSource
 from .values import Value, bounded, show
 
 # Keys that say what to do with a spec; the command line and the API take them, not the spec.
-RESERVED = ("model", "weights", "delta", "data", "seed", "device", INPUT)
+RESERVED = ("model", "weights", "data", "seed", "device", INPUT)
 # Constructor arguments of models that need no `model.` in front, if no param has the name.
 MODEL_ARGUMENTS = (
     *("num_classes", "img_size", "patch_size", "in_chans", "depth", "embed_dim", "num_heads"),

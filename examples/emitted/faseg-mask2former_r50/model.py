@@ -1021,7 +1021,6 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
         )
         # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
         weights = self.dfpq_pool(outputs_mask, position_0)
-        # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
         query_position = self.dfpq(query_position_embeddings, weights, position_0)
         where = (attention_mask.sum(-1) != attention_mask.shape[2]).to(attention_mask.dtype)
         attention_mask = attention_mask * where.unsqueeze(-1)
