@@ -138,6 +138,7 @@ save_file(outputs, folder / "outputs")
 """
 
 
+@pytest.mark.slow
 def test_every_model_runs_in_a_clean_interpreter(tmp_path: Path) -> None:
     """No vitrewrite, no timm: one process for all models, since torch is slow to import."""
     threads = torch.get_num_threads()

@@ -155,6 +155,7 @@ def test_diff(inside: Path) -> None:
 # -- verify, lower, bench -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_folder_and_spec(inside: Path) -> None:
     before = snapshot(inside)
     result = invoke("verify", "out")

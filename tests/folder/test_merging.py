@@ -52,6 +52,7 @@ def test_a_weighted_sum_of_files(here: Path) -> None:
     assert invoke("merge", "a", "b", "--out", "d", "--json").json["weights"] == [0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_folders(here: Path) -> None:
     Path("tiny.py").write_text(TINY)
     Path("lora.peft").write_text(LORA)

@@ -57,6 +57,7 @@ def test_every_order_is_the_same_model(order: tuple[int, ...], together: Rewritt
     torch.testing.assert_close(run(vr.lower(other)), run(together), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_together_verifies(together: Rewritten) -> None:
     assert together.report["tokens"] == [65, 68, 36, 36, 36]
     vr.verify(together)

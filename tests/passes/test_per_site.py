@@ -65,6 +65,7 @@ def test_it_lowers_and_is_verified() -> None:
     assert list(lowered.module.state_dict()) == list(model.state_dict())
 
 
+@pytest.mark.slow
 def test_all_claims_hold() -> None:
     checks = vr.verify(vr.apply(LORA + "train head\n", vit()))
     assert not [check for check in checks if not check.holds]

@@ -108,6 +108,7 @@ def test_lora_at_all_six_matrices() -> None:
         case.close(rewritten.module.eval()(case.tensors["input"]), "output")
 
 
+@pytest.mark.slow
 def test_verifies() -> None:
     for structured in STRUCTURED.values():
         model: Any = goldens.case("spt-allocation").base()

@@ -79,6 +79,7 @@ def test_two_processes_end_where_one_ends(name: str, folder: Path) -> None:
     assert all((folder / "dropout" / name).is_file() for name in FILES)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_from_its_shards(folder: Path) -> None:
     whole, again = deltas(folder / "whole", folder / "again")
     assert all(torch.equal(whole[key], again[key]) for key in whole)

@@ -22,7 +22,10 @@ TENTH = [
     and found["outcome"] != "does not run"
 ]  # fmt: skip
 # A minute and more each.
-COSTLY = ("timm:sam2_hiera_tiny", "timm:gemma4_vit_167m")
+COSTLY = (
+    "timm:sam2_hiera_tiny", "timm:gemma4_vit_167m", "timm:coatnet_rmlp_1_rw_224",
+    "transformers:TableTransformerForObjectDetection",
+)  # fmt: skip
 PARTS = [
     pytest.param(
         found,
