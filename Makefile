@@ -37,7 +37,7 @@ zoo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo
 	$(PYTEST) -m slow
 
-# Every method on every architecture; writes the table in docs/coverage.md. Half an hour.
+# Every method on every architecture; writes the table in docs/coverage.md. A quarter of an hour.
 matrix: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
+
+from vitrewrite.rewrite.rewritten import Rewritten
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -40,6 +43,22 @@ class Case:
         if "output" in tolerance:
             tolerance = {"rtol": 0, "atol": tolerance["output"]}
         torch.testing.assert_close(actual, self.tensors[name], **tolerance)
+
+    def gradients_of(self, rewritten: Rewritten) -> dict[str, torch.Tensor]:
+        """The gradients of (output * probe).sum() in training, named as the delta is."""
+        module = rewritten.module.train()
+        (module(self.tensors["input"]) * self.tensors["probe"]).sum().backward()
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.data = parameter.grad  # so that `delta` hands out the gradients by site
+        return {name: tensor.clone() for name, tensor in rewritten.delta().items()}
+
+    def merged_close(self, state: Mapping[str, torch.Tensor], count: int) -> None:
+        """Asserts every `merged.*`, of which there are so many, in the state of a lowered model."""
+        names = [k.removeprefix("merged.") for k in self.tensors if k.startswith("merged.")]
+        assert len(names) == count
+        for name in names:
+            self.close(state[name], f"merged.{name}")
 
     def gradients_close(self, gradients: dict[str, torch.Tensor]) -> None:
         """Asserts every `grad.*`; zero gradients are noise on the scale of the largest one."""

@@ -159,6 +159,7 @@ def test_a_pass_declares_what_it_is(method: str) -> None:
     assert given >= {"verbs", "attaches", "source", "claims"}
     for option in catalog.signature(method).options.values():
         assert option.help, option.name
+    assert {*catalog.load(method).excludes} <= {*catalog.passes()}
 
 
 @pytest.mark.parametrize("spec", catalog.specs())

@@ -26,8 +26,8 @@ Forward
     3. S_l, the silhouette coefficient of the features of the l-th block under the true labels.
        From the last block down, as long as S_l >= theta * S_L. Nothing goes if S_L is negative.
     4. The model cut behind the last block that passed, trained again (retrain):
-       `FT` from the trained values at a constant rate of 1e-5, with plain cross-entropy; `CLR` from
-       them by the recipe; `TFS` by the recipe from new values.
+       `FT` from the trained values at a constant rate of 1e-5, without smoothing or mixing;
+       `CLR` from them by the recipe; `TFS` by the recipe from new values.
 
 Exactness
     The cut model is the result: there is nothing to lower. Which blocks went is in the lock file.

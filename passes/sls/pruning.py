@@ -27,7 +27,7 @@ class TrainCutTrain(Procedure):
 
     def phases(self, run: Run) -> Sequence[Phase]:
         """Training at full depth, and training of what is left."""
-        (choice,) = run.original.choices("sls")
+        choice = run.original.choice("sls")
         if choice.gone is not None:
             return ()
         count = min(self.options.samples, len(run.data.train))
@@ -51,7 +51,7 @@ class Choose(Phase):
 
     def finish(self, run: Run) -> None:
         """Scores the blocks from the last one on, and remembers which go."""
-        (choice,) = run.rewritten.choices("sls")
+        choice = run.rewritten.choice("sls")
         found, labels = features(run, choice.among, self.options.samples)
         if not 2 <= len(torch.unique(labels)) < len(labels):
             raise run.refuse(

@@ -46,12 +46,7 @@ def load_golden(rewritten: Rewritten, case: goldens.Case, suffix: str) -> dict[s
 
 def gradients(rewritten: Rewritten, case: goldens.Case, names: dict[str, str]) -> dict[str, Any]:
     """Gradients of (output * probe).sum() by golden name, split by site as the delta is."""
-    module = rewritten.module.train()
-    (module(case.tensors["input"]) * case.tensors["probe"]).sum().backward()
-    for parameter in module.parameters():
-        if parameter.grad is not None:
-            parameter.data = parameter.grad  # so that `delta` hands out the gradients by site
-    return {names[k]: v.clone() for k, v in rewritten.delta().items()}
+    return {names[k]: v for k, v in case.gradients_of(rewritten).items()}
 
 
 CASES = [("lora-qv", QV, ""), ("lora-any-linear", None, ".weight")]

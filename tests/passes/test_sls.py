@@ -70,7 +70,7 @@ def test_the_rule_on_features_of_the_users_own(tmp_path: Path, options: str) -> 
         kept -= 1
     kept = 4 if scores[0] < 0 else kept + 1
     result = tuned(tmp_path / "run", RULE.format(options))
-    (choice,) = result.choices("sls")
+    choice = result.choice("sls")
     assert list(choice.gone) == [f"blocks[{i}]" for i in range(kept, 4)]
     for i, score in enumerate(choice.scores.values()):
         assert score == pytest.approx(scores[i], abs=1e-4)
@@ -94,21 +94,21 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rewritten]:
 
 def test_what_is_cut_is_gone(cut: tuple[Path, Rewritten]) -> None:
     out, result = cut
-    assert result.choices("sls")[0].gone
+    assert result.choice("sls").gone
     names = {name.split(".")[1] for name in result.module.state_dict() if "blocks" in name}
     assert names == {"0", "1"}
     assert not any(name.startswith("blocks.3") for name in result.delta())
     again = load_folder(out)
     images = torch.randn(2, 1, 16, 16)
     assert torch.equal(again.module.eval()(images), result.module.eval()(images))
-    assert again.choices("sls") == result.choices("sls")
+    assert again.choice("sls") == result.choice("sls")
     assert again.result.steps[1].sites == ("blocks[2]", "blocks[3]")
     vr.verify(again, graphs=False)
 
 
 def test_what_was_chosen_is_not_chosen_again(cut: tuple[Path, Rewritten], tmp_path: Path) -> None:
     again = tune(load_folder(cut[0]), DATA, SETTINGS, out=tmp_path / "again")
-    assert again.choices("sls") == cut[1].choices("sls")
+    assert again.choice("sls") == cut[1].choice("sls")
 
 
 class StoppedError(Exception):
@@ -156,6 +156,12 @@ ODD: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "theta": ("drop blocks[*] by sls(theta=1.5)\n", {}, "VR203", "theta"),
     "no pass that drops": ("drop blocks[*] by lora()\n", {}, "VR208", "lora cannot be used"),
     "inserted": ("insert sls() at blocks[*]\n", {}, "VR208", "sls cannot be used"),
+    "twice": (
+        "drop blocks[2:] by sls()\ndrop blocks[3:] by sls()\n",
+        {},
+        "VR401",
+        "two clauses drop blocks by sls",
+    ),
     "no block": ("drop blocks[0].attn.q by sls()\n", {}, "VR409", "takes out blocks"),
 }
 
@@ -165,6 +171,11 @@ def test_bad_specs(name: str) -> None:
     spec, options, code, message = ODD[name]
     with pytest.raises(vr.VitrewriteError, match=f"{code} .*{message}"):
         vr.plan(spec, vit(**options))
+
+
+def test_no_block_at_all() -> None:
+    rewritten = vr.apply("drop optional blocks[9:] by sls()\ntrain head\n", vit())
+    assert rewritten.choice("sls").gone == ()
 
 
 def test_a_hierarchical_model() -> None:

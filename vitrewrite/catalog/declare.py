@@ -77,7 +77,11 @@ class Pass:
     excludes: ClassVar[tuple[str, ...]] = ()
 
     def rewrite(self, site: Any, /) -> None:
-        """Carries the pass out at a site, through the verbs that the site offers."""
+        """Carries the pass out at a site, through the verbs that the site offers.
+
+        In `drop SITES by PASS` it only refuses sites that it is not made for: its procedure finds
+        in training which of them go.
+        """
         raise NotImplementedError
 
     def cost(self, out_features: int, in_features: int, /) -> int:

@@ -37,8 +37,8 @@ class Chooser:
     """What is known of the `drop ... by` clauses of a spec.
 
     Attributes:
-        known: choices that were made before, as data, by clause.
-        choices: gets that of each clause.
+        known: choices that were made before, as data, by pass.
+        choices: gets that of each pass.
         methods: gets the pass of each clause.
     """
 
@@ -50,19 +50,25 @@ class Chooser:
         """Those that go: none while nothing was chosen.
 
         Raises:
-            RewriteError: VR410 and what else the pass says of a site that it is not made for.
+            RewriteError: VR401 for two clauses of one pass, VR410 and what else the pass says of a
+                site that it is not made for.
         """
-        if clause.use is None:
+        if clause.use is None or not sites:
             return list(sites)
+        name = clause.use.name
+        if name in self.choices:
+            raise context.clause.error(
+                "VR401", f"two clauses drop blocks by {name}", suggestion="name all sites in one"
+            )
         roles = tuple(site.role for site in sites)
         self._ask(clause, sites, replace(context, roles=roles))
-        stored = self.known.get(str(clause), {})
+        stored = self.known.get(name, {})
         choice = BlockChoice(roles, stored.get("gone"), stored.get("scores", {}))
         if choice.gone is None:
             BlockSite(context, sites[0]).warn(
                 "nothing is taken out yet: 'vitrewrite tune' finds what can be"
             )
-        self.choices[str(clause)] = choice
+        self.choices[name] = choice
         return [site for site in sites if site.role in (choice.gone or ())]
 
     def _ask(self, clause: Clause, sites: Sequence[Block], context: Context) -> None:

@@ -21,7 +21,7 @@ def decided(
 
     Args:
         rewritten: the model, with all sites of the clause.
-        pass_name: whose `drop ... by` clauses it is about.
+        pass_name: whose `drop ... by` clause it is about.
         gone: the roles of the sites that go.
         scores: what they were chosen by, by role.
 
@@ -29,17 +29,16 @@ def decided(
         RewriteError: VR410 for a site that what follows cannot do without, VR401 if another clause
             stands there.
     """
-    clauses = [c for c in rewritten.spec.clauses if c.verb == "drop" and c.use]
-    keys = [str(c) for c in clauses if c.use and c.use.name == pass_name]
-    made = {key: {"gone": list(gone), "scores": dict(scores)} for key in keys}
     known = {k: a.to_json(entries=True) for k, a in rewritten.result.allocations.items()}
     request = Request(
         rewritten.spec, rewritten.model_name, rewritten.weights_request, rewritten.seed,
         rewritten.model_options,
     )  # fmt: skip
+    made = {pass_name: {"gone": list(gone), "scores": dict(scores)}}
     compiled = Compilation.of(request, rewritten.base, allocations={**known, **made})
     result = weighted(compiled)
-    given = rewritten.delta()
-    for name, tensor in result.delta().items():
-        tensor.copy_(given[name])
+    given = rewritten.module.state_dict()
+    for name, tensor in result.module.state_dict().items():
+        if tensor.data_ptr() != given[name].data_ptr():  # frozen ones are shared
+            tensor.copy_(given[name])
     return replace(result, original=rewritten.original, buildable=rewritten.buildable, trained=True)

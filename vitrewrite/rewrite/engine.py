@@ -97,7 +97,7 @@ class Rewrite:
         base_trained: parameters of the original model that the spec trains.
         unreached: what is trained in vain, behind values that a clause reads without gradient.
         allocations: what each `sensitive(...)` of the spec bought.
-        choices: what goes by each `drop ... by` clause.
+        choices: what goes by `drop ... by`, by pass.
         checked: inserted classes that are known to be as they should.
         base_without_head: parameters of the original model, its classifier's left out.
         batches: how samples lie in the values of the tree as `anatomy` has it.
@@ -129,7 +129,7 @@ class Rewrite:
     @property
     def chosen(self) -> dict[str, Any]:
         """The choices as data, if there are any."""
-        found = {clause: choice.to_json() for clause, choice in self.choices.items()}
+        found = {name: choice.to_json() for name, choice in self.choices.items()}
         return {"choices": found} if found else {}
 
     @property

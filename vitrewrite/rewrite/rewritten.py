@@ -102,10 +102,9 @@ class Rewritten:
         own = (i for i in self.result.editor.insertions if i.pass_name == pass_name)
         return [self.module.get_submodule(i.path) for i in own]
 
-    def choices(self, pass_name: str) -> list[BlockChoice]:
-        """What goes by each `drop ... by` clause of a pass."""
-        uses = ((str(c), c.use) for c in self.spec.clauses if c.verb == "drop")
-        return [self.result.choices[k] for k, use in uses if use and use.name == pass_name]
+    def choice(self, pass_name: str) -> BlockChoice:
+        """What goes by the `drop ... by` clause of a pass; nothing where it has no sites."""
+        return self.result.choices.get(pass_name, BlockChoice((), ()))
 
     def delta(self) -> dict[str, torch.Tensor]:
         """What the spec added or trains: `<site>.<pass>.<tensor>`, and base parameters by name.

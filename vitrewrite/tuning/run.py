@@ -95,12 +95,16 @@ class Run:
     @functools.cached_property
     def base(self) -> nn.Module:
         """The model before it was rewritten, frozen, in eval mode, on the device: a teacher."""
+        return self.frozen(self.original.base)
+
+    def frozen(self, root: nn.Module) -> nn.Module:
+        """A copy of a model in eval mode, on the device of the run, that nothing trains."""
         device = next(self.module.parameters()).device
 
         def parameter(old: nn.Parameter) -> nn.Parameter:
             return nn.Parameter(old.detach().to(device), requires_grad=False)
 
-        return duplicate(self.original.base, parameter, lambda b: b.to(device)).eval()
+        return duplicate(root, parameter, lambda b: b.to(device)).eval()
 
     @property
     def score(self) -> float | None:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ..data import batches
-from ..tracing.unit import duplicate
 from .run import Run
 
 
@@ -28,11 +27,7 @@ def features(
         By role [images, channels] in float32 on the CPU, and the labels of the images.
     """
     device = next(run.module.parameters()).device
-
-    def parameter(old: nn.Parameter) -> nn.Parameter:
-        return nn.Parameter(old.detach().to(device), requires_grad=False)
-
-    module = duplicate(run.rewritten.module, parameter, lambda b: b.to(device)).eval()
+    module = run.frozen(run.rewritten.module)
     found: dict[str, list[torch.Tensor]] = {role: [] for role in blocks}
     for block in run.rewritten.result.anatomy.blocks:
         if block.role in found:
