@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .catalog.declare import Pass, option
+from .catalog.declare import Pass, Rung, option
 from .catalog.updates import LowRankUpdate, Rescaling
 from .layers.quantised import Quantised
 from .rewrite.deciding import decided
@@ -54,6 +54,7 @@ __all__ = [
     "Rescaling",
     "Rewritten",
     "Run",
+    "Rung",
     "Value",
     "decided",
     "features",

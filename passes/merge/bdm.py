@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.authoring import AttentionSite, BlockSite, Pass, Quantised, option
+from vitrewrite.authoring import AttentionSite, BlockSite, Pass, Quantised, Rung, option
 
 
 class BipartiteMerge(nn.Module):
@@ -155,6 +155,14 @@ class BipartiteDifferentiableMatching(Pass):
     dropout: float = option(0.1, minimum=0, below=1, help="in it, in training only")
     prop_attn: bool = option(True, help="later attentions know how many patches a token stands for")
     prop_pool: bool = option(False, help="and so do means over tokens in front of the head")
+
+    macs: float | None = option(
+        None, above=0, help="MACs that the model is to have: the block that comes nearest is chosen"
+    )
+
+    def ladder(self, sites: int, patches: int, /) -> list[Rung]:
+        """One block of those selected."""
+        return [Rung(at=place) for place in reversed(range(sites))]
 
     def rewrite(self, attn: AttentionSite) -> None:
         """x, size = merge(x, k); later scores + log size."""

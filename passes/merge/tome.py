@@ -42,7 +42,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from vitrewrite.authoring import AttentionSite, BlockSite, Pass, option
+from vitrewrite.authoring import AttentionSite, BlockSite, Pass, Rung, option
 
 
 class TokenMerge(nn.Module):
@@ -146,6 +146,14 @@ class TokenMerging(Pass):
     )
     prop_attn: bool = option(True, help="later attentions know how many patches a token stands for")
     prop_pool: bool = option(True, help="and so do means over tokens in front of the head")
+
+    macs: float | None = option(
+        None, above=0, help="MACs that the model is to have: r is chosen to come nearest"
+    )
+
+    def ladder(self, sites: int, patches: int, /) -> list[Rung]:
+        """One r for all blocks, from none to as many as can merge in the first."""
+        return [Rung({"r": r}) for r in range(patches // 2 + 1)]
 
     def rewrite(self, attn: AttentionSite) -> None:
         """x, size = merge(x, k, size); later scores + log size; pooled by size."""

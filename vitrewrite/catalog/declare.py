@@ -7,6 +7,7 @@ the class body and evaluates the literals in it. So `option(...)` takes literals
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .signatures import SIZES_KEPT
@@ -52,6 +53,14 @@ def option(
 
 
 @dataclasses.dataclass(frozen=True)
+class Rung:
+    """What a clause can be to meet a cost: some options, perhaps at one of its sites alone."""
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    at: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Pass:
     """Base of all passes.
 
@@ -86,6 +95,18 @@ class Pass:
 
     def cost(self, out_features: int, in_features: int, /) -> int:
         """Parameters that the pass adds at a matrix, which budgets ask for."""
+        raise NotImplementedError
+
+    def ladder(self, sites: int, patches: int, /) -> Sequence[Rung]:
+        """What there is to choose from where the option `macs` states a cost to meet.
+
+        Args:
+            sites: how many the clause has.
+            patches: tokens of the model that are no prefix.
+
+        Returns:
+            Choices, the one that leaves the model most expensive first.
+        """
         raise NotImplementedError
 
     def lower(self, site: Any, module: Any, /) -> bool:

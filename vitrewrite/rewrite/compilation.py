@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..anatomy import analyse
 from ..anatomy.sites import Anatomy
 from ..editing.measure import BrokenError, Propagation
 from ..editing.stream import Stated, Tokens
@@ -19,6 +20,7 @@ from ..sensitivity import Allocation
 from ..sensitivity.profile import Profile
 from ..tracing.inputs import example_of_one
 from ..tracing.unit import bare, checkpointed, on_meta
+from .aims import Aim, met
 from .claims import Verdict, judge
 from .conflicts import needed
 from .engine import Rewrite, Step, rewrite
@@ -40,6 +42,7 @@ class Compilation:
         original: a run of the base on meta.
         claims: those of the spec, judged where that takes no weights.
         pairs: tensors on meta, each with the one of the base that it stands for.
+        aims: costs that clauses were to meet, and what was chosen for them.
     """
 
     request: Request
@@ -49,6 +52,7 @@ class Compilation:
     measures: Measures
     claims: tuple[Verdict, ...]
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = field(repr=False)
+    aims: tuple[Aim, ...] = ()
 
     @classmethod
     def of(
@@ -70,21 +74,26 @@ class Compilation:
             VitrewriteError: everything that is wrong with the spec on this model.
         """
         original = original or run(base)
-        root, pairs = bare(base)
-        with torch.device("meta"):
-            result = rewrite(
-                request.spec,
-                root,
-                profile=profile,
-                allocations=allocations,
-                original=original,
-                anatomy=anatomy,
-            )
+
+        def carried(spec: Spec) -> tuple[Rewrite, list[tuple[torch.Tensor, torch.Tensor]]]:
+            root, pairs = bare(base)
+            with torch.device("meta"):
+                result = rewrite(
+                    spec, root, profile=profile, allocations=allocations, original=original,
+                    anatomy=anatomy,
+                )  # fmt: skip
+            return result, pairs
+
+        spec, aims = met(
+            request.spec, base, lambda: anatomy or analyse(bare(base)[0]),
+            lambda spec: measure(carried(spec)[0], original).macs,
+        )  # fmt: skip
+        result, pairs = carried(spec)
         factors_of(result)  # what a recipe says of parts is wrong before anything is trained
         measures = measure(result, original)
         tell_unreached(result)
-        claims = judge(request.spec, measures, result)
-        return cls(request, base, result, original, measures, claims, pairs)
+        claims = judge(spec, measures, result)
+        return cls(request, base, result, original, measures, claims, pairs, aims)
 
     @property
     def spec(self) -> Spec:
@@ -149,6 +158,7 @@ class Compilation:
             **self.measures.to_json(),
             "allocations": {k: a.to_json() for k, a in self.allocations.items()},
             **self.result.chosen,
+            **({"aims": [aim.to_json() for aim in self.aims]} if self.aims else {}),
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": list(self.warnings),
             **({"checkpointing": list(self.checkpointing)} if self.checkpointing else {}),

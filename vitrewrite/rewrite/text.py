@@ -29,6 +29,7 @@ def plan_text(plan: Compilation) -> str:
         *clause_lines(plan.steps),
         *map(str, plan.spec.absent),
         *order_lines(plan.orders),
+        *map(str, plan.aims),
         *size_lines(plan.sizes),
         "",
         *allocation_lines(plan.allocations),
@@ -105,9 +106,9 @@ def measure_lines(measures: Measures) -> list[str]:
             f"base {giga(measures.macs_base)}",
             f"lowered {giga(measures.macs_lowered)}",
         ),
-        ("tokens", tokens_text(measures.tokens), "", ""),
     ]
-    return table(rows)
+    heading = rows[0][0]
+    return [*table(rows), f"{'tokens':{len(heading)}}  {tokens_text(measures.tokens)}"]
 
 
 def claim_lines(claims: Sequence[Verdict]) -> list[str]:
@@ -126,11 +127,12 @@ def _measured(value: object) -> str:
 
 
 def tokens_text(tokens: Sequence[int | None]) -> str:
-    """`197 x 6, 99 x 7`: equal neighbours counted."""
+    """`197 x 6, 99 x 7`: equal neighbours counted; `197, 189, 181` where there are none."""
     known = [t for t in tokens if t is not None]
     if not known:
         return "no token sequence"
     runs = [(count, len(list(run))) for count, run in groupby(known)]
     if len(runs) == 1:
         return f"{runs[0][0]} throughout"
-    return ", ".join(f"{count} x {length}" for count, length in runs)
+    alone = all(length == 1 for _, length in runs)
+    return ", ".join(f"{count}" if alone else f"{count} x {length}" for count, length in runs)
