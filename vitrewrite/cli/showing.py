@@ -92,6 +92,47 @@ def segmentation(
     echo_written(out)
 
 
+@show.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET... [KEY=VALUE]...")
+@click.option("--image", type=PATH, help="Default: one of scikit-learn.")
+@click.option("--out", type=PATH, required=True, help="The PNG to write.")
+@_trust
+@_json
+def tokens(
+    targets: tuple[str, ...], image: Path | None, out: Path, trust: bool, as_json: bool
+) -> None:
+    """Paints which patches of an image ended in one token.
+
+    Each TARGET is a folder that 'apply' or 'tune' wrote, or a spec; several stand side by side.
+    Patches in one token have their mean colour and an outline; what was dropped is faded.
+    """
+    names = [t for t in targets if "=" not in t]
+    overrides = tuple(t for t in targets if "=" in t)
+    if not names:
+        raise click.UsageError("give a spec, or a folder that 'apply' or 'tune' wrote")
+    with busy("starting torch"):
+        from ..disk import check_file, replacing_file
+        from ..report.segmentation import prepared
+        from ..report.tokens import TokenMap, tokens_picture
+    check_file(out)
+    opened, maps, pictured = _opened(image), [], None
+    for name in names:
+        with busy(f"reading {name}"):
+            rewritten = _rewritten(name, overrides, trust)
+        with busy("following the tokens"):
+            pictured, pixels = prepared(rewritten, opened)
+            maps.append(TokenMap.of(rewritten, pixels))
+    assert pictured is not None
+    with replacing_file(out) as temporary:
+        tokens_picture(pictured, maps).save(temporary, "png")
+    if as_json:
+        echo_json({"maps": [each.to_json() for each in maps], "out": str(out)})
+        return
+    for each in maps:
+        click.echo(f"{each.title}: tokens {', '.join(map(str, each.tokens))}")
+    echo_written(out)
+
+
 def _rewritten(target: str, overrides: tuple[str, ...], trust: bool) -> Rewritten:
     if not is_folder(target):
         return request(target, overrides).apply()

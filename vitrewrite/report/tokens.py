@@ -1,0 +1,174 @@
+"""`show tokens`: which patches of an image ended in one token, after Bolya et al., ICLR 2023."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import MatchError
+from ..rewrite.rewritten import Rewritten
+from .canvas import PALE, Canvas, resized
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_WIDTH, _MARGIN, _CAPTION = 1240, 24, 30
+DROPPED = -1
+"""In `into`: the token is in no token any more."""
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """What a model makes of the patches of one image.
+
+    Attributes:
+        title: of the spec.
+        groups: [h, w], for each patch the token that it is in at the end, or -1 if it was dropped.
+        tokens: how many tokens there are, before the first change of them and after each.
+    """
+
+    title: str
+    groups: torch.Tensor
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rewritten: Rewritten, pixels: torch.Tensor) -> TokenMap:
+        """Runs a model in evaluation.
+
+        Args:
+            rewritten: a model that merges or drops tokens.
+            pixels: [3, H, W], as the model takes it.
+
+        Raises:
+            MatchError: VR301 if no clause changes how many tokens there are.
+        """
+        title = rewritten.spec.name
+        with torch.no_grad(), _traced(rewritten.module.eval()) as seen:
+            rewritten.module(pixels[None])
+        if not seen:
+            raise MatchError(
+                "VR301", f"'{title}' merges and drops no tokens",
+                suggestion="add a clause such as: insert merge.bdm() after blocks[6].attn",
+            )  # fmt: skip
+        height, width = _grid(rewritten, pixels.shape[-2:])
+        groups = _composed([into[0] for into in seen])[-height * width :].view(height, width)
+        counts = (seen[0].shape[1], *(int(into[0].max()) + 1 for into in seen))
+        return cls(title, groups, counts)
+
+    @property
+    def kept(self) -> int:
+        """How many tokens hold patches."""
+        return len({int(group) for group in self.groups.flatten()} - {DROPPED})
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers in the picture."""
+        dropped = int((self.groups == DROPPED).sum())
+        return {"spec": self.title, "grid": list(self.groups.shape), "tokens": list(self.tokens),
+                "groups": self.kept, "dropped": dropped}  # fmt: skip
+
+    def painted(self, image: torch.Tensor) -> torch.Tensor:
+        """The image [3, H, W] with each group in its mean colour and an outline of its own.
+
+        What was dropped is faded. Outlines are drawn from Python's generator at seed 0, in the
+        order of the groups, as the authors do it.
+        """
+        size = image.shape[-2], image.shape[-1]
+        labels = resized(self.groups[None].float(), size, smooth=False)[0].long()
+        inside, index = _interior(labels), labels.clamp(min=0)
+        count = int(labels.max()) + 1
+        flat = index.flatten()
+        sums = torch.zeros(3, count).index_add_(1, flat, image.flatten(1))
+        means = sums / torch.bincount(flat, minlength=count).clamp(min=1)
+        draw = random.Random(0)
+        outlines = torch.tensor([[draw.random() for _ in range(3)] for _ in range(count)]).T
+        made = torch.where(inside, means[:, index], outlines[:, index])
+        return torch.where(labels == DROPPED, 0.2 * image + 0.8, made)
+
+
+def tokens_picture(image: torch.Tensor, maps: Sequence[TokenMap]) -> Image:
+    """The page: the image [3, H, W], and beside it the map of each spec."""
+    columns = 1 + len(maps)
+    side = (_WIDTH - (columns + 1) * _MARGIN) // columns
+    size = round(side * image.shape[-2] / image.shape[-1]), side
+    page = Canvas(_WIDTH, size[0] + 2 * _MARGIN + 2 * _CAPTION)
+    large = resized(image, size)
+    page.text((_MARGIN, _MARGIN), "image", size=18, width=side)
+    page.panel((_MARGIN, _MARGIN + 2 * _CAPTION), large)
+    for column, each in enumerate(maps, 1):
+        left = _MARGIN + column * (side + _MARGIN)
+        page.text((left, _MARGIN), each.title, size=18, width=side)
+        steps = ", ".join(map(str, each.tokens))
+        page.text((left, _MARGIN + _CAPTION - 4), f"tokens {steps}", ink=PALE, width=side)
+        page.panel((left, _MARGIN + 2 * _CAPTION), each.painted(large))
+    return page.page
+
+
+@contextmanager
+def _traced(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """While it lasts, each change of tokens tells `into` [batch, tokens] of what it is given."""
+    seen: list[torch.Tensor] = []
+    changers = [m for m in module.modules() if getattr(m, "traced", None) is False]
+
+    def keep(told: nn.Module, given: object, results: Any) -> Any:
+        seen.append(results[2])
+        return results[:2]
+
+    def note(told: nn.Module, given: object, results: Any) -> None:
+        seen.append(results[2])
+
+    told = [m for m in module.modules() if getattr(m, "traced", None) is True]
+    hooks = [m.register_forward_hook(keep) for m in changers]
+    hooks += [m.register_forward_hook(note) for m in told]
+    try:
+        for changer in changers:
+            changer.traced = True  # type: ignore[assignment]
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for changer in changers:
+            changer.traced = False  # type: ignore[assignment]
+
+
+def _composed(steps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """For each token in front of the first step, the token that it is in behind the last.
+
+    Tokens that joined in front in between move the others back; where all are there again, what
+    they were in before does not count any more.
+    """
+    first = groups = steps[0]
+    for before, into in zip(steps, steps[1:], strict=False):
+        joined = len(into) - int(before.max()) - 1
+        if len(into) == len(first) and joined:
+            first = groups = into
+            continue
+        found = into[(groups + joined).clamp(min=0)]
+        groups = torch.where(groups == DROPPED, groups, found)
+    return groups
+
+
+def _interior(labels: torch.Tensor) -> torch.Tensor:
+    """Where all four neighbours are of the same group; pixels at the rim of [H, W] have fewer."""
+    padded = F.pad(labels[None].float(), (1, 1, 1, 1), value=-2.0)[0]
+    height, width = labels.shape
+    near = [padded[1 + i : 1 + i + height, 1 + j : 1 + j + width] for i, j in _CROSS]
+    return torch.stack([labels == each for each in near]).all(dim=0)
+
+
+_CROSS = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+
+def _grid(rewritten: Rewritten, size: Sequence[int]) -> tuple[int, int]:
+    """The grid of patches of an image [H, W]."""
+    captured = rewritten.result.example[0].shape[-2:]
+    grid = rewritten.result.anatomy.stream.grid
+    assert grid is not None  # or nothing could change its tokens
+    height, width = (int(s) * g // int(c) for s, g, c in zip(size, grid, captured, strict=True))
+    return height, width
