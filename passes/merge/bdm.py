@@ -14,18 +14,19 @@ Attaches to
 Parameters
     refine.down.weight [h, d], Kaiming-uniform; refine.up.weight [d, h], truncated normal of std
     1e-3 within 2e-3, or zeros with 32 bits. Latent, in float32, and trained. d is the width of a
-    head, h = 32.
+    head, h = 32. None without refine, and none of match=bsm.
 
 Forward
     m = stop(mean over heads of k); m += s up relu(down m); m /= |m|        cosine, as in the code
-    A = (even, even), (odd, odd); B = (odd, even), (even, odd) of the grid, row by row
+    A = (even, even), (odd, odd); B = (odd, even), (even, odd) of the grid, row by row; with
+    split=row A = patches 1, 3, ..., B = patches 0, 2, ... in row-major order
     S = m_A m_B^T; c = mean of the two largest of a row; G = sigmoid(S - c)
-    W = G + stop(H - G), where H is one at the largest of each row
+    W = G + stop(H - G), where H is one at the largest of each row; match=bsm: W = stop(H), no up
     size' = size_B + W^T size_A; x' = (size_B x_B + W^T (size_A x_A)) / size'
     Prefix tokens stay in front and take nothing. Later scores get + log size' of their key, and
     with prop_pool means over tokens in front of the head weigh each by size'.
     Weights of few bits are used on levels, with 1 bit mean -+ 0.6745 std, straight through the
-    rounding, mean and std differentiated.
+    rounding, mean and std differentiated. stop=false lets the gradient of S into the keys.
 
 Exactness
     T = 1 + N tokens become 1 + floor(N / 2). Lowers to an argmax and an index-add; the matching is
@@ -52,7 +53,8 @@ class BipartiteMerge(nn.Module):
     """Merges one half of the patches into the other: x [B, T, C] and sizes [B, T] shrink.
 
     The last tokens are the patches of the grid, row by row; k is [B, heads, T, d]. Once `hard`,
-    matches are found by argmax and merged by index-add.
+    matches are found by argmax and merged by index-add. If `traced`, it tells in which token each
+    is now, [B, T], and which took their places, [B, T'].
     """
 
     inserted_by = "merge.bdm"
@@ -68,31 +70,50 @@ class BipartiteMerge(nn.Module):
         bits: int = 1,
         scale: float = 1.0,
         dropout: float = 0.1,
+        split: str = "checkerboard",
+        refine: bool = True,
+        stop: bool = True,
         hard: bool = False,
+        traced: bool = False,
     ) -> None:
         super().__init__()
         self.grid, self.dim, self.hidden, self.hard = grid, dim, hidden, hard
         self.bits, self.scale, self.dropout = bits, scale, dropout
-        self.down = Quantised(hidden, dim, bits)
-        self.up = Quantised(dim, hidden, bits, small=True)
-        for name, parities in (("a", ((0, 0), (1, 1))), ("b", ((1, 0), (0, 1)))):
-            order = [
-                i * grid[1] + j
-                for start in parities
-                for i in range(start[0], grid[0], 2)
-                for j in range(start[1], grid[1], 2)
-            ]
-            self.register_buffer(name, torch.tensor(order), persistent=False)
+        self.split, self.refine, self.stop, self.traced = split, refine, stop, traced
+        self.down = self.up = None
+        if refine:
+            self.down = Quantised(hidden, dim, bits)
+            self.up = Quantised(dim, hidden, bits, small=True)
+        a, b = self.halves()
+        self.register_buffer("a", torch.tensor(a), persistent=False)
+        self.register_buffer("b", torch.tensor(b), persistent=False)
         self.reset_parameters()
+
+    def halves(self) -> tuple[list[int], list[int]]:
+        """The patches that merge and those that they merge into, by number, in order."""
+        height, width = self.grid
+        if self.split == "row":
+            return list(range(1, height * width, 2)), list(range(0, height * width, 2))
+        a, b = (
+            [
+                i * width + j
+                for start in parities
+                for i in range(start[0], height, 2)
+                for j in range(start[1], width, 2)
+            ]
+            for parities in (((0, 0), (1, 1)), ((1, 0), (0, 1)))
+        )
+        return a, b
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the adapter so that it changes little or nothing."""
-        self.down.reset_parameters(generator)
-        self.up.reset_parameters(generator)
+        if self.down is not None and self.up is not None:
+            self.down.reset_parameters(generator)
+            self.up.reset_parameters(generator)
 
     def forward(
         self, x: torch.Tensor, k: torch.Tensor, size: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         """The merged tokens, and how many patches each stands for."""
         prefix = x.shape[1] - self.grid[0] * self.grid[1]
         size = x.new_ones(x.shape[:2]) if size is None else size
@@ -104,14 +125,25 @@ class BipartiteMerge(nn.Module):
             both = merge(scores, both[:, self.a], both[:, self.b])
             patches, count = both[..., :-1] / both[..., -1:], both[..., -1]
         x = torch.cat([x[:, :prefix], patches.to(x.dtype)], dim=1)
-        return x, torch.cat([size[:, :prefix], count.to(size.dtype)], dim=1)
+        size = torch.cat([size[:, :prefix], count.to(size.dtype)], dim=1)
+        return (x, size, *self.trace(scores, prefix)) if self.traced else (x, size)
+
+    def trace(self, scores: torch.Tensor, prefix: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """In which token each is, and which are kept."""
+        number = torch.arange(prefix + len(self.b), device=scores.device)
+        number = number.expand(scores.shape[0], -1)
+        order = torch.cat([self.a, self.b]).argsort()
+        into = torch.cat([scores.argmax(dim=-1) + prefix, number[:, prefix:]], dim=1)[:, order]
+        kept = torch.cat([number[:, :prefix], (self.b + prefix).expand(scores.shape[0], -1)], dim=1)
+        return torch.cat([number[:, :prefix], into], dim=1), kept
 
     def match(self, k: torch.Tensor) -> torch.Tensor:
-        """Cosines of A and B, [B, N_A, N_B]; no gradient reaches the keys."""
-        m = self.wide(k.detach()).mean(dim=1)
-        code = F.relu(F.linear(m, self.down().to(m.dtype)))
-        code = F.dropout(code, self.dropout, self.training)
-        m = m + self.scale * F.linear(code, self.up().to(m.dtype))
+        """Cosines of A and B, [B, N_A, N_B]; once `stop`, no gradient reaches the keys."""
+        m = self.wide(k.detach() if self.stop else k).mean(dim=1)
+        if self.down is not None and self.up is not None:
+            code = F.relu(F.linear(m, self.down().to(m.dtype)))
+            code = F.dropout(code, self.dropout, self.training)
+            m = m + self.scale * F.linear(code, self.up().to(m.dtype))
         m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         return torch.bmm(m[:, self.a], m[:, self.b].transpose(1, 2))
 
@@ -147,12 +179,29 @@ class BipartiteDifferentiableMatching(Pass):
     reads: ClassVar[tuple[str, ...]] = ("prefix", "grid", "size")
     writes: ClassVar[tuple[str, ...]] = ("grid", "size")
 
-    hidden: int = option(32, minimum=1, help="width of the adapter on the keys")
-    bits: int = option(
-        1, choices=(1, 2, 4, 8, 32), help="of a number of its weights; 32 are floats as they are"
+    hidden: int = option(
+        32, minimum=1, needs="refine and match == 'bdm'", help="width of the adapter on the keys"
     )
-    scale: float = option(1.0, help="factor of the adapter")
-    dropout: float = option(0.1, minimum=0, below=1, help="in it, in training only")
+    bits: int = option(
+        1, choices=(1, 2, 4, 8, 32), needs="refine and match == 'bdm'",
+        help="of a number of its weights; 32 are floats as they are",
+    )  # fmt: skip
+    scale: float = option(1.0, needs="refine and match == 'bdm'", help="factor of the adapter")
+    dropout: float = option(
+        0.1, minimum=0, below=1, needs="refine and match == 'bdm'",
+        help="in it, in training only",
+    )  # fmt: skip
+    split: str = option(
+        "checkerboard", choices=("checkerboard", "row"),
+        help="which patches merge: every other one of the grid, or of its row-major order (ToMe)",
+    )  # fmt: skip
+    match: str = option(
+        "bdm", choices=("bdm", "bsm"), help="differentiable, or (bsm) hard and without gradient"
+    )
+    refine: bool = option(True, needs="match == 'bdm'", help="an adapter on the keys is trained")
+    stop: bool = option(
+        True, needs="match == 'bdm'", help="no gradient of the matching reaches the keys"
+    )
     prop_attn: bool = option(True, help="later attentions know how many patches a token stands for")
     prop_pool: bool = option(False, help="and so do means over tokens in front of the head")
 
@@ -167,13 +216,17 @@ class BipartiteDifferentiableMatching(Pass):
     def rewrite(self, attn: AttentionSite) -> None:
         """x, size = merge(x, k); later scores + log size."""
         point, grid = attn.block.mid, self.grid(attn)
+        refine, hard = self.refine and self.match == "bdm", self.match == "bsm"
         count = self.hidden * attn.head_dim[0]
         one = "a matrix of one number has no deviation"
-        attn.expect(self.bits == 32 or count > 1, "hidden", one)
+        attn.expect(not refine or self.bits == 32 or count > 1, "hidden", one)
         merge = BipartiteMerge(
-            grid, attn.head_dim[0], self.hidden, self.bits, self.scale, self.dropout
-        )
-        point.regroup(merge, attn.keys, patches=grid[0] * grid[1] // 2)
+            grid, attn.head_dim[0], self.hidden, self.bits, self.scale, self.dropout, self.split,
+            refine, self.stop, hard,
+        )  # fmt: skip
+        if hard:
+            attn.waive("lowers_exactly", "a hard match is as cheap as it can be")
+        point.regroup(merge, attn.keys, patches=len(merge.b))
         point.state("in_scores", self.prop_attn, "prop_attn")
         point.state("in_pooling", self.prop_pool, "prop_pool")
         if not attn.block.following:
@@ -181,17 +234,22 @@ class BipartiteDifferentiableMatching(Pass):
 
     def lower(self, block: BlockSite, merge: BipartiteMerge) -> bool:
         """Argmax and index-add; the adapter's weights as they are used."""
+        if merge.hard:
+            return False
         hard = BipartiteMerge(
-            merge.grid, merge.dim, merge.hidden, bits=32, scale=merge.scale, dropout=0.0, hard=True
-        )
-        hard.down.weight = nn.Parameter(merge.down(), requires_grad=False)
-        hard.up.weight = nn.Parameter(merge.up(), requires_grad=False)
+            merge.grid, merge.dim, merge.hidden, bits=32, scale=merge.scale, dropout=0.0,
+            split=merge.split, refine=merge.refine, hard=True,
+        )  # fmt: skip
+        for name in ("down", "up") if merge.refine else ():
+            weight = getattr(merge, name)()
+            getattr(hard, name).weight = nn.Parameter(weight, requires_grad=False)
         block.swap(hard)
         return False
 
     def delta(self, merge: BipartiteMerge) -> list[dict[str, torch.Tensor]]:
         """The adapter as the method names it."""
-        return [{"refine.down.weight": merge.down.weight, "refine.up.weight": merge.up.weight}]
+        known = {"down": merge.down, "up": merge.up}
+        return [{f"refine.{n}.weight": m.weight for n, m in known.items() if m is not None}]
 
     def grid(self, attn: AttentionSite) -> tuple[int, int]:
         """The patches at the block, which must be two in each half at least."""

@@ -50,28 +50,35 @@ class TokenMerge(nn.Module):
 
     k is [B, heads, T, d]. `prefix` tokens in front never merge, and `own` of them are the model's:
     these decide which of the others are at even positions. Once `flat`, tokens of all images are
-    rows of one matrix, and those that merge are added to what is picked.
+    rows of one matrix, and those that merge are added to what is picked. If `traced`, it tells in
+    which token each is now, [B, T], and which took their places, [B, T - r].
     """
 
     inserted_by = "merge.tome"
     changes = (0, None)
 
-    def __init__(self, r: int, prefix: int, own: int, flat: bool = False) -> None:
+    def __init__(
+        self, r: int, prefix: int, own: int, flat: bool = False, traced: bool = False
+    ) -> None:
         super().__init__()
-        self.r, self.prefix, self.own, self.flat = r, prefix, own, flat
+        self.r, self.prefix, self.own = r, prefix, own
+        self.flat, self.traced = flat, traced
 
     def forward(
         self, x: torch.Tensor, k: torch.Tensor, size: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         """The merged tokens, and how many patches each stands for."""
         size = x.new_ones(x.shape[:2]) if size is None else size
+        number = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         r = min(self.r, (x.shape[1] - self.prefix) // 2)
         if r < 1:
-            return x, size
+            return (x, size, number, number) if self.traced else (x, size)
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            found = self.match(k, r)
             combine = self.rows if self.flat else self.tokens
-            y, count = combine(self.wide(x), self.wide(size), *self.match(k, r))
-        return y.to(x.dtype), count.to(size.dtype)
+            y, count = combine(self.wide(x), self.wide(size), *found)
+        made = y.to(x.dtype), count.to(size.dtype)
+        return (*made, *self.trace(number, *found)) if self.traced else made
 
     def match(self, k: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What stays of A, [B, N_A - r], what goes, [B, r], and into which of B."""
@@ -101,6 +108,23 @@ class TokenMerge(nn.Module):
         kept = a.gather(1, stays), b.scatter_add(1, into, a.gather(1, goes))
         return torch.cat([front, *kept], dim=1)
 
+    def places(
+        self, number: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor, into: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """By number of a token: those that are kept, in order, those that go, and into which."""
+        front, patches = number[:, : self.prefix], number[:, self.prefix :]
+        a, b = patches[:, self.own % 2 :: 2], patches[:, 1 - self.own % 2 :: 2]
+        kept = torch.cat([front, a.gather(1, stays), b], dim=1)
+        return kept, a.gather(1, goes), into + (self.prefix + stays.shape[1])
+
+    def trace(
+        self, number: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor, into: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """In which token each is, and which are kept."""
+        kept, goes, into = self.places(number, stays, goes, into)
+        behind = number[:, : kept.shape[1]]
+        return number.scatter(1, kept, behind).scatter(1, goes, into), kept
+
     def rows(
         self, x: torch.Tensor, size: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor,
         into: torch.Tensor,
@@ -108,10 +132,7 @@ class TokenMerge(nn.Module):
         """The same with what changes only: each token by its share of the new size."""
         batch, count = x.shape[:2]
         number = torch.arange(count, device=x.device).expand(batch, -1)
-        front, patches = number[:, : self.prefix], number[:, self.prefix :]
-        a, b = patches[:, self.own % 2 :: 2], patches[:, 1 - self.own % 2 :: 2]
-        kept, goes = torch.cat([front, a.gather(1, stays), b], dim=1), a.gather(1, goes)
-        into = into + (self.prefix + stays.shape[1])
+        kept, goes, into = self.places(number, stays, goes, into)
         old, gone = size.gather(1, kept), size.gather(1, goes)
         new = old.scatter_add(1, into, gone)
         image = torch.arange(batch, device=x.device)[:, None]

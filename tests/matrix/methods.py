@@ -56,6 +56,9 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2\n",
         "insert ia3() at blocks[*].mlp.fc2\n",
     ),
+    "ToMe, and back": (
+        "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]\n",
+    ),
     "SLS": ("drop blocks[*] by sls()\n",),
 }
 """Clauses in order of preference: the first ones that an architecture has sites for count."""

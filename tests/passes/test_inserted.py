@@ -28,7 +28,11 @@ SPECS = {
     "ssf-same": "insert ssf(std=0) at blocks[*].attn.{q, v} + norm",
     "sparse": "insert sparse() at sensitive(budget=4K, scale=10K)",
     "merge.bdm": "insert merge.bdm() after blocks[1].attn",
+    "merge.bdm-bsm": "insert merge.bdm(match=bsm) after blocks[1].attn\ntrain head",
     "merge.tome": "insert merge.tome(r=3) after blocks[*].attn\ntrain head",
+    "unmerge": (
+        "insert merge.tome(r=3) after blocks[0].attn\ninsert unmerge() after blocks[0]\ntrain head"
+    ),
     "prompt": "prepend prompt(count=3, dropout=0.1) to blocks[*]",
     "prompt-masks": "prepend prompt(count=3, masks=true, segments=4) to blocks[*]",
     "prompt-patches": "prepend prompt(count=3, readout=patches) to blocks[0]",

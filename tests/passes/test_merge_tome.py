@@ -92,19 +92,24 @@ def image(height: int = 32, width: int = 32, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
+def groups(m: torch.Tensor, r: int, prefix: int) -> list[list[int]]:
+    """Which tokens of an image, of keys m [T, d], are one after r merges; the first gives place."""
+    m = m / m.norm(dim=-1, keepdim=True)
+    even, odd = (range(prefix + (prefix + i) % 2, len(m), 2) for i in (0, 1))
+    best = {a: max(((m[a] @ m[b]).item(), b) for b in odd) for a in even}
+    ranked = sorted(even, key=lambda a: -best[a][0])
+    goes, stays = ranked[:r], ranked[r:]
+    found = [[i] for i in range(prefix)] + [[a] for a in (sorted(stays) if prefix else stays)]
+    return found + [[b, *(a for a in goes if best[a][1] == b)] for b in odd]
+
+
 def merged(
     x: torch.Tensor, m: torch.Tensor, size: torch.Tensor, r: int, prefix: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens [T, C] of one image, keys m [T, d] and sizes [T] after r merges."""
-    m = m / m.norm(dim=-1, keepdim=True)
-    even, odd = (range(prefix + (prefix + i) % 2, len(x), 2) for i in (0, 1))
-    best = {a: max(((m[a] @ m[b]).item(), b) for b in odd) for a in even}
-    ranked = sorted(even, key=lambda a: -best[a][0])
-    goes, stays = ranked[:r], ranked[r:]
-    groups = [[i] for i in range(prefix)] + [[a] for a in (sorted(stays) if prefix else stays)]
-    groups += [[b, *(a for a in goes if best[a][1] == b)] for b in odd]
-    means = [(size[g, None] * x[g]).sum(0) / size[g].sum() for g in groups]
-    return torch.stack(means), torch.stack([size[g].sum() for g in groups])
+    found = groups(m, r, prefix)
+    means = [(size[g, None] * x[g]).sum(0) / size[g].sum() for g in found]
+    return torch.stack(means), torch.stack([size[g].sum() for g in found])
 
 
 @torch.no_grad()

@@ -51,6 +51,7 @@ METHODS = {
     "kv_prompt": "prepend kv_prompt(n=2) to blocks[*].attn",
     "bdm": "insert merge.bdm() after blocks[1].attn",
     "tome": "insert merge.tome(r=2) after blocks[*].attn",
+    "unmerge": "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]",
 }
 """Each at its own places in a tiny ViT, so that most of them meet."""
 

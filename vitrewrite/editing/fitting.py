@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +13,16 @@ from ..catalog.declare import Pass
 from ..tracing import walk
 
 
-def fit(module: nn.Module, owner: nn.Module, like: torch.Tensor | None) -> None:
-    """Gives a new child the mode of its owner, and the dtype and device of a tensor."""
+def fit(
+    module: nn.Module, owner: nn.Module, like: torch.Tensor | None, instead: Any = None
+) -> None:
+    """Gives a new child the mode of its owner, and the dtype and device of a tensor.
+
+    One that tells where tokens go, `instead` of which it is there, is followed by one that does.
+    """
     module.train(owner.training)
+    if getattr(instead, "traced", False):
+        module.__dict__["traced"] = True
     if like is not None:
         module.to(dtype=like.dtype, device=like.device)
 

@@ -20,6 +20,7 @@ from .clause import ClauseRef
 from .facts import Facts, Reader
 
 if TYPE_CHECKING:
+    from .editor import Insertion
     from .value import Value
 
 
@@ -67,6 +68,21 @@ class Stated:
         return f"{verb} in {where} ({line}{why})"
 
 
+@dataclass(frozen=True)
+class Regrouping:
+    """Where a clause makes the tokens fewer, or gives back those that were there at first.
+
+    Attributes:
+        made: what the clause put in for it.
+        size: how many patches each token stands for behind it; None where all are given back.
+    """
+
+    position: int
+    clause: ClauseRef
+    made: Insertion
+    size: Value | None = None
+
+
 @dataclass
 class Stream:
     """The facts by position: `2 * i` is the input of block i, `2 * i + 1` its middle.
@@ -77,6 +93,7 @@ class Stream:
         reader: the clause that is carried out.
         pooled: whether the head reads more than single tokens.
         joins: by block where tokens joined the prefix, and how many.
+        regroupings: where there are fewer patches from, or all of them again; see `in_turn`.
     """
 
     start: Tokens
@@ -86,6 +103,7 @@ class Stream:
     reader: Reader | None = None
     pooled: bool = False
     joins: list[tuple[int, int, int]] = field(default_factory=list)
+    regroupings: list[Regrouping] = field(default_factory=list)
 
     @classmethod
     def of(cls, anatomy: Anatomy, root: nn.Module) -> Stream:
@@ -136,6 +154,8 @@ class Stream:
         if self.reader is not None:
             self.reader.declare(facts, "writes")
         for where, fact, other in self.read:
+            if self._holds(position, where, fact):
+                continue
             if fact in facts and where >= position and other.number != clause.number:
                 raise clause.error(
                     "VR417",
@@ -146,21 +166,49 @@ class Stream:
                 )
         self.changes.append((position, facts, clause))
 
-    def regroup(self, position: int, clause: ClauseRef, size: Value, patches: int) -> None:
+    def _holds(self, position: int, where: int, fact: str) -> bool:
+        """Whether tokens are given back between two positions, so that the patches are whole."""
+        back = (r.position for r in self.regroupings if r.size is None)
+        return fact != "prefix" and any(position < place <= where for place in back)
+
+    def regroup(
+        self, position: int, clause: ClauseRef, made: Insertion, size: Value, patches: int
+    ) -> None:
         """From a position on there are fewer tokens, no grid, and these sizes.
 
         Raises:
             RewriteError: VR410 if another clause regroups them at the position.
         """
-        others = [c for p, values, c in self.changes if p == position and "size" in values]
-        if others:
+        self._expect_alone(position, clause)
+        self.change(position, clause, grid=None, size=size)
+        self.changes[-1][1]["patches"] = patches
+        self.regroupings.append(Regrouping(position, clause, made, size))
+
+    def restore(self, position: int, clause: ClauseRef, made: Insertion) -> None:
+        """From a position on there are all patches again, on their grid, each for itself.
+
+        Raises:
+            RewriteError: VR410 if another clause regroups them at the position.
+        """
+        self._expect_alone(position, clause)
+        self.change(position, clause, grid=self.start.grid, size=None)
+        self.changes[-1][1]["patches"] = self.start.patches
+        self.regroupings.append(Regrouping(position, clause, made))
+
+    def _expect_alone(self, position: int, clause: ClauseRef) -> None:
+        """Raises VR410 if another clause regroups tokens at a position."""
+        other = next((r.clause for r in self.regroupings if r.position == position), None)
+        if other is not None:
             raise clause.error(
                 "VR410",
                 f"{clause.pass_name}: the tokens are regrouped there already",
-                notes=[f"regrouped by: {others[0].origin}"],
+                notes=[f"regrouped by: {other.origin}"],
             )
-        self.change(position, clause, grid=None, size=size)
-        self.changes[-1][1]["patches"] = patches
+
+    @property
+    def in_turn(self) -> list[Regrouping]:
+        """The regroupings from the first block on."""
+        return sorted(self.regroupings, key=lambda made: made.position)
 
     def state(self, use: str, value: bool, clause: ClauseRef, option: str) -> None:
         """A clause says whether sizes count; an option of it says the same.
@@ -196,8 +244,7 @@ class Stream:
 
     def sizes(self) -> list[tuple[int, Value, ClauseRef]]:
         """Where sizes are made, from the first block on."""
-        made = [(p, v["size"], c) for p, v, c in self.changes if v.get("size") is not None]
-        return sorted(made, key=lambda change: change[0])
+        return [(r.position, r.size, r.clause) for r in self.in_turn if r.size is not None]
 
     def cause(self, position: int, fact: str) -> ClauseRef | None:
         """The clause that made a fact what it is at a position."""

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..editing.clause import ClauseRef
 from ..editing.measure import BrokenError, ParameterCounts, Propagation, count_parameters
 from ..errors import RewriteError
+from ..tracing import tree
 from ..tracing.about import about, tell
 from ..tracing.unit import duplicate, on_meta
 from .conflicts import needed
@@ -67,6 +69,7 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     root = rewritten.root
     meta = on_meta(root)
     run = _propagated(meta, rewritten, base)
+    _expect_maps(rewritten, run, base)
     _tell_classes(rewritten, run)
     cheapest = run
     if rewritten.editor.insertions and not lowered:
@@ -75,10 +78,34 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
         tell_redundant(rewritten, folds)
         cheapest = Propagation(twin, rewritten.example, base)
     blocks = rewritten.anatomy.blocks
-    places = [b.input for b in blocks] + [b.output for b in blocks[-1:]]
+    ends = [rewritten.editor.where(b.output) for b in blocks[-1:]]
+    places = [b.input for b in blocks] + ends
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
     return Measures(params, run, cheapest, base.macs, tokens)
+
+
+def _expect_maps(rewritten: Rewrite, run: Propagation, base: Propagation) -> None:
+    """Raises VR410 if fewer tokens make maps of the old size, with their channels torn apart."""
+    steps, grid = rewritten.stream.in_turn, rewritten.stream.start.grid
+    if not steps or grid is None:
+        return
+    for before, now in zip(tree.leaves(base.outputs), tree.leaves(run.outputs), strict=False):
+        old, new = _shape(before), _shape(now)
+        maps = len(old) == len(new) == 4 and all(
+            grid in (shape[1:3], shape[2:4]) for shape in (old, new)
+        )
+        if maps and old != new:
+            raise steps[0].clause.error(
+                "VR410",
+                f"{steps[0].clause.pass_name} changes the tokens, and the model yields them on "
+                f"their grid, {grid[0]}x{grid[1]}",
+                suggestion="give them back behind it: insert unmerge() after blocks[-1]",
+            )
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def _tell_classes(rewritten: Rewrite, run: Propagation) -> None:

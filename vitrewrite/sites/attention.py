@@ -289,6 +289,10 @@ class AttentionSite(ScoresSite):
         Rows alone would be another model's: positions are given to tokens by where they stand.
         """
         core, count = self._core(), self.owner.tokens if self.owner else None
+        stream = self.context.stream
+        left = stream.known(self.position)
+        if count and left.size is not None and left.patches is not None:
+            count += left.patches - (stream.start.patches or 0)
         others = rows.new_full((count or start, rows.shape[1]), fill)
         given = {at: torch.cat([others[:start], rows, others[start:]])[None]}
         run = Evaluation(self.editor, given | self._image(rows, fill))

@@ -384,7 +384,7 @@ class BoundSite:
             call.args = tuple(call.args[i] for i in given or ())
         owner, _, name = self.insertion.path.rpartition(".")
         parent = self.editor.root.get_submodule(owner)
-        fit(module, parent, self.like)
+        fit(module, parent, self.like, parent._modules[name])
         parent._modules[name] = module
         self.editor.rearranged()
 

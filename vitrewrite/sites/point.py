@@ -161,6 +161,11 @@ class Point:
         `size` is [batch, tokens], how many patches each token stands for. The module is called
         without it where no other regroups tokens in front of it: each token is one patch there.
 
+        A module has `traced: bool = False` among the arguments of its constructor. Where that is
+        set, because something needs it, it yields `x, size, into, kept`: `into` [batch, tokens in
+        front], in which token behind it each is, or -1 if it is dropped, and `kept` [batch, tokens
+        behind], whose position each takes; both long, prefix included. The prefix stays in front.
+
         Args:
             module: what makes the tokens fewer.
             values: what it is given besides.
@@ -176,7 +181,22 @@ class Point:
             stream.reader.declare(["size"], "reads")
         _, size = self.insert(module, *values, also=("size",))
         HELD.put(self.site.editor.node(size.place), True)
-        stream.regroup(self.position, self.site.clause, size, patches)
+        made = self.site.editor.insertions[-1]
+        stream.regroup(self.position, self.site.clause, made, size, patches)
+
+    def restore(self, module: nn.Module) -> None:
+        """`x = module(x, into)`: from here on all patches of the model as it was are there again.
+
+        `into` is [batch, patches], in which of the tokens behind the prefix each patch is, or -1
+        if it was dropped. Their grid is whole from here on, and each stands for itself.
+
+        Raises:
+            RewriteError: VR410 if tokens are regrouped here already, or in the model as it was.
+        """
+        self.expect_sizes()
+        self.insert(module)
+        made = self.site.editor.insertions[-1]
+        self.site.context.stream.restore(self.position, self.site.clause, made)
 
     def expect_sizes(self) -> None:
         """Raises VR410 if tokens of the model as it was stand for numbers of patches not known."""
