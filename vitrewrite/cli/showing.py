@@ -112,15 +112,14 @@ def tokens(
         raise click.UsageError("give a spec, or a folder that 'apply' or 'tune' wrote")
     with busy("starting torch"):
         from ..disk import check_file, replacing_file
-        from ..report.segmentation import prepared
-        from ..report.tokens import TokenMap, tokens_picture
+        from ..report.tokens import TokenMap, cropped, tokens_picture
     check_file(out)
     opened, maps, pictured = _opened(image), [], None
     for name in names:
         with busy(f"reading {name}"):
             rewritten = _rewritten(name, overrides, trust)
         with busy("following the tokens"):
-            pictured, pixels = prepared(rewritten, opened)
+            pictured, pixels = cropped(rewritten, opened)
             maps.append(TokenMap.of(rewritten, pixels))
     assert pictured is not None
     with replacing_file(out) as temporary:

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data import Preprocessing
 from ..errors import MatchError
 from ..rewrite.rewritten import Rewritten
+from ..text import plural
 from .canvas import PALE, Canvas, resized
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class TokenMap:
                 suggestion="add a clause such as: insert merge.bdm() after blocks[6].attn",
             )  # fmt: skip
         height, width = _grid(rewritten, pixels.shape[-2:])
-        groups = _composed([into[0] for into in seen])[-height * width :].view(height, width)
+        groups = _composed(rewritten, [into[0] for into in seen]).view(height, width)
         counts = (seen[0].shape[1], *(int(into[0].max()) + 1 for into in seen))
         return cls(title, groups, counts)
 
@@ -66,6 +68,13 @@ class TokenMap:
     def kept(self) -> int:
         """How many tokens hold patches."""
         return len({int(group) for group in self.groups.flatten()} - {DROPPED})
+
+    @property
+    def counted(self) -> str:
+        """How many tokens there are, in words."""
+        first, *_, last = self.tokens
+        changes = len(self.tokens) - 1
+        return f"{first} tokens, {last} after {plural(changes, 'change')}"
 
     def to_json(self) -> dict[str, Any]:
         """The numbers in the picture."""
@@ -82,14 +91,30 @@ class TokenMap:
         size = image.shape[-2], image.shape[-1]
         labels = resized(self.groups[None].float(), size, smooth=False)[0].long()
         inside, index = _interior(labels), labels.clamp(min=0)
-        count = int(labels.max()) + 1
+        count, held = int(labels.max()) + 1, (labels != DROPPED).float()
         flat = index.flatten()
-        sums = torch.zeros(3, count).index_add_(1, flat, image.flatten(1))
-        means = sums / torch.bincount(flat, minlength=count).clamp(min=1)
+        sums = torch.zeros(3, count).index_add_(1, flat, (image * held).flatten(1))
+        means = sums / torch.bincount(flat, held.flatten(), count).clamp(min=1)
         draw = random.Random(0)
         outlines = torch.tensor([[draw.random() for _ in range(3)] for _ in range(count)]).T
         made = torch.where(inside, means[:, index], outlines[:, index])
         return torch.where(labels == DROPPED, 0.2 * image + 0.8, made)
+
+
+def cropped(rewritten: Rewritten, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image of the size that a model was captured for: [3, H, W] from 0 to 1, and normalised.
+
+    It is made as small as it can be and keeps its middle, so that nothing is stretched.
+    """
+    from torchvision.transforms import v2
+
+    wanted = Preprocessing.of(rewritten.base)
+    size = wanted.size[1], wanted.size[2]
+    scale = max(size[0] / image.height, size[1] / image.width)
+    whole = [max(s, round(scale * side)) for s, side in zip(size, image.size[::-1], strict=True)]
+    resize = v2.Compose([v2.Resize(whole), v2.CenterCrop(size), v2.PILToTensor()])
+    eight: torch.Tensor = resize(image.convert(wanted.mode))
+    return (eight / 255).expand(3, -1, -1), wanted.normalised(eight)
 
 
 def tokens_picture(image: torch.Tensor, maps: Sequence[TokenMap]) -> Image:
@@ -104,8 +129,7 @@ def tokens_picture(image: torch.Tensor, maps: Sequence[TokenMap]) -> Image:
     for column, each in enumerate(maps, 1):
         left = _MARGIN + column * (side + _MARGIN)
         page.text((left, _MARGIN), each.title, size=18, width=side)
-        steps = ", ".join(map(str, each.tokens))
-        page.text((left, _MARGIN + _CAPTION - 4), f"tokens {steps}", ink=PALE, width=side)
+        page.text((left, _MARGIN + _CAPTION - 4), each.counted, ink=PALE, width=side)
         page.panel((left, _MARGIN + 2 * _CAPTION), each.painted(large))
     return page.page
 
@@ -137,20 +161,22 @@ def _traced(module: nn.Module) -> Iterator[list[torch.Tensor]]:
             changer.traced = False  # type: ignore[assignment]
 
 
-def _composed(steps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """For each token in front of the first step, the token that it is in behind the last.
+def _composed(rewritten: Rewritten, steps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """For each patch the group that it is in behind the last change of tokens.
 
-    Tokens that joined in front in between move the others back; where all are there again, what
-    they were in before does not count any more.
+    Where all patches have been given back in front of a change, what they were in before does not
+    count any more.
     """
-    first = groups = steps[0]
-    for before, into in zip(steps, steps[1:], strict=False):
-        joined = len(into) - int(before.max()) - 1
-        if len(into) == len(first) and joined:
-            first = groups = into
-            continue
-        found = into[(groups + joined).clamp(min=0)]
-        groups = torch.where(groups == DROPPED, groups, found)
+    stream = rewritten.result.stream
+    groups = torch.arange(stream.start.patches or 0)
+    for (position, _, _), into in zip(stream.sizes(), steps, strict=True):
+        before = stream.known(position - 1)
+        own = into[before.prefix :]  # of what is no prefix
+        own = torch.where(own == DROPPED, own, own - before.prefix)
+        if before.size is None:
+            groups = own
+        else:
+            groups = torch.where(groups == DROPPED, groups, own[groups.clamp(min=0)])
     return groups
 
 
