@@ -1,4 +1,4 @@
-"""`show tokens`: groups are those that the model's own merges make, drawn as the authors draw them."""
+"""`show tokens`: groups are those that the merges make, drawn as the authors draw them."""
 
 from __future__ import annotations
 
