@@ -56,6 +56,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2\n",
         "insert ia3() at blocks[*].mlp.fc2\n",
     ),
+    "EViT": ("insert prune.evit(keep=0.5) after blocks[1].attn\n",),
     "SLS": ("drop blocks[*] by sls()\n",),
 }
 """Clauses in order of preference: the first ones that an architecture has sites for count."""

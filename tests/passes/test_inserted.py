@@ -29,6 +29,7 @@ SPECS = {
     "sparse": "insert sparse() at sensitive(budget=4K, scale=10K)",
     "merge.bdm": "insert merge.bdm() after blocks[1].attn",
     "merge.tome": "insert merge.tome(r=3) after blocks[*].attn\ntrain head",
+    "prune.evit": "insert prune.evit(keep=0.5) after blocks[1].attn\ntrain head",
     "prompt": "prepend prompt(count=3, dropout=0.1) to blocks[*]",
     "prompt-masks": "prepend prompt(count=3, masks=true, segments=4) to blocks[*]",
     "prompt-patches": "prepend prompt(count=3, readout=patches) to blocks[0]",
