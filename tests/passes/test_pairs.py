@@ -52,6 +52,7 @@ METHODS = {
     "bdm": "insert merge.bdm() after blocks[1].attn",
     "tome": "insert merge.tome(r=2) after blocks[*].attn",
     "unmerge": "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]",
+    "evit": "insert prune.evit(keep=0.6) after blocks[0].attn",
 }
 """Each at its own places in a tiny ViT, so that most of them meet."""
 
@@ -159,6 +160,11 @@ REFUSED = {
     ("bi.adaptformer", "uniadapter"): r"VR401 [\w.]+ and [\w.]+ exclude each other, and both are",
     # fpet.md 9: not with ToMe, which leaves no grid.
     ("bdm", "tome"): "VR410 merge.bdm .*no full grid of patches|VR417 merge.tome changes the grid",
+    # evit.md 4: fewer tokens, and no grid any more; one change of tokens at a place.
+    ("convpass", "evit"): r"VR410 convpass at 'blocks\[0\].mlp_branch': no full grid of patches",
+    ("bypass", "evit"): r"VR410 res_tuning at 'blocks\[0\]': the tokens change in number",
+    ("bdm", "evit"): "VR410 merge.bdm .*no full grid of patches|VR417 prune.evit changes the grid",
+    ("tome", "evit"): "VR410 .*the tokens are regrouped there already",
 }
 """By pair a part of the refusal that the card of one of the two names."""
 

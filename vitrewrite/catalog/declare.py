@@ -75,6 +75,7 @@ class Pass:
         writes: facts that it changes. Writers come before readers, whatever the order in the spec.
             A pass that writes `layers` puts layers in: all other clauses see the model with them.
         excludes: names of passes that do the same another way: a site has one of them.
+        sole: a kind of pass, such as `pruner`: of all that say so, a model has one.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ()
@@ -84,6 +85,7 @@ class Pass:
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[tuple[str, ...]] = ()
+    sole: ClassVar[str] = ""
 
     def rewrite(self, site: Any, /) -> None:
         """Carries the pass out at a site, through the verbs that the site offers.

@@ -3,14 +3,15 @@
 SDPA yields neither, so `scores_of` and `weights_of` stand for them in the graph. Once all clauses
 are through, an attention whose scores or weights are read is written out, in this order: scale,
 bias of the scores, softmax or what a pass has instead, weights as they are read, dropout, values.
+The weights of a single query, for which `row_of` stands, are computed beside SDPA, which stays.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import fx
 
 from ..anatomy.sites import Place
 from ..tracing.modes import by_mode
-from ..tracing.notes import HELD, HINT, ROWS, SOFTMAX, VALUE, WRITTEN, copied
+from ..tracing.notes import ASIDE, HELD, HINT, PAIRS, ROWS, SOFTMAX, VALUE, WRITTEN, copied
 from ..tracing.template import eliminate_dead_code
 from .editor import Editor, after, units
 from .slices import ahead
@@ -37,6 +38,11 @@ def weights_of(attended: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return attended.new_empty((*attended.shape[:-1], key.shape[-2]))
 
 
+def row_of(attended: torch.Tensor, key: torch.Tensor, token: int) -> torch.Tensor:
+    """Stands for the weights of one query on tokens, averaged over heads: [batch, keys]."""
+    return attended.new_empty((attended.shape[0], key.shape[-2]))
+
+
 STAND_INS = (scores_of, weights_of)
 
 
@@ -49,11 +55,13 @@ class WrittenOut:
             "hidden" if it is a mask.
         dropped: whether its weights are dropped in training.
         read: the name of the node that holds its weights on tokens, if anything reads them.
+        rows: the same of the weights of single queries, by token.
     """
 
     bias: str
     dropped: bool
     read: str = ""
+    rows: Mapping[int, str] = field(default_factory=dict)
 
 
 def standing(core: fx.Node, target: Any) -> fx.Node | None:
@@ -75,6 +83,26 @@ def stand(core: fx.Node, target: Any, key: fx.Node, hint: str) -> fx.Node:
     return found
 
 
+def stand_row(core: fx.Node, key: fx.Node, token: int) -> fx.Node:
+    """What stands for the weights of one query on some keys, from now on."""
+    known = (user for user in rows_of(core) if user.args[2] == token)
+    if (found := next(known, None)) is not None:
+        return found
+    with core.graph.inserting_after(core):
+        found = core.graph.call_function(row_of, (core, key, token))
+    HINT.put(found, "weights")
+    values = [VALUE.get(node) for node in (core, key)]
+    if all(isinstance(value, torch.Tensor) for value in values):
+        attended, keys = (value.detach().to("meta") for value in values)
+        VALUE.put(found, row_of(attended, keys, token))
+    return found
+
+
+def rows_of(core: fx.Node) -> list[fx.Node]:
+    """What stands for the weights of single queries."""
+    return [user for user in core.users if user.target is row_of]
+
+
 def softmax_of(core: fx.Node) -> fx.Node | None:
     """The call that makes the weights of an attention instead of the softmax, if there is one."""
     scores = standing(core, scores_of)
@@ -87,7 +115,7 @@ def given(core: fx.Node) -> dict[str, Any]:
 
 
 def settle(editor: Editor) -> None:
-    """Writes out every attention whose scores or weights are read."""
+    """Writes out every attention whose scores or weights are read, or single rows beside it."""
     for path, unit in list(units(editor.root)):
         if unit.template is None or not any(_stands(n) for n in unit.template.graph.nodes):
             continue
@@ -95,16 +123,51 @@ def settle(editor: Editor) -> None:
         eliminate_dead_code(graph)
         for core in dict.fromkeys(n.args[0] for n in graph.nodes if _stands(n)):
             assert isinstance(core, fx.Node)
-            read = standing(core, weights_of)
-            made = write_out(core)
-            _move(editor, path, core.name, made.name)
-            if read is not None:
-                _move(editor, path, read.name, WRITTEN.of(made).read)
+            read, rows = standing(core, weights_of), dict[Any, str]()
+            rows |= {n.args[2]: n.name for n in rows_of(core)}
+            if all(standing(core, target) is None for target in STAND_INS):
+                _write_aside(core)
+                made = ASIDE.of(core)
+            else:
+                result = write_out(core)
+                made = WRITTEN.of(result).rows
+                _move(editor, path, core.name, result.name)
+                if read is not None:
+                    _move(editor, path, read.name, WRITTEN.of(result).read)
+            for token, name in rows.items():
+                _move(editor, path, name, made[token])
     editor.clean()
 
 
 def _stands(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in STAND_INS
+    return node.op == "call_function" and node.target in (*STAND_INS, row_of)
+
+
+def _write_aside(core: fx.Node) -> None:
+    """Computes the weights of single queries in front of a call of SDPA, from what it is given."""
+    made, graph = dict[Any, str](), core.graph
+    for row in rows_of(core):
+        with graph.inserting_before(core):
+            scores, _ = _scores(core, row.args[2])
+            HINT.put(scores, "scores")
+            weights = graph.call_method("softmax", (scores, -1))
+            HINT.put(weights, "weights")
+            made[row.args[2]] = _averaged(_cut(weights, core), row).name
+    ASIDE.put(core, made)
+
+
+def _averaged(weights: fx.Node, row: fx.Node) -> fx.Node:
+    """The mean over heads of the weights of one query, in place of what stands for it."""
+    made = weights.graph.call_method("mean", (weights, (1, 2)))
+    HINT.put(made, "weights")
+    _take_place(made, row)
+    return made
+
+
+def _row(graph: fx.Graph, value: Any, token: Any, dims: int) -> fx.Node:
+    """One row of what has one for each query, [..., queries, channels or keys]."""
+    index = (*[slice(None)] * (dims - 2), slice(token, token + 1))
+    return graph.call_function(operator.getitem, (value, index))
 
 
 def write_out(core: fx.Node) -> fx.Node:
@@ -130,11 +193,20 @@ def write_out(core: fx.Node) -> fx.Node:
             weights = own
             HELD.drop(own)
             core.prepend(own)
-        tokens = weights if read is None else _on_tokens(weights, core, read)
+        tokens, rows = weights, dict[Any, str]()
+        if read is not None or rows_of(core):
+            tokens = _cut(weights, core)
+        for row in rows_of(core):
+            picked = _row(graph, tokens, row.args[2], VALUE.of(core).dim())
+            rows[row.args[2]] = _averaged(picked, row).name
+        if read is not None:
+            _take_place(tokens, read)
         dropped = _dropped(weights, rate) if rate else weights
         result = graph.call_function(operator.matmul, (dropped, given(core)["value"]))
     copied(core, result)
-    WRITTEN.put(result, WrittenOut(bias, bool(rate), "" if read is None else tokens.name))
+    ASIDE.drop(result)
+    named = "" if read is None else tokens.name
+    WRITTEN.put(result, WrittenOut(bias, bool(rate), named, rows))
     core.replace_all_uses_with(result)
     graph.erase_node(core)
     return result
@@ -154,16 +226,15 @@ def _rate(dropped: fx.Node) -> Any:
     return dropped.graph.call_function(by_mode, (*training, rate, 0.0)) if training else rate
 
 
-def _on_tokens(weights: fx.Node, core: fx.Node, read: fx.Node) -> fx.Node:
-    """The weights on the tokens, in place of what stands for them."""
+def _cut(weights: fx.Node, core: fx.Node) -> fx.Node:
+    """The weights on the tokens, without those on rows that were put beside keys."""
     before, behind = ROWS.get(core, (0, 0))
-    tokens = weights
-    if before or behind:
-        whole = [slice(None)] * (VALUE.of(core).dim() - 1)
-        index = (*whole, slice(before or None, -behind or None))
-        tokens = core.graph.call_function(operator.getitem, (weights, index))
-        HINT.put(tokens, "weights")
-    _take_place(tokens, read)
+    if not (before or behind):
+        return weights
+    whole = [slice(None)] * (VALUE.of(core).dim() - 1)
+    index = (*whole, slice(before or None, -behind or None))
+    tokens = core.graph.call_function(operator.getitem, (weights, index))
+    HINT.put(tokens, "weights")
     return tokens
 
 
@@ -174,12 +245,17 @@ def _take_place(node: fx.Node, marker: fx.Node) -> None:
     marker.graph.erase_node(marker)
 
 
-def _scores(core: fx.Node) -> tuple[fx.Node, str]:
-    """The scores of an attention, and what is done with their bias."""
+def _scores(core: fx.Node, token: Any = None) -> tuple[fx.Node, str]:
+    """The scores of an attention, or of one query, and what is done with their bias."""
     known, graph = given(core), core.graph
     query, bias, scale = known["query"], known.get("attn_mask"), known.get("scale")
     if scale is None:
         scale = VALUE.of(query).shape[-1] ** -0.5
+    if token is not None:
+        query = _row(graph, query, token, VALUE.of(query).dim())
+        if isinstance(bias, fx.Node) and is_per_query(bias):
+            shape = VALUE.get(bias, VALUE.of(core)).shape
+            bias = _row_of_bias(bias, _row(graph, bias, token, len(shape)))
     scaled = graph.call_function(operator.mul, (query, scale))
     turned = graph.call_method("transpose", (known["key"], -2, -1))
     scores = graph.call_function(operator.matmul, (scaled, turned))
@@ -190,6 +266,22 @@ def _scores(core: fx.Node) -> tuple[fx.Node, str]:
     hidden = graph.call_function(operator.invert, (bias,))
     masked = graph.call_method("masked_fill", (scores, hidden, -math.inf))
     return masked, "hidden"
+
+
+def _row_of_bias(bias: fx.Node, row: fx.Node) -> fx.Node:
+    """One row of a bias, which is a mask where that is."""
+    if isinstance(value := VALUE.get(bias), torch.Tensor):
+        VALUE.put(row, value[..., :1, :])
+    return row
+
+
+def is_per_query(bias: fx.Node) -> bool:
+    """Whether what is added to scores differs between queries."""
+    value = VALUE.get(bias)
+    if isinstance(value, torch.Tensor):
+        return value.dim() > 1 and value.shape[-2] > 1
+    sums = (operator.add, torch.where, F.pad)
+    return PAIRS.on(bias) or (bias.target in sums and any(map(is_per_query, bias.all_input_nodes)))
 
 
 def is_boolean(bias: fx.Node) -> bool:
@@ -254,12 +346,32 @@ def gather(editor: Editor, place: Place, tokens: Callable[[fx.Node], fx.Node]) -
         marker = stand(core, weights_of, tokens(key), "weights")
         read.replace_all_uses_with(marker)
         _move(editor, place.unit, read.name, marker.name)
+    _stand_again(editor, place.unit, core, written.rows, tokens)
     if SOFTMAX.on(weights):
         weights.replace_input_with(scores, stand(core, scores_of, key, "scores"))
         HELD.put(weights, True)
         _behind(weights)
     eliminate_dead_code(graph)
     return core
+
+
+def take_back(editor: Editor, place: Place, tokens: Callable[[fx.Node], fx.Node]) -> None:
+    """What `settle` computed beside a call of SDPA is only stood for again."""
+    core = editor.node(place)
+    _stand_again(editor, place.unit, core, ASIDE.drop(core) or {}, tokens)
+    eliminate_dead_code(core.graph)
+
+
+def _stand_again(
+    editor: Editor, unit: str, core: fx.Node, rows: Mapping[int, str],
+    tokens: Callable[[fx.Node], fx.Node],
+) -> None:  # fmt: skip
+    nodes = {n.name: n for n in core.graph.nodes}
+    for token, name in rows.items():
+        if name in nodes:
+            marker = stand_row(core, tokens(given(core)["key"]), token)
+            nodes[name].replace_all_uses_with(marker)
+            _move(editor, unit, name, marker.name)
 
 
 def _move(editor: Editor, unit: str, old: str, new: str) -> None:

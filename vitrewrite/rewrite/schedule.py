@@ -43,7 +43,8 @@ def schedule(jobs: Sequence[Job]) -> list[Job]:
     """The jobs in order: that of the spec, except that facts are written before they are read.
 
     Raises:
-        RewriteError: VR401 for two clauses in conflict, VR407 for a circle.
+        RewriteError: VR401 for two clauses in conflict, VR455 for two kinds of what a model has
+            one of, VR407 for a circle.
     """
     for first, second in combinations(jobs, 2):
         _check_conflict(first, second)
@@ -72,6 +73,14 @@ def _feeds(first: Pass, second: Pass) -> bool:
 
 def _check_conflict(first: Job, second: Job) -> None:
     names = first.clause.pass_name, second.clause.pass_name
+    kind = first.method.sole
+    if kind and kind == second.method.sole and names[0] != names[1]:
+        raise second.clause.error(
+            "VR455",
+            f"{' and '.join(names)} are both a {kind}, and a model has one",
+            notes=[f"the other clause: {first.clause.origin}"],
+            suggestion="leave one of the clauses out",
+        )
     excluded = names[1] in first.method.excludes or names[0] in second.method.excludes
     if names[0] != names[1] and not excluded:
         return

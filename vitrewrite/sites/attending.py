@@ -12,7 +12,7 @@ from ..anatomy.canonical import canonicalise_at
 from ..anatomy.sites import Attention, Block, Place
 from ..editing import attended
 from ..editing.facts import Facts
-from ..tracing.notes import VALUE
+from ..tracing.notes import ASIDE, VALUE
 from .core import of_tokens, operand_of
 from .replacing import ReplacedSite
 
@@ -96,6 +96,8 @@ class AttendingSite(ReplacedSite):
         place = self.editor.where(self.attention.core)
         node = self.editor.node(place)
         if node.target is F.scaled_dot_product_attention:
+            if ASIDE.on(node):
+                attended.take_back(self.editor, place, of_tokens)
             return node
         written = attended.gather(self.editor, place, of_tokens)
         if written is not None:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Linear, Place
 from ..editing import wiring
-from ..editing.attended import softmax_of
+from ..editing.attended import is_per_query, rows_of, softmax_of
 from ..editing.editor import after
 from ..editing.evaluate import Evaluation
 from ..editing.passing import Passage, passed_of
@@ -21,7 +21,7 @@ from ..tracing import inputs
 from ..tracing.about import about
 from ..tracing.notes import HINT, ORIGIN
 from .context import Context
-from .core import bias_of, is_per_query, of_tokens, operand_of
+from .core import bias_of, of_tokens, operand_of
 from .scores import ScoresSite
 
 if TYPE_CHECKING:
@@ -98,6 +98,12 @@ class AttentionSite(ScoresSite):
             raise self.unfit("there are other tokens behind the patches")
         if max(stream.bounds, default=0) > stream.prefix_tokens:
             raise self.unfit("the head tells tokens by their position that are no prefix")
+
+    def expect_class(self) -> None:
+        """Raises VR410 unless the head reads the token in front, a class token."""
+        stream = self.context.anatomy.stream
+        if not stream.prefix_tokens or 0 not in (stream.readout or ()):
+            raise self.unfit("the head reads no class token, whose attention says what stays")
 
     # -- verbs ----------------------------------------------------------------------------------
 
@@ -218,7 +224,7 @@ class AttentionSite(ScoresSite):
 
     def _replace(self, made: Place, y: Place) -> None:
         core = self._found()
-        if core is not None and (ORIGIN.on(core) or self.observed):
+        if core is not None and (ORIGIN.on(core) or self.observed or rows_of(core)):
             raise self._lost(str(ORIGIN.get(core) or "reads its weights"))
         super()._replace(made, y)
 

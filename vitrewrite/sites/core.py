@@ -13,7 +13,7 @@ from torch import fx
 
 from ..editing.attended import is_boolean, scores_of, standing
 from ..editing.editor import after
-from ..tracing.notes import ORIGIN, PAIRS, VALUE
+from ..tracing.notes import ORIGIN, VALUE
 from ..tracing.operators import is_inplace
 
 _OPERANDS = ("query", "key", "value", "attn_mask")
@@ -30,15 +30,6 @@ def bias_of(core: fx.Node) -> fx.Node | None:
     """What is added to the scores, or masks them."""
     value: Any = core.args[3] if len(core.args) > 3 else core.kwargs.get("attn_mask")
     return value if isinstance(value, fx.Node) else None
-
-
-def is_per_query(bias: fx.Node) -> bool:
-    """Whether what is added to scores differs between queries."""
-    value = VALUE.get(bias)
-    if isinstance(value, torch.Tensor):
-        return value.dim() > 1 and value.shape[-2] > 1
-    sums = (operator.add, torch.where, F.pad)
-    return PAIRS.on(bias) or (bias.target in sums and any(map(is_per_query, bias.all_input_nodes)))
 
 
 def set_operand(core: fx.Node, index: int, value: fx.Node) -> None:

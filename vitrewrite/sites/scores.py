@@ -17,6 +17,7 @@ from ..editing.attended import (
     scores_of,
     softmax_of,
     stand,
+    stand_row,
     standing,
     weights_of,
 )
@@ -77,6 +78,36 @@ class ScoresSite(AttendingSite):
         if len(VALUE.of(weights).shape) == 3:
             value = value.then("unflatten", 0, (-1, self.heads))
         return value
+
+    def weights_of(self, token: int) -> Value:
+        """The weights of one query on the tokens, averaged over heads: [batch, keys].
+
+        As `weights` has them, and the attention stays one fused call, unless something else makes
+        or reads its weights as a whole: one row of scores is computed beside it.
+
+        Args:
+            token: which query, such as 0 for the class token.
+
+        Raises:
+            RewriteError: VR410 if the attention is of another form, or not over one sequence.
+        """
+        if self._found() is None:
+            return self.weights_per_head.then("select", 2, token).then("mean", 1)
+        core = self._scored()
+        if not self.over_tokens or self.windowed:
+            raise self.unfit("its queries and keys are not those of one sequence of tokens")
+        row = stand_row(core, of_tokens(operand_of(core, 1)), token)
+        return Value(Place(self._unit, row.name))
+
+    @property
+    def received(self) -> Value:
+        """The weights that tokens get, averaged over heads and queries: [batch, keys].
+
+        Of all queries, and of keys as `weights_per_head` has them.
+        """
+        mean = self.weights_per_head.then("mean", (1, 2)).read(self.editor, self._unit)
+        HINT.put(mean, "received")
+        return Value(Place(self._unit, mean.name))
 
     @property
     def observed(self) -> bool:

@@ -73,6 +73,7 @@ ROWS: Note[tuple[int, int]] = Note("rows")  # of attention: rows put before and 
 PAIRS: Note[bool] = Note("pairs")  # of a bias of scores: one number per pair
 SOFTMAX: Note[bool] = Note("softmax")  # of a call: makes the weights of an attention from scores
 WRITTEN: Note[Any] = Note("written")  # of attention that was written out: how
+ASIDE: Note[dict[int, str]] = Note("aside")  # of attention: where weights of single queries are
 
 # Written and read by emission.
 EFFECT: Note[bool] = Note("effect")  # of a call: whether it draws or changes anything

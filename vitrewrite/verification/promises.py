@@ -177,11 +177,13 @@ def properties(runs: Runs) -> Iterator[Check]:
     """
     given(runs("module", Situation()))
     rewritten = runs.rewritten
-    left = {i.clause for i in rewritten.result.editor.insertions}
     for step in rewritten.result.steps:
         measured = runs.errors.get(step.clause.number, {})
-        waits = step.clause.number in left
-        missing = [c for c in step.claims if waits and c not in (*CLAIMS, *measured)]
+        missing = [
+            claim
+            for claim in step.claims
+            if claim not in (*CLAIMS, *measured) and _insertions(rewritten, step.clause, claim)
+        ]
         for claim, error in measured.items():
             yield Check(f"{step.clause.origin}: {claim}", error < MEASURED, error)
         for claim in missing:

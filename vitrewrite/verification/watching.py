@@ -57,6 +57,8 @@ def _compared(insertion: Insertion, found: dict[str, float]) -> list[Any]:
 def errors_watched(rewritten: Rewritten, found: dict[int, dict[str, float]]) -> Iterator[None]:
     """Notes by clause what `errors` of its pass measures, the worst of all calls."""
 
+    waived = rewritten.result.editor.waived
+
     def watch(insertion: Insertion) -> Any:
         method = rewritten.result.methods.of(insertion)
         worst = found.setdefault(insertion.clause, {})
@@ -66,6 +68,8 @@ def errors_watched(rewritten: Rewritten, found: dict[int, dict[str, float]]) -> 
             with own_code(type(method), insertion.pass_name, where):
                 measured = method.errors(child, inputs, outputs)
             for claim, error in measured.items():
+                if insertion.site.role in waived.get((insertion.clause, claim), {}):
+                    continue
                 finite = error if math.isfinite(error) else math.inf
                 worst[claim] = max(finite, worst.get(claim, 0.0))
 
