@@ -56,6 +56,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2\n",
         "insert ia3() at blocks[*].mlp.fc2\n",
     ),
+    "DyT": ("insert dispatch(hidden=2) at blocks[*].mlp_branch\n",),
     "SLS": ("drop blocks[*] by sls()\n",),
 }
 """Clauses in order of preference: the first ones that an architecture has sites for count."""

@@ -66,6 +66,7 @@ class Pass:
         writes: facts that it changes. Writers come before readers, whatever the order in the spec.
             A pass that writes `layers` puts layers in: all other clauses see the model with them.
         excludes: names of passes that do the same another way: a site has one of them.
+        named: what a delta calls its tensors by, if that is not the name of the pass.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ()
@@ -75,6 +76,7 @@ class Pass:
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[tuple[str, ...]] = ()
+    named: ClassVar[str] = ""
 
     def rewrite(self, site: Any, /) -> None:
         """Carries the pass out at a site, through the verbs that the site offers.
