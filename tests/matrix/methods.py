@@ -60,6 +60,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]\n",
     ),
     "EViT": ("insert prune.evit(keep=0.5) after blocks[1].attn\n",),
+    "DyT": ("insert dispatch(hidden=2) at blocks[*].mlp_branch\n",),
     "SLS": ("drop blocks[*] by sls()\n",),
 }
 """Clauses in order of preference: the first ones that an architecture has sites for count."""

@@ -38,6 +38,8 @@ SPECS = {
     "prompt-masks": "prepend prompt(count=3, masks=true, segments=4) to blocks[*]",
     "prompt-patches": "prepend prompt(count=3, readout=patches) to blocks[0]",
     "kv_prompt": "prepend kv_prompt(n=2) to blocks[*].attn",
+    "dispatch": "insert dispatch(hidden=4) at blocks[*].mlp_branch",
+    "dispatch-blocks": "insert dispatch(hidden=4, experts=2) at blocks[*]",
     "setr": "replace head with setr(classes=3, width=4)",
     "repadapter": "insert repadapter(hidden=4) at blocks[*].attn.qkv + blocks[*].mlp.fc1",
     "fact": "insert fact(rank=4) at every linear in blocks",

@@ -53,6 +53,9 @@ METHODS = {
     "tome": "insert merge.tome(r=2) after blocks[*].attn",
     "unmerge": "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]",
     "evit": "insert prune.evit(keep=0.6) after blocks[0].attn",
+    "dispatch": "insert dispatch(hidden=16) at blocks[*].mlp_branch",
+    "dispatch of branches": "insert dispatch(hidden=16) at every branch",
+    "dispatch of blocks": "insert dispatch(hidden=16) at blocks[*]",
 }
 """Each at its own places in a tiny ViT, so that most of them meet."""
 
@@ -103,12 +106,14 @@ def emitted(rewritten: Rewritten) -> torch.Tensor:
 def without_gradient(rewritten: Rewritten) -> set[str]:
     """The trained tensors that the loss of two images does not move, and the others that have some.
 
-    With dropout as it is in evaluation.
+    With dropout as it is in evaluation. Gates of the last block, behind which the class token alone
+    is read, move by their rate.
     """
     module = rewritten.module.eval()
     (module(X) * torch.linspace(-1, 2, 10).view(2, 5)).sum().backward()
     named = dict(module.named_parameters())
-    moved = {n for n, p in named.items() if p.grad is not None and bool(p.grad.any())}
+    found = {n: p.grad for n, p in named.items() if p.grad is not None}
+    moved = {n for n, g in found.items() if bool(g.any()) or ".dispatch." in n[-18:]}
     module.zero_grad()
     return moved ^ {n for n, p in named.items() if p.requires_grad}
 
@@ -158,6 +163,20 @@ REFUSED = {
     # uniadapter.md 9: the point of AdaptFormer, not both.
     ("adaptformer", "uniadapter"): r"VR401 \w+ and \w+ exclude each other, and both are at",
     ("bi.adaptformer", "uniadapter"): r"VR401 [\w.]+ and [\w.]+ exclude each other, and both are",
+    # dyt.md 9: its adapter takes the place of AdaptFormer.
+    **{
+        (other, name): r"VR401 [\w.]+ and [\w.]+ exclude each other, and both are at"
+        for other in ("adaptformer", "bi.adaptformer", "uniadapter")
+        for name in ("dispatch", "dispatch of branches")
+    },
+    ("dispatch", "dispatch of blocks"): r"VR402 '[\w.\[\]]+' has dispatch already",
+    ("dispatch of branches", "dispatch of blocks"): r"VR402 '[\w.\[\]]+' has dispatch already",
+    # dyt.md 4: a block's gate takes its output apart from its input, token by token.
+    **{
+        (other, "dispatch of blocks"): r"VR410 dispatch at .*: the tokens change in number|"
+        r"VR410 merge.\w+.* changes the tokens, and"
+        for other in ("bdm", "tome")
+    },
     # fpet.md 9: not with ToMe, which leaves no grid.
     ("bdm", "tome"): "VR410 merge.bdm .*no full grid of patches|VR417 merge.tome changes the grid",
     # evit.md 4: fewer tokens, and no grid any more; one change of tokens at a place.
@@ -170,10 +189,14 @@ REFUSED = {
 
 TWICE = frozenset({
     ("lora", "lora everywhere"), ("adapter", "adapters"), ("fact tt", "fact tk"),
+    ("dispatch", "dispatch of branches"),
 })  # fmt: skip
 """One method twice at some of the places: two clauses of one pass want places of their own."""
 
-COMPOSED = [pair for pair in combinations(METHODS, 2) if pair not in {*REFUSED, *TWICE}]
+ORDERED = frozenset({("bypass", "dispatch of blocks")})
+"""One order alone: the bypass takes the place of what leaves a block, which the other lacks."""
+
+COMPOSED = [p for p in combinations(METHODS, 2) if p not in {*REFUSED, *TWICE, *ORDERED}]
 
 SAMPLE = (
     ("lora everywhere", "fact tt"), ("lora", "bypass"), ("adapter", "ssf"),
@@ -181,7 +204,8 @@ SAMPLE = (
     ("ssf", "repadapter"), ("ssf", "ia3"), ("fact tk", "repadapter"), ("repadapter", "convpass"),
     ("bi.lora", "sparse"), ("bi.adaptformer", "prompt"), ("uniadapter", "bdm"),
     ("ia3", "kv_prompt"), ("sparse", "bitfit"), ("partial", "tome"), ("lora", "mlp_head"),
-    ("sls", "prompt"),
+    ("sls", "prompt"), ("lora everywhere", "dispatch"), ("tome", "dispatch of branches"),
+    ("prompt", "dispatch of blocks"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 

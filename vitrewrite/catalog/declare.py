@@ -76,6 +76,7 @@ class Pass:
             A pass that writes `layers` puts layers in: all other clauses see the model with them.
         excludes: names of passes that do the same another way: a site has one of them.
         sole: a kind of pass, such as `pruner`: of all that say so, a model has one.
+        named: what a delta calls its tensors by, if that is not the name of the pass.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ()
@@ -86,6 +87,7 @@ class Pass:
     writes: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[tuple[str, ...]] = ()
     sole: ClassVar[str] = ""
+    named: ClassVar[str] = ""
 
     def rewrite(self, site: Any, /) -> None:
         """Carries the pass out at a site, through the verbs that the site offers.

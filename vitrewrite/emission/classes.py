@@ -19,6 +19,7 @@ from ..tracing.unit import Unit
 from .access import child_of, is_chain, is_sequence
 from .distinction import distinguish
 from .effects import holds_tensors
+from .entrances import entered, entrances
 from .inlining import inline_small_calls
 from .literals import Symbol, same
 from .names import NameScope
@@ -40,6 +41,7 @@ class Class:
     graphs: tuple[fx.Graph, ...] = ()
     entries: tuple[str, ...] = ()  # methods that its forward calls in turn, the graphs in order
     before: tuple[fx.Graph, ...] = ()  # of the last entry up to what makes the classes
+    asked: tuple[tuple[str, tuple[fx.Graph, ...]], ...] = ()  # entries that clauses ask for
     odd: str = ""  # why there is no such program, if there was one in the model
     plain: bool = False  # whether its forward is written without loops
     checkpointed: str | None = None  # when it is computed again in backward; "" is always
@@ -49,6 +51,11 @@ class Class:
     def sample(self) -> Unit:
         """One of the instances."""
         return self.units[0]
+
+    @property
+    def programs(self) -> tuple[fx.Graph, ...]:
+        """All graphs, those of evaluation and of training in turn where they differ."""
+        return (*self.graphs, *self.before, *(g for _, graphs in self.asked for g in graphs))
 
     def children(self) -> Iterator[tuple[str, list[nn.Module]]]:
         """The children that the class needs, with one module per instance."""
@@ -185,13 +192,19 @@ class Classes:
             cls.before = tuple(g for g in halves_before if g is not None)
             if len(cls.before) < count:
                 cls.before, cls.odd = (), told[1] if not told[0] else NOT_READ
-        for graph in (*cls.graphs, *cls.before):
+        if is_root(cls.sample):
+            plain = [numbered(g) for g in cls.template.graphs]
+            cls.asked = tuple(
+                (name, tuple(entered(g, cls.sample, name) for g in plain))
+                for name in entrances(cls.sample)
+            )
+        for graph in cls.programs:
             inline_small_calls(graph, cls.units)
 
     def finish(self, cls: Class) -> None:
         """Writes differing literals as arguments; to be done after the children's classes."""
         names = {p: self._argument(cls, p) for p in cls.literals[0]} if cls.template else {}
-        for i, graph in enumerate((*cls.graphs, *cls.before)):
+        for i, graph in enumerate(cls.programs):
             number = i % len(cls.template.graphs) if cls.template else 0
             replace_literals(graph, number, {p: s for p, s in names.items() if s is not None})
             tidy(graph, cls.units)

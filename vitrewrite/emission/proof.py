@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..tracing import walk
+from ..tracing.about import is_root
 from ..tracing.configuration import freeze
 from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
@@ -28,6 +29,7 @@ from ..tracing.numbers import plain
 from ..tracing.sizes import by_size
 from ..tracing.unit import Unit
 from .effects import is_nothing, module_changes, module_has_effect
+from .entrances import entered, entrances
 from .inlining import MAX_STEPS, program, steps
 from .symbols import Number, Storage, Symbolic, Terms, UnknownError, UnprovedError, frozen
 
@@ -54,7 +56,8 @@ def unproved(unit: Unit) -> Doubt | None:
     assert unit.template is not None
     for training in (False, True) if _has_modes(unit) else (False,):
         try:
-            _compare(unit, training)
+            for name in ("forward", *(entrances(unit) if is_root(unit) else ())):
+                _compare(unit, training, name)
         except UnprovedError as error:
             return Doubt(str(error), differs=True)
         except (UnknownError, ValueError, TypeError, AttributeError, LookupError) as error:
@@ -88,15 +91,17 @@ def _has_modes(unit: Unit) -> bool:
     return unit.template.training is not None or any(True for _ in reads)
 
 
-def _compare(unit: Unit, training: bool) -> None:
+def _compare(unit: Unit, training: bool, name: str = "forward") -> None:
     assert unit.template is not None
     terms = Terms()
-    graph = unit.template.training if training else None
-    wanted = _run(terms, graph or unit.template.graph, unit, None, training)
+    graph = (unit.template.training if training else None) or unit.template.graph
+    if name != "forward":
+        graph = entered(graph, unit, name)
+    wanted = _run(terms, graph, unit, None, training)
     ended = terms.close()
-    inputs = [n for n in (graph or unit.template.graph).nodes if n.op == "placeholder"]
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
     given = [_input(terms, i, node) for i, node in enumerate(inputs)]
-    found = _printed(terms, unit, training)(*given)
+    found = _printed(terms, unit, training, name)(*given)
     if frozen(found) != frozen(wanted):
         raise UnprovedError("what it returns is not what the graph returns")
     if terms.moment != ended:
@@ -214,9 +219,9 @@ def _called(terms: Terms, child: nn.Module, args: Any, kwargs: Any, training: bo
 # -- what was printed -----------------------------------------------------------------------------
 
 
-def _printed(terms: Terms, unit: Unit, training: bool) -> Any:
-    """The printed forward of a unit, with torch replaced by what makes terms."""
-    return _bound(type(unit).forward, _Stand(terms, unit, training), terms)
+def _printed(terms: Terms, unit: Unit, training: bool, name: str) -> Any:
+    """A printed method of a unit, with torch replaced by what makes terms."""
+    return _bound(getattr(type(unit), name), _Stand(terms, unit, training), terms)
 
 
 def _bound(method: Any, stand: _Stand, terms: Terms) -> Any:

@@ -140,7 +140,7 @@ def _class(cls: Class, made: list[str]) -> str:
     if cls.template is not None:
         if made or stored:
             lines.append("")
-        lines += _indent(_forward(cls), 1)
+        lines += _indent([*_forward(cls), *_asked(cls)], 1)
     return "\n".join(lines if len(lines) > 1 else [*lines, "    pass"])
 
 
@@ -173,6 +173,16 @@ def _forward(cls: Class) -> list[str]:
         return [*head, *_indent([*checks, *body], 1)]
     forward = wrap(f"def forward({arguments}):", WIDTH - 4)
     return [*forward, *_indent([*checks, *checkpointing], 1), "", *head, *_indent(body, 1)]
+
+
+def _asked(cls: Class) -> list[str]:
+    """The entries that clauses ask for, each a method of its own."""
+    lines: list[str] = []
+    for name, graphs in cls.asked:
+        names = _arguments(graphs[0])
+        lines += ["", *wrap(f"def {name}({', '.join(('self', *names))}):", WIDTH - 4)]
+        lines += _indent(_body(cls, graphs, names), 1)
+    return lines
 
 
 def _arguments(graph: fx.Graph) -> list[str]:

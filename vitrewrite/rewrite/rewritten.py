@@ -123,6 +123,7 @@ class Rewritten:
         for insertion in self.result.editor.insertions:
             method = self.result.methods.of(insertion)
             module, name = self.module.get_submodule(insertion.path), insertion.pass_name
+            called = getattr(method, "named", "") or name
             clause, where = insertion.site.clause, f"delta() at '{insertion.site.role}'"
             with own_code(type(method), name, where, clause.span):
                 found = list(method.delta(module))
@@ -134,7 +135,7 @@ class Rewritten:
                 )  # fmt: skip
             for owner, tensors in zip(insertion.owners, found, strict=True):
                 for key, tensor in tensors.items():
-                    yield join(owner, name, key), tensor.detach()
+                    yield join(owner, called, key), tensor.detach()
         parameters = dict(self.module.named_parameters())
         for name in sorted(self.result.base_trained):
             yield name, parameters[name].detach()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from ..anatomy.sites import Block, Place
 from ..editing import wiring
@@ -15,17 +15,18 @@ from ..editing.value import Value, shape_of
 from ..tracing.leaves import is_inserted
 from ..tracing.notes import HINT
 from .attention import AttentionSite
-from .base import BoundSite
 from .channels import NormSite
 from .mlp import MlpSite
 from .point import Point
 from .room import BiasWithRoom, WithoutTokens
+from .routing import RoutedSite
+from .rows import Gated
 
 _LAYOUTS = ("reshape", "view", "permute", "transpose", "contiguous", "flatten", "unflatten")
 
 
 @dataclass(frozen=True, eq=False)
-class BlockSite(BoundSite):
+class BlockSite(RoutedSite):
     """A residual block: `input` + branch = `mid`, + branch = `output`."""
 
     block: Block
@@ -114,6 +115,32 @@ class BlockSite(BoundSite):
         hint = str(HINT.get(y) or "x")
         (made,) = self.put(module, place.unit, (x, y), (hint,), changed=(1,), around=True)
         self.editor.stacks.setdefault(self.output.place, []).append(self.editor.insertions[-1])
+        point._passes(y, made, made)
+
+    @property
+    def _start(self) -> tuple[str, fx.Node]:
+        unit = self.editor.where(self.leaving.place).unit
+        return unit, self.input.value.read(self.editor, unit)
+
+    @property
+    def _position(self) -> int:
+        return 2 * self.index
+
+    @property
+    def _delta_owner(self) -> str:
+        return self.path
+
+    @property
+    def _attending(self) -> AttentionSite | None:
+        return None if self.block.attn is None else self.attn
+
+    def _gate(self, gate: Value) -> None:
+        """`y = block(x)` becomes `x + gate * (block(x) - x)`."""
+        self.expect_kept(self.input)
+        point, (unit, x) = self.leaving, self._start
+        y, number = self.editor.node(self.editor.where(point.place)), gate.read(self.editor, unit)
+        hint = str(HINT.get(y) or "x")
+        (made,) = self._call(unit, Gated(onto=True), "gated", (y, number, x), (hint,))
         point._passes(y, made, made)
 
     def aside(self, module: nn.Module, *values: Value, name: str) -> Value:
@@ -217,11 +244,6 @@ class BlockSite(BoundSite):
         blocks = self.context.anatomy.blocks[-len(self.siblings) :]
         same = tuple(b.role for b in blocks) == self.siblings
         return same and all(BlockSite(self.context, b).has_patches for b in blocks)
-
-    @property
-    def pooled(self) -> bool:
-        """Whether the head reads more than single tokens: it pools, or yields all of them."""
-        return self.context.anatomy.stream.readout is None
 
     @property
     def told_apart(self) -> int:

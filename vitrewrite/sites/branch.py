@@ -13,14 +13,17 @@ from ..anatomy.sites import Branch, Place
 from ..editing import branches, wiring
 from ..editing.editor import after, join
 from ..editing.facts import is_fixed, sides
+from ..editing.slices import ahead, behind
 from ..editing.value import Value, shape_of
 from ..tracing.leaves import changed_by, is_inserted
 from ..tracing.notes import HINT, VALUE
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
-from .base import BoundSite
+from .routing import RoutedSite
+from .rows import Gated
 
 if TYPE_CHECKING:
+    from .attention import AttentionSite
     from .block import BlockSite
 
 
@@ -39,7 +42,7 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class BranchSite(BoundSite):
+class BranchSite(RoutedSite):
     """One branch f of a block, `x + f(x)`: all of it, layer scale and drop path included."""
 
     branch: Branch
@@ -76,11 +79,6 @@ class BranchSite(BoundSite):
     def ends_in_norm(self) -> bool:
         """Whether what it adds comes out of a norm, as in Swin V2."""
         return self.branch.last_norm is not None
-
-    @property
-    def prefix(self) -> int:
-        """How many tokens stand in front of the patches in its stream."""
-        return self.context.stream.at(self._position).prefix
 
     @property
     def grid(self) -> Grid:
@@ -187,7 +185,38 @@ class BranchSite(BoundSite):
             if next(wiring.calls(self.editor, path), None) is None:
                 self._forget(path)
 
+    def _gate(self, gate: Value) -> None:
+        """`x + f(x)` becomes `x + gate * f(x)`."""
+        total, number = self._sum, gate.read(self.editor, self.path)
+        y = total.args[self.branch.index]
+        assert isinstance(y, fx.Node)
+        hint = str(HINT.get(y) or "y")
+        (made,) = self._call(self.path, Gated(), "gated", (y, number), (hint,))
+        total.update_arg(self.branch.index, made)
+
     # -- nodes ----------------------------------------------------------------------------------
+
+    @property
+    def _start(self) -> tuple[str, fx.Node]:
+        return self.path, self._read("stream")
+
+    @property
+    def _delta_owner(self) -> str:
+        return self.branch.owner
+
+    @property
+    def _attending(self) -> AttentionSite | None:
+        block = self.block
+        if block.block.attn is None:
+            return None
+        site = block.attn
+        unit, node = (core := self.editor.where(site.attention.core)).unit, core.node
+        y = self._sum.args[self.branch.index]
+        assert isinstance(y, fx.Node)
+        inside = ahead([y]) & behind([self._stream])
+        calls = (join(self.path, str(n.target)) for n in inside if n.op == "call_module")
+        here = unit == self.path and any(n.name == node for n in inside)
+        return site if here or any(f"{unit}.".startswith(f"{c}.") for c in calls) else None
 
     @property
     def _sum(self) -> fx.Node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from ..catalog.declare import Pass
 from ..catalog.own_code import own_code
@@ -11,7 +12,7 @@ from ..errors import TuneError
 from ..language.values import show
 from ..rewrite.rewritten import Rewritten
 from ..text import listing
-from .procedure import Phase, Procedure
+from .procedure import Hooks, Phase, Procedure
 from .run import Run
 
 
@@ -74,3 +75,21 @@ def phases(run: Run) -> tuple[Phase, ...]:
         message = f"{names} both bring phases of their own, which one run cannot mix"
         raise TuneError("VR854", message)
     return found[0][1] if found else (Phase(),)
+
+
+def entry_of(hooks: Iterable[Hooks]) -> str:
+    """The entry of the model that a step calls.
+
+    Raises:
+        TuneError: VR460 if two procedures ask for different ones.
+    """
+    found = {each.entry: type(each).__name__ for each in hooks if each.entry != "forward"}
+    if len(found) > 1:
+        (first, one), (second, other) = [*found.items()][:2]
+        raise TuneError(
+            "VR460",
+            f"{one} calls the model as '{first}' in training and {other} as '{second}', and a step "
+            "has one program",
+            suggestion="train with one of the two passes",
+        )
+    return next(iter(found), "forward")

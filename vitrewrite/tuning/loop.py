@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from ..tracing import walk
 from ..tracing.unit import Unit
 from . import optimisation
 from .checkpoints import Checkpoints
+from .contributions import entry_of
 from .copies import Average, Best, averaged, forget
 from .distillation import Distillation
 from .engine import Engine
@@ -40,11 +42,16 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The losses by name; that of the phase is `task`."""
         run: Run = self.__dict__["run"]
-        output = self.model(batch.images)
+        output = self.forward_of(run)(batch.images)
         terms = {"task": self.labels * run.phase.loss(run, batch, output)}
         for hooks in run.hooks:
             terms.update(hooks.terms(run, batch, output))
         return terms
+
+    def forward_of(self, run: Run) -> Callable[[torch.Tensor], Any]:
+        """The program of a step: that of the model, or an entry that a procedure asks for."""
+        name = entry_of(run.hooks)
+        return self.model if name == "forward" else getattr(self.model, name)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,8 @@ class ParameterGroup:
 class Hooks:
     """What can be said about every step. All ranks call all hooks, in the same order."""
 
+    # The entry of the model that a step calls: what it yields is `output`. Others call `forward`.
+    entry: str = "forward"
     # Whether a step may leave trained parameters without gradient (a random path, say).
     skips_parameters: bool = False
 
