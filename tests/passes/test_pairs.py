@@ -49,6 +49,7 @@ METHODS = {
     "sls": "drop blocks[*] by sls()",
     "prompt": "prepend prompt(count=3) to blocks[*]",
     "kv_prompt": "prepend kv_prompt(n=2) to blocks[*].attn",
+    "vqt": "prepend vqt(count=2, dropout=0) to blocks[*]",
     "bdm": "insert merge.bdm() after blocks[1].attn",
     "tome": "insert merge.tome(r=2) after blocks[*].attn",
 }
@@ -156,6 +157,8 @@ REFUSED = {
     # uniadapter.md 9: the point of AdaptFormer, not both.
     ("adaptformer", "uniadapter"): r"VR401 \w+ and \w+ exclude each other, and both are at",
     ("bi.adaptformer", "uniadapter"): r"VR401 [\w.]+ and [\w.]+ exclude each other, and both are",
+    # vqt.md 9: it replaces the head.
+    ("mlp_head", "vqt"): "VR401 'head' is replaced by another clause",
     # fpet.md 9: not with ToMe, which leaves no grid.
     ("bdm", "tome"): "VR410 merge.bdm .*no full grid of patches|VR417 merge.tome changes the grid",
 }
@@ -174,7 +177,7 @@ SAMPLE = (
     ("ssf", "repadapter"), ("ssf", "ia3"), ("fact tk", "repadapter"), ("repadapter", "convpass"),
     ("bi.lora", "sparse"), ("bi.adaptformer", "prompt"), ("uniadapter", "bdm"),
     ("ia3", "kv_prompt"), ("sparse", "bitfit"), ("partial", "tome"), ("lora", "mlp_head"),
-    ("sls", "prompt"),
+    ("sls", "prompt"), ("prompt", "vqt"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 
