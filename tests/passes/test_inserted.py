@@ -50,6 +50,8 @@ SPECS = {
     "uniadapter": "insert uniadapter(hidden=4, zero_visual=true) at blocks[*].mlp_branch",
     "ia3": "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2",
     "mlp_head": "replace head with mlp_head(layers=3)\ntrain head",
+    "vqt": "prepend vqt(count=2) to blocks[*]\ntrain head",
+    "vqt-weighted": "prepend vqt(count=2, combine=weighted, keep=0.5) to blocks[*]\ntrain head",
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py

@@ -49,6 +49,7 @@ METHODS = {
     "sls": "drop blocks[*] by sls()",
     "prompt": "prepend prompt(count=3) to blocks[*]",
     "kv_prompt": "prepend kv_prompt(n=2) to blocks[*].attn",
+    "vqt": "prepend vqt(count=2, dropout=0) to blocks[*]",
     "bdm": "insert merge.bdm() after blocks[1].attn",
     "tome": "insert merge.tome(r=2) after blocks[*].attn",
     "unmerge": "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]",
@@ -177,6 +178,8 @@ REFUSED = {
         r"VR410 merge.\w+.* changes the tokens, and"
         for other in ("bdm", "tome")
     },
+    # vqt.md 9: it replaces the head.
+    ("mlp_head", "vqt"): "VR401 'head' is replaced by another clause",
     # fpet.md 9: not with ToMe, which leaves no grid.
     ("bdm", "tome"): "VR410 merge.bdm .*no full grid of patches|VR417 merge.tome changes the grid",
     # evit.md 4: fewer tokens, and no grid any more; one change of tokens at a place.
@@ -206,6 +209,7 @@ SAMPLE = (
     ("ia3", "kv_prompt"), ("sparse", "bitfit"), ("partial", "tome"), ("lora", "mlp_head"),
     ("sls", "prompt"), ("lora everywhere", "dispatch"), ("tome", "dispatch of branches"),
     ("prompt", "dispatch of blocks"),
+    ("sls", "prompt"), ("prompt", "vqt"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 

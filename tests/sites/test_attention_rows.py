@@ -112,15 +112,15 @@ def by_hand(delta: dict[str, torch.Tensor], name: str, model: Any) -> Vqt:
 def test_rows_ask_and_tokens_do_not_see_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, tmp_path, vqt=QUERIES.replace("{name}", "vqt"))
-    rewritten = vr.apply("insert vqt() at blocks[*].attn\n", plain())
+    install(monkeypatch, tmp_path, asking=QUERIES.replace("{name}", "asking"))
+    rewritten = vr.apply("insert asking() at blocks[*].attn\n", plain())
     with torch.no_grad():  # bit for bit
         assert torch.equal(rewritten.module.eval()(IMAGES), plain().eval()(IMAGES))
     width, keys, count = 16, 17, 2
     each = count * (width * width + 2 * keys * width + width * width + 8 * width * width)
     assert rewritten.report["macs"] - rewritten.report["macs_base"] == 2 * each
     fill(rewritten)
-    agree(rewritten, by_hand(rewritten.delta(), "vqt", plain()))
+    agree(rewritten, by_hand(rewritten.delta(), "asking", plain()))
     vr.verify(rewritten, graphs=False)
     reached(rewritten)
     emitted(rewritten, tmp_path / "out")

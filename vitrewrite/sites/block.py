@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -21,6 +21,9 @@ from .point import Point
 from .room import BiasWithRoom, WithoutTokens
 from .routing import RoutedSite
 from .rows import Gated
+
+if TYPE_CHECKING:
+    from .head import HeadSite
 
 _LAYOUTS = ("reshape", "view", "permute", "transpose", "contiguous", "flatten", "unflatten")
 
@@ -180,6 +183,33 @@ class BlockSite(RoutedSite):
         number = self.siblings.index(self.role)
         before = self.siblings[number - 1] if number else None
         return self.context.shared.get(f"from {before}")
+
+    def collect(self, value: Value) -> None:
+        """Keeps a value beside those that the blocks before in the clause collected."""
+        self.context.shared[f"collected at {self.role}"] = value
+
+    @property
+    def collected(self) -> tuple[Value, ...]:
+        """What the blocks of the clause collected up to this one, in order."""
+        found = (self.context.shared.get(f"collected at {role}") for role in self.siblings)
+        return tuple(value for value in found if value is not None)
+
+    @property
+    def heads(self) -> tuple[HeadSite, ...]:
+        """The layers that make the classes, for a clause about blocks and head together.
+
+        Raises:
+            RewriteError: VR410 if the model has none, VR401 if another clause replaced one.
+        """
+        from .head import HeadSite
+
+        if not self.context.anatomy.head:
+            raise self.unfit("the model has no head that makes classes")
+        found = tuple(HeadSite(self.context, (layer,)) for layer in self.context.anatomy.head)
+        for head in found:
+            if (other := self.editor.taken(head._layer)) is not None:
+                raise self.clause.without(head.role, other, "replaced")
+        return found
 
     @property
     def together(self) -> tuple[BlockSite, ...]:

@@ -155,16 +155,20 @@ class ScoresSite(AttendingSite):
         hints = ("keys", "values", "bias") if biased else ("keys", "values")
         results = self.put(module, self._unit, (k, v), hints, changed=(0, 1))
         settle(core, (k, v), results)
-        set_operand(core, 1, results[0])
-        set_operand(core, 2, results[1])
         pads = (rows, 0) if before else (0, rows)
-        mask = bias_of(core)
-        if mask is not None:
-            set_operand(core, 3, self._padded(mask, pads))
-        old = ROWS.get(core, (0, 0))
-        ROWS.put(core, (old[0] + pads[0], old[1] + pads[1]))
-        if biased:
-            add_bias(core, results[2])
+        padded = dict[fx.Node, fx.Node]()
+        for each in (core, *_twins(core, k, v)):
+            set_operand(each, 1, results[0])
+            set_operand(each, 2, results[1])
+            mask = bias_of(each)
+            if mask is not None:
+                if mask not in padded:
+                    padded[mask] = self._padded(mask, pads)
+                set_operand(each, 3, padded[mask])
+            old = ROWS.get(each, (0, 0))
+            ROWS.put(each, (old[0] + pads[0], old[1] + pads[1]))
+            if biased:
+                add_bias(each, results[2])
 
     def bias_keys(self, value: Value) -> None:
         """Adds a number per token to the scores of its key, on every head and query.
@@ -336,6 +340,12 @@ class ScoresSite(AttendingSite):
             return bias
         with after(bias.graph, [bias]):
             return bias.graph.call_function(F.pad, (bias, rows))
+
+
+def _twins(core: fx.Node, k: fx.Node, v: fx.Node) -> list[fx.Node]:
+    """Calls of SDPA by which rows beside the tokens ask for the same keys and values."""
+    found = [n for n in k.users if n.target is core.target and n is not core]
+    return [n for n in found if operand_of(n, 1) is k and operand_of(n, 2) is v]
 
 
 def _on_meta(module: nn.Module, args: Sequence[Any]) -> torch.Tensor | None:
