@@ -132,6 +132,43 @@ def tokens(
     echo_written(out)
 
 
+@show.command()
+@click.argument("target")
+@_overrides
+@click.option("--image", type=PATH, help="Default: one of scikit-learn.")
+@click.option("--out", type=PATH, required=True, help="The PNG to write.")
+@_trust
+@_json
+def rates(
+    target: str, overrides: tuple[str, ...], image: Path | None, out: Path, trust: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Shows which patches of an image pass the gated parts of a model, layer by layer.
+
+    TARGET is a folder that 'apply' or 'tune' wrote, or a spec.
+    """
+    with busy("starting torch"):
+        from ..disk import check_file, replacing_file
+        from ..report.rates import RatesPicture
+        from ..report.tokens import cropped
+    check_file(out)
+    opened = _opened(image)
+    with busy(f"reading {target}"):
+        rewritten = _rewritten(target, overrides, trust)
+    with busy("looking at the gates"):
+        found = RatesPicture.of(rewritten, *cropped(rewritten, opened))
+        picture = found.picture()
+    with replacing_file(out) as temporary:
+        picture.save(temporary, "png")
+    if as_json:
+        echo_json({**found.to_json(), "out": str(out)})
+        return
+    for layer in found.layers:
+        click.echo(f"{layer.rate:7.2%}   {layer.name}")
+    click.echo(f"{found.overall:7.2%}   all layers")
+    echo_written(out)
+
+
 def _rewritten(target: str, overrides: tuple[str, ...], trust: bool) -> Rewritten:
     if not is_folder(target):
         return request(target, overrides).apply()

@@ -55,6 +55,11 @@ class Canvas:
         box = (at[0], at[1], at[0] + side, at[1] + side)
         self.draw.rectangle(box, fill=fill, outline=(120, 120, 120))
 
+    def bar(self, at: tuple[int, int], width: int, height: int, colour: torch.Tensor) -> None:
+        """A bar of a colour, its top left corner at a place; one of no width is a line."""
+        fill = tuple(int(v) for v in (colour * 255).round())
+        self.draw.rectangle((at[0], at[1], at[0] + max(width, 1) - 1, at[1] + height), fill=fill)
+
     def scale(self, at: tuple[int, int], width: int, height: int = 8) -> None:
         """A bar of the colours of heat maps."""
         bar = heat(torch.linspace(0, 1, width).expand(height, width))

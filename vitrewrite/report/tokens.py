@@ -52,15 +52,15 @@ class TokenMap:
             MatchError: VR301 if no clause changes how many tokens there are.
         """
         title = rewritten.spec.name
-        with torch.no_grad(), _traced(rewritten.module.eval()) as seen:
+        with torch.no_grad(), traced(rewritten.module.eval()) as seen:
             rewritten.module(pixels[None])
         if not seen:
             raise MatchError(
                 "VR301", f"'{title}' merges and drops no tokens",
                 suggestion="add a clause such as: insert merge.bdm() after blocks[6].attn",
             )  # fmt: skip
-        height, width = _grid(rewritten, pixels.shape[-2:])
-        groups = _composed(rewritten, [into[0] for into in seen]).view(height, width)
+        height, width = grid_of(rewritten, pixels.shape[-2:])
+        groups = composed(rewritten, [into[0] for into in seen]).view(height, width)
         counts = (seen[0].shape[1], *(int(into[0].max()) + 1 for into in seen))
         return cls(title, groups, counts)
 
@@ -135,7 +135,7 @@ def tokens_picture(image: torch.Tensor, maps: Sequence[TokenMap]) -> Image:
 
 
 @contextmanager
-def _traced(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+def traced(module: nn.Module) -> Iterator[list[torch.Tensor]]:
     """While it lasts, each change of tokens tells `into` [batch, tokens] of what it is given."""
     seen: list[torch.Tensor] = []
     changers = [m for m in module.modules() if getattr(m, "traced", None) is False]
@@ -161,15 +161,15 @@ def _traced(module: nn.Module) -> Iterator[list[torch.Tensor]]:
             changer.traced = False  # type: ignore[assignment]
 
 
-def _composed(rewritten: Rewritten, steps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """For each patch the group that it is in behind the last change of tokens.
+def composed(rewritten: Rewritten, steps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """For each patch the group that it is in behind some changes of tokens, the first ones.
 
     Where all patches have been given back in front of a change, what they were in before does not
     count any more.
     """
     stream = rewritten.result.stream
     groups = torch.arange(stream.start.patches or 0)
-    for (position, _, _), into in zip(stream.sizes(), steps, strict=True):
+    for (position, _, _), into in zip(stream.sizes(), steps, strict=False):
         before = stream.known(position - 1)
         own = into[before.prefix :]  # of what is no prefix
         own = torch.where(own == DROPPED, own, own - before.prefix)
@@ -191,7 +191,7 @@ def _interior(labels: torch.Tensor) -> torch.Tensor:
 _CROSS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-def _grid(rewritten: Rewritten, size: Sequence[int]) -> tuple[int, int]:
+def grid_of(rewritten: Rewritten, size: Sequence[int]) -> tuple[int, int]:
     """The grid of patches of an image [H, W]."""
     captured = rewritten.result.example[0].shape[-2:]
     grid = rewritten.result.anatomy.stream.grid
