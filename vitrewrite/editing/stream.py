@@ -172,15 +172,16 @@ class Stream:
         return fact != "prefix" and any(position < place <= where for place in back)
 
     def regroup(
-        self, position: int, clause: ClauseRef, made: Insertion, size: Value, patches: int
-    ) -> None:
-        """From a position on there are fewer tokens, no grid, and these sizes.
+        self, position: int, clause: ClauseRef, made: Insertion, size: Value, patches: int,
+        grid: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """From a position on there are fewer tokens, this grid or none, and these sizes.
 
         Raises:
             RewriteError: VR410 if another clause regroups them at the position.
         """
         self._expect_alone(position, clause)
-        self.change(position, clause, grid=None, size=size)
+        self.change(position, clause, grid=grid, size=size)
         self.changes[-1][1]["patches"] = patches
         self.regroupings.append(Regrouping(position, clause, made, size))
 
