@@ -142,7 +142,10 @@ class Stream:
                 break
             more = values.get("prefix", tokens.prefix) - tokens.prefix
             joined = 0 if "size" in values or tokens.size is None else tokens.joined + more
-            tokens = replace(tokens, joined=joined, **values)
+            facts = {name: value for name, value in values.items() if name != "fewer"}
+            if "fewer" in values and tokens.patches is not None:
+                facts["patches"] = tokens.patches - values["fewer"]
+            tokens = replace(tokens, joined=joined, **facts)
         return tokens
 
     def change(self, position: int, clause: ClauseRef, **facts: Any) -> None:
@@ -181,8 +184,10 @@ class Stream:
             RewriteError: VR410 if another clause regroups them at the position.
         """
         self._expect_alone(position, clause)
+        before = self.known(position).patches
         self.change(position, clause, grid=grid, size=size)
-        self.changes[-1][1]["patches"] = patches
+        # A clause further in front may come later, and leave fewer to this one.
+        self.changes[-1][1]["fewer"] = (before or patches) - patches
         self.regroupings.append(Regrouping(position, clause, made, size))
 
     def restore(self, position: int, clause: ClauseRef, made: Insertion) -> None:
