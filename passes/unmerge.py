@@ -68,6 +68,7 @@ class TokenUnmerging(Pass):
     verbs: ClassVar[tuple[str, ...]] = ("insert after",)
     attaches: ClassVar[tuple[str, ...]] = ("block",)
     source: ClassVar[str] = "Kim et al., CVPR 2025"
+    claims: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ("prefix", "size")
     writes: ClassVar[tuple[str, ...]] = ("grid", "size")
 

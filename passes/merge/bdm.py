@@ -225,7 +225,7 @@ class BipartiteDifferentiableMatching(Pass):
             refine, self.stop, hard,
         )  # fmt: skip
         if hard:
-            attn.waive("lowers_exactly", "a hard match is as cheap as it can be")
+            attn.block.waive("lowers_exactly", "a hard match is as cheap as it can be")
         point.regroup(merge, attn.keys, patches=len(merge.b))
         point.state("in_scores", self.prop_attn, "prop_attn")
         point.state("in_pooling", self.prop_pool, "prop_pool")

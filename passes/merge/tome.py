@@ -24,7 +24,7 @@ Forward
     tokens weigh each by size'; an attention that pools gets + log size', too. Prompts are prefix,
     and do not count in what is even.
     Of L blocks, block i merges r at inflection 0; r_i = int(lo + i (hi - lo) / (L - 1)) else, with
-    lo = int(r (1 - inflection)), hi = 2 r - lo.
+    lo = int(r (1 - inflection)), hi = 2 r - lo. A list says r block by block, and then 0.
 
 Exactness
     T tokens become T - r. Lowers to an index-select and an index-add. The matching is in float32
@@ -161,7 +161,9 @@ class TokenMerging(Pass):
     reads: ClassVar[tuple[str, ...]] = ("prefix", "size")
     writes: ClassVar[tuple[str, ...]] = ("grid", "size")
 
-    r: int = option(8, minimum=0, help="pairs that merge in a block")
+    r: int = option(
+        8, minimum=0, rest=0, help="pairs that merge in a block; as a list block by block, then 0"
+    )
     inflection: float = option(
         0.0, minimum=-1, maximum=1, needs="r", help="-1: from 2 r down to none; 1: from none up"
     )

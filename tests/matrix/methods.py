@@ -56,6 +56,10 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2\n",
         "insert ia3() at blocks[*].mlp.fc2\n",
     ),
+    "Pooled tokens": (
+        "insert merge.pool() after blocks[0].attn\n",
+        'insert merge.pool(window="2x1") after blocks[0].attn\n',
+    ),
     "ToMe, and back": (
         "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]\n",
     ),

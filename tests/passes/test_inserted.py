@@ -29,6 +29,7 @@ SPECS = {
     "sparse": "insert sparse() at sensitive(budget=4K, scale=10K)",
     "merge.bdm": "insert merge.bdm() after blocks[1].attn",
     "merge.bdm-bsm": "insert merge.bdm(match=bsm) after blocks[1].attn\ntrain head",
+    "merge.pool": "insert merge.pool() after blocks[1].attn\ntrain head",
     "merge.tome": "insert merge.tome(r=3) after blocks[*].attn\ntrain head",
     "unmerge": (
         "insert merge.tome(r=3) after blocks[0].attn\ninsert unmerge() after blocks[0]\ntrain head"

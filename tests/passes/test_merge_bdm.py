@@ -28,6 +28,10 @@ CASES = {
         "insert adaptformer(scale=0.5, dropout=0) at blocks[*].mlp_branch\n"
         "insert merge.bdm(dropout=0) after blocks[2].attn\n"
     ),
+    "fpet-block0": (LORA.replace("8", "6") + "insert merge.bdm(dropout=0) after blocks[0].attn\n"),
+    "fpet-distilled": "insert merge.bdm(dropout=0) after blocks[1].attn\n",
+    "fpet-nostop": "insert merge.bdm(dropout=0, stop=false) after blocks[2].attn\n",
+    "fpet-oddeven": "insert merge.bdm(dropout=0, split=row) after blocks[2].attn\n",
 }
 
 
@@ -76,17 +80,19 @@ def test_golden(name: str) -> None:
         case.close(module.eval()(x), "output")
         case.close(vr.lower(rewritten).module(x), "output")
     seen, (merge,) = merged(rewritten, x), (m for m in module.modules() if hasattr(m, "merge_soft"))
-    assert torch.equal(torch.cat([torch.tensor([0]), 1 + merge.b]), case.tensors["order_B"])
-    assert torch.equal(1 + merge.a, case.tensors["order_A"])
+    prefix = case.about["hyper"].get("prefix_tokens", 1)
+    front = torch.arange(prefix)
+    assert torch.equal(torch.cat([front, prefix + merge.b]), case.tensors["order_B"])
+    assert torch.equal(prefix + merge.a, case.tensors["order_A"])
     case.close(seen["size"][..., None], "size")
-    chosen = merge.match(seen["k"][:, :, 1:]).argmax(-1)  # among patches; the case counts prefixes
-    assert torch.equal(chosen + 1, case.tensors["assign"])
+    chosen = merge.match(seen["k"][:, :, prefix:]).argmax(-1)  # among patches
+    assert torch.equal(chosen + prefix, case.tensors["assign"])
     frozen = [k.removeprefix("grad.base.") for k in case.tensors if k.startswith("grad.base.")]
     assert frozen
     for key in frozen:
         module.get_parameter(key).requires_grad_(True)
     output = module.train()(x)
-    case.close(output.detach(), "output_train")
+    case.close(output.detach(), "output_train" if "output_train" in case.tensors else "output")
     (output * case.tensors["probe"]).sum().backward()
     gradients: dict[str, Any] = {f"base.{k}": module.get_parameter(k).grad for k in frozen}
     for parameter in module.parameters():
@@ -94,6 +100,51 @@ def test_golden(name: str) -> None:
             parameter.data = parameter.grad
     gradients |= {golden_name(k): v for k, v in rewritten.delta().items()}
     case.gradients_close(gradients)
+
+
+def test_one_hard_match_of_every_other_patch() -> None:
+    """A row of FPET's table 3, where ToMe's matching merges once: no parameters, no gradient."""
+    case = goldens.case("fpet-bsm-once")
+    spec = "insert merge.bdm(split=row, match=bsm) after blocks[2].attn\n"
+    rewritten, x = vr.apply(spec, case.base()), case.tensors["input"]
+    assert rewritten.report["params"]["trainable"] == 0
+    assert not rewritten.delta()
+    keys = [k.removeprefix("grad.base.") for k in case.tensors if k.startswith("grad.base.")]
+    module = rewritten.module.eval()
+    seen = merged(rewritten, x)
+    case.close(seen["k"].mean(1), "metric.0")
+    assert torch.equal(seen["size"][..., None], case.tensors["size"])
+    parameters = [module.get_parameter(k).requires_grad_(True) for k in keys]
+    output = module(x)
+    case.close(output.detach(), "output")
+    case.close(vr.lower(rewritten).module.eval()(x).detach(), "output")
+    found = torch.autograd.grad((output * case.tensors["probe"]).sum(), parameters)
+    case.gradients_close({f"base.{k}": g for k, g in zip(keys, found, strict=True)})
+    (merge,) = (m for m in module.modules() if hasattr(m, "merge_soft"))
+    merge.traced = True
+    with torch.no_grad():
+        into = merge(seen["x"], seen["k"])[2]
+    assert torch.equal(into, case.tensors["group_of_token"])
+
+
+ABLATIONS = {
+    "one half of the rows": "split=row",
+    "without the adapter": "refine=false",
+    "a hard match": "match=bsm",
+    "the gradient reaches the keys": "stop=false, refine=false",
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations(name: str) -> None:
+    options = ABLATIONS[name]
+    spec = f"insert merge.bdm({options}) after blocks[1].attn\ntrain blocks[0:2]\n"
+    rewritten = vr.apply(spec, vit(img_size=(20, 28)))
+    after = 19 if options == "split=row" else 18  # of 35 patches
+    assert rewritten.report["tokens"] == [36, 36, after, after, after]
+    own = {n for n, _ in rewritten.module.named_parameters() if "merge" in n}
+    assert bool(own) == (options == "split=row")
+    vr.verify(rewritten, graphs=False)
 
 
 def test_the_gradient_stop() -> None:

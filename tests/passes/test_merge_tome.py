@@ -68,6 +68,38 @@ def test_golden(name: str) -> None:
     assert torch.equal(source.argmax(1), case.tensors["group_of_token"])
 
 
+def test_a_list_is_a_schedule() -> None:
+    """As the authors' code takes it: padded with zeros, and no longer than the model is deep."""
+    case = goldens.case("tome-decreasing-prop")
+    rates = case.about["hyper"]["r_per_block"]
+    x, count = case.tensors["input"], case.tensors["source"].shape[2]
+    for given in (rates, rates[:-1]):
+        rewritten = vr.apply(TOME.replace("8", str(given)), case.base())
+        with torch.no_grad():
+            case.close(rewritten.module.eval()(x), "output")
+        merged = (sum(rates[:i]) for i in range(len(rates) + 1))
+        assert rewritten.report["tokens"] == [count - n for n in merged]
+        assert rewritten.result.stream.known(99).patches == count - 1 - sum(rates)
+    with pytest.raises(vr.VitrewriteError, match=r"VR403 merge.tome.r has 5 values, .* 4 sites"):
+        vr.plan(TOME.replace("8", "[1, 1, 1, 1, 1]"), vit())
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+@pytest.mark.parametrize("flat", [False, True])
+def test_it_tells_where_tokens_go(prefix: int, flat: bool) -> None:
+    """Each token is in the one whose mean it is part of, and its position is one of these."""
+    x = torch.randn(2, prefix + 9, 6, generator=torch.Generator().manual_seed(0))
+    merge = MERGE(3, prefix, min(prefix, 1), flat=flat, traced=True)
+    y, size, into, kept = merge(x, x[:, None])
+    assert torch.equal(into.gather(1, kept), torch.arange(y.shape[1]).expand(2, -1))
+    means = torch.zeros_like(y).index_put_(
+        (torch.arange(2)[:, None], into), x, accumulate=True
+    ) / size[..., None]  # fmt: skip
+    torch.testing.assert_close(means, y)
+    merge.r = 0
+    assert all(torch.equal(n, torch.arange(prefix + 9).expand(2, -1)) for n in merge(x, x)[2:])
+
+
 @pytest.mark.parametrize("name", ["tome-avgpool", "tome-distilled"])
 def test_golden_gradients(name: str) -> None:
     case = goldens.case(name)

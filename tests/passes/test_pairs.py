@@ -52,6 +52,7 @@ METHODS = {
     "vqt": "prepend vqt(count=2, dropout=0) to blocks[*]",
     "bdm": "insert merge.bdm() after blocks[1].attn",
     "tome": "insert merge.tome(r=2) after blocks[*].attn",
+    "pool": "insert merge.pool() after blocks[1].attn",
     "unmerge": "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]",
     "evit": "insert prune.evit(keep=0.6) after blocks[0].attn",
     "dispatch": "insert dispatch(hidden=16) at blocks[*].mlp_branch",
@@ -161,6 +162,12 @@ REFUSED = {
     # res-tuning.md 9: the bypass needs as many tokens behind each block.
     ("bypass", "bdm"): r"VR410 res_tuning at 'blocks\[1\]': the tokens change in number",
     ("bypass", "tome"): r"VR410 res_tuning at 'blocks\[0\]': the tokens change in number",
+    # pool_merge.md 9: the grid must be complete, as for FPET.
+    ("bypass", "pool"): r"VR410 res_tuning at 'blocks\[1\]': the tokens change in number",
+    (
+        "tome",
+        "pool",
+    ): "VR410 merge.pool .*no full grid of patches|VR417 merge.tome changes the grid",
     # uniadapter.md 9: the point of AdaptFormer, not both.
     ("adaptformer", "uniadapter"): r"VR401 \w+ and \w+ exclude each other, and both are at",
     ("bi.adaptformer", "uniadapter"): r"VR401 [\w.]+ and [\w.]+ exclude each other, and both are",

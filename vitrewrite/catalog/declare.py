@@ -28,6 +28,7 @@ def option(
     choices: tuple[str, ...] | tuple[int, ...] | None = None,
     words: tuple[str, ...] = (),
     needs: str = "",
+    rest: Any = None,
     help: str = "",
 ) -> Any:
     """A field of a pass that a spec can set; without `default` it must be set.
@@ -43,11 +44,13 @@ def option(
         needs: a condition on the other options without which this one has no effect, such as
             `"masks and count > 1"`; a spec that sets it all the same gets a warning. What depends
             on the site is told by `site.idle(option, why)`.
+        rest: what a list of values by site means for the sites behind its end; else it must be as
+            long as there are sites.
         help: one line for `vitrewrite explain`.
     """
     metadata = {
         "minimum": minimum, "maximum": maximum, "above": above, "below": below,
-        "choices": choices, "words": words, "needs": needs, "help": help,
+        "choices": choices, "words": words, "needs": needs, "rest": rest, "help": help,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -19,7 +19,7 @@ from vitrewrite.text import did_you_mean, listing, shown
 _TYPES = ("int", "float", "str", "bool")
 _DETAILS = (
     *("default", "minimum", "maximum", "above", "below", "choices", "words"),
-    *("needs", "help"),
+    *("needs", "rest", "help"),
 )
 _FACTS = ("prefix", "grid", "size")
 CLAIMS = ("same_output_at_init", "lowers_exactly")
@@ -55,6 +55,7 @@ class OptionInfo:
         above: what a value must be larger than; `below` what it must be smaller than.
         words: strings that need no quotes, beside others.
         needs: when it has an effect, or "" for always; see `needs`.
+        rest: its value at the sites that a list of values by site is too short for, if it may be.
     """
 
     name: str
@@ -70,6 +71,7 @@ class OptionInfo:
     choices: tuple[Any, ...] | None = None
     words: tuple[str, ...] = ()
     needs: str = ""
+    rest: Any = None
     help: str = ""
 
     def __str__(self) -> str:

@@ -126,6 +126,8 @@ def option_lines(options: Mapping[str, OptionInfo]) -> list[str]:
             limits.append(f"{', '.join(option.words)} or another")
         if option.needs:
             limits.append(f"only if {option.needs}")
+        if option.rest is not None:
+            limits.append(f"{_shown(option.rest)} behind the end of a list by site")
         facts = ", ".join([str(option), default, *limits])
         lines.append(f"    {option.name}: {facts}. {option.help}".rstrip())
     return lines

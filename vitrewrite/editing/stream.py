@@ -142,7 +142,10 @@ class Stream:
                 break
             more = values.get("prefix", tokens.prefix) - tokens.prefix
             joined = 0 if "size" in values or tokens.size is None else tokens.joined + more
-            tokens = replace(tokens, joined=joined, **values)
+            facts = {name: value for name, value in values.items() if name != "fewer"}
+            if "fewer" in values and tokens.patches is not None:
+                facts["patches"] = tokens.patches - values["fewer"]
+            tokens = replace(tokens, joined=joined, **facts)
         return tokens
 
     def change(self, position: int, clause: ClauseRef, **facts: Any) -> None:
@@ -172,16 +175,19 @@ class Stream:
         return fact != "prefix" and any(position < place <= where for place in back)
 
     def regroup(
-        self, position: int, clause: ClauseRef, made: Insertion, size: Value, patches: int
-    ) -> None:
-        """From a position on there are fewer tokens, no grid, and these sizes.
+        self, position: int, clause: ClauseRef, made: Insertion, size: Value, patches: int,
+        grid: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        """From a position on there are fewer tokens, this grid or none, and these sizes.
 
         Raises:
             RewriteError: VR410 if another clause regroups them at the position.
         """
         self._expect_alone(position, clause)
-        self.change(position, clause, grid=None, size=size)
-        self.changes[-1][1]["patches"] = patches
+        before = self.known(position).patches
+        self.change(position, clause, grid=grid, size=size)
+        # A clause further in front may come later, and leave fewer to this one.
+        self.changes[-1][1]["fewer"] = (before or patches) - patches
         self.regroupings.append(Regrouping(position, clause, made, size))
 
     def restore(self, position: int, clause: ClauseRef, made: Insertion) -> None:

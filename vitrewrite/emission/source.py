@@ -13,7 +13,7 @@ from torch import fx, nn
 from ..errors import EmitError
 from ..tracing import walk
 from ..tracing.about import About, about, is_root
-from ..tracing.leaves import is_torch_class
+from ..tracing.leaves import is_torch_class, mentioned
 from ..tracing.notes import HINT
 from ..tracing.unit import Unit
 from .classes import Care, Class, Classes
@@ -116,10 +116,9 @@ def _inserted(root: nn.Module) -> dict[type[nn.Module], str]:
     """
     found: dict[type[nn.Module], str] = {}
     scope = NameScope()
-    for module in walk.modules(root):
-        cls = type(module)
-        if cls in found or isinstance(module, Unit) or is_torch_class(cls):
-            continue
+    modules = (type(m) for m in walk.modules(root) if not isinstance(m, Unit))
+    made = dict.fromkeys(cls for cls in modules if not is_torch_class(cls))
+    for cls in dict.fromkeys(c for own in made for c in (own, *mentioned(own))):
         if cls.__name__ in RESERVED or not is_name(cls.__name__):
             raise EmitError("VR805", f"a class that a pass inserts cannot be named {cls.__name__}")
         found[cls] = scope.take(cls.__name__, "Inserted")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .. import catalog
 from ..catalog.declare import Pass
@@ -23,17 +23,14 @@ def method_of(clause: Clause) -> Pass:
     assert clause.use is not None
     known = (v for v in clause.use.values.values() if isinstance(v, PerSite))
     there = [i for i, items in enumerate(zip(*known, strict=False)) if None not in items]
-    return _method(clause, there[0] if there else None)
+    lists = {n: v for n, v in clause.use.values.items() if isinstance(v, PerSite)}
+    return _method(clause, {n: v[there[0]] for n, v in lists.items()} if there else {})
 
 
-def _method(clause: Clause, place: int | None) -> Pass:
+def _method(clause: Clause, here: Mapping[str, Value]) -> Pass:
     assert clause.use is not None
-    values: dict[str, Value] = {}
-    for name, value in clause.use.values.items():
-        if not isinstance(value, PerSite):
-            values[name] = value
-        elif place is not None:
-            values[name] = value[place]
+    plain = {n: v for n, v in clause.use.values.items() if not isinstance(v, PerSite)}
+    values = {**plain, **here}
     found = catalog.load(clause.use.key)
     if found.rewrite is Pass.rewrite:
         message = f"pass '{clause.use.name}' has no rewrite(), which carries it out at a site"
@@ -52,7 +49,11 @@ def methods_by_site(
     """
     assert clause.use is not None
     lists = {n: v for n, v in clause.use.values.items() if isinstance(v, PerSite)}
+    known = catalog.signature(clause.use.key).options if lists else {}
     for name, values in lists.items():
+        rest = known[name].rest
+        if rest is not None:
+            values = lists[name] = PerSite((*values, *(rest,) * (len(roles) - len(values))))
         if len(values) != len(roles):
             more = ", ..." if len(roles) > 8 else ""
             raise described.error(
@@ -63,13 +64,13 @@ def methods_by_site(
     made: dict[str, Pass] = {}
     found: list[Pass | None] = []
     for place in range(len(roles)):
-        here = [values[place] for values in lists.values()]
-        if None in here:
+        here = {name: values[place] for name, values in lists.items()}
+        if None in here.values():
             found.append(None)
         else:
-            key = show(tuple(here))
+            key = show(tuple(here.values()))
             if key not in made:
-                made[key] = _method(clause, place)
+                made[key] = _method(clause, here)
             found.append(made[key])
     return tuple(found)
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..catalog.defaults import constructor, parameters
 from ..catalog.own_code import file_of, told
-from ..tracing.leaves import changed_by, is_torch_class
+from ..tracing.leaves import changed_by, is_torch_class, mentioned
 
 OFFERED = ("torch", "nn", "F", "math")
 """What an emitted file imports for the classes of passes."""
@@ -53,6 +53,7 @@ def faults(module: nn.Module, pass_name: str, changed: Sequence[int]) -> Iterato
             )  # fmt: skip
     yield from _arguments(module)
     own = {type(m) for m in module.modules() if not is_torch_class(type(m))}
+    own |= {other for each in own for other in mentioned(each)}
     for each in sorted(own, key=lambda c: c is not cls):
         space = each.forward.__globals__.items()
         yield from _names(each, {name for name, c in space if isinstance(c, type) and c in own})

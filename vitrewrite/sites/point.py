@@ -49,6 +49,8 @@ class Point:
         found = None if stream.reader is None else stream.reader.sizes(self.position)
         if found is None or not stream.whole(self.position):
             raise self.site.unfit("no full grid of patches is left there")
+        if stream.known(self.position).grid != stream.start.grid:
+            raise self.site.unfit("the grid there is pooled, and does not follow the image")
         return Value(found[0]), Value(found[1])
 
     @property
@@ -155,8 +157,10 @@ class Point:
             if block.has_patches and 2 * block.index >= self.position:
                 block.close_room(start, count)
 
-    def regroup(self, module: nn.Module, *values: Value, patches: int) -> None:
-        """`x, size = module(x, *values, size)`: from here on there are fewer tokens, and no grid.
+    def regroup(
+        self, module: nn.Module, *values: Value, patches: int, grid: tuple[int, int] | None = None
+    ) -> None:
+        """`x, size = module(x, *values, size)`: from here on there are fewer tokens.
 
         `size` is [batch, tokens], how many patches each token stands for. The module is called
         without it where no other regroups tokens in front of it: each token is one patch there.
@@ -171,6 +175,7 @@ class Point:
             values: what it is given besides.
             patches: how many tokens that are no prefix it leaves, of the size that the model was
                 captured with.
+            grid: height and width, if what it leaves lies on one; it is that of one size only.
 
         Raises:
             RewriteError: VR410 if tokens are regrouped here already, or in the model as it was.
@@ -182,7 +187,7 @@ class Point:
         _, size = self.insert(module, *values, also=("size",))
         HELD.put(self.site.editor.node(size.place), True)
         made = self.site.editor.insertions[-1]
-        stream.regroup(self.position, self.site.clause, made, size, patches)
+        stream.regroup(self.position, self.site.clause, made, size, patches, grid)
 
     def restore(self, module: nn.Module) -> None:
         """`x = module(x, into)`: from here on all patches of the model as it was are there again.

@@ -40,6 +40,18 @@ def changed_by(module: nn.Module) -> tuple[int | None, ...]:
     return getattr(module, "changes", ()) if is_inserted(module) else ()
 
 
+def mentioned(cls: type[nn.Module]) -> list[type[nn.Module]]:
+    """Other classes of modules that the methods of an inserted class name: it may make them."""
+    space = cls.forward.__globals__ if hasattr(cls, "inserted_by") else {}
+    codes = [m.__code__ for m in vars(cls).values() if hasattr(m, "__code__")]
+    names = dict.fromkeys(name for code in codes for name in code.co_names)
+    found = [space[name] for name in names if isinstance(space.get(name), type)]
+    return [
+        c for c in found
+        if issubclass(c, nn.Module) and c is not cls and not is_torch_class(c)
+    ]  # fmt: skip
+
+
 def torch_base(module: nn.Module) -> type[nn.Module] | None:
     """The `torch.nn` layer that a childless module's class derives from, if any."""
     if module._modules:
