@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ..anatomy.sites import Place
-from ..tracing.notes import VALUE
+from ..tracing.notes import HINT, VALUE
 from . import wiring
 from .editor import Editor, after
 
@@ -37,6 +37,13 @@ class Value:
     def then(self, method: str, *args: Any) -> Value:
         """What a method of the tensor makes of it."""
         return replace(self, steps=(*self.steps, (method, args)))
+
+    def made(self, editor: Editor) -> Value:
+        """The same, made once where it comes from, and not by each that reads it."""
+        node = self.read(editor, self.place.unit)
+        steps = "_".join(method for method, _ in self.steps)
+        HINT.put(node, f"{steps}_{HINT.get(node.all_input_nodes[0]) or 'value'}")
+        return Value(Place(self.place.unit, node.name))
 
     def read(self, editor: Editor, unit: str) -> fx.Node:
         """The node that holds it in the graph of `unit`, wired there if needed."""

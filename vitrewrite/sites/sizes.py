@@ -35,18 +35,29 @@ def settle(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
                 _give(editor, before.size, step.size, joined)
     _follow(editor, anatomy, stream)
     scores = stream.counts("in_scores")
-    for block in anatomy.blocks if scores is not None and scores.value else ():
-        position = 2 * block.index
-        known, cause = stream.known(position).size, stream.cause(position, "size")
-        if known is not None and cause is not None and block.attn is not None:
-            with caused_at(cause.span):
-                site = BlockSite(Context(editor, cause, anatomy, stream), block)
-                site.attn.bias_keys(known.log())
+    if scores is not None and scores.value:
+        _bias(editor, anatomy, stream)
     if made:
         weigh(editor, anatomy, stream)
     for _, size, _ in stream.sizes():
         HELD.drop(editor.node(size.place))
     finish(editor)
+
+
+def _bias(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
+    """Has the logarithms of sizes count in the scores of keys."""
+    attending = [b for b in anatomy.blocks if b.attn and stream.known(2 * b.index).size]
+    sizes = [stream.known(2 * b.index).size for b in attending]
+    logs: dict[Value, Value] = {}
+    for block, size in zip(attending, sizes, strict=True):
+        cause = stream.cause(2 * block.index, "size")
+        assert cause is not None
+        assert size is not None
+        if size not in logs:
+            logs[size] = size.log().made(editor) if sizes.count(size) > 1 else size.log()
+        with caused_at(cause.span):
+            site = BlockSite(Context(editor, cause, anatomy, stream), block)
+            site.attn.bias_keys(logs[size])
 
 
 def _follow(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
