@@ -41,7 +41,7 @@ def settle(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
         if known is not None and cause is not None and block.attn is not None:
             with caused_at(cause.span):
                 site = BlockSite(Context(editor, cause, anatomy, stream), block)
-                site.attn.bias_keys(known.log())
+                site.attn.bias_keys(known.log(), cast=True)
     if made:
         weigh(editor, anatomy, stream)
     for _, size, _ in stream.sizes():
