@@ -116,7 +116,7 @@ class BipartiteMerge(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """The merged tokens, and how many patches each stands for."""
         prefix = x.shape[1] - self.grid[0] * self.grid[1]
-        size = x.new_ones(x.shape[:2]) if size is None else size
+        size = self.wide(x.new_ones(x.shape[:2])) if size is None else size
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             scores = self.match(k[:, :, prefix:])
             weight = self.wide(size[:, prefix:, None])

@@ -62,14 +62,14 @@ class PooledPatches(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """The pooled tokens, and how many patches each stands for."""
         prefix = x.shape[1] - self.grid[0] * self.grid[1]
-        size = x.new_ones(x.shape[:2]) if size is None else size
+        wide = torch.promote_types(x.dtype, torch.float32)
+        size = x.new_ones(x.shape[:2], dtype=wide) if size is None else size
         pairs, counts = self.windows(x[:, prefix:]), self.windows(size[:, prefix:, None])
         if self.form == "max":
             pooled = pairs.amax(dim=(2, 4))
         else:
-            wide = torch.promote_types(x.dtype, torch.float32)
             weight = counts / counts.sum(dim=(2, 4), keepdim=True)
-            pooled = (pairs.to(wide) * weight.to(wide)).sum(dim=(2, 4)).to(x.dtype)
+            pooled = (pairs.to(wide) * weight).sum(dim=(2, 4)).to(x.dtype)
         count = counts.sum(dim=(2, 4)).flatten(1)
         made = torch.cat([x[:, :prefix], pooled.flatten(1, 2)], dim=1)
         size = torch.cat([size[:, :prefix], count], dim=1)

@@ -68,7 +68,7 @@ class TokenMerge(nn.Module):
         self, x: torch.Tensor, k: torch.Tensor, size: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         """The merged tokens, and how many patches each stands for."""
-        size = x.new_ones(x.shape[:2]) if size is None else size
+        size = self.wide(x.new_ones(x.shape[:2])) if size is None else size
         number = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         r = min(self.r, (x.shape[1] - self.prefix) // 2)
         if r < 1:

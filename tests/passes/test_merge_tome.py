@@ -73,8 +73,8 @@ def test_a_list_is_a_schedule() -> None:
     case = goldens.case("tome-decreasing-prop")
     rates = case.about["hyper"]["r_per_block"]
     x, count = case.tensors["input"], case.tensors["source"].shape[2]
-    for listed in (rates, rates[:-1]):
-        rewritten = vr.apply(TOME.replace("8", str(listed)), case.base())
+    for schedule in (rates, rates[:-1]):
+        rewritten = vr.apply(TOME.replace("8", str(schedule)), case.base())
         with torch.no_grad():
             case.close(rewritten.module.eval()(x), "output")
         merged = (sum(rates[:i]) for i in range(len(rates) + 1))

@@ -130,7 +130,8 @@ def _propagated(meta: nn.Module, rewritten: Rewrite, base: Propagation) -> Propa
     except BrokenError as error:
         told = needed(error, rewritten.stream.start)
         refuse_misfit(rewritten.editor, error, only_told=True)
-        changes = [clause for _, _, clause in rewritten.stream.changes]
+        back = {r.clause.number for r in rewritten.stream.regroupings if r.size is None}
+        changes = [c for _, _, c in rewritten.stream.changes if c.number not in back]
         if changes:
             raise _conflict(rewritten, changes, error, told) from error
         refuse_misfit(rewritten.editor, error)

@@ -85,8 +85,14 @@ class AttentionSite(ScoresSite):
 
     def expect_sequence(self) -> None:
         """Raises VR410 unless all attend to one sequence of tokens."""
-        if not self.block.mid.is_sequence or self.windowed or not self.over_tokens:
-            raise self.unfit("it does not attend over one sequence of tokens")
+        windows, why = self.attention.windows, ""
+        if windows is not None:
+            why = f", but within windows of {windows[0]}x{windows[1]}, which need the whole grid"
+        elif not self.block.mid.is_sequence:
+            why = ", but to a map of the patches, which other blocks need whole"
+        elif self.over_tokens:
+            return
+        raise self.unfit(f"it does not attend over one sequence of tokens{why}")
 
     def expect_free(self) -> None:
         """Raises VR410 if later parts need the tokens where they are, those in front excepted."""

@@ -82,7 +82,7 @@ def _in_attention(
         weight = completed(size.read(editor, place.unit), node.all_input_nodes[0], node)
         size = Value(Place(place.unit, weight.name))
     try:
-        site.bias_keys(size.log())
+        site.bias_keys(size.log(), cast=True)
     except RewriteError:
         if stated.chosen:
             raise
@@ -101,7 +101,7 @@ def _unknown(editor: Editor, anatomy: Anatomy, stated: Stated) -> None:
 
 
 def _in_mean(editor: Editor, mean: Mean, size: Value, joined: bool, origin: str) -> None:
-    """`(x * size).sum(1) / size.sum(1)` instead of `x.mean(1)`."""
+    """`((x * size).sum(1) / size.sum(1)).type_as(x)` instead of `x.mean(1)`."""
     place = editor.where(mean.place)
     node = editor.node(place)
     x = node.all_input_nodes[0]
@@ -120,6 +120,7 @@ def _in_mean(editor: Editor, mean: Mean, size: Value, joined: bool, origin: str)
             for n in (weighed, weight)
         ]
         pooled = node.graph.call_function(operator.truediv, tuple(sums))
+        pooled = node.graph.call_method("type_as", (pooled, x))
     HINT.put(weight, "weight")
     copied(node, pooled)
     ORIGIN.put(pooled, origin)

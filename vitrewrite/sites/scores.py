@@ -170,17 +170,20 @@ class ScoresSite(AttendingSite):
             if biased:
                 add_bias(each, results[2])
 
-    def bias_keys(self, value: Value) -> None:
+    def bias_keys(self, value: Value, *, cast: bool = False) -> None:
         """Adds a number per token to the scores of its key, on every head and query.
 
         Args:
             value: [batch, tokens].
+            cast: whether its dtype may be another than that of the queries.
         """
         core = self._scored()
-        numbers = value.read(self.editor, self._unit)
-        with after(core.graph, [numbers]):
+        numbers, query = value.read(self.editor, self._unit), operand_of(core, 0)
+        with after(core.graph, [numbers, query] if cast else [numbers]):
             index = (slice(None), None, None)
             bias = core.graph.call_function(operator.getitem, (numbers, index))
+            if cast:
+                bias = core.graph.call_method("type_as", (bias, query))
         if self.tokens.joined:
             bias = filled(bias, of_tokens(operand_of(core, 1)))
         if any(rows := ROWS.get(core, (0, 0))):

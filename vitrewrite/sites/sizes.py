@@ -57,7 +57,7 @@ def _bias(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:
             logs[size] = size.log().made(editor) if sizes.count(size) > 1 else size.log()
         with caused_at(cause.span):
             site = BlockSite(Context(editor, cause, anatomy, stream), block)
-            site.attn.bias_keys(logs[size])
+            site.attn.bias_keys(logs[size], cast=True)
 
 
 def _follow(editor: Editor, anatomy: Anatomy, stream: Stream) -> None:

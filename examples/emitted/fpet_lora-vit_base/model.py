@@ -101,7 +101,8 @@ class BipartiteMerge(nn.Module):
     """Merges one half of the patches into the other: x [B, T, C] and sizes [B, T] shrink.
 
     The last tokens are the patches of the grid, row by row; k is [B, heads, T, d]. Once `hard`,
-    matches are found by argmax and merged by index-add.
+    matches are found by argmax and merged by index-add. If `traced`, it tells in which token each
+    is now, [B, T], and which took their places, [B, T'].
     """
 
     inserted_by = "merge.bdm"
@@ -117,34 +118,53 @@ class BipartiteMerge(nn.Module):
         bits: int = 1,
         scale: float = 1.0,
         dropout: float = 0.1,
+        split: str = "checkerboard",
+        refine: bool = True,
+        stop: bool = True,
         hard: bool = False,
+        traced: bool = False,
     ) -> None:
         super().__init__()
         self.grid, self.dim, self.hidden, self.hard = grid, dim, hidden, hard
         self.bits, self.scale, self.dropout = bits, scale, dropout
-        self.down = Quantised(hidden, dim, bits)
-        self.up = Quantised(dim, hidden, bits, small=True)
-        for name, parities in (("a", ((0, 0), (1, 1))), ("b", ((1, 0), (0, 1)))):
-            order = [
-                i * grid[1] + j
-                for start in parities
-                for i in range(start[0], grid[0], 2)
-                for j in range(start[1], grid[1], 2)
-            ]
-            self.register_buffer(name, torch.tensor(order), persistent=False)
+        self.split, self.refine, self.stop, self.traced = split, refine, stop, traced
+        self.down = self.up = None
+        if refine:
+            self.down = Quantised(hidden, dim, bits)
+            self.up = Quantised(dim, hidden, bits, small=True)
+        a, b = self.halves()
+        self.register_buffer("a", torch.tensor(a), persistent=False)
+        self.register_buffer("b", torch.tensor(b), persistent=False)
         self.reset_parameters()
+
+    def halves(self) -> tuple[list[int], list[int]]:
+        """The patches that merge and those that they merge into, by number, in order."""
+        height, width = self.grid
+        if self.split == "row":
+            return list(range(1, height * width, 2)), list(range(0, height * width, 2))
+        a, b = (
+            [
+                i * width + j
+                for start in parities
+                for i in range(start[0], height, 2)
+                for j in range(start[1], width, 2)
+            ]
+            for parities in (((0, 0), (1, 1)), ((1, 0), (0, 1)))
+        )
+        return a, b
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the adapter so that it changes little or nothing."""
-        self.down.reset_parameters(generator)
-        self.up.reset_parameters(generator)
+        if self.down is not None and self.up is not None:
+            self.down.reset_parameters(generator)
+            self.up.reset_parameters(generator)
 
     def forward(
         self, x: torch.Tensor, k: torch.Tensor, size: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         """The merged tokens, and how many patches each stands for."""
         prefix = x.shape[1] - self.grid[0] * self.grid[1]
-        size = x.new_ones(x.shape[:2]) if size is None else size
+        size = self.wide(x.new_ones(x.shape[:2])) if size is None else size
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             scores = self.match(k[:, :, prefix:])
             weight = self.wide(size[:, prefix:, None])
@@ -153,14 +173,25 @@ class BipartiteMerge(nn.Module):
             both = merge(scores, both[:, self.a], both[:, self.b])
             patches, count = both[..., :-1] / both[..., -1:], both[..., -1]
         x = torch.cat([x[:, :prefix], patches.to(x.dtype)], dim=1)
-        return x, torch.cat([size[:, :prefix], count.to(size.dtype)], dim=1)
+        size = torch.cat([size[:, :prefix], count.to(size.dtype)], dim=1)
+        return (x, size, *self.trace(scores, prefix)) if self.traced else (x, size)
+
+    def trace(self, scores: torch.Tensor, prefix: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """In which token each is, and which are kept."""
+        number = torch.arange(prefix + len(self.b), device=scores.device)
+        number = number.expand(scores.shape[0], -1)
+        order = torch.cat([self.a, self.b]).argsort()
+        into = torch.cat([scores.argmax(dim=-1) + prefix, number[:, prefix:]], dim=1)[:, order]
+        kept = torch.cat([number[:, :prefix], (self.b + prefix).expand(scores.shape[0], -1)], dim=1)
+        return torch.cat([number[:, :prefix], into], dim=1), kept
 
     def match(self, k: torch.Tensor) -> torch.Tensor:
-        """Cosines of A and B, [B, N_A, N_B]; no gradient reaches the keys."""
-        m = self.wide(k.detach()).mean(dim=1)
-        code = F.relu(F.linear(m, self.down().to(m.dtype)))
-        code = F.dropout(code, self.dropout, self.training)
-        m = m + self.scale * F.linear(code, self.up().to(m.dtype))
+        """Cosines of A and B, [B, N_A, N_B]; once `stop`, no gradient reaches the keys."""
+        m = self.wide(k.detach() if self.stop else k).mean(dim=1)
+        if self.down is not None and self.up is not None:
+            code = F.relu(F.linear(m, self.down().to(m.dtype)))
+            code = F.dropout(code, self.dropout, self.training)
+            m = m + self.scale * F.linear(code, self.up().to(m.dtype))
         m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         return torch.bmm(m[:, self.a], m[:, self.b].transpose(1, 2))
 
@@ -361,8 +392,9 @@ class AttentionWithSize(nn.Module):
         qkv = self.qkv_lora(x, self.qkv(x))
         qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
+        y = size.log()[:, None, None].type_as(q)
         # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=size.log()[:, None, None])
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=y)
         x = x.transpose(1, 2).reshape(B, N, 768)
         return self.proj(x)
 
