@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, Rung, option
 from .catalog.updates import LowRankUpdate, Rescaling
+from .layers.masking import MaskedSoftmax, TokenScores
+from .layers.picking import Picking
 from .layers.quantised import Quantised
 from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
@@ -29,7 +31,17 @@ from .sites import (
 )
 
 if TYPE_CHECKING:
-    from .tuning import Phase, Procedure, Run, features, silhouette
+    from .tuning import (
+        FallingKeep,
+        KeptTokens,
+        ParameterGroup,
+        Phase,
+        Procedure,
+        Run,
+        Watched,
+        features,
+        silhouette,
+    )
 
 __all__ = [
     "AffineSite",
@@ -39,15 +51,20 @@ __all__ = [
     "ConvSite",
     "DecoderSite",
     "EntriesSite",
+    "FallingKeep",
     "HeadSite",
+    "KeptTokens",
     "LayerSite",
     "LevelSite",
     "LinearSite",
     "LowRankUpdate",
+    "MaskedSoftmax",
     "MlpSite",
     "NormSite",
+    "ParameterGroup",
     "Pass",
     "Phase",
+    "Picking",
     "Point",
     "Procedure",
     "Quantised",
@@ -55,13 +72,18 @@ __all__ = [
     "Rewritten",
     "Run",
     "Rung",
+    "TokenScores",
     "Value",
+    "Watched",
     "decided",
     "features",
     "option",
     "silhouette",
 ]
-_TRAINING = ("Phase", "Procedure", "Run", "features", "silhouette")
+_TRAINING = (
+    *("FallingKeep", "KeptTokens", "ParameterGroup", "Phase", "Procedure", "Run", "Watched"),
+    *("features", "silhouette"),
+)
 
 
 def __getattr__(name: str) -> Any:

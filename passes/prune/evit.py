@@ -42,10 +42,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from vitrewrite.authoring import AttentionSite, Pass, option
+from vitrewrite.authoring import AttentionSite, Pass, Picking, option
 
 if TYPE_CHECKING:
-    from .schedule import FallingKeep
+    from vitrewrite.authoring import FallingKeep
 
 
 class AttentiveTokens(nn.Module):
@@ -62,45 +62,28 @@ class AttentiveTokens(nn.Module):
         super().__init__()
         self.keep, self.prefix, self.fuse, self.traced = keep, prefix, fuse, traced
         self.rate = keep
+        self.picking = Picking()
 
     def forward(
         self, x: torch.Tensor, a: torch.Tensor, size: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         """The tokens that are left, and how many patches each stands for."""
         size = x.new_ones(x.shape[:2]) if size is None else size
-        kept, gone = self.choose(a)
-        y, count = self.take(x, kept), size.gather(1, kept)
-        if self.fuse and gone.shape[1]:
+        patches = a[:, self.prefix :]
+        rate = self.rate if self.training else self.keep
+        kept, gone = self.picking.best(patches, self.prefix, math.ceil(rate * patches.shape[1]))
+        y, count = self.picking(x, kept), size.gather(1, kept)
+        fuse = self.fuse and gone.shape[1] > 0
+        if fuse:
             weight = a.gather(1, gone)[..., None]
-            fused = (weight * self.take(x, gone)).sum(dim=1, keepdim=True)
+            fused = (weight * self.picking(x, gone)).sum(dim=1, keepdim=True)
             y = torch.cat([y, fused.to(x.dtype)], dim=1)
             count = torch.cat([count, size.gather(1, gone).sum(dim=1, keepdim=True)], dim=1)
-        return (y, count, *self.trace(kept, gone)) if self.traced else (y, count)
-
-    def choose(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which tokens stay, the prefix first, and which go, both in descending a."""
-        count = a.shape[1] - self.prefix
-        stays = self.prefix + math.ceil((self.rate if self.training else self.keep) * count)
-        order = torch.arange(self.prefix + count, device=a.device).expand(a.shape[0], -1)
-        if stays < self.prefix + count:
-            best = a[:, self.prefix :].argsort(dim=1, descending=True, stable=True)
-            order = torch.cat([order[:, : self.prefix], best + self.prefix], dim=1)
-        return order[:, :stays], order[:, stays:]
-
-    def take(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Tokens by their number, picked as rows: several times as fast as a gather."""
-        image = torch.arange(x.shape[0], device=x.device)[:, None]
-        rows = x.flatten(0, 1).index_select(0, (index + image * x.shape[1]).flatten())
-        return rows.view(*index.shape, x.shape[2])
-
-    def trace(self, kept: torch.Tensor, gone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where each token is now, [B, T], and whose position each takes that is left."""
-        stays = kept.shape[1]
-        number = torch.arange(stays, device=kept.device).expand_as(kept)
-        now = torch.cat([number, torch.full_like(gone, stays if self.fuse else -1)], dim=1)
-        into = torch.empty_like(now).scatter(1, torch.cat([kept, gone], dim=1), now)
-        fused = gone[:, :1] if self.fuse else gone[:, :0]
-        return into, torch.cat([kept, fused], dim=1)
+        if not self.traced:
+            return y, count
+        where = torch.full_like(gone, kept.shape[1] if fuse else -1)
+        whose = torch.cat([kept, gone[:, :1]], dim=1) if fuse else kept
+        return y, count, self.picking.into(kept, gone, where), whose
 
 
 @dataclass(frozen=True)
@@ -161,6 +144,6 @@ class AttentiveReorganisation(Pass):
         """The share falls in training, if it is to."""
         if self.schedule == "constant":
             return None
-        from .schedule import FallingKeep
+        from vitrewrite.authoring import FallingKeep
 
         return FallingKeep("prune.evit", self.start, self.length)

@@ -65,6 +65,9 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     ),
     "EViT": ("insert prune.evit(keep=0.5) after blocks[1].attn\n",),
     "DyT": ("insert dispatch(hidden=2) at blocks[*].mlp_branch\n",),
+    "DynamicViT": ("insert prune.dynamicvit(keep=0.5) before blocks[1]\n",),
+    "dTPS": ("insert squeeze.tps(keep=0.5) before blocks[1]\n",),
+    "eTPS": ("insert squeeze.tps(keep=0.5) after blocks[1].attn\n",),
     "SLS": ("drop blocks[*] by sls()\n",),
 }
 """Clauses in order of preference: the first ones that an architecture has sites for count."""

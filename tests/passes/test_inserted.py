@@ -35,6 +35,9 @@ SPECS = {
         "insert merge.tome(r=3) after blocks[0].attn\ninsert unmerge() after blocks[0]\ntrain head"
     ),
     "prune.evit": "insert prune.evit(keep=0.5) after blocks[1].attn\ntrain head",
+    "prune.dynamicvit": "insert prune.dynamicvit(keep=0.5) before blocks[1]\ntrain head",
+    "squeeze.tps": "insert squeeze.tps(keep=0.5) before blocks[1]\ntrain head",
+    "squeeze.tps-class": "insert squeeze.tps(keep=0.5) after blocks[1].attn\ntrain head",
     "prompt": "prepend prompt(count=3, dropout=0.1) to blocks[*]",
     "prompt-masks": "prepend prompt(count=3, masks=true, segments=4) to blocks[*]",
     "prompt-patches": "prepend prompt(count=3, readout=patches) to blocks[0]",

@@ -16,9 +16,9 @@ from tests import goldens
 from tests.lowering.models import fill
 from tests.passes.test_merge_tome import image, vit
 from vitrewrite.rewrite.rewritten import Rewritten
+from vitrewrite.tuning.kept import share
 
 EVIT = importlib.import_module("vitrewrite.passes.prune.evit")
-SCHEDULE = importlib.import_module("vitrewrite.passes.prune.schedule")
 SPEC = "insert prune.evit() after blocks[1, 3].attn\n"
 
 
@@ -50,7 +50,8 @@ def test_golden() -> None:
         zip(prunes(rewritten), watched(rewritten, x), strict=True)
     ):
         case.close(given[1][:, 1:], f"class_attention.{k}")
-        kept, gone = module.choose(given[1])
+        patches = given[1][:, 1:]
+        kept, gone = module.picking.best(patches, 1, math.ceil(0.7 * patches.shape[1]))
         assert torch.equal(kept[:, 1:] - 1, case.tensors[f"kept_positions.{k}"])
         assert torch.equal(gone.sort().values - 1, case.tensors[f"dropped_positions.{k}"])
 
@@ -67,7 +68,7 @@ def test_golden_gradients(training: bool) -> None:
 def test_the_schedule_of_the_authors() -> None:
     rows = goldens.case("evit").about["keep_rate_schedule"]["rows [iteration, epoch, keep rate]"]
     for iteration, _, rate in rows:
-        assert SCHEDULE.share(0.7, iteration / 5, 10, 90) == pytest.approx(rate, abs=1e-12)
+        assert share(0.7, iteration / 5, 10, 90) == pytest.approx(rate, abs=1e-12)
 
 
 # -- by hand --------------------------------------------------------------------------------------

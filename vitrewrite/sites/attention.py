@@ -109,7 +109,7 @@ class AttentionSite(ScoresSite):
         """Raises VR410 unless the head reads the token in front, a class token."""
         stream = self.context.anatomy.stream
         if not stream.prefix_tokens or 0 not in (stream.readout or ()):
-            raise self.unfit("the head reads no class token, whose attention says what stays")
+            raise self.unfit("the head reads no class token in front of the patches")
 
     # -- verbs ----------------------------------------------------------------------------------
 

@@ -173,16 +173,22 @@ class BlockSite(RoutedSite):
         """The unit that calls the blocks of the clause; of a single block it is the block's."""
         return wiring.common(self.editor, self.context.scope)
 
-    def hand_on(self, value: Value) -> None:
-        """Keeps a value for the next block of the clause."""
-        self.context.shared[f"from {self.role}"] = value
+    def hand_on(self, *values: Value) -> None:
+        """Keeps values for the next block of the clause."""
+        self.context.shared.update({f"{i} from {self.role}": v for i, v in enumerate(values)})
 
     @property
     def handed(self) -> Value | None:
-        """What the block before in the clause handed on, if it did."""
+        """What the block before in the clause handed on, if it did; the first of several."""
+        return next(iter(self.all_handed), None)
+
+    @property
+    def all_handed(self) -> tuple[Value, ...]:
+        """All that the block before in the clause handed on."""
         number = self.siblings.index(self.role)
         before = self.siblings[number - 1] if number else None
-        return self.context.shared.get(f"from {before}")
+        found = self.context.shared.items()
+        return tuple(v for key, v in found if key.endswith(f" from {before}"))
 
     def collect(self, value: Value) -> None:
         """Keeps a value beside those that the blocks before in the clause collected."""
@@ -216,6 +222,18 @@ class BlockSite(RoutedSite):
         """All blocks of the clause."""
         blocks = {b.role: b for b in self.context.anatomy.blocks}
         return tuple(BlockSite(self.context, blocks[role]) for role in self.siblings)
+
+    @property
+    def stretch(self) -> tuple[BlockSite, ...]:
+        """This block and those behind it, up to the next one of the clause."""
+        later = [b.index for b in self.together if b.index > self.index]
+        stop = min(later, default=self.depth)
+        return (self, *(b for b in self.following if b.index < stop))
+
+    @property
+    def entering(self) -> int | None:
+        """Tokens that are no prefix in front of what clauses do at its input; see `tokens`."""
+        return self.context.stream.known(2 * self.index - 1).patches
 
     @property
     def ends(self) -> bool:

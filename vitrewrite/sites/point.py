@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -13,6 +13,7 @@ from ..anatomy.sites import Place
 from ..editing import wiring
 from ..editing.editor import after
 from ..editing.facts import Facts
+from ..editing.slices import ahead
 from ..editing.value import Value
 from ..tracing.notes import HELD, HINT, VALUE
 from .room import WithoutTokens
@@ -98,6 +99,14 @@ class Point:
         self._passes(node, results[0], results[0].args[0] if also else results[0])
         return tuple(Value(Place(place.unit, r.name)) for r in results)
 
+    def look(self, module: nn.Module, *values: Value, name: str) -> Value:
+        """`name = module(x, *values)`: something new, made of the stream as it is here."""
+        place = self.site.editor.where(self.place)
+        given = [value.read(self.site.editor, place.unit) for value in values]
+        node = self.site.editor.node(place)
+        (made,) = self.site.put(module, place.unit, (node, *given), (name,))
+        return Value(Place(place.unit, made.name))
+
     def follow(self, value: Value) -> None:
         """What reads the stream behind the blocks of the clause reads `value` instead."""
         editor, unit = self.site.editor, self.site._above
@@ -111,11 +120,12 @@ class Point:
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in made_of)
         editor.moved[editor.where(self.place)] = Place(unit, new.name)
 
-    def _passes(self, old: fx.Node, new: fx.Node, call: object) -> None:
-        """All that read the stream here, but for a call, read what that makes of it."""
+    def _passes(self, old: fx.Node, new: fx.Node, call: Any) -> None:
+        """All that read the stream here read what a call makes of it, but what it is made of."""
         editor = self.site.editor
         place = editor.where(self.place)
-        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not call)
+        made_of = ahead([call])
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in made_of)
         editor.moved[place] = Place(place.unit, new.name)
 
     def join(self, module: nn.Module, *values: Value, start: int, count: int) -> None:

@@ -21,6 +21,8 @@ rewritten.module, rewritten.report["training"]["accuracy"]
 | `teachers`, `adapting`, `distillation` | who teaches, the images it sees, its share of the loss |
 | `checks` | whether settings can be carried out |
 | `checkpoints`, `tensors` | all-or-nothing checkpoints in safetensors and JSON |
+| `watching` | what inserted modules yield in a step, for losses of it |
+| `kept` | the losses of models that decide in training which tokens they keep |
 | `clusters` | how well features fall into classes |
 | `tokens` | what leaves blocks, for procedures that choose by it |
 | `folder`, `metrics` | what is written and shown |
@@ -32,18 +34,23 @@ from ..language.settings import Settings
 
 if TYPE_CHECKING:
     from .clusters import silhouette
+    from .kept import FallingKeep, KeptTokens
     from .procedure import Hooks, ParameterGroup, Phase, Procedure
     from .run import Run
     from .tokens import features
     from .trainer import tune
+    from .watching import Watched
 
 __all__ = [
+    "FallingKeep",
     "Hooks",
+    "KeptTokens",
     "ParameterGroup",
     "Phase",
     "Procedure",
     "Run",
     "Settings",
+    "Watched",
     "features",
     "silhouette",
     "tune",
@@ -54,9 +61,9 @@ def __getattr__(name: str) -> Any:
     """Imports torch only when something needs it: the language reads the settings without."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from . import clusters, procedure, run, tokens, trainer
+    from . import clusters, kept, procedure, run, tokens, trainer, watching
 
-    for module in (procedure, run, trainer, tokens, clusters):
+    for module in (procedure, run, trainer, tokens, clusters, kept, watching):
         if hasattr(module, name):
             return getattr(module, name)
     raise AssertionError(name)

@@ -1,0 +1,1 @@
+"""Passes that take tokens out and fold them into those that stay."""
