@@ -226,7 +226,7 @@ def _read(head: SummaryHead) -> list[torch.Tensor]:
     if head.form != "concat" or head.normalise:
         return [torch.ones(count, dtype=torch.bool) for count in head.counts]
     rows = head.kept[head.width :].view(-1, head.dim).any(dim=1).cpu()
-    found = [part.clone() for part in rows.split(head.counts)]
+    found = [part.clone() for part in torch.split(rows, list(head.counts))]
     for part in found:
         part[0] |= not part.any()
     return found

@@ -22,7 +22,8 @@ WEIGHT = 1e-4
 
 def columns(head: SummaryHead) -> torch.Tensor:
     """The L2 norm of each column, [features]."""
-    return torch.linalg.vector_norm(head.weight.float(), dim=0)
+    norms: torch.Tensor = torch.linalg.vector_norm(head.weight.float(), dim=0)
+    return norms
 
 
 def longest(norms: torch.Tensor, share: float) -> torch.Tensor:
