@@ -6,7 +6,10 @@ What it does
     VPT-shallow, `blocks[*]` is VPT-deep.
     Readout `class`: the head reads class token and registers, as it is. `all`: its pooling sees the
     prompts too, as with MAE; the default for heads that pool, or that return all tokens.
-    `patches`: the prompts are taken out behind the last block.
+    `patches`: the prompts are taken out behind the last block. `prompts`: all else is, and the head
+    pools prompts alone.
+    In Swin they go beside the map: in front of the tokens of each window, their mean over the
+    windows of an image behind it, and four times side by side where patches merge.
 
 Source
     Jia et al., "Visual Prompt Tuning", ECCV 2022. Masks: Han et al., E2VPT, ICCV 2023, section 3.3.
@@ -14,7 +17,8 @@ Source
 Attaches to
     Blocks of a model whose stream is a sequence of tokens. Prompts have no positions: rotary ones
     leave them alone like class and registers, a relative bias is 0 for them. Without a class token
-    they stand in front. Blocks that work on a class token alone (CaiT's last) get none.
+    they stand in front. Blocks that work on a class token alone (CaiT's last) get none. Blocks of
+    Swin (V2 too), of maps that are cut into whole windows.
 
 Parameters
     prompt [M, C] per block, U(-v, v) with v = sqrt(6 / (patch numbers + C)), the numbers of one
@@ -25,11 +29,17 @@ Forward
     x = [class; P; patches], P[k, j] = prompt[k, j] * segment_mask[k, j mod R] * token_mask[k].
     Segments are strided as in the authors' code, or contiguous. Prompts have no position embedding.
     Dropout is on prompts only.
+    In windows: softmax over [P; window], a relative bias and the mask of shifted windows being 0 on
+    the rows and columns of P; P' = P + the mean over the windows of an image, P'' = P' + mlp(P'),
+    norms as for the map; where patches merge, reduction(norm([P, P, P, P])). New prompts replace
+    them as above. Masks are for the prompts of the first block alone. The head's mean is over map
+    and prompts (`all`, the default), `prompts` or `patches`.
 
 Exactness
     Deep prompts whose outputs nobody reads lower exactly to constant keys and values, k(norm1(P))
     and v(norm1(P)); rows that the masks made zero become one row with + log m on its score. On
-    ViT-B/16 10 prompts cost 18.49 GMAC, lowered 17.60. Shallow prompts evolve and stay.
+    ViT-B/16 10 prompts cost 18.49 GMAC, lowered 17.60. Shallow ones evolve and stay, as do those in
+    windows.
 
 Example
     prepend prompt(count=10) to blocks[*]
@@ -77,6 +87,27 @@ class Prompt(nn.Module):
         rows = F.dropout(rows.to(x.dtype).expand(x.shape[0], -1, -1), self.dropout, self.training)
         behind = self.start + self.count if self.replace else self.start
         return torch.cat([x[:, : self.start], rows, x[:, behind:]], dim=1)
+
+
+class PromptRows(nn.Module):
+    """Learned rows, [batch, count, C], beside a map [batch, height, width, C]."""
+
+    inserted_by = "prompt"
+
+    def __init__(self, count: int, dim: int, bound: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.count, self.dim, self.bound, self.dropout = count, dim, bound, dropout
+        self.prompt = nn.Parameter(torch.empty(count, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the prompts."""
+        nn.init.uniform_(self.prompt, -self.bound, self.bound, generator=generator)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The prompts of each image; mask is [count, C]."""
+        rows = self.prompt if mask is None else self.prompt * mask
+        return F.dropout(rows.to(x.dtype).expand(x.shape[0], -1, -1), self.dropout, self.training)
 
 
 class PromptMasks(nn.Module):
@@ -156,8 +187,8 @@ class VisualPrompt(Pass):
     )
     readout: str | None = option(
         None,
-        choices=("class", "patches", "all"),
-        help="what the head sees: no prompts as it is, none as they go, or all; "
+        choices=("class", "patches", "all", "prompts"),
+        help="what the head sees: no prompts as it is, none as they go, all, or prompts alone; "
         "class by default, all where the head pools",
     )
 
@@ -188,16 +219,36 @@ class VisualPrompt(Pass):
         if not (block.leads or block.has_patches):
             block.warn(f"no prompts for '{block.role}': its stream is the class token alone")
             return
+        if block.in_windows:
+            self.accompany(block)
+            return
         start, masks = self.start(block), self.shared_masks(block)
         bound = math.sqrt(6 / (block.patch_features + block.stem_dim))
         prompt = Prompt(self.count, block.dim, start, bound, not block.leads, self.dropout)
         block.input.join(prompt, *masks, start=start, count=self.count)
         if block.leads and self.reading(block) == "patches":
             (block, *block.following)[-1].output.leave(start, self.count)
+        if block.leads and self.reading(block) == "prompts":
+            (block, *block.following)[-1].output.leave_behind(start + self.count)
         if self.evolve(block):
             block.waive("lowers_exactly", "what becomes of its prompts is read later on")
         if block.leads:
             block.at_end(lambda: self.waive_observed(block))
+
+    def accompany(self, block: BlockSite) -> None:
+        """Prompts beside a map, in front of the tokens of each of its windows."""
+        reading = self.readout or "all"
+        block.expect(
+            reading != "class", "readout", "the model has no class token",
+            suggestion="readout=all, prompts or patches",
+        )  # fmt: skip
+        block.expect(self.position is None, "position", "prompts stand in front in every window")
+        masks = self.shared_masks(block) if block.leads else []
+        bound = math.sqrt(6 / (block.patch_features + block.stem_dim))
+        rows = PromptRows(self.count, block.dim, bound, self.dropout)
+        pooled = {"prompts": "rows", "patches": "map"}.get(reading, "all")
+        block.accompany(rows, *masks, count=self.count, pooled=pooled)
+        block.waive("lowers_exactly", "prompts are in windows and in what the head reads")
 
     def lower(self, block: BlockSite, module: nn.Module) -> bool:
         """Deep prompts become k(norm1(P)), v(norm1(P)); m rows of zeros are one, with + log m."""
@@ -224,7 +275,7 @@ class VisualPrompt(Pass):
 
     def evolve(self, block: BlockSite) -> bool:
         """Whether some prompts reach a block without new ones, or are pooled."""
-        return not block.reaches_end or self.reading(block) == "all"
+        return not block.reaches_end or self.reading(block) in ("all", "prompts")
 
     def reading(self, block: BlockSite) -> str:
         """What the head reads: the card's readout for heads that pool, unless one is stated."""
@@ -241,6 +292,11 @@ class VisualPrompt(Pass):
             stated, f"the head tells tokens 0..{block.told_apart - 1} by their position, and "
             "prompts in front would move them",
             suggestion=take_out,
+        )  # fmt: skip
+        block.expect(
+            reading != "prompts" or block.pooled,
+            "readout", "the head does not pool: it reads tokens in front of the prompts",
+            suggestion="a model that pools, such as one built with global_pool='avg'",
         )  # fmt: skip
         block.expect(
             reading != "class" or not block.pooled,

@@ -50,6 +50,11 @@ class AttendingSite(ReplacedSite):
         return self.attention.over == "tokens" and len(self._shape(1)) == 4
 
     @property
+    def length(self) -> int:
+        """How many tokens it attends to at once, at the size that the model was captured with."""
+        return self._shape(1)[-2]
+
+    @property
     def head_dim(self) -> tuple[int, int]:
         """Width of the keys and of the values of one head."""
         return self._shape(1)[-1], self._shape(2)[-1]

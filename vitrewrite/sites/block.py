@@ -13,7 +13,7 @@ from ..editing.cuts import lengthen
 from ..editing.leaving import cannot_leave_out, leave_out
 from ..editing.value import Value, shape_of
 from ..tracing.leaves import is_inserted
-from ..tracing.notes import HINT
+from ..tracing.notes import HELD, HINT
 from .attention import AttentionSite
 from .channels import NormSite
 from .mlp import MlpSite
@@ -302,6 +302,53 @@ class BlockSite(RoutedSite):
     def own_prefix(self) -> int:
         """How many tokens stand in front of the patches in the model as it was."""
         return self.context.anatomy.stream.prefix_tokens
+
+    @property
+    def all_blocks(self) -> tuple[BlockSite, ...]:
+        """All blocks of the model."""
+        return tuple(BlockSite(self.context, b) for b in self.context.anatomy.blocks)
+
+    def accompany(
+        self, module: nn.Module, *values: Value, count: int, pooled: str = "all"
+    ) -> None:  # fmt: skip
+        """`rows = module(x, *values)` go along with the map x from here on.
+
+        They pass all that channels pass: norms, layers, residual sums, merging of patches, where
+        the same rows stand for each of the merged ones. In an attention they stand in front of the
+        tokens of every window, and are the mean over the windows of their image behind it. At a
+        further site of the clause new ones are in their place.
+
+        Args:
+            module: yields [batch, count, channels] from the map as it enters the block.
+            values: what it is given besides.
+            count: how many rows.
+            pooled: what the mean that the head reads is over: `all`, `rows` or the `map`.
+
+        Raises:
+            RewriteError: VR410 if the block attends to no windows that fill its map, or something
+                on the way does more than move the map and compute with its channels.
+        """
+        from . import alongside
+
+        alongside.check(self, count)
+        place = self.editor.where(self.input.place)
+        given = [value.read(self.editor, place.unit) for value in values]
+        (rows,) = self.put(
+            module, place.unit, (self.editor.node(place), *given), ("rows",), owner=self.path
+        )
+        HELD.put(rows, True)
+        self.collect(Value(Place(place.unit, rows.name)))
+        if self.ends:
+            starts = dict(zip(self.siblings, self.collected, strict=True))
+            # Behind what other clauses leave for the end: rows pass what they put in.
+            self.at_end(lambda: self.at_end(lambda: alongside.go(self, count, starts, pooled)))
+
+    @property
+    def in_windows(self) -> bool:
+        """Whether blocks of the model attend within windows, or to a map [.., channels]."""
+        known = [b.attn for b in self.context.anatomy.blocks if b.attn is not None]
+        nhwc = self.context.anatomy.stream.layout == "nhwc"
+        return any(attn.windows is not None or nhwc for attn in known)
 
     @property
     def leaving(self) -> Point:

@@ -88,3 +88,13 @@ def filled(bias: fx.Node, keys: fx.Node) -> fx.Node:
         for node in (length, known, missing):
             VALUE.put(node, 1)
         return graph.call_function(F.pad, (bias, (missing, 0)))
+
+
+def before_rows(bias: fx.Node) -> fx.Node:
+    """A bias of scores before it was padded for rows that passes put beside keys."""
+    while bias.target is F.pad and isinstance(bias.args[1], tuple) and len(bias.args[1]) == 2:
+        source = bias.args[0]
+        if not isinstance(source, fx.Node) or not all(isinstance(n, int) for n in bias.args[1]):
+            break
+        bias = source
+    return bias

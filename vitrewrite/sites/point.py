@@ -16,7 +16,7 @@ from ..editing.facts import Facts
 from ..editing.slices import ahead
 from ..editing.value import Value
 from ..tracing.notes import HELD, HINT, VALUE
-from .room import WithoutTokens
+from .room import FirstTokens, WithoutTokens
 
 if TYPE_CHECKING:
     from .block import BlockSite
@@ -157,15 +157,23 @@ class Point:
         The blocks behind have no room for them any more.
         """
         site, prefix = self.site, self.tokens.prefix
-        place = site.editor.where(self.place)
-        node = site.editor.node(place)
-        module, hint = WithoutTokens(start, count), str(HINT.get(node) or "x")
-        made = site.help(module, place.unit, (node,), f"{site._stem}_out", hint)
-        self._passes(node, made, made)
+        self._without(WithoutTokens(start, count))
         self.become(prefix=prefix - count)
         for block in site.following:
             if block.has_patches and 2 * block.index >= self.position:
                 block.close_room(start, count)
+
+    def leave_behind(self, count: int) -> None:
+        """All but the first `count` tokens leave the stream, in front of a head that pools."""
+        self._without(FirstTokens(count))
+
+    def _without(self, module: nn.Module) -> None:
+        site = self.site
+        place = site.editor.where(self.place)
+        node = site.editor.node(place)
+        hint = str(HINT.get(node) or "x")
+        made = site.help(module, place.unit, (node,), f"{site._stem}_out", hint)
+        self._passes(node, made, made)
 
     def regroup(
         self, module: nn.Module, *values: Value, patches: int, grid: tuple[int, int] | None = None

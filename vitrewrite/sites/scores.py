@@ -28,7 +28,7 @@ from ..tracing.leaves import changed_by, run_leaf
 from ..tracing.nodes import is_size
 from ..tracing.notes import HELD, HINT, ORIGIN, PAIRS, ROWS, SOFTMAX, VALUE, WRITTEN
 from .attending import AttendingSite
-from .core import add_bias, bias_of, filled, of_tokens, operand_of, set_operand, settle
+from .core import add_bias, before_rows, bias_of, filled, of_tokens, operand_of, set_operand, settle
 from .growing import GrownScores
 from .room import BiasWithRoom
 
@@ -323,15 +323,30 @@ class ScoresSite(AttendingSite):
         """
         core = self._found()
         bias = None if core is None else bias_of(core)
-        if core is None or bias is None or not (axes := _by_token(bias)):
+        if core is None or bias is None or not (axes := _by_token(before_rows(bias))):
             return
         tokens = ahead([operand_of(core, i) for i in range(3)])
         if any(n in tokens for n in ahead([bias]) if n.op == "placeholder" or is_size(n)):
             return
-        module = BiasWithRoom(start, count, axes)
-        made = self.help(module, self._unit, (bias,), f"{self._stem}_bias", "bias")
-        settle(core, (bias,), (made,))
-        set_operand(core, 3, made)
+        self._give_room(core, bias, BiasWithRoom(start, count, axes))
+
+    def widen(self, count: int) -> None:
+        """For `count` tokens more in front, whoever they are, the bias of the scores is zero."""
+        core = self._scored()
+        bias = bias_of(core)
+        if bias is not None:
+            axes = _by_token(before_rows(bias)) or (-2, -1)
+            self._give_room(core, bias, BiasWithRoom(0, count, axes))
+
+    def _give_room(self, core: fx.Node, bias: fx.Node, module: BiasWithRoom) -> None:
+        """The bias of the tokens gets room; rows that passes put beside keys come on top."""
+        own = before_rows(bias)
+        made = self.help(module, self._unit, (own,), f"{self._stem}_bias", "bias")
+        settle(core, (own,), (made,))
+        if own is bias:
+            set_operand(core, 3, made)
+        else:
+            own.replace_all_uses_with(made, delete_user_cb=lambda n: n.target is F.pad)
 
     def _padded(self, bias: fx.Node, rows: tuple[int, int]) -> fx.Node:
         value = VALUE.get(bias)
