@@ -51,8 +51,8 @@ METHODS = {
     "kv_prompt": "prepend kv_prompt(n=2) to blocks[*].attn",
     "bdm": "insert merge.bdm() after blocks[1].attn",
     "tome": "insert merge.tome(r=2) after blocks[*].attn",
-    "pool": "insert merge.pool() after blocks[1].attn",
-    "unmerge": "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]",
+    "pool": "insert merge.pool(prop_attn=true) after blocks[1].attn",
+    "unmerge": "insert merge.tome(r=2) after blocks[2].attn\ninsert unmerge() after blocks[2]",
 }
 """Each at its own places in a tiny ViT, so that most of them meet."""
 
@@ -155,6 +155,8 @@ REFUSED = {
     # res-tuning.md 9: the bypass needs as many tokens behind each block.
     ("bypass", "bdm"): r"VR410 res_tuning at 'blocks\[1\]': the tokens change in number",
     ("bypass", "tome"): r"VR410 res_tuning at 'blocks\[0\]': the tokens change in number",
+    ("convpass", "unmerge"): r"VR410 convpass at 'blocks\[2\].mlp_branch': no full grid of patches",
+    ("bdm", "pool"): r"VR410 merge.\w+.*: (no full grid of|the tokens are regrouped there already)",
     # pool_merge.md 9: the grid must be complete, as for FPET.
     ("bypass", "pool"): r"VR410 res_tuning at 'blocks\[1\]': the tokens change in number",
     (
@@ -171,6 +173,7 @@ REFUSED = {
 
 TWICE = frozenset({
     ("lora", "lora everywhere"), ("adapter", "adapters"), ("fact tt", "fact tk"),
+    ("tome", "unmerge"),
 })  # fmt: skip
 """One method twice at some of the places: two clauses of one pass want places of their own."""
 
@@ -182,7 +185,7 @@ SAMPLE = (
     ("ssf", "repadapter"), ("ssf", "ia3"), ("fact tk", "repadapter"), ("repadapter", "convpass"),
     ("bi.lora", "sparse"), ("bi.adaptformer", "prompt"), ("uniadapter", "bdm"),
     ("ia3", "kv_prompt"), ("sparse", "bitfit"), ("partial", "tome"), ("lora", "mlp_head"),
-    ("sls", "prompt"),
+    ("sls", "prompt"), ("bdm", "unmerge"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 
