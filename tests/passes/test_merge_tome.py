@@ -307,6 +307,9 @@ def test_figures_of_the_card() -> None:
         assert measures.macs / 1e9 == pytest.approx(giga + 0.005, abs=6e-3)
         assert measures.tokens[-1] == left
         assert measures.params.trainable == 0
+    falling = vr.plan(TOME.replace("8", "8, inflection=-1"), "vit_base").measures
+    assert falling.macs / 1e9 == pytest.approx(11.75, abs=1e-2)
+    assert falling.tokens[-1] == 106
 
 
 def test_a_falling_schedule() -> None:

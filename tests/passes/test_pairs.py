@@ -60,6 +60,8 @@ METHODS = {
     "dispatch of blocks": "insert dispatch(hidden=16) at blocks[*]",
     "dynamicvit": "insert prune.dynamicvit(keep=0.6) before blocks[1]",
     "dtps": "insert squeeze.tps(keep=0.6) before blocks[1]",
+    "pool": "insert merge.pool(prop_attn=true) after blocks[1].attn",
+    "unmerge": "insert merge.tome(r=2) after blocks[2].attn\ninsert unmerge() after blocks[2]",
 }
 """Each at its own places in a tiny ViT, so that most of them meet."""
 
@@ -165,6 +167,8 @@ REFUSED = {
     # res-tuning.md 9: the bypass needs as many tokens behind each block.
     ("bypass", "bdm"): r"VR410 res_tuning at 'blocks\[1\]': the tokens change in number",
     ("bypass", "tome"): r"VR410 res_tuning at 'blocks\[0\]': the tokens change in number",
+    ("convpass", "unmerge"): r"VR410 convpass at 'blocks\[2\].mlp_branch': no full grid of patches",
+    ("bdm", "pool"): r"VR410 merge.\w+.*: (no full grid of|the tokens are regrouped there already)",
     # pool_merge.md 9: the grid must be complete, as for FPET.
     ("bypass", "pool"): r"VR410 res_tuning at 'blocks\[1\]': the tokens change in number",
     (
@@ -215,6 +219,7 @@ REFUSED = {
 TWICE = frozenset({
     ("lora", "lora everywhere"), ("adapter", "adapters"), ("fact tt", "fact tk"),
     ("dispatch", "dispatch of branches"),
+    ("tome", "unmerge"),
 })  # fmt: skip
 """One method twice at some of the places: two clauses of one pass want places of their own."""
 
@@ -233,6 +238,7 @@ SAMPLE = (
     ("prompt", "dispatch of blocks"),
     ("sls", "prompt"), ("prompt", "vqt"),
     ("sls", "prompt"), ("prompt", "evit"), ("lora", "dynamicvit"), ("kv_prompt", "dtps"),
+    ("sls", "prompt"), ("bdm", "unmerge"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 

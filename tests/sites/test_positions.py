@@ -128,6 +128,39 @@ def test_with_prompts_in_front() -> None:
     torch.testing.assert_close(lowered(x), both.module.eval()(x), rtol=1e-4, atol=1e-5)
 
 
+class Sequential(torch.nn.Module):
+    """An attention that turns its tokens by where they stand in the sequence it gets."""
+
+    def __init__(self, attn: Any) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.heads = attn.qkv, attn.proj, attn.num_heads
+
+    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        b, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        turns = torch.arange(t, device=x.device)[:, None] * torch.ones(c // self.heads)
+        y = F.scaled_dot_product_attention(q * turns.cos(), k * turns.cos(), v)
+        return self.proj(y.transpose(1, 2).reshape(b, t, c))
+
+
+def test_positions_that_are_made_for_as_many_tokens_as_there_are() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=24)
+    for block in model.blocks:
+        block.attn = Sequential(block.attn)
+    with pytest.raises(vr.VitrewriteError, match=r"VR451 .*'blocks.1..attn' makes positions for"):
+        vr.plan(TOME, model)
+
+
+@torch.no_grad()
+def test_a_second_rewrite_on_top() -> None:
+    name = "vit_small_patch16_dinov3"
+    once, x = vr.apply(TOME, build(name)), image(name)
+    lora = "insert lora(rank=2, dropout=0) at blocks[*].attn.{q, k, v}\n"
+    twice = fill(vr.apply(lora, once.module, example=x[:1]))
+    both = fill(vr.apply(TOME + lora, build(name)))
+    torch.testing.assert_close(twice.module.eval()(x), both.module.eval()(x))
+
+
 UNTRACED = """
 class Halves(nn.Module):
     inserted_by = "NAME"

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from ..tracing.leaves import changed_by
-from ..tracing.notes import VALUE
+from ..tracing.notes import ARITY, VALUE
 from ..tracing.operators import is_inplace
 from ..tracing.unit import Unit
 
@@ -238,10 +238,14 @@ class _Builder:
             args = tuple(_resolve(frame.env, a) for a in step.node.args)
             return self.call(module, path, frame, args)
         changes = changed_by(module)
+        if len(changes) > 1:  # one that tells where tokens go yields more than it says
+            changes += (None,) * (ARITY.get(step.node, 0) - len(changes))
         nodes = [step.node] if len(changes) < 2 else _items(step.node, len(changes))
         found = []
         for node, changed in zip(nodes, changes or (None,), strict=True):
             sources = step.inputs
+            if known := getattr(module, "made_of", None):  # the others only choose of it
+                sources = tuple(step.node.args[i] for i in known)
             if changed is not None:
                 original = _resolve(frame.env, step.node.args[changed])
                 if isinstance(original, Op) and _same_shape(node, original):

@@ -14,6 +14,7 @@ from ..editing.slices import ahead, behind
 from ..editing.value import Value, shape_of
 from ..tracing.nodes import is_size
 from ..tracing.notes import HINT, VALUE
+from ..tracing.numbers import plain
 from .attention import AttentionSite
 
 _ADDS = frozenset({"add", "iadd", "add_"})
@@ -30,6 +31,7 @@ class PositionsOfPatches(nn.Module):
     """
 
     inserted_by = "vitrewrite"
+    made_of = (0,)  # `kept` only chooses of the table
 
     def __init__(self, axis: int, front: int = 0, rank: int = 4) -> None:
         super().__init__()
@@ -86,7 +88,7 @@ def move(site: AttentionSite, kept: Value) -> None:
     made: dict[fx.Node, fx.Node] = {}
     for table in list(_tables(site, graph)):
         first = table.path[0]
-        if any(is_size(n) and n.args[0] in behind(_calls(site, graph)) for n in ahead([first])):
+        if _counts(site, first):
             raise site.clause.error(
                 "VR451",
                 f"{site.pass_name} changes the tokens, and '{site.role}' makes positions for as "
@@ -143,9 +145,31 @@ def _tables(site: AttentionSite, graph: fx.Graph) -> Iterator[_Table]:
             if axis is None or table in made or other not in made or (name in _ADDS and square):
                 continue
             path = _path(table)
-            if not tokens & {n for n in ahead([path[0]]) if n.op == "placeholder"}:
+            if not tokens & _made_of(path[0]):
                 rows = shape_of(table)[axis]
                 yield _Table(path, user, axis, len(shape_of(other)), rows)
+
+
+def _made_of(node: fx.Node) -> set[fx.Node]:
+    """The values that a node is made of; what only their lengths or dtype are read of is left out.
+
+    So positions that are made for a number of tokens are not made of the tokens.
+    """
+    found, queue = {node}, [node]
+    while queue:
+        fresh = set(queue.pop().all_input_nodes) - found
+        found |= fresh
+        queue += [n for n in fresh if not is_size(n) and n.target is not getattr]
+    return found
+
+
+def _counts(site: AttentionSite, table: fx.Node) -> bool:
+    """Whether a table is made for as many tokens as there are where the attention runs."""
+    calls = _calls(site, table.graph)
+    tokens, start = ahead(calls) | behind(calls), site.context.stream.start
+    lengths = {start.patches, (start.patches or 0) + start.prefix}
+    sizes = (n for n in _made_of(table) if is_size(n) and n.args[0] in tokens)
+    return any(plain(VALUE.get(n)) in lengths for n in sizes)
 
 
 def _axis(table: tuple[int, ...], other: tuple[int, ...], counts: set[int]) -> int | None:
