@@ -54,6 +54,7 @@ METHODS = {
     "evit": "insert prune.evit(keep=0.6) after blocks[0].attn",
     "dynamicvit": "insert prune.dynamicvit(keep=0.6) before blocks[1]",
     "dtps": "insert squeeze.tps(keep=0.6) before blocks[1]",
+    "ltmp": "insert prune.ltmp(merge=0.5) after blocks[0].attn",
 }
 """Each at its own places in a tiny ViT, so that most of them meet."""
 
@@ -179,6 +180,14 @@ REFUSED = {
     ("evit", "dynamicvit"): "VR455 .* are both a pruner",
     ("evit", "dtps"): "VR455 .* are both a pruner",
     ("dynamicvit", "dtps"): "VR455 .* are both a pruner",
+    # ltmp.md 9: not with FPET or ToMe in a block; no grid behind it, one pruner.
+    ("convpass", "ltmp"): r"VR410 convpass at 'blocks\[0\].mlp_branch': no full grid of patches",
+    ("bypass", "ltmp"): r"VR410 res_tuning at 'blocks\[0\]': the tokens change in number",
+    ("bdm", "ltmp"): "VR410 merge.bdm .*no full grid of patches|VR417 prune.ltmp changes the grid",
+    ("tome", "ltmp"): "VR410 .*the tokens are regrouped there already",
+    ("evit", "ltmp"): "VR455 .* are both a pruner",
+    ("dynamicvit", "ltmp"): "VR455 .* are both a pruner",
+    ("dtps", "ltmp"): "VR455 .* are both a pruner",
 }
 """By pair a part of the refusal that the card of one of the two names."""
 
@@ -196,6 +205,7 @@ SAMPLE = (
     ("bi.lora", "sparse"), ("bi.adaptformer", "prompt"), ("uniadapter", "bdm"),
     ("ia3", "kv_prompt"), ("sparse", "bitfit"), ("partial", "tome"), ("lora", "mlp_head"),
     ("sls", "prompt"), ("prompt", "evit"), ("lora", "dynamicvit"), ("kv_prompt", "dtps"),
+    ("lora", "ltmp"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 

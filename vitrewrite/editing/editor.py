@@ -99,6 +99,7 @@ class Editor:
         later: what is done once all clauses are through, in order.
         again: by call of a layer where it is called on something else besides.
         stops: paths of units in which a clause reads a value without gradient.
+        by_loss: paths of modules that only a loss of their pass trains.
     """
 
     root: nn.Module
@@ -119,6 +120,7 @@ class Editor:
     later: list[Callable[[], None]] = field(default_factory=list, repr=False)
     again: dict[Place, list[Place]] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
+    by_loss: list[str] = field(default_factory=list)
     _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

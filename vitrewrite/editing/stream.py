@@ -146,7 +146,7 @@ class Stream:
                 )
         self.changes.append((position, facts, clause))
 
-    def regroup(self, position: int, clause: ClauseRef, size: Value, patches: int) -> None:
+    def regroup(self, position: int, clause: ClauseRef, size: Value, patches: int | None) -> None:
         """From a position on there are fewer tokens, no grid, and these sizes.
 
         Raises:
