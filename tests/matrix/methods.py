@@ -68,6 +68,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "DynamicViT": ("insert prune.dynamicvit(keep=0.5) before blocks[1]\n",),
     "dTPS": ("insert squeeze.tps(keep=0.5) before blocks[1]\n",),
     "eTPS": ("insert squeeze.tps(keep=0.5) after blocks[1].attn\n",),
+    "LTMP": ("insert prune.ltmp() after blocks[*].attn\n",),
     "SLS": ("drop blocks[*] by sls()\n",),
 }
 """Clauses in order of preference: the first ones that an architecture has sites for count."""

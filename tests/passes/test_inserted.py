@@ -36,6 +36,7 @@ SPECS = {
     ),
     "prune.evit": "insert prune.evit(keep=0.5) after blocks[1].attn\ntrain head",
     "prune.dynamicvit": "insert prune.dynamicvit(keep=0.5) before blocks[1]\ntrain head",
+    "prune.ltmp": "insert prune.ltmp() after blocks[1].attn\ntrain head",
     "squeeze.tps": "insert squeeze.tps(keep=0.5) before blocks[1]\ntrain head",
     "squeeze.tps-class": "insert squeeze.tps(keep=0.5) after blocks[1].attn\ntrain head",
     "prompt": "prepend prompt(count=3, dropout=0.1) to blocks[*]",

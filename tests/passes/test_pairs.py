@@ -62,6 +62,7 @@ METHODS = {
     "dtps": "insert squeeze.tps(keep=0.6) before blocks[1]",
     "pool": "insert merge.pool(prop_attn=true) after blocks[1].attn",
     "unmerge": "insert merge.tome(r=2) after blocks[2].attn\ninsert unmerge() after blocks[2]",
+    "ltmp": "insert prune.ltmp(merge=0.5) after blocks[0].attn",
 }
 """Each at its own places in a tiny ViT, so that most of them meet."""
 
@@ -213,6 +214,14 @@ REFUSED = {
     ("evit", "dynamicvit"): "VR455 .* are both a pruner",
     ("evit", "dtps"): "VR455 .* are both a pruner",
     ("dynamicvit", "dtps"): "VR455 .* are both a pruner",
+    # ltmp.md 9: not with FPET or ToMe in a block; no grid behind it, one pruner.
+    ("convpass", "ltmp"): r"VR410 convpass at 'blocks\[0\].mlp_branch': no full grid of patches",
+    ("bypass", "ltmp"): r"VR410 res_tuning at 'blocks\[0\]': the tokens change in number",
+    ("bdm", "ltmp"): "VR410 merge.bdm .*no full grid of patches|VR417 prune.ltmp changes the grid",
+    ("tome", "ltmp"): "VR410 .*the tokens are regrouped there already",
+    ("evit", "ltmp"): "VR455 .* are both a pruner",
+    ("dynamicvit", "ltmp"): "VR455 .* are both a pruner",
+    ("dtps", "ltmp"): "VR455 .* are both a pruner",
 }
 """By pair a part of the refusal that the card of one of the two names."""
 
@@ -239,6 +248,7 @@ SAMPLE = (
     ("sls", "prompt"), ("prompt", "vqt"),
     ("sls", "prompt"), ("prompt", "evit"), ("lora", "dynamicvit"), ("kv_prompt", "dtps"),
     ("sls", "prompt"), ("bdm", "unmerge"),
+    ("lora", "ltmp"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 

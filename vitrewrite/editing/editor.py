@@ -100,6 +100,7 @@ class Editor:
         again: by call of a layer where it is called on something else besides.
         stops: paths of units in which a clause reads a value without gradient.
         appended: by entry of the model what it is to yield besides.
+        by_loss: paths of modules that only a loss of their pass trains.
     """
 
     root: nn.Module
@@ -121,6 +122,7 @@ class Editor:
     again: dict[Place, list[Place]] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
     appended: dict[str, list[Value]] = field(default_factory=dict)
+    by_loss: list[str] = field(default_factory=list)
     _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class Stream:
         return fact != "prefix" and any(position < place <= where for place in back)
 
     def regroup(
-        self, position: int, clause: ClauseRef, made: Insertion, size: Value, patches: int,
+        self, position: int, clause: ClauseRef, made: Insertion, size: Value, patches: int | None,
         grid: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         """From a position on there are fewer tokens, this grid or none, and these sizes.
@@ -186,8 +186,10 @@ class Stream:
         self._expect_alone(position, clause)
         before = self.known(position).patches
         self.change(position, clause, grid=grid, size=size)
-        # A clause further in front may come later, and leave fewer to this one.
-        self.changes[-1][1]["fewer"] = (before or patches) - patches
+        if patches is None:
+            self.changes[-1][1]["patches"] = None
+        else:  # a clause further in front may come later, and leave fewer to this one
+            self.changes[-1][1]["fewer"] = (before or patches) - patches
         self.regroupings.append(Regrouping(position, clause, made, size))
 
     def restore(self, position: int, clause: ClauseRef, made: Insertion) -> None:

@@ -11,9 +11,9 @@ from ..anatomy.sites import Place
 from ..tracing.notes import ARITY, HINT, VALUE, WIRED, shared
 from ..tracing.unit import Unit
 from .clause import ClauseRef
-from .editor import Editor, Insertion, join
+from .editor import Editor, Insertion, join, units
 from .slices import ahead, erase_unread
-from .wiring import caller, release
+from .wiring import caller, prune, release
 
 
 def forget(editor: Editor, unit: str, node: fx.Node, clause: ClauseRef) -> Insertion | None:
@@ -39,6 +39,34 @@ def forget(editor: Editor, unit: str, node: fx.Node, clause: ClauseRef) -> Inser
             return found
         editor.take_out(path, clause)
     return None
+
+
+def sweep(editor: Editor) -> None:
+    """Takes out wired inputs, and results of units, that nobody reads any more."""
+    found, before = list[tuple[str, str, int]](), None
+    while before != found:
+        prune(editor)
+        editor.clean()
+        before, found = found, []
+        for path, unit in list(units(editor.root)):
+            found += [(path, n.name, ARITY.of(n)) for n in _too_many(unit)]
+        for path, name, _ in found:
+            call = next((n for n in editor.graph(path).nodes if n.name == name), None)
+            if call is not None:
+                _yield_less(editor, path, call)
+
+
+def _too_many(unit: Unit) -> list[fx.Node]:
+    """The calls of units that yield something, and more than is read."""
+    nodes = () if unit.template is None else unit.template.graph.nodes
+    calls = (n for n in nodes if n.op == "call_module" and ARITY.on(n))
+    return [
+        call
+        for call in calls
+        if 0 < len(call.users) < ARITY.of(call)
+        and isinstance(unit.get_submodule(str(call.target)), Unit)
+        and all(user.target is operator.getitem for user in call.users)
+    ]
 
 
 def _called(editor: Editor) -> set[str]:

@@ -15,6 +15,7 @@ from ..editing.branches import is_ahead, is_behind
 from ..editing.editor import Editor, Insertion
 from ..editing.fitting import modes_kept
 from ..editing.folds import Lowered
+from ..editing.sweeping import sweep
 from ..sites import BoundSite, finish
 from ..tracing.unit import duplicate
 from .passes import Methods
@@ -48,8 +49,7 @@ def lower_tree(
             if only is None or insertion.clause in only:
                 _lower(editor, insertion, methods.of(insertion))
         finish(editor)
-        wiring.prune(editor)
-        editor.clean()
+        sweep(editor)
         _remove_uncalled(editor)
     return editor
 

@@ -22,15 +22,19 @@ def tell_unreached(result: Rewrite) -> None:
     A clause may read values of the model without gradient, as a bypass does; what other clauses
     train in front of these values then changes the output, and never changes itself.
     """
+    by_loss = tuple(f"{path}." for path in result.editor.by_loss)
+    trained = (n for n, p in result.root.named_parameters() if p.requires_grad)
+    result.unreached = frozenset(n for n in trained if by_loss and n.startswith(by_loss))
     if not result.editor.stops:
         return
-    result.unreached = _unreached(on_meta(result.root), result.example)
-    if result.unreached:
+    vain = _unreached(on_meta(result.root), result.example) - result.unreached
+    result.unreached |= vain
+    if vain:
         origins = dict.fromkeys(o for unit in result.editor.stops for o in _origins(result, unit))
-        count = plural(len(result.unreached), "trained tensor")
+        count = plural(len(vain), "trained tensor")
         result.editor.warnings.append(
             f"{'; '.join(origins)}: what it reads gets no gradient from it, and {count} from "
-            f"nothing else: {listing(sorted(result.unreached), 3)}"
+            f"nothing else: {listing(sorted(vain), 3)}"
         )
 
 

@@ -22,6 +22,7 @@ from ..tracing.about import about
 from ..tracing.notes import HINT, ORIGIN
 from .context import Context
 from .core import bias_of, of_tokens, operand_of
+from .handing import Handing
 from .scores import ScoresSite
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionSite(ScoresSite):
+class AttentionSite(ScoresSite, Handing):
     """One softmax attention, softmax(q k^T * scale + bias) v over heads."""
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import fx, nn
 
@@ -16,6 +16,7 @@ from ..tracing.leaves import is_inserted
 from ..tracing.notes import HELD, HINT
 from .attention import AttentionSite
 from .channels import NormSite
+from .handing import Handing
 from .mlp import MlpSite
 from .point import Point
 from .room import BiasWithRoom, WithoutTokens
@@ -25,11 +26,12 @@ from .rows import Gated
 if TYPE_CHECKING:
     from .head import HeadSite
 
+_M = TypeVar("_M", bound=nn.Module)
 _LAYOUTS = ("reshape", "view", "permute", "transpose", "contiguous", "flatten", "unflatten")
 
 
 @dataclass(frozen=True, eq=False)
-class BlockSite(RoutedSite):
+class BlockSite(RoutedSite, Handing):
     """A residual block: `input` + branch = `mid`, + branch = `output`."""
 
     block: Block
@@ -173,23 +175,6 @@ class BlockSite(RoutedSite):
         """The unit that calls the blocks of the clause; of a single block it is the block's."""
         return wiring.common(self.editor, self.context.scope)
 
-    def hand_on(self, *values: Value) -> None:
-        """Keeps values for the next block of the clause."""
-        self.context.shared.update({f"{i} from {self.role}": v for i, v in enumerate(values)})
-
-    @property
-    def handed(self) -> Value | None:
-        """What the block before in the clause handed on, if it did; the first of several."""
-        return next(iter(self.all_handed), None)
-
-    @property
-    def all_handed(self) -> tuple[Value, ...]:
-        """All that the block before in the clause handed on."""
-        number = self.siblings.index(self.role)
-        before = self.siblings[number - 1] if number else None
-        found = self.context.shared.items()
-        return tuple(v for key, v in found if key.endswith(f" from {before}"))
-
     def collect(self, value: Value) -> None:
         """Keeps a value beside those that the blocks before in the clause collected."""
         self.context.shared[f"collected at {self.role}"] = value
@@ -256,6 +241,16 @@ class BlockSite(RoutedSite):
             f"the tokens change in number behind where '{start.site.role}' starts",
             notes=[f"changed by: {cause.origin}" for cause in found if cause],
         )
+
+    def beside_it(self, kind: type[_M]) -> _M:
+        """At lowering: the module of a kind that the same clause put into the block, too."""
+        found = (i for i in self.editor.insertions if i.clause == self.clause.number)
+        return next(i.module for i in found if i.site.role == self.role and type(i.module) is kind)
+
+    @property
+    def given(self) -> int:
+        """At lowering: how many values the module is called with."""
+        return len(self.call_of(self.insertion).args)
 
     def leave_out(self) -> None:
         """Takes the block out: what follows reads the stream as it enters the block.

@@ -101,11 +101,26 @@ class Point:
 
     def look(self, module: nn.Module, *values: Value, name: str) -> Value:
         """`name = module(x, *values)`: something new, made of the stream as it is here."""
+        return self.look_all(module, *values, names=(name,))[0]
+
+    def look_all(
+        self, module: nn.Module, *values: Value, names: Sequence[str], by_loss: bool = False
+    ) -> tuple[Value, ...]:
+        """The same for a module that yields several values.
+
+        Args:
+            module: what is called.
+            values: what it is given besides.
+            names: of what it yields.
+            by_loss: whether what it yields trains it by a loss of the pass's procedure alone.
+        """
         place = self.site.editor.where(self.place)
         given = [value.read(self.site.editor, place.unit) for value in values]
         node = self.site.editor.node(place)
-        (made,) = self.site.put(module, place.unit, (node, *given), (name,))
-        return Value(Place(place.unit, made.name))
+        made = self.site.put(module, place.unit, (node, *given), tuple(names))
+        if by_loss:
+            self.site.editor.by_loss.append(self.site.editor.insertions[-1].path)
+        return tuple(Value(Place(place.unit, each.name)) for each in made)
 
     def follow(self, value: Value) -> None:
         """What reads the stream behind the blocks of the clause reads `value` instead."""
@@ -176,7 +191,7 @@ class Point:
         self._passes(node, made, made)
 
     def regroup(
-        self, module: nn.Module, *values: Value, patches: int, grid: tuple[int, int] | None = None
+        self, module: nn.Module, *values: Value, patches: int | None, grid: tuple[int, int] | None = None
     ) -> None:
         """`x, size = module(x, *values, size)`: from here on there are fewer tokens.
 
@@ -192,7 +207,7 @@ class Point:
             module: what makes the tokens fewer.
             values: what it is given besides.
             patches: how many tokens that are no prefix it leaves, of the size that the model was
-                captured with.
+                captured with; None if that hangs on the image.
             grid: height and width, if what it leaves lies on one; it is that of one size only.
 
         Raises:

@@ -142,8 +142,17 @@ def _lowering(runs: Runs) -> Iterator[Check]:
             error = over_largest(runs.twins_output, runs.lowered_output)
         else:
             error = lowering_error(rewritten, dtype)
-        name = str(dtype).removeprefix("torch.")
-        yield Check(f"lowered model equal in {name}", error <= LOWERING.get(dtype, LOOSE), error)
+        name = f"lowered model equal in {str(dtype).removeprefix('torch.')}"
+        holds = error <= LOWERING.get(dtype, LOOSE)
+        why = "" if holds else _not_claimed(rewritten)
+        yield Check(name, None if why else holds, error, why)
+
+
+def _not_claimed(rewritten: Rewritten) -> str:
+    """Why lowering may change what the model computes, if a pass does not claim the contrary."""
+    waived = rewritten.result.editor.waived.items()
+    sites = (sites for (_, claim), sites in waived if claim == "lowers_exactly")
+    return next((f"not claimed: {why}" for each in sites for why in each.values()), "")
 
 
 def _dtype(rewritten: Rewritten) -> torch.dtype:

@@ -117,7 +117,8 @@ def lowerings(runs: Runs, allowed: float = EXACT) -> Iterator[Check]:
     each compared with the model before; see `verification.lowered`.
     """
     rewritten, before = runs.rewritten, runs.twins_output
-    claiming = {clause.number: clause for clause in _claiming(rewritten, "lowers_exactly")}
+    clauses = _claiming(rewritten, "lowers_exactly")
+    claiming = {c.number: c for c in clauses if _insertions(rewritten, c, "lowers_exactly")}
     for number, now, module in _in_turn(runs):
         if number in claiming:
             clause = claiming[number]
