@@ -29,7 +29,7 @@ from .sites import (
 )
 
 if TYPE_CHECKING:
-    from .tuning import Phase, Procedure, Run, features, silhouette
+    from .tuning import Phase, Procedure, Run, activity, features, silhouette
 
 __all__ = [
     "AffineSite",
@@ -55,12 +55,13 @@ __all__ = [
     "Rewritten",
     "Run",
     "Value",
+    "activity",
     "decided",
     "features",
     "option",
     "silhouette",
 ]
-_TRAINING = ("Phase", "Procedure", "Run", "features", "silhouette")
+_TRAINING = ("Phase", "Procedure", "Run", "activity", "features", "silhouette")
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ rewritten.module, rewritten.report["training"]["accuracy"]
 | `teachers`, `adapting`, `distillation` | who teaches, the images it sees, its share of the loss |
 | `checks` | whether settings can be carried out |
 | `checkpoints`, `tensors` | all-or-nothing checkpoints in safetensors and JSON |
+| `active` | how many tokens pass gates |
 | `clusters` | how well features fall into classes |
 | `tokens` | what leaves blocks, for procedures that choose by it |
 | `folder`, `metrics` | what is written and shown |
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 from ..language.settings import Settings
 
 if TYPE_CHECKING:
+    from .active import activity
     from .clusters import silhouette
     from .procedure import Hooks, ParameterGroup, Phase, Procedure
     from .run import Run
@@ -44,6 +46,7 @@ __all__ = [
     "Procedure",
     "Run",
     "Settings",
+    "activity",
     "features",
     "silhouette",
     "tune",
@@ -54,9 +57,9 @@ def __getattr__(name: str) -> Any:
     """Imports torch only when something needs it: the language reads the settings without."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from . import clusters, procedure, run, tokens, trainer
+    from . import active, clusters, procedure, run, tokens, trainer
 
-    for module in (procedure, run, trainer, tokens, clusters):
+    for module in (procedure, run, trainer, tokens, clusters, active):
         if hasattr(module, name):
             return getattr(module, name)
     raise AssertionError(name)
