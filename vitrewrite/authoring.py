@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Procedure,
         Run,
         Watched,
+        activity,
         features,
         silhouette,
     )
@@ -75,6 +76,7 @@ __all__ = [
     "TokenScores",
     "Value",
     "Watched",
+    "activity",
     "decided",
     "features",
     "option",
@@ -82,7 +84,7 @@ __all__ = [
 ]
 _TRAINING = (
     *("FallingKeep", "KeptTokens", "ParameterGroup", "Phase", "Procedure", "Run", "Watched"),
-    *("features", "silhouette"),
+    *("activity", "features", "silhouette"),
 )
 
 

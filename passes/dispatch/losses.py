@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vitrewrite.authoring import Procedure, Run
+from vitrewrite.authoring import Procedure, Run, activity
 
 
 class RateAndCompleteModel(Procedure):
@@ -38,6 +38,10 @@ class RateAndCompleteModel(Procedure):
             told = logits.log_softmax(dim=-1)
             found["distillation"] = F.kl_div(told, wanted, reduction="batchmean", log_target=True)
         return found
+
+    def report(self, run: Run) -> Mapping[str, Any]:
+        """Rates of all gates over the validation images, beside the target, and their costs."""
+        return {"activity": activity(run, self.entry, self.rate)}
 
     def mean(self, run: Run, gates: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The share of the patches that is active, with what is always active left out."""

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 
 import vitrewrite as vr
 from tests import goldens
+from tests.models import spread
+from vitrewrite.editing.measure import Propagation
+from vitrewrite.rewrite.activity import costs_of, gates_of
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.tasks.classification import Classification
+from vitrewrite.tracing.unit import duplicate, on_meta
 
 LOSSES = importlib.import_module("vitrewrite.passes.dispatch.losses")
 DISPATCH = importlib.import_module("vitrewrite.passes.dispatch")
@@ -131,3 +136,184 @@ def test_costs_of_the_card(rate: float, gmacs: float) -> None:
     spec = f"insert dispatch(rate={rate}) at blocks[*].mlp_branch\ntrain head\n"
     made = vr.plan(spec, "vit_base_patch16_224.augreg_in21k", num_classes=100).to_json()
     assert made["macs_lowered"] / 1e9 == pytest.approx(gmacs, abs=0.0051)
+
+
+def test_masked_it_costs_what_the_base_does() -> None:
+    spec = "insert dispatch(rate=0.5) at blocks[*].mlp_branch\n"
+    made = vr.plan(spec, "vit_base_patch16_224").to_json()
+    gates_and_adapters = 12 * (196 * 768 + 197 * 2 * 768 * 8)
+    assert made["macs"] == 17_563_828_224 + gates_and_adapters
+
+
+# -- other variants, and what they are measured by ------------------------------------------------
+
+
+def vit(**options: Any) -> Any:
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    torch.manual_seed(0)
+    return spread(VisionTransformer(**{**small, "num_classes": 5, **options}))
+
+
+def image(batch: int = 2, size: int = 32) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def filled(spec: str, model: Any) -> Rewritten:
+    """A rewritten model whose gates let some tokens pass."""
+    rewritten = vr.apply(spec, model)
+    for i, (name, tensor) in enumerate(sorted(rewritten.delta().items())):
+        if not name.endswith("bias"):
+            tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(i)))
+            tensor.mul_(0.2)
+    return rewritten
+
+
+VARIANTS = {
+    "blocks": "insert dispatch(hidden=4) at blocks[*]\n",
+    "soft keys": "insert dispatch(hidden=4, soft_keys=true) at blocks[*].attn_branch\n",
+    "budget": "insert dispatch(hidden=4, budget=0.4) at every branch\n",
+    "experts": "insert dispatch(hidden=4, experts=3) at blocks[*].attn_branch\n",
+    "the last blocks": "insert dispatch(hidden=4, rate=0.7) at blocks[1:].mlp_branch\n",
+    "with LoRA": "insert dispatch(hidden=4) at blocks[*].mlp_branch\n"
+    "insert lora(rank=2) at every linear in blocks\n",
+    "prompts": "prepend prompt(count=3) to blocks[*]\ninsert dispatch(hidden=4) at every branch\n",
+    "behind FPET": "insert merge.bdm() after blocks[1].attn\n"
+    "insert dispatch(hidden=4) at blocks[*].mlp_branch\n",
+}
+
+
+SLOW = {"budget", "experts", "the last blocks", "with LoRA", "prompts"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in VARIANTS]
+)
+def test_variants(name: str) -> None:
+    rewritten = filled(VARIANTS[name], vit())
+    module, lowered = rewritten.module.eval(), vr.lower(rewritten)
+    assert not lowered.report["warnings"]
+    with torch.no_grad():
+        expected, found = module.dynamic(image())
+        assert all(bool((g[:, 0] == 1).all()) for g in found)
+        inner = torch.stack([g[:, 1:].mean() for g in found])
+        assert bool(((inner > 0) & (inner < 1)).all())
+        for made in (lowered.module.eval()(image()), lowered.module.dynamic(image())[0]):
+            torch.testing.assert_close(made, expected, rtol=1e-5, atol=2e-6)
+    vr.verify(rewritten, graphs=False)
+
+
+def reference(model: Any, rewritten: Rewritten, x: torch.Tensor) -> torch.Tensor:
+    """What a ViT yields whose blocks skip tokens by a gate, block by block."""
+    owned = rewritten.delta()
+    x = model.norm_pre(model._pos_embed(model.patch_embed(x)))
+    for i, block in enumerate(model.blocks):
+        part = {
+            k.partition(".dyt.")[2]: v for k, v in owned.items() if k.startswith(f"blocks.{i}.")
+        }
+        code = F.relu(F.linear(x, part["adapter.down.weight"], part["adapter.down.bias"]))
+        more = F.linear(code, part["adapter.up.weight"], part["adapter.up.bias"])
+        score = F.linear(x, part["dispatch.weight"], part["dispatch.bias"])[..., 0]
+        active = score > 0
+        active[:, 0] = True
+        y = x.clone()
+        for b, chosen in enumerate(active):
+            y[b, chosen] = block(x[b, chosen][None])[0]
+        x = y + more
+    return model.head(model.fc_norm(model.norm(x)[:, 0]))
+
+
+@torch.no_grad()
+def test_blocks_are_for_active_tokens_alone() -> None:
+    model = vit().eval()
+    rewritten = filled(VARIANTS["blocks"], model)
+    expected = reference(model, rewritten, image(3))
+    torch.testing.assert_close(rewritten.module.eval()(image(3)), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_budget_is_kept() -> None:
+    rewritten = filled(VARIANTS["budget"], vit())
+    _, found = rewritten.module.eval().dynamic(image(3))
+    assert {int(g[:, 1:].sum(1).unique()) for g in found} == {int(0.4 * 16)}
+
+
+def test_gradient_reaches_the_gate_through_keys_if_so_wanted() -> None:
+    """The gate of a block whose queries are not read: by its keys alone."""
+    grads = []
+    for soft in ("false", "true"):
+        spec = f"insert dispatch(hidden=4, soft_keys={soft}) at blocks[-1].attn_branch\n"
+        module = filled(spec, vit()).module.train()
+        module(image()).sum().backward()
+        (gate,) = (m for m in module.modules() if isinstance(m, DISPATCH.TokenGate))
+        grads.append(bool(gate.dispatch.weight.grad.any()))
+    assert grads == [False, True]
+
+
+def test_training_is_dense_and_equal_at_equal_seed() -> None:
+    module = filled("insert dispatch(hidden=4) at every branch\n", vit()).module.train()
+    made = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        made.append(module(image()))
+    assert torch.equal(*made)
+    assert not torch.equal(module(image()), made[0])
+
+
+# -- what cannot be -------------------------------------------------------------------------------
+
+
+def test_attention_needs_a_token_that_is_always_active() -> None:
+    model = vit(class_token=False, global_pool="avg")
+    with pytest.raises(vr.VitrewriteError, match=r"VR410 dispatch at .*no token is always active"):
+        vr.plan("insert dispatch() at blocks[*].attn_branch\n", model)
+    made = vr.plan("insert dispatch() at blocks[*].mlp_branch\n", model)
+    assert any("pools all tokens" in w for w in made.warnings)
+
+
+@pytest.mark.parametrize(
+    ("clause", "told"),
+    [
+        ("dispatch(rate=0) at blocks[*].mlp_branch", "rate"),
+        ("dispatch(rate=1.1) at blocks[*].mlp_branch", "rate"),
+        ("dispatch(experts=1) at blocks[*].mlp_branch", "experts"),
+        ("dispatch() at blocks[7].mlp_branch", "blocks"),
+        ("dispatch() at blocks[*].mlp", "VR406 dispatch attaches to"),
+    ],
+)
+def test_bad_input(clause: str, told: str) -> None:
+    with pytest.raises(vr.VitrewriteError, match=told):
+        vr.plan(f"insert {clause}\n", vit())
+
+
+def test_soft_keys_without_attention_have_no_effect() -> None:
+    made = vr.plan("insert dispatch(soft_keys=true) at blocks[*].mlp_branch\n", vit())
+    assert any("soft_keys has no effect" in w for w in made.warnings)
+
+
+def test_several_prefix_tokens_are_active() -> None:
+    rewritten = filled("insert dispatch(hidden=4) at every branch\n", vit(reg_tokens=3))
+    with torch.no_grad():
+        _, found = rewritten.module.eval().dynamic(image())
+    assert all(bool((g[:, :4] == 1).all()) for g in found)
+
+
+# -- rates over images ----------------------------------------------------------------------------
+
+
+def test_costs_of_images_are_those_of_a_table() -> None:
+    """Image by image: as the lowered model is measured with as many active tokens."""
+    rewritten = filled("insert dispatch(hidden=4) at every branch\n", vit())
+    active = torch.tensor([[3, 7, 16, 0, 5, 5], [16, 16, 16, 16, 16, 16]])
+    found = costs_of(rewritten, active, [16] * 6)
+    lowered = vr.lower(rewritten)
+    own = rewritten.measures.macs
+    assert found[1] == own
+    table = []
+    for gates_of_image in active[:1].tolist():
+        root = duplicate(on_meta(lowered.module), lambda p: p, lambda b: b)
+        order = [insertion.path for insertion, _ in gates_of(rewritten.result.editor)]
+        rows = {i.path: m for i, m in gates_of(lowered.result.editor.on(root))}
+        for path, count in zip(order, gates_of_image, strict=True):
+            rows[path].number, rows[path].rate = 0, (count + 0.5) / 16
+        table.append(Propagation(root, rewritten.result.example).macs)
+    assert found[:1].tolist() == table

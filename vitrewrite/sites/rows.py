@@ -77,7 +77,7 @@ class PaddedRows(nn.Module):
         rows = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
         return rows, index, active.gather(1, index).to(x.dtype)
 
-    def count(self, x: torch.Tensor, active: torch.Tensor) -> int:
+    def count(self, x: torch.Tensor, active: torch.Tensor) -> torch.types.Number:
         """How many rows there are."""
         others = self.rate * (x.shape[1] - self.prefix)
         if self.fixed:
@@ -85,7 +85,11 @@ class PaddedRows(nn.Module):
         if x.is_meta:
             more = int(others * (self.number + 1)) - int(others * self.number)
             return self.prefix + more
-        return int(active.sum(dim=1).max())
+        # Two at least: with one row an exporter could not tell that from an axis of length one.
+        count = active.sum(dim=1).max().clamp(min=2, max=x.shape[1]).item()
+        torch._check(count >= 2)
+        torch._check(count <= x.shape[1])
+        return count
 
 
 class RowsBack(nn.Module):

@@ -23,6 +23,7 @@ rewritten.module, rewritten.report["training"]["accuracy"]
 | `checkpoints`, `tensors` | all-or-nothing checkpoints in safetensors and JSON |
 | `watching` | what inserted modules yield in a step, for losses of it |
 | `kept` | the losses of models that decide in training which tokens they keep |
+| `active` | how many tokens pass gates |
 | `clusters` | how well features fall into classes |
 | `tokens` | what leaves blocks, for procedures that choose by it |
 | `folder`, `metrics` | what is written and shown |
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from ..language.settings import Settings
 
 if TYPE_CHECKING:
+    from .active import activity
     from .clusters import silhouette
     from .kept import FallingKeep, KeptTokens
     from .procedure import Hooks, ParameterGroup, Phase, Procedure
@@ -51,6 +53,7 @@ __all__ = [
     "Run",
     "Settings",
     "Watched",
+    "activity",
     "features",
     "silhouette",
     "tune",
@@ -61,9 +64,9 @@ def __getattr__(name: str) -> Any:
     """Imports torch only when something needs it: the language reads the settings without."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from . import clusters, kept, procedure, run, tokens, trainer, watching
+    from . import active, clusters, kept, procedure, run, tokens, trainer, watching
 
-    for module in (procedure, run, trainer, tokens, clusters, kept, watching):
+    for module in (procedure, run, trainer, tokens, clusters, kept, watching, active):
         if hasattr(module, name):
             return getattr(module, name)
     raise AssertionError(name)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..emission.entrances import entrances
 from ..tracing.entries import ENTRIES
 
 
@@ -22,7 +23,8 @@ def register_entries(module: nn.Module) -> None:
     running: list[None] = []
     module.register_forward_pre_hook(lambda *_: running.append(None), prepend=True)
     module.register_forward_hook(lambda *_: running.clear(), always_call=True)
-    for name in (n for n in ENTRIES if callable(getattr(type(module), n, None))):
+    names = (*ENTRIES, *entrances(module))
+    for name in (n for n in names if callable(getattr(type(module), n, None))):
         inner = getattr(module, name)
         register_fsdp_forward_method(module, name)
         call = functools.partial(_entered, running, inner, getattr(module, name))

@@ -109,6 +109,10 @@ class Hooks:
     def after_step(self, run: Run) -> None:
         """After the update of a step."""
 
+    def report(self, run: Run) -> Mapping[str, Any]:
+        """Once, when training is over: what the report says of it besides, as JSON has it."""
+        return {}
+
 
 class Phase(Hooks):
     """A stretch of training with an optimiser of its own.

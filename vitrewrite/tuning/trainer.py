@@ -116,6 +116,7 @@ class Trainer:
             "steps": run.total,
             "phases": [phase.name for phase in run.phases],
             **reported(run),
+            **{k: v for procedure in run.procedures for k, v in procedure.report(run).items()},
             **({"teacher": run.teacher.record} if run.teacher else {}),
             "images": {"train": len(run.data.train), "val": len(run.data.val)},
             "data": run.data.name,
