@@ -23,7 +23,9 @@ Attaches to
 Parameters
     prompt [M, C] per block, U(-v, v) with v = sqrt(6 / (patch numbers + C)), the numbers of one
     patch being 3 * P * P and C in v the width of the stem. With `masks`: token_mask [M] and
-    segment_mask [M, R], ones, one of each for all blocks. All trained.
+    segment_mask [M, R], ones, one of each for all blocks. With `project` prompts are [M, q], and
+    each block has project.weight [C, q], Kaiming-normal by fan-out, and project.bias [C], zero. All
+    trained.
 
 Forward
     x = [class; P; patches], P[k, j] = prompt[k, j] * segment_mask[k, j mod R] * token_mask[k].
@@ -69,23 +71,39 @@ class Prompt(nn.Module):
     changes = (0,)
 
     def __init__(
-        self, count: int, dim: int, start: int, bound: float, replace: bool, dropout: float = 0.0
+        self,
+        count: int,
+        dim: int,
+        start: int,
+        bound: float,
+        replaced: int,
+        dropout: float = 0.0,
+        width: int | None = None,
     ) -> None:
         super().__init__()
         self.count, self.dim, self.start, self.bound = count, dim, start, bound
-        self.replace, self.dropout = replace, dropout
-        self.prompt = nn.Parameter(torch.empty(count, dim))
+        self.replaced, self.dropout, self.width = replaced, dropout, width
+        self.prompt = nn.Parameter(torch.empty(count, width or dim))
+        self.project = None if width is None else nn.Linear(width, dim)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the prompts."""
+        """Draws the prompts, and their projection."""
         nn.init.uniform_(self.prompt, -self.bound, self.bound, generator=generator)
+        if self.project is not None:
+            nn.init.kaiming_normal_(self.project.weight, mode="fan_out", generator=generator)
+            nn.init.zeros_(self.project.bias)
+
+    def rows(self, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The prompts in the width of the stream, [count, C]."""
+        rows = self.prompt if self.project is None else self.project(self.prompt)
+        return rows if mask is None else rows * mask
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The tokens with the prompts; mask is [count, C]."""
-        rows = self.prompt if mask is None else self.prompt * mask
-        rows = F.dropout(rows.to(x.dtype).expand(x.shape[0], -1, -1), self.dropout, self.training)
-        behind = self.start + self.count if self.replace else self.start
+        rows = self.rows(mask).to(x.dtype).expand(x.shape[0], -1, -1)
+        rows = F.dropout(rows, self.dropout, self.training)
+        behind = self.start + self.replaced
         return torch.cat([x[:, : self.start], rows, x[:, behind:]], dim=1)
 
 
@@ -94,19 +112,27 @@ class PromptRows(nn.Module):
 
     inserted_by = "prompt"
 
-    def __init__(self, count: int, dim: int, bound: float, dropout: float = 0.0) -> None:
+    def __init__(
+        self, count: int, dim: int, bound: float, dropout: float = 0.0, width: int | None = None
+    ) -> None:
         super().__init__()
-        self.count, self.dim, self.bound, self.dropout = count, dim, bound, dropout
-        self.prompt = nn.Parameter(torch.empty(count, dim))
+        self.count, self.dim, self.bound = count, dim, bound
+        self.dropout, self.width = dropout, width
+        self.prompt = nn.Parameter(torch.empty(count, width or dim))
+        self.project = None if width is None else nn.Linear(width, dim)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the prompts."""
+        """Draws the prompts, and their projection."""
         nn.init.uniform_(self.prompt, -self.bound, self.bound, generator=generator)
+        if self.project is not None:
+            nn.init.kaiming_normal_(self.project.weight, mode="fan_out", generator=generator)
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The prompts of each image; mask is [count, C]."""
-        rows = self.prompt if mask is None else self.prompt * mask
+        rows = self.prompt if self.project is None else self.project(self.prompt)
+        rows = rows if mask is None else rows * mask
         return F.dropout(rows.to(x.dtype).expand(x.shape[0], -1, -1), self.dropout, self.training)
 
 
@@ -172,6 +198,9 @@ class VisualPrompt(Pass):
 
     count: int = option(10, minimum=1, help="prompts per block, M")
     dropout: float = option(0.0, minimum=0, below=1, help="on the prompts, in training only")
+    project: int | None = option(
+        None, minimum=1, maximum=65536, help="width of the prompts, projected to that of the stream"
+    )
     masks: bool = option(False, help="trained masks of whole prompts and of segments (E2VPT)")
     segments: int = option(8, minimum=1, needs="masks", help="segments of a prompt, R")
     layout: str = option(
@@ -224,12 +253,14 @@ class VisualPrompt(Pass):
             return
         start, masks = self.start(block), self.shared_masks(block)
         bound = math.sqrt(6 / (block.patch_features + block.stem_dim))
-        prompt = Prompt(self.count, block.dim, start, bound, not block.leads, self.dropout)
-        block.input.join(prompt, *masks, start=start, count=self.count)
-        if block.leads and self.reading(block) == "patches":
-            (block, *block.following)[-1].output.leave(start, self.count)
-        if block.leads and self.reading(block) == "prompts":
-            (block, *block.following)[-1].output.leave_behind(start + self.count)
+        old = 0 if block.leads else block.joined
+        sizes = self.count, block.dim, start, bound, old, self.dropout, self.project
+        block.input.join(Prompt(*sizes), *masks, start=start, count=self.count)
+        last = (block, *block.following)[-1]
+        if block.ends and self.reading(block) == "patches":
+            last.output.leave(start, self.count)
+        if block.ends and self.reading(block) == "prompts":
+            last.output.leave_behind(start + self.count)
         if self.evolve(block):
             block.waive("lowers_exactly", "what becomes of its prompts is read later on")
         if block.leads:
@@ -245,9 +276,9 @@ class VisualPrompt(Pass):
         block.expect(self.position is None, "position", "prompts stand in front in every window")
         masks = self.shared_masks(block) if block.leads else []
         bound = math.sqrt(6 / (block.patch_features + block.stem_dim))
-        rows = PromptRows(self.count, block.dim, bound, self.dropout)
+        rows = PromptRows(self.count, block.dim, bound, self.dropout, self.project)
         pooled = {"prompts": "rows", "patches": "map"}.get(reading, "all")
-        block.accompany(rows, *masks, count=self.count, pooled=pooled)
+        block.accompany(rows, *masks, pooled=pooled)
         block.waive("lowers_exactly", "prompts are in windows and in what the head reads")
 
     def lower(self, block: BlockSite, module: nn.Module) -> bool:
@@ -255,9 +286,9 @@ class VisualPrompt(Pass):
         if not isinstance(module, Prompt) or block.waives("lowers_exactly"):
             return False
         masks = block.sibling(PromptMasks)
-        rows, same = _distinct(module.prompt if masks is None else module.prompt * masks())
+        rows, same = _distinct(module.rows() if masks is None else module.rows(masks()))
         k, v = block.attn.keys_and_values(block.inserted_at, rows, module.start)
-        block.take_back(module.start, self.count)
+        block.take_back(module.start, module.count)
         heads, count, width = k.shape
         constant = ConstantRows(heads, count, (width, v.shape[2]), same > 1)
         constant.k, constant.v = k, v
@@ -311,6 +342,11 @@ class VisualPrompt(Pass):
         block.expect(self.masks or not pruning, "masks", "pruning needs masks", suggestion=help_)
         if not self.masks:
             return []
+        block.expect(
+            block.leads or block.in_windows or block.joined == self.count,
+            "count", f"one mask is for all blocks, and there are {block.joined} prompts before it",
+            suggestion="one count for all blocks, or masks=false",
+        )  # fmt: skip
         if self.prune_tokens:
             block.expect(self.count > 1, "prune_tokens", "a single prompt cannot be pruned")
             block.warn(

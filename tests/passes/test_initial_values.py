@@ -35,7 +35,7 @@ UNIFORM: list[tuple[nn.Module, dict[str, float]]] = [
     ),
     (SparseDelta((8, 8), (("weight", 40), ("bias", 3))), {"weight": 0, "bias": 0}),
     (KeyValuePrompt(4, 5, 16, (math.sqrt(6 / 80),) * 2), {"kv": math.sqrt(6 / (5 * 16))}),
-    (Prompt(10, 64, 1, math.sqrt(6 / (768 + 64)), True), {"prompt": math.sqrt(6 / (768 + 64))}),
+    (Prompt(10, 64, 1, math.sqrt(6 / (768 + 64)), 10), {"prompt": math.sqrt(6 / (768 + 64))}),
     (BipartiteMerge((4, 4), 64, bits=32), {"down.weight": HALF, "up.weight": 0}),
     (BipartiteMerge((4, 4), 64), {"down.weight": HALF, "up.weight": 2e-3}),
     (QuantisedLowRank(64, ROWS, 8, 1.0), {"down.1.weight": HALF, "up.0.weight": 2e-3}),

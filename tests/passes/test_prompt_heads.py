@@ -36,7 +36,7 @@ def by_hooks(
 ) -> Any:
     """The model with prompts at the inputs of blocks."""
     for index, (block, rows) in enumerate(zip(blocks, prompts, strict=True)):
-        old = len(rows) if index else 0
+        old = len(prompts[index - 1]) if index else 0
 
         def put(_: nn.Module, args: Any, rows: torch.Tensor = rows, old: int = old) -> Any:
             x, *rest = args
@@ -180,6 +180,108 @@ def test_prompts_in_front_of_what_the_head_reads_by_position() -> None:
         "the head tells tokens 0..0 by their position, and prompts in front would move them"
         in str(caught.value)
     )
+
+
+@pytest.mark.parametrize("name", ["siglip", "gap with class token", "bias, gap"])
+def test_prompts_alone_are_pooled(name: str) -> None:
+    model, options, start, _, change = CASES[name]
+    base = build(model, **options)
+    rewritten = vr.apply(DEEP.replace("3)", "3, readout=prompts)"), base)
+    prompts = prompts_of(rewritten, 2)
+    if change is not None:
+        change(base)
+    by_hooks(base, list(base.blocks), prompts, start)  # type: ignore[arg-type]
+    base.blocks[-1].register_forward_hook(lambda _m, _a, y: y[:, : start + 3])  # type: ignore
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(rewritten.module(x), base(x))
+        torch.testing.assert_close(vr.lower(rewritten).module(x), base(x), rtol=1e-4, atol=2e-5)
+
+
+UNLIKE: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "plain": ("vit_tiny_patch16_224", {}, None),
+    "rotary": ("eva02_tiny_patch14_224", {"img_size": 28, "global_pool": "token"}, "cuts"),
+    "bias": ("beit_base_patch16_224", {"global_pool": "token"}, "bias"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+@pytest.mark.parametrize("counts", ["[2, 4, 1]", "[1, 3, 3]"])
+def test_prompts_of_unlike_counts(name: str, counts: str) -> None:
+    model, options, kind = UNLIKE[name]
+    base = build(model, depth=3, **options)
+    rewritten = vr.apply(f"prepend prompt(count={counts}) to blocks[*]\n", base)
+    prompts = prompts_of(rewritten, 3)
+    for block, rows in zip(base.blocks, prompts, strict=True):  # type: ignore[arg-type]
+        if kind == "cuts":
+            block.attn.num_prefix_tokens += len(rows)
+        if kind == "bias":
+            with_room(block.attn, len(rows))
+    by_hooks(base, list(base.blocks), prompts, 1)  # type: ignore[arg-type]
+    size = options.get("img_size", 32)
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(rewritten.module(x), base(x))
+        lowered = vr.lower(rewritten)
+        torch.testing.assert_close(lowered.module(x), base(x), rtol=1e-4, atol=2e-5)
+    assert len(set(lowered.report["tokens"])) == 1
+
+
+def with_room(attn: Any, count: int) -> None:
+    """Zeros in the relative position bias of one attention for tokens behind the first."""
+
+    def padded(get: Any = attn._get_rel_pos_bias) -> torch.Tensor:
+        bias = get()
+        n = bias.shape[-1]
+        order = [0, *[n] * count, *range(1, n)]
+        return F.pad(bias, (0, 1, 0, 1))[..., order, :][..., order]
+
+    attn._get_rel_pos_bias = padded
+
+
+def test_new_prompts_at_some_blocks_only() -> None:
+    base = build("vit_tiny_patch16_224", depth=3)
+    rewritten = vr.apply("prepend prompt(count=[3, 2]) to blocks[0] + blocks[2]\n", base)
+    first, last = (v for k, v in rewritten.delta().items() if "prompt" in k)
+    by_hooks(base, [base.blocks[0], base.blocks[2]], [first.detach(), last.detach()], 1)  # type: ignore
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(rewritten.module(x), base(x))
+    assert rewritten.report["tokens"] == [5, 8, 8, 7]
+    assert vr.lower(rewritten).report["tokens"] == [5, 8, 8, 7]
+
+
+def test_rows_beside_keys_do_not_move_where_a_bias_gets_room() -> None:
+    base = build("beit_base_patch16_224", global_pool="token")
+    kv = "prepend kv_prompt(n=2) to blocks[*].attn\n"
+    outputs = []
+    for spec in (DEEP + kv, kv + DEEP):
+        rewritten = vr.apply(spec, base)
+        for name, tensor in rewritten.delta().items():
+            generator = torch.Generator().manual_seed(len(name) + sum(map(ord, name)))
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        with torch.no_grad():
+            outputs.append(rewritten.module(torch.ones(1, 3, 32, 32)))
+    assert torch.equal(*outputs)
+
+
+def test_projection() -> None:
+    base = build("vit_tiny_patch16_224")
+    rewritten = vr.apply("prepend prompt(count=200, project=6) to blocks[*]\n", base)
+    delta = rewritten.delta()
+    weight = delta["blocks.0.prompt.project.weight"]
+    assert weight.shape == (48, 6)
+    assert float(weight.std()) == pytest.approx((2 / 48) ** 0.5, rel=0.15)
+    assert not delta["blocks.0.prompt.project.bias"].any()
+    prompts = [
+        torch.nn.functional.linear(*(delta[f"blocks.{i}.prompt.{n}"] for n in (
+            "prompt", "project.weight", "project.bias"))).detach() for i in range(2)
+    ]  # fmt: skip
+    by_hooks(base, list(base.blocks), prompts, 1)  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(rewritten.module(x), base(x))
+        torch.testing.assert_close(vr.lower(rewritten).module(x), base(x), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["rotary, gap", "bias, class"])

@@ -120,6 +120,7 @@ CASES = {
     "shallow": "prepend prompt(count=3) to blocks[0]\n",
     "from the second stage on": "prepend prompt(count=3) to blocks[2]\n",
     "with gaps": "prepend prompt(count=3) to blocks[1] + blocks[3]\n",
+    "unlike counts": "prepend prompt(count=[3, 1, 2, 4]) to blocks[*]\n",
     "prompts": "prepend prompt(count=3, readout=prompts) to blocks[*]\n",
     "patches": "prepend prompt(count=3, readout=patches) to blocks[0]\n",
     "rows of keys": DEEP + KV,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from ..anatomy.sites import Place
 from ..editing import wiring
 from ..editing.editor import Editor, after, join
 from ..editing.slices import ahead
-from ..editing.value import Value, shape_of
+from ..editing.value import shape_of
 from ..tracing.notes import ARITY, HINT, VALUE, copied_without
 from ..tracing.unit import Unit
 from .attention import AttentionSite
@@ -49,15 +48,15 @@ class Alongside:
 
     Attributes:
         site: of the clause that the rows belong to.
-        count: how many rows there are.
-        attentions: by path of the unit that an attention is.
+        counts: how many rows there are, by path of the unit that an attention is.
+        attentions: by such a path.
         made: names of the nodes of rows by what yields the map that they are beside, as its result
             of a number.
         entered: by path of an attention the rows that it takes, and all that it yields, as places.
     """
 
     site: BoundSite
-    count: int
+    counts: dict[str, int]
     attentions: dict[str, AttentionSite]
     made: dict[tuple[str, str, int], str] = field(default_factory=dict)
     entered: dict[str, tuple[Place, Place]] = field(default_factory=dict)
@@ -204,10 +203,10 @@ class Alongside:
         own = self._lengths(path, windows)
         joined = self._help(path, InFrontOfWindows(), (windows, rows), "x")
         windows.replace_all_uses_with(joined, delete_user_cb=lambda n: n not in (joined, *own))
-        attention.widen(self.count)
+        attention.widen(self.counts[path])
         result = self._result(path)
         with after(result.graph, [result]):
-            index = (slice(None), slice(self.count, None))
+            index = (slice(None), slice(self.counts[path], None))
             tokens = result.graph.call_function(operator.getitem, (result, index))
         HINT.put(tokens, HINT.get(result) or "x")
         VALUE.put(tokens, VALUE.get(result))
@@ -319,23 +318,29 @@ def check(block: BlockSite, count: int) -> None:
         block.warn(f"{count} prompts are more than the {tokens} tokens of a window")
 
 
-def go(
-    block: BlockSite, count: int, starts: Mapping[str, Value], pooled: str
-) -> None:  # fmt: skip
+def go(block: BlockSite, kind: type[nn.Module], pooled: str) -> None:
     """Takes rows along, from the blocks where they start to what the head reads.
 
     Args:
         block: one of the blocks where new rows start.
-        count: how many there are.
-        starts: by role of a block the rows that are new there.
-        pooled: whether the head's mean is over maps and rows (`all`), `rows` or the map alone.
+        kind: of the modules of the clause that make rows; each has a `count`.
+        pooled: whether the head's mean is over maps and rows (`all`), `rows` or the `map` alone.
     """
-    found = [b for b in block.all_blocks if b.index >= min(_index(block, role) for role in starts)]
-    wiring.common(block.editor, ("", *(b.path for b in found)))
-    along = Alongside(block, count, {b.attn.path: b.attn for b in found})
+    editor = block.editor
+    made = {
+        i.site.role: i
+        for i in editor.insertions
+        if i.clause == block.clause.number and isinstance(i.module, kind)
+    }
+    roles = [each.role for each in block.all_blocks]
+    found = block.all_blocks[min(roles.index(role) for role in made) :]
+    wiring.common(editor, ("", *(b.path for b in found)))
+    along, count = Alongside(block, {}, {b.attn.path: b.attn for b in found}), 0
     for each in found:
-        if each.role in starts:
-            along.start(each.input.place, starts[each.role].place)
+        if (start := made.get(each.role)) is not None:
+            along.start(each.input.place, Place(start.unit, block.call_of(start).name))
+            count = int(start.module.count)  # type: ignore[arg-type]
+        along.counts[each.attn.path] = count
     try:
         for each in found:
             along.enter(each.attn.path)
@@ -343,10 +348,6 @@ def go(
             along.pool(*_mean(block), alone=pooled == "rows")
     except CannotPassError as error:
         raise block.unfit(str(error)) from None
-
-
-def _index(block: BlockSite, role: str) -> int:
-    return next(b.index for b in block.all_blocks if b.role == role)
 
 
 def _mean(block: BlockSite) -> tuple[str, fx.Node]:

@@ -303,9 +303,7 @@ class BlockSite(RoutedSite, Handing):
         """All blocks of the model."""
         return tuple(BlockSite(self.context, b) for b in self.context.anatomy.blocks)
 
-    def accompany(
-        self, module: nn.Module, *values: Value, count: int, pooled: str = "all"
-    ) -> None:  # fmt: skip
+    def accompany(self, module: nn.Module, *values: Value, pooled: str = "all") -> None:
         """`rows = module(x, *values)` go along with the map x from here on.
 
         They pass all that channels pass: norms, layers, residual sums, merging of patches, where
@@ -314,9 +312,9 @@ class BlockSite(RoutedSite, Handing):
         further site of the clause new ones are in their place.
 
         Args:
-            module: yields [batch, count, channels] from the map as it enters the block.
+            module: yields [batch, count, channels] from the map as it enters the block; it has
+                `count`, which may differ between the sites of the clause.
             values: what it is given besides.
-            count: how many rows.
             pooled: what the mean that the head reads is over: `all`, `rows` or the `map`.
 
         Raises:
@@ -325,18 +323,17 @@ class BlockSite(RoutedSite, Handing):
         """
         from . import alongside
 
-        alongside.check(self, count)
+        alongside.check(self, module.count)  # type: ignore[arg-type]
         place = self.editor.where(self.input.place)
         given = [value.read(self.editor, place.unit) for value in values]
         (rows,) = self.put(
             module, place.unit, (self.editor.node(place), *given), ("rows",), owner=self.path
         )
         HELD.put(rows, True)
-        self.collect(Value(Place(place.unit, rows.name)))
         if self.ends:
-            starts = dict(zip(self.siblings, self.collected, strict=True))
             # Behind what other clauses leave for the end: rows pass what they put in.
-            self.at_end(lambda: self.at_end(lambda: alongside.go(self, count, starts, pooled)))
+            kind = type(module)
+            self.at_end(lambda: self.at_end(lambda: alongside.go(self, kind, pooled)))
 
     @property
     def in_windows(self) -> bool:
@@ -366,6 +363,30 @@ class BlockSite(RoutedSite, Handing):
         self.context.stream.joins.append((self.index, start, count))
         if self.block.attn is not None:
             self.attn.make_room(start, count)
+
+    @property
+    def joined(self) -> int:
+        """How many tokens joined those in front of the patches, as the block gets them."""
+        return self.context.stream.known(2 * self.index).prefix - self.own_prefix
+
+    def change_room(self, start: int, more: int) -> None:
+        """From token `start` on there are `more` tokens in front of the patches than there were.
+
+        A negative number is of tokens that went.
+        """
+        if more > 0:
+            self.make_room(start, more)
+            return
+        self._lengthen(start, more)
+        joins = self.context.stream.joins
+        known = [count for index, at, count in joins if (index, at) == (self.index, start)]
+        joins[:] = [j for j in joins if j[:2] != (self.index, start)]
+        joins.append((self.index, start, sum(known) + more))
+        for path in self.editor.helpers:
+            module = self.editor.root.get_submodule(path)
+            if isinstance(module, BiasWithRoom) and path.startswith(f"{self.path}."):
+                taken = min(module.count, -more)
+                module.count, more = module.count - taken, more + taken
 
     def close_room(self, start: int, count: int) -> None:
         """`make_room` is undone, for tokens that do not run through the block any more."""

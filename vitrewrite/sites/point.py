@@ -147,7 +147,8 @@ class Point:
         """`x = module(x, *values)`, which puts `count` tokens behind the first `start` of a prefix.
 
         At the first site of the clause they join what is there, and all blocks from that on make
-        room for them. At the others the module puts new ones in the place of those.
+        room for them. At the others the module puts new ones, which may be more or fewer, in the
+        place of those that are there: as many as `block.joined` says.
 
         Raises:
             RewriteError: VR410 if the stream is no sequence of tokens, or if another clause has
@@ -158,13 +159,13 @@ class Point:
         if other := self.site.cause("prefix"):
             notes = [f"put there by: {other}"]
             raise self.site.unfit("tokens joined the prefix already", notes=notes)
-        prefix = self.tokens.prefix
+        prefix, more = self.tokens.prefix, count - self.site.joined
         self.insert(module, *values)
-        if self.site.leads:
-            self.become(prefix=prefix + count)
+        if more:
+            self.become(prefix=prefix + more)
             for block in (self.site, *self.site.following):
                 if block.has_patches:
-                    block.make_room(start, count)
+                    block.change_room(start, more)
 
     def leave(self, start: int, count: int) -> None:
         """`count` tokens behind the first `start` of the prefix, which had joined, leave it.
