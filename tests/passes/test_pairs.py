@@ -52,8 +52,6 @@ METHODS = {
     "vqt": "prepend vqt(count=2, dropout=0) to blocks[*]",
     "bdm": "insert merge.bdm() after blocks[1].attn",
     "tome": "insert merge.tome(r=2) after blocks[*].attn",
-    "pool": "insert merge.pool() after blocks[1].attn",
-    "unmerge": "insert merge.tome(r=2) after blocks[0].attn\ninsert unmerge() after blocks[0]",
     "evit": "insert prune.evit(keep=0.6) after blocks[0].attn",
     "dispatch": "insert dispatch(hidden=16) at blocks[*].mlp_branch",
     "dispatch of branches": "insert dispatch(hidden=16) at every branch",

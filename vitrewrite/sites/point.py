@@ -192,7 +192,11 @@ class Point:
         self._passes(node, made, made)
 
     def regroup(
-        self, module: nn.Module, *values: Value, patches: int | None, grid: tuple[int, int] | None = None
+        self,
+        module: nn.Module,
+        *values: Value,
+        patches: int | None,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         """`x, size = module(x, *values, size)`: from here on there are fewer tokens.
 
