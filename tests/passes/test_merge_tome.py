@@ -58,8 +58,7 @@ def test_golden(name: str) -> None:
         case.close(vr.lower(rewritten).module.eval()(x), "output")
     seen = watched(rewritten, x)
     assert len(seen) == sum(r > 0 for r in case.about["hyper"]["r_per_block"])
-    count = seen[0][0][0].shape[1]
-    source = torch.eye(count).expand(len(x), -1, -1)
+    source = torch.eye(seen[0][0][0].shape[1]).expand(len(x), -1, -1)
     for i, (merge, (inputs, _)) in enumerate(zip(merges(rewritten), seen, strict=True)):
         case.close(inputs[1].mean(1), f"metric.{i}")
         source = merge.sums(source, *merge.match(inputs[1], merge.r))
@@ -92,10 +91,8 @@ def test_it_tells_where_tokens_go(prefix: int, flat: bool) -> None:
     merge = MERGE(3, prefix, min(prefix, 1), flat=flat, traced=True)
     y, size, into, kept = merge(x, x[:, None])
     assert torch.equal(into.gather(1, kept), torch.arange(y.shape[1]).expand(2, -1))
-    means = torch.zeros_like(y).index_put_(
-        (torch.arange(2)[:, None], into), x, accumulate=True
-    ) / size[..., None]  # fmt: skip
-    torch.testing.assert_close(means, y)
+    sums = torch.zeros_like(y).index_put_((torch.arange(2)[:, None], into), x, accumulate=True)
+    torch.testing.assert_close(sums / size[..., None], y)
     merge.r = 0
     assert all(torch.equal(n, torch.arange(prefix + 9).expand(2, -1)) for n in merge(x, x)[2:])
 

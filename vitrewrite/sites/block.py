@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import fx, nn
 
-from ..anatomy.sites import Block, Place
+from ..anatomy.sites import Place
 from ..editing import wiring
-from ..editing.cuts import lengthen
 from ..editing.leaving import cannot_leave_out, leave_out
 from ..editing.value import Value, shape_of
-from ..tracing.leaves import is_inserted
 from ..tracing.notes import HELD, HINT
 from .attention import AttentionSite
 from .channels import NormSite
 from .handing import Handing
 from .mlp import MlpSite
 from .point import Point
-from .room import BiasWithRoom, WithoutTokens
-from .routing import RoutedSite
+from .roomy import RoomySite
 from .rows import Gated
 
 if TYPE_CHECKING:
@@ -31,20 +28,13 @@ _LAYOUTS = ("reshape", "view", "permute", "transpose", "contiguous", "flatten", 
 
 
 @dataclass(frozen=True, eq=False)
-class BlockSite(RoutedSite, Handing):
+class BlockSite(RoomySite, Handing):
     """A residual block: `input` + branch = `mid`, + branch = `output`."""
-
-    block: Block
 
     @property
     def role(self) -> str:
         """The site in words."""
         return self.block.role
-
-    @property
-    def path(self) -> str:
-        """The module that the block is."""
-        return self.block.path
 
     @property
     def dim(self) -> int:
@@ -350,69 +340,6 @@ class BlockSite(RoutedSite, Handing):
             node = user
         place = self.editor.where(self.output.place)
         return Point(self, Place(place.unit, node.name), self.output.position)
-
-    def make_room(self, start: int, count: int) -> None:
-        """From token `start` on there are `count` more tokens in front of the patches here.
-
-        They have no positions. Where the block cuts its tokens at a fixed number, such as for
-        rotary positions, which are for patches only, it cuts them `count` later, and a bias of
-        scores is zero for them. Modules of passes in it that keep the length of the prefix, as
-        `prefix`, keep the new one.
-        """
-        self._lengthen(start, count)
-        self.context.stream.joins.append((self.index, start, count))
-        if self.block.attn is not None:
-            self.attn.make_room(start, count)
-
-    @property
-    def joined(self) -> int:
-        """How many tokens joined those in front of the patches, as the block gets them."""
-        return self.context.stream.known(2 * self.index).prefix - self.own_prefix
-
-    def change_room(self, start: int, more: int) -> None:
-        """From token `start` on there are `more` tokens in front of the patches than there were.
-
-        A negative number is of tokens that went.
-        """
-        if more > 0:
-            self.make_room(start, more)
-            return
-        self._lengthen(start, more)
-        joins = self.context.stream.joins
-        known = [count for index, at, count in joins if (index, at) == (self.index, start)]
-        joins[:] = [j for j in joins if j[:2] != (self.index, start)]
-        joins.append((self.index, start, sum(known) + more))
-        for path in self.editor.helpers:
-            module = self.editor.root.get_submodule(path)
-            if isinstance(module, BiasWithRoom) and path.startswith(f"{self.path}."):
-                taken = min(module.count, -more)
-                module.count, more = module.count - taken, more + taken
-
-    def close_room(self, start: int, count: int) -> None:
-        """`make_room` is undone, for tokens that do not run through the block any more."""
-        self._lengthen(start, -count)
-        if self.context.insertion is None:
-            self.context.stream.joins.remove((self.index, start, count))
-        for path in list(self.editor.helpers):
-            module = self.editor.root.get_submodule(path)
-            inside = f"{path}.".startswith(f"{self.path}.")
-            if inside and isinstance(module, (BiasWithRoom, WithoutTokens)):
-                self.bypass(path)
-                self.editor.without_helper(path)
-
-    def take_back(self, start: int, count: int) -> None:
-        """At lowering: the `count` tokens that the module put behind `start` others are not put."""
-        self.drop()
-        self.close_room(start, count)
-
-    def _lengthen(self, start: int, count: int) -> None:
-        """Moves where tokens are cut; fewer tokens are told as a negative `count`."""
-        for cut in self.block.cuts:
-            lengthen(self.editor, cut, start, count)
-        module: Any
-        for module in self.editor.root.get_submodule(self.path).modules():
-            if is_inserted(module) and isinstance(getattr(module, "prefix", None), int):
-                module.prefix += count
 
     @property
     def input(self) -> Point:
