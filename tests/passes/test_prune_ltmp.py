@@ -235,13 +235,13 @@ def test_bad_input(name: str) -> None:
 def test_thresholds_reach_the_target_on_digits(seed: int, tmp_path: Path) -> None:
     """Realised, over images not trained on: within 3 points of what was asked for."""
     torch.manual_seed(seed)
-    options = {"img_size": 16, "patch_size": 2, "embed_dim": 32, "depth": 4, "num_heads": 4}
+    options = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 4}
     model = timm.create_model("vit_tiny_patch16_224", **options, num_classes=10, in_chans=1)
-    full = Settings(batch=32, lr=1e-3, epochs=6, warmup_epochs=1.0)
+    full = Settings(batch=32, lr=1e-3, epochs=4, warmup_epochs=1.0)
     whole = tune(vr.apply("train every parameter\n", model), "digits", full,
                  out=tmp_path / "whole", seed=seed)  # fmt: skip
-    spec = "insert prune.ltmp(target=0.75, prune_lr=3e-4, merge_lr=1e-2) after blocks[*].attn\n"
-    settings = Settings(batch=32, lr=1e-3, epochs=10, warmup_epochs=0.0)
+    spec = "insert prune.ltmp(target=0.75, prune_lr=1e-3, merge_lr=1e-2) after blocks[*].attn\n"
+    settings = Settings(batch=32, lr=1e-3, epochs=6, warmup_epochs=0.0)
     tuned = tune(vr.apply(spec, whole.module, example=torch.zeros(1, 1, 16, 16)), "digits",
                  settings, out=tmp_path / "run", seed=seed)  # fmt: skip
     from vitrewrite.data import Preprocessing, batches, open_data
@@ -253,5 +253,5 @@ def test_thresholds_reach_the_target_on_digits(seed: int, tmp_path: Path) -> Non
             tuned.module.eval()(batch.images)
             shares.append(torch.stack([m.mean() for m in masks]))
     mean = torch.stack(shares).mean(0)
-    left = float(RATE.cost_left(list(mean), 65, 32))
+    left = float(RATE.cost_left(list(mean), 17, 32))
     assert left == pytest.approx(0.75, abs=0.03), tuned.report["training"]["accuracy"]
