@@ -22,7 +22,7 @@ def gates_of(editor: Editor) -> list[tuple[Insertion, nn.Module]]:
 
     In the order in which the clauses put them in.
     """
-    found = []
+    found: list[tuple[Insertion, nn.Module]] = []
     for insertion in editor.insertions:
         readers = _readers(editor, insertion.path)
         route = next((m for m in readers if isinstance(m, (Gated, ActiveRows, PaddedRows))), None)
