@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,7 @@ from vitrewrite.rewrite.activity import costs_of, gates_of
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.tasks.classification import Classification
 from vitrewrite.tracing.unit import duplicate, on_meta
+from vitrewrite.tuning import Settings, tune
 
 LOSSES = importlib.import_module("vitrewrite.passes.dispatch.losses")
 DISPATCH = importlib.import_module("vitrewrite.passes.dispatch")
@@ -317,3 +320,31 @@ def test_costs_of_images_are_those_of_a_table() -> None:
             rows[path].number, rows[path].rate = 0, (count + 0.5) / 16
         table.append(Propagation(root, rewritten.result.example).macs)
     assert found[:1].tolist() == table
+
+
+def test_another_rewrite_on_top() -> None:
+    first = filled("insert dispatch(hidden=4) at blocks[*].mlp_branch\n", vit())
+    second = vr.apply("insert lora(rank=2) at blocks[*].attn.{q, v}\n", first.module)
+    with torch.no_grad():
+        for name in ("forward", "complete"):
+            made, own = (getattr(r.module.eval(), name)(image()) for r in (second, first))
+            torch.testing.assert_close(made, own, rtol=0, atol=1e-6)
+        assert len(second.module.dynamic(image())[1]) == 3
+
+
+def test_training_tells_the_rate_of_every_gate(tmp_path: Path) -> None:
+    model = vit(img_size=16, patch_size=4, in_chans=1, num_classes=10)
+    rewritten = vr.apply("insert dispatch(rate=0.7) at blocks[*].mlp_branch\ntrain head\n", model)
+    settings = Settings(steps=2, batch=8, warmup_epochs=0.0)
+    result = tune(rewritten, "digits", settings, out=tmp_path / "run")
+    found = result.report["training"]["activity"]
+    assert found["target"] == 0.7
+    assert list(found["layers"]) == [f"blocks[{i}].mlp_branch" for i in range(3)]
+    assert found["overall"] == pytest.approx(sum(found["layers"].values()) / 3, abs=2e-4)
+    dense, stated = rewritten.measures.macs, rewritten.measures.run_lowered.macs
+    share = (dense - found["macs"]) / (dense - stated)  # of 48 - 33 patches that skip at the target
+    assert share == pytest.approx((1 - found["overall"]) * 48 / 15, rel=1e-3)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    terms = next(line["terms"] for line in steps if line["event"] == "step")
+    assert terms.keys() == {"task", "rate", "complete", "distillation"}
