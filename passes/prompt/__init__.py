@@ -306,16 +306,16 @@ class VisualPrompt(Pass):
         k, v = block.attn.keys_and_values(block.inserted_at, rows, module.start)
         block.take_back(module.start, module.count)
         heads, count, widths = *k.shape[:2], (k.shape[2], v.shape[2])
-        constant: HeldRows | ConstantRows
         if same <= 1 and block.attn.takes_rows:
-            constant = HeldRows(heads, count, widths)
-            block.attn.give_rows(constant, count)
-        else:
-            constant = ConstantRows(heads, count, widths, same > 1)
-            block.attn.extend_kv(constant, count)
+            held = HeldRows(heads, count, widths)
+            held.k, held.v = k, v
+            block.attn.give_rows(held, count)
+            return True
+        constant = ConstantRows(heads, count, widths, same > 1)
         constant.k, constant.v = k, v
         if same > 1:
             constant.bias[-1] = math.log(same)
+        block.attn.extend_kv(constant, count)
         return True
 
     def waive_observed(self, block: BlockSite) -> None:
