@@ -43,6 +43,7 @@ class KeyValuePrompt(nn.Module):
 
     inserted_by = "kv_prompt"
     changes = (0, 1)
+    takes_rows = True  # of other clauses, so that keys are copied once
 
     def __init__(
         self,
@@ -71,15 +72,25 @@ class KeyValuePrompt(nn.Module):
             else:
                 nn.init.trunc_normal_(rows, std=0.02, generator=generator)
 
-    def forward(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values with the rows."""
+    def forward(
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        more_k: torch.Tensor | None = None,
+        more_v: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with the rows; more rows, [heads, count, width], stand in front."""
         rows = (self.kv, self.kv) if self.v_width is None else (self.k, self.v)
-        return self.join(k, rows[0]), self.join(v, rows[1])
+        return self.join(k, rows[0], more_k), self.join(v, rows[1], more_v)
 
-    def join(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def join(
+        self, tokens: torch.Tensor, rows: torch.Tensor, more: torch.Tensor | None
+    ) -> torch.Tensor:
         """The rows on their side of the tokens, in every image."""
-        rows = rows.to(tokens.dtype).expand(tokens.shape[0], -1, -1, -1)
-        return torch.cat([rows, tokens] if self.before else [tokens, rows], dim=2)
+        parts = [rows, tokens] if self.before else [tokens, rows]
+        parts = parts if more is None else [more, *parts]
+        whole = (tokens.shape[0], -1, -1, -1)
+        return torch.cat([p if p is tokens else p.to(tokens.dtype).expand(whole) for p in parts], 2)
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,24 @@ class ConstantRows(nn.Module):
         return grown
 
 
+class HeldRows(nn.Module):
+    """The same for what puts rows of another clause beside the keys: [heads, rows, width] each."""
+
+    inserted_by = "prompt"
+    k: torch.Tensor
+    v: torch.Tensor
+
+    def __init__(self, heads: int, rows: int, widths: tuple[int, int]) -> None:
+        super().__init__()
+        self.heads, self.rows, self.widths = heads, rows, widths
+        self.register_buffer("k", torch.zeros(heads, rows, widths[0]))
+        self.register_buffer("v", torch.zeros(heads, rows, widths[1]))
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values."""
+        return self.k, self.v
+
+
 @dataclass(frozen=True)
 class VisualPrompt(Pass):
     """Learned tokens in front of the patches."""
@@ -268,11 +286,9 @@ class VisualPrompt(Pass):
 
     def accompany(self, block: BlockSite) -> None:
         """Prompts beside a map, in front of the tokens of each of its windows."""
-        reading = self.readout or "all"
-        block.expect(
-            reading != "class", "readout", "the model has no class token",
-            suggestion="readout=all, prompts or patches",
-        )  # fmt: skip
+        reading, help_ = self.readout or "all", "readout=all, prompts or patches"
+        has_none = "the model has no class token"
+        block.expect(reading != "class", "readout", has_none, suggestion=help_)
         block.expect(self.position is None, "position", "prompts stand in front in every window")
         masks = self.shared_masks(block) if block.leads else []
         bound = math.sqrt(6 / (block.patch_features + block.stem_dim))
@@ -289,8 +305,13 @@ class VisualPrompt(Pass):
         rows, same = _distinct(module.rows() if masks is None else module.rows(masks()))
         k, v = block.attn.keys_and_values(block.inserted_at, rows, module.start)
         block.take_back(module.start, module.count)
-        heads, count, width = k.shape
-        constant = ConstantRows(heads, count, (width, v.shape[2]), same > 1)
+        heads, count, widths = *k.shape[:2], (k.shape[2], v.shape[2])
+        if same <= 1 and block.attn.takes_rows:
+            held = HeldRows(heads, count, widths)
+            held.k, held.v = k, v
+            block.attn.give_rows(held, count)
+            return True
+        constant = ConstantRows(heads, count, widths, same > 1)
         constant.k, constant.v = k, v
         if same > 1:
             constant.bias[-1] = math.log(same)

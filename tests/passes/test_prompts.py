@@ -78,6 +78,13 @@ def test_deep_prompts_lower_to_constant_keys_and_values(name: str) -> None:
     vr.verify(lowered, graphs=name == "e2vpt-vit-before")
 
 
+def test_rows_of_two_clauses_are_put_beside_keys_at_once() -> None:
+    rewritten = vr.apply(E2VPT.replace("true", "false"), model())
+    core = vr.lower(rewritten).module.get_submodule("blocks.0.attn")
+    assert {type(m).__name__ for m in core.children()} >= {"HeldRows", "KeyValuePrompt"}
+    assert "ConstantRows" not in {type(m).__name__ for m in core.modules()}
+
+
 def test_masked_prompts_lower_to_one_row() -> None:
     case = goldens.case("e2vpt-vit-before")
     rewritten = vr.apply(CASES["e2vpt-vit-before"], case.base())

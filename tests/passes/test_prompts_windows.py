@@ -166,9 +166,12 @@ def test_gradients_reach_all_prompts() -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        "insert lora(rank=2) at blocks[*].attn.{q, v} + blocks[*].mlp.fc1",
+        pytest.param(
+            "insert lora(rank=2) at blocks[*].attn.{q, v} + blocks[*].mlp.fc1",
+            marks=pytest.mark.slow,
+        ),
         "insert ssf() at blocks[*].{norm1, norm2} + blocks[*].attn.qkv",
-        "insert adapter(hidden=2) at every branch",
+        pytest.param("insert adapter(hidden=2) at every branch", marks=pytest.mark.slow),
     ],
 )
 def test_they_pass_what_other_clauses_put_there(spec: str) -> None:
@@ -183,6 +186,7 @@ def test_verified() -> None:
     vr.verify(vr.apply("prepend prompt(count=2) to blocks[0]\n", swin()), graphs=False)
 
 
+@pytest.mark.slow
 def test_figures_of_the_card() -> None:
     deep = vr.plan(DEEP, "swin_base_patch4_window7_224").measures
     assert deep.params.trainable == 3 * 12_032

@@ -23,6 +23,7 @@ CASES = {
     "vqt-vit-concat-l2norm": "count=2, dropout=0",
     "vqt-vit-pool": "count=3, combine=pool, normalise=false, dropout=0",
 }
+DATA = "digits?images=60"
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
@@ -171,7 +172,7 @@ def test_longest_columns() -> None:
 def test_selection_of_features(tmp_path: Path) -> None:
     model = vit(num_classes=10, in_chans=1)
     rewritten = vr.apply(VQT.format("keep=0.25"), model)
-    result = tune(rewritten, "digits", Settings(steps=2, batch=32, lr=1e-2), out=tmp_path / "run")
+    result = tune(rewritten, DATA, Settings(steps=1, batch=16, lr=1e-2), out=tmp_path / "run")
     assert list(result.training["phases"]) == [
         "train", "train with penalty on the head's columns", "train a head on what is kept",
     ]  # fmt: skip

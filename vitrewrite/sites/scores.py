@@ -155,20 +155,53 @@ class ScoresSite(AttendingSite):
         hints = ("keys", "values", "bias") if biased else ("keys", "values")
         results = self.put(module, self._unit, (k, v), hints, changed=(0, 1))
         settle(core, (k, v), results)
-        pads = (rows, 0) if before else (0, rows)
-        padded = dict[fx.Node, fx.Node]()
-        for each in (core, *_twins(core, k, v)):
+        cores = [core, *_twins(core, k, v)]
+        for each in cores:
             set_operand(each, 1, results[0])
             set_operand(each, 2, results[1])
-            mask = bias_of(each)
+        self._lengthened(cores, (rows, 0) if before else (0, rows))
+        for each in cores if biased else ():
+            add_bias(each, results[2])
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether a module beside its keys takes rows of other clauses, `(k, v, *rows)`, too."""
+        call = self._beside_keys(self._scored())
+        return call is not None and len(call.args) == 2
+
+    def give_rows(self, module: nn.Module, rows: int) -> None:
+        """At lowering: what is beside the keys puts `rows` more in front of them, of `module()`.
+
+        Where `takes_rows`: keys and values are copied once, not once for each clause.
+        """
+        core = self._scored()
+        call = self._beside_keys(core)
+        assert call is not None
+        k, v = operand_of(core, 1), operand_of(core, 2)
+        found = self.put(module, self._unit, (), ("row_keys", "row_values"))
+        call.args = (*call.args, *found)
+        self._lengthened([core, *_twins(core, k, v)], (rows, 0))
+
+    def _beside_keys(self, core: fx.Node) -> fx.Node | None:
+        """The call of what puts rows beside the keys last, if it takes more of them."""
+        k, v = operand_of(core, 1), operand_of(core, 2)
+        call: Any = k.args[0] if k.target is operator.getitem else None
+        if not isinstance(call, fx.Node) or call.op != "call_module" or v.args[0] is not call:
+            return None
+        module = self.editor.unit(self._unit).get_submodule(str(call.target))
+        return call if getattr(module, "takes_rows", False) else None
+
+    def _lengthened(self, cores: Sequence[fx.Node], pads: tuple[int, int]) -> None:
+        """There are more keys in front and behind: biases of scores are zero for them."""
+        padded = dict[fx.Node, fx.Node]()
+        for core in cores:
+            mask = bias_of(core)
             if mask is not None:
                 if mask not in padded:
                     padded[mask] = self._padded(mask, pads)
-                set_operand(each, 3, padded[mask])
-            old = ROWS.get(each, (0, 0))
-            ROWS.put(each, (old[0] + pads[0], old[1] + pads[1]))
-            if biased:
-                add_bias(each, results[2])
+                set_operand(core, 3, padded[mask])
+            old = ROWS.get(core, (0, 0))
+            ROWS.put(core, (old[0] + pads[0], old[1] + pads[1]))
 
     def bias_keys(self, value: Value, *, cast: bool = False) -> None:
         """Adds a number per token to the scores of its key, on every head and query.
