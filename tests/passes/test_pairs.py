@@ -243,10 +243,8 @@ SAMPLE = (
     ("ia3", "kv_prompt"), ("sparse", "bitfit"), ("partial", "tome"), ("lora", "mlp_head"),
     ("sls", "prompt"), ("lora everywhere", "dispatch"), ("tome", "dispatch of branches"),
     ("prompt", "dispatch of blocks"),
-    ("sls", "prompt"), ("prompt", "vqt"),
-    ("sls", "prompt"), ("prompt", "evit"), ("lora", "dynamicvit"), ("kv_prompt", "dtps"),
-    ("sls", "prompt"), ("bdm", "unmerge"),
-    ("lora", "ltmp"),
+    ("prompt", "vqt"), ("prompt", "evit"), ("lora", "dynamicvit"), ("kv_prompt", "dtps"),
+    ("bdm", "unmerge"), ("lora", "ltmp"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 

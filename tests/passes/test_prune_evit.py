@@ -250,3 +250,12 @@ def test_it_exports_with_any_batch_and_compiles_to_one_graph() -> None:
     with torch.no_grad():
         torch.testing.assert_close(program(x), module(x))
         assert torch.equal(compiled(x), module(x))
+
+
+def test_keys_that_a_row_was_made_of_take_no_others_later() -> None:
+    """A second rewrite would put rows beside keys that the first one's row of weights lacks."""
+    made = vr.apply("model test_vit\ninsert prune.evit(keep=0.7) after blocks[2].attn\n")
+    rows = "prepend kv_prompt(n=2) to blocks[{}].attn\n".format
+    with pytest.raises(vr.VitrewriteError, match=r"VR410 .*other weights are made of its keys"):
+        vr.plan(rows(2), made.module)
+    vr.plan(rows(1), made.module)

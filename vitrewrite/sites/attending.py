@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,12 @@ from ..editing.facts import Facts
 from ..tracing.notes import ASIDE, VALUE
 from .core import of_tokens, operand_of
 from .replacing import ReplacedSite
+
+_SOFTMAX = ("softmax", torch.softmax, F.softmax)
+_PRODUCTS = (
+    *("transpose", "permute", "matmul", "unsqueeze", "squeeze", "masked_fill", "to", getattr),
+    *(torch.matmul, torch.bmm, operator.matmul, operator.mul, operator.add, operator.getitem),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +101,26 @@ class AttendingSite(ReplacedSite):
             raise self.unfit("each query sees the keys in front of it only")
         if given.get("enable_gqa"):
             raise self.unfit("several heads share their keys")
+        return core
+
+    def _alone(self) -> fx.Node:
+        """That call, if its scores are the only ones that are made of its keys.
+
+        Raises:
+            RewriteError: VR410 if other weights are, which would not see what its scores become:
+                such as the row of one query that an earlier rewrite has put beside it.
+        """
+        core = self._scored()
+        seen, left = set[fx.Node](), [of_tokens(operand_of(core, 1))]
+        while left:
+            node = left.pop()
+            for user in node.users:
+                if user.target in _SOFTMAX:
+                    what = "other weights are made of its keys, by the model or an earlier rewrite"
+                    raise self.unfit(what, suggestion="put both clauses into one spec")
+                if user not in seen and user.target in _PRODUCTS:
+                    seen.add(user)
+                    left.append(user)
         return core
 
     def _found(self) -> fx.Node | None:

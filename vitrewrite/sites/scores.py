@@ -149,7 +149,7 @@ class ScoresSite(AttendingSite):
             rows: how many it adds.
             before: on which side.
         """
-        core = self._scored()
+        core = self._alone()
         k, v = operand_of(core, 1), operand_of(core, 2)
         biased = len(changed_by(module)) == 3
         hints = ("keys", "values", "bias") if biased else ("keys", "values")
@@ -210,7 +210,7 @@ class ScoresSite(AttendingSite):
             value: [batch, tokens].
             cast: whether its dtype may be another than that of the queries.
         """
-        core = self._scored()
+        core = self._alone()
         numbers, query = value.read(self.editor, self._unit), operand_of(core, 0)
         with after(core.graph, [numbers, query] if cast else [numbers]):
             index = (slice(None), None, None)
@@ -236,7 +236,7 @@ class ScoresSite(AttendingSite):
         Raises:
             RewriteError: VR410 if the scores have no one number for a pair, or not that shape.
         """
-        core = self._scored()
+        core = self._alone()
         if not self.over_tokens or self.windowed:
             raise self.unfit("its queries and keys are not those of one sequence of tokens")
         node = value.read(self.editor, self._unit)
@@ -298,7 +298,7 @@ class ScoresSite(AttendingSite):
             RewriteError: VR412 if another clause has a softmax of its own there, VR410 if the
                 attention is of another form or the values are made of what it yields.
         """
-        core = self._scored()
+        core = self._alone()
         if not self.over_tokens or (self.windowed and values):
             raise self.unfit("its scores are not those of one sequence of tokens")
         self._expect_own(core)
