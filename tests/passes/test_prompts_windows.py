@@ -228,6 +228,15 @@ def test_bad_input(name: str) -> None:
     assert re.search(told, f"{caught.value.code} {caught.value.message}"), caught.value.render()
 
 
+def test_prompts_are_refused_twice() -> None:
+    first = "prepend prompt(count=2) to blocks[0]\n"
+    with pytest.raises(vr.VitrewriteError, match=r"VR410 .*rows of another clause go along"):
+        vr.plan(first + "prepend prompt(count=2) to blocks[1:]\n", swin())
+    once = vr.apply(first, swin()).module
+    with pytest.raises(vr.VitrewriteError, match=r"VR402 .*has prompt already"):
+        vr.plan(first, once, example=X)
+
+
 def test_more_prompts_than_tokens_of_a_window_are_told() -> None:
     plan = vr.plan("prepend prompt(count=17) to blocks[*]\n", swin())
     assert any("17 prompts are more than the 16 tokens of a window" in w for w in plan.warnings)

@@ -306,6 +306,14 @@ def check(block: BlockSite, count: int) -> None:
     Raises:
         RewriteError: VR410 if it attends to no windows that fill its map.
     """
+    new = {id(i.module) for i in block.editor.insertions}
+    old = (m for m in block.editor.root.modules() if id(m) not in new)
+    if any(getattr(m, "inserted_by", None) == block.pass_name for m in old):
+        raise block.twice
+    same = (i.site.clause for i in block.editor.insertions if i.pass_name == block.pass_name)
+    if (other := next((c for c in same if c.number != block.clause.number), None)) is not None:
+        note = f"the other clause: {other.origin}"
+        raise block.unfit("rows of another clause go along with the map already", notes=[note])
     if block.attn.path != block.attn._unit or not block.attn.over_tokens:
         raise block.unfit("its stream is no sequence of tokens, and it attends to no windows")
     shape, tokens = shape_of(block.editor.node(block.input.place)), block.attn.length
