@@ -202,7 +202,7 @@ class Dispatch(Pass):
     attaches: ClassVar[tuple[str, ...]] = ("branch", "block")
     source: ClassVar[str] = "Zhao et al., NeurIPS 2024"
     claims: ClassVar[tuple[str, ...]] = ("lowers_exactly",)
-    reads: ClassVar[tuple[str, ...]] = ("prefix",)
+    reads: ClassVar[tuple[str, ...]] = ("prefix", "size")
     excludes: ClassVar[tuple[str, ...]] = ("adaptformer", "bi.adaptformer", "uniadapter")
     named: ClassVar[str] = "dyt"
 

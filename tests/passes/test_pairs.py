@@ -59,7 +59,8 @@ METHODS = {
     "dynamicvit": "insert prune.dynamicvit(keep=0.6) before blocks[1]",
     "dtps": "insert squeeze.tps(keep=0.6) before blocks[1]",
     "pool": "insert merge.pool(prop_attn=true) after blocks[1].attn",
-    "unmerge": "insert merge.tome(r=2) after blocks[2].attn\ninsert unmerge() after blocks[2]",
+    "unmerge": "insert merge.tome(r=2, prop_attn=true) after blocks[2].attn\n"
+    "insert unmerge() after blocks[2]",
     "ltmp": "insert prune.ltmp(merge=0.5) after blocks[0].attn",
 }
 """Each at its own places in a tiny ViT, so that most of them meet."""
@@ -220,6 +221,38 @@ REFUSED = {
     ("evit", "ltmp"): "VR455 .* are both a pruner",
     ("dynamicvit", "ltmp"): "VR455 .* are both a pruner",
     ("dtps", "ltmp"): "VR455 .* are both a pruner",
+    # pool_merge.md 9: the grid is gone behind a pruner.
+    **{
+        pair: "VR410 merge.pool .*no full grid of patches|VR417 [a-z.]+ changes the grid"
+        for pair in (("evit", "pool"), ("dynamicvit", "pool"), ("dtps", "pool"), ("pool", "ltmp"))
+    },
+    ("dynamicvit", "unmerge"): "VR410 prune.dynamicvit .*training masks some of them",
+    ("dtps", "unmerge"): "VR410 squeeze.tps .*training masks some of them",
+    # dyt.md 4, as for merges.
+    **{
+        pair: r"VR410 dispatch at .*: the tokens change in number"
+        r"|VR410 [\w.]+ at .* changes the tokens, and"
+        for pair in (
+            ("evit", "dispatch of blocks"),
+            ("dispatch of blocks", "dynamicvit"),
+            ("dispatch of blocks", "dtps"),
+            ("dispatch of blocks", "pool"),
+            ("dispatch of blocks", "ltmp"),
+        )
+    },
+    # vqt.md 2: its queries are no tokens, so that nothing that tells tokens by place takes them.
+    **{
+        pair: "VR410 vqt at .*: (its rows cannot pass the block|another clause makes its weights)"
+        for pair in (
+            ("convpass", "vqt"),
+            ("vqt", "dispatch"),
+            ("vqt", "dispatch of branches"),
+            ("vqt", "dispatch of blocks"),
+            ("vqt", "dynamicvit"),
+            ("vqt", "dtps"),
+            ("vqt", "ltmp"),
+        )
+    },
 }
 """By pair a part of the refusal that the card of one of the two names."""
 

@@ -7,15 +7,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from .. import catalog
 from ..anatomy.sites import Place
+from ..errors import VitrewriteError
+from ..tracing.leaves import is_helper, is_inserted
 from ..tracing.notes import ARITY, HINT, VALUE, WIRED, copied_without, noted
 from . import wiring
 from .attended import given
 from .editor import Editor, join
 from .queries import FusedLayer
 from .slices import behind
+
+
+class PlacedError(Exception):
+    """Rows cannot pass what goes by where tokens stand."""
+
+
+def goes_by_place(module: nn.Module) -> bool:
+    """Whether a module that a pass put in keeps a fact of the tokens, such as their grid."""
+    if not is_inserted(module) or is_helper(module):
+        return False
+    try:
+        facts = catalog.signature(str(module.inserted_by)).reads
+    except VitrewriteError:  # a module of a pass that is not installed
+        return True
+    return any(hasattr(module, fact) for fact in facts)
 
 
 def passed_of(rows: torch.Tensor) -> torch.Tensor:
@@ -47,6 +65,9 @@ class Passage:
             unit: its path.
             rows: by node of its graph what stands for it.
             target: what it makes of the tokens.
+
+        Raises:
+            PlacedError: with what they cannot pass, in words.
         """
         made = dict(rows)
         needed = behind(rows) & self._ahead(target)
@@ -88,12 +109,19 @@ class Passage:
         elif all(made.get(n, n) is n for n in self._sources(node)):
             made[node] = node  # such as the weights of the tokens
         else:
+            self._expect_alike(unit, node)
             with node.graph.inserting_after(node):
                 made[node] = node.graph.node_copy(node, lambda n: self._stands_for(node, n, made))
             copied_without(node, made[node], VALUE)
             if node.op == "call_module":
                 again = self.editor.again.setdefault(Place(unit, node.name), [])
                 again.append(Place(unit, made[node].name))
+
+    def _expect_alike(self, unit: str, node: fx.Node) -> None:
+        """Raises PlacedError if a node tells rows by where they stand."""
+        path = join(unit, str(node.target))
+        if node.op == "call_module" and goes_by_place(self.editor.root.get_submodule(path)):
+            raise PlacedError(f"'{path}' goes by where tokens stand")
 
     def _stands_for(self, node: fx.Node, n: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node:
         return made.get(n, n) if n in self._sources(node) else n

@@ -9,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .. import catalog
 from ..anatomy.sites import Place
-from ..errors import VitrewriteError
-from ..tracing.leaves import is_helper, is_inserted
 from ..tracing.notes import VALUE
 from ..tracing.unit import Unit
 from . import wiring
 from .editor import Editor, join
+from .passing import goes_by_place
 from .slices import behind
 
 
@@ -101,7 +99,7 @@ class Stretch:
             module = self.editor.root.get_submodule(join(unit, str(node.target)))
         if isinstance(module, _MIXING):
             return f"'{join(unit, str(node.target))}' mixes tokens"
-        if module is not None and is_inserted(module) and not is_helper(module) and _reads(module):
+        if module is not None and goes_by_place(module):
             return f"'{join(unit, str(node.target))}' goes by where tokens stand"
         value, whole = VALUE.get(node), VALUE.get(self.x)
         if not (isinstance(value, torch.Tensor) and isinstance(whole, torch.Tensor)):
@@ -150,14 +148,6 @@ _MIXING = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm, nn.GroupNorm,
     nn.MultiheadAttention,
 )  # fmt: skip
-
-
-def _reads(module: nn.Module) -> bool:
-    """Whether the pass of an inserted module goes by facts of the tokens."""
-    try:
-        return bool(catalog.signature(str(module.inserted_by)).reads)
-    except VitrewriteError:  # a module of a pass that is not installed
-        return True
 
 
 def depends_on_image(editor: Editor, unit: str, node: fx.Node) -> bool:

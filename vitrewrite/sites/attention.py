@@ -14,7 +14,7 @@ from ..editing import wiring
 from ..editing.attended import is_per_query, rows_of, softmax_of
 from ..editing.editor import after
 from ..editing.evaluate import Evaluation
-from ..editing.passing import Passage, passed_of
+from ..editing.passing import Passage, PlacedError, passed_of
 from ..editing.queries import FusedLayer
 from ..editing.value import Value
 from ..tracing import inputs
@@ -174,7 +174,10 @@ class AttentionSite(ScoresSite, Handing):
         passage = Passage(self.editor, core, self._unit, skipped, self._fused)  # type: ignore[arg-type]
         rows, source = passed.args[0], self.editor.node(block.input.place)
         assert isinstance(rows, fx.Node)
-        result = passage.through(made.unit, {source: rows}, self._last(block))
+        try:
+            result = passage.through(made.unit, {source: rows}, self._last(block))
+        except PlacedError as why:
+            raise self.unfit(f"its rows cannot pass the block: {why}") from None
         HINT.put(result, "asked")
         passed.replace_all_uses_with(result)
         passed.graph.erase_node(passed)
