@@ -11,8 +11,8 @@ Source
 
 Attaches to
     Blocks over one sequence of tokens that do not tell them by where they stand. The head is
-    replaced, so no other clause may be about it. `readout=pooled` is for heads that pool, as with
-    MAE: the first piece is then fc_norm(mean of patches), or what else the head reads.
+    replaced, so no other clause may be about it. With heads that pool, as with MAE, the first piece
+    is fc_norm(mean of patches), or what else the head reads.
 
 Parameters
     query [q, C] per block, U(-v, v) with v = sqrt(6 / (patch numbers + C)). The head: weight
@@ -161,10 +161,11 @@ class Vqt(Pass):
     )
     normalise: bool = option(True, help="whether each piece gets length one")
     dropout: float = option(0.1, minimum=0, below=1, help="on the queries, in training only")
-    readout: str = option(
-        "class",
+    readout: str | None = option(
+        None,
         choices=("class", "pooled"),
-        help="whether the head reads a class token besides, or what it pools",
+        help="what the head has to read besides, if that is to be stated: a class token, or what "
+        "it pools",
     )
     keep: float = option(1.0, above=0, maximum=1, help="share of the features that stay")
 
@@ -179,12 +180,12 @@ class Vqt(Pass):
     def rewrite(self, block: BlockSite) -> None:
         """O = the rows behind the block; at the last one, logits = W [x; O_1; ..; O_L] + b."""
         block.expect(
-            self.readout == "pooled" or not block.pooled,
+            self.readout != "class" or not block.pooled,
             "readout", "the head reads no class token alone",
             suggestion="write readout=pooled: the first piece is what it pools",
         )  # fmt: skip
         block.expect(
-            self.readout == "class" or block.pooled,
+            self.readout != "pooled" or block.pooled,
             "readout", "the head does not pool: it reads tokens in front",
             suggestion="write readout=class",
         )  # fmt: skip

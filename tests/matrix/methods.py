@@ -56,6 +56,14 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2\n",
         "insert ia3() at blocks[*].mlp.fc2\n",
     ),
+    "VPT-deep": ("prepend prompt(count=2) to blocks[*]\n",),
+    "E2VPT": (
+        "prepend prompt(count=2) to blocks[*]\nprepend kv_prompt(n=2) to blocks[*].attn\n",
+        "prepend kv_prompt(n=2) to blocks[*].attn\n",
+    ),
+    "VQT": ("prepend vqt(count=2) to blocks[*]\n",),
+    "ToMe": ("insert merge.tome(r=2) after blocks[*].attn\n",),
+    "FPET": ("insert merge.bdm() after blocks[1].attn\n",),
     "Pooled tokens": (
         "insert merge.pool() after blocks[0].attn\n",
         'insert merge.pool(window="2x1") after blocks[0].attn\n',

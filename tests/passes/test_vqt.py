@@ -183,7 +183,7 @@ def test_selection_of_features(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "no queries": ("count=0", {}, "VR203", "count"),
-    "pooling": ("", {"global_pool": "avg"}, "VR403", "readout=pooled"),
+    "pooling": ("readout=class", {"global_pool": "avg"}, "VR403", "readout=pooled"),
     "no pooling": ("readout=pooled", {}, "VR403", "readout=class"),
     "no head": ("", {"num_classes": 0}, "VR410", "no head"),
     "share": ("keep=0", {}, "VR203", "keep"),
