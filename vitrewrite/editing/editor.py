@@ -177,6 +177,19 @@ class Editor:
             place = self.moved[place]
         return place
 
+    def passed(self, gone: Place, kept: Place) -> None:
+        """What was made at `gone` of what is at `kept` is made no more: `kept` stands for it.
+
+        What was made of it in turn, further on, stays where both are found.
+        """
+        further = self.moved.get(gone)
+        if self.moved.get(kept) == gone:
+            del self.moved[kept]
+        if further is None:
+            self.moved[gone] = kept
+        else:
+            self.moved.setdefault(kept, further)
+
     def calls(self, known: Iterable[Place]) -> list[Place]:
         """Where calls of a layer of the original model are now, and those that joined them."""
         found = [self.where(call) for call in known]

@@ -368,7 +368,7 @@ class BoundSite:
             assert isinstance(original, fx.Node)
             HINT.put(original, HINT.get(original) or HINT.get(item))
             item.replace_all_uses_with(original)
-            self.editor.moved[Place(unit, item.name)] = Place(unit, original.name)
+            self.editor.passed(Place(unit, item.name), Place(unit, original.name))
             if item is not node:
                 node.graph.erase_node(item)
         node.graph.erase_node(node)

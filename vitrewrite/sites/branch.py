@@ -356,7 +356,7 @@ class BranchSite(RoutedSite):
             return
         y, term = total.args
         HINT.put(y, HINT.get(y) or HINT.get(total))
-        self.editor.moved[Place(unit, total.name)] = Place(unit, y.name)
+        self.editor.passed(Place(unit, total.name), Place(unit, y.name))
         total.replace_all_uses_with(y)
         for gone in (total, term, node):
             if gone in node.graph.nodes:
