@@ -29,6 +29,7 @@ from .sites import (
     Point,
     Value,
 )
+from .sites.freezing import frozen
 
 if TYPE_CHECKING:
     from .tuning import (
@@ -79,6 +80,7 @@ __all__ = [
     "activity",
     "decided",
     "features",
+    "frozen",
     "option",
     "silhouette",
 ]

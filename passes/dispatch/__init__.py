@@ -54,7 +54,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.authoring import BlockSite, BranchSite, Pass, option
+from vitrewrite.authoring import BlockSite, BranchSite, Pass, frozen, option
 
 if TYPE_CHECKING:
     from .losses import RateAndCompleteModel
@@ -265,7 +265,7 @@ class Dispatch(Pass):
             site.gather(share, site.siblings.index(site.role), fixed=self.budget is not None)
             options = module.width, module.prefix, module.tau, module.bias, module.budget
             hard = TokenGate(*options, soft=module.soft, hard=True)
-            hard.dispatch = module.dispatch
+            hard.dispatch = frozen(module.dispatch)
             site.swap(hard, given=(0,))
             return False
         if module.scale == 0:

@@ -49,6 +49,7 @@ from vitrewrite.authoring import (
     Pass,
     Picking,
     TokenScores,
+    frozen,
     option,
 )
 
@@ -196,7 +197,7 @@ class DynamicTokens(Pass):
             return True
         if isinstance(module, KeepPredictor):
             hard = KeepPredictor(module.dim, module.rate, module.prefix, hard=True)
-            hard.predictor = module.predictor
+            hard.predictor = frozen(module.predictor)
             site.swap(hard)
         if isinstance(module, KeepBest):
             site.swap(KeepBest(module.rate, module.prefix, True, module.traced))

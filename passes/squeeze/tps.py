@@ -54,6 +54,7 @@ from vitrewrite.authoring import (
     Pass,
     Picking,
     TokenScores,
+    frozen,
     option,
 )
 
@@ -347,7 +348,7 @@ class PruneAndSqueeze(Pass):
             return True
         if isinstance(module, SqueezePredictor):
             hard = SqueezePredictor(module.dim, module.rate, module.prefix, hard=True)
-            hard.predictor = module.predictor
+            hard.predictor = frozen(module.predictor)
             site.swap(hard)
         elif isinstance(module, SqueezedTokens):
             old = module.rate, module.prefix, module.leads

@@ -19,6 +19,7 @@ from ..editing.queries import FusedLayer
 from ..editing.value import Value
 from ..tracing import inputs
 from ..tracing.about import about
+from ..tracing.leaves import is_inserted
 from ..tracing.notes import HINT, ORIGIN
 from .context import Context
 from .core import bias_of, of_tokens, operand_of
@@ -135,6 +136,8 @@ class AttentionSite(ScoresSite, Handing):
             raise self.unfit("it does not attend over one sequence of tokens")
         if block.block.cuts:
             raise self.unfit("the block tells its tokens by where they stand")
+        if _convolves(self.editor.root.get_submodule(block.path)):
+            raise self.unfit("the block puts its tokens on their grid")
         place = self.editor.where(block.input.place)
         if place.unit != block.output.place.unit:
             raise self.unfit("the block is not one module")
@@ -323,3 +326,11 @@ class AttentionSite(ScoresSite, Handing):
             Place("", node.name): torch.full_like(value, fill, device=like.device)
             for node, value in zip(nodes, (*args, *kwargs.values()), strict=False)
         }
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a part of the model, but for what passes put in, mixes tokens by where they are."""
+    if is_inserted(module):
+        return False
+    found = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return found or any(map(_convolves, module.children()))
