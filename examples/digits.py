@@ -50,18 +50,6 @@ CLAUSES = {
     "UniAdapter": f"insert uniadapter(hidden=32) at {MLP}\n",
     "Res-Tuning": "insert res_tuning(hidden=10) at blocks[*].{attn, mlp}\n",
     "Res-Tuning bypass": "insert res_tuning(form=bypass, hidden=10) at blocks[*]\ntrain norm\n",
-    "VPT-shallow": "prepend prompt(count=10) to blocks[0]\n",
-    "VPT-deep": "prepend prompt(count=10) to blocks[*]\n",
-    "E2VPT": "prepend prompt(count=10) to blocks[*]\nprepend kv_prompt(n=5) to blocks[*].attn\n",
-    "VQT": "prepend vqt(count=4) to blocks[*]\n",
-    "FPET on LoRA": (
-        f"insert lora(rank=8, dropout=0) at {QV}\ninsert merge.bdm() after blocks[2].attn\n"
-    ),
-    "EViT on LoRA": (
-        f"insert lora(rank=8, dropout=0) at {QV}\n"
-        "insert prune.evit(keep=0.7) after blocks[1, 2].attn\n"
-    ),
-    "DyT": f"insert dispatch(hidden=8) at {MLP}\n",
     "SPT-LoRA": (
         f"insert lora(rank=4, convention=spt, dropout=0, drop_path=0) at {SPT}\n"
         f"insert sparse() at {SPT}\ntrain optional {SPT}\ntrain cls_token\n"

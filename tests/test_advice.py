@@ -27,6 +27,7 @@ from vitrewrite.tracing.unit import on_meta
 FORMS = {
     "insert at": "insert {pass_}() at {sites}",
     "insert after": "insert {pass_}() after {sites}",
+    "insert before": "insert {pass_}() before {sites}",
     "prepend": "prepend {pass_}() to {sites}",
     "add": "add {pass_}() to {sites}",
     "replace": "replace {sites} with {pass_}()",

@@ -58,7 +58,7 @@ def test_the_readme_shows_the_shipped_spec_and_the_emitted_source() -> None:
     assert "\n".join(spec.splitlines()[2:]) in readme
     source = (EMITTED / "fpet_lora-vit_base" / "model.py").read_text()
     start = source.index("class BlockWithMerge")
-    assert source[start : source.index("class AttentionWithSize")].rstrip() in readme
+    assert source[start : source.index("class AttentionWithLogSize")].rstrip() in readme
     loop = source.index("        for block in self.blocks[:6]:")
     assert source[loop : source.index("        return self.norm(x)\n", loop)].rstrip() in readme
 

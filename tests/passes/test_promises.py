@@ -168,8 +168,7 @@ def test_a_claim_that_is_not_made_at_a_site() -> None:
     assert clause["claims"] == ["lowers_exactly"]
     assert list(clause["waived"]["lowers_exactly"]) == ["blocks[0]"]
     assert "not claimed: lowers_exactly (line 1, blocks[0]): what becomes of its" in str(plan)
-    (check,) = lowerings(Runs(all_of(shallow)))
-    assert check.holds
+    assert [*lowerings(Runs(all_of(shallow)))] == []
 
 
 def test_a_layer_of_two_holders_keeps_its_branch() -> None:

@@ -376,39 +376,39 @@ class BlockWithMerge(nn.Module):
         x = x + y
         # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
         x, size = self.merge(x, k)
-        return x + self.mlp(self.norm2(x)), size
+        return x + self.mlp(self.norm2(x)), size.log()
 
 
-class AttentionWithSize(nn.Module):
+class AttentionWithLogSize(nn.Module):
     def __init__(self):
         super().__init__()
         self.qkv = nn.Linear(768, 2304)
         self.proj = nn.Linear(768, 768)
         self.qkv_lora = LowRank(768, ((0, 768), (1536, 2304)), 8, 1.0, dropout=0.1)
 
-    def forward(self, x, size):
+    def forward(self, x, log_size):
         B, N, _ = x.shape
         # fpet_lora.peft:8: insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
         qkv = self.qkv_lora(x, self.qkv(x))
         qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        y = size.log()[:, None, None].type_as(q)
+        y = log_size[:, None, None].type_as(q)
         # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=y)
         x = x.transpose(1, 2).reshape(B, N, 768)
         return self.proj(x)
 
 
-class BlockWithSize(nn.Module):
+class BlockWithLogSize(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm1 = nn.LayerNorm(768, eps=1e-06)
-        self.attn = AttentionWithSize()
+        self.attn = AttentionWithLogSize()
         self.norm2 = nn.LayerNorm(768, eps=1e-06)
         self.mlp = Mlp()
 
-    def forward(self, x, size):
-        x = x + self.attn(self.norm1(x), size)
+    def forward(self, x, log_size):
+        x = x + self.attn(self.norm1(x), log_size)
         return x + self.mlp(self.norm2(x))
 
 
@@ -419,7 +419,11 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 197, 768))
         self.patch_embed = PatchEmbed()
         self.blocks = nn.ModuleList(
-            [*(Block() for _ in range(6)), BlockWithMerge(), *(BlockWithSize() for _ in range(5))]
+            [
+                *(Block() for _ in range(6)),
+                BlockWithMerge(),
+                *(BlockWithLogSize() for _ in range(5)),
+            ]
         )
         self.norm = nn.LayerNorm(768, eps=1e-06)
         self.head = nn.Linear(768, 1000)
@@ -432,9 +436,9 @@ class VisionTransformer(nn.Module):
         x = x + self.pos_embed
         for block in self.blocks[:6]:
             x = block(x)
-        x, size = self.blocks[6](x)
+        x, log_size = self.blocks[6](x)
         for block in self.blocks[7:]:
-            x = block(x, size)
+            x = block(x, log_size)
         return self.norm(x)
 
     def forward_head(self, x, pre_logits=False):
