@@ -162,10 +162,8 @@ class DynamicTokens(Pass):
         first = before[1] if before else score
         point.regroup(KeepBest(rate, prefix), score, first, patches=patches)
         point.state("in_scores", False, "")
-        for each in block.stretch:
-            each.attn.softmax(KeptSoftmax(), score)
+        block.mask_behind(KeptSoftmax, score)
         block.hand_on(score, first)
-        block.at_end(lambda: self.check(block))
 
     def stage(self, block: BlockSite) -> tuple[float, int]:
         """The share of all patches that stays at a block, and how many they are."""
@@ -180,15 +178,6 @@ class DynamicTokens(Pass):
         left = int(rate * patches + 1e-9)
         block.expect(left, "keep", f"{rate:.2g} of {patches} patches are none")
         return rate, left
-
-    def check(self, block: BlockSite) -> None:
-        """What training masks must not merge with what stays."""
-        for each in block.stretch:
-            if by := each.cause("size"):
-                raise block.unfit(
-                    "tokens are regrouped behind it, and training masks some of them",
-                    notes=[f"regrouped by: {by}"],
-                )
 
     def lower(self, site: BlockSite | AttentionSite, module: nn.Module) -> bool:
         """Fused attention; the scores, and what they leave, in training too."""

@@ -67,7 +67,20 @@ class Squeeze(nn.Module):
 
     def __init__(self, flat: bool = False) -> None:
         super().__init__()
-        self.flat = flat
+        self.flat, self.picking = flat, Picking()
+
+    def into(
+        self, x: torch.Tensor, size: torch.Tensor, kept: torch.Tensor, gone: torch.Tensor,
+        start: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The tokens [B, T, C] that are kept, sizes, and in which of these each is that goes."""
+        if not gone.shape[1]:
+            return x, size, gone
+        y, out = self.picking(x, kept), self.picking(x, gone)
+        patches, nearest = self(y[:, start:], out)
+        nearest = nearest + start
+        size = size.gather(1, kept).scatter_add(1, nearest, size.gather(1, gone))
+        return torch.cat([y[:, :start], patches], dim=1), size, nearest
 
     def forward(self, stay: torch.Tensor, gone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What stays, squeezed, and the nearest one of each that goes, [B, M]."""
@@ -184,13 +197,7 @@ class SqueezedTokens(nn.Module):
             patches = self.squeeze.among(x[:, start:], score, None if self.leads else before)
             x = torch.cat([x[:, :start], patches], dim=1)
         kept, gone = self.picking.best(score, start, count)
-        nearest = gone
-        if gone.shape[1]:
-            y, out = self.picking(x, kept), self.picking(x, gone)
-            patches, nearest = self.squeeze(y[:, start:], out)
-            nearest = nearest + start
-            x = torch.cat([y[:, :start], patches], dim=1)
-            size = size.gather(1, kept).scatter_add(1, nearest, size.gather(1, gone))
+        x, size, nearest = self.squeeze.into(x, size, kept, gone, start)
         if not self.traced:
             return x, size
         return x, size, self.picking.into(kept, gone, nearest), kept
@@ -219,13 +226,7 @@ class SqueezedByClass(nn.Module):
         start, rate = self.prefix, self.rate if self.training else self.keep
         count = math.ceil(rate * (x.shape[1] - start))
         kept, gone = self.picking.best(a[:, start:], start, count)
-        nearest = gone
-        if gone.shape[1]:
-            y, out = self.picking(x, kept), self.picking(x, gone)
-            patches, nearest = self.squeeze(y[:, start:], out)
-            nearest = nearest + start
-            x = torch.cat([y[:, :start], patches], dim=1)
-            size = size.gather(1, kept).scatter_add(1, nearest, size.gather(1, gone))
+        x, size, nearest = self.squeeze.into(x, size, kept, gone, start)
         if not self.traced:
             return x, size
         return x, size, self.picking.into(kept, gone, nearest), kept
@@ -316,10 +317,8 @@ class PruneAndSqueeze(Pass):
         earlier, first = before or (score, score)
         module = SqueezedTokens(rate, prefix, not before)
         point.regroup(module, score, first, earlier, patches=patches)
-        for each in block.stretch:
-            each.attn.softmax(SqueezeSoftmax(), score)
+        block.mask_behind(SqueezeSoftmax, score)
         block.hand_on(score, first)
-        block.at_end(lambda: self.check(block))
 
     def stage(self, block: BlockSite) -> tuple[float, int]:
         """The share of all patches that stays at a block, and how many they are."""
@@ -331,15 +330,6 @@ class PruneAndSqueeze(Pass):
         left = int(rate * patches + 1e-9)
         block.expect(left, "keep", f"{rate:.2g} of {patches} patches are none")
         return rate, left
-
-    def check(self, block: BlockSite) -> None:
-        """What training masks must not merge with what stays."""
-        for each in block.stretch:
-            if by := each.cause("size"):
-                raise block.unfit(
-                    "tokens are regrouped behind it, and training masks some of them",
-                    notes=[f"regrouped by: {by}"],
-                )
 
     def lower(self, site: Any, module: nn.Module) -> bool:
         """An argmax and an index-add; fused attention; training prunes too."""

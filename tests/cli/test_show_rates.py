@@ -25,7 +25,7 @@ def test_patches_are_those_that_the_gates_let_pass(lowered: bool) -> None:
     with torch.no_grad():
         _, gates = made.module.eval().dynamic(image[None])
     shown = RatesPicture.of(vr.lower(made) if lowered else made, image, image)
-    assert [layer.name for layer in shown.layers] == [f"blocks.{i}" for i in range(6)]
+    assert [layer.name for layer in shown.layers] == [f"blocks[{i}].mlp_branch" for i in range(6)]
     for layer, gate in zip(shown.layers, gates, strict=True):
         assert torch.equal(layer.active.flatten(), gate[0, 1:] > 0.5)
         assert layer.rate == pytest.approx(float(gate[0, 1:].mean()))
@@ -51,8 +51,8 @@ def test_two_gates_of_a_block_have_a_number(
     (tmp_path / "two.peft").write_text(spec)
     Image.new("RGB", (90, 60), (200, 20, 20)).save("red.png")
     done = invoke("show", "rates", "two.peft", "--image", "red.png", "--out", "r.png")
-    assert "blocks.0, gate 1" in done.out
-    assert "blocks.0, gate 2" in done.out
+    assert "blocks[0].attn_branch" in done.out
+    assert "blocks[0].mlp_branch" in done.out
     with Image.open("r.png") as picture:
         assert picture.width == 1240
 

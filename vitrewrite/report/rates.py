@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..errors import MatchError
+from ..rewrite.activity import gates_of
 from ..rewrite.rewritten import Rewritten
-from ..sites.rows import ActiveRows, Gated, PaddedRows
 from .canvas import PALE, Canvas, palette, resized
 from .tokens import DROPPED, composed, grid_of, traced
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _WIDTH, _MARGIN, _ROW, _CAPTION, _ACROSS = 1240, 24, 26, 24, 6
-_LABEL, _NUMBER = 150, 70
+_LABEL, _NUMBER = 200, 70
 _BLUE = torch.tensor([0.0, 0.447, 0.698])[:, None, None]  # the first colour of the palette
 
 
@@ -29,7 +29,7 @@ class Layer:
     """One gated part.
 
     Attributes:
-        name: of the module that it is in.
+        name: the site.
         active: [h, w], whether each patch passes, as the token that it is in there.
         rate: the share of tokens behind the prefix that pass.
     """
@@ -60,7 +60,7 @@ class RatesPicture:
             MatchError: VR301 if no clause has tokens pass or skip a part.
         """
         title, module = rewritten.spec.name, rewritten.module.eval()
-        with torch.no_grad(), traced(module) as steps, _gated(module, steps) as gates:
+        with torch.no_grad(), traced(module) as steps, _gated(rewritten, steps) as gates:
             module(pixels[None])
         if not gates:
             raise MatchError(
@@ -68,11 +68,7 @@ class RatesPicture:
                 suggestion="add a clause such as: insert dispatch() at blocks[*].mlp_branch",
             )  # fmt: skip
         grid = grid_of(rewritten, pixels.shape[-2:])
-        names = _names([path for path, _, _ in gates])
-        layers = [
-            _layer(rewritten, name, gate, changes, steps, grid)
-            for name, (_, gate, changes) in zip(names, gates, strict=True)
-        ]
+        layers = [_layer(rewritten, *gate, steps, grid) for gate in gates]
         return cls(f"{title} on {rewritten.model_name}", image, tuple(layers))
 
     @property
@@ -123,14 +119,6 @@ class RatesPicture:
         return torch.where(active, 0.45 * _BLUE + 0.55 * image, 0.5 + 0.5 * grey)
 
 
-def _names(paths: Sequence[str]) -> list[str]:
-    """The paths, with a number where a module has several gates."""
-    return [
-        f"{path}, gate {paths[: i + 1].count(path)}" if paths.count(path) > 1 else path
-        for i, path in enumerate(paths)
-    ]
-
-
 def _layer(
     rewritten: Rewritten, name: str, gate: torch.Tensor, changes: int,
     steps: Sequence[torch.Tensor], grid: tuple[int, int],
@@ -145,20 +133,23 @@ def _layer(
 
 @contextmanager
 def _gated(
-    module: nn.Module, steps: Sequence[torch.Tensor]
+    rewritten: Rewritten, steps: Sequence[torch.Tensor]
 ) -> Iterator[list[tuple[str, torch.Tensor, int]]]:
-    """While it lasts, each gate tells its place, itself for the first image, and after how many
+    """While it lasts, each gate tells its site, itself for the first image, and after how many
     changes of tokens it stands.
     """
     seen: list[tuple[str, torch.Tensor, int]] = []
-    kinds = (Gated, ActiveRows, PaddedRows)
-    hooks = [
-        each.register_forward_pre_hook(
-            lambda _, given, path=path: seen.append((path, given[1][0], len(steps)))
-        )
-        for path, each in ((p.rpartition(".")[0], m) for p, m in module.named_modules())
-        if isinstance(each, kinds)
-    ]
+
+    def keep(role: str) -> Any:
+        def hook(module: nn.Module, given: object, made: Any) -> None:
+            gate = made[0] if isinstance(made, tuple) else made
+            seen.append((role, gate[0], len(steps)))
+
+        return hook
+
+    gates = [insertion for insertion, _ in gates_of(rewritten.result.editor)]
+    modules = [(rewritten.module.get_submodule(gate.path), gate.site.role) for gate in gates]
+    hooks = [module.register_forward_hook(keep(role)) for module, role in modules]
     try:
         yield seen
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -204,6 +205,25 @@ class BlockSite(RoomySite, Handing):
         later = [b.index for b in self.together if b.index > self.index]
         stop = min(later, default=self.depth)
         return (self, *(b for b in self.following if b.index < stop))
+
+    def mask_behind(self, module: Callable[[], nn.Module], *values: Value) -> None:
+        """Attentions up to the next site of the clause make their weights by `module()` of values.
+
+        Raises:
+            RewriteError: at the end VR410, if a clause makes the tokens of one of them fewer: those
+                that are only masked in training would merge with the others.
+        """
+        for block in self.stretch:
+            block.attn.softmax(module(), *values)
+        self.at_end(self._expect_masked)
+
+    def _expect_masked(self) -> None:
+        for block in self.stretch:
+            if by := block.cause("size"):
+                raise self.unfit(
+                    "tokens are regrouped behind it, and training masks some of them",
+                    notes=[f"regrouped by: {by}"],
+                )
 
     @property
     def entering(self) -> int | None:
