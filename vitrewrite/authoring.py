@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, Rung, option
 from .catalog.updates import LowRankUpdate, Rescaling
+from .layers.gating import StructureGates
 from .layers.masking import MaskedSoftmax, TokenScores
 from .layers.picking import Picking
 from .layers.quantised import Quantised
@@ -74,6 +75,7 @@ __all__ = [
     "Rewritten",
     "Run",
     "Rung",
+    "StructureGates",
     "TokenScores",
     "Value",
     "Watched",

@@ -116,6 +116,33 @@ class Pass:
         """
         raise NotImplementedError
 
+    def prices(self, site: Any, module: Any, /, *, patches_only: bool = False) -> Sequence[float]:
+        """What a search pays for: MACs of an image behind each entry of `module.priced()`.
+
+        A module that a search decides about has `priced()`, a tensor that says what of it would be
+        there, and `logits`, its parameter that training moves; see `layers.gating`. Where a part
+        costs as much as two others the difference is the price: sums are those of the lowered
+        model.
+
+        Args:
+            site: where the module is.
+            module: what was inserted.
+            patches_only: whether linear layers are counted for patches alone, as some papers do.
+
+        Returns:
+            As many as `priced()` has entries.
+        """
+        raise NotImplementedError
+
+    def found(self, module: Any, opened: Sequence[bool], /) -> Mapping[str, Any]:
+        """The options of a clause, at the site of a module, that state what a search ended with.
+
+        Args:
+            module: what was inserted for the search.
+            opened: which of its logits are open.
+        """
+        raise NotImplementedError
+
     def lower(self, site: Any, module: Any, /) -> bool:
         """Makes what the pass inserted cheaper, through the verbs that the site offers.
 
