@@ -27,7 +27,7 @@ from .borders import bordered, ranked
 from .draws import drawn
 from .findings import findings
 from .procedure import ParameterGroup, Phase, Procedure
-from .projection import NEAR, Projection
+from .projection import Projection
 from .run import Run
 from .spaces import Space, space_of
 
@@ -126,7 +126,7 @@ class Search(Phase):
             "asked": round(self.target),
             "searched": round(found.searched),
             "reached": round(found.cost),
-            "within": NEAR if found.off <= NEAR else round(found.off, 4),
+            "off": round(found.off, 4),
             "moved": found.moved,
             "macs": self.space.by_pass(found.opened),
             "found": {name: each.to_json()["options"] for name, each in options.items()},

@@ -15,14 +15,14 @@ from ..catalog.declare import Pass
 from ..catalog.own_code import own_code
 from ..editing.editor import Insertion
 from ..errors import TuneError
+from ..language.conventions import CONVENTIONS
 from ..layers.gating import StructureGates
 from ..rewrite.choosing import FoundOptions
 from ..rewrite.compilation import Compilation
 from ..rewrite.deciding import recompiled
-from ..rewrite.measures import Measures
+from ..rewrite.patches import beside_patches
 from ..rewrite.rewritten import Rewritten
 from ..text import giga
-from .by_patches import unlike
 
 Pattern: TypeAlias = tuple[bool, ...]
 """Which gates of a module are open."""
@@ -94,13 +94,11 @@ class Space:
     Attributes:
         parts: the modules, in the order of the clauses.
         constant: what the model costs besides.
-        dense: measures of the model with all there is.
     """
 
     rewritten: Rewritten
     parts: tuple[Part, ...]
     constant: float
-    dense: Measures
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -147,27 +145,39 @@ def space_of(rewritten: Rewritten, *, patches: bool = False) -> Space | None:
         TuneError: VR873 if a model built of what was found costs something else than prices say.
         RewriteError: VR420 for a pass that fails.
     """
-    counted, parts = _parts(rewritten), tuple[Part, ...]()
-    if not counted:
+    parts = _parts(rewritten, patches=False)
+    if not parts:
         return None
-    dense = _compiled(rewritten, counted, 1).measures
-    constant = dense.macs_lowered - sum(part.cost(part.ends[1]) for part in counted)
-    known = Space(rewritten, counted, constant, dense)
-    least, macs = _compiled(rewritten, counted, 0).measures.macs_lowered, known.ends[0]
-    if least != macs:
-        names = " and ".join(dict.fromkeys(part.insertion.pass_name for part in counted))
+    smallest, dense = (_compiled(rewritten, parts, end) for end in (0, 1))
+    known = Space(rewritten, parts, _besides(parts, dense.measures.macs_lowered))
+    least = smallest.measures.macs_lowered
+    if known.ends[0] != least:
+        names = " and ".join(dict.fromkeys(part.insertion.pass_name for part in parts))
         raise TuneError(
-            "VR873", f"prices of {names} make the smallest model {giga(round(macs))} MACs, and "
-            f"it has {giga(least)}", notes=[f"they differ by {least - macs:,.0f}"],
+            "VR873", f"prices of {names} make the smallest model {giga(round(known.ends[0]))} "
+            f"MACs, and it has {giga(least)}",
+            notes=[f"they differ by {least - known.ends[0]:,.0f}"],
             suggestion="prices() are the MACs that lowering spares",
         )  # fmt: skip
     if not patches:
         return known
     parts = _parts(rewritten, patches=True)
-    return Space(rewritten, parts, constant + unlike(rewritten, parts), dense)
+    return Space(rewritten, parts, _besides(parts, _by_patches(dense)))
 
 
-def _parts(rewritten: Rewritten, *, patches: bool = False) -> tuple[Part, ...]:
+def _besides(parts: Sequence[Part], dense: int) -> float:
+    """What a model costs in which nothing is there that is decided about."""
+    return dense - sum(part.cost(part.ends[1]) for part in parts)
+
+
+def _by_patches(made: Compilation) -> int:
+    """MACs of a lowered model by the table of SPViT's paper."""
+    run = made.measures.run_lowered
+    costs = run.costs + beside_patches(made.anatomy, made.measures.editor_lowered, run)
+    return round(costs.weighed(CONVENTIONS["patches"].weights))
+
+
+def _parts(rewritten: Rewritten, *, patches: bool) -> tuple[Part, ...]:
     """The modules whose passes say what their parts cost."""
     found = []
     for insertion in rewritten.result.editor.insertions:
