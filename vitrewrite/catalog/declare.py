@@ -78,7 +78,7 @@ class Pass:
         writes: facts that it changes. Writers come before readers, whatever the order in the spec.
             A pass that writes `layers` puts layers in: all other clauses see the model with them.
         excludes: names of passes that do the same another way: a site has one of them.
-        least: how many gates of a module a search leaves open at least; see `found`.
+        least: how many gates of a module a search leaves open, where each has a part by itself.
         sole: a kind of pass, such as `pruner`: of all that say so, a model has one.
         named: what a delta calls its tensors by, if that is not the name of the pass.
     """
@@ -90,7 +90,7 @@ class Pass:
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[tuple[str, ...]] = ()
-    least: ClassVar[int] = 0
+    least: ClassVar[int] = 1
     sole: ClassVar[str] = ""
     named: ClassVar[str] = ""
 
