@@ -203,10 +203,16 @@ def _column(each: Composition, left: int, most: int) -> Column:
         label = f"{heads}/{before}" if full < 1 else str(heads or "")
     pale = full < 1 or each.mixing in (SKIP, DROPPED, "1x1")
     return Column(
-        left, each.block.index, "" if each.mixing in (DROPPED, OTHER) else label,
-        _fill(each.mixing), min(full, 1.0), each.mixing == DROPPED, "#333333" if pale else "#ffffff",
-        "" if each.hidden is None else str(each.hidden), BARS * (each.hidden or 0) / most,
-    )  # fmt: skip
+        left=left,
+        number=each.block.index,
+        label="" if each.mixing in (DROPPED, OTHER) else label,
+        fill=_fill(each.mixing),
+        full=min(full, 1.0),
+        dashed=each.mixing == DROPPED,
+        ink="#333333" if pale else "#ffffff",
+        hidden="" if each.hidden is None else str(each.hidden),
+        bar=BARS * (each.hidden or 0) / most,
+    )
 
 
 def _written(kind: str) -> str:
