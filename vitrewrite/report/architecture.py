@@ -101,7 +101,7 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Column:
+class Drawn:
     """A block in the picture; lengths in pixels.
 
     Attributes:
@@ -122,7 +122,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRun:
     """A run of blocks of one stage."""
 
     left: int
@@ -130,7 +130,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Line:
+class WidthLine:
     """Where the MLPs of neighbouring blocks ended, as they were."""
 
     left: int
@@ -140,16 +140,16 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Panel:
+class Sheet:
     """A model in the picture."""
 
     left: int
     top: int
     title: str
     cost: str
-    stages: tuple[Stage, ...]
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    stages: tuple[StageRun, ...]
+    columns: tuple[Drawn, ...]
+    lines: tuple[WidthLine, ...]
 
 
 def architecture_picture(shown: Sequence[Architecture], across: int = 1) -> str:
@@ -177,32 +177,32 @@ def architecture_picture(shown: Sequence[Architecture], across: int = 1) -> str:
     )  # fmt: skip
 
 
-def _panel(shown: Architecture, left: int, top: int) -> Panel:
-    columns: list[Column] = []
-    stages: list[Stage] = []
-    lines: list[Line] = []
+def _panel(shown: Architecture, left: int, top: int) -> Sheet:
+    columns: list[Drawn] = []
+    stages: list[StageRun] = []
+    lines: list[WidthLine] = []
     x = left
     for run in _stages(shown.blocks):
         most = max((n for b in run for n in (b.hidden, b.hidden_before) if n), default=1)
-        stages.append(Stage(x, len(run) * STEP))
+        stages.append(StageRun(x, len(run) * STEP))
         columns += [_column(each, x + i * STEP, most) for i, each in enumerate(run)]
         for width, same in groupby(run, lambda each: each.hidden_before):
             count = len(list(same))
             if width is not None:
-                lines.append(Line(x, count * STEP, BARS * width / most, str(width)))
+                lines.append(WidthLine(x, count * STEP, BARS * width / most, str(width)))
             x += count * STEP
         x += GAP
-    return Panel(left, top, shown.title, shown.cost, tuple(stages), tuple(columns), tuple(lines))
+    return Sheet(left, top, shown.title, shown.cost, tuple(stages), tuple(columns), tuple(lines))
 
 
-def _column(each: Composition, left: int, most: int) -> Column:
+def _column(each: Composition, left: int, most: int) -> Drawn:
     heads, before = each.heads, each.heads_before
     full = heads / before if heads and before else 1.0
     label = _written(each.mixing)
     if each.mixing == ATTENTION:
         label = f"{heads}/{before}" if full < 1 else str(heads or "")
     pale = full < 1 or each.mixing in (SKIP, DROPPED, "1x1")
-    return Column(
+    return Drawn(
         left=left,
         number=each.block.index,
         label="" if each.mixing in (DROPPED, OTHER) else label,

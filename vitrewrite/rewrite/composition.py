@@ -71,7 +71,7 @@ def composition(
     gone = [Composition(b, DROPPED, None, None, _before(b)) for b, _ in anatomy.gone.values()]
     flow = flatten(editor.root)
     try:
-        reader = _Reader(flow, editor, run, base)
+        reader = _BlockReader(flow, editor, run, base)
         found = [*gone, *map(reader.read, anatomy.blocks)]
     finally:
         flow.release()
@@ -83,7 +83,7 @@ def _before(block: Block) -> int | None:
     return None if fc2 is None else fc2.in_features
 
 
-class _Reader:
+class _BlockReader:
     """Reads blocks off the dataflow of a tree."""
 
     def __init__(self, flow: Flow, editor: Editor, run: Propagation, base: Propagation) -> None:
