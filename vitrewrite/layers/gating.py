@@ -7,9 +7,6 @@ equations 8 to 12; the relaxation is that of Maddison et al. and Jang et al., IC
 import torch
 from torch import nn
 
-_NEAREST = 1e-6
-"""How near to 0 and 1 a uniform number comes, so that its logit is finite."""
-
 
 class StructureGates(nn.Module):
     """One gate per part, 1 where it is there and 0 where not, shared by images and tokens.
@@ -35,7 +32,7 @@ class StructureGates(nn.Module):
             return (logits > 0).float()
         if uniforms is None:
             uniforms = torch.rand_like(logits)
-        score = uniforms.clamp(_NEAREST, 1 - _NEAREST).logit() + logits
+        score = uniforms.clamp(1e-6, 1 - 1e-6).logit() + logits  # so that it is finite
         soft = (score / self.temperature).sigmoid()
         return (score > 0).float() + (soft - soft.detach())
 
