@@ -25,6 +25,7 @@ from .fitting import fit
 if TYPE_CHECKING:
     from .clause import ClauseRef
     from .folds import Fold, Lowered
+    from .narrowing import Gathered
     from .value import Value
 
 
@@ -94,6 +95,7 @@ class Editor:
         stacks: what passes put in at one place, in the order of the dataflow.
         waived: by clause and claim where the claim is not made, and why.
         helpers: paths of modules without state that inserted ones are given values by.
+        gathered: tensors of layers that lost rows or columns, each with the one that had them.
         gone: how many parameters the modules had that were taken out.
         copied: tensors of copied modules, each with the one that it starts as.
         later: what is done once all clauses are through, in order.
@@ -117,6 +119,7 @@ class Editor:
     waived: dict[tuple[int, str], dict[str, str]] = field(default_factory=dict)
     helpers: list[str] = field(default_factory=list)
     copied: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
+    gathered: list[Gathered] = field(default_factory=list, repr=False)
     gone: int = 0
     later: list[Callable[[], None]] = field(default_factory=list, repr=False)
     again: dict[Place, list[Place]] = field(default_factory=dict)

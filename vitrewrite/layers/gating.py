@@ -32,7 +32,8 @@ class StructureGates(nn.Module):
             return (logits > 0).float()
         if uniforms is None:
             uniforms = torch.rand_like(logits)
-        score = uniforms.clamp(1e-6, 1 - 1e-6).logit() + logits  # so that it is finite
+        # So near to 0 and 1 that the logit is finite.
+        score = uniforms.clamp(1e-6, 1 - 1e-6).logit() + logits
         soft = (score / self.temperature).sigmoid()
         return (score > 0).float() + (soft - soft.detach())
 
