@@ -224,7 +224,7 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("phase", "step"), [("Gates", 2), ("Hardened", 1), ("Hardened", 2)])
+@pytest.mark.parametrize(("phase", "step"), [("GateSearch", 2), ("Hardened", 1), ("Hardened", 2)])
 def test_it_goes_on_where_it_was_stopped(
     done: tuple[Path, Rewritten], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str,
     step: int,
@@ -265,8 +265,8 @@ def test_salience_is_the_gradient_of_the_gates(
             seen.append((weight * weight.grad).sum(0).abs().detach().clone())
         after(self, run)
 
-    after = search.Salience.after_backward
-    monkeypatch.setattr(search.Salience, "after_backward", look)
+    after = search.SalienceSearch.after_backward
+    monkeypatch.setattr(search.SalienceSearch, "after_backward", look)
     monkeypatch.setattr(search, "bordered", lambda s, scores, t: (found.extend(scores), [
         [1.0 - 2 * (i % 2) for i in range(part.count)] for part in s.parts])[1])  # fmt: skip
     found: list[torch.Tensor] = []

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from .projection import NEAR, Projection
-from .spaces import Part, Space
+from .spaces import SearchedPart, Space
 
 _TRIES = 1000
 
@@ -52,7 +52,7 @@ def _draw(space: Space, target: float, generator: torch.Generator) -> list[list[
     ]
 
 
-def _shares(parts: Sequence[Part], cost: float, shares: Sequence[float]) -> list[float]:
+def _shares(parts: Sequence[SearchedPart], cost: float, shares: Sequence[float]) -> list[float]:
     """Shares of units, scaled to a cost; where one would be above all of them, the others more."""
     whole = [sum(part.prices) for part in parts]
     found, free = [0.0] * len(parts), {*range(len(parts))}
@@ -66,7 +66,7 @@ def _shares(parts: Sequence[Part], cost: float, shares: Sequence[float]) -> list
     return found
 
 
-def _some(part: Part, share: float, generator: torch.Generator) -> list[bool]:
+def _some(part: SearchedPart, share: float, generator: torch.Generator) -> list[bool]:
     """So many of a part's gates, by chance."""
     count = min(max(round(share * part.count), part.method.least), part.count)
     kept = {*torch.randperm(part.count, generator=generator)[:count].tolist()}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from .spaces import Part, Space
+from .spaces import SearchedPart, Space
 
 NEAR = 0.01
 """How near to the cost that is asked for a search has to end."""
@@ -148,7 +148,7 @@ class Projection:
         gate.state = state
 
 
-def _gates(number: int, part: Part, logits: Sequence[float]) -> Iterator[_Gate]:
+def _gates(number: int, part: SearchedPart, logits: Sequence[float]) -> Iterator[_Gate]:
     """What of a part is decided about by itself, in the state that the logits say."""
     if not part.states:
         for place, (logit, price) in enumerate(zip(logits, part.prices, strict=True)):

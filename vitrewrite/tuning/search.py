@@ -59,8 +59,9 @@ class StructureSearch(Procedure):
                 return ()
             raise _nothing(settings)
         _check(run.original, space, settings)
-        kinds: Mapping[str, type[Search]] = {
-            "gates": Gates, "ranked": Ranked, "salience": Salience, "random": Draw,
+        kinds: Mapping[str, type[SearchPhase]] = {
+            "gates": GateSearch, "ranked": RankedSearch, "salience": SalienceSearch,
+            "random": RandomSearch,
         }  # fmt: skip
         return kinds[settings.search](space, settings), Hardened()
 
@@ -72,7 +73,7 @@ class StructureSearch(Procedure):
         return {"search": {**known, **findings(run.original, run.rewritten)}}
 
 
-class Search(Phase):
+class SearchPhase(Phase):
     """What decides which parts stay."""
 
     name = "search"
@@ -141,7 +142,7 @@ def opened(space: Space, root: torch.nn.Module) -> dict[str, int]:
     return {part.role: round(n) for part, n in zip(space.parts, counts, strict=True)}
 
 
-class Gates(Search):
+class GateSearch(SearchPhase):
     """Gates that are drawn, with a loss of what they cost."""
 
     def terms(self, run: Run, batch: Batch, output: Any) -> Mapping[str, torch.Tensor]:
@@ -153,7 +154,7 @@ class Gates(Search):
         return {"cost": (weight * off * off).float()}
 
 
-class Ranked(Search):
+class RankedSearch(SearchPhase):
     """STEP: those with the largest scores are there, as many as the cost allows."""
 
     def start(self, run: Run) -> None:
@@ -176,7 +177,7 @@ class Ranked(Search):
                 each.sub_(border.to(each))
 
 
-class Salience(Search):
+class SalienceSearch(SearchPhase):
     """SSP: how much the loss would change without a part, to first order, on some batches."""
 
     update = False
@@ -208,7 +209,7 @@ class Salience(Search):
         return bordered(self.space, scores, self.target)
 
 
-class Draw(Search):
+class RandomSearch(SearchPhase):
     """Chance: nothing is trained before it is drawn what stays."""
 
     update = False

@@ -31,7 +31,7 @@ _FEW = 8
 
 
 @dataclass(frozen=True)
-class Part:
+class SearchedPart:
     """A module that a search decides about.
 
     Attributes:
@@ -97,7 +97,7 @@ class Space:
     """
 
     rewritten: Rewritten
-    parts: tuple[Part, ...]
+    parts: tuple[SearchedPart, ...]
     constant: float
 
     @property
@@ -165,7 +165,7 @@ def space_of(rewritten: Rewritten, *, patches: bool = False) -> Space | None:
     return Space(rewritten, parts, _besides(parts, _by_patches(dense)))
 
 
-def _besides(parts: Sequence[Part], dense: int) -> float:
+def _besides(parts: Sequence[SearchedPart], dense: int) -> float:
     """What a model costs in which nothing is there that is decided about."""
     return dense - sum(part.cost(part.ends[1]) for part in parts)
 
@@ -177,7 +177,7 @@ def _by_patches(made: Compilation) -> int:
     return round(costs.weighed(CONVENTIONS["patches"].weights))
 
 
-def _parts(rewritten: Rewritten, *, patches: bool) -> tuple[Part, ...]:
+def _parts(rewritten: Rewritten, *, patches: bool) -> tuple[SearchedPart, ...]:
     """The modules whose passes say what their parts cost."""
     found = []
     for insertion in rewritten.result.editor.insertions:
@@ -194,7 +194,7 @@ def _parts(rewritten: Rewritten, *, patches: bool) -> tuple[Part, ...]:
         order = sorted(states, key=lambda values: costs[values])
         patterns = tuple(tuple(states[values]) for values in order)
         made = tuple(each[0] for each in patterns), tuple(costs[values] for values in order)
-        found.append(Part(insertion, method, tuple(map(float, prices)), *made, patterns))
+        found.append(SearchedPart(insertion, method, tuple(map(float, prices)), *made, patterns))
     return tuple(found)
 
 
@@ -236,13 +236,13 @@ def _priced(module: Any) -> Callable[[Sequence[bool]], tuple[float, ...]]:
     return ask
 
 
-def _compiled(rewritten: Rewritten, parts: Sequence[Part], end: int) -> Compilation:
+def _compiled(rewritten: Rewritten, parts: Sequence[SearchedPart], end: int) -> Compilation:
     """The smallest (0) or the largest (1) model, on meta."""
     return recompiled(rewritten, _found(rewritten, parts, [part.ends[end] for part in parts]))
 
 
 def _found(
-    rewritten: Rewritten, parts: Sequence[Part], opened: Sequence[Sequence[bool]]
+    rewritten: Rewritten, parts: Sequence[SearchedPart], opened: Sequence[Sequence[bool]]
 ) -> dict[str, FoundOptions]:
     options: dict[str, dict[str, Mapping[str, Any]]] = {}
     for part, each in zip(parts, opened, strict=True):
