@@ -353,13 +353,14 @@ def _bound(found: Sequence[Site], context: Context) -> list[BoundSite]:
 
 
 def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
-    """Freezes the base, whatever the clauses match; then follows train and freeze.
+    """Freezes the base, but for layers that lost a part; then follows train and freeze.
 
     A spec without clauses says nothing about it, and leaves it as it is.
     """
     inserted = {id(p) for i in result.editor.insertions for p in i.module.parameters()}
+    narrowed = {id(each.new) for each in result.editor.gathered}
     for parameter in result.root.parameters() if spec.clauses else ():
-        parameter.requires_grad_(id(parameter) in inserted)
+        parameter.requires_grad_(id(parameter) in inserted | narrowed)
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):
             continue
