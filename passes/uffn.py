@@ -29,7 +29,8 @@ Exactness
 
 Example
     replace blocks[*].mlp with uffn()
-    replace blocks[0:2].mlp with uffn(keep=[300, 412]), or keep=[[0, 5, 9], [1, 2]]
+    replace blocks[0:2].mlp with uffn(keep=[300, 412])
+    replace blocks[0:2].mlp with uffn(keep=[[0, 5, 9], [1, 2]])
     Each unit that goes takes 2 N C MACs and 2 C + 1 parameters with it: 531 units of DeiT-Ti are
     0.04 G and 0.204 M.
 """

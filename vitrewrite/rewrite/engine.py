@@ -358,9 +358,9 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
     A spec without clauses says nothing about it, and leaves it as it is.
     """
     inserted = {id(p) for i in result.editor.insertions for p in i.module.parameters()}
-    narrowed = {id(each.new) for each in result.editor.gathered}
+    new = inserted | {id(each.new) for each in result.editor.gathered}
     for parameter in result.root.parameters() if spec.clauses else ():
-        parameter.requires_grad_(id(parameter) in inserted | narrowed)
+        parameter.requires_grad_(id(parameter) in new)
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):
             continue
@@ -374,9 +374,8 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
         count = sum(p.numel() for p in chosen.values())
         roles = tuple(s.role for s in sites)
         result.steps.append(Step(described, clause.verb, roles, "~", count))
-    result.base_trained = {
-        n for n, p in result.root.named_parameters() if p.requires_grad and id(p) not in inserted
-    }
+    named = result.root.named_parameters()
+    result.base_trained = {n for n, p in named if p.requires_grad and id(p) not in inserted}
 
 
 def _trained_for(call: str, found: list[tuple[Site, ...]], result: Rewrite) -> int:
