@@ -349,13 +349,14 @@ def _bound(found: Sequence[Site], context: Context) -> list[BoundSite]:
 
 
 def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
-    """Freezes the base, whatever the clauses match; then follows train and freeze.
+    """Freezes the base, but for layers that lost a part; then follows train and freeze.
 
     A spec without clauses says nothing about it, and leaves it as it is.
     """
     inserted = {id(p) for i in result.editor.insertions for p in i.module.parameters()}
+    new = inserted | {id(each.new) for each in result.editor.gathered}
     for parameter in result.root.parameters() if spec.clauses else ():
-        parameter.requires_grad_(id(parameter) in inserted)
+        parameter.requires_grad_(id(parameter) in new)
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):
             continue
@@ -369,6 +370,5 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
         count = sum(p.numel() for p in chosen.values())
         roles = tuple(s.role for s in sites)
         result.steps.append(Step(described, clause.verb, roles, "~", count))
-    result.base_trained = {
-        n for n, p in result.root.named_parameters() if p.requires_grad and id(p) not in inserted
-    }
+    named = result.root.named_parameters()
+    result.base_trained = {n for n, p in named if p.requires_grad and id(p) not in inserted}
