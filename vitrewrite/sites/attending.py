@@ -13,6 +13,7 @@ from ..anatomy.canonical import canonicalise_at
 from ..anatomy.sites import Attention, Block, Place
 from ..editing import attended
 from ..editing.facts import Facts
+from ..editing.value import shape_of
 from ..tracing.notes import ASIDE, VALUE
 from .core import of_tokens, operand_of
 from .replacing import ReplacedSite
@@ -65,6 +66,23 @@ class AttendingSite(ReplacedSite):
     def head_dim(self) -> tuple[int, int]:
         """Width of the keys and of the values of one head."""
         return self._shape(1)[-1], self._shape(2)[-1]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image: of its layers, of scores, and of what they weigh.
+
+        At the size that the model was captured with, and with tokens as clauses have them.
+        """
+        query, keys = self._shape(0), self._shape(1)
+        known, count = self.context.stream.known(self.position), keys[-2]
+        if not self.windowed and known.patches is not None:
+            count = known.prefix + known.patches
+        images = shape_of(self.editor.node(self.owner.input))[0] if self.owner else 1
+        places = count * (query[0] // images)
+        found = self.attention
+        layers = [s for s in (found.q, found.k, found.v, found.proj) if s is not None]
+        matrices = sum(s.in_features * s.out_features for s in layers)
+        return places * (matrices + count * self.heads * sum(self.head_dim))
 
     @property
     def position(self) -> int:
