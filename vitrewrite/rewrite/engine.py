@@ -268,7 +268,7 @@ def _select(
 def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewrite) -> Job:
     assert clause.use is not None
     spans = {option.name: option.span for option in clause.use.options}
-    described = ClauseRef(number, clause.use.name, str(clause), clause.span, spans)
+    described = ClauseRef(number, clause.use.name, clause.brief, clause.span, spans)
     method = method_of(clause)
     result.methods[number] = method
     for site in sites:
