@@ -37,7 +37,7 @@ class TrainCutTrain(Procedure):
                 suggestion=f"give more images, or sls(perplexity={max(1, count // 4)})",
             )
         # A clause that stands in a block that may go is refused now, and not after training.
-        decided(run.original, "sls", choice.among[1:], {})
+        decided(run.original, "sls", {"gone": [*choice.among[1:]], "scores": {}})
         return Choose(self.options), Again(self.options)
 
 
@@ -97,7 +97,7 @@ class Again(Phase):
     def build(self, run: Run, rewritten: Rewritten) -> Rewritten:
         """The same clauses without the blocks that go."""
         scores = dict(zip(run.memory["sls.scored"], run.memory["sls.scores"], strict=True))
-        return decided(rewritten, "sls", run.memory["sls.gone"], scores)
+        return decided(rewritten, "sls", {"gone": run.memory["sls.gone"], "scores": scores})
 
     def start(self, run: Run) -> None:
         """New values, if so wanted; else what full depth was trained to."""

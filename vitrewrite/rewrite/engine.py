@@ -47,39 +47,7 @@ from .order import Order, orders
 from .parameters import parameters_of
 from .passes import Methods, method_of, methods_by_site
 from .schedule import Job, distinct, overlapping, schedule
-
-
-@dataclass
-class Step:
-    """What one clause did.
-
-    Attributes:
-        change: `+` puts something in, `~` changes what is trained, `-` takes something out.
-        parameters: how many it added or trains.
-        claims: what its pass claims.
-        waived: by claim the sites at which it is not made, each with the reason.
-    """
-
-    clause: ClauseRef
-    verb: str
-    sites: tuple[str, ...]
-    change: str
-    parameters: int = 0
-    claims: tuple[str, ...] = ()
-    waived: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The step as data."""
-        span = self.clause.span
-        return {
-            "clause": self.clause.text,
-            "line": span.line if span else None,
-            "change": self.change,
-            "sites": list(self.sites),
-            "parameters": self.parameters,
-            "claims": list(self.claims),
-            "waived": {claim: dict(sites) for claim, sites in self.waived.items()},
-        }
+from .step import Step
 
 
 @dataclass
@@ -98,6 +66,7 @@ class Rewrite:
         unreached: what is trained in vain, behind values that a clause reads without gradient.
         allocations: what each `sensitive(...)` of the spec bought.
         choices: what goes by `drop ... by`, by pass.
+        decisions: what procedures of other passes decided in training, by pass, as data.
         checked: inserted classes that are known to be as they should.
         base_without_head: parameters of the original model, its classifier's left out.
         batches: how samples lie in the values of the tree as `anatomy` has it.
@@ -116,6 +85,7 @@ class Rewrite:
     unreached: frozenset[str] = frozenset()
     allocations: dict[str, Allocation] = field(default_factory=dict)
     choices: dict[str, BlockChoice] = field(default_factory=dict)
+    decisions: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set, repr=False)
     base_without_head: int = 0
@@ -129,7 +99,8 @@ class Rewrite:
     @property
     def chosen(self) -> dict[str, Any]:
         """The choices as data, if there are any."""
-        found = {name: choice.to_json() for name, choice in self.choices.items()}
+        known = {name: choice.to_json() for name, choice in self.choices.items()}
+        found = {**known, **self.decisions}
         return {"choices": found} if found else {}
 
     @property
@@ -187,7 +158,7 @@ def rewrite(
         if clause.use is not None and number not in shaping:
             jobs.append(_job(number, clause, sites, result))
     for job in schedule(jobs):
-        _carry_out(job, result)
+        _carry_out(job, result, (allocations or {}).get(job.clause.pass_name))
     settle(result.editor, result.anatomy, result.stream)
     for step in result.steps:
         known = result.editor.waived
@@ -298,7 +269,9 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
     return Job(described, method, tuple(s for s, _ in there), tuple(m for _, m in there))
 
 
-def _carry_out(job: Job, result: Rewrite) -> None:
+def _carry_out(job: Job, result: Rewrite, decided: Mapping[str, Any] | None = None) -> None:
+    if decided is not None:
+        result.decisions[job.clause.pass_name] = decided
     put, gone = len(result.editor.insertions), result.editor.gone
     scope = tuple(dict.fromkeys(kind_of(site).unit(site) for site in job.sites))
     roles = tuple(site.role for site in job.sites)
@@ -309,7 +282,7 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     anatomy = replace(result.anatomy, stream=watched(result.anatomy.stream, reader))
     context = Context(
         result.editor, job.clause, anatomy, result.stream, scope, roles, folds=folds,
-        batches=result.batches, checked=result.checked,
+        batches=result.batches, checked=result.checked, decided=decided,
     )  # fmt: skip
     result.stream.reader = reader
     with caused_at(job.clause.span):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -105,6 +105,10 @@ class Rewritten:
     def choice(self, pass_name: str) -> BlockChoice:
         """What goes by the `drop ... by` clause of a pass; nothing where it has no sites."""
         return self.result.choices.get(pass_name, BlockChoice((), ()))
+
+    def decision(self, pass_name: str) -> Mapping[str, Any] | None:
+        """What the procedure of a pass decided in training; None if that is yet to come."""
+        return self.result.decisions.get(pass_name)
 
     def delta(self) -> dict[str, torch.Tensor]:
         """What the spec added or trains: `<site>.<pass>.<tensor>`, and base parameters by name.
