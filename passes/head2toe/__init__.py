@@ -141,6 +141,9 @@ class Head2Toe(Pass):
     target: int | None = option(
         None, minimum=1, help="features of a tap, by averages over windows; those of one by default"
     )
+    kept: tuple[int, ...] = option(
+        (), minimum=0, help="features that are read, by number over all taps; 'tune' finds them"
+    )
 
     def rewrite(self, head: HeadSite) -> None:
         """logits = W [taps by their lengths] + b."""
@@ -154,17 +157,31 @@ class Head2Toe(Pass):
         shapes = {name: head.shape_of(value) for name, value in read.items()}
         windows = {name: self.window(head, shape) for name, shape in shapes.items()}
         counts = {name: features(shapes[name], windows[name]) for name in read}
-        kept = read_of(head, counts)
+        kept = self.read(head, counts)
         sizes = tuple(map(len, kept.values())), tuple(windows[name] for name in kept)
-        made = TapsHead(*sizes, head.out_features, head.decided is not None)
+        made = TapsHead(*sizes, head.out_features, bool(self.kept))
         if made.selected:
             order = [i for positions in kept.values() for i in positions]
             made.kept = torch.tensor(order, device="cpu")
-        else:
+        elif self.fraction < 1:
             head.warn("no features are selected yet: 'vitrewrite tune' finds what to keep")
         head.replace(
             made, *(head.from_frozen(read[k], k.rpartition(".")[2]) for k in kept), pooled=False
         )
+
+    def read(self, head: HeadSite, counts: Mapping[str, int]) -> dict[str, Sequence[int]]:
+        """By tap the positions of the features that are read; all before any are selected."""
+        if not self.kept:
+            return {name: range(count) for name, count in counts.items()}
+        total = sum(counts.values())
+        head.expect(max(self.kept) < total, "kept", f"{max(self.kept)} is none of {total} features",
+                    notes=[f"valid: 0..{total - 1}"])  # fmt: skip
+        head.expect(len({*self.kept}) == len(self.kept), "kept", "a feature is named twice")
+        found, start = {}, 0
+        for name, count in counts.items():
+            found[name] = [i - start for i in self.kept if start <= i < start + count]
+            start += count
+        return {name: positions for name, positions in found.items() if positions}
 
     def tapped(self, block: BlockSite, tap: str) -> Value:
         """What a tap of a block reads."""
@@ -204,16 +221,3 @@ class Head2Toe(Pass):
 def features(shape: Sequence[int], window: int) -> int:
     """How many features a tap has."""
     return shape[-1] * (shape[1] // window if window else 1)
-
-
-def read_of(head: HeadSite, counts: Mapping[str, int]) -> dict[str, Sequence[int]]:
-    """By tap the positions of what is read: all of it before anything is selected."""
-    if head.decided is None:
-        return {name: range(count) for name, count in counts.items()}
-    kept: Sequence[Sequence[int]] = head.decided["kept"]
-    known = len(kept) == len(counts) and all(
-        0 <= i < count for count, those in zip(counts.values(), kept, strict=True) for i in those
-    )
-    if not known:
-        raise head.unfit("the features that were selected are not those of its taps here")
-    return {name: those for name, those in zip(counts, kept, strict=True) if those}

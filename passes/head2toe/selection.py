@@ -7,12 +7,11 @@ norms of its columns; the features with the longest columns stay, and a new head
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vitrewrite.authoring import Phase, Procedure, Rewritten, Run, decided
+from vitrewrite.authoring import FoundOptions, Phase, Procedure, Rewritten, Run, decided
 
 if TYPE_CHECKING:
     from . import TapsHead
@@ -28,7 +27,8 @@ class TrainSelectTrain(Procedure):
 
     def phases(self, run: Run) -> Sequence[Phase]:
         """A head on all features; unless all stay, one on those that do."""
-        if run.original.decision(NAME) is not None:
+        options: Any = run.passes(NAME)[0]
+        if options.kept:
             return ()
         count = sum(head_of(run.original.inserted(NAME)).features)
         if int(self.fraction * count) < 1:
@@ -61,8 +61,8 @@ class OnAll(Phase):
         if self.options.fraction == 1:
             return
         head = head_of(run.rewritten.inserted(NAME))
-        kept = selected(scores(head.weight.detach()), head.features, self.options.fraction)
-        run.memory["head2toe.kept"] = [positions.cpu() for positions in kept]
+        kept = selected(scores(head.weight.detach()), self.options.fraction)
+        run.memory["head2toe.kept"] = kept.cpu()
 
 
 class OnKept(Phase):
@@ -72,8 +72,10 @@ class OnKept(Phase):
 
     def build(self, run: Run, rewritten: Rewritten) -> Rewritten:
         """The same clauses; what no kept feature is made of is gone."""
-        kept = [positions.tolist() for positions in run.memory["head2toe.kept"]]
-        return decided(rewritten, NAME, {"kept": kept})
+        kept = {"kept": run.memory["head2toe.kept"].tolist()}
+        step = next(s for s in rewritten.result.steps if s.clause.pass_name == NAME)
+        found = FoundOptions(dict.fromkeys(step.sites, kept))
+        return decided(rewritten, {NAME: found}, anew=True)
 
     def start(self, run: Run) -> None:
         """Draws it."""
@@ -91,16 +93,10 @@ def scores(weight: torch.Tensor) -> torch.Tensor:
     return weight.float().square().sum(0)
 
 
-def selected(values: torch.Tensor, features: Sequence[int], fraction: float) -> list[torch.Tensor]:
-    """By tap the positions of the share of features with the highest scores, in falling order.
-
-    Of equal ones the first.
-    """
+def selected(values: torch.Tensor, fraction: float) -> torch.Tensor:
+    """The share of features with the highest scores, in falling order; of equal ones the first."""
     count = max(1, int(len(values) * fraction))
-    order = torch.sort(values, descending=True, stable=True).indices[:count]
-    starts = [0, *accumulate(features)]
-    inside = [(order >= a) & (order < b) for a, b in pairwise(starts)]
-    return [order[those] - start for those, start in zip(inside, starts, strict=False)]
+    return torch.sort(values, descending=True, stable=True).indices[:count]
 
 
 def head_of(modules: Sequence[Any]) -> TapsHead:

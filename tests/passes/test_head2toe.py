@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,8 @@ def test_golden() -> None:
     case.close(head.representation(*taps), "features_all")
     case.close(1e-4 * lengths(known["head_all.weight"])[None], "penalty_all")
     case.close(scores(known["head_all.weight"]), "scores")
-    kept = selected(known["scores"], counts, 0.2)
+    order, starts = selected(known["scores"], 0.2), [0, *accumulate(counts)]
+    kept = [order[(order >= a) & (order < b)] - a for a, b in pairwise(starts)]
     for positions, name in zip(kept, names, strict=True):
         assert positions.tolist() == known.get(f"kept.{name}", torch.zeros(0)).tolist()
     new = TapsHead(tuple(map(len, kept)), (0,) * len(taps), 5, selected=True)
@@ -112,6 +115,12 @@ def test_gradients_reach_the_head_alone() -> None:
     assert reached == {"head.weight", "head.bias"}
 
 
+def found(result: Rewritten) -> Sequence[int]:
+    """Which features were kept, by number."""
+    kept: Sequence[int] = result.result.found["head2toe"].options["head"]["kept"]
+    return kept
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rewritten]:
     out = tmp_path_factory.mktemp("head2toe") / "run"
@@ -122,46 +131,48 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rewritten]:
 def test_selection(tuned: tuple[Path, Rewritten]) -> None:
     out, result = tuned
     assert list(result.training["phases"]) == ["a head on all features", "a head on what is kept"]
-    decision = result.decision("head2toe")
-    assert decision is not None
+    kept = found(result)
     count = int(0.02 * (WIDTH + DEPTH * 7 * WIDTH))
-    assert sum(map(len, decision["kept"])) == count
+    assert len({*kept}) == count
     delta = result.delta()
     assert delta["head.head2toe.weight"].shape == (10, count)
-    assert delta["head.head2toe.kept"].tolist() == [i for kept in decision["kept"] for i in kept]
+    assert delta["head.head2toe.kept"].shape == (count,)
     assert result.report["params"]["trainable"] == 10 * count + 10
     vr.verify(result, graphs=False)
     again = load_folder(out)
     images = torch.randn(2, 1, 16, 16)
     assert torch.equal(again.module.eval()(images), result.module.eval()(images))
-    assert again.decision("head2toe") == decision
+    assert found(again) == kept
+    stated: Any = vr.apply(result.stated, vit(num_classes=10, in_chans=1)).inserted("head2toe")[0]
+    assert torch.equal(stated.kept, delta["head.head2toe.kept"])
 
 
 def test_what_was_selected_is_not_selected_again(
     tuned: tuple[Path, Rewritten], tmp_path: Path
 ) -> None:
     again = tune(load_folder(tuned[0]), DATA, SETTINGS, out=tmp_path / "again")
-    assert again.decision("head2toe") == tuned[1].decision("head2toe")
+    assert found(again) == found(tuned[1])
     assert list(again.training["phases"]) == ["train"]
 
 
-def kept_in(first: int) -> dict[str, Any]:
-    """A decision that keeps something of the first taps only."""
-    return {"head2toe": {"kept": [[] if i > first else [2, 0] for i in range(TAPS)]}}
+STARTS = [0, *accumulate([WIDTH, *(WIDTH, WIDTH, 4 * WIDTH, WIDTH) * DEPTH])]
+"""Where the features of each tap start."""
+
+
+def keeping(taps: range) -> str:
+    """A clause that keeps two features of some taps, the third of each before the first."""
+    return SPEC.format(f"kept={[i for tap in taps for i in (STARTS[tap] + 2, STARTS[tap])]}")
 
 
 @torch.no_grad()
 def test_what_no_feature_is_kept_of_is_gone() -> None:
-    """Selected first and divided then: what a full head on the kept features alone reads."""
+    """Selected first and divided then; hidden units of the second block are the last that count."""
     model = vit().eval()
-    decision = kept_in(7)  # hidden units of the second block are the last
-    decision["head2toe"]["kept"][0] = []
-    rewritten = fill(vr.apply(SPEC.format(""), model, allocations=decision))
+    rewritten = fill(vr.apply(keeping(range(1, 8)), model))
     names = {name.rpartition(".")[0] for name in rewritten.module.state_dict()}
     assert not any(n.startswith(("blocks.2", "norm")) or n == "blocks.1.mlp.fc2" for n in names)
     delta = rewritten.delta()
-    taps = by_hand(model)[1:8]
-    read = torch.cat([F.normalize(tap[:, [2, 0]], dim=-1) for tap in taps], -1)
+    read = torch.cat([F.normalize(tap[:, [2, 0]], dim=-1) for tap in by_hand(model)[1:8]], -1)
     weight, bias = delta["head.head2toe.weight"], delta["head.head2toe.bias"]
     found = rewritten.module.eval()(IMAGES)
     torch.testing.assert_close(found, F.linear(read, weight, bias), rtol=1e-4, atol=1e-5)
@@ -170,9 +181,7 @@ def test_what_no_feature_is_kept_of_is_gone() -> None:
 
 @pytest.mark.parametrize("last", [0, 1, 6, 7, 12])
 def test_every_last_tap(last: int) -> None:
-    decision = kept_in(last)
-    decision["head2toe"]["kept"][:last] = [[]] * last
-    rewritten = vr.apply(SPEC.format(""), vit(), allocations=decision)
+    rewritten = vr.apply(keeping(range(last, last + 1)), vit())
     assert rewritten.module.eval()(IMAGES).shape == (3, 5)
     blocks = len(rewritten.module.get_submodule("blocks")._modules)  # type: ignore[arg-type]
     assert blocks == (DEPTH if last in (0, 12) else (last + 3) // 4)
@@ -182,11 +191,12 @@ def test_a_plain_probe_has_one_phase(tmp_path: Path) -> None:
     rewritten = vr.apply(SPEC.format("fraction=1, penalty=0"), vit(num_classes=10, in_chans=1))
     result = tune(rewritten, DATA, SETTINGS, out=tmp_path / "run")
     assert list(result.training["phases"]) == ["a head on all features"]
-    assert result.decision("head2toe") is None
+    assert not result.result.found
 
 
 def test_one_feature_stays_at_least() -> None:
-    assert [p.tolist() for p in selected(torch.tensor([1.0, 3, 3, 2]), (2, 2), 0.5)] == [[1], [0]]
+    assert selected(torch.tensor([1.0, 3, 3, 2]), 0.5).tolist() == [1, 2]
+    assert selected(torch.tensor([1.0, 3, 3, 2]), 0.1).tolist() == [1]
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {
@@ -196,6 +206,8 @@ BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "no tap": (SPEC.format("taps=[]"), {}, "VR403", "no tap"),
     "twice": (SPEC.format("taps=[mlp, mlp]"), {}, "VR403", "twice"),
     "target": (SPEC.format("target=100000"), {}, "VR403", "at most 272"),
+    "none of them": (SPEC.format("kept=[3, 352]"), {}, "VR403", "0..351"),
+    "a feature twice": (SPEC.format("kept=[3, 3]"), {}, "VR403", "named twice"),
     "no head": (SPEC.format(""), {"num_classes": 0}, "VR406", "head"),
     "merged": (SPEC.format("") + "insert merge.tome(r=2) after blocks[*].attn\n", {}, "VR410",
                "some stand for several patches"),
@@ -220,12 +232,6 @@ def test_what_lies_in_front_may_be_frozen() -> None:
     spec = "insert lora(rank=2) at blocks[*].attn.q\nfreeze blocks[*]\n" + SPEC.format("")
     rewritten = vr.apply(spec, vit())
     assert rewritten.measures.params.trainable == 5 * (WIDTH + DEPTH * 7 * WIDTH) + 5
-
-
-def test_a_selection_of_another_model_is_refused() -> None:
-    for kept in ([[0]] * 3, [[WIDTH]] * TAPS):
-        with pytest.raises(vr.VitrewriteError, match="VR410 head2toe at 'head': the features"):
-            vr.apply(SPEC.format(""), vit(), allocations={"head2toe": {"kept": kept}})
 
 
 def test_too_small_a_share(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ METHODS = {
     "bypass": "insert res_tuning(form=bypass, hidden=3) at blocks[*]",
     "uniadapter": "insert uniadapter(hidden=3) at blocks[*].mlp_branch",
     "ia3": "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2",
+    "uffn": "replace blocks[*].mlp with uffn()",
     "sparse": "insert sparse() at sensitive(budget=5K, scale=9K)",
     "bitfit": "train every bias",
     "partial": "train blocks[-1]",
@@ -123,7 +124,8 @@ def without_gradient(rewritten: Rewritten) -> set[str]:
     moved = {n for n, g in found.items() if bool(g.any()) or ".dispatch." in n[-18:]}
     module.zero_grad()
     trained = {n for n, p in named.items() if p.requires_grad}
-    return moved ^ {n for n in trained if ".predictor." not in n}  # which training alone moves
+    alone = ".predictor.", ".gates."  # which training alone moves
+    return moved ^ {n for n in trained if not any(part in n for part in alone)}
 
 
 def check(clauses: str) -> tuple[torch.Tensor, Rewritten]:
@@ -289,7 +291,7 @@ SAMPLE = (
     ("sls", "prompt"), ("lora everywhere", "dispatch"), ("tome", "dispatch of branches"),
     ("prompt", "dispatch of blocks"),
     ("prompt", "vqt"), ("prompt", "evit"), ("lora", "dynamicvit"), ("kv_prompt", "dtps"),
-    ("bdm", "unmerge"), ("lora", "ltmp"),
+    ("bdm", "unmerge"), ("lora", "ltmp"), ("lora everywhere", "uffn"), ("ia3", "uffn"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from .. import catalog
 from ..disk import write_text
 from ..errors import DataError, FileError
 from ..folder.lock import Folder
+from ..language import parse_model
+from ..language.load import is_text
 from .commands import Commands, _json, _overrides, _trust, cli
 from .common import PATH, busy, echo_json, echo_written, is_folder, request, trusted
 
@@ -106,10 +110,7 @@ def tokens(
     Each TARGET is a folder that 'apply' or 'tune' wrote, or a spec; several stand side by side.
     Patches in one token have their mean colour and an outline; what was dropped is faded.
     """
-    names = [t for t in targets if "=" not in t]
-    overrides = tuple(t for t in targets if "=" in t)
-    if not names:
-        raise click.UsageError("give a spec, or a folder that 'apply' or 'tune' wrote")
+    names, overrides = _separated(targets)
     with busy("starting torch"):
         from ..disk import check_file, replacing_file
         from ..report.tokens import TokenMap, cropped, tokens_picture
@@ -167,6 +168,57 @@ def rates(
         click.echo(f"{layer.rate:7.2%}   {layer.name}")
     click.echo(f"{found.overall:7.2%}   all layers")
     echo_written(out)
+
+
+@show.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET... [KEY=VALUE]...")
+@click.option("--across", type=click.IntRange(1), default=1, help="Models side by side.")
+@click.option("--out", type=PATH, required=True, help="The SVG to write.")
+@_trust
+@_json
+def architecture(
+    targets: tuple[str, ...], across: int, out: Path, trust: bool, as_json: bool
+) -> None:
+    """Draws what each block of a model is made of, and the width of its MLP.
+
+    Each TARGET is a folder that 'apply', 'lower' or 'tune' wrote, a spec, or a model; each is drawn
+    as it is when it is lowered. A dashed line is the width that the MLP had.
+    """
+    names, overrides = _separated(targets)
+    with busy("starting torch"):
+        from ..disk import check_file
+        from ..report.architecture import Architecture, architecture_picture
+    check_file(out)
+    found = []
+    for name in names:
+        with busy(f"reading {name}"):
+            if is_folder(name):
+                found.append(Architecture.of(_rewritten(name, overrides, trust)))
+            else:
+                found.append(Architecture.planned(request(_spec(name), overrides).plan()))
+    write_text(out, architecture_picture(found, across))
+    if as_json:
+        echo_json({"models": [each.to_json() for each in found], "out": str(out)})
+        return
+    for each in found:
+        click.echo(str(each))
+    echo_written(out)
+
+
+def _separated(targets: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+    """Specs and folders, and overrides of all of them."""
+    overrides = [t for t in targets if re.match(r"[\w.]+=", t)]
+    names = [t for t in targets if t not in overrides]
+    if not names:
+        raise click.UsageError("give a spec, or a folder that 'apply' or 'tune' wrote")
+    return names, tuple(overrides)
+
+
+def _spec(target: str) -> str:
+    """A spec, or one that leaves the model as it is that is given in its place."""
+    if is_text(target) or target in catalog.specs() or Path(target).suffix == ".peft":
+        return target
+    return f"# The model alone.\nmodel {parse_model(target)}\n"
 
 
 def _rewritten(target: str, overrides: tuple[str, ...], trust: bool) -> Rewritten:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..editing.clause import ClauseRef
+from ..editing.editor import Editor
 from ..editing.measure import BrokenError, ParameterCounts, Propagation, count_parameters
 from ..errors import RewriteError
 from ..tracing import tree
@@ -30,12 +31,14 @@ class Measures:
 
     Attributes:
         run: of the rewritten model on meta; `run_lowered` of what it lowers to.
+        editor_lowered: of the tree that was lowered, on meta.
         tokens: entering each block, then leaving the last one.
     """
 
     params: ParameterCounts
     run: Propagation = field(repr=False, compare=False)
     run_lowered: Propagation = field(repr=False, compare=False)
+    editor_lowered: Editor = field(repr=False, compare=False)
     macs_base: int
     tokens: tuple[int | None, ...]
 
@@ -72,18 +75,18 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     run = _propagated(meta, rewritten, base)
     _expect_maps(rewritten, run, base)
     _tell_classes(rewritten, run)
-    cheapest = run
+    cheapest, editor = run, rewritten.editor
     if rewritten.editor.insertions and not lowered:
         twin = duplicate(meta, lambda p: p, lambda b: b)
-        folds = lower_tree(twin, rewritten.editor, rewritten.methods).folds
-        tell_redundant(rewritten, folds)
+        editor = lower_tree(twin, rewritten.editor, rewritten.methods)
+        tell_redundant(rewritten, editor.folds)
         cheapest = Propagation(twin, rewritten.example, base)
     blocks = rewritten.anatomy.blocks
     ends = [rewritten.editor.where(b.output) for b in blocks[-1:]]
     places = [b.input for b in blocks] + ends
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
-    return Measures(params, run, cheapest, base.macs, tokens)
+    return Measures(params, run, cheapest, editor, base.macs, tokens)
 
 
 def _expect_maps(rewritten: Rewrite, run: Propagation, base: Propagation) -> None:

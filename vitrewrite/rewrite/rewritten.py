@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from ..emission.source import Source
 from ..errors import RewriteError
 from ..language.model import Spec
 from ..tracing.unit import checkpointed
+from .architecture import architecture
 from .choosing import BlockChoice
 from .claims import Verdict
 from .engine import Rewrite
@@ -65,6 +66,11 @@ class Rewritten:
         return self.result.spec
 
     @property
+    def stated(self) -> Spec:
+        """The spec, with what a search found stated as options: it makes the model without one."""
+        return architecture(self.result)
+
+    @property
     def report(self) -> dict[str, Any]:
         """The content of `report.json`: what equal runs have in common, so nothing of time."""
         again = checkpointed(self.module)
@@ -105,10 +111,6 @@ class Rewritten:
     def choice(self, pass_name: str) -> BlockChoice:
         """What goes by the `drop ... by` clause of a pass; nothing where it has no sites."""
         return self.result.choices.get(pass_name, BlockChoice((), ()))
-
-    def decision(self, pass_name: str) -> Mapping[str, Any] | None:
-        """What the procedure of a pass decided in training; None if that is yet to come."""
-        return self.result.decisions.get(pass_name)
 
     def delta(self) -> dict[str, torch.Tensor]:
         """What the spec added or trains: `<site>.<pass>.<tensor>`, and base parameters by name.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..anatomy.sites import Anatomy
 from ..editing.clause import ClauseRef
@@ -26,7 +24,6 @@ class Context:
         insertion: at lowering, the module that is lowered.
         batches: how samples lie in the values of the model.
         checked: inserted classes that are known to be as they should.
-        decided: what the procedure of the pass decided in training.
     """
 
     editor: Editor
@@ -40,7 +37,6 @@ class Context:
     insertion: Insertion | None = None
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set)
-    decided: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

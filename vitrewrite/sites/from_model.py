@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FromModel:
-    """What a site is given by the model that it lies in, and by training before."""
+    """What a site is given by the model that it lies in."""
 
     context: Context
 
@@ -32,14 +31,6 @@ class FromModel:
     def unfit(self, message: str, **extra: Any) -> RewriteError:
         """An error about a site that cannot have the pass, whatever its options."""
         raise NotImplementedError
-
-    @property
-    def decided(self) -> Mapping[str, Any] | None:
-        """What the procedure of the pass decided in training, as it said it; None before that.
-
-        See `rewrite.deciding`.
-        """
-        return self.context.decided
 
     # -- values ---------------------------------------------------------------------------------
 

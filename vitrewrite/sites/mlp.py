@@ -6,19 +6,17 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..anatomy.sites import Linear, Mlp, Place
+from ..anatomy.sites import Linear, Place
 from ..editing import wiring
 from ..editing.value import Value
 from ..tracing.notes import HINT
 from .linear import LinearSite
-from .replacing import ReplacedSite
+from .units import UnitsSite
 
 
 @dataclass(frozen=True, eq=False)
-class MlpSite(ReplacedSite):
+class MlpSite(UnitsSite):
     """A feed-forward part, fc2(act(fc1(x))), or a gated one."""
-
-    mlp: Mlp
 
     @property
     def role(self) -> str:
@@ -44,11 +42,6 @@ class MlpSite(ReplacedSite):
     def fc1(self) -> LinearSite:
         """Its first layer."""
         return LinearSite(self.context, (self._layer(self.mlp.fc1),))
-
-    @property
-    def fc2(self) -> LinearSite:
-        """Its last layer."""
-        return LinearSite(self.context, (self._layer(self.mlp.fc2),))
 
     @property
     def activated(self) -> Value:
@@ -111,8 +104,3 @@ class MlpSite(ReplacedSite):
         if len(wiring.caller(self.editor, self.path)[1]) > 1:
             raise self.unfit(f"'{self.path}' runs several times")
         return self.path
-
-    def _layer(self, found: Linear | None) -> Linear:
-        if found is None:
-            raise self.unfit("it lacks one of its two layers")
-        return found
