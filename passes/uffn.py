@@ -2,7 +2,9 @@
 
 What it does
     Multiplies every hidden unit of a feed-forward part by a gate that is 0 or 1. A search trains
-    their logits against a cost; lowered, units whose gate is closed are gone.
+    their logits against a cost; lowered, units whose gate is closed are gone. `keep` states what
+    such a search ended with, or any other choice: how many units stay at each site, those with the
+    largest product of the norms of their row of fc1 and column of fc2, or which.
 
 Source
     He et al., "Pruning Self-attentions into Convolutional Layers in Single Path", TPAMI 2024,
@@ -13,7 +15,8 @@ Attaches to
 
 Parameters
     gate_logits [hidden], 1.5: a gate is open with probability 0.82. Trained, as are all weights of
-    the model, by `train`.
+    the model, by `train`. With `keep` none: rows of fc1 and its bias and columns of fc2 are those
+    of the units that stay, and trained.
 
 Forward
     y = fc2(u * act(fc1 x)), with u_j = 1 where logit_j > 0, else 0.
@@ -21,11 +24,13 @@ Forward
     l = logit(U) + logit_j: u_j = 1 where l > 0, with the gradient of sigmoid(l / T).
 
 Exactness
-    The model is unchanged at initialisation: all gates are open. Lowering takes the closed units
-    out, exactly: their rows of fc1 and columns of fc2. All closed, one stays.
+    The model is unchanged at initialisation without `keep`: all gates are open. Lowering takes the
+    closed units out, exactly: their rows of fc1 and columns of fc2. All closed, one stays.
 
 Example
     replace blocks[*].mlp with uffn()
+    replace blocks[0:2].mlp with uffn(keep=[300, 412])
+    replace blocks[0:2].mlp with uffn(keep=[[0, 5, 9], [1, 2]])
     Each unit that goes takes 2 N C MACs and 2 C + 1 parameters with it: 531 units of DeiT-Ti are
     0.04 G and 0.204 M.
 """
@@ -94,11 +99,21 @@ class Uffn(Pass):
     claims: ClassVar[tuple[str, ...]] = ("same_output_at_init", "lowers_exactly")
     writes: ClassVar[tuple[str, ...]] = ("layers",)
 
-    start: float = option(1.5, above=0, help="logit that a gate starts with")
-    temperature: float = option(1.0, above=0, help="T of the draw in training")
+    keep: int | tuple[int, ...] | None = option(
+        None, minimum=0, maximum=1048576,
+        help="hidden units that stay: how many, or which; none for gates that decide it",
+    )  # fmt: skip
+    start: float = option(1.5, above=0, needs="keep is None", help="logit of a gate at first")
+    temperature: float = option(
+        1.0, above=0, needs="keep is None", help="T of the draw in training"
+    )
 
     def rewrite(self, mlp: MlpSite) -> None:
-        """y = fc2(u * act(fc1 x))."""
+        """y = fc2(u * act(fc1 x)); with `keep` the units are gone at once."""
+        if self.keep is not None:
+            mlp.keep(self.keep)
+            mlp.waive("same_output_at_init", "hidden units are gone")
+            return
         mlp.gate(GatedUnits(mlp.units, self.start, self.temperature, mlp.axis))
 
     def prices(

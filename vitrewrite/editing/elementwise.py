@@ -31,8 +31,9 @@ def between(sources: Iterable[fx.Node], target: fx.Node) -> set[fx.Node]:
 def first_other(
     unit: nn.Module, nodes: Iterable[fx.Node], known: Collection[fx.Node]
 ) -> fx.Node | None:
-    """The first node that is no function of each channel of values that are known."""
-    return next((n for n in nodes if not _is_alone(unit, n, known)), None)
+    """A node that is no function of each channel of values that are known: a layer, if one is."""
+    others = [n for n in nodes if not _is_alone(unit, n, known)]
+    return min(others, key=lambda n: n.op != "call_module", default=None)
 
 
 def _is_alone(unit: nn.Module, node: fx.Node, known: Collection[fx.Node]) -> bool:

@@ -64,50 +64,71 @@ def _norms(tensor: torch.Tensor, slices: Slices) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Narrowing:
+    """What became of a tensor that lost rows or columns."""
+
+    slices: Slices
+    stays: Remaining
+
+    def of(self, whole: torch.Tensor) -> torch.Tensor:
+        """What is left of the tensor, once it is known."""
+        assert self.stays.parts is not None, "only where there are weights"
+        index = self.slices.indices(self.stays.parts).to(whole.device)
+        return whole.index_select(self.slices.axis, index)
+
+
+@dataclass(frozen=True, eq=False)
 class Gathered:
     """A tensor on meta that holds some slices of another.
 
     Attributes:
         new: the tensor.
         old: what it is made of, on meta too.
-        slices: where the parts are in `old`.
-        choice: which parts it has.
     """
 
     new: torch.Tensor
     old: torch.Tensor
-    slices: Slices
-    choice: Remaining = field(repr=False)
+    how: Narrowing = field(repr=False)
 
     def made(self, value: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """The numbers of the new tensor."""
-        whole = value(self.old).detach()
-        index = self.slices.indices(self.choice.known(value)).to(whole.device)
-        return whole.index_select(self.slices.axis, index)
+        """The numbers of the new tensor, by what tensors on meta stand for."""
+        self.how.stays.known(value)
+        return self.how.of(value(self.old).detach())
 
 
-def narrow(editor: Editor, slices: Slices, choice: Remaining) -> None:
+def narrow(editor: Editor, slices: Slices, stays: Remaining) -> None:
     """Puts some slices of a tensor in its place, and tells the layer that holds it.
 
     While a model is rewritten it has no numbers, and is noted for whoever gives it some.
     """
     owner, _, name = slices.name.rpartition(".")
-    module = editor.root.get_submodule(owner)
-    table = module._parameters if name in module._parameters else module._buffers
-    old = table[name]
+    module, how = editor.root.get_submodule(owner), Narrowing(slices, stays)
+    is_parameter = name in module._parameters
+    old = (module._parameters if is_parameter else module._buffers)[name]
     assert old is not None
+    if not old.is_meta:
+        stays.known(lambda tensor: tensor)
+    data = _unknown(old, how) if old.is_meta else how.of(old.detach())
+    new = nn.Parameter(data, old.requires_grad) if is_parameter else data
+    setattr(module, name, new)
+    editor.narrowed.setdefault(slices.name, []).append(how)
+    editor.gone += old.numel() - new.numel() if is_parameter else 0
     if old.is_meta:
-        shape = list(old.shape)
-        shape[slices.axis] = choice.count * slices.of.shape[1]
-        data = torch.empty(shape, dtype=old.dtype, device="meta")
-    else:
-        parts = choice.known(lambda tensor: tensor)
-        data = old.detach().index_select(slices.axis, slices.indices(parts).to(old.device))
-    new = nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
-    table[name] = new  # type: ignore[assignment]
-    if old.is_meta:
-        editor.gathered.append(Gathered(new, old, slices, choice))
+        editor.gathered.append(Gathered(new, old, how))
     _tell(module, name)
+
+
+def _unknown(old: torch.Tensor, how: Narrowing) -> torch.Tensor:
+    shape = list(old.shape)
+    shape[how.slices.axis] = how.stays.count * how.slices.of.shape[1]
+    return torch.empty(shape, dtype=old.dtype, device="meta")
+
+
+def piece(editor: Editor, name: str, whole: torch.Tensor) -> torch.Tensor:
+    """What is left of a tensor of the original model; all of it as a rule."""
+    for how in editor.narrowed.get(name, ()):
+        whole = how.of(whole)
+    return whole
 
 
 def _tell(module: nn.Module, name: str) -> None:

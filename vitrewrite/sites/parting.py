@@ -36,9 +36,9 @@ def chosen(
     twice = sorted({i for i in parts if list(parts).count(i) > 1}) if len(parts) > 1 else []
     beyond = [i for i in parts if not 0 <= i < count]
     if beyond or twice:
-        odd = f"{beyond[0]} of {count}" if beyond else f"{twice[0]} twice"
+        odd = f"there is no {beyond[0]}" if beyond else f"{twice[0]} twice"
         raise site.clause.error(
-            "VR485", f"{site.pass_name} at '{site.role}' keeps {what} {odd}", "keep",
+            "VR485", f"{site.pass_name} at '{site.role}' names {what}: {odd}", "keep",
             suggestion=f"name some of 0..{count - 1}, each once",
         )  # fmt: skip
     _expect(site, len(parts), count, what)

@@ -46,7 +46,7 @@ class ReplacedSite(BoundSite):
         is not there.
         """
         unit, editor = self._own_unit, self.editor
-        source = self._source(layers)
+        source = self._source(layers or self._layers)
         given: list[fx.Node | None] = [source]
         returned = self._output.args[0]
         y = returned[0] if isinstance(returned, (tuple, list)) else returned

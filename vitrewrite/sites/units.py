@@ -71,6 +71,8 @@ class UnitsSite(ReplacedSite):
         Raises:
             RewriteError: VR402 if the pass is there already, VR410 if fc2 is not of one module.
         """
+        if self._own_call is not None or self._is_narrowed:
+            raise self.twice
         self.fc2.before(module)
         put = self.editor.insertions[-1]
         # It goes once all that folds into the layers has: then `keep` may narrow them.
@@ -95,6 +97,9 @@ class UnitsSite(ReplacedSite):
             RewriteError: VR485 for units that are not there or named twice, VR486 if none would
                 stay, VR487 if they cannot be told apart in all that is between the layers.
         """
+        taken = self._own_call is not None or self._is_narrowed
+        if self.context.insertion is None and taken:
+            raise self.twice
         if reason := self._unkeepable:
             if self.context.insertion is not None:
                 return False
@@ -155,6 +160,11 @@ class UnitsSite(ReplacedSite):
         if shared or len(wiring.caller(self.editor, units.pop())[1]) > 1:
             return "its layers are part of more than one module, or run several times"
         return self._mixed(layers)
+
+    @property
+    def _is_narrowed(self) -> bool:
+        """Whether a clause took units out already."""
+        return self._layer(self.mlp.fc2).weight in self.editor.narrowed
 
     @property
     def _is_halved(self) -> bool:
