@@ -96,9 +96,9 @@ class WeightsTap:
     def by_head(self, seen: Mapping[Place, Any]) -> torch.Tensor:
         """The weights [batch, heads, queries, keys]; windows of an image are of the batch."""
         values = [seen[place] for place in self.places]
-        found = values[0] if len(values) == 1 else self._softmax(*values)
+        found: torch.Tensor = values[0] if len(values) == 1 else self._softmax(*values)
         if found.dim() == 3:
-            return found.unflatten(0, (-1, self.heads))
+            found = found.unflatten(0, (-1, self.heads))  # type: ignore[no-untyped-call]
         return found.flatten(0, -4) if found.dim() > 4 else found
 
     def _softmax(
