@@ -124,7 +124,8 @@ def test_what_is_no_map_of_patches_is_refused(tmp_path: Path) -> None:
     assert "VR490 blocks[0] does not attend" in refused(conv, "--block", "0")
     assert "VR490 no block of" in refused(conv)
     assert "VR491 blocks[0] attends over channels" in refused("xcit_nano_12_p16_224(depth=2)")
-    assert "VR491 the attention of blocks[0]" in refused("pvt_v2_b0(depths=[1, 1, 1, 1])", "--block", "0")
+    pooled = "pvt_v2_b0(depths=[1, 1, 1, 1])"
+    assert "VR491 the attention of blocks[0]" in refused(pooled, "--block", "0")
     assert "VR492 there is no patch 4,0" in refused(TINY, "--query", "4,0")
     assert "VR493 there is no blocks[4]" in refused(TINY, "--block", "0,4")
     assert "'a' is no list of numbers" in refused(TINY, "--block", "a")
