@@ -11,6 +11,7 @@ from .layers.gating import StructureGates
 from .layers.masking import MaskedSoftmax, TokenScores
 from .layers.picking import Picking
 from .layers.quantised import Quantised
+from .rewrite.choosing import FoundOptions
 from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
@@ -21,6 +22,7 @@ from .sites import (
     ConvSite,
     DecoderSite,
     EntriesSite,
+    Grid,
     HeadSite,
     LayerSite,
     LevelSite,
@@ -55,6 +57,8 @@ __all__ = [
     "DecoderSite",
     "EntriesSite",
     "FallingKeep",
+    "FoundOptions",
+    "Grid",
     "HeadSite",
     "KeptTokens",
     "LayerSite",

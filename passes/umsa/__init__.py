@@ -10,7 +10,10 @@ Source
     and the order of norm and ReLU are those of the authors' code; `rule=complex` is the paper's.
 
 Attaches to
-    Attentions over a sequence whose last tokens are a grid of patches.
+    Attentions over a sequence whose last tokens are a grid of patches, and attentions within
+    windows that their block cuts from a map (Swin). There convolutions see the map as a whole, not
+    shifted, as they do once they are lowered; `windows=inside` is the authors' search, in which
+    they see the (shifted) window alone.
 
 Parameters
     head_logits [h, K K], one, K the largest kernel; gate_logits [n + 1], `start`; for each kernel k
@@ -44,8 +47,9 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
+from torch import nn
 
-from vitrewrite.authoring import AttentionSite, Pass, option
+from vitrewrite.authoring import AttentionSite, Grid, Pass, option
 
 from .search import SeparatePaths, UnifiedAttention
 
@@ -72,20 +76,29 @@ class Umsa(Pass):
         "single", choices=("single", "multi"),
         help="whether convolutions are mixed out of the heads, or have weights of their own",
     )  # fmt: skip
+    windows: str = option(
+        "whole", choices=("whole", "inside"),
+        help="in windows: whether convolutions see the whole map, as once they are lowered, or in "
+        "the search the (shifted) window alone, as in the authors' code",
+    )  # fmt: skip
     start: float = option(1.5, help="what the logits of the gates start as")
     temperature: float = option(1.0, above=0, help="of the draw of the gates in training")
 
     def rewrite(self, attn: AttentionSite) -> None:
         """y becomes a sum of y and convolutions of x, weighed by gates."""
         self.check(attn)
-        grid, hidden = attn.branch.grid, attn.head_dim[1]
-        options = self.rule, grid.size, self.start, self.temperature
+        window = attn.windows
+        whole = window is not None and self.windows == "whole"
+        grid = Grid(window) if window and not whole else attn.branch.grid
+        options = self.kernels, self.rule, grid.size, self.start, self.temperature
         if self.paths == "multi":
             attn.idle("tau", "where convolutions have weights of their own")
-            attn.parallel(SeparatePaths(attn.dim, hidden, self.kernels, *options), *grid.sides)
+            made: nn.Module = SeparatePaths(attn.dim, attn.value_width, *options)
+            attn.become(made, *grid.sides, beside=True, layers=(), whole=whole)
             return
-        made = UnifiedAttention(hidden, attn.heads, self.kernels, self.tau or 0.01, *options)
-        attn.become(made, *grid.sides, beside=True, layers=("v", "proj"))
+        tau = self.tau or (100.0 if window else 0.01)
+        made = UnifiedAttention(attn.value_width, attn.heads, tau, *options)
+        attn.become(made, *grid.sides, beside=True, layers=("v", "proj"), whole=whole)
 
     def check(self, attn: AttentionSite) -> None:
         """Kernels that fit the grid, and heads of which each has its own values."""
@@ -100,8 +113,10 @@ class Umsa(Pass):
             sides[-1] <= min(height, width), "kernels",
             f"a kernel of {sides[-1]}x{sides[-1]} is larger than {height}x{width} patches",
         )  # fmt: skip
-        if not attn.over_tokens or attn.windowed:
-            raise attn.unfit("it does not attend over one sequence of tokens")
+        if attn.over != "tokens":
+            raise attn.unfit("it attends over channels")
+        if not attn.windows:
+            attn.idle("windows", "where nothing attends within windows")
 
     def prices(
         self, attn: AttentionSite, module: UnifiedAttention | SeparatePaths, *,

@@ -21,6 +21,7 @@ from ..tracing import inputs
 from ..tracing.about import about
 from ..tracing.leaves import is_inserted
 from ..tracing.notes import HINT, ORIGIN
+from . import windowed
 from .context import Context
 from .core import bias_of, of_tokens, operand_of
 from .handing import Handing
@@ -61,6 +62,15 @@ class AttentionSite(ScoresSite, Handing):
         if found is None:
             raise self.unfit("no branch of its block is the attention alone")
         return BranchSite(self.context, found)
+
+    @property
+    def windows(self) -> tuple[int, int] | None:
+        """Height and width of the windows that its block cuts from a map, if it does.
+
+        Raises:
+            RewriteError: VR410 if that cannot be told.
+        """
+        return windowed.size(self)
 
     @property
     def layer(self) -> LayerSite:
@@ -213,7 +223,7 @@ class AttentionSite(ScoresSite, Handing):
 
     def become(
         self, module: nn.Module, *values: Value, keep: bool = True, beside: bool = False,
-        layers: Sequence[str] = ("q", "k", "v", "proj"),
+        layers: Sequence[str] = ("q", "k", "v", "proj"), whole: bool = False,
     ) -> None:  # fmt: skip
         """`y = module(x, *tensors, *values)` instead of `y = attention(x)`.
 
@@ -229,6 +239,8 @@ class AttentionSite(ScoresSite, Handing):
             beside: whether the attention runs still: `y = module(x, attention(x), *tensors,
                 *values)`, with `changes = (1,)`. Other clauses at the attention stay what they are.
             layers: whose tensors the module is given.
+            whole: with `beside`, where it attends within windows: x and y are the map that they are
+                cut from, and what they are put back to.
 
         Raises:
             RewriteError: VR410 if it is no self-attention in a module of its own, VR412 if another
@@ -236,7 +248,10 @@ class AttentionSite(ScoresSite, Handing):
         """
         if keep or beside:
             given = [getattr(self.attention, name) for name in layers]
-            self._keep(given, module, values, beside=beside)
+            if whole:
+                windowed.beside(self, given, module, values)
+            else:
+                self._keep(given, module, values, beside=beside)
             return
         unit, call = self._call
         inputs: list[Any] = [call.args[i] for i in self._inputs]
