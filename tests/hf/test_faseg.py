@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,16 +13,15 @@ from vitrewrite.passes.hrca import CellSelection
 from vitrewrite.passes.rcda import RowColumnAttention
 
 import vitrewrite as vr
+from tests.hf.planned import CAPTURES, SHALLOW, planned
 from tests.hf.zoo import SEGMENTER, mask2former
 from tests.zoo.subject import tensors
 from vitrewrite import catalog
 from vitrewrite.anatomy import analyse
-from vitrewrite.rewrite.captures import Captures
 
 pytestmark = pytest.mark.xdist_group("hf-faseg")  # captured models, made once
 
 IMAGES = torch.zeros(2, 3, 128, 128)
-SHALLOW = {"decoder_layers": 4}  # one round over the three feature maps
 FASEG = "add dfpq() to decoder\nadd hrca(omega=4) to decoder\n"
 RCDA = "add hrca(cells=all) to decoder\nreplace decoder.layers[3, 7].cross_attn with rcda()\n"
 
@@ -33,25 +29,6 @@ RCDA = "add hrca(cells=all) to decoder\nreplace decoder.layers[3, 7].cross_attn 
 def _model(**more: Any) -> nn.Module:
     torch.manual_seed(0)
     return mask2former("resnet", **more)
-
-
-KEPT = TemporaryDirectory()
-CAPTURES = Captures()
-
-
-@cache
-def _folder(*options: tuple[str, Any]) -> str:
-    """The configuration of a small model, as a name: plans of one name share its capture."""
-    folder = Path(KEPT.name) / str(len(list(Path(KEPT.name).iterdir())))
-    _model(**dict(options)).config.save_pretrained(folder)  # type: ignore[operator, union-attr]
-    return f"hf:{folder}"
-
-
-def _planned(spec: str, sides: tuple[int, int] = (128, 128), /, **more: Any) -> Any:
-    """A plan for the small model."""
-    options = {k: more.pop(k) for k in list(more) if "." not in k}
-    name, example = _folder(*options.items()), "x".join(map(str, (2, 3, *sides)))
-    return vr.plan(spec, name, captures=CAPTURES, input=example, **more)
 
 
 def _images() -> torch.Tensor:
@@ -245,7 +222,7 @@ def test_anchors_encode_where_the_attention_is() -> None:
 
 
 def test_replaced_attention_is_gone() -> None:
-    plan = _planned("replace decoder.layers[2].cross_attn with rcda()\n")
+    plan = planned("replace decoder.layers[2].cross_attn with rcda()\n")
     assert plan.steps[0].parameters == 2 * (32 * 32 + 32)
     assert any("masks block no pixel" in w for w in plan.warnings)
 
@@ -254,7 +231,7 @@ def test_replaced_attention_is_gone() -> None:
 def test_ablations_train_a_small_model_as_a_whole(name: str) -> None:
     passes = [step.use.name for step in vr.parse(name).clauses if step.use is not None]
     smaller = {"hrca.omega": 4} if "hrca" in passes else {}
-    plan = _planned(name, **smaller)
+    plan = planned(name, **smaller)
     assert plan.measures.params.trainable == plan.measures.params.total
     layers = 9 if "hrca" not in passes else 13
     decoder = plan.anatomy.decoder
@@ -277,7 +254,7 @@ def test_ablations_train_a_small_model_as_a_whole(name: str) -> None:
 def test_bad_input(spec: str, size: int | tuple[int, int], message: str) -> None:
     sides = (size, size) if isinstance(size, int) else size
     with pytest.raises(vr.VitrewriteError, match=message):
-        _planned(spec + "\n", sides)
+        planned(spec + "\n", sides)
 
 
 @pytest.mark.parametrize(("queries", "swapped"), [("focus", False), ("focus", True),
@@ -291,7 +268,7 @@ def test_row_and_column_attention_excludes_dynamic_queries(queries: str, swapped
     with pytest.raises(
         vr.VitrewriteError, match="VR412 dfpq and rcda exclude each other"
     ) as caught:
-        _planned(f"{spec}\n")
+        planned(f"{spec}\n")
     assert "'decoder.layers[2]'" in str(caught.value)
     assert f"other clause: <text>:{1 if swapped else 2}: {clauses[1]}" in str(caught.value)
 
@@ -299,7 +276,7 @@ def test_row_and_column_attention_excludes_dynamic_queries(queries: str, swapped
 def test_without_dynamic_queries_they_go_together() -> None:
     spec = "add dfpq(queries=learned) to decoder\n"
     spec += "replace decoder.layers[2].cross_attn with rcda()\n"
-    _planned(spec)
+    planned(spec)
 
 
 def test_a_model_without_a_decoder() -> None:
@@ -322,25 +299,25 @@ DFPQ, HRCA = "add dfpq() to decoder", "add hrca(omega=2) to decoder"
 def test_decoders_that_are_not_as_published(options: dict[str, Any], message: str) -> None:
     for clause in (DFPQ, HRCA):
         with pytest.raises(vr.VitrewriteError, match=f"VR410 .*{message}"):
-            _planned(f"{clause}\n", **options)
+            planned(f"{clause}\n", **options)
 
 
 def test_row_and_column_attention_needs_queries() -> None:
     spec = "replace decoder.layers[0].cross_attn with rcda()\n"
     with pytest.raises(vr.VitrewriteError, match=r"VR410 .*its decoder has no queries"):
-        _planned(spec, num_queries=0, **SHALLOW)
+        planned(spec, num_queries=0, **SHALLOW)
 
 
 @pytest.mark.parametrize("sides", [(80, 80), (96, 80), (100, 128)])
 def test_sides_of_images(sides: tuple[int, int]) -> None:
     for clause in (DFPQ, HRCA):
         with pytest.raises(vr.VitrewriteError, match=r"VR410 .*sides .* multiples of 32"):
-            _planned(f"{clause}\n", sides, **SHALLOW)
+            planned(f"{clause}\n", sides, **SHALLOW)
 
 
 def test_widths_that_are_no_groups_of_32() -> None:
     with pytest.raises(vr.VitrewriteError, match=r"VR403 48 channels are not groups of 32"):
-        _planned(f"{DFPQ}\n", feature_size=64, hidden_dim=48, **SHALLOW)
+        planned(f"{DFPQ}\n", feature_size=64, hidden_dim=48, **SHALLOW)
 
 
 def _fused(*layers: int) -> nn.Module:
