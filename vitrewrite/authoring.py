@@ -11,6 +11,7 @@ from .layers.gating import StructureGates
 from .layers.masking import MaskedSoftmax, TokenScores
 from .layers.picking import Picking
 from .layers.quantised import Quantised
+from .rewrite.choosing import FoundOptions
 from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
@@ -56,6 +57,7 @@ __all__ = [
     "DecoderSite",
     "EntriesSite",
     "FallingKeep",
+    "FoundOptions",
     "Grid",
     "HeadSite",
     "KeptTokens",

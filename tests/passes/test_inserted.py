@@ -57,6 +57,7 @@ SPECS = {
     "uffn": "replace blocks[*].mlp with uffn()\ntrain head",
     "mlp_head": "replace head with mlp_head(layers=3)\ntrain head",
     "vqt": "prepend vqt(count=2) to blocks[*]\ntrain head",
+    "head2toe": "replace head with head2toe()",
     "vqt-weighted": "prepend vqt(count=2, combine=weighted, keep=0.5) to blocks[*]\ntrain head",
     "umsa": "replace blocks[*].attn with umsa()",
     "umsa-multi": "replace blocks[*].attn with umsa(paths=multi, kernels=[3], rule=complex)",

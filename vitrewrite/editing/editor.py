@@ -102,6 +102,7 @@ class Editor:
         later: what is done once all clauses are through, in order.
         again: by call of a layer where it is called on something else besides.
         stops: paths of units in which a clause reads a value without gradient.
+        frozen: values that clauses read, in front of which nothing may be trained.
         appended: by entry of the model what it is to yield besides.
         by_loss: paths of modules that only a loss of their pass trains.
     """
@@ -126,6 +127,7 @@ class Editor:
     later: list[Callable[[], None]] = field(default_factory=list, repr=False)
     again: dict[Place, list[Place]] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
+    frozen: list[tuple[Place, ClauseRef]] = field(default_factory=list)
     appended: dict[str, list[Value]] = field(default_factory=dict)
     by_loss: list[str] = field(default_factory=list)
     _held: Counter[int] | None = field(default=None, repr=False)

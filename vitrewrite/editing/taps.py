@@ -21,7 +21,10 @@ def observe(
     root: nn.Module, inputs: tuple[Any, ...], places: Collection[Place],
     changes: Mapping[Place, Change] | None = None,
 ) -> tuple[Any, dict[Place, Any]]:  # fmt: skip
-    """Runs a tree of units, and keeps the values at some places.
+    """Runs a tree of units by its graphs, and keeps the values at some places.
+
+    What classes were made of the units does not count: of a tree that was edited since they do not
+    hold any more.
 
     Args:
         root: the tree, in the mode that it is to run in.
@@ -42,7 +45,7 @@ def _run(
     seen: dict[Place, Any], changes: Mapping[Place, Change],
 ) -> Any:  # fmt: skip
     inside = {p for p in places if not path or p.unit == path or p.unit.startswith(f"{path}.")}
-    if not inside or not isinstance(module, Unit) or module.template is None:
+    if not isinstance(module, Unit) or module.template is None:
         return module(*args)
 
     def call(node: fx.Node, given: tuple[Any, ...]) -> Any:
@@ -55,7 +58,8 @@ def _run(
                 values[node] = changes[place](values[node])
             seen[place] = values[node]
 
-    return run_graph(module.template.graph, module, args, call, note)
+    graph = module.template.graph if inside else module.program
+    return run_graph(graph, module, args, call, note)
 
 
 @dataclass(frozen=True)

@@ -46,39 +46,7 @@ from .order import Order, orders
 from .parameters import parameters_of
 from .passes import Methods, method_of, methods_by_site
 from .schedule import Job, distinct, overlapping, schedule
-
-
-@dataclass
-class Step:
-    """What one clause did.
-
-    Attributes:
-        change: `+` puts something in, `~` changes what is trained, `-` takes something out.
-        parameters: how many it added or trains.
-        claims: what its pass claims.
-        waived: by claim the sites at which it is not made, each with the reason.
-    """
-
-    clause: ClauseRef
-    verb: str
-    sites: tuple[str, ...]
-    change: str
-    parameters: int = 0
-    claims: tuple[str, ...] = ()
-    waived: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The step as data."""
-        span = self.clause.span
-        return {
-            "clause": self.clause.text,
-            "line": span.line if span else None,
-            "change": self.change,
-            "sites": list(self.sites),
-            "parameters": self.parameters,
-            "claims": list(self.claims),
-            "waived": {claim: dict(sites) for claim, sites in self.waived.items()},
-        }
+from .step import Step
 
 
 @dataclass
@@ -268,7 +236,7 @@ def _select(
 def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewrite) -> Job:
     assert clause.use is not None
     spans = {option.name: option.span for option in clause.use.options}
-    described = ClauseRef(number, clause.use.name, str(clause), clause.span, spans)
+    described = ClauseRef(number, clause.use.name, clause.brief, clause.span, spans)
     method = method_of(clause)
     result.methods[number] = method
     for site in sites:
