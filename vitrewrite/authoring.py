@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, Rung, option
 from .catalog.updates import LowRankUpdate, Rescaling
+from .layers.folded import folded
 from .layers.gating import StructureGates
 from .layers.masking import MaskedSoftmax, TokenScores
 from .layers.picking import Picking
 from .layers.quantised import Quantised
+from .rewrite.choosing import FoundOptions
 from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
@@ -21,6 +23,7 @@ from .sites import (
     ConvSite,
     DecoderSite,
     EntriesSite,
+    Grid,
     HeadSite,
     LayerSite,
     LevelSite,
@@ -55,6 +58,8 @@ __all__ = [
     "DecoderSite",
     "EntriesSite",
     "FallingKeep",
+    "FoundOptions",
+    "Grid",
     "HeadSite",
     "KeptTokens",
     "LayerSite",
@@ -82,6 +87,7 @@ __all__ = [
     "activity",
     "decided",
     "features",
+    "folded",
     "frozen",
     "option",
     "silhouette",

@@ -11,6 +11,7 @@ class PatchMap(nn.Module):
     """Patches as a map [B, C, h, w] and back: of tokens [B, T, C], or of a map [B, h, w, C].
 
     The last tokens are the patches of a `grid`, which is given while it runs if it is None here.
+    A map is one as a whole.
     """
 
     inserted_by = "umsa"
@@ -100,7 +101,7 @@ class UnifiedAttention(nn.Module):
     changes = (1,)
 
     def __init__(
-        self, hidden: int, heads: int, kernels: tuple[int, ...], tau: float, rule: str = "prefix",
+        self, hidden: int, heads: int, tau: float, kernels: tuple[int, ...], rule: str = "prefix",
         grid: tuple[int, int] | None = None, start: float = 1.5, temperature: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()

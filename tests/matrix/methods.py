@@ -66,6 +66,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "prepend prompt(count=2) to blocks[*]\nprepend kv_prompt(n=2) to blocks[*].attn\n",
         "prepend kv_prompt(n=2) to blocks[*].attn\n",
     ),
+    "Head2Toe": ("replace head with head2toe()\n",),
     "VQT": ("prepend vqt(count=2) to blocks[*]\n",),
     "ToMe": ("insert merge.tome(r=2) after blocks[*].attn\n",),
     "FPET": ("insert merge.bdm() after blocks[1].attn\n",),

@@ -58,8 +58,10 @@ SPECS = {
     "uffn": "replace blocks[*].mlp with uffn()\ntrain head",
     "mlp_head": "replace head with mlp_head(layers=3)\ntrain head",
     "vqt": "prepend vqt(count=2) to blocks[*]\ntrain head",
+    "head2toe": "replace head with head2toe()",
     "vqt-weighted": "prepend vqt(count=2, combine=weighted, keep=0.5) to blocks[*]\ntrain head",
     "umsa": "replace blocks[*].attn with umsa()",
+    "umsa-hard": 'replace blocks[*].attn with umsa(state="3x3")',
     "umsa-multi": "replace blocks[*].attn with umsa(paths=multi, kernels=[3], rule=complex)",
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }

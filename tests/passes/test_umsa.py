@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import Attention
+from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 from torch.nn import functional as F
 from vitrewrite.passes.umsa.search import GateRule, UnifiedAttention
@@ -15,6 +16,7 @@ from vitrewrite.passes.umsa.search import GateRule, UnifiedAttention
 import vitrewrite as vr
 from tests import goldens
 from tests.lowering.models import fill, vit
+from tests.models import spread
 from tests.sites.by_hand import emitted
 
 STATES = {"skip": "skip", "conv1x1": "1x1", "conv3x3": "3x3", "msa": "msa"}
@@ -35,7 +37,7 @@ def golden_attention(layer: goldens.Case) -> Attention:
 
 
 def golden_module(layer: goldens.Case, logits: str | None = None) -> UnifiedAttention:
-    module = UnifiedAttention(12, 4, (1, 3), 0.01, grid=(8, 8))
+    module = UnifiedAttention(12, 4, 0.01, (1, 3), grid=(8, 8))
     module.mixture.head_logits.data = layer.tensors["method.head_logits"].clone()
     for kernel, norm in zip(("1x1", "3x3"), module.norms, strict=True):
         for name in BATCH_NORMS:
@@ -179,6 +181,55 @@ def test_each_state_by_hand(name: str, tmp_path: Path) -> None:
 
 def _searched(rewritten: Any) -> list[Any]:
     return [i.module for i in rewritten.result.editor.insertions]
+
+
+class Convolved(Unified):
+    """The same for maps [B, h, w, C]; inside windows for tokens of them."""
+
+    def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        if self.opened < 0:
+            return torch.zeros_like(x)
+        shape, self.grid = x.shape, x.shape[1:3] if x.dim() == 4 else self.grid
+        return self.convolved(x.reshape(len(x), -1, x.shape[-1]), self.kernels[self.opened]).view(
+            shape
+        )
+
+
+def swin() -> Any:
+    torch.manual_seed(0)
+    return spread(SwinTransformer(
+        img_size=48, patch_size=4, embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=6,
+        num_classes=5, drop_path_rate=0.1,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("windows", ["whole", "inside"])
+@torch.no_grad()
+def test_in_windows(windows: str, tmp_path: Path) -> None:
+    spec = f"replace every attention with umsa(windows={windows})\n"
+    rewritten, plain, images = fill(vr.apply(spec, swin())), swin(), torch.randn(2, 3, 48, 48)
+    found = rewritten.module.eval()(images), plain.eval()(images)
+    for module in _searched(rewritten):
+        module.logits.fill_(1)
+    torch.testing.assert_close(rewritten.module(images), found[1], rtol=1e-4, atol=1e-5)
+    layers, delta = [], rewritten.delta()
+    for s, stage in enumerate(plain.layers):
+        for i, block in enumerate(stage.blocks):
+            front = f"layers.{s}.blocks.{i}.attn.umsa."
+            own = {k.removeprefix(front): v for k, v in delta.items() if front in k}
+            layer = Convolved(block.attn, own, (1, 3), 100.0, (6, 6))
+            layers.append(layer)
+            if windows == "whole":
+                block.__dict__["_attn"] = layer
+            else:
+                block.attn = layer
+    for opened in (-1, 0, 1):
+        for module, layer in zip(_searched(rewritten), layers, strict=True):
+            module.logits.copy_(torch.tensor([1.0] * (opened + 1) + [-1.0] * (2 - opened)))
+            layer.opened = opened
+        torch.testing.assert_close(rewritten.module(images), plain(images), rtol=1e-4, atol=1e-5)
+    vr.verify(rewritten, graphs=False)
+    vr.emit(rewritten, tmp_path / "out")
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ class Editor:
         edited: ids of units whose template is their own at the moment.
         warnings: what is odd but not wrong.
         moved: where a place of the original model is now.
-        removed: paths of modules of the original model that are gone, by which clause.
+        removed: paths of modules and tensors of the original model that are gone, by which clause.
         fed: paths of layers that a clause gives another input.
         ended: sums whose branch is gone, by which clause.
         folds: branches that went into weights, at lowering.
@@ -102,6 +102,7 @@ class Editor:
         later: what is done once all clauses are through, in order.
         again: by call of a layer where it is called on something else besides.
         stops: paths of units in which a clause reads a value without gradient.
+        frozen: values that clauses read, in front of which nothing may be trained.
         appended: by entry of the model what it is to yield besides.
         by_loss: paths of modules that only a loss of their pass trains.
     """
@@ -126,6 +127,7 @@ class Editor:
     later: list[Callable[[], None]] = field(default_factory=list, repr=False)
     again: dict[Place, list[Place]] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
+    frozen: list[tuple[Place, ClauseRef]] = field(default_factory=list)
     appended: dict[str, list[Value]] = field(default_factory=dict)
     by_loss: list[str] = field(default_factory=list)
     _held: Counter[int] | None = field(default=None, repr=False)
@@ -245,6 +247,15 @@ class Editor:
         self.removed[path] = clause
         self.rearranged()
 
+    def take_out_tensor(self, name: str, clause: ClauseRef) -> None:
+        """Takes a parameter or buffer of the model out of the tree, for a clause."""
+        owner, _, last = name.rpartition(".")
+        module = self.root.get_submodule(owner)
+        if (parameter := module._parameters.get(last)) is not None:
+            self.gone += parameter.numel()
+        delattr(module, last)
+        self.removed[name] = clause
+
     def without_helper(self, path: str) -> None:
         """Takes a helper that nothing calls any more out of the tree."""
         owner, _, name = path.rpartition(".")
@@ -262,6 +273,7 @@ class Editor:
         gone = sorted({*names} - {*self.root.state_dict()})
         paths = [p for p, c in self.removed.items() if c.number == clause.number]
         found = [f"{p}.*" for p in paths if any(n.startswith(f"{p}.") for n in gone)]
+        found += [p for p in paths if p in gone]
         if found:
             place = f"{clause.place}: " if clause.place else ""
             self.warnings.append(

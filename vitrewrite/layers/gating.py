@@ -12,8 +12,11 @@ class StructureGates(nn.Module):
     """One gate per part, 1 where it is there and 0 where not, shared by images and tokens.
 
     In training they are drawn anew at each call, with the gradient of the relaxed draw; in
-    evaluation those with a positive logit are open.
+    evaluation those with a positive logit are open. Where a search sets `drawn` to False, training
+    has those of evaluation, with the gradient of the logits themselves.
     """
+
+    drawn = True
 
     def __init__(self, count: int, start: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__()
@@ -30,6 +33,8 @@ class StructureGates(nn.Module):
         logits = self.logits.float()
         if not self.training:
             return (logits > 0).float()
+        if not self.drawn:
+            return (logits > 0).float() + (logits - logits.detach())
         if uniforms is None:
             uniforms = torch.rand_like(logits)
         # So near to 0 and 1 that the logit is finite.

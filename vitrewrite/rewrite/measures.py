@@ -18,10 +18,11 @@ from ..tracing import tree
 from ..tracing.about import about, tell
 from ..tracing.unit import duplicate, on_meta
 from .conflicts import needed
-from .engine import Rewrite, Step
+from .engine import Rewrite
 from .lowering import lower_tree
 from .misfits import refuse_misfit
 from .redundant import tell_redundant
+from .step import Step
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ def patches(site: BranchSite) -> tuple[int, int]:
         shape, axes = shape_of(site.editor.node(block.map)), (2, 3)
     if len(shape) == 4:
         return shape[axes[0]], shape[axes[1]]
-    found = site.context.stream.known(site._position).grid
-    if found is None:
-        raise site.unfit("its patches are no grid")
+    found, stream = site.context.stream.known(site._position).grid, site.context.anatomy.stream
+    others = stream.prefix_tokens + stream.suffix_tokens
+    if found is None or (len(shape) == 3 and shape[1] != others + found[0] * found[1]):
+        raise site.unfit("its tokens are no full grid of patches")
     return found

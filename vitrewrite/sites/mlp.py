@@ -43,6 +43,17 @@ class MlpSite(UnitsSite):
         """Its first layer."""
         return LinearSite(self.context, (self._layer(self.mlp.fc1),))
 
+    @property
+    def activated(self) -> Value:
+        """Its hidden units behind their activation, [batch, tokens, hidden].
+
+        Raises:
+            RewriteError: VR410 if the activation is no step of its own, as in a fused MLP.
+        """
+        if self.mlp.act is None:
+            raise self.unfit("its activation is no step of its own")
+        return Value(self.mlp.act)
+
     def become(
         self, module: nn.Module, *values: Value, keep: bool = True, beside: bool = False
     ) -> None:
