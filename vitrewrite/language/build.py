@@ -5,6 +5,7 @@ Called while parsing, so no tree is built in between and nothing here is recursi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,19 @@ class _Selectors(_Conditions):
             raise _unnamed(str(name), unnamed)
         return selectors.Call(str(name), options, name.span)
 
-    def every(self, kind: Word, within: Selector | None) -> selectors.Every:
+    def every(
+        self, kind: Word, within: Selector | None
+    ) -> selectors.Every | selectors.EveryBase:
+        if kind == selectors.BASE and within is None:
+            return selectors.EveryBase(None, kind.span)
         return selectors.Every(str(kind), within, _join(kind, within or kind))
+
+    def every_path(self, kind: Word, path: selectors.Path) -> selectors.EveryBase:
+        if kind != selectors.BASE:
+            message = f"'every {kind}' is followed by no path: only 'every base' is"
+            suggestion = f"write 'every {kind} in ...'"
+            raise SpecError("VR505", message, span=kind.span, suggestion=suggestion)
+        return selectors.EveryBase(path, _join(kind, path))
 
     def common(self, *parts: Selector) -> Selector:
         if len(parts) == 1:
@@ -232,6 +244,9 @@ class _Statements(_Selectors):
     def model_ref(self, name: Word, options: tuple[selectors.Option, ...] | None) -> nodes.ModelRef:
         text = read_string(name, name.span) if name.type == "STRING" else str(name)
         return nodes.ModelRef(text, options or (), name.span)
+
+    def named(self, name: Word, ref: nodes.ModelRef) -> nodes.ModelRef:
+        return replace(ref, label=str(name), span=_join(name, ref))
 
     def model(self, ref: nodes.ModelRef) -> nodes.Model:
         return nodes.Model(ref, ref.span)

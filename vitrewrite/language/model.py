@@ -42,16 +42,22 @@ def _input(options: tuple[Option, ...]) -> str | None:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model by name, with arguments for its constructor."""
+    """A model by name, with arguments for its constructor.
+
+    Attributes:
+        label: what a `stitch` clause calls it, if it says so.
+    """
 
     name: str
     options: tuple[Option, ...]
     span: Span = field(compare=False, repr=False)
+    label: str = ""
 
     def __str__(self) -> str:
         plain = self.name and not set(self.name) & set(" \t(),#'\"\\") and self.name != "with"
         name = self.name if plain else show(self.name)
-        return written(name, self.options) if self.options else name
+        text = written(name, self.options) if self.options else name
+        return f"{self.label}={text}" if self.label else text
 
     def extended(self, more: tuple[Option, ...]) -> ModelRef:
         """With other arguments, which replace those of the same name."""
@@ -138,6 +144,11 @@ class Clause:
     models: tuple[ModelRef, ...]
     span: Span = field(compare=False, repr=False)
     condition: Condition | None = None
+
+    @property
+    def bases(self) -> dict[str, ModelRef]:
+        """What is stitched by name; one without a name has a letter."""
+        return {ref.label or "abc"[i]: ref for i, ref in enumerate(self.models[:3])}
 
     @property
     def form(self) -> str:
@@ -332,6 +343,11 @@ class Spec:
     def model_arguments(self) -> dict[str, Value]:
         """Constructor arguments that overrides set."""
         return _arguments(self.model_overrides)
+
+    @property
+    def bases(self) -> dict[str, ModelRef]:
+        """The models that are stitched, by name; empty where the spec is about one model."""
+        return next((c.bases for c in self.clauses if c.verb == "stitch"), {})
 
     @property
     def input(self) -> str | None:
