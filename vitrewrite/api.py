@@ -17,7 +17,7 @@ from .folder import writing as files
 from .folder.delta import load_delta, save_delta
 from .language import parse_spec
 from .language.model import Spec
-from .models.request import Request
+from .models.stitched import Given, requested
 from .rewrite.captures import Captures
 from .rewrite.compilation import Compilation
 from .rewrite.lowered import lowered
@@ -71,7 +71,7 @@ def capture(model: nn.Module, example: Any = None) -> Captured:
 @undisturbed()
 @without_garbage()
 def plan(
-    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    spec: Spec | str | Path, model: Given = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
     captures: Captures | None = None, **overrides: object,
 ) -> Compilation:  # fmt: skip
@@ -90,7 +90,7 @@ def plan(
     Raises:
         VitrewriteError: everything that is wrong with the spec on this model.
     """
-    request = Request(_spec(spec, overrides), model, weights, seed)
+    request = requested(_spec(spec, overrides), model, weights, seed)
     if captures is None or example is not None:
         base = request.traced(example, meta=True)[1]
         return Compilation.of(request, base, profile=_profile(profile))
@@ -102,7 +102,7 @@ def plan(
 
 @undisturbed()
 def apply(
-    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    spec: Spec | str | Path, model: Given = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
     allocations: Mapping[str, Any] | None = None, delta: str | Path | None = None,
@@ -134,7 +134,7 @@ def apply(
 
 @undisturbed()
 def compiled(
-    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    spec: Spec | str | Path, model: Given = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
     allocations: Mapping[str, Any] | None = None, **overrides: object,
@@ -143,7 +143,7 @@ def compiled(
 
     Args and errors are those of `apply`, but for the claims that take weights.
     """
-    request = Request(_spec(spec, overrides), model, weights, seed, model_options)
+    request = requested(_spec(spec, overrides), model, weights, seed, model_options)
     original, base = request.traced(example, meta=False)
     if request.module is None:
         base.eval()

@@ -15,7 +15,9 @@ from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
     AffineSite,
+    Anchor,
     AttentionSite,
+    BasesSite,
     BlockSite,
     BranchSite,
     ConvSite,
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AffineSite",
+    "Anchor",
     "AttentionSite",
+    "BasesSite",
     "BlockSite",
     "BranchSite",
     "ConvSite",

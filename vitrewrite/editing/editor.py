@@ -25,6 +25,7 @@ from .fitting import fit
 if TYPE_CHECKING:
     from .clause import ClauseRef
     from .folds import Fold, Lowered
+    from .stitching import Stitches
     from .value import Value
 
 
@@ -101,6 +102,7 @@ class Editor:
         stops: paths of units in which a clause reads a value without gradient.
         appended: by entry of the model what it is to yield besides.
         by_loss: paths of modules that only a loss of their pass trains.
+        stitches: the paths through several models that a clause asks for.
     """
 
     root: nn.Module
@@ -123,6 +125,7 @@ class Editor:
     stops: list[str] = field(default_factory=list)
     appended: dict[str, list[Value]] = field(default_factory=dict)
     by_loss: list[str] = field(default_factory=list)
+    stitches: Stitches | None = None
     _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,6 +139,7 @@ class Editor:
         return Editor(
             root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
             helpers=list(self.helpers), again={k: list(v) for k, v in self.again.items()},
+            stitches=self.stitches,
         )  # fmt: skip
 
     def unit(self, path: str) -> Unit:

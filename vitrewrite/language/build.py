@@ -151,9 +151,7 @@ class _Selectors(_Conditions):
             raise _unnamed(str(name), unnamed)
         return selectors.Call(str(name), options, name.span)
 
-    def every(
-        self, kind: Word, within: Selector | None
-    ) -> selectors.Every | selectors.EveryBase:
+    def every(self, kind: Word, within: Selector | None) -> selectors.Every | selectors.EveryBase:
         if kind == selectors.BASE and within is None:
             return selectors.EveryBase(None, kind.span)
         return selectors.Every(str(kind), within, _join(kind, within or kind))

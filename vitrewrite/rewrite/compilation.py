@@ -85,7 +85,8 @@ class Compilation:
             return result, pairs
 
         spec, aims = met(
-            request.spec, base, lambda: anatomy or analyse(bare(base)[0]),
+            request.spec, base,
+            lambda: anatomy or analyse(bare(base)[0], tuple(request.spec.bases)),
             lambda spec: measure(carried(spec)[0], original).macs,
         )  # fmt: skip
         result, pairs = carried(spec)

@@ -18,6 +18,7 @@ from ..language.selectors import (
     Call,
     Difference,
     Every,
+    EveryBase,
     Intersection,
     ModuleGlob,
     Path,
@@ -141,6 +142,8 @@ class Selection:
             return tuple(s for s in self._evaluate(node.selector) if self._where(node, s))
         if isinstance(node, Every):
             return self._every(node)
+        if isinstance(node, EveryBase):
+            return tuple(s for base in self.anatomy.bases for s in self._path(node.at(base)))
         if isinstance(node, ModuleGlob):
             return self._glob(node)
         if isinstance(node, Call):
@@ -258,20 +261,29 @@ class Selection:
         return tuple(s for group in current for s in _flat(group))
 
     def _root(self) -> dict[str, Any]:
-        anatomy = self.anatomy
+        if self.anatomy.bases:
+            return {name: Named(name, name, "module") for name in self.anatomy.bases}
+        return self._parts_of(self.anatomy)
+
+    def _parts_of(self, anatomy: Anatomy) -> dict[str, Any]:
+        """What paths start with in a model."""
+        at = f"{anatomy.base}." if anatomy.base else ""
         stages = [
-            SiteGroup(f"stages[{i}]", (), {"blocks": self._blocks(f"stages[{i}].blocks", i)})
+            SiteGroup(
+                f"{at}stages[{i}]", (),
+                {"blocks": _blocks(anatomy, f"{at}stages[{i}].blocks", i)},
+            )
             for i in range(len(anatomy.stages))
-        ]
+        ]  # fmt: skip
         root: dict[str, Any] = {
-            "blocks": self._blocks("blocks", None),
-            "stages": SiteGroup("stages", tuple(stages)),
-            "head": SiteGroup("head", anatomy.head),
+            "blocks": _blocks(anatomy, f"{at}blocks", None),
+            "stages": SiteGroup(f"{at}stages", tuple(stages)),
+            "head": SiteGroup(f"{at}head", anatomy.head),
         }
         for name in ("norm", "patch_embed"):
             path = getattr(anatomy, name)
             if path:
-                root[name] = self._module(name, path)
+                root[name] = self._module(f"{at}{name}", path)
         if anatomy.pixel_decoder is not None:
             root["pixel_decoder"] = SiteGroup(
                 "pixel_decoder", (), decoder_parts(anatomy.pixel_decoder)
@@ -284,14 +296,6 @@ class Selection:
             if isinstance(v, SiteGroup) and not (v.items or v.children or v.gone)
         ]
         return {k: v for k, v in root.items() if k not in empty}
-
-    def _blocks(self, role: str, stage: int | None) -> SiteGroup:
-        """The blocks of a stage or of all, with those that are gone at their old positions."""
-        anatomy = self.anatomy
-        kept = tuple(b for b in anatomy.blocks if stage in (None, b.stage))
-        taken = {b.index: (b, why) for b, why in anatomy.gone.values() if stage in (None, b.stage)}
-        order = sorted([*(b.index for b in kept), *taken])
-        return SiteGroup(role, kept, gone={order.index(i): v for i, v in taken.items()})
 
     def _step(self, current: list[Any], step: PathStep, node: Path) -> list[Any]:
         found: list[Any] = []
@@ -344,6 +348,8 @@ class Selection:
     def _children(self, owner: Any) -> dict[str, Any]:
         if isinstance(owner, SiteGroup):
             return dict(owner.children or {})
+        if isinstance(owner, Named) and owner.path in self.anatomy.bases:
+            return self._parts_of(self.anatomy.bases[owner.path])
         return children(owner)
 
     def _module(self, role: str, path: str) -> Site:
@@ -381,6 +387,14 @@ class Selection:
             notes=[*([f"it has: {listing(known)}"] if known else []), *fused],
             suggestion=did_you_mean(name, known),
         )  # fmt: skip
+
+
+def _blocks(anatomy: Anatomy, role: str, stage: int | None) -> SiteGroup:
+    """The blocks of a stage or of all, with those that are gone at their old positions."""
+    kept = tuple(b for b in anatomy.blocks if stage in (None, b.stage))
+    taken = {b.index: (b, why) for b, why in anatomy.gone.values() if stage in (None, b.stage)}
+    order = sorted([*(b.index for b in kept), *taken])
+    return SiteGroup(role, kept, gone={order.index(i): v for i, v in taken.items()})
 
 
 def _top(role: str) -> str:
