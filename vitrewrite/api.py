@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .anatomy.fingerprint import trunk_fingerprint
 from .banking import Bank, Delta, make
@@ -20,8 +20,10 @@ from .language.model import Spec
 from .models.stitched import Given, requested
 from .rewrite.captures import Captures
 from .rewrite.compilation import Compilation
+from .rewrite.least_squares import calibrate
 from .rewrite.lowered import lowered
 from .rewrite.rewritten import Rewritten
+from .rewrite.taking import taken
 from .rewrite.weights import weighted
 from .sensitivity.profile import Profile
 from .tracing import trace
@@ -106,7 +108,7 @@ def apply(
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
     allocations: Mapping[str, Any] | None = None, delta: str | Path | None = None,
-    **overrides: object,
+    calibration: Iterable[Tensor] | str | Path | None = None, **overrides: object,
 ) -> Rewritten:  # fmt: skip
     """Rewrites a model; the input model is unchanged and shares its frozen weights.
 
@@ -120,6 +122,8 @@ def apply(
         profile: measurements for `sensitive(...)`, or the file of one.
         allocations: what was decided by measurements before, as a lock file has it.
         delta: a file or a folder of PEFT, as `load` takes it; new values by default.
+        calibration: batches of images, or data by name, that layers between models are solved from
+            by least squares; as they are drawn by default.
         overrides: params and pass options of the spec.
 
     Raises:
@@ -129,7 +133,7 @@ def apply(
         spec, model, example=example, weights=weights, seed=seed, model_options=model_options,
         profile=profile, allocations=allocations, **overrides,
     )  # fmt: skip
-    return finished(made, original, delta)
+    return finished(made, original, delta, calibration)
 
 
 @undisturbed()
@@ -155,7 +159,10 @@ def compiled(
 
 
 @undisturbed()
-def finished(made: Compilation, original: nn.Module, delta: str | Path | None = None) -> Rewritten:
+def finished(
+    made: Compilation, original: nn.Module, delta: str | Path | None = None,
+    calibration: Iterable[Tensor] | str | Path | None = None,
+) -> Rewritten:  # fmt: skip
     """The rewritten model, with all claims judged, and then the values of a delta, if one is given.
 
     Raises:
@@ -163,6 +170,8 @@ def finished(made: Compilation, original: nn.Module, delta: str | Path | None = 
     """
     rewritten = weighted(made)
     rewritten.original = original
+    if calibration is not None:
+        calibrate(rewritten, calibration)
     judged(rewritten)
     return rewritten if delta is None else load(rewritten, delta)
 
@@ -176,13 +185,20 @@ def _profile(profile: Profile | str | Path | None) -> Profile | None:
 
 
 @undisturbed()
-def lower(rewritten: Rewritten) -> Rewritten:
+def lower(rewritten: Rewritten, *, stitch: int | None = None) -> Rewritten:
     """The cheapest equal model: what can be folded into weights is folded.
+
+    Args:
+        rewritten: the model.
+        stitch: of what a spec makes that stitches models, the number of the one that is taken out
+            as a model of its own; all stay by default.
 
     `rewritten` is unchanged, and stays in the result as `unlowered`. The result's report has the
     error of every fold and clause by dtype, measured when it is first asked for; see
     `verification.lowered`. A model that is lowered already is its own cheapest equal.
     """
+    if stitch is not None:
+        return taken(rewritten if rewritten.lowered else lowered(rewritten), stitch)
     return rewritten if rewritten.lowered else with_errors(lowered(rewritten))
 
 

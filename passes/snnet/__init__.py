@@ -81,7 +81,7 @@ class Snnet(Pass):
     verbs: ClassVar[tuple[str, ...]] = ("stitch",)
     attaches: ClassVar[tuple[str, ...]] = ("bases",)
     source: ClassVar[str] = "Pan, Cai and Zhuang, CVPR 2023"
-    claims: ClassVar[tuple[str, ...]] = ("same_output_at_init",)
+    claims: ClassVar[tuple[str, ...]] = ()
 
     kernel: int = option(2, minimum=1, maximum=64, help="blocks in the window, at equal depth")
     stride: int = option(1, minimum=1, maximum=64, help="blocks by which the window slides")
@@ -98,6 +98,9 @@ class Snnet(Pass):
         "nearest", choices=("nearest", "multiple"), help="the rule for models of unequal depth"
     )
     private: bool = option(False, help="whether each pair has a layer of its own")
+    samples: int = option(
+        100, minimum=1, maximum=1_000_000, help="images of data= that layers are solved from"
+    )
     descending: bool = option(False, help="whether a front may be wider than its end")
 
     def rewrite(self, site: BasesSite) -> None:
@@ -105,6 +108,7 @@ class Snnet(Pass):
         if self.stride > self.kernel:
             message = f"stride {self.stride} leaves out blocks between windows of {self.kernel}"
             raise site.wrong("stride", message)
+        site.calibrate(self.samples)
         for anchor in site.anchors:
             site.alone(anchor)
         for front, end in itertools.pairwise(site.anchors):
@@ -143,6 +147,15 @@ class Snnet(Pass):
         if not found:
             raise site.wrong("ends", f"no pair of '{front.name}' and '{end.name}' is left")
         return found
+
+    def lower(self, site: BasesSite, module: Any) -> bool:
+        """A plain layer: a convolution of kernel one for maps."""
+        with torch.device("meta"):
+            kind = nn.Conv2d(module.inputs, module.outputs, 1) if module.maps else None
+            plain = kind or nn.Linear(module.inputs, module.outputs)
+        plain.weight, plain.bias = module.weight, module.bias
+        site.swap(plain)
+        return False
 
     def candidates(
         self, site: BasesSite, front: int, end: int, offset: int, staged: bool

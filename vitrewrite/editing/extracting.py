@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx, nn
 
 from ..tracing.about import About, about, write
 from ..tracing.notes import HINT, copied
-from ..tracing.paths import Path, Paths, beginning, checks, ending
+from ..tracing.paths import Way, Ways, beginning, checks, ending
 from ..tracing.template import Template
 from ..tracing.unit import Unit
 from .editor import join
@@ -45,7 +46,7 @@ def extracted(root: nn.Module, number: int) -> nn.Module:
     return made
 
 
-def _program(root: nn.Module, paths: Paths, path: Path) -> fx.Graph:
+def _program(root: nn.Module, paths: Ways, path: Way) -> fx.Graph:
     """Beginning of the front, its blocks, the layer, blocks of the end, its end: one graph."""
     whole = fx.Graph()
     checked = checks(_graph(root, ""))
@@ -78,8 +79,8 @@ def _inlined(whole: fx.Graph, program: fx.Graph, given: fx.Node, owner: str) -> 
         if node.op == "placeholder":
             values[node] = given
         elif node.op == "output":
-            result = fx.node.map_arg(node.args[0], values.__getitem__)
-            return result  # type: ignore[return-value]
+            made: Any = fx.node.map_arg(node.args[0], values.__getitem__)
+            return made  # type: ignore[no-any-return]
         else:
             values[node] = _copied(node, whole, values, owner)
     raise AssertionError("a program ends with its output")

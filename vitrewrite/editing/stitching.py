@@ -9,13 +9,13 @@ from ..anatomy.sites import Anatomy, Block
 from ..errors import RewriteError
 from ..text import listing
 from ..tracing.about import tell
-from ..tracing.paths import LineError, Path, Paths, ending, pieces_of
+from ..tracing.paths import LineError, Way, Ways, ending, pieces_of
 from .clause import ClauseRef
 from .editor import Editor, relative
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedWay:
     """A path by blocks: those of the front up to one, a layer, those of the end from one on.
 
     Attributes:
@@ -35,7 +35,8 @@ class Stitches:
     """The paths that a clause asks for, in order."""
 
     clause: ClauseRef
-    wanted: list[Wanted] = field(default_factory=list)
+    samples: int = 100  # images that layers are solved from
+    wanted: list[WantedWay] = field(default_factory=list)
 
 
 def settle_paths(editor: Editor, bases: Mapping[str, Anatomy]) -> None:
@@ -59,7 +60,7 @@ def settle_paths(editor: Editor, bases: Mapping[str, Anatomy]) -> None:
         except LineError as error:
             raise _no_line(stitches.clause, name, str(error), editor) from error
     table = tuple(_path(each, pieces, bases, editor) for each in stitches.wanted)
-    tell(editor.root, paths=Paths(table, pieces), helpers={})
+    tell(editor.root, paths=Ways(table, pieces), helpers={})
 
 
 def block_path(block: Block, clause: ClauseRef) -> str:
@@ -83,9 +84,9 @@ def _no_line(clause: ClauseRef, name: str, why: str, editor: Editor) -> RewriteE
 
 
 def _path(
-    wanted: Wanted, pieces: Mapping[str, tuple[str, ...]], bases: Mapping[str, Anatomy],
+    wanted: WantedWay, pieces: Mapping[str, tuple[str, ...]], bases: Mapping[str, Anatomy],
     editor: Editor,
-) -> Path:  # fmt: skip
+) -> Way:  # fmt: skip
     """A path by pieces."""
 
     def place(base: str, number: int) -> int:
@@ -97,4 +98,4 @@ def _path(
     last = wanted.before == count
     start = place(wanted.end, count - 1) + 1 if last else place(wanted.end, wanted.before)
     stop = place(wanted.front, wanted.after) + 1
-    return Path(wanted.front, stop, wanted.layer, wanted.end, start)
+    return Way(wanted.front, stop, wanted.layer, wanted.end, start)

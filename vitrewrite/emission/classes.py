@@ -12,7 +12,7 @@ from ..tracing import walk
 from ..tracing.about import about, is_root
 from ..tracing.cutting import halves
 from ..tracing.entries import ENTRIES
-from ..tracing.paths import Paths, checks
+from ..tracing.paths import Ways, checks
 from ..tracing.pre_logits import NOT_READ
 from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
@@ -45,7 +45,7 @@ class Class:
     before: tuple[fx.Graph, ...] = ()  # of the last entry up to what makes the classes
     asked: tuple[tuple[str, tuple[fx.Graph, ...]], ...] = ()  # entries that clauses ask for
     runs: tuple[tuple[str, str], ...] = ()  # of the blocks that paths go through
-    paths: Paths | None = None  # through the models that the root holds
+    paths: Ways | None = None  # through the models that the root holds
     checks: tuple[fx.Graph, ...] = ()  # of what the root refuses of its inputs
     odd: str = ""  # why there is no such program, if there was one in the model
     plain: bool = False  # whether its forward is written without loops

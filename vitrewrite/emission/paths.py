@@ -1,4 +1,4 @@
-"""Paths through several models, printed: one method over a table, and three of each model."""
+"""Ways through several models, printed: one method over a table, and three of each model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from ..tracing import paths
 from ..tracing.about import about, is_root
-from ..tracing.paths import STITCHES, Path, Paths
+from ..tracing.paths import STITCHES, Way, Ways
 from .access import access
 from .literals import constant
 from .wrap import WIDTH, wrap
@@ -17,7 +17,7 @@ TABLE, METHOD = "STITCHES", "stitch"
 BEGIN, RUN, FINISH = "begin", "run", "finish"
 
 
-def known_paths(root: nn.Module) -> Paths | None:
+def known_paths(root: nn.Module) -> Ways | None:
     """The paths of a tree, if it has any."""
     return about(root).paths if is_root(root) else None
 
@@ -49,7 +49,7 @@ def run_lines(unit: nn.Module, runs: Sequence[tuple[str, str]]) -> list[str]:
     return [f"def {RUN}(self, x, start, stop):", *(f"    {line}" for line in body)]
 
 
-def table_lines(known: Paths) -> list[str]:
+def table_lines(known: Ways) -> list[str]:
     """The table of all paths, several in a line."""
     rows = [f"{constant(path.row)}," for path in known.table]
     lines, line = [], ""
@@ -62,7 +62,7 @@ def table_lines(known: Paths) -> list[str]:
     return [comment, f"{TABLE} = (", *(f"    {each}" for each in (*lines, line)), ")"]
 
 
-def _begins(table: Sequence[Path], number: int) -> bool:
+def _begins(table: Sequence[Way], number: int) -> bool:
     """Whether a path is the first of those between two models."""
     before, here = table[number - 1], table[number]
     return (before.front, before.end) != (here.front, here.end) and here.layer is not None

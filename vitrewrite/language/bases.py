@@ -55,11 +55,8 @@ def check_starts(
     found: list[Selector | None] = [clause.sites for clause in clauses]
     found += [part for each in requires for part in (each.claim.site, each.claim.excluding)]
     found += [factor.sites for factor in factors]
-    for selector in filter(None, found):
-        for part in parts_of(selector):
-            error = _wrong(part, bases)
-            if error is not None:
-                yield error
+    parts = (part for selector in found if selector is not None for part in parts_of(selector))
+    yield from (error for part in parts if (error := _wrong(part, bases)) is not None)
 
 
 def _wrong(part: Selector, bases: Mapping[str, ModelRef]) -> SpecError | None:

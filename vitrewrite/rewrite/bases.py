@@ -17,7 +17,7 @@ from ..language.model import Clause, Spec
 
 
 @dataclass
-class Base:
+class BaseState:
     """A model of the tree.
 
     Attributes:
@@ -35,7 +35,7 @@ class Base:
     @classmethod
     def of(
         cls, root: nn.Module, anatomy: Anatomy, example: tuple[torch.Tensor, ...], name: str = ""
-    ) -> Base:
+    ) -> BaseState:
         """A model as it was captured."""
         return cls(name, anatomy, Stream.of(anatomy, root), Training(root, anatomy, example))
 
@@ -46,11 +46,11 @@ class Base:
 
 def bases_of(
     root: nn.Module, anatomy: Anatomy, example: tuple[torch.Tensor, ...]
-) -> tuple[Base, ...]:
+) -> tuple[BaseState, ...]:
     """The models of a tree."""
     if not anatomy.bases:
-        return (Base.of(root, anatomy, example),)
-    return tuple(Base.of(root, each, example, name) for name, each in anatomy.bases.items())
+        return (BaseState.of(root, anatomy, example),)
+    return tuple(BaseState.of(root, each, example, name) for name, each in anatomy.bases.items())
 
 
 def anchors(clause: Clause) -> tuple[Anchors, ...]:

@@ -16,7 +16,7 @@ from ..errors import caused_at
 from ..selection.kinds import KINDS, kind_of
 from ..selection.within import Site
 from ..sites import BoundSite, Context
-from .bases import Base
+from .bases import BaseState
 from .dropping import expect
 from .schedule import Job
 
@@ -44,7 +44,7 @@ def carry_out(job: Job, result: Rewrite) -> None:
     result.steps.append(Step(job.clause, "insert", roles, "+", count, job.method.claims))
 
 
-def _carry_out_in(base: Base, job: Job, sites: Sequence[Site], result: Rewrite) -> None:
+def _carry_out_in(base: BaseState, job: Job, sites: Sequence[Site], result: Rewrite) -> None:
     """The part of a clause that is about one model."""
     scope = tuple(dict.fromkeys(kind_of(site).unit(site) for site in sites))
     roles = tuple(site.role for site in sites)

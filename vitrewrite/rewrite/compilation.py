@@ -117,6 +117,11 @@ class Compilation:
         return self.result.anatomy
 
     @property
+    def base_anatomies(self) -> Mapping[str, Anatomy]:
+        """The sites of each model by name; of one model under its own."""
+        return self.anatomy.bases or {self.model: self.anatomy}
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         """What each clause does, in the order of the spec."""
         return tuple(self.result.steps)

@@ -36,7 +36,7 @@ from ..tracing.inputs import example_of_one, primary_example
 from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
-from .bases import Base, anchors, bases_of, refuse_drops
+from .bases import BaseState, anchors, bases_of, refuse_drops
 from .carrying import carry_out
 from .choosing import BlockChoice, Chooser
 from .conflicts import needed
@@ -106,7 +106,7 @@ class Rewrite:
     anatomy: Anatomy
     example: tuple[torch.Tensor, ...]
     editor: Editor
-    bases: tuple[Base, ...]
+    bases: tuple[BaseState, ...]
     steps: list[Step] = field(default_factory=list)
     methods: Methods = field(default_factory=Methods)
     base_trained: set[str] = field(default_factory=set)

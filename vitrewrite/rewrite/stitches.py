@@ -14,7 +14,7 @@ from ..editing.extracting import extracted
 from ..editing.measure import Propagation
 from ..text import giga
 from ..tracing.about import about, is_root
-from ..tracing.paths import STITCHES, Path, Paths
+from ..tracing.paths import STITCHES, Way, Ways
 from ..tracing.unit import on_meta
 
 
@@ -29,7 +29,7 @@ class Stitch:
     """
 
     number: int
-    path: Path
+    path: Way
     macs: int
     params: int
 
@@ -57,7 +57,7 @@ class StitchSpace:
     """
 
     stitches: tuple[Stitch, ...]
-    paths: Paths = field(repr=False)
+    paths: Ways = field(repr=False)
 
     @property
     def graph(self) -> nx.DiGraph[tuple[str, int]]:
@@ -100,7 +100,7 @@ class StitchSpace:
             costs = sorted(stitch.macs for stitch in found)
             cost = giga(costs[0]) if len(found) == 1 else f"{giga(costs[0])} to {giga(costs[-1])}"
             numbers = f"{found[0].number}" + (f"..{found[-1].number}" if len(found) > 1 else "")
-            yield f"stitch {numbers:<7} {name:<{width}}  {cost}"
+            yield f"stitch      {numbers:<7}  {name:<{width}}  {cost}"
 
 
 def space_of(
@@ -126,7 +126,7 @@ class _Counter:
     """Counts paths: of those through one layer only the first is run, the others by its pieces."""
 
     def __init__(
-        self, root: nn.Module, example: tuple[torch.Tensor, ...], run: Propagation, paths: Paths
+        self, root: nn.Module, example: tuple[torch.Tensor, ...], run: Propagation, paths: Ways
     ) -> None:
         self.root, self.example, self.run, self.paths = root, example, run, paths
         self.around: dict[Hashable, tuple[int, int]] = {}  # without the pieces

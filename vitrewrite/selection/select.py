@@ -31,7 +31,8 @@ from ..language.selectors import Optional as Maybe
 from ..text import did_you_mean, listing
 from ..tracing import walk
 from .kinds import KINDS, attributes, children, is_any, parts
-from .within import Named, Site, SiteGroup, decoder_parts
+from .starts import starts
+from .within import Named, Site, SiteGroup
 
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "bias": ("bias", "q_bias", "v_bias", "in_proj_bias"),
@@ -263,39 +264,7 @@ class Selection:
     def _root(self) -> dict[str, Any]:
         if self.anatomy.bases:
             return {name: Named(name, name, "module") for name in self.anatomy.bases}
-        return self._parts_of(self.anatomy)
-
-    def _parts_of(self, anatomy: Anatomy) -> dict[str, Any]:
-        """What paths start with in a model."""
-        at = f"{anatomy.base}." if anatomy.base else ""
-        stages = [
-            SiteGroup(
-                f"{at}stages[{i}]", (),
-                {"blocks": _blocks(anatomy, f"{at}stages[{i}].blocks", i)},
-            )
-            for i in range(len(anatomy.stages))
-        ]  # fmt: skip
-        root: dict[str, Any] = {
-            "blocks": _blocks(anatomy, f"{at}blocks", None),
-            "stages": SiteGroup(f"{at}stages", tuple(stages)),
-            "head": SiteGroup(f"{at}head", anatomy.head),
-        }
-        for name in ("norm", "patch_embed"):
-            path = getattr(anatomy, name)
-            if path:
-                root[name] = self._module(f"{at}{name}", path)
-        if anatomy.pixel_decoder is not None:
-            root["pixel_decoder"] = SiteGroup(
-                "pixel_decoder", (), decoder_parts(anatomy.pixel_decoder)
-            )
-        if anatomy.decoder is not None:
-            root["decoder"] = anatomy.decoder
-        empty = [
-            k
-            for k, v in root.items()
-            if isinstance(v, SiteGroup) and not (v.items or v.children or v.gone)
-        ]
-        return {k: v for k, v in root.items() if k not in empty}
+        return starts(self.anatomy, self._module)
 
     def _step(self, current: list[Any], step: PathStep, node: Path) -> list[Any]:
         found: list[Any] = []
@@ -349,7 +318,7 @@ class Selection:
         if isinstance(owner, SiteGroup):
             return dict(owner.children or {})
         if isinstance(owner, Named) and owner.path in self.anatomy.bases:
-            return self._parts_of(self.anatomy.bases[owner.path])
+            return starts(self.anatomy.bases[owner.path], self._module)
         return children(owner)
 
     def _module(self, role: str, path: str) -> Site:
@@ -387,14 +356,6 @@ class Selection:
             notes=[*([f"it has: {listing(known)}"] if known else []), *fused],
             suggestion=did_you_mean(name, known),
         )  # fmt: skip
-
-
-def _blocks(anatomy: Anatomy, role: str, stage: int | None) -> SiteGroup:
-    """The blocks of a stage or of all, with those that are gone at their old positions."""
-    kept = tuple(b for b in anatomy.blocks if stage in (None, b.stage))
-    taken = {b.index: (b, why) for b, why in anatomy.gone.values() if stage in (None, b.stage)}
-    order = sorted([*(b.index for b in kept), *taken])
-    return SiteGroup(role, kept, gone={order.index(i): v for i, v in taken.items()})
 
 
 def _top(role: str) -> str:

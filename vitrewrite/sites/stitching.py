@@ -11,7 +11,7 @@ from torch import nn
 from ..anatomy.bases import Anchors
 from ..anatomy.sites import Anatomy
 from ..editing.editor import Insertion
-from ..editing.stitching import Stitches, Wanted
+from ..editing.stitching import Stitches, WantedWay
 from ..errors import RewriteError
 from ..text import listing
 from ..tracing.paths import STITCHES
@@ -142,18 +142,29 @@ class BasesSite(BoundSite):
             end: whose last blocks run.
             before: the first of them; `end.depth` where none does.
         """
-        self._wanted.append(Wanted(front.name, after, layer, end.name, before))
+        self._wanted.append(WantedWay(front.name, after, layer, end.name, before))
 
     def alone(self, anchor: Anchor) -> None:
         """One more path: a model by itself."""
         last = anchor.depth
-        self._wanted.append(Wanted(anchor.name, last - 1, None, anchor.name, last))
+        self._wanted.append(WantedWay(anchor.name, last - 1, None, anchor.name, last))
+
+    def calibrate(self, samples: int) -> None:
+        """Layers are solved by least squares where there are images: on so many of them.
+
+        A layer is linear in each token, by its `weight` [outputs, inputs, ...] and `bias`.
+        """
+        self._stitches.samples = samples
 
     @property
-    def _wanted(self) -> list[Wanted]:
+    def _wanted(self) -> list[WantedWay]:
+        return self._stitches.wanted
+
+    @property
+    def _stitches(self) -> Stitches:
         if self.editor.stitches is None:
             self.editor.stitches = Stitches(self.clause)
-        return self.editor.stitches.wanted
+        return self.editor.stitches
 
     @property
     def like(self) -> torch.Tensor:

@@ -16,7 +16,7 @@ from .portable import packed, unpacked
 from .template import Template
 
 if TYPE_CHECKING:
-    from .paths import Paths
+    from .paths import Ways
 
 _KEY = "about"
 
@@ -45,7 +45,7 @@ class About:
     pretrained_cfg: Any = None
     config: Any = None
     classes: Mapping[str, Template] = field(default_factory=dict)
-    paths: Paths | None = None
+    paths: Ways | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Graphs cannot be pickled, and are copied as they are pickled."""

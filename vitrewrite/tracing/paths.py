@@ -1,4 +1,4 @@
-"""Paths through several models of one tree: the first blocks of one, a layer, the last of another.
+"""Ways through several models of one tree: the first blocks of one, a layer, the last of another.
 
 What a model computes is a beginning, pieces in a line, and an end. A piece is a module that takes
 the stream and yields it: a block, or what stands between two of them.
@@ -28,7 +28,7 @@ class LineError(Exception):
 
 
 @dataclass(frozen=True)
-class Path:
+class Way:
     """One way through the models.
 
     Attributes:
@@ -52,7 +52,7 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Paths:
+class Ways:
     """All ways through the models of a tree.
 
     Attributes:
@@ -60,11 +60,11 @@ class Paths:
         pieces: of each model, as paths of modules below it.
     """
 
-    table: tuple[Path, ...]
+    table: tuple[Way, ...]
     pieces: Mapping[str, tuple[str, ...]]
 
-    def modules(self, path: Path) -> tuple[str, ...]:
-        """Paths of the modules that run in turn between beginning and end."""
+    def modules(self, path: Way) -> tuple[str, ...]:
+        """Ways of the modules that run in turn between beginning and end."""
         first = (f"{path.front}.{name}" for name in self.pieces[path.front][: path.stop])
         between = () if path.layer is None else (f"{STITCHES}.{path.layer}",)
         last = (f"{path.end}.{name}" for name in self.pieces[path.end][path.start :])
