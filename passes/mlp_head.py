@@ -85,6 +85,7 @@ class MlpK(Pass):
     attaches: ClassVar[tuple[str, ...]] = ("head",)
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     claims: ClassVar[tuple[str, ...]] = ("lowers_exactly",)
+    sole: ClassVar[str] = "readout"
 
     layers: int = option(
         3, minimum=2, maximum=64, help="linear layers, the one that makes the classes included"

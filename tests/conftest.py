@@ -27,6 +27,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
+if not torch.accelerator.is_available():
+    # Else each call keeps the stack that it comes from, for a device that may yet be there.
+    torch.manual_seed = torch.default_generator.manual_seed
+
 
 @pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

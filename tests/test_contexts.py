@@ -19,6 +19,7 @@ from torch import nn
 
 import vitrewrite as vr
 from vitrewrite.tracing.state import preserved
+from vitrewrite.tracing.undisturbed import seed
 
 SPEC = "insert lora(rank=2) at blocks[*].attn.{q, v}\ntrain head\n"
 NAMED = f"model vit_tiny_patch16_224(depth=1, embed_dim=16, num_heads=2, img_size=32)\n{SPEC}"
@@ -156,6 +157,13 @@ def vit_drawing(before: list[Any], states: Callable[[], list[Any]]) -> nn.Module
     model.forward = drawing  # type: ignore[method-assign]
     assert states() == before
     return model
+
+
+def test_seeding_is_that_of_torch() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    seed(3)
+    assert torch.equal(torch.rand(4), expected)
 
 
 def test_a_model_without_weights_is_not_written(tmp_path: Path) -> None:

@@ -52,6 +52,40 @@ def test_conventions(normed: int) -> None:
     assert twice == 2 * linear
 
 
+def test_patches_are_what_mlps_are_counted_for() -> None:
+    """SPViT's formula: 4 (N + 1) C^2 + 2 C (N + 1)^2 and 2 N C hidden, both norms of a block."""
+    n, c, hidden = TOKENS - 1, WIDTH, 4 * WIDTH
+    attention, mlp = 4 * (n + 1) * c * c + 2 * c * (n + 1) ** 2, 2 * n * c * hidden
+    norms = 2 * c * (n + 1)
+    patches, without_mlp, without_norm = measured(
+        "macs(convention=patches) == 1", "macs(convention=patches) == 1 excluding blocks[*].mlp",
+        "macs(convention=patches) == 1 excluding blocks[0].norm1",
+    )  # fmt: skip
+    assert patches == PATCHES + c * CLASSES + DEPTH * (attention + mlp + norms)
+    assert without_mlp == patches - DEPTH * mlp
+    assert without_norm == patches - c * (n + 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "known"), [("deit_tiny", 1.251), ("deit_small", 4.587), ("deit_base", 17.511)]
+)
+def test_dense_models_cost_what_spvit_looks_up(model: str, known: float) -> None:
+    """The figures that He et al., TPAMI 2024, start from; adapters that fold change none of it."""
+    claim = "require macs_lowered(convention=patches) == 1"
+    (plain,) = vr.plan(f"model {model}\n{claim}").claims
+    (folded,) = vr.plan(f"model {model}\ninsert lora() at blocks[*].mlp.fc1\n{claim}").claims
+    assert plain.measured == folded.measured
+    assert round(plain.measured / 1e9, 3) == known
+
+
+def test_windows_have_no_class_token_to_leave_out() -> None:
+    first, plain = vr.plan(
+        "model swin_tiny\nrequire macs(convention=patches) == 1\nrequire macs == 1"
+    ).claims
+    widths = ((96, 3136, 2), (192, 784, 2), (384, 196, 6), (768, 49, 2))
+    assert first.measured - plain.measured == sum(2 * c * n * d for c, n, d in widths)
+
+
 def test_modules_are_left_out_once() -> None:
     without_patches, without_block, without_both = measured(
         'macs == 1 excluding module("patch_embed")', "macs == 1 excluding blocks[1]",

@@ -11,6 +11,7 @@ from .layers.gating import StructureGates
 from .layers.masking import MaskedSoftmax, TokenScores
 from .layers.picking import Picking
 from .layers.quantised import Quantised
+from .rewrite.choosing import FoundOptions
 from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
@@ -23,6 +24,7 @@ from .sites import (
     ConvSite,
     DecoderSite,
     EntriesSite,
+    Grid,
     HeadSite,
     LayerSite,
     LevelSite,
@@ -59,6 +61,8 @@ __all__ = [
     "DecoderSite",
     "EntriesSite",
     "FallingKeep",
+    "FoundOptions",
+    "Grid",
     "HeadSite",
     "KeptTokens",
     "LayerSite",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +38,7 @@ class TrainCutTrain(Procedure):
                 suggestion=f"give more images, or sls(perplexity={max(1, count // 4)})",
             )
         # A clause that stands in a block that may go is refused now, and not after training.
-        decided(run.original, "sls", choice.among[1:], {})
+        decided(run.original, {"sls": replace(choice, gone=choice.among[1:])})
         return Choose(self.options), Again(self.options)
 
 
@@ -97,7 +98,8 @@ class Again(Phase):
     def build(self, run: Run, rewritten: Rewritten) -> Rewritten:
         """The same clauses without the blocks that go."""
         scores = dict(zip(run.memory["sls.scored"], run.memory["sls.scores"], strict=True))
-        return decided(rewritten, "sls", run.memory["sls.gone"], scores)
+        choice = replace(rewritten.choice("sls"), gone=run.memory["sls.gone"], scores=scores)
+        return decided(rewritten, {"sls": choice})
 
     def start(self, run: Run) -> None:
         """New values, if so wanted; else what full depth was trained to."""

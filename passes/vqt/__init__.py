@@ -152,6 +152,7 @@ class Vqt(Pass):
     attaches: ClassVar[tuple[str, ...]] = ("block",)
     source: ClassVar[str] = "Tu et al., CVPR 2023"
     claims: ClassVar[tuple[str, ...]] = ()
+    sole: ClassVar[str] = "readout"
 
     count: int = option(1, minimum=1, maximum=4096, help="queries per block, q")
     combine: str = option(

@@ -54,9 +54,13 @@ SPECS = {
     "res_tuning-bypass": "insert res_tuning(form=bypass, hidden=4) at blocks[*]",
     "uniadapter": "insert uniadapter(hidden=4, zero_visual=true) at blocks[*].mlp_branch",
     "ia3": "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2",
+    "uffn": "replace blocks[*].mlp with uffn()\ntrain head",
     "mlp_head": "replace head with mlp_head(layers=3)\ntrain head",
     "vqt": "prepend vqt(count=2) to blocks[*]\ntrain head",
+    "head2toe": "replace head with head2toe()",
     "vqt-weighted": "prepend vqt(count=2, combine=weighted, keep=0.5) to blocks[*]\ntrain head",
+    "umsa": "replace blocks[*].attn with umsa()",
+    "umsa-multi": "replace blocks[*].attn with umsa(paths=multi, kernels=[3], rule=complex)",
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
@@ -66,7 +70,8 @@ LATENT = {"merge.bdm", "bi.lora", "bi.adaptformer", "bi.head"}
 """Passes with numbers that stay in float32 or better."""
 AT_INIT = {
     "lora", "lora-spt", "lora-library", "adapter", "adaptformer", "ssf-same", "sparse",
-    "repadapter", "fact", "fact-tk", "convpass", "res_tuning", "uniadapter", "ia3",
+    "repadapter", "fact", "fact-tk", "convpass", "res_tuning", "uniadapter", "ia3", "uffn",
+    "umsa", "umsa-multi",
 }  # fmt: skip
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

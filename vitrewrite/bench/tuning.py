@@ -146,7 +146,7 @@ def _ours(
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place, "run"))
         engine = Engine(settings, device.type, folder=folder.path)
-        run = Run(rewritten, data, task, settings, 0, contributions(rewritten))
+        run = Run(rewritten, data, task, settings, 0, contributions(rewritten, settings))
         run.phases = phases(run)
         folder.open({}, resume=False)
         try:

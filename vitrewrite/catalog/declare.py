@@ -78,6 +78,7 @@ class Pass:
         writes: facts that it changes. Writers come before readers, whatever the order in the spec.
             A pass that writes `layers` puts layers in: all other clauses see the model with them.
         excludes: names of passes that do the same another way: a site has one of them.
+        least: how many gates of a module a search leaves open, where each has a part by itself.
         sole: a kind of pass, such as `pruner`: of all that say so, a model has one.
         named: what a delta calls its tensors by, if that is not the name of the pass.
     """
@@ -89,6 +90,7 @@ class Pass:
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
     excludes: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[int] = 1
     sole: ClassVar[str] = ""
     named: ClassVar[str] = ""
 
@@ -137,9 +139,13 @@ class Pass:
     def found(self, module: Any, opened: Sequence[bool], /) -> Mapping[str, Any]:
         """The options of a clause, at the site of a module, that state what a search ended with.
 
+        They are words, numbers and lists of these. A model with them in place of the clause's own
+        is built anew, and costs what `prices` say of what is open.
+
         Args:
-            module: what was inserted for the search.
-            opened: which of its logits are open.
+            module: what was inserted for the search; its tensors do not count.
+            opened: which of its logits are open; of those that have no say by themselves, as of
+                gates that need others open, what amounts to the same.
         """
         raise NotImplementedError
 

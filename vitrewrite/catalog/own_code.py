@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import CodeType
 
 from vitrewrite.errors import RewriteError, Span, VitrewriteError
@@ -55,6 +57,16 @@ def file_of(owner: type) -> str:
         if isinstance(code, CodeType) and not code.co_filename.startswith("<"):
             return code.co_filename
     return str(getattr(sys.modules.get(owner.__module__), "__file__", None) or owner.__module__)
+
+
+@lru_cache(maxsize=64)
+def classes_in(text: str) -> dict[str, ast.ClassDef]:
+    """The classes of a file by name, as they are written: read once, and not to be changed.
+
+    Raises:
+        SyntaxError: if the text is not Python.
+    """
+    return {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
 
 
 def _meant(error: Exception) -> str | None:

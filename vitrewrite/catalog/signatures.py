@@ -49,6 +49,7 @@ class OptionInfo:
     Attributes:
         type: int, float, str or bool: of the value, or of each item if `many`.
         many: whether the value is a list.
+        either: whether it may be a list besides.
         nullable: whether it may be `none`.
         required: whether a spec must set it; else `default` holds.
         minimum: smallest value allowed; `maximum` the largest.
@@ -73,9 +74,11 @@ class OptionInfo:
     needs: str = ""
     rest: Any = None
     help: str = ""
+    either: bool = False
 
     def __str__(self) -> str:
         kind = f"list of {self.type}" if self.many else self.type
+        kind = f"{kind} or list of {self.type}" if self.either else kind
         return f"{kind} or none" if self.nullable else kind
 
 
@@ -244,6 +247,7 @@ def _literal(node: ast.expr | None, place: ast.AST) -> Any:
 
 def _option(name: str, annotation: ast.expr, value: ast.expr | None) -> OptionInfo:
     kind, many, nullable, words = _type(annotation)
+    either = _is_either(annotation)
     details: dict[str, Any] = {}
     default, required = value, value is None
     if isinstance(value, ast.Call) and ast.unparse(value.func).split(".")[-1] == "option":
@@ -255,15 +259,26 @@ def _option(name: str, annotation: ast.expr, value: ast.expr | None) -> OptionIn
             raise _Malformed(f"option() has no argument {shown(unknown.pop())}", value)
     result = details.pop("default", None) if default is None else _literal(default, annotation)
     details.setdefault("choices", words)
-    return OptionInfo(name, kind, many, nullable, required, result, **details)
+    return OptionInfo(name, kind, many, nullable, required, result, either=either, **details)
+
+
+def _parts(node: ast.expr) -> list[str]:
+    """The types that are written for an option, `None` included."""
+    text = ast.unparse(node).strip("'\"").replace("typing.", "")
+    return [part.strip() for part in text.split("|")]
+
+
+def _is_either(node: ast.expr) -> bool:
+    """Whether a value and a list of such are written, as `int | tuple[int, ...]`."""
+    known = [part for part in _parts(node) if part != "None"]
+    return len(known) == 2 and known[1] in (f"tuple[{known[0]}, ...]", f"list[{known[0]}]")
 
 
 def _type(node: ast.expr) -> tuple[str, bool, bool, tuple[Any, ...] | None]:
     """The type of an option: name, whether a list, whether it may be none, and its choices."""
-    text = ast.unparse(node).strip("'\"").replace("typing.", "")
-    parts = [part.strip() for part in text.split("|")]
+    parts = _parts(node)
     nullable = "None" in parts
-    inner = [part for part in parts if part != "None"]
+    inner = [part for part in parts if part != "None"][: 1 if _is_either(node) else None]
     if len(inner) == 1:
         kind = inner[0]
         if kind.startswith("Literal["):
@@ -274,5 +289,5 @@ def _type(node: ast.expr) -> tuple[str, bool, bool, tuple[Any, ...] | None]:
             kind = kind[kind.index("[") + 1 : -1].removesuffix(", ...")
         if kind in _TYPES:
             return kind, many, nullable, None
-    message = f"type {shown(text)} is none that an option can have"
+    message = f"type {shown(' | '.join(parts))} is none that an option can have"
     raise _Malformed(f"{message}; use int, float, str, bool, X | None or tuple[X, ...]", node)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import catalog
 from ..disk import write_text
 from ..errors import DataError, FileError
 from ..folder.lock import Folder
+from ..language import parse_model
+from ..language.load import is_text
 from .commands import Commands, _json, _overrides, _trust, cli
 from .common import PATH, busy, echo_json, echo_written, is_folder, request, trusted
 
@@ -17,6 +21,24 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..rewrite.rewritten import Rewritten
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+    """Blocks by number, `0,1,10,11`."""
+    if text is None:
+        return None
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is no list of numbers such as 0,1,10,11") from None
+
+
+def _patch(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+    """A patch, `ROW,COL`."""
+    found = _numbers(context, parameter, text)
+    if found is not None and len(found) != 2:
+        raise click.BadParameter(f"'{text}' is no patch such as 7,7: its row and its column")
+    return None if found is None else tuple(found)
 
 
 @cli.group(cls=Commands)
@@ -106,10 +128,7 @@ def tokens(
     Each TARGET is a folder that 'apply' or 'tune' wrote, or a spec; several stand side by side.
     Patches in one token have their mean colour and an outline; what was dropped is faded.
     """
-    names = [t for t in targets if "=" not in t]
-    overrides = tuple(t for t in targets if "=" in t)
-    if not names:
-        raise click.UsageError("give a spec, or a folder that 'apply' or 'tune' wrote")
+    names, overrides = _separated(targets)
     with busy("starting torch"):
         from ..disk import check_file, replacing_file
         from ..report.tokens import TokenMap, cropped, tokens_picture
@@ -167,6 +186,126 @@ def rates(
         click.echo(f"{layer.rate:7.2%}   {layer.name}")
     click.echo(f"{found.overall:7.2%}   all layers")
     echo_written(out)
+
+
+@show.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET... [KEY=VALUE]...")
+@click.option("--across", type=click.IntRange(1), default=1, help="Models side by side.")
+@click.option("--out", type=PATH, required=True, help="The SVG to write.")
+@_trust
+@_json
+def architecture(
+    targets: tuple[str, ...], across: int, out: Path, trust: bool, as_json: bool
+) -> None:
+    """Draws what each block of a model is made of, and the width of its MLP.
+
+    Each TARGET is a folder that 'apply', 'lower' or 'tune' wrote, a spec, or a model; each is drawn
+    as it is when it is lowered. A dashed line is the width that the MLP had.
+    """
+    names, overrides = _separated(targets)
+    with busy("starting torch"):
+        from ..disk import check_file
+        from ..report.architecture import Architecture, architecture_picture
+    check_file(out)
+    found = []
+    for name in names:
+        with busy(f"reading {name}"):
+            if is_folder(name):
+                found.append(Architecture.of(_rewritten(name, overrides, trust)))
+            else:
+                found.append(Architecture.planned(request(_spec(name), overrides).plan()))
+    write_text(out, architecture_picture(found, across))
+    if as_json:
+        echo_json({"models": [each.to_json() for each in found], "out": str(out)})
+        return
+    for each in found:
+        click.echo(str(each))
+    echo_written(out)
+
+
+@show.command()
+@click.argument("target")
+@_overrides
+@click.option(
+    "--image",
+    "images",
+    type=PATH,
+    multiple=True,
+    help="Several, or a folder: the mean is shown. Default: one of scikit-learn.",
+)
+@click.option(
+    "--block",
+    "blocks",
+    callback=_numbers,
+    metavar="0,1,10,11",
+    help="Default: the first two and the last two.",
+)
+@click.option(
+    "--query",
+    callback=_patch,
+    metavar="ROW,COL",
+    help="The patch that looks, of the first block. Default: the one in the middle.",
+)
+@click.option("--out", type=PATH, required=True, help="The PNG to write.")
+@_trust
+@_json
+def attention(
+    target: str, overrides: tuple[str, ...], images: tuple[Path, ...],
+    blocks: list[int] | None, query: tuple[int, int] | None, out: Path, trust: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Shows where one patch of an image looks: the attention of each head in some blocks.
+
+    TARGET is a folder that 'apply' or 'tune' wrote, a spec, or a model. Probabilities are those of
+    the softmax; tokens that are no patches, such as the class token, are left out.
+    """
+    with busy("starting torch"):
+        from ..disk import check_file, replacing_file
+        from ..report.attention import AttentionPicture
+        from ..report.tokens import cropped
+    check_file(out)
+    opened = [_opened(path) for path in _pictures(images)]
+    with busy(f"reading {target}"):
+        rewritten = _rewritten(target if is_folder(target) else _spec(target), overrides, trust)
+    with busy("looking at the attention"):
+        pixels = [cropped(rewritten, each) for each in opened]
+        found = AttentionPicture.of(rewritten, pixels, blocks, query)
+        picture = found.picture()
+    with replacing_file(out) as temporary:
+        picture.save(temporary, "png")
+    if as_json:
+        echo_json({**found.to_json(), "out": str(out)})
+        return
+    for each in found.maps:
+        on_patches = float(each.heads.flatten(1).sum(1).mean())
+        click.echo(f"block {each.block:<3} {len(each.heads)} heads, {on_patches:.1%} on patches")
+    echo_written(out)
+
+
+def _pictures(given: tuple[Path, ...]) -> list[Path | None]:
+    """The files that are given, and those in folders; None stands for the picture there is."""
+    found: list[Path | None] = []
+    for path in given:
+        inside = [p for p in sorted(path.iterdir()) if p.is_file()] if path.is_dir() else [path]
+        if not inside:
+            raise DataError("VR742", f"the folder '{path}' has no images")
+        found += inside
+    return found or [None]
+
+
+def _separated(targets: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+    """Specs and folders, and overrides of all of them."""
+    overrides = [t for t in targets if re.match(r"[\w.]+=", t)]
+    names = [t for t in targets if t not in overrides]
+    if not names:
+        raise click.UsageError("give a spec, or a folder that 'apply' or 'tune' wrote")
+    return names, tuple(overrides)
+
+
+def _spec(target: str) -> str:
+    """A spec, or one that leaves the model as it is that is given in its place."""
+    if is_text(target) or target in catalog.specs() or Path(target).suffix == ".peft":
+        return target
+    return f"# The model alone.\nmodel {parse_model(target)}\n"
 
 
 def _rewritten(target: str, overrides: tuple[str, ...], trust: bool) -> Rewritten:

@@ -9,6 +9,7 @@ import click
 
 from ..errors import UsageError
 from ..language import parse_overrides
+from ..text import giga
 from .commands import _json, _overrides, cli
 from .common import PATH, busy, check_device, echo_json, echo_written, request
 
@@ -65,6 +66,9 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
     result = trained.training
     metric = result["metric"]
     click.echo(f"{metric:<8}  {result[metric]:.2%} of {result['images']['val']} images")
+    if found := result.get("search"):
+        reached, asked = giga(found["reached"]), giga(found["asked"])
+        click.echo(f"found     {reached} MACs of {asked} asked for, {found['off']:.2%} off")
     for line in result.get("teacher", {}).get("adapted", ()):
         click.echo(f"teacher   {line}")
     click.echo(f"trained   {result['steps']:,} steps in {result['seconds']:.1f} s")

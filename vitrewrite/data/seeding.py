@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ..tracing.undisturbed import seed as seed_torch
+
 
 def mixed(*parts: int | str) -> int:
     """A seed of 63 bits that differs for different parts."""
@@ -27,10 +29,7 @@ def seed_all(seed: int) -> None:
     """Seeds Python's, numpy's and torch's global generators, on all devices."""
     random.seed(seed)
     np.random.seed(seed % (1 << 32))
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:  # manual_seed looks for devices of all kinds each time
-        torch.default_generator.manual_seed(seed)
+    seed_torch(seed)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ class Costs:
         sampled: elements that sampling between positions yields.
         resized: elements that bilinear resizing yields.
         mapped: multiply-accumulates of a map of classes that is made of what a model yields.
+        prefixed: of those of `linear`, what MLPs compute for tokens that are no patches.
+        normalised_in_blocks: of `normalised`, the norms of blocks.
     """
 
     convolved: int = 0
@@ -35,6 +37,8 @@ class Costs:
     sampled: int = 0
     resized: int = 0
     mapped: int = 0
+    prefixed: int = 0
+    normalised_in_blocks: int = 0
 
     @property
     def macs(self) -> int:
@@ -52,7 +56,8 @@ class Costs:
         """All counts, in the order of the class."""
         return (
             self.convolved, self.linear, self.products, self.normalised,
-            self.batch_normalised, self.sampled, self.resized, self.mapped,
+            self.batch_normalised, self.sampled, self.resized, self.mapped, self.prefixed,
+            self.normalised_in_blocks,
         )  # fmt: skip
 
     def weighed(self, weights: Mapping[str, float]) -> float:

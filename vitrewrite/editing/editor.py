@@ -25,6 +25,7 @@ from .fitting import fit
 if TYPE_CHECKING:
     from .clause import ClauseRef
     from .folds import Fold, Lowered
+    from .narrowing import Gathered, Narrowing
     from .stitching import Stitches
     from .value import Value
 
@@ -95,11 +96,14 @@ class Editor:
         stacks: what passes put in at one place, in the order of the dataflow.
         waived: by clause and claim where the claim is not made, and why.
         helpers: paths of modules without state that inserted ones are given values by.
-        gone: how many parameters the modules had that were taken out.
+        narrowed: by name of a tensor of the original model what became of its rows or columns.
+        gathered: such tensors on meta, each with the one that had all of them.
+        gone: how many parameters there were in what was taken out.
         copied: tensors of copied modules, each with the one that it starts as.
         later: what is done once all clauses are through, in order.
         again: by call of a layer where it is called on something else besides.
         stops: paths of units in which a clause reads a value without gradient.
+        frozen: values that clauses read, in front of which nothing may be trained.
         appended: by entry of the model what it is to yield besides.
         by_loss: paths of modules that only a loss of their pass trains.
         stitches: the paths through several models that a clause asks for.
@@ -119,10 +123,13 @@ class Editor:
     waived: dict[tuple[int, str], dict[str, str]] = field(default_factory=dict)
     helpers: list[str] = field(default_factory=list)
     copied: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
+    narrowed: dict[str, list[Narrowing]] = field(default_factory=dict, repr=False)
+    gathered: list[Gathered] = field(default_factory=list, repr=False)
     gone: int = 0
     later: list[Callable[[], None]] = field(default_factory=list, repr=False)
     again: dict[Place, list[Place]] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
+    frozen: list[tuple[Place, ClauseRef]] = field(default_factory=list)
     appended: dict[str, list[Value]] = field(default_factory=dict)
     by_loss: list[str] = field(default_factory=list)
     stitches: Stitches | None = None
@@ -140,6 +147,7 @@ class Editor:
             root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
             helpers=list(self.helpers), again={k: list(v) for k, v in self.again.items()},
             stitches=self.stitches,
+            narrowed={k: list(v) for k, v in self.narrowed.items()},
         )  # fmt: skip
 
     def unit(self, path: str) -> Unit:

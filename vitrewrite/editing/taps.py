@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,41 +14,52 @@ from ..anatomy.sites import Attention, Place
 from ..tracing.unit import Unit, run_graph
 from .editor import Editor, join
 
+Change: TypeAlias = Callable[[Any], Any]
+
 
 def observe(
-    root: nn.Module, inputs: tuple[Any, ...], places: Collection[Place]
-) -> tuple[Any, dict[Place, Any]]:
-    """Runs a tree of units, and keeps the values at some places.
+    root: nn.Module, inputs: tuple[Any, ...], places: Collection[Place],
+    changes: Mapping[Place, Change] | None = None,
+) -> tuple[Any, dict[Place, Any]]:  # fmt: skip
+    """Runs a tree of units by its graphs, and keeps the values at some places.
+
+    What classes were made of the units does not count: of a tree that was edited since they do not
+    hold any more.
 
     Args:
         root: the tree, in the mode that it is to run in.
         inputs: what it is called with.
         places: where to look; of a unit that is called more than once, the last call counts.
+        changes: what the model goes on with at some places, given what was there.
 
     Returns:
         The output, and the values by place.
     """
     seen: dict[Place, Any] = {}
-    return _run(root, "", inputs, frozenset(places), seen), seen
+    changes = changes or {}
+    return _run(root, "", inputs, frozenset({*places, *changes}), seen, changes), seen
 
 
 def _run(
     module: nn.Module, path: str, args: tuple[Any, ...], places: frozenset[Place],
-    seen: dict[Place, Any],
+    seen: dict[Place, Any], changes: Mapping[Place, Change],
 ) -> Any:  # fmt: skip
     inside = {p for p in places if not path or p.unit == path or p.unit.startswith(f"{path}.")}
-    if not inside or not isinstance(module, Unit) or module.template is None:
+    if not isinstance(module, Unit) or module.template is None:
         return module(*args)
 
     def call(node: fx.Node, given: tuple[Any, ...]) -> Any:
         target = str(node.target)
-        return _run(module.get_submodule(target), join(path, target), given, places, seen)
+        return _run(module.get_submodule(target), join(path, target), given, places, seen, changes)
 
     def note(node: fx.Node, values: dict[fx.Node, Any]) -> None:
         if (place := Place(path, node.name)) in inside:
+            if place in changes:
+                values[node] = changes[place](values[node])
             seen[place] = values[node]
 
-    return run_graph(module.template.graph, module, args, call, note)
+    graph = module.template.graph if inside else module.program
+    return run_graph(graph, module, args, call, note)
 
 
 @dataclass(frozen=True)
@@ -84,9 +95,15 @@ class WeightsTap:
 
     def weights(self, seen: Mapping[Place, Any]) -> torch.Tensor:
         """The weights [batch, queries, keys], the mean over heads."""
+        return self.by_head(seen).mean(1)
+
+    def by_head(self, seen: Mapping[Place, Any]) -> torch.Tensor:
+        """The weights [batch, heads, queries, keys]; windows of an image are of the batch."""
         values = [seen[place] for place in self.places]
-        found = values[0] if len(values) == 1 else self._softmax(*values)
-        return found.unflatten(0, (-1, self.heads)).mean(1) if found.dim() == 3 else found.mean(1)
+        found: torch.Tensor = values[0] if len(values) == 1 else self._softmax(*values)
+        if found.dim() == 3:
+            found = found.unflatten(0, (-1, self.heads))  # type: ignore[no-untyped-call]
+        return found.flatten(0, -4) if found.dim() > 4 else found
 
     def _softmax(
         self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None = None

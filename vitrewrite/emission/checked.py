@@ -14,7 +14,7 @@ from ..errors import EmitError
 from ..text import first_line
 from ..tracing.leaves import is_inserted, is_torch_class
 from ..tracing.tree import leaves
-from ..tracing.undisturbed import same_randomness
+from ..tracing.undisturbed import same_randomness, seed
 from . import layers
 from .twin import emitted_twin, running
 
@@ -128,9 +128,7 @@ def _run(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The output in eval mode, with the module left in the modes that it was in."""
     trained = [m for m in module.modules() if m.training]
     with same_randomness():
-        torch.default_generator.manual_seed(0)  # for what draws in eval mode, too
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.manual_seed_all(0)
+        seed(0)  # for what draws in eval mode, too
         try:
             return module.eval()(*(v.clone() if isinstance(v, torch.Tensor) else v for v in inputs))
         finally:

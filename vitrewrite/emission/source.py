@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import linecache
 import tokenize
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from ..catalog.own_code import classes_in
 from ..errors import EmitError
 from ..tracing import walk
 from ..tracing.about import About, about, is_root
@@ -81,11 +81,10 @@ def class_source(cls: type[nn.Module], names: Mapping[str, str]) -> str:
     which is how emitted files are often imported.
     """
     lines = linecache.getlines(cls.forward.__code__.co_filename)
-    for node in ast.parse("".join(lines)).body:
-        if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
-            text = "".join(lines[node.lineno - 1 : node.end_lineno]).rstrip()
-            return _renamed(text, names)
-    raise EmitError("VR801", f"the source of {cls.__name__} cannot be read")
+    node = classes_in("".join(lines)).get(cls.__name__)
+    if node is None:
+        raise EmitError("VR801", f"the source of {cls.__name__} cannot be read")
+    return _renamed("".join(lines[node.lineno - 1 : node.end_lineno]).rstrip(), names)
 
 
 def _names_beside(cls: type[nn.Module], inserted: Mapping[type[nn.Module], str]) -> dict[str, str]:

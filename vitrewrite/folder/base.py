@@ -45,12 +45,16 @@ def save_base(rewritten: Rewritten, folder: Path, weights: bool) -> tuple[dict[s
 
 
 def _missing(rewritten: Rewritten, named: list[dict[str, object]]) -> dict[str, torch.Tensor]:
-    """Frozen tensors of the base that the unlowered model lacks: the spec took them out."""
+    """Frozen tensors of the base that the unlowered model lacks, as the spec took them out.
+
+    And those, frozen or not, that it has rows or columns of alone.
+    """
     from ..rewrite.unlowering import same_bits
 
-    base = rewritten.base.state_dict()
-    kept = (rewritten.unlowered or rewritten).module.state_dict()
-    names = {str(each["name"]) for each in named} & base.keys() - rewritten.result.base_trained
+    base, unlowered = rewritten.base.state_dict(), rewritten.unlowered or rewritten
+    kept = unlowered.module.state_dict()
+    trained = rewritten.result.base_trained - unlowered.result.editor.narrowed.keys()
+    names = {str(each["name"]) for each in named} & base.keys() - trained
     return {k: base[k] for k in names if k not in kept or not same_bits(base[k], kept[k])}
 
 

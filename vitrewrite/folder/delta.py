@@ -51,7 +51,7 @@ def save_delta(
         "format": FORMAT,
         "model": rewritten.model_name,
         "spec": rewritten.spec.name,
-        "spec_hash": rewritten.spec.hash,
+        "spec_hash": rewritten.stated.hash,
         BASE: fingerprint(rewritten) if base is None else base,
         "vitrewrite": __version__,
         "torch": torch.__version__,
@@ -156,7 +156,7 @@ def _fitting(
         k: v for k, v in found.tensors.items() if k in heads and k in own and differs(v, own[k])
     }
     classes = {len(tensor) for tensor in resized.values()}
-    known = hashes(rewritten.spec, classes.pop() if len(classes) == 1 else None)
+    known = hashes(rewritten.stated, classes.pop() if len(classes) == 1 else None)
     if metadata["spec_hash"] not in known:
         raise FileError(
             "VR721",

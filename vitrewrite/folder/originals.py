@@ -30,7 +30,7 @@ def save_originals(lowered: Rewritten, folder: Path) -> str:
     old = lowered.unlowered.module.state_dict()
     metadata = {
         "format": FORMAT,
-        "spec_hash": lowered.spec.hash,
+        "spec_hash": lowered.stated.hash,
         "state_hash": fingerprint_of(old),
         "added": "\n".join(sorted(lowered.module.state_dict().keys() - old.keys())),
         "vitrewrite": __version__,

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
 
 
+ARCHITECTURE = "architecture.peft"
+"""What a search found, as a spec: it makes the same model anew."""
+
+
 @undisturbed()
 def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path:
     """Writes the folder of a rewritten model.
@@ -95,6 +99,7 @@ def _write_all(
         "report.json": json_text(rewritten.report),
         "graph.svg": picture(rewritten),
         "plan.md": plan_markdown(rewritten),
+        **({ARCHITECTURE: str(rewritten.stated)} if rewritten.result.found else {}),
     }
     files = {name: write_file(folder / name, text) for name, text in texts.items()}
     if weights:
@@ -136,7 +141,7 @@ def lock(
         "lowered": rewritten.lowered,
         "spec_name": rewritten.spec.name,
         "spec": str(rewritten.spec),
-        "spec_hash": rewritten.spec.hash,
+        "spec_hash": rewritten.stated.hash,
         **_beside(rewritten.spec),
         "places": [list(place) for place in rewritten.spec.places],
         "model": rewritten.model_name,

@@ -38,6 +38,11 @@ CONVENTIONS: Mapping[str, Convention] = {
         {"convolved": 1, "linear": 1, "normalised": 1},
         "linear, and 1 per element of a norm, as counters by modules have it",
     ),
+    "patches": Convention(
+        {**PLAIN, "prefixed": -1, "normalised_in_blocks": 1},
+        "plain, MLPs at the patches alone, and 1 per element of the norms of blocks, as cost "
+        "models of a search look them up: the class token is counted in attention",
+    ),
     "maps": Convention(
         {**PLAIN, "mapped": 1}, "plain, and classes times masks at the size of the image"
     ),

@@ -124,6 +124,15 @@ def _only_if(condition: Condition | None) -> str:
     return f" if {condition}" if condition else ""
 
 
+_LONG = 240
+_LIST = re.compile(r"\[([^\[\]]{60,})\]")
+
+
+def _cut(found: re.Match[str]) -> str:
+    items = found[1].split(", ")
+    return f"[{', '.join(items[:3])}, ... {len(items)} in all]" if len(items) > 6 else found[0]
+
+
 @dataclass(frozen=True)
 class Clause:
     """A statement that changes the model.
@@ -157,6 +166,12 @@ class Clause:
 
     def __str__(self) -> str:
         return f"{self._said}{_only_if(self.condition)}"
+
+    @property
+    def brief(self) -> str:
+        """It with long lists cut, such as those of the hidden units that stay."""
+        text = str(self)
+        return text if len(text) <= _LONG else _LIST.sub(_cut, text)
 
     @property
     def _said(self) -> str:

@@ -28,6 +28,13 @@ WITH_MOMENTUM = ("sgd", "nesterov", "rmsprop", "lars")
 INPUTS = ("model", "unit", "imagenet", "inception", "clip")
 SCHEDULES = ("cosine", "step", "poly", "plateau", "constant")
 MIX_MODES = ("batch", "pair", "elem")
+SEARCHES = ("gates", "ranked", "salience", "random")
+OF_A_SEARCH = (
+    "macs", "search", "search_epochs", "search_steps", "search_lr", "search_min_lr", "gate_lr",
+    "cost_weight", "count", "search_draw",
+)  # fmt: skip
+_SEARCHES = "macs is not None"
+_TRAINS = "macs is not None and search in ('gates', 'ranked')"
 _TEACHES = "teacher is not None"
 _MIXES = "mixup > 0 or cutmix > 0"
 
@@ -189,6 +196,42 @@ class Settings:
         False, needs=f"{_TEACHES} and distil != 'none'",
         help="the teacher sees each image once, before training; not of images that vary",
     )  # fmt: skip
+
+    # -- a search over structure ------------------------------------------------------------------
+    macs: int | None = option(
+        None, minimum=1, help="of an image, which a search over structure ends with"
+    )
+    search: str = option(
+        "gates", choices=SEARCHES, needs=_SEARCHES,
+        help="what decides: trained gates, a ranking of trained scores, salience, or chance",
+    )  # fmt: skip
+    search_epochs: int = option(
+        20, minimum=0, needs=f"{_TRAINS} and search_steps is None", help="epochs of the search"
+    )
+    search_steps: int | None = option(
+        None, minimum=1, needs=f"{_SEARCHES} and search != 'random'",
+        help="steps of the search, instead of epochs; of salience the batches that it looks at",
+    )  # fmt: skip
+    search_lr: float | None = option(
+        None, minimum=0, needs=_TRAINS, help="learning rate of the weights in the search; else lr"
+    )
+    search_min_lr: float | None = option(
+        None, minimum=0, needs=_TRAINS, help="that it ends at; else min_lr"
+    )
+    gate_lr: float = option(
+        1e-3, above=0, needs=_TRAINS, help="of gates and scores: constant, whatever the batch"
+    )
+    cost_weight: float | None = option(
+        None, minimum=0, needs=f"{_SEARCHES} and search == 'gates'",
+        help="of (macs - those there are)^2, in G; else 30 over the square of all there can be",
+    )  # fmt: skip
+    count: str = option(
+        "model", choices=("model", "patches"), needs=_SEARCHES,
+        help="how MACs are counted: as report does, or by the table of SPViT's paper",
+    )  # fmt: skip
+    search_draw: int = option(
+        0, minimum=0, needs=f"{_SEARCHES} and search == 'random'", help="which of the draws"
+    )
 
     @property
     def peak(self) -> float:

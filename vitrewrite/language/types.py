@@ -104,7 +104,7 @@ def typed(value: Value, info: OptionInfo, label: str, span: Span) -> Value:
     """
     if value is None and info.nullable:
         return None
-    if not info.many:
+    if not info.many and not (info.either and isinstance(value, tuple)):
         return _item(value, info, label, span)
     if not isinstance(value, tuple):
         message = f"{label} must be a list of {info.type}, got {type_name(value)} {show(value)}"
@@ -136,7 +136,7 @@ def is_per_site(value: Value, info: OptionInfo) -> bool:
     if not isinstance(value, tuple) or not value:
         return False
     lists = any(isinstance(item, tuple) for item in value)
-    return lists if info.many else not lists
+    return info.either or (lists if info.many else not lists)
 
 
 def _item(value: Value, info: OptionInfo, label: str, span: Span) -> Value:

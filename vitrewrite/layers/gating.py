@@ -7,16 +7,16 @@ equations 8 to 12; the relaxation is that of Maddison et al. and Jang et al., IC
 import torch
 from torch import nn
 
-_NEAREST = 1e-6
-"""How near to 0 and 1 a uniform number comes, so that its logit is finite."""
-
 
 class StructureGates(nn.Module):
     """One gate per part, 1 where it is there and 0 where not, shared by images and tokens.
 
     In training they are drawn anew at each call, with the gradient of the relaxed draw; in
-    evaluation those with a positive logit are open.
+    evaluation those with a positive logit are open. Where a search sets `drawn` to False, training
+    has those of evaluation, with the gradient of the logits themselves.
     """
+
+    drawn = True
 
     def __init__(self, count: int, start: float = 1.5, temperature: float = 1.0) -> None:
         super().__init__()
@@ -33,9 +33,12 @@ class StructureGates(nn.Module):
         logits = self.logits.float()
         if not self.training:
             return (logits > 0).float()
+        if not self.drawn:
+            return (logits > 0).float() + (logits - logits.detach())
         if uniforms is None:
             uniforms = torch.rand_like(logits)
-        score = uniforms.clamp(_NEAREST, 1 - _NEAREST).logit() + logits
+        # So near to 0 and 1 that the logit is finite.
+        score = uniforms.clamp(1e-6, 1 - 1e-6).logit() + logits
         soft = (score / self.temperature).sigmoid()
         return (score > 0).float() + (soft - soft.detach())
 

@@ -21,6 +21,7 @@ from ..language.overrides import MODEL_ARGUMENTS
 from ..storage.tensors import check_finite, read_tensors
 from ..text import did_you_mean, first_line, shown
 from ..tracing.construction import Uninitialised, construct
+from ..tracing.undisturbed import seed as seed_torch
 from . import hugging_face
 from .bounds import refuse_huge
 from .checkpoint import read_checkpoint
@@ -83,7 +84,7 @@ def create(
             _tell(told, Fitting(model, read_checkpoint(weights, meta=True)).fit())
         return model
     state = torch.get_rng_state()
-    torch.manual_seed(seed)
+    seed_torch(seed)
     try:
         if weights == "pretrained" and name.startswith(hugging_face.PREFIX):
             model = hugging_face.pretrained(name, options)

@@ -19,6 +19,7 @@ from ..sites import BoundSite, Context
 from .bases import BaseState
 from .dropping import expect
 from .schedule import Job
+from .step import Step
 
 if TYPE_CHECKING:
     from .engine import Rewrite
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 def carry_out(job: Job, result: Rewrite) -> None:
     """Carries out a clause, and notes what it did."""
-    from .engine import Step
-
     put, gone = len(result.editor.insertions), result.editor.gone
     with caused_at(job.clause.span):
         left = list(job.sites)

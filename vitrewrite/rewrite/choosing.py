@@ -1,4 +1,7 @@
-"""`drop SITES by PASS`: which of the sites go is found in training, and known from then on."""
+"""What is found in training, and known from then on.
+
+Which sites of `drop SITES by PASS` go, and with what options a clause stands at its sites.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from ..anatomy.sites import Block
 from ..catalog.own_code import own_code
-from ..language.model import Clause
+from ..language.model import Clause, Spec
 from ..sites import BlockSite, Context
 from .passes import Methods, method_of
 
@@ -30,6 +33,37 @@ class BlockChoice:
     def to_json(self) -> dict[str, Any]:
         """The choice as data."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class FoundOptions:
+    """What a search found for the clauses of a pass.
+
+    Attributes:
+        options: by role of a site those that hold there, in place of the clause's own.
+    """
+
+    options: Mapping[str, Mapping[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found as data."""
+        return {"options": {role: dict(found) for role, found in self.options.items()}}
+
+    def at(self, role: str) -> dict[str, Any]:
+        """The options at a site, as the language has them: lists are tuples."""
+        found = self.options.get(role, {})
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+
+
+def found_before(spec: Spec, known: Mapping[str, Any] | None) -> dict[str, FoundOptions]:
+    """What searches found for the passes of a spec, out of what is known as data."""
+    names = {clause.use.name for clause in spec.clauses if clause.use is not None}
+    stored = {name: (known or {}).get(name) for name in sorted(names)}
+    return {
+        name: FoundOptions(data["options"])
+        for name, data in stored.items()
+        if isinstance(data, Mapping) and isinstance(data.get("options"), Mapping)
+    }
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ from ..tracing.unit import bare, checkpointed, on_meta
 from .aims import Aim, met
 from .claims import Verdict, judge
 from .conflicts import needed
-from .engine import Rewrite, Step, rewrite
+from .engine import Rewrite, rewrite
 from .factors import factors_of
 from .measures import Measures, measure
 from .order import Order
-from .reach import tell_unreached
+from .reach import refuse_trained, tell_unreached
+from .step import Step
 from .text import plan_text
 
 
@@ -90,6 +91,7 @@ class Compilation:
             lambda spec: measure(carried(spec)[0], original).macs,
         )  # fmt: skip
         result, pairs = carried(spec)
+        refuse_trained(result)
         factors_of(result)  # what a recipe says of parts is wrong before anything is trained
         measures = measure(result, original)
         tell_unreached(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import accumulate
 
 from torch import nn
@@ -21,6 +21,7 @@ from ..tasks.queries import CLASSES
 from .engine import Rewrite
 from .measures import Measures
 from .parameters import parameters_of, paths_of
+from .patches import beside_patches
 
 
 def count(claim: Claim, measures: Measures, result: Rewrite) -> float:
@@ -115,11 +116,15 @@ def _spared(claim: Claim, result: Rewrite) -> float:
 
 
 def _macs(claim: Claim, measures: Measures, result: Rewrite) -> int:
-    run = measures.run_lowered if claim.metric == "macs_lowered" else measures.run
+    folded = claim.metric == "macs_lowered"
+    run = measures.run_lowered if folded else measures.run
     convention = CONVENTIONS[str(claim.values.get("convention", "plain"))]
     left = run.costs - _excluded(claim, run, result)
     if "mapped" in convention.weights:
         left += _map(claim, run, result)
+    if "prefixed" in convention.weights:
+        editor = measures.editor_lowered if folded else result.editor
+        left += beside_patches(result.anatomy, editor, run, _left_out(claim, result))
     return round(left.weighed(convention.weights)) * (2 if claim.metric == "flops" else 1)
 
 
@@ -142,13 +147,11 @@ def _map(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
 
 def _excluded(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
     """What the modules compute that a claim leaves out; one inside another counts once."""
-    costs = Costs()
-    if claim.excluding is None:
-        return costs
-    paths = paths_of(Selection(result.anatomy, result.root).sites(claim.excluding))
+    costs, paths = Costs(), _left_out(claim, result)
     for path in paths:
         if any(outer in paths for outer in [*accumulate(path.split("."), "{}.{}".format)][:-1]):
             continue
+        assert claim.excluding is not None
         if (own := run.costs_of(path)) is None:
             raise VerifyError(
                 "VR502", f"'{path}' is not called as a module: it has no MACs of its own",
@@ -156,6 +159,13 @@ def _excluded(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
             )  # fmt: skip
         costs += own
     return costs
+
+
+def _left_out(claim: Claim, result: Rewrite) -> Collection[str]:
+    """The modules that a claim leaves out."""
+    if claim.excluding is None:
+        return ()
+    return paths_of(Selection(result.anatomy, result.root).sites(claim.excluding))
 
 
 # -- tokens ---------------------------------------------------------------------------------------

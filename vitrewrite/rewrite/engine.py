@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,6 @@ from ..selection.kinds import is_any, word_for
 from ..selection.select import Selection
 from ..selection.within import Site
 from ..sensitivity import Allocation
-from ..sensitivity.calls import calls
 from ..sensitivity.profile import Profile
 from ..sites import settle
 from ..text import a_or_an, listing
@@ -37,8 +35,9 @@ from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
 from .bases import BaseState, anchors, bases_of, refuse_drops
+from .budgets import trained_anyway, trained_for
 from .carrying import carry_out
-from .choosing import BlockChoice, Chooser
+from .choosing import BlockChoice, Chooser, FoundOptions, found_before
 from .conflicts import needed
 from .dropping import drop_blocks, expect_some
 from .misfits import refuse_misfit
@@ -46,39 +45,7 @@ from .order import Order, orders
 from .parameters import parameters_of
 from .passes import Methods, method_of, methods_by_site
 from .schedule import Job, distinct, overlapping, schedule
-
-
-@dataclass
-class Step:
-    """What one clause did.
-
-    Attributes:
-        change: `+` puts something in, `~` changes what is trained, `-` takes something out.
-        parameters: how many it added or trains.
-        claims: what its pass claims.
-        waived: by claim the sites at which it is not made, each with the reason.
-    """
-
-    clause: ClauseRef
-    verb: str
-    sites: tuple[str, ...]
-    change: str
-    parameters: int = 0
-    claims: tuple[str, ...] = ()
-    waived: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The step as data."""
-        span = self.clause.span
-        return {
-            "clause": self.clause.text,
-            "line": span.line if span else None,
-            "change": self.change,
-            "sites": list(self.sites),
-            "parameters": self.parameters,
-            "claims": list(self.claims),
-            "waived": {claim: dict(sites) for claim, sites in self.waived.items()},
-        }
+from .step import Step
 
 
 @dataclass
@@ -96,6 +63,7 @@ class Rewrite:
         unreached: what is trained in vain, behind values that a clause reads without gradient.
         allocations: what each `sensitive(...)` of the spec bought.
         choices: what goes by `drop ... by`, by pass.
+        found: what searches found for clauses, by pass.
         checked: inserted classes that are known to be as they should.
         base_without_head: parameters of the original model, its classifier's left out.
         batches: how samples lie in the values of the tree as `anatomy` has it.
@@ -113,6 +81,7 @@ class Rewrite:
     unreached: frozenset[str] = frozenset()
     allocations: dict[str, Allocation] = field(default_factory=dict)
     choices: dict[str, BlockChoice] = field(default_factory=dict)
+    found: dict[str, FoundOptions] = field(default_factory=dict)
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set, repr=False)
     base_without_head: int = 0
@@ -136,9 +105,16 @@ class Rewrite:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The choices as data, if there are any."""
-        found = {name: choice.to_json() for name, choice in self.choices.items()}
+        """What was found in training as data, if anything was."""
+        known: dict[str, BlockChoice | FoundOptions] = {**self.choices, **self.found}
+        found = {name: choice.to_json() for name, choice in known.items()}
         return {"choices": found} if found else {}
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """All that was measured or found, as `rewrite` takes it to decide the same again."""
+        bought = {k: a.to_json(entries=True) for k, a in self.allocations.items()}
+        return {**bought, **self.chosen.get("choices", {})}
 
     @property
     def orders(self) -> tuple[Order, ...]:
@@ -180,6 +156,7 @@ def rewrite(
     head = result.head
     result.base_without_head = sum(p.numel() for n, p in root.named_parameters() if n not in head)
     result.batches = Batches(root, original)
+    result.found = found_before(spec, allocations)
     shaping = _shape(spec, result, original)
     chooser = Chooser(allocations or {}, result.choices, result.methods)
     refuse_drops(spec)
@@ -205,7 +182,7 @@ def rewrite(
         step.waived = {claim: known[key] for claim, key in keys.items() if key in known}
     _train(spec, found, result)
     for call, bought in result.allocations.items():
-        result.allocations[call] = replace(bought, trained=_trained_for(call, found, result))
+        result.allocations[call] = replace(bought, trained=trained_for(call, found, result))
     result.steps.sort(key=lambda step: step.clause.number)
     return result
 
@@ -248,7 +225,7 @@ def _select(
 ) -> list[tuple[Site, ...]]:  # fmt: skip
     errors: list[VitrewriteError] = []
     found: list[tuple[Site, ...]] = []
-    extra = _trained_anyway(spec, result)
+    extra = trained_anyway(spec, result)
     added = tuple(insertion.path for insertion in result.editor.insertions)
     allocations = Allocations(spec, result.root, result.anatomy, profile, extra, known, added)
     named = Selection(result.anatomy, result.root)
@@ -267,23 +244,10 @@ def _select(
     return found
 
 
-def _trained_anyway(spec: Spec, result: Rewrite) -> int:
-    """Parameters of `train` clauses that measure nothing, the head excluded."""
-    selection = Selection(result.anatomy, result.root)
-    names: set[str] = set()
-    for clause in spec.clauses:
-        if clause.verb == "train" and clause.sites is not None and not any(calls(clause.sites)):
-            with contextlib.suppress(VitrewriteError):  # told when the clause itself is selected
-                sites = selection.sites(clause.sites)
-                names |= parameters_of(sites, result.root)
-    parameters = dict(result.root.named_parameters())
-    return sum(parameters[n].numel() for n in names - result.head if n in parameters)
-
-
 def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewrite) -> Job:
     assert clause.use is not None
     spans = {option.name: option.span for option in clause.use.options}
-    described = ClauseRef(number, clause.use.name, str(clause), clause.span, spans)
+    described = ClauseRef(number, clause.use.name, clause.brief, clause.span, spans)
     method = method_of(clause)
     result.methods[number] = method
     for site in sites:
@@ -304,7 +268,7 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
             span=clause.sites.span if clause.sites else clause.span,
         )
     roles = [site.role for site in sites]
-    methods = methods_by_site(clause, described, roles)
+    methods = methods_by_site(clause, described, roles, result.found.get(clause.use.name))
     there = [(site, m) for site, m in zip(sites, methods, strict=True) if m is not None]
     return Job(described, method, tuple(s for s, _ in there), tuple(m for _, m in there))
 
@@ -313,13 +277,14 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
 
 
 def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
-    """Freezes the base, whatever the clauses match; then follows train and freeze.
+    """Freezes the base, but for layers that lost a part; then follows train and freeze.
 
     A spec without clauses says nothing about it, and leaves it as it is.
     """
     inserted = {id(p) for i in result.editor.insertions for p in i.module.parameters()}
+    new = inserted | {id(each.new) for each in result.editor.gathered}
     for parameter in result.root.parameters() if spec.clauses else ():
-        parameter.requires_grad_(id(parameter) in inserted)
+        parameter.requires_grad_(id(parameter) in new)
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):
         if clause.verb not in ("train", "freeze"):
             continue
@@ -333,28 +298,5 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
         count = sum(p.numel() for p in chosen.values())
         roles = tuple(s.role for s in sites)
         result.steps.append(Step(described, clause.verb, roles, "~", count))
-    result.base_trained = {
-        n for n, p in result.root.named_parameters() if p.requires_grad and id(p) not in inserted
-    }
-
-
-def _trained_for(call: str, found: list[tuple[Site, ...]], result: Rewrite) -> int:
-    """How many parameters the clauses of an allocation train, with what is trained anyway."""
-    inserted = {id(p) for i in result.editor.insertions for p in i.module.parameters()}
-    chosen: set[str] = set()
-    clauses = set()
-    for number, (clause, sites) in enumerate(zip(result.spec.clauses, found, strict=True)):
-        named = [str(c) for c in calls(clause.sites)]
-        if call in named and clause.use is not None:
-            clauses.add(number)
-        if clause.verb == "train" and (call in named or not named):
-            chosen |= parameters_of(sites, result.root)
-    own = [i.module for i in result.editor.insertions if i.clause in clauses]
-    modules = [p for module in own for p in module.parameters()]
-    base = [
-        p
-        for n, p in result.root.named_parameters()
-        if n in chosen - result.head and id(p) not in inserted
-    ]
-    unique = {id(p): p.numel() for p in (*modules, *base) if p.requires_grad}
-    return sum(unique.values())
+    named = result.root.named_parameters()
+    result.base_trained = {n for n, p in named if p.requires_grad and id(p) not in inserted}

@@ -11,16 +11,18 @@ import torch
 from torch import nn
 
 from ..editing.clause import ClauseRef
+from ..editing.editor import Editor
 from ..editing.measure import BrokenError, ParameterCounts, Propagation, count_parameters
 from ..errors import RewriteError
 from ..tracing import tree
 from ..tracing.about import about, tell
 from ..tracing.unit import duplicate, on_meta
 from .conflicts import needed
-from .engine import Rewrite, Step
+from .engine import Rewrite
 from .lowering import lower_tree
 from .misfits import refuse_misfit
 from .redundant import tell_redundant
+from .step import Step
 from .stitches import StitchSpace, space_of
 
 
@@ -30,6 +32,7 @@ class Measures:
 
     Attributes:
         run: of the rewritten model on meta; `run_lowered` of what it lowers to.
+        editor_lowered: of the tree that was lowered, on meta.
         tokens: entering each block, then leaving the last one.
         stitches: the ways through several models, if the spec stitches them.
     """
@@ -37,6 +40,7 @@ class Measures:
     params: ParameterCounts
     run: Propagation = field(repr=False, compare=False)
     run_lowered: Propagation = field(repr=False, compare=False)
+    editor_lowered: Editor = field(repr=False, compare=False)
     macs_base: int
     tokens: tuple[int | None, ...]
     stitches: StitchSpace | None = None
@@ -80,11 +84,11 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     run = _propagated(meta, rewritten, base)
     _expect_maps(rewritten, run, base)
     _tell_classes(rewritten, run)
-    cheapest = run
+    cheapest, editor = run, rewritten.editor
     if rewritten.editor.insertions and not lowered:
         twin = duplicate(meta, lambda p: p, lambda b: b)
-        folds = lower_tree(twin, rewritten.editor, rewritten.methods).folds
-        tell_redundant(rewritten, folds)
+        editor = lower_tree(twin, rewritten.editor, rewritten.methods)
+        tell_redundant(rewritten, editor.folds)
         cheapest = Propagation(twin, rewritten.example, base)
     blocks = rewritten.anatomy.blocks
     ends = [rewritten.editor.where(b.output) for b in blocks[-1:]]
@@ -92,7 +96,7 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
     space = space_of(meta, rewritten.example, run)
-    return Measures(params, run, cheapest, base.macs, tokens, space)
+    return Measures(params, run, cheapest, editor, base.macs, tokens, space)
 
 
 def _expect_maps(rewritten: Rewrite, run: Propagation, base: Propagation) -> None:

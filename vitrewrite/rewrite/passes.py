@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from .. import catalog
 from ..catalog.declare import Pass
@@ -12,6 +13,9 @@ from ..editing.editor import Insertion
 from ..errors import SpecError
 from ..language.model import Clause
 from ..language.values import PerSite, Value, show
+
+if TYPE_CHECKING:
+    from .choosing import FoundOptions
 
 
 def method_of(clause: Clause) -> Pass:
@@ -40,9 +44,15 @@ def _method(clause: Clause, here: Mapping[str, Value]) -> Pass:
 
 
 def methods_by_site(
-    clause: Clause, described: ClauseRef, roles: Sequence[str]
+    clause: Clause, described: ClauseRef, roles: Sequence[str], found: FoundOptions | None = None
 ) -> tuple[Pass | None, ...]:
     """The pass at each site, None where an option says that it is not there; equal ones are one.
+
+    Args:
+        clause: what names the pass.
+        described: it, for messages.
+        roles: of the sites.
+        found: what a search found for the pass.
 
     Raises:
         RewriteError: VR403 if an option has another number of values than there are sites.
@@ -62,17 +72,18 @@ def methods_by_site(
                 suggestion="one value holds for all of them",
             )  # fmt: skip
     made: dict[str, Pass] = {}
-    found: list[Pass | None] = []
-    for place in range(len(roles)):
+    methods: list[Pass | None] = []
+    for place, role in enumerate(roles):
         here = {name: values[place] for name, values in lists.items()}
         if None in here.values():
-            found.append(None)
-        else:
-            key = show(tuple(here.values()))
-            if key not in made:
-                made[key] = _method(clause, here)
-            found.append(made[key])
-    return tuple(found)
+            methods.append(None)
+            continue
+        here |= found.at(role) if found else {}
+        key = show(tuple(value for pair in here.items() for value in pair))
+        if key not in made:
+            made[key] = _method(clause, here)
+        methods.append(made[key])
+    return tuple(methods)
 
 
 class Methods(dict[int, Pass]):

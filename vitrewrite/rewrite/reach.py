@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
 
+from ..editing.clause import ClauseRef
 from ..editing.fitting import modes_kept
+from ..editing.taps import observe
 from ..text import listing, plural
 from ..tracing.notes import ORIGIN
 from ..tracing.unit import on_meta
@@ -38,6 +40,44 @@ def tell_unreached(result: Rewrite) -> None:
         )
 
 
+def refuse_trained(result: Rewrite) -> None:
+    """Whether nothing is trained in front of the values that clauses read of a frozen stream.
+
+    Raises:
+        RewriteError: VR520 for tensors that are.
+    """
+    editor = result.editor
+    if not editor.frozen:
+        return
+    places = {editor.where(place) for place, _ in editor.frozen}
+    names = {n: p for n, p in result.root.named_parameters() if p.requires_grad}
+    with modes_kept(result.root), torch.device("meta"), torch.enable_grad():
+        root = on_meta(result.root).train()
+        named = {n: p for n, p in root.named_parameters() if n in names}
+        _, seen = observe(root, _two(result.example), places)
+        moved = [v for v in seen.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+        total = torch.stack([v.float().sum() for v in moved]).sum() if moved else None
+        found = torch.autograd.grad(total, [*named.values()], allow_unused=True) if moved else ()  # type: ignore[arg-type]
+    trained = sorted(n for n, g in zip(named, found, strict=False) if g is not None)
+    if trained:
+        raise _trained(result, editor.frozen[0][1], trained)
+
+
+def _trained(result: Rewrite, clause: ClauseRef, names: list[str]) -> Exception:
+    """The error about tensors that are trained in front of what a clause reads."""
+    put = (i for i in result.editor.insertions if any(n.startswith(f"{i.path}.") for n in names))
+    by = dict.fromkeys(i.site.clause.origin for i in put)
+    return clause.error(
+        "VR520",
+        f"{clause.pass_name} reads the model without gradient, and {plural(len(names), 'tensor')} "
+        f"in front of what it reads {'is' if len(names) == 1 else 'are'} trained: "
+        f"{listing(names, 3)}",
+        notes=[f"the other clause: {origin}" for origin in by],
+        suggestion="leave the other clause out, or lower it first: what is folded into the "
+        "weights is frozen",
+    )  # fmt: skip
+
+
 def _origins(result: Rewrite, path: str) -> list[str]:
     """The clauses that read a value without gradient in a unit."""
     template = result.editor.unit(path).template
@@ -63,9 +103,13 @@ def _unreached(root: nn.Module, example: tuple[torch.Tensor, ...]) -> frozenset[
     return frozenset(left)
 
 
+def _two(example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Two images, as batch norms need."""
+    two = (torch.cat([v.to("meta")] * 2) for v in example)
+    return tuple(v.float() if v.is_floating_point() else v for v in two)
+
+
 def _outputs(root: nn.Module, example: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    two = (torch.cat([v.to("meta")] * 2) for v in example)  # batch norms need as many
-    values = (v.float() if v.is_floating_point() else v for v in two)
-    made: Any = root(*values)
+    made, _ = observe(root, _two(example), ())
     leaves = torch.utils._pytree.tree_leaves(made)
     return [t for t in leaves if isinstance(t, torch.Tensor) and t.is_floating_point()]

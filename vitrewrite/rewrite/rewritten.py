@@ -17,6 +17,7 @@ from ..emission.source import Source
 from ..errors import RewriteError
 from ..language.model import Spec
 from ..tracing.unit import checkpointed
+from .architecture import architecture
 from .choosing import BlockChoice
 from .claims import Verdict
 from .engine import Rewrite
@@ -64,6 +65,11 @@ class Rewritten:
     def spec(self) -> Spec:
         """The spec that was carried out."""
         return self.result.spec
+
+    @property
+    def stated(self) -> Spec:
+        """The spec, with what a search found stated as options: it makes the model without one."""
+        return architecture(self.result)
 
     @property
     def report(self) -> dict[str, Any]:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ..sensitivity import Allocation
     from .claims import Verdict
     from .compilation import Compilation
-    from .engine import Step
     from .measures import Measures
     from .order import Order
+    from .step import Step
 
 _MARKS = {True: "ok", False: "FAILS", None: "open"}
 

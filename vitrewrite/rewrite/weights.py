@@ -33,10 +33,10 @@ def weighted(compilation: Compilation) -> Rewritten:
 
 
 class _Tensors:
-    """What takes the place of each tensor on meta: one of the base, or a new one.
+    """What takes the place of each tensor on meta: one of the base, a piece of one, or a new one.
 
     Parameters of the base are new objects on the same memory; those that will be trained get
-    memory of their own.
+    memory of their own, and so do pieces.
     """
 
     def __init__(self, compilation: Compilation) -> None:
@@ -48,6 +48,7 @@ class _Tensors:
             if id(old) in self.known:
                 self.known[id(new)] = self.known[id(old)]
                 self.trained.add(id(new))
+        self.gathered = {id(each.new): each for each in result.editor.gathered}
         self.made = {k: v for i in result.editor.insertions for k, v in _buffers(i)}
         first = next(iter(compilation.base.parameters()), None)
         self.device = first.device if first is not None else torch.device("cpu")
@@ -55,14 +56,23 @@ class _Tensors:
     def parameter(self, bare: nn.Parameter) -> nn.Parameter:
         """The parameter for one on meta."""
         known = self.known.get(id(bare))
-        if known is None:
+        if id(bare) in self.gathered:
+            new = self._value(bare)
+        elif known is None:
             new = torch.empty_like(bare, device=self.device)
         else:
             new = known.detach().clone() if id(bare) in self.trained else known.detach()
         return nn.Parameter(new, requires_grad=bare.requires_grad)
 
+    def _value(self, bare: torch.Tensor) -> torch.Tensor:
+        """What a tensor on meta holds, of the base or of what the base has."""
+        found = self.gathered.get(id(bare))
+        return self.known[id(bare)].detach() if found is None else found.made(self._value)
+
     def buffer(self, bare: torch.Tensor) -> torch.Tensor:
         """The buffer for one on meta."""
+        if id(bare) in self.gathered:
+            return self._value(bare)
         known = self.known.get(id(bare))
         if known is not None:
             return known.clone()

@@ -10,6 +10,7 @@ from .channels import ConvSite, NormSite
 from .context import Context
 from .decoder import DecoderSite
 from .entries import EntriesSite
+from .gridded import Grid
 from .head import HeadSite
 from .layer import LayerSite
 from .level import LevelSite
@@ -31,6 +32,7 @@ __all__ = [
     "ConvSite",
     "DecoderSite",
     "EntriesSite",
+    "Grid",
     "HeadSite",
     "LayerSite",
     "LevelSite",

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from ..anatomy.sites import Place
@@ -27,15 +26,10 @@ from .attention import AttentionSite
 from .base import BoundSite
 from .core import bias_of, operand_of
 from .room import InFrontOfWindows, MeanOverWindows, MeanWithRows
+from .windowed import MOVES
 
 if TYPE_CHECKING:
     from .block import BlockSite
-
-_MOVES = frozenset({
-    "view", "reshape", "contiguous", "flatten", "unflatten", "permute", "transpose", "clone",
-    torch.roll, F.pad, operator.getitem, torch.cat,
-})  # fmt: skip
-"""What puts numbers elsewhere, or leaves some out, and changes none."""
 
 
 class CannotPassError(Exception):
@@ -89,7 +83,11 @@ class Alongside:
             return self._of_call(unit, source, index)
         if node.op == "call_module":
             return self._of_call(unit, node)
-        return self._moved(unit, node) if node.target in _MOVES else self._again(unit, node)
+        return (
+            self._moved(unit, node)
+            if node.target in (*MOVES, torch.cat)
+            else self._again(unit, node)
+        )
 
     def _from_above(self, unit: str, node: fx.Node) -> fx.Node:
         above, given = self._given(unit, node)

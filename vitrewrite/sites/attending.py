@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ..anatomy.canonical import canonicalise_at
 from ..anatomy.sites import Attention, Block, Place
 from ..editing import attended
 from ..editing.facts import Facts
+from ..editing.value import shape_of
 from ..tracing.notes import ASIDE, VALUE
 from .core import of_tokens, operand_of
 from .replacing import ReplacedSite
@@ -52,6 +54,23 @@ class AttendingSite(ReplacedSite):
         return self.attention.heads
 
     @property
+    def over(self) -> str:
+        """What its weights are over: `tokens` or `channels`."""
+        return self.attention.over
+
+    @property
+    def value_width(self) -> int:
+        """Width of the values of one head, as the layer of the values makes them.
+
+        Raises:
+            RewriteError: VR410 if its heads do not have as much of that layer each.
+        """
+        rows = 0 if self.attention.v is None else self.attention.v.out_features
+        if not rows or rows % self.heads:
+            raise self.unfit(f"its {self.heads} heads have no values of their own")
+        return rows // self.heads
+
+    @property
     def over_tokens(self) -> bool:
         """Whether every head attends over tokens: keys of shape [batch, heads, tokens, width]."""
         return self.attention.over == "tokens" and len(self._shape(1)) == 4
@@ -65,6 +84,25 @@ class AttendingSite(ReplacedSite):
     def head_dim(self) -> tuple[int, int]:
         """Width of the keys and of the values of one head."""
         return self._shape(1)[-1], self._shape(2)[-1]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image: of its layers, of scores, and of what they weigh.
+
+        At the size that the model was captured with, and with tokens as clauses have them.
+        """
+        found = self.attention
+        layers = [s for s in (found.q, found.k, found.v, found.proj) if s is not None]
+        matrices = sum(s.in_features * s.out_features for s in layers)
+        images, *others, _ = shape_of(self._source(self._layers))
+        if self.owner is not None:  # a batch of windows is that of many images
+            images = shape_of(self.editor.node(self.owner.input))[0]
+        known, keys = self.context.stream.known(self.position), math.prod(others)
+        places = keys * shape_of(self._source(self._layers))[0] // images
+        if places == keys and known.patches is not None:
+            keys = places = known.prefix + known.patches
+        values = sum(s.out_features for s in (found.q, found.v) if s is not None)
+        return places * (matrices + keys * values)
 
     @property
     def position(self) -> int:

@@ -21,6 +21,7 @@ from ..tracing import inputs
 from ..tracing.about import about
 from ..tracing.leaves import is_inserted
 from ..tracing.notes import HINT, ORIGIN
+from . import windowed
 from .context import Context
 from .core import bias_of, of_tokens, operand_of
 from .handing import Handing
@@ -28,6 +29,7 @@ from .scores import ScoresSite
 
 if TYPE_CHECKING:
     from .block import BlockSite
+    from .branch import BranchSite
     from .layer import LayerSite
 
 
@@ -49,6 +51,26 @@ class AttentionSite(ScoresSite, Handing):
         if self.owner is None:
             raise self.unfit("it is in no block")
         return BlockSite(self.context, self.owner)
+
+    @property
+    def branch(self) -> BranchSite:
+        """The branch that it is in."""
+        from .branch import BranchSite
+
+        branches = self.block.block.branches
+        found = next((b for b in branches if b.role.endswith(".attn_branch")), None)
+        if found is None:
+            raise self.unfit("no branch of its block is the attention alone")
+        return BranchSite(self.context, found)
+
+    @property
+    def windows(self) -> tuple[int, int] | None:
+        """Height and width of the windows that its block cuts from a map, if it does.
+
+        Raises:
+            RewriteError: VR410 if that cannot be told.
+        """
+        return windowed.size(self)
 
     @property
     def layer(self) -> LayerSite:
@@ -200,13 +222,14 @@ class AttentionSite(ScoresSite, Handing):
         return FusedLayer(call, query.rows, self.heads, module.bias is not None)
 
     def become(
-        self, module: nn.Module, *values: Value, keep: bool = True, beside: bool = False
-    ) -> None:
+        self, module: nn.Module, *values: Value, keep: bool = True, beside: bool = False,
+        layers: Sequence[str] = ("q", "k", "v", "proj"), whole: bool = False,
+    ) -> None:  # fmt: skip
         """`y = module(x, *tensors, *values)` instead of `y = attention(x)`.
 
         The attention keeps its parameters under their names, and its own forward hands them in:
-        weight and bias of q, k, v and proj, [rows, channels] and [rows], rows of a fused layer
-        too, or None for a bias that is not there. The module owns no copy.
+        weight and bias of the `layers`, [rows, channels] and [rows], rows of a fused layer too, or
+        None for a bias that is not there. The module owns no copy.
 
         Args:
             module: yields what x is a changed form of: `changes = (0,)`.
@@ -215,13 +238,20 @@ class AttentionSite(ScoresSite, Handing):
                 with what the layers of q, k and v read.
             beside: whether the attention runs still: `y = module(x, attention(x), *tensors,
                 *values)`, with `changes = (1,)`. Other clauses at the attention stay what they are.
+            layers: whose tensors the module is given.
+            whole: with `beside`, where it attends within windows: x and y are the map that they are
+                cut from, and what they are put back to.
 
         Raises:
             RewriteError: VR410 if it is no self-attention in a module of its own, VR412 if another
                 clause is about what the attention does, which it does no more.
         """
         if keep or beside:
-            self._keep(self._layers, module, values, beside=beside)
+            given = [getattr(self.attention, name) for name in layers]
+            if whole:
+                windowed.beside(self, given, module, values)
+            else:
+                self._keep(given, module, values, beside=beside)
             return
         unit, call = self._call
         inputs: list[Any] = [call.args[i] for i in self._inputs]

@@ -19,21 +19,21 @@ from ..editing.value import Value
 from ..errors import RewriteError
 from ..layers.packing import fills_bytes
 from ..layers.quantised import Quantised
-from ..tracing import inputs, walk
-from ..tracing.about import about
+from ..tracing import walk
 from ..tracing.leaves import changed_by
 from ..tracing.notes import ARITY, HINT
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
 from .context import Context
 from .contract import faults
+from .from_model import FromModel
 from .tying import tied
 
 _M = TypeVar("_M", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
-class BoundSite:
+class BoundSite(FromModel):
     """A site that a clause acts on."""
 
     context: Context
@@ -54,11 +54,6 @@ class BoundSite:
         raise NotImplementedError
 
     @property
-    def editor(self) -> Editor:
-        """The tree verbs."""
-        return self.context.editor
-
-    @property
     def clause(self) -> ClauseRef:
         """The clause that acts on the site."""
         return self.context.clause
@@ -67,50 +62,6 @@ class BoundSite:
     def pass_name(self) -> str:
         """The pass that acts on the site."""
         return self.clause.pass_name
-
-    @property
-    def patch_features(self) -> int:
-        """Numbers in one patch of the image, channels included: 3 * 16 * 16."""
-        path = self.context.anatomy.patch_embed
-        layers = () if path is None else self.editor.root.get_submodule(path).parameters()
-        sizes = [p.shape[1:].numel() for p in layers if p.dim() > 1]
-        if not sizes:
-            raise self.unfit("the model has no patch embedding to draw the scale from")
-        return sizes[0]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images that the model was captured with.
-
-        For checks and messages: what a pass makes has to fit other sizes too.
-        """
-        height, width = self._captured.shape[-2:]
-        return height, width
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        """Height and width of a patch in pixels.
-
-        Raises:
-            RewriteError: VR410 if the first block sees no grid of patches that fills the image.
-        """
-        grid, (height, width) = self.context.stream.start.grid, self.image_size
-        if grid is None or height % grid[0] or width % grid[1]:
-            shape = "no grid" if grid is None else f"a grid of {grid[0]}x{grid[1]}"
-            raise self.unfit(f"{shape} of patches fills an image of {height}x{width}")
-        return height // grid[0], width // grid[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the model computes in."""
-        return self._captured.dtype
-
-    @property
-    def _captured(self) -> torch.Tensor:
-        """The first input of the model that holds fractions."""
-        args, kwargs = inputs.as_arguments(about(self.editor.root).example)
-        images: list[torch.Tensor] = [*args, *kwargs.values()]
-        return next(v for v in images if v.is_floating_point())
 
     @property
     def like(self) -> torch.Tensor:

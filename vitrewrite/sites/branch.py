@@ -12,33 +12,20 @@ from torch import fx, nn
 from ..anatomy.sites import Branch, Place
 from ..editing import branches, wiring
 from ..editing.editor import after, join
-from ..editing.facts import is_fixed, sides
 from ..editing.slices import ahead, behind
 from ..editing.value import Value, shape_of
 from ..tracing.leaves import changed_by, is_inserted
 from ..tracing.notes import HINT, VALUE
 from ..tracing.template import eliminate_dead_code
 from ..tracing.unit import Unit
+from . import gridded
+from .gridded import Grid
 from .routing import RoutedSite
 from .rows import Gated
 
 if TYPE_CHECKING:
     from .attention import AttentionSite
     from .block import BlockSite
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The patches of a value.
-
-    Attributes:
-        size: height and width, where no other image than that of the capture is taken; or None.
-        sides: both while the model runs, where images may be of any size; or nothing. A value that
-            is a map itself has neither.
-    """
-
-    size: tuple[int, int] | None = None
-    sides: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,34 +69,16 @@ class BranchSite(RoutedSite):
 
     @property
     def grid(self) -> Grid:
-        """The patches of its stream.
+        """The patches of its stream, while the model runs; see `gridded`."""
+        return gridded.grid(self)
 
-        Raises:
-            RewriteError: VR410 if they are no full grid, or if other tokens stand behind them.
+    @property
+    def patches(self) -> tuple[int, int]:
+        """How many patches there are down and across, at the size that the model was captured with.
+
+        For checks and costs: what a pass makes has to fit other sizes too; see `grid`.
         """
-        stream, block = self.context.stream, self.block.block
-        if len(shape_of(self._stream)) == 4:
-            return Grid()
-        if self.context.anatomy.stream.suffix_tokens:
-            raise self.unfit("there are other tokens behind the patches")
-        if not stream.whole(self._position):
-            notes = [f"merged by: {by}"] if (by := self.block.cause("grid")) else []
-            raise self.unfit("no full grid of patches is left there", notes=notes)
-        if stream.reader is not None:
-            stream.reader.declare(["grid"], "reads")
-        if block.stage == 0 and len(shape_of(self.editor.node(block.input))) == 3:
-            if is_fixed(self.editor):
-                return Grid(stream.at(self._position).grid)
-            return Grid(sides=self.block.input.grid_size)
-        place, axes = (block.map, (2, 3)) if block.map else (block.input, (1, 2))
-        shape = shape_of(self.editor.node(place))
-        if len(shape) != 4:
-            raise self.unfit("no map says which patches its tokens are")
-        planned = shape[axes[0]], shape[axes[1]]
-        if is_fixed(self.editor):
-            return Grid(planned)
-        found = sides(self.editor, place, axes, planned)
-        return Grid(sides=(Value(found[0]), Value(found[1])))
+        return gridded.patches(self)
 
     @property
     def _position(self) -> int:

@@ -12,13 +12,14 @@ import linecache
 import symtable
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..catalog.defaults import constructor, parameters
-from ..catalog.own_code import file_of, told
+from ..catalog.own_code import classes_in, file_of, told
 from ..tracing.leaves import changed_by, is_torch_class, mentioned
 
 OFFERED = ("torch", "nn", "F", "math")
@@ -125,7 +126,7 @@ def _names(cls: type, known: set[str]) -> Iterator[Fault]:
         return
     text = "".join(linecache.getlines(file_of(cls))[node.lineno - 1 : node.end_lineno])
     allowed = {*OFFERED, *known, *dir(builtins), cls.__name__}
-    for name in sorted(_free(symtable.symtable(text, "<class>", "exec")) - allowed):
+    for name in sorted(_free_in(text) - allowed):
         line = next(
             (n.lineno for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == name),
             node.lineno,
@@ -135,6 +136,12 @@ def _names(cls: type, known: set[str]) -> Iterator[Fault]:
             "what is written", line,
             f"write it as a method; a class of the file knows {', '.join(OFFERED)} and builtins",
         )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _free_in(text: str) -> frozenset[str]:
+    """Names that the text of a class reads from outside of it."""
+    return frozenset(_free(symtable.symtable(text, "<class>", "exec")))
 
 
 def _free(table: symtable.SymbolTable) -> set[str]:
@@ -154,11 +161,9 @@ def _node(cls: type) -> ast.ClassDef | None:
     """A class as it is written, if its file can be read."""
     lines = linecache.getlines(file_of(cls))
     try:
-        body = ast.parse("".join(lines)).body
+        return classes_in("".join(lines)).get(cls.__name__)
     except SyntaxError:
         return None
-    found = (n for n in body if isinstance(n, ast.ClassDef) and n.name == cls.__name__)
-    return next(found, None)
 
 
 def _line(cls: type, name: str = "") -> int:

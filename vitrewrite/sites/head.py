@@ -50,6 +50,20 @@ class HeadSite(LinearSite):
         there = self.editor.taken(self._layer) is None
         return super().like if there else self._near
 
+    @property
+    def features(self) -> Value:
+        """What the layer reads, [batch, in_features], for a new head that is to take it detached.
+
+        Such a head reads it as a tap, and is put in with `pooled=False`.
+
+        Raises:
+            RewriteError: as those of `replace`.
+        """
+        place = self._alone("given another input", beside=True)
+        x = self.editor.node(place).args[0]
+        assert isinstance(x, fx.Node)
+        return Value(Place(place.unit, x.name))
+
     # -- verbs ----------------------------------------------------------------------------------
 
     def replace(self, module: nn.Module, *taps: Value, pooled: bool = True) -> None:
@@ -85,7 +99,7 @@ class HeadSite(LinearSite):
         for each in order[order.index(name) + 1 :]:
             holder._modules[each] = holder._modules.pop(each)
         self._stand_for(call, made, place)
-        if not pooled:
+        if not pooled and not self._reads(x):
             self._forget(place.unit, x)
             if "pre_logits" in (told := about(self.editor.root).helpers):
                 tell(self.editor.root, helpers={**told, "pre_logits": ("", NOT_READ)})
@@ -164,6 +178,11 @@ class HeadSite(LinearSite):
         call.replace_all_uses_with(made)
         call.graph.erase_node(call)
         self.editor.moved[place] = Place(place.unit, made.name)
+
+    def _reads(self, x: fx.Node) -> bool:
+        """Whether what was put in last is given x by itself, without gradient."""
+        (call,) = (n for _, n in self.calls_of(self.editor.insertions[-1]))
+        return any(n is x or x in n.all_input_nodes for n in call.all_input_nodes)
 
     def _forget(self, unit: str, x: fx.Node) -> None:
         """Takes out what only the input of the layer was made of."""

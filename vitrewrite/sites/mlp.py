@@ -6,19 +6,17 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..anatomy.sites import Linear, Mlp, Place
+from ..anatomy.sites import Linear, Place
 from ..editing import wiring
 from ..editing.value import Value
 from ..tracing.notes import HINT
 from .linear import LinearSite
-from .replacing import ReplacedSite
+from .units import UnitsSite
 
 
 @dataclass(frozen=True, eq=False)
-class MlpSite(ReplacedSite):
+class MlpSite(UnitsSite):
     """A feed-forward part, fc2(act(fc1(x))), or a gated one."""
-
-    mlp: Mlp
 
     @property
     def role(self) -> str:
@@ -46,9 +44,15 @@ class MlpSite(ReplacedSite):
         return LinearSite(self.context, (self._layer(self.mlp.fc1),))
 
     @property
-    def fc2(self) -> LinearSite:
-        """Its last layer."""
-        return LinearSite(self.context, (self._layer(self.mlp.fc2),))
+    def activated(self) -> Value:
+        """Its hidden units behind their activation, [batch, tokens, hidden].
+
+        Raises:
+            RewriteError: VR410 if the activation is no step of its own, as in a fused MLP.
+        """
+        if self.mlp.act is None:
+            raise self.unfit("its activation is no step of its own")
+        return Value(self.mlp.act)
 
     def become(
         self, module: nn.Module, *values: Value, keep: bool = True, beside: bool = False
@@ -100,8 +104,3 @@ class MlpSite(ReplacedSite):
         if len(wiring.caller(self.editor, self.path)[1]) > 1:
             raise self.unfit(f"'{self.path}' runs several times")
         return self.path
-
-    def _layer(self, found: Linear | None) -> Linear:
-        if found is None:
-            raise self.unfit("it lacks one of its two layers")
-        return found

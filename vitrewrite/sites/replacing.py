@@ -32,6 +32,18 @@ class ReplacedSite(BoundSite):
         self._keep(self._layers, module, values, beside=True, handed=False)
 
     @property
+    def result(self) -> Value:
+        """What the part yields, as the clauses leave it.
+
+        Raises:
+            RewriteError: VR410 if it is no module of its own.
+        """
+        unit, returned = self._own_unit, self._output.args[0]
+        y = returned[0] if isinstance(returned, (tuple, list)) else returned
+        assert isinstance(y, fx.Node)
+        return Value(Place(unit, y.name))
+
+    @property
     def _layers(self) -> tuple[Linear | None, ...]:
         """Its layers, in the order in which a module that stands for it is given them."""
         raise NotImplementedError
@@ -46,7 +58,7 @@ class ReplacedSite(BoundSite):
         is not there.
         """
         unit, editor = self._own_unit, self.editor
-        source = self._source(layers)
+        source = self._source(layers or self._layers)
         given: list[fx.Node | None] = [source]
         returned = self._output.args[0]
         y = returned[0] if isinstance(returned, (tuple, list)) else returned

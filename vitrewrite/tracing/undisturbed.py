@@ -68,6 +68,18 @@ def same_randomness() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+def seed(number: int) -> None:
+    """Seeds torch's global generators: the CPU's, and those of an accelerator if there is one.
+
+    Where there is none, `torch.manual_seed` notes for each device that may yet come what to seed,
+    with the stack that asked for it, and keeps all these notes.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
+
+
 @contextmanager
 def without_garbage() -> Iterator[None]:
     """No search for garbage: hardly any is made, and to search what libraries hold takes long.

@@ -24,6 +24,9 @@ rewritten.module, rewritten.report["training"]["accuracy"]
 | `watching` | what inserted modules yield in a step, for losses of it |
 | `kept` | the losses of models that decide in training which tokens they keep |
 | `active` | how many tokens pass gates |
+| `search` | structure to decide about: trained gates, scores, chance; then what is left |
+| `spaces`, `projection`, `borders`, `draws` | what there is and costs; coming to a cost |
+| `findings` | what a search found, for reports |
 | `clusters` | how well features fall into classes |
 | `tokens` | what leaves blocks, for procedures that choose by it |
 | `folder`, `metrics` | what is written and shown |

@@ -8,6 +8,7 @@ from ..language.settings import Settings
 from ..models.request import DROP_PATH
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
+from ..text import giga
 from .engine import Engine
 from .teachers import OWN
 
@@ -22,6 +23,18 @@ def check_settings(settings: Settings, images: Images, task: Task, engine: Engin
     check_smoothing(settings, task)
     check_mixing(settings, task, engine)
     check_cache(settings, varies=images.varies)
+    check_search(settings, engine)
+
+
+def check_search(settings: Settings, engine: Engine) -> None:
+    """Whether a search runs as the engine does.
+
+    Raises:
+        TuneError: VR872 in shards.
+    """
+    if settings.macs is not None and engine.sharded:
+        message = f"macs = {giga(settings.macs)} asks for a search, which does not run in shards"
+        raise TuneError("VR872", message, suggestion="search with shard = false")
 
 
 def check_cache(settings: Settings, *, varies: bool) -> None:

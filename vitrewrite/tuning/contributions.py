@@ -9,20 +9,22 @@ from ..catalog.declare import Pass
 from ..catalog.own_code import own_code
 from ..editing.editor import Insertion
 from ..errors import TuneError
+from ..language.settings import Settings
 from ..language.values import show
 from ..rewrite.rewritten import Rewritten
 from ..text import listing
 from .procedure import Hooks, Phase, Procedure
 from .run import Run
+from .search import StructureSearch
 
 
-def contributions(rewritten: Rewritten) -> tuple[Procedure, ...]:
-    """One procedure for each clause whose pass has one, in the order of the spec.
+def contributions(rewritten: Rewritten, settings: Settings) -> tuple[Procedure, ...]:
+    """One procedure for each clause whose pass has one, in the order of the spec; then a search.
 
     Raises:
         TuneError: VR859 if options by site make other procedures from site to site.
     """
-    found = []
+    found: list[object] = []
     for number, method in sorted(rewritten.result.methods.items()):
         procedure = _procedure(method)
         for insertion in rewritten.result.editor.insertions:
@@ -32,6 +34,8 @@ def contributions(rewritten: Rewritten) -> tuple[Procedure, ...]:
             if not _same(procedure, _procedure(there)):
                 raise _differing(insertion, method, there)
         found.append(procedure)
+    if settings.macs is not None:
+        found.append(StructureSearch())
     return tuple(procedure for procedure in found if isinstance(procedure, Procedure))
 
 

@@ -188,7 +188,7 @@ class TrainingLoop:
             self.metrics.write(
                 run, "step", loss=seen.loss, terms=seen.terms,
                 gradient=self.gradients.norm(seen.norms), rates=optimisation.rates(self.optimiser),
-                images_per_second=self.metrics.speed(),
+                images_per_second=self.metrics.speed(), **self._measured(),
             )  # fmt: skip
 
     def _look(self, seen: Seen | None) -> None:
@@ -223,7 +223,11 @@ class TrainingLoop:
             run.results = run.task.results(self._tallied())
             self.best.evaluated()
         self.rates.evaluated(run.score)
-        self.metrics.write(run, "evaluation", **run.results)
+        self.metrics.write(run, "evaluation", **run.results, **self._measured())
+
+    def _measured(self) -> dict[str, Any]:
+        """What procedures say of the model as it is now."""
+        return {k: v for hooks in self.run.hooks for k, v in hooks.measures(self.run).items()}
 
     def _tallied(self) -> torch.Tensor:
         """What the task counts, over all images and processes."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..disk import reported
+from ..text import giga
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -33,7 +34,8 @@ class Metrics:
     "terms": {...}, "gradient": 0.4, "rates": {"weights": 0.001}, "seconds": 1.5,
     "images_per_second": 410.0, "peak_memory_mb": 512.0}`;
     an evaluation has `loss`, `images` and the task's figures as fractions: `accuracy`, or `mIoU`
-    and `pixel_accuracy`.
+    and `pixel_accuracy`. While structure is searched both have `macs` and, by site, how many parts
+    are `open`.
 
     Args:
         path: the file; lines after the last checkpoint are taken out of it.
@@ -104,7 +106,7 @@ class Metrics:
             return
         rates = line.get("rates", {})
         row = (
-            line["phase"],
+            line["phase"] + (f" {giga(line['macs'])}" if "macs" in line else ""),
             f"{line['epoch']:.2f}",
             str(line["step"]),
             f"{line['loss']:.4f}" if "loss" in line else "",

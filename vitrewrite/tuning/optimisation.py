@@ -52,10 +52,11 @@ def _grouped(run: Run) -> Iterable[dict[str, Any]]:
     left = {n: p for n, p in run.module.named_parameters() if p.requires_grad}
     for group in (*run.groups, ParameterGroup("weights", tuple(left))):
         taken = {n: left.pop(n) for n in list(left) if group.takes(n)}
-        peak = settings.peak if group.lr is None else settings.scaled(group.lr)
+        rate = settings.lr if group.lr is None else group.lr
+        peak = rate if group.fixed else settings.scaled(rate)
         floor = settings.min_lr if group.min_lr is None else group.min_lr
         decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
-        for (scale, flat), members in _alike(taken, scaled).items():
+        for (scale, flat), members in _alike(taken, {} if group.fixed else scaled).items():
             yield {
                 "params": list(members.values()),
                 "names": list(members),

@@ -70,6 +70,7 @@ class ParameterGroup:
 
     Attributes:
         members: names of parameters, or prefixes of names that end in a dot.
+        fixed: whether `lr` is meant as it stands, whatever the batch, and factors for parts.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ParameterGroup:
     min_lr: float | None = None
     weight_decay: float | None = None
     schedule: str | None = None
+    fixed: bool = False
 
     def takes(self, name: str) -> bool:
         """Whether a parameter belongs to it."""
@@ -108,6 +110,10 @@ class Hooks:
 
     def after_step(self, run: Run) -> None:
         """After the update of a step."""
+
+    def measures(self, run: Run) -> Mapping[str, Any]:
+        """What a line of the metrics says besides: numbers, or numbers by name."""
+        return {}
 
     def report(self, run: Run) -> Mapping[str, Any]:
         """Once, when training is over: what the report says of it besides, as JSON has it."""

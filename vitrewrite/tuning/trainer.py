@@ -66,7 +66,7 @@ def tune(
         wanted_images = Preprocessing.of(rewritten.base, settings)
         opened = open_data(data, wanted_images) if isinstance(data, str) else data
         task = task_for(opened, rewritten.module, rewritten.result.anatomy)
-        run = Run(rewritten, opened, task, settings, seed, contributions(rewritten))
+        run = Run(rewritten, opened, task, settings, seed, contributions(rewritten, settings))
         run.phases = phases(run)
         for phase in run.phases:
             check_settings(settings.changed(phase.settings), opened.train, task, engine)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..editing.fitting import modes_kept
+from ..editing.narrowing import piece
 from ..tracing.undisturbed import undisturbed
 from .check import Check
 from .compiled import compiled as compiles
@@ -119,9 +120,10 @@ def _frozen(rewritten: Rewritten) -> Iterator[Check]:
 
 
 def _kept(rewritten: Rewritten) -> dict[str, torch.Tensor]:
-    """The state of the original model without that of modules which the spec replaces."""
-    gone = tuple(f"{path}." for path in rewritten.result.editor.removed)
-    return {k: v for k, v in rewritten.base.state_dict().items() if not k.startswith(gone)}
+    """The state of the original model without what the spec takes out of it."""
+    editor = rewritten.result.editor
+    gone, state = tuple(f"{path}." for path in editor.removed), rewritten.base.state_dict()
+    return {k: piece(editor, k, v) for k, v in state.items() if not k.startswith(gone)}
 
 
 def _keys(rewritten: Rewritten) -> Check:

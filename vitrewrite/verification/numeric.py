@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..editing.narrowing import piece
 from ..emission.realise import realise
 from ..rewrite.initial import draw
 from ..tracing.unit import duplicate
@@ -105,7 +106,7 @@ def at_start(rewritten: Rewritten) -> Rewritten:
     base = rewritten.base.state_dict()
     for name in rewritten.result.base_trained & base.keys():
         owner, _, leaf = name.rpartition(".")
-        parameter = nn.Parameter(base[name].detach())
+        parameter = nn.Parameter(piece(twin.result.editor, name, base[name].detach()))
         twin.module.get_submodule(owner)._parameters[leaf] = parameter
     now, then = (m.module.state_dict() for m in (rewritten, twin))
     same = all(_alike(t, now[k]) for k, t in then.items() if _moves(k, twin))

@@ -86,8 +86,7 @@ def _without(rewritten: Rewritten, clause: ClauseRef) -> nn.Module:
 
     kept = (c for i, c in enumerate(rewritten.spec.clauses) if i != clause.number)
     spec = replace(rewritten.spec, clauses=tuple(kept))
-    known = {k: a.to_json(entries=True) for k, a in rewritten.result.allocations.items()}
-    result = rewrite(spec, _copy(rewritten.base), allocations=known)
+    result = rewrite(spec, _copy(rewritten.base), allocations=rewritten.result.known)
     draw(result, rewritten.seed)
     return _interpreted(result.root)
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..tracing.state import preserved
+from ..tracing.undisturbed import seed
 
 SEED = 0
 
@@ -70,7 +71,7 @@ def outcome(
     with _standing_in(module, situation), _same_ground(module, situation.fused):
         for child in module.modules():
             child.training = situation.training and child not in still
-        torch.manual_seed(SEED)
+        seed(SEED)
         try:
             return list(tensors(call(module)))
         except Exception as error:  # a model may raise anything

@@ -1,0 +1,163 @@
+"""UMSA: attentions that a search may turn into convolutions out of their own heads, or drop.
+
+What it does
+    In place of an attention stands a layer that is a bottleneck convolution of each kernel and the
+    attention at once. The convolutions are mixed out of the heads' values and projections, so they
+    start from what was trained. Gates say which of them is there; a search moves them.
+
+Source
+    He et al., "Pruning Self-attentions into Convolutional Layers in Single Path", TPAMI 2024. Gates
+    and the order of norm and ReLU are those of the authors' code; `rule=complex` is the paper's.
+
+Attaches to
+    Attentions over a sequence whose last tokens are a grid of patches, and attentions within
+    windows that their block cuts from a map (Swin). There convolutions see the map as a whole, not
+    shifted, as they do once they are lowered; `windows=inside` is the authors' search, in which
+    they see the (shifted) window alone.
+
+Parameters
+    head_logits [h, K K], one, K the largest kernel; gate_logits [n + 1], `start`; for each kernel k
+    bn{k}x{k}.weight, bias, running_mean and running_var [d], 1, 0, 0, 1. d = C / h. All trained.
+    With `paths=multi` conv{k}x{k}.weight [d, C, k, k] and up{k}x{k}.weight [C, d, 1, 1] instead of
+    head_logits, as torch draws them.
+
+Forward
+    s[h, p] = softmax over heads of z[h, p] / tau, positions p = dy + K dx
+    W_p = sum_h s[h, p] W_v,h; b = sum_p sum_h s[h, p] b_v,h; U = sum_p sum_h s[h, p] W_o,h
+    O_k = U relu(BN_k(sum_p shift_p(x W_p) + b)) + b_o over the k k positions in the middle
+    I = cumprod(u), or u with `rule=complex`, for gates u of the kernels in turn and of attention
+    O = sum_j I_j prod over q > j of (1 - I_q) O_j, the last one being what attention makes
+    u = 1[l > 0] + y - stop(y), y = sigmoid(l / T), l = logit(U) + a with U uniform in training;
+    u = 1[a > 0] in evaluation. One draw for all tokens and images. What a more complex branch
+    covers has a factor of 0, and so no gradient by its own gate.
+    Tokens in front of the patches pass a convolution as they are: the branch adds the norm of them.
+    Where all is closed it adds nothing.
+
+Exactness
+    At first attention is there in evaluation: the model is unchanged.
+
+Example
+    replace blocks[*].attn with umsa(kernels=[1, 3])
+    adds 4,980 parameters to ViT-B/16.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from vitrewrite.authoring import AttentionSite, Grid, Pass, option
+
+from .search import SeparatePaths, UnifiedAttention
+
+
+@dataclass(frozen=True)
+class Umsa(Pass):
+    """Attention, convolutions of its heads, or nothing, by gates."""
+
+    verbs: ClassVar[tuple[str, ...]] = ("replace",)
+    attaches: ClassVar[tuple[str, ...]] = ("attention",)
+    source: ClassVar[str] = "He et al., TPAMI 2024"
+    claims: ClassVar[tuple[str, ...]] = ("same_output_at_init",)
+    reads: ClassVar[tuple[str, ...]] = ("prefix", "grid")
+
+    kernels: tuple[int, ...] = option((1, 3), help="sides of the convolutions, odd and increasing")
+    rule: str = option(
+        "prefix", choices=("prefix", "complex"),
+        help="whether a gate needs all simpler ones open, or the most complex open one decides",
+    )  # fmt: skip
+    tau: float | None = option(
+        None, above=0, help="temperature of the heads' shares; 0.01, in windows 100 by default"
+    )
+    paths: str = option(
+        "single", choices=("single", "multi"),
+        help="whether convolutions are mixed out of the heads, or have weights of their own",
+    )  # fmt: skip
+    windows: str = option(
+        "whole", choices=("whole", "inside"),
+        help="in windows: whether convolutions see the whole map, as once they are lowered, or in "
+        "the search the (shifted) window alone, as in the authors' code",
+    )  # fmt: skip
+    start: float = option(1.5, help="what the logits of the gates start as")
+    temperature: float = option(1.0, above=0, help="of the draw of the gates in training")
+
+    def rewrite(self, attn: AttentionSite) -> None:
+        """y becomes a sum of y and convolutions of x, weighed by gates."""
+        self.check(attn)
+        window = attn.windows
+        whole = window is not None and self.windows == "whole"
+        grid = Grid(window) if window and not whole else attn.branch.grid
+        options = self.kernels, self.rule, grid.size, self.start, self.temperature
+        if self.paths == "multi":
+            attn.idle("tau", "where convolutions have weights of their own")
+            made: nn.Module = SeparatePaths(attn.dim, attn.value_width, *options)
+            attn.become(made, *grid.sides, beside=True, layers=(), whole=whole)
+            return
+        tau = self.tau or (100.0 if window else 0.01)
+        made = UnifiedAttention(attn.value_width, attn.heads, tau, *options)
+        attn.become(made, *grid.sides, beside=True, layers=("v", "proj"), whole=whole)
+
+    def check(self, attn: AttentionSite) -> None:
+        """Kernels that fit the grid, and heads of which each has its own values."""
+        sides = list(self.kernels)
+        increasing = bool(sides) and all(a < b for a, b in pairwise([0, *sides]))
+        attn.expect(
+            increasing and all(k % 2 for k in sides), "kernels", f"{_told(sides)} cannot be",
+            suggestion="write odd numbers in increasing order, such as kernels=[1, 3]",
+        )  # fmt: skip
+        height, width = attn.branch.patches
+        attn.expect(
+            sides[-1] <= min(height, width), "kernels",
+            f"a kernel of {sides[-1]}x{sides[-1]} is larger than {height}x{width} patches",
+        )  # fmt: skip
+        if attn.over != "tokens":
+            raise attn.unfit("it attends over channels")
+        if not attn.windows:
+            attn.idle("windows", "where nothing attends within windows")
+
+    def prices(
+        self, attn: AttentionSite, module: UnifiedAttention | SeparatePaths, *,
+        patches_only: bool = False,
+    ) -> list[float]:  # fmt: skip
+        """Of each branch alone, or with `rule=prefix` what it costs more than the one before.
+
+        The attention is over all tokens whatever `patches_only` says, as the paper has it.
+        """
+        height, width = attn.branch.patches
+        matrix = height * width * attn.dim * module.hidden
+        costs = [*((k * k + 1.0) * matrix for k in module.kernels), float(attn.macs)]
+        if module.rule == "complex":
+            return costs
+        return [b - a for a, b in pairwise([0.0, *costs])]
+
+    def found(
+        self, module: UnifiedAttention | SeparatePaths, opened: Sequence[bool]
+    ) -> dict[str, str]:
+        """The state that gates stand for."""
+        states = ["skip", *(f"{k}x{k}" for k in module.kernels), "msa"]
+        if module.rule == "prefix":
+            return {"state": states[[*opened, False].index(False)]}
+        return {"state": states[max((i + 1 for i, o in enumerate(opened) if o), default=0)]}
+
+    def delta(self, module: UnifiedAttention | SeparatePaths) -> list[dict[str, torch.Tensor]]:
+        """Named as the method names them."""
+        (own,) = super().delta(module)
+        return [{_named(name, module.kernels): tensor for name, tensor in own.items()}]
+
+
+def _named(name: str, kernels: Sequence[int]) -> str:
+    """`bn3x3.weight` for `norms.1.weight`, where 3 is the second kernel."""
+    first, _, rest = name.partition(".")
+    words = {"norms": "bn", "convs": "conv", "ups": "up"}
+    if first not in words:
+        return {"gates": "gate_logits", "mixture": "head_logits"}[first]
+    number, _, leaf = rest.partition(".")
+    kernel = kernels[int(number)]
+    return f"{words[first]}{kernel}x{kernel}.{leaf}"
+
+
+def _told(sides: Sequence[int]) -> str:
+    return f"kernels of {', '.join(map(str, sides))}" if sides else "no kernels"

@@ -1,0 +1,76 @@
+"""The patches that the branches of a block are about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..editing.facts import is_fixed, sides
+from ..editing.value import Value, shape_of
+
+if TYPE_CHECKING:
+    from .branch import BranchSite
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The patches of a value.
+
+    Attributes:
+        size: height and width, where no other image than that of the capture is taken; or None.
+        sides: both while the model runs, where images may be of any size; or nothing. A value that
+            is a map itself has neither.
+    """
+
+    size: tuple[int, int] | None = None
+    sides: tuple[Value, ...] = ()
+
+
+def grid(site: BranchSite) -> Grid:
+    """The patches of the stream of a branch.
+
+    Raises:
+        RewriteError: VR410 if they are no full grid, or if other tokens stand behind them.
+    """
+    stream, block = site.context.stream, site.block.block
+    if len(shape_of(site._stream)) == 4:
+        return Grid()
+    if site.context.anatomy.stream.suffix_tokens:
+        raise site.unfit("there are other tokens behind the patches")
+    if not stream.whole(site._position):
+        notes = [f"merged by: {by}"] if (by := site.block.cause("grid")) else []
+        raise site.unfit("no full grid of patches is left there", notes=notes)
+    if stream.reader is not None:
+        stream.reader.declare(["grid"], "reads")
+    if block.stage == 0 and len(shape_of(site.editor.node(block.input))) == 3:
+        if is_fixed(site.editor):
+            return Grid(stream.at(site._position).grid)
+        return Grid(sides=site.block.input.grid_size)
+    place, axes = (block.map, (2, 3)) if block.map else (block.input, (1, 2))
+    shape = shape_of(site.editor.node(place))
+    if len(shape) != 4:
+        raise site.unfit("no map says which patches its tokens are")
+    planned = shape[axes[0]], shape[axes[1]]
+    if is_fixed(site.editor):
+        return Grid(planned)
+    found = sides(site.editor, place, axes, planned)
+    return Grid(sides=(Value(found[0]), Value(found[1])))
+
+
+def patches(site: BranchSite) -> tuple[int, int]:
+    """How many patches a branch is about down and across, at the size of the capture.
+
+    Raises:
+        RewriteError: VR410 if they are no grid.
+    """
+    shape, block = shape_of(site._stream), site.block.block
+    axes = (1, 2) if site.axis == -1 else (2, 3)
+    if len(shape) != 4 and block.map is not None:
+        shape, axes = shape_of(site.editor.node(block.map)), (2, 3)
+    if len(shape) == 4:
+        return shape[axes[0]], shape[axes[1]]
+    found, stream = site.context.stream.known(site._position).grid, site.context.anatomy.stream
+    others = stream.prefix_tokens + stream.suffix_tokens
+    if found is None or (len(shape) == 3 and shape[1] != others + found[0] * found[1]):
+        raise site.unfit("its tokens are no full grid of patches")
+    return found

@@ -1,0 +1,53 @@
+"""Which parts of a layer, hidden units or heads, a clause has stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..editing.narrowing import Remaining, Slices
+
+if TYPE_CHECKING:
+    from .base import BoundSite
+
+
+def chosen(
+    site: BoundSite, parts: Sequence[int] | int, count: int, what: str,
+    by: Sequence[tuple[torch.Tensor, Slices]],
+) -> Remaining:  # fmt: skip
+    """The choice that a clause states, checked.
+
+    Args:
+        site: where.
+        parts: numbers of parts; or how many stay, those that weigh most by the tensors of `by`.
+        count: how many there are.
+        what: they are, in words.
+        by: tensors with their slices.
+
+    Raises:
+        RewriteError: VR485 for parts that are not there or named twice, VR486 if there are not as
+            many as are to stay, or if none would.
+    """
+    if isinstance(parts, int):
+        _expect(site, parts, count, what)
+        return Remaining(parts, by=by)
+    twice = sorted({i for i in parts if list(parts).count(i) > 1}) if len(parts) > 1 else []
+    beyond = [i for i in parts if not 0 <= i < count]
+    if beyond or twice:
+        odd = f"there is no {beyond[0]}" if beyond else f"{twice[0]} twice"
+        raise site.clause.error(
+            "VR485", f"{site.pass_name} at '{site.role}' names {what}: {odd}", "keep",
+            suggestion=f"name some of 0..{count - 1}, each once",
+        )  # fmt: skip
+    _expect(site, len(parts), count, what)
+    return Remaining(len(parts), torch.tensor(sorted(parts), dtype=torch.long, device="cpu"))
+
+
+def _expect(site: BoundSite, kept: int, count: int, what: str) -> None:
+    if not 1 <= kept <= count:
+        raise site.clause.error(
+            "VR486", f"{site.pass_name} at '{site.role}' keeps {kept} of {count} {what}", "keep",
+            suggestion=f"keep 1 to {count}",
+        )  # fmt: skip

@@ -1,0 +1,112 @@
+"""Verbs of an attention within windows about the whole map that the windows are cut from."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ..anatomy.sites import Linear, Place
+from ..editing import wiring
+from ..editing.editor import relative
+from ..editing.value import Value, shape_of
+from ..tracing.nodes import is_size
+from ..tracing.notes import HINT
+
+if TYPE_CHECKING:
+    from .attention import AttentionSite
+
+MOVES = frozenset({
+    "view", "reshape", "contiguous", "flatten", "unflatten", "permute", "transpose", "clone",
+    torch.roll, F.pad, operator.getitem,
+})  # fmt: skip
+"""What puts numbers elsewhere, or leaves some out, and changes none."""
+
+
+def beside(
+    site: AttentionSite, layers: Sequence[Linear | None], module: nn.Module,
+    values: Sequence[Value],
+) -> None:  # fmt: skip
+    """`y = module(x, y, *tensors, *values)`: maps x, what the attention is made of, and y.
+
+    y is what the attention yields once its windows are a map again. The attention gives the
+    tensors of its layers out beside its result.
+    """
+    unit, x, y = around(site)
+    given: list[fx.Node | None] = [x, y]
+    for layer in layers:
+        for node, what in zip(site._tensors(layer), ("weight", "bias"), strict=True):
+            given.append(node and _outside(site, node, unit, f"{_last(layer)}_{what}"))
+    given += [value.read(site.editor, unit) for value in values]
+    hint, owner = str(HINT.get(y) or "y"), site.path.rpartition(".")[2]
+    (made,) = site.put(
+        module, unit, given, (hint,), owner=unit, owners=(site.path,), changed=(1,), around=True,
+        name=f"{owner}_{site._stem}",
+    )  # fmt: skip
+    y.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+
+
+def around(site: AttentionSite) -> tuple[str, fx.Node, fx.Node]:
+    """The unit that cuts the windows, the map that it cuts, and what the attention makes of it.
+
+    Raises:
+        RewriteError: VR410 if there is more between the windows and the sum than moving numbers.
+    """
+    branch = site.branch
+    reads = "norm" if branch.branch.first_norm is not None else "stream"
+    x, y = branch._read(reads), _whole(site, branch.path)
+    if len(shape_of(x)) != 4 or shape_of(x) != shape_of(y):
+        raise site.unfit("its windows are not cut from the map of its block, and put back there")
+    return branch.path, x, y
+
+
+def size(site: AttentionSite) -> tuple[int, int] | None:
+    """Height and width of the windows that the block of an attention cuts from a map.
+
+    None where it attends over what its block does; a map as a whole may be one window.
+
+    Raises:
+        RewriteError: VR410 if they are no squares and nothing else is known of them.
+    """
+    stream = shape_of(site.branch._stream)
+    given = shape_of(site._source(site._layers))
+    if len(given) != 3:
+        raise site.unfit("what it reads is no sequence of tokens")
+    if len(stream) != 4:
+        return site.attention.windows
+    if site.attention.windows is not None:
+        return site.attention.windows
+    side = math.isqrt(given[1])
+    if side * side != given[1]:
+        raise site.unfit(f"it attends to {given[1]} tokens of a map, which are no square")
+    return side, side
+
+
+def _last(layer: Linear | None) -> str:
+    return "" if layer is None else layer.role.rpartition(".")[2]
+
+
+def _outside(site: AttentionSite, node: fx.Node, unit: str, hint: str) -> fx.Node:
+    """A tensor of the attention in the unit that cuts the windows."""
+    HINT.put(node, hint)
+    return Value(Place(site._own_unit, node.name)).read(site.editor, unit)
+
+
+def _whole(site: AttentionSite, unit: str) -> fx.Node:
+    """What the attention yields, moved about as long as nothing else is done to it."""
+    editor, inner = site.editor, site._own_unit
+    above, calls = wiring.caller(editor, inner)
+    if above != unit or len(calls) > 1:
+        raise site.unfit("the module that cuts its windows does not call it itself, once")
+    target = relative(inner, above)
+    node: fx.Node = next(n for n in editor.graph(above).nodes if n.target == target)
+    while True:
+        users = [user for user in node.users if not is_size(user)]
+        if len(users) != 1 or users[0].target not in MOVES:
+            return node
+        node = users[0]
