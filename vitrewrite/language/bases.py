@@ -8,7 +8,8 @@ from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import did_you_mean, listing, shown
 
 from .factors import Factor
-from .model import Clause, Model, ModelRef, Require
+from .model import Clause, Model, Require
+from .references import ModelRef
 from .selectors import Call, EveryBase, Path, Selector
 from .sites import parts_of
 

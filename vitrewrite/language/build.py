@@ -18,6 +18,7 @@ from . import model as nodes
 from .conditions import Condition
 from .expressions import Expression
 from .factors import Factor
+from .references import ModelRef
 from .selectors import Selector
 from .source import SpecSource
 from .tokens import Lexeme
@@ -239,14 +240,14 @@ class _Statements(_Selectors):
     def place(self, word: Word) -> Word:
         return word
 
-    def model_ref(self, name: Word, options: tuple[selectors.Option, ...] | None) -> nodes.ModelRef:
+    def model_ref(self, name: Word, options: tuple[selectors.Option, ...] | None) -> ModelRef:
         text = read_string(name, name.span) if name.type == "STRING" else str(name)
-        return nodes.ModelRef(text, options or (), name.span)
+        return ModelRef(text, options or (), name.span)
 
-    def named(self, name: Word, ref: nodes.ModelRef) -> nodes.ModelRef:
+    def named(self, name: Word, ref: ModelRef) -> ModelRef:
         return replace(ref, label=str(name), span=_join(name, ref))
 
-    def model(self, ref: nodes.ModelRef) -> nodes.Model:
+    def model(self, ref: ModelRef) -> nodes.Model:
         return nodes.Model(ref, ref.span)
 
     def range(self, low: Expression, high: Expression) -> declarations.Range:
