@@ -24,7 +24,9 @@ SITES = ("blocks", "blocks[*].attn", "blocks[*].mlp", "head", "norm", "patch_emb
 KINDS = ("linear", "norm", "attention")
 ATTRIBUTES = ("dim", "in_features", "depth")
 RATES = ("1e-3", "0.5", "1%", "1 / 3")
-METRICS = ("params", "trainable", "macs", "macs_lowered", "flops", "max_error")
+METRICS = (
+    "params", "params_lowered", "trainable", "macs", "macs_lowered", "flops", "max_error",
+)  # fmt: skip
 
 words = st.sampled_from(("alpha", "beta", "gamma", "delta"))
 strings = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8).map(show)

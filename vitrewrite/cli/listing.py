@@ -38,14 +38,14 @@ CLAUSES = {
     "spec inserts or trains anything.",
     "freeze": "freeze SITES: the parameters there are not trained.",
     "require": "require CLAIM: a claim that apply and verify check; if it does not hold, nothing "
-    "is written and the exit status is 1.\nClaims: params, trainable, share, storage, macs, "
-    "macs_lowered, flops, max_error, tokens at SITES, each with <, <=, ==, >=, > or 'within 1% "
-    "of'; 'identity at init'; 'lowers exactly'. 'excluding SITES' leaves parts out of params, "
-    "trainable and MACs.\nparams(head=940/19) and trainable(head=940/19) count the head for so "
-    "many classes; share(of=base) is that of the trained parameters in the base without its head, "
-    "with it (base_and_head) or with all that was added (all); storage(tasks=19) is what tasks "
-    "take that share a base, in bases, matrices of few bits packed. macs(convention=norms) counts "
-    "as papers do:\n"
+    "is written and the exit status is 1.\nClaims: params, params_lowered, trainable, share, "
+    "storage, macs, macs_lowered, flops, max_error, tokens at SITES, each with <, <=, ==, >=, > or "
+    "'within 1% of'; 'identity at init'; 'lowers exactly'. 'excluding SITES' leaves parts out of "
+    "params, trainable and MACs.\nparams(head=940/19) and trainable(head=940/19) count the head "
+    "for so many classes; share(of=base) is that of the trained parameters in the base without "
+    "its head, with it (base_and_head) or with all that was added (all); storage(tasks=19) is what "
+    "tasks take that share a base, in bases, matrices of few bits packed. macs(convention=norms) "
+    "counts as papers do:\n"
     + "\n".join(f"  {name:<13}{each.about}" for name, each in CONVENTIONS.items()),
     "row": 'row "TABLE: ROW": a row of a paper\'s table that the spec stands for.',
     "param": "param NAME: TYPE = DEFAULT in LOW..HIGH: a value that NAME=VALUE overrides.",
