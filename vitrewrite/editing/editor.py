@@ -21,6 +21,7 @@ from ..tracing.notes import ARITY, HINT, ORIGIN, VALUE, noted
 from ..tracing.template import Template
 from ..tracing.unit import Unit, duplicate
 from .fitting import fit
+from .linting import lint
 
 if TYPE_CHECKING:
     from .clause import ClauseRef
@@ -349,7 +350,7 @@ class Editor:
                 continue
             unit.template.clean()
             for graph in unit.template.graphs:
-                _lint(graph, unit, path)
+                lint(graph, unit, path)
             # Places are node names, so what is shared has the same names too.
             names = tuple(n.name for n in unit.template.graph.nodes)
             key = unit.template.signature(), names
@@ -379,23 +380,3 @@ def units(root: nn.Module) -> Iterator[tuple[str, Unit]]:
     for path, module in walk.named(root):
         if isinstance(module, Unit):
             yield path, module
-
-
-def _lint(graph: fx.Graph, unit: Unit, path: str) -> None:
-    """Every name that a graph uses is there, and nodes stand in order.
-
-    Raises:
-        RewriteError: VR405, a bug of the pass that was applied last.
-    """
-    try:
-        graph.lint()
-        for node in graph.nodes:
-            if node.op == "call_module":
-                unit.get_submodule(str(node.target))
-            if node.op == "get_attr":
-                owner, _, name = str(node.target).rpartition(".")
-                getattr(unit.get_submodule(owner), name)
-    except (AttributeError, RuntimeError) as error:
-        raise RewriteError(
-            "VR405", f"the graph of '{path or 'the root'}' broke: {error}"
-        ) from error
