@@ -353,7 +353,9 @@ class Editor:
                 lint(graph, unit, path)
             # Places are node names, so what is shared has the same names too.
             names = tuple(n.name for n in unit.template.graph.nodes)
-            key = unit.template.signature(), names
+            # And values are noted in nodes: what is of other widths has nodes of its own.
+            widths = tuple(p.shape for p in unit.parameters()) if self.narrowed else ()
+            key = unit.template.signature(), names, widths
             unit.__dict__["template"] = known.setdefault(key, unit.template)
         self.edited.clear()
 
