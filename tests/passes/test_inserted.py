@@ -66,6 +66,7 @@ SPECS = {
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
+OF_BASES = {"snnet"}  # in tests/passes/test_snnet.py
 PUT_NOTHING = {"sls"}  # in tests/passes/test_sls.py
 LATENT = {"merge.bdm", "bi.lora", "bi.adaptformer", "bi.head"}
 """Passes with numbers that stay in float32 or better."""
@@ -102,7 +103,7 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 def test_every_pass_is_here() -> None:
-    covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS | PUT_NOTHING
+    covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS | OF_BASES | PUT_NOTHING
     assert covered == set(catalog.passes())
 
 
