@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, Rung, option
 from .catalog.updates import LowRankUpdate, Rescaling
+from .layers.folded import folded
 from .layers.gating import StructureGates
 from .layers.masking import MaskedSoftmax, TokenScores
 from .layers.picking import Picking
@@ -16,7 +17,9 @@ from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
     AffineSite,
+    Anchor,
     AttentionSite,
+    BasesSite,
     BlockSite,
     BranchSite,
     ConvSite,
@@ -50,7 +53,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AffineSite",
+    "Anchor",
     "AttentionSite",
+    "BasesSite",
     "BlockSite",
     "BranchSite",
     "ConvSite",
@@ -86,6 +91,7 @@ __all__ = [
     "activity",
     "decided",
     "features",
+    "folded",
     "frozen",
     "option",
     "silhouette",
