@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, Rung, option
 from .catalog.updates import LowRankUpdate, Rescaling
+from .layers.folded import folded
 from .layers.gating import StructureGates
 from .layers.masking import MaskedSoftmax, TokenScores
 from .layers.picking import Picking
@@ -86,6 +87,7 @@ __all__ = [
     "activity",
     "decided",
     "features",
+    "folded",
     "frozen",
     "option",
     "silhouette",

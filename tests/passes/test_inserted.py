@@ -60,6 +60,7 @@ SPECS = {
     "head2toe": "replace head with head2toe()",
     "vqt-weighted": "prepend vqt(count=2, combine=weighted, keep=0.5) to blocks[*]\ntrain head",
     "umsa": "replace blocks[*].attn with umsa()",
+    "umsa-hard": 'replace blocks[*].attn with umsa(state="3x3")',
     "umsa-multi": "replace blocks[*].attn with umsa(paths=multi, kernels=[3], rule=complex)",
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }

@@ -87,7 +87,7 @@ class Editor:
         edited: ids of units whose template is their own at the moment.
         warnings: what is odd but not wrong.
         moved: where a place of the original model is now.
-        removed: paths of modules of the original model that are gone, by which clause.
+        removed: paths of modules and tensors of the original model that are gone, by which clause.
         fed: paths of layers that a clause gives another input.
         ended: sums whose branch is gone, by which clause.
         folds: branches that went into weights, at lowering.
@@ -247,6 +247,15 @@ class Editor:
         self.removed[path] = clause
         self.rearranged()
 
+    def take_out_tensor(self, name: str, clause: ClauseRef) -> None:
+        """Takes a parameter or buffer of the model out of the tree, for a clause."""
+        owner, _, last = name.rpartition(".")
+        module = self.root.get_submodule(owner)
+        if (parameter := module._parameters.get(last)) is not None:
+            self.gone += parameter.numel()
+        delattr(module, last)
+        self.removed[name] = clause
+
     def without_helper(self, path: str) -> None:
         """Takes a helper that nothing calls any more out of the tree."""
         owner, _, name = path.rpartition(".")
@@ -264,6 +273,7 @@ class Editor:
         gone = sorted({*names} - {*self.root.state_dict()})
         paths = [p for p, c in self.removed.items() if c.number == clause.number]
         found = [f"{p}.*" for p in paths if any(n.startswith(f"{p}.") for n in gone)]
+        found += [p for p in paths if p in gone]
         if found:
             place = f"{clause.place}: " if clause.place else ""
             self.warnings.append(

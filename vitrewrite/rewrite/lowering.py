@@ -46,7 +46,8 @@ def lower_tree(
     with modes_kept(root):
         root.eval()
         for insertion in in_turn(editor.insertions):
-            if only is None or insertion.clause in only:
+            there = insertion in editor.insertions  # or in a part of the model that went
+            if there and (only is None or insertion.clause in only):
                 _lower(editor, insertion, methods.of(insertion))
         finish(editor)
         sweep(editor)
@@ -77,7 +78,7 @@ def _lower(editor: Editor, insertion: Insertion, method: Pass) -> None:
         gone = method.lower(site, insertion.module)
     became = Lowered(insertion, tuple(editor.folds[folds:]), tuple(editor.insertions[made:]))
     editor.lowered.append(became)
-    if gone:
+    if gone and insertion in editor.insertions:
         editor.insertions.remove(insertion)
 
 
