@@ -88,6 +88,17 @@ def test_parameters_of_the_lowered_model_are_those_that_are_left() -> None:
     assert lowered == base
 
 
+def test_a_net_that_was_found_costs_what_spvit_looks_up() -> None:
+    """The golden network of SPViT: one by one, three by three, and attention twice."""
+    text = (
+        "model vit_tiny_patch16_224(img_size=32, patch_size=4, embed_dim=48, depth=4, "
+        'num_heads=4, num_classes=10)\nreplace blocks[*].attn with umsa(state=["1x1", "3x3", '
+        '"msa", "msa"])\nreplace blocks[*].mlp with uffn(keep=[92, 115, 99, 89])\n'
+    )
+    (claim,) = vr.plan(f"{text}require macs_lowered(convention=patches) == 1\n").claims
+    assert claim.measured == golden("spvit-model").tensors["cost.total_macs"].item()
+
+
 def test_windows_have_no_class_token_to_leave_out() -> None:
     first, plain = vr.plan(
         "model swin_tiny\nrequire macs(convention=patches) == 1\nrequire macs == 1"
