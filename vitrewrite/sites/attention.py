@@ -26,7 +26,7 @@ from . import windowed
 from .context import Context
 from .core import bias_of, of_tokens, operand_of
 from .handing import Handing
-from .scores import ScoresSite
+from .heads import HeadsSite
 
 if TYPE_CHECKING:
     from .block import BlockSite
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionSite(ScoresSite, Handing):
+class AttentionSite(HeadsSite, Handing):
     """One softmax attention, softmax(q k^T * scale + bias) v over heads."""
 
     @classmethod
