@@ -80,7 +80,7 @@ def test_what_stands_beside_a_part_leaves_it_what_it_is(clause: str) -> None:
 
 
 def test_what_a_search_found_is_drawn_beside_what_it_was() -> None:
-    states = '["1x1", "3x3", "skip", "msa", "msa", "msa"]'
+    states = '["1x1", "3x3", "skip", "msa", "msa"]'
     found = shown(
         f"model {TINY}\nreplace blocks[*].attn with umsa(state={states})\n"
         "replace blocks[0:2].mlp with uffn(keep=[20, 30])\ndrop blocks[5]\n"

@@ -104,7 +104,8 @@ class _BlockReader:
         ops = [op for branch in mixing for op in self._branch(branch)]
         modules = [m for branch in mixing for m in self._called(branch)]
         attends = any(map(_attends, ops)) or any(getattr(m, "attends", False) for m in modules)
-        kernels = [side for each in (*ops, *modules) for side in _kernels(each)]
+        parts: list[Op | nn.Module] = [*ops, *modules]
+        kernels = [side for each in parts for side in _kernels(each)]
         other = block.attn is None and any(layer_matrix(op) or op.module for op in ops)
         largest = max(kernels, default=0)
         if attends:
