@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, Rung, option
 from .catalog.updates import LowRankUpdate, Rescaling
+from .editing.origins import Origin
 from .layers.gating import StructureGates
 from .layers.masking import MaskedSoftmax, TokenScores
 from .layers.picking import Picking
@@ -68,6 +69,7 @@ __all__ = [
     "MaskedSoftmax",
     "MlpSite",
     "NormSite",
+    "Origin",
     "ParameterGroup",
     "Pass",
     "Phase",

@@ -69,6 +69,8 @@ class Rewrite:
         checked: inserted classes that are known to be as they should.
         base_without_head: parameters of the original model, its classifier's left out.
         batches: how samples lie in the values of the tree as `anatomy` has it.
+        profile: what was measured of the model, if anything was.
+        again: whether the model was made before, as that of a folder was.
     """
 
     spec: Spec
@@ -88,6 +90,8 @@ class Rewrite:
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set, repr=False)
     base_without_head: int = 0
+    profile: Profile | None = field(default=None, repr=False)
+    again: bool = False
 
     @property
     def warnings(self) -> list[str]:
@@ -149,6 +153,7 @@ def rewrite(
     result.base_without_head = sum(p.numel() for n, p in root.named_parameters() if n not in head)
     result.batches = Batches(root, original)
     result.found = found_before(spec, allocations)
+    result.profile, result.again = profile, allocations is not None
     shaping = _shape(spec, result, original)
     chooser = Chooser(allocations or {}, result.choices, result.methods)
     result.anatomy, dropped = drop_blocks(
@@ -273,7 +278,8 @@ def _carry_out(job: Job, result: Rewrite) -> None:
     anatomy = replace(result.anatomy, stream=watched(result.anatomy.stream, reader))
     context = Context(
         result.editor, job.clause, anatomy, result.stream, scope, roles, folds=folds,
-        batches=result.batches, checked=result.checked,
+        batches=result.batches, checked=result.checked, profile=result.profile,
+        again=result.again,
     )  # fmt: skip
     result.stream.reader = reader
     with caused_at(job.clause.span):
