@@ -78,6 +78,16 @@ def test_dense_models_cost_what_spvit_looks_up(model: str, known: float) -> None
     assert round(plain.measured / 1e9, 3) == known
 
 
+def test_parameters_of_the_lowered_model_are_those_that_are_left() -> None:
+    """A low-rank adapter folds into what was there; a norm's scale and shift into a layer."""
+    base = measured("params == 1")[0]
+    text = f"{MODEL}\ninsert lora(rank=2) at blocks[*].attn.q\ninsert ssf() at blocks[*].norm1\n"
+    claims = vr.plan(f"{text}require params == 1\nrequire params_lowered == 1\n").claims
+    adapted, lowered = (claim.measured for claim in claims)
+    assert adapted == base + DEPTH * (2 * 2 * WIDTH + 2 * WIDTH)
+    assert lowered == base
+
+
 def test_windows_have_no_class_token_to_leave_out() -> None:
     first, plain = vr.plan(
         "model swin_tiny\nrequire macs(convention=patches) == 1\nrequire macs == 1"

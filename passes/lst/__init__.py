@@ -49,7 +49,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrewrite.authoring import BlockSite, HeadSite, Origin, Pass, Value, option
+from vitrewrite.authoring import BlockSite, HeadSite, OwnLayers, Pass, Value, option
 
 from .pruning import count, cut, norm, walked
 
@@ -105,7 +105,7 @@ class SideBlock(nn.Module):
         return made
 
 
-class Rung(nn.Module):
+class LadderRung(nn.Module):
     """h = side(m h + (1 - m) down(x)) for what a block yields; the first is given x_0 as h.
 
     With `folded` m is `share`, and 1 - m is in down.
@@ -224,7 +224,7 @@ class Lst(Pass):
             for each in block.together:
                 each.expect_kept(start)
             before = block.from_frozen(start.value, "x")
-        rung = Rung(
+        rung = LadderRung(
             block.dim, block.dim // self.reduction, block.attn.heads,
             count(block.hidden, self.reduction), block.leads,
         )  # fmt: skip
@@ -275,25 +275,25 @@ class Lst(Pass):
             suggestion="write rows=flat",
         )  # fmt: skip
 
-    def inherit(self, site: BlockSite | HeadSite, module: nn.Module, origin: Origin) -> None:
+    def inherit(self, site: BlockSite | HeadSite, module: nn.Module, origin: OwnLayers) -> None:
         """Rows and columns of the model's own: those that matter most."""
         blocks = site.blocks if isinstance(site, HeadSite) else site.all_blocks
         heads = blocks[0].attn.heads if self.rows == "per_head" else 1
         roles = [block.role for block in blocks]
         kept = origin.once("kept", lambda: walked(origin, roles, self.reduction, heads))
-        if isinstance(module, Rung):
+        if isinstance(module, LadderRung):
             cut(module.side, origin, site.role, kept[site.role])
         elif isinstance(module, LadderTop) and "norm" in origin:
             norm(module.side_norm, origin, "norm", kept[roles[-1]].fc2)
 
     def lower(self, block: BlockSite, rung: nn.Module) -> bool:
         """m becomes a number, and 1 - m goes into down."""
-        if not isinstance(rung, Rung) or rung.folded:
+        if not isinstance(rung, LadderRung) or rung.folded:
             return False
         share = torch.sigmoid(rung.gate.double() / TEMPERATURE)
         sizes = rung.dim, rung.width, rung.heads, rung.hidden
         with torch.device("meta"):  # every tensor is put in its place
-            new = Rung(*sizes, rung.first, folded=True)
+            new = LadderRung(*sizes, rung.first, folded=True)
         new.side, new.share = rung.side, share.detach().to(rung.gate.dtype)
         if rung.first:
             new.first_down = rung.first_down

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vitrewrite.authoring import Origin
+from vitrewrite.authoring import OwnLayers
 
 if TYPE_CHECKING:
     from . import SideBlock
@@ -47,7 +47,7 @@ def best(importance: torch.Tensor, reduction: int, groups: int = 1) -> torch.Ten
 
 
 def walked(
-    origin: Origin, blocks: Sequence[str], reduction: int, heads: int = 1
+    origin: OwnLayers, blocks: Sequence[str], reduction: int, heads: int = 1
 ) -> dict[str, Kept]:
     """What every block keeps.
 
@@ -70,7 +70,7 @@ def walked(
     return found
 
 
-def cut(side: SideBlock, origin: Origin, block: str, own: Kept) -> None:
+def cut(side: SideBlock, origin: OwnLayers, block: str, own: Kept) -> None:
     """Gives a side block what a block of the model keeps."""
     qkv = [(f"{block}.attn.{part}", own.qkv) for part in "qkv"]
     norm(side.norm1, origin, f"{block}.norm1", own.before)
@@ -81,7 +81,7 @@ def cut(side: SideBlock, origin: Origin, block: str, own: Kept) -> None:
     linear(side.mlp.fc2, origin, [(f"{block}.mlp.fc2", own.fc2)], own.fc1)
 
 
-def norm(layer: nn.LayerNorm, origin: Origin, role: str, rows: torch.Tensor) -> None:
+def norm(layer: nn.LayerNorm, origin: OwnLayers, role: str, rows: torch.Tensor) -> None:
     """Gives a norm some channels of one of the model."""
     weight = origin.weight(role)
     layer.weight.copy_(weight[rows.to(weight.device)])
@@ -89,7 +89,10 @@ def norm(layer: nn.LayerNorm, origin: Origin, role: str, rows: torch.Tensor) -> 
 
 
 def linear(
-    layer: nn.Linear, origin: Origin, parts: list[tuple[str, torch.Tensor]], columns: torch.Tensor
+    layer: nn.Linear,
+    origin: OwnLayers,
+    parts: list[tuple[str, torch.Tensor]],
+    columns: torch.Tensor,
 ) -> None:
     """Gives a linear layer some rows of layers of the model, one after the other, and columns."""
     weights, biases = [], []

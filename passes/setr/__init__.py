@@ -37,7 +37,6 @@ Example
     63.2 GMAC beside 362.0 of the blocks.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
@@ -45,9 +44,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vitrewrite.authoring import HeadSite, Pass, option
+from vitrewrite.authoring import HeadSite, Pass, folded, option
 
 if TYPE_CHECKING:
     from .losses import AuxiliaryLosses
@@ -244,11 +242,3 @@ class Setr(Pass):
 def convs_of(head: PupHead) -> list[UpsamplingConv]:
     """The convolutions of a head, in order."""
     return [conv for conv in head.convs if isinstance(conv, UpsamplingConv)]
-
-
-def folded(conv: nn.Conv2d, bn: nn.Module) -> nn.Conv2d:
-    """A convolution that holds the batch norm behind it."""
-    wide = torch.promote_types(conv.weight.dtype, torch.float32)
-    assert isinstance(bn, nn.BatchNorm2d)
-    made = fuse_conv_bn_eval(deepcopy(conv).to(wide), deepcopy(bn).to(wide))
-    return made.to(conv.weight.dtype)

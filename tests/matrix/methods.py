@@ -57,6 +57,10 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert ia3() at blocks[*].mlp.fc2\n",
     ),
     "UFFN": ("replace blocks[*].mlp with uffn()\n", "replace every mlp with uffn()\n"),
+    "Heads": (
+        "replace blocks[*].attn with heads()\n",
+        "replace every attention with heads()\n",
+    ),
     "VPT-deep": ("prepend prompt(count=2) to blocks[*]\n",),
     "E2VPT": (
         "prepend prompt(count=2) to blocks[*]\nprepend kv_prompt(n=2) to blocks[*].attn\n",

@@ -43,6 +43,7 @@ METHODS = {
     "uniadapter": "insert uniadapter(hidden=3) at blocks[*].mlp_branch",
     "ia3": "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2",
     "uffn": "replace blocks[*].mlp with uffn()",
+    "heads": "replace blocks[*].attn with heads()",
     "sparse": "insert sparse() at sensitive(budget=5K, scale=9K)",
     "bitfit": "train every bias",
     "partial": "train blocks[-1]",
@@ -294,7 +295,8 @@ SAMPLE = (
     ("prompt", "dispatch of blocks"),
     ("prompt", "vqt"), ("prompt", "evit"), ("lora", "dynamicvit"), ("kv_prompt", "dtps"),
     ("bdm", "unmerge"), ("lst", "unmerge"),
-    ("lora", "ltmp"), ("lora everywhere", "uffn"), ("ia3", "uffn"),
+    ("lora", "ltmp"), ("heads", "uffn"), ("lora everywhere", "heads"),
+    ("kv_prompt", "heads"), ("tome", "heads"), ("lora everywhere", "uffn"), ("ia3", "uffn"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 

@@ -224,7 +224,14 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("phase", "step"), [("GateSearch", 2), ("Hardened", 1), ("Hardened", 2)])
+@pytest.mark.parametrize(
+    ("phase", "step"),
+    [
+        ("Hardened", 1),
+        pytest.param("GateSearch", 2, marks=pytest.mark.slow),
+        pytest.param("Hardened", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_it_goes_on_where_it_was_stopped(
     done: tuple[Path, Rewritten], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str,
     step: int,
@@ -339,3 +346,11 @@ def test_settings_without_effect_are_told() -> None:
     assert len(told) == 2
     assert all("has no effect here" in each for each in told)
     assert "gate_lr" in vr.parse(f"{UNITS}tune {{ gate_lr = 0.1 }}").warnings[0].message
+
+
+def test_long_lists_are_cut_where_clauses_are_told(done: tuple[Path, Rewritten]) -> None:
+    spec = vr.parse(done[0] / "architecture.peft")
+    assert "..." not in str(spec)
+    told = vr.plan(spec, vit()).steps[0].clause.text
+    assert len(told) < 300
+    assert " in all]" in told

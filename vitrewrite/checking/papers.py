@@ -20,7 +20,7 @@ from .specs import Checked
 
 # Which metrics are about a figure, and what one of its units is.
 FIGURES: Mapping[str, tuple[tuple[str, ...], float, str]] = {
-    "params_m": (("params", "trainable"), 1e6, " M"),
+    "params_m": (("params", "params_lowered", "trainable"), 1e6, " M"),
     "gmacs": (("macs", "macs_lowered"), 1e9, " G"),
     "gmacs_min": (("macs", "macs_lowered"), 1e9, " G, least"),
     "gmacs_max": (("macs", "macs_lowered"), 1e9, " G, most"),

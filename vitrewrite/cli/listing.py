@@ -27,7 +27,9 @@ CLAUSES = {
     "is a list has one value per site, such as rank=[4, 8, 0, 8]; 0 or none puts nothing there.",
     "prepend": "prepend P to SITES: puts tokens or rows in front of what a site gets.",
     "replace": "replace SITES with P: swaps parts of the model for others.",
-    "stitch": "stitch M1, M2[, M3] with P: makes one model of several.",
+    "stitch": "stitch small=M1, base=M2[, large=M3] with P: makes one model of several. It is the "
+    "first clause; behind it selectors start at a name, such as 'small.blocks[*]', or are of all: "
+    "'every base.blocks[*]'. Models without a name are a, b and c.",
     "add": "add P to SITES: gives a part of the model something more to compute.",
     "drop": "drop SITES: takes blocks out of the model, such as 'drop blocks[8:]'. The others keep "
     "their names and numbers: wherever a clause stands, its positions are those of the base. "
@@ -36,14 +38,14 @@ CLAUSES = {
     "spec inserts or trains anything.",
     "freeze": "freeze SITES: the parameters there are not trained.",
     "require": "require CLAIM: a claim that apply and verify check; if it does not hold, nothing "
-    "is written and the exit status is 1.\nClaims: params, trainable, share, storage, macs, "
-    "macs_lowered, flops, max_error, tokens at SITES, each with <, <=, ==, >=, > or 'within 1% "
-    "of'; 'identity at init'; 'lowers exactly'. 'excluding SITES' leaves parts out of params, "
-    "trainable and MACs.\nparams(head=940/19) and trainable(head=940/19) count the head for so "
-    "many classes; share(of=base) is that of the trained parameters in the base without its head, "
-    "with it (base_and_head) or with all that was added (all); storage(tasks=19) is what tasks "
-    "take that share a base, in bases, matrices of few bits packed. macs(convention=norms) counts "
-    "as papers do:\n"
+    "is written and the exit status is 1.\nClaims: params, params_lowered, trainable, share, "
+    "storage, macs, macs_lowered, flops, max_error, tokens at SITES, each with <, <=, ==, >=, > or "
+    "'within 1% of'; 'identity at init'; 'lowers exactly'. 'excluding SITES' leaves parts out of "
+    "params, trainable and MACs.\nparams(head=940/19) and trainable(head=940/19) count the head "
+    "for so many classes; share(of=base) is that of the trained parameters in the base without "
+    "its head, with it (base_and_head) or with all that was added (all); storage(tasks=19) is what "
+    "tasks take that share a base, in bases, matrices of few bits packed. macs(convention=norms) "
+    "counts as papers do:\n"
     + "\n".join(f"  {name:<13}{each.about}" for name, each in CONVENTIONS.items()),
     "row": 'row "TABLE: ROW": a row of a paper\'s table that the spec stands for.',
     "param": "param NAME: TYPE = DEFAULT in LOW..HIGH: a value that NAME=VALUE overrides.",

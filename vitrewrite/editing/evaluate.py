@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import fx
 
 from ..anatomy.sites import Place
 from ..errors import RewriteError
-from ..tracing.unit import run_node
+from ..tracing.notes import ARITY
+from ..tracing.unit import Unit, run_node
 from . import wiring
-from .editor import Editor
+from .editor import Editor, join
 
 
 class Evaluation:
@@ -51,5 +53,20 @@ class Evaluation:
             inputs = [n for n in node.graph.nodes if n.op == "placeholder"]
             argument = calls[0].args[inputs.index(node)]
             return self.value(above, argument) if isinstance(argument, fx.Node) else argument
+        if (inside := self._result(unit, node)) is not None:
+            return self.value(*inside)
         values = {n: self.value(unit, n) for n in node.all_input_nodes}
         return run_node(node, self.editor.unit(unit), values)
+
+    def _result(self, unit: str, node: fx.Node) -> tuple[str, fx.Node] | None:
+        """Where an item of what a unit yields is made: the others may hang on the image."""
+        call = node.args[0] if node.target is operator.getitem else None
+        if not isinstance(call, fx.Node) or call.op != "call_module" or not ARITY.on(call):
+            return None
+        path = join(unit, str(call.target))
+        inner = self.editor.root.get_submodule(path)
+        if not isinstance(inner, Unit) or inner.template is None:
+            return None
+        results: Any = inner.template.graph.output_node().args[0]
+        made = results[node.args[1]]
+        return (path, made) if isinstance(made, fx.Node) else None

@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class OriginPart:
+class OwnLayer:
     """The tensors of a layer, or of some rows of one.
 
     Attributes:
@@ -35,7 +35,7 @@ class OriginPart:
 
 
 @dataclass(frozen=True, eq=False)
-class Origin:
+class OwnLayers:
     """Layers of the model as it was, by role, and what was measured of them.
 
     Attributes:
@@ -44,7 +44,7 @@ class Origin:
         measured: sums of squared gradients by name of a parameter; None where none are asked for.
     """
 
-    parts: Mapping[str, OriginPart]
+    parts: Mapping[str, OwnLayer]
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     measured: Mapping[str, torch.Tensor] | None = field(default=None, repr=False)
     _made: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -79,7 +79,7 @@ class Origin:
         return found
 
     @property
-    def matrices(self) -> dict[str, OriginPart]:
+    def matrices(self) -> dict[str, OwnLayer]:
         """The layers in blocks and the patch embedding that have more than a vector."""
         inside = ("blocks", "stages", "patch_embed")
         return {
@@ -93,7 +93,7 @@ class Origin:
         """Whether the model has weights."""
         return not any(tensor.is_meta for tensor in self.tensors.values())
 
-    def given(self, base: Mapping[int, torch.Tensor]) -> Origin:
+    def given(self, base: Mapping[int, torch.Tensor]) -> OwnLayers:
         """The same of the model with weights, by the id of a tensor on meta."""
         tensors = {name: base.get(id(t), t) for name, t in self.tensors.items()}
         return replace(self, tensors=tensors, _made={})
@@ -101,7 +101,7 @@ class Origin:
 
 def origin_of(
     root: nn.Module, anatomy: Anatomy, measured: Mapping[str, torch.Tensor] | None
-) -> Origin:
+) -> OwnLayers:
     """All layers of a tree that a plain transformer has."""
     tensors = dict(root.named_parameters(remove_duplicate=False))
     parts = {}
@@ -109,7 +109,7 @@ def origin_of(
         if hasattr(site, "weight"):
             bias = f"{site.weight.removesuffix('weight')}bias"
             ranges = () if site.rows is None and not site.pieces else site.ranges
-            parts[role] = OriginPart(site.weight, bias if bias in tensors else None, ranges)
+            parts[role] = OwnLayer(site.weight, bias if bias in tensors else None, ranges)
     for norm in anatomy.norms:
         parts[norm.role] = _whole(norm.path, tensors)
     if anatomy.norm:
@@ -119,9 +119,9 @@ def origin_of(
             parts["patch_embed"] = _whole(conv.path, tensors)
     known = {role: part for role, part in parts.items() if part.weight in tensors}
     names = {n for p in known.values() for n in (p.weight, p.bias) if n}
-    return Origin(known, {name: tensors[name] for name in sorted(names)}, measured)
+    return OwnLayers(known, {name: tensors[name] for name in sorted(names)}, measured)
 
 
-def _whole(path: str, tensors: Mapping[str, torch.Tensor]) -> OriginPart:
+def _whole(path: str, tensors: Mapping[str, torch.Tensor]) -> OwnLayer:
     bias = f"{path}.bias"
-    return OriginPart(f"{path}.weight", bias if bias in tensors else None)
+    return OwnLayer(f"{path}.weight", bias if bias in tensors else None)

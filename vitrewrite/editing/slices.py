@@ -88,7 +88,8 @@ def erase_unread(node: fx.Node) -> None:
     """Erases a node that nobody reads, and what only it did, also where that is in place."""
     sources = node.all_input_nodes
     changed = sources[:1] if is_inplace(node.target) else []
-    if node.users or node.op == "placeholder" or any(len(n.users) > 1 for n in changed):
+    kept = node.users or node.op == "placeholder" or any(len(n.users) > 1 for n in changed)
+    if kept or node._erased:
         return
     node.graph.erase_node(node)
     for source in sources:

@@ -48,6 +48,7 @@ _TASKS = OptionInfo(
 
 METRICS: Mapping[str, Metric] = {
     "params": Metric(excluding=True, options=_options(_HEAD)),
+    "params_lowered": Metric(),
     "trainable": Metric(excluding=True, options=_options(_HEAD)),
     # Trained parameters over those of a base, and what tasks store over one base, in bases: numbers
     # of quantised matrices as the bits that they are packed in.

@@ -53,7 +53,7 @@ class Architecture:
     def planned(cls, plan: Compilation) -> Architecture:
         """Of a spec on its model, without weights."""
         measures, editor = plan.measures, plan.measures.editor_lowered
-        blocks = composition(plan.anatomy, editor, measures.run_lowered, plan.original)
+        blocks = composition(plan.base, plan.anatomy, editor, measures.run_lowered, plan.original)
         return cls(
             _title(plan.spec, plan.model), tuple(blocks),
             (_count(editor.root), _count(plan.base)), (measures.macs_lowered, measures.macs_base),
@@ -65,7 +65,7 @@ class Architecture:
         made = rewritten if rewritten.lowered else lowered(rewritten)
         measures: Measures = made.measures
         base: Propagation = made.cost
-        blocks = composition(made.result.anatomy, made.result.editor, measures.run, base)
+        blocks = composition(made.base, made.result.anatomy, made.result.editor, measures.run, base)
         return cls(
             _title(made.spec, made.model_name), tuple(blocks),
             (_count(made.module), _count(made.base)), (measures.macs, measures.macs_base),

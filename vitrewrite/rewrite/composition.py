@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ..anatomy import analyse
 from ..anatomy.flow import Flow, Op, flatten
 from ..anatomy.kinds import ADDS, FUSED_ATTENTION, SDPA, is_conv, layer_matrix
 from ..anatomy.sites import Anatomy, Block, Place
@@ -58,21 +59,24 @@ class Composition:
 
 
 def composition(
-    anatomy: Anatomy, editor: Editor, run: Propagation, base: Propagation
+    original: nn.Module, anatomy: Anatomy, editor: Editor, run: Propagation, base: Propagation
 ) -> list[Composition]:
     """The blocks of a rewritten tree, those that are gone included.
 
     Args:
-        anatomy: the places of the model as it was.
+        original: the model as it was, whose places are what passes moved.
+        anatomy: the places that clauses were told of, with the blocks that are gone.
         editor: of the tree as it is.
         run: of that tree, on meta.
         base: of the model as it was.
     """
-    gone = [Composition(b, DROPPED, None, None, _before(b)) for b, _ in anatomy.gone.values()]
+    blocks = {block.index: block for block in analyse(original).blocks}
+    absent = {block.index for block, _ in anatomy.gone.values()} & blocks.keys()
+    gone = [Composition(blocks[i], DROPPED, None, None, _before(blocks[i])) for i in absent]
     flow = flatten(editor.root)
     try:
         reader = _BlockReader(flow, editor, run, base)
-        found = [*gone, *map(reader.read, anatomy.blocks)]
+        found = [*gone, *(reader.read(b) for i, b in blocks.items() if i not in absent)]
     finally:
         flow.release()
     return sorted(found, key=lambda each: each.block.index)

@@ -51,6 +51,10 @@ def _parameters(claim: Claim, measures: Measures, result: Rewrite) -> int:
     return total
 
 
+def _parameters_lowered(claim: Claim, measures: Measures, result: Rewrite) -> int:
+    return sum(p.numel() for p in measures.editor_lowered.root.parameters())
+
+
 def _named(root: nn.Module, names: set[str], trained: bool) -> Iterable[tuple[str, nn.Parameter]]:
     """The parameters of some names, those that are not trained left out if so wanted."""
     named = ((n, p) for n, p in root.named_parameters() if n in names)
@@ -188,6 +192,7 @@ def _tokens(claim: Claim, measures: Measures, result: Rewrite) -> int:
 _METRICS: Mapping[str, Callable[[Claim, Measures, Rewrite], float]] = {
     **dict.fromkeys(("params", "trainable"), _parameters),
     **dict.fromkeys(("macs", "macs_lowered", "flops"), _macs),
+    "params_lowered": _parameters_lowered,
     "share": _share,
     "storage": _storage,
     "tokens": _tokens,

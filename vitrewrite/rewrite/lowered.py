@@ -13,7 +13,8 @@ from .rewritten import Rewritten
 def lowered(rewritten: Rewritten) -> Rewritten:
     """A model with everything folded that can be; `rewritten` stays in it as `unlowered`."""
     root, editor = lowered_tree(rewritten)
-    result = replace(rewritten.result, root=root, editor=editor)
+    there = rewritten.result.base_trained & {name for name, _ in root.named_parameters()}
+    result = replace(rewritten.result, root=root, editor=editor, base_trained=there)
     measures = measure(result, rewritten.cost, lowered=True)
     return replace(
         rewritten, module=root, result=result, source=realise(root), measures=measures,

@@ -17,6 +17,7 @@ from ..editing.fitting import modes_kept
 from ..editing.folds import Lowered
 from ..editing.sweeping import sweep
 from ..sites import BoundSite, finish
+from ..tracing.paths import STITCHES
 from ..tracing.unit import duplicate
 from .passes import Methods
 
@@ -46,7 +47,8 @@ def lower_tree(
     with modes_kept(root):
         root.eval()
         for insertion in in_turn(editor.insertions):
-            if only is None or insertion.clause in only:
+            there = insertion in editor.insertions  # or in a part of the model that went
+            if there and (only is None or insertion.clause in only):
                 _lower(editor, insertion, methods.of(insertion))
         finish(editor)
         sweep(editor)
@@ -77,7 +79,7 @@ def _lower(editor: Editor, insertion: Insertion, method: Pass) -> None:
         gone = method.lower(site, insertion.module)
     became = Lowered(insertion, tuple(editor.folds[folds:]), tuple(editor.insertions[made:]))
     editor.lowered.append(became)
-    if gone:
+    if gone and insertion in editor.insertions:
         editor.insertions.remove(insertion)
 
 
@@ -94,7 +96,8 @@ def _remove_uncalled(editor: Editor) -> None:
         unit = editor.unit(insertion.unit)
         assert unit.template is not None
         target = insertion.path[len(insertion.unit) + 1 :] if insertion.unit else insertion.path
-        if not any(n.target == target for n in unit.template.graph.nodes):
+        on_path = editor.stitches is not None and insertion.path.startswith(f"{STITCHES}.")
+        if not on_path and not any(n.target == target for n in unit.template.graph.nodes):
             editor.insertions.remove(insertion)
             _reattached(editor, insertion).remove(insertion)
     for path in list(editor.helpers):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..editing.editor import Insertion
 from ..editing.folds import Lowered
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ def key_map(lowered: Rewritten) -> dict[str, dict[str, Any]]:
     found = {}
     for name in (n for n in old if n not in new):
         step = _step(name, lowered)
-        to = _heirs(step, lowered, new - old)
+        # What an inserted module held may be in another one of its clause.
+        dropped = not (step.made or step.folds or _inside(name, step, lowered.unlowered))
+        to = [] if dropped else _heirs(step, lowered, new - old)
         found[name] = {"to": to or None, "clause": step.insertion.site.clause.text}
     return found
 
@@ -31,11 +35,22 @@ def key_map(lowered: Rewritten) -> dict[str, dict[str, Any]]:
 def _step(name: str, lowered: Rewritten) -> Lowered:
     """What became of the inserted module that a tensor was in, or that took it as an argument."""
     assert lowered.unlowered is not None
-    root = lowered.unlowered.module
-    owner = root.get_submodule(name.rpartition(".")[0])
     steps = lowered.result.editor.lowered
-    inside = (s for s in steps if owner in root.get_submodule(s.insertion.path).modules())
-    return next(inside, None) or next(s for s in steps if name.startswith(f"{s.insertion.unit}."))
+    inside = (s for s in steps if _inside(name, s, lowered.unlowered))
+    return next(inside, None) or max(steps, key=lambda s: _shared(name, s.insertion))
+
+
+def _inside(name: str, step: Lowered, unlowered: Rewritten) -> bool:
+    """Whether a tensor was in an inserted module."""
+    root = unlowered.module
+    owner = root.get_submodule(name.rpartition(".")[0])
+    return owner in root.get_submodule(step.insertion.path).modules()
+
+
+def _shared(name: str, insertion: Insertion) -> int:
+    """How long the path is that a tensor and an inserted module have in common."""
+    pairs = zip(name.split("."), insertion.path.split("."), strict=False)
+    return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
 def _heirs(step: Lowered, lowered: Rewritten, added: Collection[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from ..anatomy.sites import Linear, Place
-from ..editing import wiring
+from ..editing import stripping, wiring
 from ..editing.attended import is_per_query, rows_of, softmax_of
 from ..editing.editor import after
 from ..editing.evaluate import Evaluation
@@ -25,7 +26,7 @@ from . import windowed
 from .context import Context
 from .core import bias_of, of_tokens, operand_of
 from .handing import Handing
-from .scores import ScoresSite
+from .heads import HeadsSite
 
 if TYPE_CHECKING:
     from .block import BlockSite
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionSite(ScoresSite, Handing):
+class AttentionSite(HeadsSite, Handing):
     """One softmax attention, softmax(q k^T * scale + bias) v over heads."""
 
     @classmethod
@@ -245,20 +246,23 @@ class AttentionSite(ScoresSite, Handing):
                 with what the layers of q, k and v read.
             beside: whether the attention runs still: `y = module(x, attention(x), *tensors,
                 *values)`, with `changes = (1,)`. Other clauses at the attention stay what they are.
-            layers: whose tensors the module is given.
-            whole: with `beside`, where it attends within windows: x and y are the map that they are
-                cut from, and what they are put back to.
+            layers: whose tensors the module is given. Where these are not all four, and it does
+                not run still, the attention keeps them alone, and rows of a fused layer alone.
+            whole: where it attends within windows: x and y are the map that they are cut from, and
+                what they are put back to.
 
         Raises:
             RewriteError: VR410 if it is no self-attention in a module of its own, VR412 if another
                 clause is about what the attention does, which it does no more.
         """
+        given = [getattr(self.attention, name) for name in layers]
+        if beside and whole:
+            windowed.beside(self, given, module, values)
+            return
         if keep or beside:
-            given = [getattr(self.attention, name) for name in layers]
-            if whole:
-                windowed.beside(self, given, module, values)
-            else:
-                self._keep(given, module, values, beside=beside)
+            alone = not beside and len(given) < len(self._layers)
+            then = functools.partial(self._settled, whole=whole, alone=alone)
+            self._keep(given, module, values, beside=beside, then=then)
             return
         unit, call = self._call
         inputs: list[Any] = [call.args[i] for i in self._inputs]
@@ -272,11 +276,41 @@ class AttentionSite(ScoresSite, Handing):
         self.editor.take_out(self.path, self.clause)
         wiring.release(self.editor, unit)
 
-    def _replace(self, made: Place, y: Place) -> None:
+    def _replace(self, made: Place, y: Place, then: Callable[[], None] | None) -> None:
         core = self._found()
         if core is not None and (ORIGIN.on(core) or self.observed or rows_of(core)):
             raise self._lost(str(ORIGIN.get(core) or "reads its weights"))
-        super()._replace(made, y)
+        super()._replace(made, y, then)
+
+    def _settled(self, *, whole: bool, alone: bool) -> None:
+        """Once the module is read in place of what it yielded: it is given the map, and strips."""
+        if whole:
+            self._given_whole()
+        if alone:
+            stripping.strip(self.editor, self._unit, self.clause)
+
+    def _given_whole(self) -> None:
+        windowed.given_whole(self)
+
+    def leave_out(self, *, passing: bool = False) -> None:
+        """Its branch, `x + f(x)`, becomes `x`; the modules of the branch go.
+
+        At lowering the module that stands at it goes too.
+
+        Args:
+            passing: whether the branch adds what the attention reads instead; only that goes.
+
+        Raises:
+            RewriteError: VR410 if another clause put something into the branch.
+        """
+        if self.context.insertion is not None:
+            self.bypass(self.insertion.path)
+            self.remove(self.insertion)
+            self.editor.insertions.remove(self.insertion)
+        if passing:
+            windowed.passed(self)
+        else:
+            self.branch.leave_out()
 
     @property
     def _layers(self) -> tuple[Linear | None, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from ..anatomy.sites import Branch, Place
-from ..editing import branches, wiring
+from ..editing import branches, stripping, wiring
 from ..editing.editor import after, join
 from ..editing.slices import ahead, behind
 from ..editing.value import Value, shape_of
@@ -139,7 +139,15 @@ class BranchSite(RoutedSite):
         """
         if self.context.insertion is not None:
             super().drop()
-            return
+        else:
+            self.leave_out()
+
+    def leave_out(self) -> None:
+        """`x + f(x)` becomes `x`, and the modules of f go; at lowering what is in them, too.
+
+        Raises:
+            RewriteError: VR410 if another clause put something into f.
+        """
         total, unit = self._sum, self.path
         stream = total.args[1 - self.branch.index]
         assert isinstance(stream, fx.Node)
@@ -353,6 +361,6 @@ class BranchSite(RoutedSite):
     def _forget(self, path: str) -> None:
         """Takes a module that nothing calls any more out of the tree."""
         inside = (i for i in self.editor.insertions if f"{i.path}.".startswith(f"{path}."))
-        if (found := next(inside, None)) is not None:
+        if self.context.insertion is None and (found := next(inside, None)) is not None:
             raise self.unfit(f"'{found.site.clause.text}' put something into it")
-        self.editor.take_out(path, self.clause)
+        stripping.take_out(self.editor, path, self.clause)

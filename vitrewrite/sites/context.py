@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..anatomy.sites import Anatomy
@@ -27,6 +28,7 @@ class Context:
         checked: inserted classes that are known to be as they should.
         profile: what was measured of the model, if anything was.
         again: whether the model was made before, and gets the values that it had then.
+        bases: the anatomy of each model, where the spec stitches several.
     """
 
     editor: Editor
@@ -42,6 +44,7 @@ class Context:
     checked: set[str] = field(default_factory=set)
     profile: Profile | None = None
     again: bool = False
+    bases: Mapping[str, Anatomy] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

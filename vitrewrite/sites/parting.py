@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..anatomy.sites import Place
 from ..editing.narrowing import Remaining, Slices
 
 if TYPE_CHECKING:
@@ -43,6 +44,15 @@ def chosen(
         )  # fmt: skip
     _expect(site, len(parts), count, what)
     return Remaining(len(parts), torch.tensor(sorted(parts), dtype=torch.long, device="cpu"))
+
+
+def shape_before(site: BoundSite, place: Place) -> tuple[int, ...]:
+    """Of a value for one image, as the model was before the clause."""
+    assert site.context.batches is not None
+    found = site.context.batches.runs[0].shape(place)
+    if found is None:
+        raise site.unfit("it is not known what it yields")
+    return found
 
 
 def _expect(site: BoundSite, kept: int, count: int, what: str) -> None:

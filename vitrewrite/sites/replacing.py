@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import getitem
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from ..anatomy.sites import Linear, Place
-from ..editing import branches, wiring
-from ..editing.editor import after, join
+from ..editing import branches, stripping, wiring
+from ..editing.editor import after
+from ..editing.evaluate import Evaluation
 from ..editing.slices import erase_unread
 from ..editing.value import Value, shape_of
 from ..tracing.notes import HELD, HINT
@@ -50,12 +52,12 @@ class ReplacedSite(BoundSite):
 
     def _keep(
         self, layers: Sequence[Linear | None], module: nn.Module, values: Sequence[Value], *,
-        beside: bool, handed: bool = True,
+        beside: bool, handed: bool = True, then: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         """`y = module(x, *tensors, *values)`, or `module(x, y, *tensors, *values)` with `beside`.
 
         The tensors, if they are `handed`, are weight and bias of each layer, None for a bias that
-        is not there.
+        is not there. `then` is done once the module is read in place of what the part yielded.
         """
         unit, editor = self._own_unit, self.editor
         source = self._source(layers or self._layers)
@@ -81,9 +83,9 @@ class ReplacedSite(BoundSite):
         HELD.put(made, True)
         places = Place(unit, made.name), Place(unit, y.name)
         # Behind what other clauses leave for the end: what they put into the part would be lost.
-        self.at_end(lambda: self.at_end(lambda: self._replace(*places)))
+        self.at_end(lambda: self.at_end(lambda: self._replace(*places, then)))
 
-    def _replace(self, made: Place, y: Place) -> None:
+    def _replace(self, made: Place, y: Place, then: Callable[[], None] | None) -> None:
         """Has the module read in place of what the part yielded, once all clauses are through."""
         inside = (i for i in self.editor.insertions if f"{i.path}.".startswith(f"{self.path}."))
         other = next((i for i in inside if i.clause != self.clause.number), None)
@@ -94,6 +96,8 @@ class ReplacedSite(BoundSite):
         old.replace_all_uses_with(new)
         eliminate_dead_code(new.graph)
         wiring.release(self.editor, made.unit)
+        if then is not None:
+            then()
 
     def _lost(self, clause: str) -> Exception:
         return self.clause.error(
@@ -158,28 +162,59 @@ class ReplacedSite(BoundSite):
 
     # -- lowering -------------------------------------------------------------------------------
 
-    def take_over(self, module: nn.Module) -> None:
-        """At lowering: `y = module(x)` for good; layers of the part that nothing reads go.
+    def called_with(self, *inputs: int) -> list[torch.Tensor | None]:
+        """At lowering: tensors that the module is called with and that depend on no image.
 
-        The map of `keys` says that their tensors went into the module.
+        Args:
+            inputs: which of what it is called with.
+        """
+        call, run = self.call_of(self.insertion), Evaluation(self.editor, {})
+        nodes = [call.args[i] for i in inputs]
+        unit = self.insertion.unit
+        return [run.value(unit, n) if isinstance(n, fx.Node) else None for n in nodes]
+
+    @property
+    def given(self) -> int:
+        """At lowering: how many values the module is called with."""
+        return len(self.call_of(self.insertion).args)
+
+    def take_over(
+        self, module: nn.Module, given: Sequence[int] = (0,), *, whole: bool = False
+    ) -> None:
+        """At lowering: `y = module(x)` for good; what nothing reads any more goes.
+
+        The map of `keys` says that its tensors went into the module.
+
+        Args:
+            module: yields what x is a changed form of.
+            given: which of the inputs of the module that was there it gets.
+            whole: whether x is the map from now on that windows, which it was, are cut from.
         """
         insertion = self.insertion
         call, unit = self.call_of(insertion), insertion.unit
-        x, hint = call.args[0], str(HINT.get(call) or "y")
-        assert isinstance(x, fx.Node)
+        args, hint = [call.args[i] for i in given], str(HINT.get(call) or "y")
+        owner, _, name = insertion.path.rpartition(".")
+        graph = self.editor.graph(unit)
+        before = stripping.read(graph)
         self.remove(insertion)
         (made,) = self.put(
-            module, unit, [x], (hint,), owner=unit, name=self._stem, changed=(0,),
-            owners=insertion.owners,
+            module, unit, [a for a in args if isinstance(a, fx.Node)], (hint,), owner=owner,
+            name=name, changed=(0,), owners=insertion.owners,
         )  # fmt: skip
         call.replace_all_uses_with(made)
         erase_unread(call)
-        graph = self.editor.graph(unit)
         eliminate_dead_code(graph)
-        read = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-        for name in list(self.editor.unit(unit)._modules):
-            if not any(f"{target}.".startswith(f"{name}.") for target in read):
-                self.editor.take_out(join(unit, name), self.clause)
+        if whole:
+            self._given_whole()
+        if unit == self.path:
+            stripping.strip(self.editor, unit, self.clause)
+        else:
+            stripping.forget(self.editor, unit, before, self.clause)
+        wiring.release(self.editor, unit)
+
+    def _given_whole(self) -> None:
+        """The part is called with the map that windows were cut from."""
+        raise NotImplementedError
 
 
 def _is_input(node: object) -> bool:

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..anatomy.sites import Linear, Place
-from ..editing import wiring
+from ..editing import stripping, wiring
 from ..editing.editor import relative
 from ..editing.value import Value, shape_of
 from ..tracing.nodes import is_size
-from ..tracing.notes import HINT
+from ..tracing.notes import HINT, VALUE, copied
+from ..tracing.template import eliminate_dead_code
 
 if TYPE_CHECKING:
     from .attention import AttentionSite
@@ -60,9 +61,38 @@ def around(site: AttentionSite) -> tuple[str, fx.Node, fx.Node]:
     branch = site.branch
     reads = "norm" if branch.branch.first_norm is not None else "stream"
     x, y = branch._read(reads), _whole(site, branch.path)
-    if len(shape_of(x)) != 4 or shape_of(x) != shape_of(y):
+    if shape_of(x) != shape_of(y):
         raise site.unfit("its windows are not cut from the map of its block, and put back there")
     return branch.path, x, y
+
+
+def given_whole(site: AttentionSite) -> None:
+    """`windows = attention(cut(x))` and what puts them back become `attention(x)`.
+
+    What the attention does is done to the map by now.
+    """
+    editor, (unit, x, y) = site.editor, around(site)
+    call = _call(site, unit)
+    inputs = [n for n in editor.graph(site._own_unit).nodes if n.op == "placeholder"]
+    index = next(i for i, n in enumerate(inputs) if n.users and len(shape_of(n)) == 3)
+    before = stripping.read(call.graph)
+    call.args = tuple(x if i == index else a for i, a in enumerate(call.args))
+    y.replace_all_uses_with(call)
+    copied(y, call)
+    copied(x, inputs[index], VALUE)
+    eliminate_dead_code(call.graph)
+    wiring.release(editor, unit)
+    stripping.forget(editor, unit, before, site.clause)
+
+
+def passed(site: AttentionSite) -> None:
+    """What an attention reads passes as it is."""
+    unit, x, y = around(site)
+    before = stripping.read(x.graph)
+    y.replace_all_uses_with(x)
+    HINT.put(x, HINT.get(x) or HINT.get(y))
+    stripping.forget(site.editor, unit, before, site.clause)
+    wiring.release(site.editor, unit)
 
 
 def size(site: AttentionSite) -> tuple[int, int] | None:
@@ -99,14 +129,20 @@ def _outside(site: AttentionSite, node: fx.Node, unit: str, hint: str) -> fx.Nod
 
 def _whole(site: AttentionSite, unit: str) -> fx.Node:
     """What the attention yields, moved about as long as nothing else is done to it."""
-    editor, inner = site.editor, site._own_unit
-    above, calls = wiring.caller(editor, inner)
-    if above != unit or len(calls) > 1:
-        raise site.unfit("the module that cuts its windows does not call it itself, once")
-    target = relative(inner, above)
-    node: fx.Node = next(n for n in editor.graph(above).nodes if n.target == target)
+    node = _call(site, unit)
     while True:
         users = [user for user in node.users if not is_size(user)]
         if len(users) != 1 or users[0].target not in MOVES:
             return node
         node = users[0]
+
+
+def _call(site: AttentionSite, unit: str) -> fx.Node:
+    """The call of the attention."""
+    inner = site._own_unit
+    above, calls = wiring.caller(site.editor, inner)
+    if above != unit or len(calls) > 1:
+        raise site.unfit("the module that adds its branch does not call it itself, once")
+    target = relative(inner, above)
+    found: fx.Node = next(n for n in site.editor.graph(above).nodes if n.target == target)
+    return found

@@ -216,7 +216,7 @@ class RandomSearch(SearchPhase):
 
     def lasts(self, settings: Settings) -> dict[str, Any]:
         """No step."""
-        return {"steps": 0}
+        return {"steps": 0, "schedule": "constant"}
 
     def finish(self, run: Run) -> None:
         """Draws."""

@@ -123,7 +123,8 @@ def _kept(rewritten: Rewritten) -> dict[str, torch.Tensor]:
     """The state of the original model without what the spec takes out of it."""
     editor = rewritten.result.editor
     gone, state = tuple(f"{path}." for path in editor.removed), rewritten.base.state_dict()
-    return {k: piece(editor, k, v) for k, v in state.items() if not k.startswith(gone)}
+    left = (k for k in state if not k.startswith(gone) and k not in editor.removed)
+    return {k: piece(editor, k, state[k]) for k in left}
 
 
 def _keys(rewritten: Rewritten) -> Check:
