@@ -93,13 +93,6 @@ class AttentionSite(HeadsSite, Handing):
         return self.attention.proj.out_features
 
     @property
-    def plain(self) -> bool:
-        """Whether it has queries, keys, values and what follows them, each a linear layer."""
-        found = self.attention
-        layers = (found.q, found.k, found.v, found.proj)
-        return all(s is not None and s.out_features == self.dim for s in layers)
-
-    @property
     def full_grid(self) -> tuple[int, int]:
         """Height and width in patches of what it attends to and what is behind it in the block.
 
