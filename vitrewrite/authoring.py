@@ -17,7 +17,9 @@ from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
     AffineSite,
+    Anchor,
     AttentionSite,
+    BasesSite,
     BlockSite,
     BranchSite,
     ConvSite,
@@ -51,7 +53,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AffineSite",
+    "Anchor",
     "AttentionSite",
+    "BasesSite",
     "BlockSite",
     "BranchSite",
     "ConvSite",

@@ -66,6 +66,7 @@ SPECS = {
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
+OF_BASES = {"snnet"}  # in tests/passes/test_snnet.py
 PUT_NOTHING = {"sls"}  # in tests/passes/test_sls.py
 LATENT = {"merge.bdm", "bi.lora", "bi.adaptformer", "bi.head"}
 """Passes with numbers that stay in float32 or better."""
@@ -102,7 +103,7 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 def test_every_pass_is_here() -> None:
-    covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS | PUT_NOTHING
+    covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS | OF_BASES | PUT_NOTHING
     assert covered == set(catalog.passes())
 
 
@@ -134,7 +135,14 @@ def test_it_has_the_dtype_of_the_model_whatever_the_default(name: str, dtype: to
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", SPECS)
+FORMS = [
+    # Which form of a pass it is makes no difference to modes: one for every change.
+    pytest.param(n, marks=[pytest.mark.slow] * ("-" in n and n.partition("-")[0] in SPECS))
+    for n in SPECS
+]
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_it_is_in_the_mode_of_what_it_is_put_into(name: str) -> None:
     model = _base().eval()
     rewritten = _apply(name, model)

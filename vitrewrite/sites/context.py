@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..anatomy.sites import Anatomy
@@ -24,6 +25,7 @@ class Context:
         insertion: at lowering, the module that is lowered.
         batches: how samples lie in the values of the model.
         checked: inserted classes that are known to be as they should.
+        bases: the anatomy of each model, where the spec stitches several.
     """
 
     editor: Editor
@@ -37,6 +39,7 @@ class Context:
     insertion: Insertion | None = None
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set)
+    bases: Mapping[str, Anatomy] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
