@@ -59,6 +59,8 @@ SPECS = {
     "mlp_head": "replace head with mlp_head(layers=3)\ntrain head",
     "vqt": "prepend vqt(count=2) to blocks[*]\ntrain head",
     "head2toe": "replace head with head2toe()",
+    "lst": "insert lst(reduction=4) at blocks[*]\ntrain head",
+    "lst-drawn": "insert lst(reduction=4, init=random) at blocks[*]\ntrain head",
     "vqt-weighted": "prepend vqt(count=2, combine=weighted, keep=0.5) to blocks[*]\ntrain head",
     "umsa": "replace blocks[*].attn with umsa()",
     "umsa-hard": 'replace blocks[*].attn with umsa(state="3x3")',
