@@ -67,6 +67,10 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "prepend kv_prompt(n=2) to blocks[*].attn\n",
     ),
     "Head2Toe": ("replace head with head2toe()\n",),
+    "LST": (
+        "insert lst(reduction=2) at blocks[*]\n",
+        "insert lst(reduction=2, init=random) at blocks[*]\n",
+    ),
     "VQT": ("prepend vqt(count=2) to blocks[*]\n",),
     "ToMe": ("insert merge.tome(r=2) after blocks[*].attn\n",),
     "FPET": ("insert merge.bdm() after blocks[1].attn\n",),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import vitrewrite as vr
+from tests.hf.zoo import ZOO as HF
 from tests.models import DEAR, spread, tiny_vit
 from tests.passes.by_hand import images, small
 from vitrewrite.folder.reading import load_folder, unlowered_folder
@@ -195,6 +196,29 @@ def test_a_folder_has_one_class_for_all_widths(tmp_path: Path) -> None:
     vr.emit(lowered, tmp_path / "lowered")
     assert torch.equal(load_folder(tmp_path / "lowered").module(X), lowered.module.eval()(X))
     unlowered_folder(tmp_path / "lowered")
+
+
+@torch.no_grad()
+def test_a_layer_behind_the_heads_may_be_in_another_module() -> None:
+    model = spread(HF["vit"].build()).eval()
+    rewritten = closed(vr.apply(SEARCH, model))
+    lowered = vr.lower(rewritten)
+    assert not lowered.inserted("heads")
+    x = torch.randn(2, 3, 32, 32)
+    (found,), (made,) = (m(x).values() for m in (lowered.module, rewritten.module.eval()))
+    torch.testing.assert_close(found, made, rtol=1e-4, atol=1e-5)
+    vr.verify(vr.apply("replace blocks[*].attn with heads(keep=1)\n", model), graphs=False)
+
+
+def test_heads_that_another_clause_reads_stay_and_it_is_told() -> None:
+    clauses = [SEARCH, "insert merge.tome(r=2) after blocks[0].attn\n"]
+    for order in (clauses, clauses[::-1]):
+        rewritten = closed(vr.apply("".join(order), four()))
+        waived = rewritten.result.steps[order.index(SEARCH)].waived["lowers_exactly"]
+        assert list(waived) == ["blocks[0].attn"]
+        assert "heads cannot be taken out" in waived["blocks[0].attn"]
+        assert len(vr.lower(rewritten).inserted("heads")) == 1
+        vr.verify(rewritten, graphs=False)
 
 
 def test_what_a_search_is_told() -> None:

@@ -59,6 +59,8 @@ SPECS = {
     "mlp_head": "replace head with mlp_head(layers=3)\ntrain head",
     "vqt": "prepend vqt(count=2) to blocks[*]\ntrain head",
     "head2toe": "replace head with head2toe()",
+    "lst": "insert lst(reduction=4) at blocks[*]\ntrain head",
+    "lst-drawn": "insert lst(reduction=4, init=random) at blocks[*]\ntrain head",
     "vqt-weighted": "prepend vqt(count=2, combine=weighted, keep=0.5) to blocks[*]\ntrain head",
     "umsa": "replace blocks[*].attn with umsa()",
     "umsa-hard": 'replace blocks[*].attn with umsa(state="3x3")',
@@ -135,7 +137,14 @@ def test_it_has_the_dtype_of_the_model_whatever_the_default(name: str, dtype: to
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", SPECS)
+FORMS = [
+    # Which form of a pass it is makes no difference to modes: one for every change.
+    pytest.param(n, marks=[pytest.mark.slow] * ("-" in n and n.partition("-")[0] in SPECS))
+    for n in SPECS
+]
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_it_is_in_the_mode_of_what_it_is_put_into(name: str) -> None:
     model = _base().eval()
     rewritten = _apply(name, model)

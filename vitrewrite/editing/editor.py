@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .clause import ClauseRef
     from .folds import Fold, Lowered
     from .narrowing import Gathered, Narrowing
+    from .origins import OwnLayers
     from .stitching import Stitches
     from .value import Value
 
@@ -105,6 +106,7 @@ class Editor:
         again: by call of a layer where it is called on something else besides.
         stops: paths of units in which a clause reads a value without gradient.
         frozen: values that clauses read, in front of which nothing may be trained.
+        origins: by clause what its initial values are made of.
         appended: by entry of the model what it is to yield besides.
         by_loss: paths of modules that only a loss of their pass trains.
         stitches: the paths through several models that a clause asks for.
@@ -131,6 +133,7 @@ class Editor:
     again: dict[Place, list[Place]] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
     frozen: list[tuple[Place, ClauseRef]] = field(default_factory=list)
+    origins: dict[int, OwnLayers] = field(default_factory=dict, repr=False)
     appended: dict[str, list[Value]] = field(default_factory=dict)
     by_loss: list[str] = field(default_factory=list)
     stitches: Stitches | None = None
@@ -148,7 +151,7 @@ class Editor:
             root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
             helpers=list(self.helpers), again={k: list(v) for k, v in self.again.items()},
             stitches=self.stitches,
-            narrowed={k: list(v) for k, v in self.narrowed.items()},
+            narrowed={k: list(v) for k, v in self.narrowed.items()}, origins=dict(self.origins),
         )  # fmt: skip
 
     def unit(self, path: str) -> Unit:

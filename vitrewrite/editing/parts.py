@@ -6,7 +6,7 @@ works on each number by itself keeps them, and a product has those of its factor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.modules import activation, dropout
 
 from ..anatomy.values import concrete
+from ..tracing.leaves import changed_by
 from ..tracing.unit import Unit, on_meta, run_graph
 from . import attended
 from .slices import ahead
@@ -52,7 +53,7 @@ class PartNumbers:
         known: by node the number of each number of its value; a tuple for several values.
         held: by node that reads a tensor of the unit, or a layer of it, along which axis of that
             tensor its parts lie: they turned out to be wanted.
-        own: a module that leaves parts where they are.
+        passing: calls of modules that leave parts where they are in what they change.
     """
 
     module: Unit
@@ -60,7 +61,7 @@ class PartNumbers:
     count: int
     known: dict[fx.Node, Any]
     held: dict[fx.Node, int] = field(default_factory=dict)
-    own: fx.Node | None = None
+    passing: Collection[fx.Node] = ()
 
     def follow(self, nodes: Iterable[fx.Node]) -> None:
         """Goes through nodes in order.
@@ -112,8 +113,10 @@ class PartNumbers:
     def _module(self, node: fx.Node) -> Any:
         module = self.module.get_submodule(str(node.target))
         (given,) = node.all_input_nodes[:1]
-        kept = isinstance(module, (nn.Identity, dropout.Dropout)) or node is self.own
-        if kept and given in self.known:
+        if node in self.passing:
+            (changed,) = changed_by(module)
+            return self.known.get(node.args[changed or 0])  # type: ignore[arg-type]
+        if isinstance(module, (nn.Identity, dropout.Dropout)):
             return self.known[given]
         if isinstance(module, nn.Softmax):
             return self._within(node, int(module.dim or 0))

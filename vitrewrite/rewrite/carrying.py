@@ -54,7 +54,8 @@ def _carry_out_in(base: BaseState, job: Job, sites: Sequence[Site], result: Rewr
     anatomy = replace(base.anatomy, stream=watched(base.anatomy.stream, reader))
     context = Context(
         result.editor, job.clause, anatomy, base.stream, scope, roles, folds=folds,
-        batches=result.batches, checked=result.checked, bases=result.anatomy.bases,
+        batches=result.batches, checked=result.checked,
+        profile=result.profile, again=result.again, bases=result.anatomy.bases,
     )  # fmt: skip
     base.stream.reader, own = reader, {id(site) for site in sites}
     for method, chosen in job.groups():

@@ -30,7 +30,7 @@ from ..sensitivity.profile import Profile
 from ..sites import settle
 from ..text import a_or_an, listing
 from ..tracing.about import about
-from ..tracing.inputs import example_of_one, primary_example
+from ..tracing.inputs import example_of_one, noted_example
 from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
@@ -67,6 +67,8 @@ class Rewrite:
         checked: inserted classes that are known to be as they should.
         base_without_head: parameters of the original model, its classifier's left out.
         batches: how samples lie in the values of the tree as `anatomy` has it.
+        profile: what was measured of the model, if anything was.
+        again: whether the model was made before, as that of a folder was.
     """
 
     spec: Spec
@@ -85,6 +87,8 @@ class Rewrite:
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set, repr=False)
     base_without_head: int = 0
+    profile: Profile | None = field(default=None, repr=False)
+    again: bool = False
 
     @property
     def stream(self) -> Stream:
@@ -157,6 +161,7 @@ def rewrite(
     result.base_without_head = sum(p.numel() for n, p in root.named_parameters() if n not in head)
     result.batches = Batches(root, original)
     result.found = found_before(spec, allocations)
+    result.profile, result.again = profile, allocations is not None
     shaping = _shape(spec, result, original)
     chooser = Chooser(allocations or {}, result.choices, result.methods)
     refuse_drops(spec)
@@ -207,7 +212,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         with caused_at(clause.span):
             sites = Selection(result.anatomy, result.root).sites(clause.sites)
         carry_out(_job(number, clause, sites, result), result)
-        example = primary_example(result.root)
+        example = noted_example(result.root)
         try:
             original = Propagation(on_meta(result.root), example, original, note=True)
         except BrokenError as error:

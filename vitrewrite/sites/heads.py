@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..anatomy.sites import Linear
 from ..editing.editor import join
 from ..editing.fewer import restate
-from ..editing.measure import Propagation
+from ..editing.measure import BrokenError
 from ..editing.narrowing import Slices, narrow, take_out_unread, take_over
 from ..editing.parts import (
-    NONE,
     MixedError,
     PartNumbers,
-    axis_of,
     last_layer,
     line,
     name_of,
-    numbered,
-    run_values,
 )
-from ..editing.slices import ahead
-from ..tracing.inputs import example_of_one
 from ..tracing.notes import HINT
 from ..tracing.template import eliminate_dead_code
-from ..tracing.unit import on_meta
-from .linear import LinearSite
+from .apart import ApartSite
 from .parting import chosen, shape_before
-from .scores import ScoresSite
-
-_SIZES = ("size", "getattr", "dim")
 
 
 @dataclass(frozen=True, eq=False)
-class HeadsSite(ScoresSite):
+class HeadsSite(ApartSite):
     """An attention as so many heads, each by itself."""
-
-    @property
-    def proj(self) -> LinearSite:
-        """The layer behind its heads."""
-        return LinearSite(self.context, (self._needed(self.attention.proj),))
 
     @property
     def head_macs(self) -> float:
@@ -78,9 +61,14 @@ class HeadsSite(ScoresSite):
         put = self.editor.insertions[-1]
         # It goes once all that folds into the layers has: then `keep_heads` may narrow them.
         put.site, put.owners, put.folds = self, (self.path,), False
+        # Once all clauses are through, and what they left for the end.
+        self.at_end(lambda: self.at_end(self._expect_to_go))
+
+    def _expect_to_go(self) -> None:
+        """Waives the exact lowering if heads cannot be taken out for what else is there."""
         try:
-            self._parts()
-        except MixedError as why:
+            self._parts(ended=True)
+        except (MixedError, BrokenError) as why:
             self.waive("lowers_exactly", f"heads cannot be taken out: {why}")
 
     def keep_heads(self, heads: Sequence[int] | int) -> bool:
@@ -168,101 +156,12 @@ class HeadsSite(ScoresSite):
         fewer = {k: count for k, v in known if "heads" in k and v == self.heads}
         unit.__dict__["settings"] = {**unit.settings, **fewer}
 
-    # -- where heads are ------------------------------------------------------------------------
-
-    def _parts(self) -> PartNumbers:
-        """The heads in the graph of the attention, up to what `proj` reads.
-
-        Raises:
-            MixedError: where they cannot be told apart.
-        """
-        self._expect_apart()
-        target, own = self._read_by_proj()
-        graph = target.graph
-        layers = (self.attention.q, self.attention.k, self.attention.v)
-        values = self._values()
-        known = self._rows([self._needed(layer) for layer in layers], values)
-        parts = PartNumbers(self.editor.unit(self._unit), values, self.heads, known, own=own)
-        needed = ahead([target])
-        parts.follow(n for n in graph.nodes if n in needed)
-        numbers = parts.known.get(target)
-        width = self.attention.v.out_features // self.heads if self.attention.v else 0
-        wanted = torch.arange(self.heads, device="cpu").repeat_interleave(width)
-        if not isinstance(numbers, torch.Tensor) or axis_of(numbers) != numbers.dim() - 1:
-            raise MixedError("they do not lie side by side in front of 'proj'")
-        if not torch.equal(line(numbers).long(), wanted):
-            raise MixedError("they take turns in front of 'proj'")
-        self._expect_unread(parts, needed)
-        return parts
-
-    def _expect_unread(self, parts: PartNumbers, needed: set[fx.Node]) -> None:
-        """Raises MixedError if something else reads what heads make."""
-        calls = {self.editor.node(self._needed(self.attention.proj).call), parts.own}
-        for node in parts.known:
-            for user in node.users:
-                if user not in needed | calls and name_of(user) not in _SIZES:
-                    raise MixedError(f"'{user.name}' reads them too")
-
-    def _values(self) -> dict[fx.Node, Any]:
-        """What each node of the attention yields on meta."""
-        unit = self.editor.own(self._unit)
-        assert unit.template is not None
-        inputs = [n for n in unit.template.graph.nodes if n.op == "placeholder"]
-        given = self._run().given(self._unit, len(inputs))
-        if given is None:
-            raise MixedError("it is not known what it is called with")
-        return run_values(unit, given)
-
-    def _run(self) -> Propagation:
-        """A run of the model for one image, as it was before the clause or as it is lowered."""
-        if self.context.insertion is None:
-            assert self.context.batches is not None
-            return self.context.batches.runs[0]
-        root = self.editor.root
-        return Propagation(on_meta(root), example_of_one(root))
-
-    def _rows(
-        self, layers: Sequence[Linear], values: Mapping[fx.Node, Any]
-    ) -> dict[fx.Node, torch.Tensor]:
-        """The calls of layers, with the head of each row."""
-        rows: dict[fx.Node, torch.Tensor] = {}
-        for layer in layers:
-            call, place = self.editor.node(layer.call), self.editor.where(layer.call)
-            if place.unit != self._unit or layer.offset or layer.axis != -1:
-                raise MixedError(f"'{layer.role}' is no layer of its module")
-            width = values[call].shape[-1]
-            own = rows.setdefault(call, torch.full((width,), NONE, device="cpu"))
-            each = torch.arange(self.heads, device="cpu")
-            taken = torch.cat([torch.arange(*piece, device="cpu") for piece in layer.ranges])
-            own[taken] = each.repeat_interleave(layer.out_features // self.heads)
-        if any(bool((own == NONE).any()) for own in rows.values()):
-            raise MixedError("a layer makes other values besides")
-        return {n: numbered(values[n].shape, values[n].dim() - 1, own) for n, own in rows.items()}
-
-    def _read_by_proj(self) -> tuple[fx.Node, fx.Node | None]:
-        """What `proj` reads, and the call of the pass's own module in front of it."""
-        own, place = self._own_call, self.editor.where(self._needed(self.attention.proj).call)
-        x = self.editor.node(place).args[0] if own is None else own.args[0]
-        if not isinstance(x, fx.Node) or place.unit != self._unit:
-            raise MixedError("'proj' is in another module")
-        return x, own
-
-    @property
-    def _own_call(self) -> fx.Node | None:
-        """The call of the module of the pass in front of `proj`, if there is one."""
-        place = self.editor.where(self._needed(self.attention.proj).call)
-        x = self.editor.node(place).args[0]
-        if not isinstance(x, fx.Node) or x.op != "call_module":
-            return None
-        module = self.editor.unit(place.unit).get_submodule(str(x.target))
-        return x if getattr(module, "inserted_by", None) == self.pass_name else None
+    # -- the tensors -----------------------------------------------------------------------------
 
     @property
     def _is_narrowed(self) -> bool:
         """Whether a clause took heads out already."""
         return self._needed(self.attention.proj).weight in self.editor.narrowed
-
-    # -- the tensors ----------------------------------------------------------------------------
 
     @property
     def _weighing(self) -> list[tuple[torch.Tensor, Slices]]:
@@ -317,33 +216,6 @@ class HeadsSite(ScoresSite):
             own = of[(of >= start) & (of < stop)].view(self.heads, -1) - start
             yield Slices(join(self._unit, str(piece.target)), 0, own)
             start = stop
-
-    # -- whether it can be ----------------------------------------------------------------------
-
-    def _expect_apart(self) -> None:
-        """Raises VR488 unless each head has its own queries, keys and values."""
-        found = self.attention
-        layers = [self._needed(s) for s in (found.q, found.k, found.v)]
-        if found.over != "tokens" or found.form not in ("sdpa", "manual"):
-            raise self._inseparable("it does not attend over tokens by heads")
-        if any(layer.out_features % self.heads for layer in layers) or not self._has_own_keys:
-            raise self._inseparable("heads share their keys and values")
-
-    @property
-    def _has_own_keys(self) -> bool:
-        q, k = self._needed(self.attention.q), self._needed(self.attention.k)
-        return q.out_features == k.out_features
-
-    def _inseparable(self, why: str) -> Exception:
-        return self.clause.error(
-            "VR488", f"{self.pass_name} at '{self.role}': {why}, so that no head can be taken out "
-            "by itself",
-        )  # fmt: skip
-
-    def _needed(self, layer: Linear | None) -> Linear:
-        if layer is None:
-            raise self.unfit("it lacks one of its layers")
-        return layer
 
 
 def _positions(numbers: torch.Tensor, count: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def chosen(
     if isinstance(parts, int):
         _expect(site, parts, count, what)
         return Remaining(parts, by=by)
-    twice = sorted({i for i in parts if list(parts).count(i) > 1}) if len(parts) > 1 else []
+    twice = [part for part, times in Counter(parts).items() if times > 1]
     beyond = [i for i in parts if not 0 <= i < count]
     if beyond or twice:
         odd = f"there is no {beyond[0]}" if beyond else f"{twice[0]} twice"
