@@ -64,6 +64,7 @@ METHODS = {
     "unmerge": "insert merge.tome(r=2, prop_attn=true) after blocks[2].attn\n"
     "insert unmerge() after blocks[2]",
     "ltmp": "insert prune.ltmp(merge=0.5) after blocks[0].attn",
+    "umsa": "replace blocks[*].attn with umsa()",
 }
 """Each at its own places in a tiny ViT, so that most of them meet."""
 
