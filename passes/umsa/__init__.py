@@ -220,6 +220,8 @@ class Umsa(Pass):
             self.state in known, "state", f"'{self.state}' is none of its states",
             suggestion=f"write one of {', '.join(known)}",
         )  # fmt: skip
+        if self.state in ("skip", "msa"):
+            return
         height, width = attn.branch.patches
         attn.expect(
             sides[-1] <= min(height, width), "kernels",

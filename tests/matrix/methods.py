@@ -80,7 +80,8 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "eTPS": ("insert squeeze.tps(keep=0.5) after blocks[1].attn\n",),
     "LTMP": ("insert prune.ltmp() after blocks[*].attn\n",),
     "UMSA": (
-        "replace every attention with umsa()\n", "replace every attention with umsa(kernels=[1])\n"
+        "replace every attention with umsa()\n",
+        "replace every attention with umsa(kernels=[1])\n",
     ),
     "SLS": ("drop blocks[*] by sls()\n",),
 }

@@ -142,9 +142,8 @@ class WeightedSite(BoundSite):
             self.at_end(self._expect_own)
 
     def _expect_own(self) -> None:
-        """Waives it if an earlier rewrite put something in that reads the weight."""
-        new = {insertion.path for insertion in self.editor.insertions}
-        if other := next((path for path in self._lent if path not in new), None):
+        """Waives it if something else reads the weight, as long as it does."""
+        if other := next(self._lent, None):
             self.waive("lowers_exactly", f"'{other}' reads the weight of the layer too")
 
     def _dropped(self, unit: str, x: fx.Node, p: float) -> fx.Node:

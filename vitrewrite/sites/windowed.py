@@ -15,6 +15,7 @@ from ..anatomy.sites import Linear, Place
 from ..editing import stripping, wiring
 from ..editing.editor import join, relative
 from ..editing.elementwise import between
+from ..editing.slices import erase_unread
 from ..editing.value import Value, shape_of
 from ..tracing.leaves import is_inserted
 from ..tracing.nodes import is_size
@@ -95,6 +96,7 @@ def passed(site: ReplacedAttention) -> None:
     before = stripping.read(x.graph)
     y.replace_all_uses_with(x)
     HINT.put(x, HINT.get(x) or HINT.get(y))
+    erase_unread(y)
     stripping.forget(site.editor, unit, before, site.clause)
     wiring.release(site.editor, unit)
 
@@ -161,9 +163,9 @@ def expect_ungated(site: ReplacedAttention) -> None:
     end = branch._sum.args[branch.branch.index]
     assert isinstance(end, fx.Node)
     nodes = [(branch.path, n) for n in between([_call(site, branch.path)], end)]
-    above, calls = wiring.caller(site.editor, site.block.path)
-    users = [user for call in calls for user in call.users]
-    nodes += [(above, n) for n in (*users, *(u for n in users for u in n.users))]
+    unit = site.editor.where(site.block.leaving.place).unit
+    gates = ((unit, n) for n in site.editor.graph(unit).nodes if _is_gate(site, unit, n))
+    nodes += [(unit, n) for unit, n in gates if len(n.args) > 2]
     if any(_is_gate(site, unit, node) for unit, node in nodes):
         raise site.unfit("tokens skip it, and those that are left are no grid")
 
