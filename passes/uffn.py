@@ -25,7 +25,8 @@ Forward
 
 Exactness
     The model is unchanged at initialisation without `keep`: all gates are open. Lowering takes the
-    closed units out, exactly: their rows of fc1 and columns of fc2. All closed, one stays.
+    closed units out, exactly: their rows of fc1 and columns of fc2. All closed, one stays, and its
+    column is zero.
 
 Example
     replace blocks[*].mlp with uffn()
@@ -82,11 +83,11 @@ class GatedUnits(nn.Module):
         return self.gates.priced()
 
     def opened(self) -> list[int]:
-        """The units whose gate is open; the likeliest one if none is."""
+        """The units whose gate is open."""
         if self.logits.is_meta:  # what it will be is not known
             return list(range(self.hidden))
-        found = (self.logits > 0).nonzero().flatten().tolist()
-        return found or [int(self.logits.argmax())]
+        found: list[int] = (self.logits > 0).nonzero().flatten().tolist()
+        return found
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.slow import SLOW
+from vitrewrite.verification.check import Check
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 settings.register_profile(
@@ -55,3 +56,10 @@ def pytest_unconfigure() -> None:
 def without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """`verify` neither exports nor compiles, seconds a time: for tests of something else."""
     monkeypatch.setattr("vitrewrite.verification.checks._graphs", lambda *_, **__: ())
+
+
+@pytest.fixture
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` does not run a folder's source in a process of its own, which imports torch."""
+    untried = Check("model.py runs alone", None, "not tried")
+    monkeypatch.setattr("vitrewrite.verification.folder._clean_interpreter", lambda *_: untried)

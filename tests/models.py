@@ -75,7 +75,7 @@ ALL_RATES = {**RATES, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
 BEYOND = frozenset({
     "vit_small_patch14_dinov2", "vit_base_patch16_siglip_224", "deit3_small_patch16_224",
     "flexivit_small", "swinv2_tiny_window8_256", "mvitv2_tiny", "hiera_tiny_224",
-    "twins_svt_small", "maxvit_tiny_tf_224",
+    "twins_svt_small", "maxvit_tiny_tf_224", "deit_base_distilled_patch16_224",
 })  # fmt: skip
 """Of the zoo, models that cost most or are like another: `make zoo` goes through all of them."""
 

@@ -100,3 +100,13 @@ def test_the_digits_are_trained(
     table = (tmp_path / "digits.md").read_text()
     assert re.search(r"\| SSF \| 5,888 \| \d+\.\d % \|", table)
     assert ">SLS-LoRA<" in (tmp_path / "digits.svg").read_text()
+
+
+@pytest.mark.slow
+def test_structure_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ["--only", "UMSA", "--epochs", "1", "--again", "1"]
+    monkeypatch.setattr("sys.argv", ["search.py", "--out", str(tmp_path), *chosen])
+    runpy.run_path(str(ROOT / "examples" / "search.py"))["main"]()
+    rows = (tmp_path / "search.md").read_text().splitlines()
+    assert len(rows) == 5
+    assert re.fullmatch(r"\| UMSA \| gates \| (79|80|81)\.\d% \| \d+\.\d% \|  \|", rows[-1])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .anatomy.fingerprint import trunk_fingerprint
 from .banking import Bank, Delta, make
@@ -17,11 +17,13 @@ from .folder import writing as files
 from .folder.delta import load_delta, save_delta
 from .language import parse_spec
 from .language.model import Spec
-from .models.request import Request
+from .models.stitched import Given, requested
 from .rewrite.captures import Captures
 from .rewrite.compilation import Compilation
+from .rewrite.least_squares import calibrate
 from .rewrite.lowered import lowered
 from .rewrite.rewritten import Rewritten
+from .rewrite.taking import taken
 from .rewrite.weights import weighted
 from .sensitivity.profile import Profile
 from .tracing import trace
@@ -71,7 +73,7 @@ def capture(model: nn.Module, example: Any = None) -> Captured:
 @undisturbed()
 @without_garbage()
 def plan(
-    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    spec: Spec | str | Path, model: Given = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
     captures: Captures | None = None, **overrides: object,
 ) -> Compilation:  # fmt: skip
@@ -90,7 +92,7 @@ def plan(
     Raises:
         VitrewriteError: everything that is wrong with the spec on this model.
     """
-    request = Request(_spec(spec, overrides), model, weights, seed)
+    request = requested(_spec(spec, overrides), model, weights, seed)
     if captures is None or example is not None:
         base = request.traced(example, meta=True)[1]
         return Compilation.of(request, base, profile=_profile(profile))
@@ -102,11 +104,11 @@ def plan(
 
 @undisturbed()
 def apply(
-    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    spec: Spec | str | Path, model: Given = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
     allocations: Mapping[str, Any] | None = None, delta: str | Path | None = None,
-    **overrides: object,
+    calibration: Iterable[Tensor] | str | Path | None = None, **overrides: object,
 ) -> Rewritten:  # fmt: skip
     """Rewrites a model; the input model is unchanged and shares its frozen weights.
 
@@ -120,6 +122,8 @@ def apply(
         profile: measurements for `sensitive(...)`, or the file of one.
         allocations: what was decided by measurements before, as a lock file has it.
         delta: a file or a folder of PEFT, as `load` takes it; new values by default.
+        calibration: batches of images, or data by name, that layers between models are solved from
+            by least squares; as they are drawn by default.
         overrides: params and pass options of the spec.
 
     Raises:
@@ -129,12 +133,12 @@ def apply(
         spec, model, example=example, weights=weights, seed=seed, model_options=model_options,
         profile=profile, allocations=allocations, **overrides,
     )  # fmt: skip
-    return finished(made, original, delta)
+    return finished(made, original, delta, calibration)
 
 
 @undisturbed()
 def compiled(
-    spec: Spec | str | Path, model: nn.Module | str | None = None, *, example: Any = None,
+    spec: Spec | str | Path, model: Given = None, *, example: Any = None,
     weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
     allocations: Mapping[str, Any] | None = None, **overrides: object,
@@ -143,19 +147,22 @@ def compiled(
 
     Args and errors are those of `apply`, but for the claims that take weights.
     """
-    request = Request(_spec(spec, overrides), model, weights, seed, model_options)
+    request = requested(_spec(spec, overrides), model, weights, seed, model_options)
     original, base = request.traced(example, meta=False)
     if request.module is None:
         base.eval()
     measured = _profile(profile)
     made = Compilation.of(request, base, profile=measured, allocations=allocations)
-    if measured is not None and made.allocations:
+    if measured is not None and (made.allocations or made.result.editor.origins):
         measured.check(trunk_fingerprint(base, made.anatomy))
     return original, made
 
 
 @undisturbed()
-def finished(made: Compilation, original: nn.Module, delta: str | Path | None = None) -> Rewritten:
+def finished(
+    made: Compilation, original: nn.Module, delta: str | Path | None = None,
+    calibration: Iterable[Tensor] | str | Path | None = None,
+) -> Rewritten:  # fmt: skip
     """The rewritten model, with all claims judged, and then the values of a delta, if one is given.
 
     Raises:
@@ -163,6 +170,8 @@ def finished(made: Compilation, original: nn.Module, delta: str | Path | None = 
     """
     rewritten = weighted(made)
     rewritten.original = original
+    if calibration is not None:
+        calibrate(rewritten, calibration)
     judged(rewritten)
     return rewritten if delta is None else load(rewritten, delta)
 
@@ -176,13 +185,20 @@ def _profile(profile: Profile | str | Path | None) -> Profile | None:
 
 
 @undisturbed()
-def lower(rewritten: Rewritten) -> Rewritten:
+def lower(rewritten: Rewritten, *, stitch: int | None = None) -> Rewritten:
     """The cheapest equal model: what can be folded into weights is folded.
+
+    Args:
+        rewritten: the model.
+        stitch: of what a spec makes that stitches models, the number of the one that is taken out
+            as a model of its own; all stay by default.
 
     `rewritten` is unchanged, and stays in the result as `unlowered`. The result's report has the
     error of every fold and clause by dtype, measured when it is first asked for; see
     `verification.lowered`. A model that is lowered already is its own cheapest equal.
     """
+    if stitch is not None:
+        return taken(rewritten if rewritten.lowered else lowered(rewritten), stitch)
     return rewritten if rewritten.lowered else with_errors(lowered(rewritten))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalog.declare import Pass, Rung, option
 from .catalog.updates import LowRankUpdate, Rescaling
+from .editing.origins import OwnLayers
 from .layers.folded import folded
 from .layers.gating import StructureGates
 from .layers.masking import MaskedSoftmax, TokenScores
@@ -17,7 +18,9 @@ from .rewrite.deciding import decided
 from .rewrite.rewritten import Rewritten
 from .sites import (
     AffineSite,
+    Anchor,
     AttentionSite,
+    BasesSite,
     BlockSite,
     BranchSite,
     ConvSite,
@@ -51,7 +54,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AffineSite",
+    "Anchor",
     "AttentionSite",
+    "BasesSite",
     "BlockSite",
     "BranchSite",
     "ConvSite",
@@ -69,6 +74,7 @@ __all__ = [
     "MaskedSoftmax",
     "MlpSite",
     "NormSite",
+    "OwnLayers",
     "ParameterGroup",
     "Pass",
     "Phase",

@@ -217,7 +217,7 @@ def test_lower(inside: Path) -> None:
     assert result.out.endswith("\nwritten   low/\n")
 
 
-@pytest.mark.usefixtures("without_graphs")
+@pytest.mark.usefixtures("without_graphs", "without_processes")
 def test_lower_and_undo(inside: Path) -> None:
     assert invoke("lower", "out", "--out", "low").status == 0
     result = invoke("lower", "low", "--undo", "--out", "back")

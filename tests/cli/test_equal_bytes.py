@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.cli.invoke import invoke
 from tests.tuning.conftest import TINY
 
 SPEC = """
@@ -40,21 +42,41 @@ def without(value: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {k: v for k, v in value.items() if k not in keys}
 
 
-def run(folder: Path, seed: int) -> dict[str, Any]:
-    """Everything that is written, by name, and what is printed, but for times."""
-    folder.mkdir()
-    (folder / "tiny.py").write_text(TINY)
-    (folder / "spec.peft").write_text(SPEC)
+def in_this_process(folder: Path) -> str:
+    """Runs all lines and yields what they print."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        results = [invoke(*line.split()) for line in LINES.strip().splitlines()]
+    finally:
+        os.chdir(before)
+    assert [result.status for result in results] == [0] * len(results), results
+    return "".join(result.out for result in results)
+
+
+def in_another(folder: Path) -> str:
+    """The same where hashes of strings are others."""
+    seed = 1 + (os.environ.get("PYTHONHASHSEED") == "1")
     environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
     done = subprocess.run(
         [sys.executable, "-B", "-c", PROGRAM], input=LINES.strip(), cwd=folder, text=True,
         capture_output=True, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    printed = [line for line in done.stdout.splitlines() if not line.startswith("trained   ")]
+    return done.stdout
+
+
+def run(folder: Path, lines: Callable[[Path], str]) -> dict[str, Any]:
+    """Everything that is written, by name, and what is printed, but for times."""
+    folder.mkdir()
+    (folder / "tiny.py").write_text(TINY)
+    (folder / "spec.peft").write_text(SPEC)
+    printed = [line for line in lines(folder).splitlines() if not line.startswith("trained   ")]
     found: dict[str, Any] = {"": printed}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if path.is_dir() or "__pycache__" in name:
+            continue
         if name.endswith("metrics.jsonl"):
             steps = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{k: v for k, v in s.items() if k not in TIMES} for s in steps]
@@ -71,7 +93,8 @@ def run(folder: Path, seed: int) -> dict[str, Any]:
 
 
 def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
-    first, second = (run(tmp_path / str(seed), seed) for seed in (1, 2))
+    first = run(tmp_path / "first", in_this_process)
+    second = run(tmp_path / "second", in_another)
     assert first.keys() == second.keys()
     assert {"profile", "applied/graph.svg", "lowered/originals.safetensors"} <= first.keys()
     assert "tuned/lock.json" in first

@@ -28,7 +28,8 @@ from vitrewrite.tracing.unit import Unit
 
 from .emitted import loaded
 
-MANY = settings(max_examples=2000, deadline=None)
+EXAMPLES = settings().max_examples
+MANY = settings(max_examples=20 * EXAMPLES)
 ODD = [
     '"""', "'''", '"', "'", "\\", "\n", "\r", "\x0c", "\x0b", "\x00", "\x1b", "\x85", "\u2028",
     "\u202e", "\u2066", "\ufeff", "#", "{", "}", "(", ")", "-->", "]]>", "&", "<", "\\N{DIGIT ONE}",
@@ -119,7 +120,7 @@ def plain_shape() -> Any:
     return shape(ast.parse(printed(PLAIN, "comment", "title", "story")))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=5 * EXAMPLES)
 @given(st.lists(NAMES, min_size=4, max_size=4, unique=True), TEXTS, TEXTS, TEXTS)
 @example([ATTACK, "\nimport os\n", "\r", "\x0c"], "x\nopen('y')", ATTACK, '"""\\')
 @example(["torch", "nn", "self", "forward"], "", "", "")

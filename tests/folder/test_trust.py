@@ -55,6 +55,7 @@ def ran() -> bool:
     return found
 
 
+@pytest.mark.usefixtures("without_processes")
 def test_a_folder_is_verified_lowered_and_turned_back_without_code(inside: Path) -> None:
     for line in (
         "verify out",
@@ -143,6 +144,7 @@ def test_who_may_build_the_model(inside: Path) -> None:
 # -- models that were objects ---------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_processes")
 def test_a_folder_of_a_model_object_needs_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +250,7 @@ def test_what_is_not_finite_is_not_written(inside: Path) -> None:
     assert not Path("delta.safetensors").exists()
 
 
+@pytest.mark.usefixtures("without_processes")
 def test_masks_may_be_infinite(tmp_path: Path) -> None:
     class Masked(torch.nn.Module):
         mask: torch.Tensor

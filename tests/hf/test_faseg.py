@@ -13,10 +13,13 @@ from vitrewrite.passes.hrca import CellSelection
 from vitrewrite.passes.rcda import RowColumnAttention
 
 import vitrewrite as vr
+from tests.hf.planned import CAPTURES, SHALLOW, planned
 from tests.hf.zoo import SEGMENTER, mask2former
 from tests.zoo.subject import tensors
 from vitrewrite import catalog
 from vitrewrite.anatomy import analyse
+
+pytestmark = pytest.mark.xdist_group("hf-faseg")  # captured models, made once
 
 IMAGES = torch.zeros(2, 3, 128, 128)
 FASEG = "add dfpq() to decoder\nadd hrca(omega=4) to decoder\n"
@@ -42,19 +45,19 @@ def faseg() -> vr.Rewritten:
     ("model", "total"), [("hf:mask2former-r50", 50.565e6), ("hf:mask2former-swin-t", 53.923e6)]
 )
 def test_published_sizes(model: str, total: float) -> None:
-    parameters = vr.plan("faseg", model).measures.params.total
+    parameters = vr.plan("faseg", model, captures=CAPTURES).measures.params.total
     assert parameters == pytest.approx(total, rel=2e-5)
 
 
 @pytest.mark.parametrize("name", [s for s in catalog.specs() if s.startswith("faseg")])
 def test_claims_of_the_shipped_specs_hold(name: str) -> None:
-    claims = vr.plan(name).claims
+    claims = vr.plan(name, captures=CAPTURES).claims
     assert claims
     assert all(verdict.holds for verdict in claims), claims
 
 
 def test_what_each_pass_adds_is_what_the_card_says() -> None:
-    steps = vr.plan("faseg").steps
+    steps = vr.plan("faseg", captures=CAPTURES).steps
     assert steps[0].parameters == 131_584 + 4 * 2_560 + 66_304
     assert steps[1].parameters == 4 * 1_578_752 + 256
 
@@ -104,8 +107,8 @@ def test_new_layers_are_sites_of_the_other_clauses() -> None:
     spec = (
         FASEG + "insert lora(rank=2) at decoder.layers[*].cross_attn.q\ntrain decoder.layers[3]\n"
     )
-    rewritten = vr.apply(spec, _model(), example=IMAGES)
-    assert len(rewritten.report["clauses"][2]["sites"]) == 13
+    rewritten = vr.apply(spec, _model(**SHALLOW), example=IMAGES)
+    assert len(rewritten.report["clauses"][2]["sites"]) == 5
     layer = "model.transformer_module.decoder.hrca_layers.0.fc1.weight"
     assert rewritten.module.get_parameter(layer).requires_grad
 
@@ -130,7 +133,8 @@ def test_new_layers_are_sites_of_the_other_clauses() -> None:
 )
 def test_every_variant_holds_what_is_claimed(spec: str) -> None:
     spec = spec.replace("cells=bilinear", "cells=bilinear, omega=4")
-    rewritten = vr.apply(spec, _model(), example=IMAGES)
+    options = {} if "layers[3, 7]" in spec else SHALLOW
+    rewritten = vr.apply(spec, _model(**options), example=IMAGES)
     for check in vr.verify(rewritten, graphs=False):
         assert check.holds, check
 
@@ -218,7 +222,7 @@ def test_anchors_encode_where_the_attention_is() -> None:
 
 
 def test_replaced_attention_is_gone() -> None:
-    plan = vr.plan("replace decoder.layers[2].cross_attn with rcda()\n", _model(), example=IMAGES)
+    plan = planned("replace decoder.layers[2].cross_attn with rcda()\n")
     assert plan.steps[0].parameters == 2 * (32 * 32 + 32)
     assert any("masks block no pixel" in w for w in plan.warnings)
 
@@ -227,7 +231,7 @@ def test_replaced_attention_is_gone() -> None:
 def test_ablations_train_a_small_model_as_a_whole(name: str) -> None:
     passes = [step.use.name for step in vr.parse(name).clauses if step.use is not None]
     smaller = {"hrca.omega": 4} if "hrca" in passes else {}
-    plan = vr.plan(name, _model(), example=IMAGES, **smaller)
+    plan = planned(name, **smaller)
     assert plan.measures.params.trainable == plan.measures.params.total
     layers = 9 if "hrca" not in passes else 13
     decoder = plan.anatomy.decoder
@@ -250,7 +254,7 @@ def test_ablations_train_a_small_model_as_a_whole(name: str) -> None:
 def test_bad_input(spec: str, size: int | tuple[int, int], message: str) -> None:
     sides = (size, size) if isinstance(size, int) else size
     with pytest.raises(vr.VitrewriteError, match=message):
-        vr.plan(spec + "\n", _model(), example=torch.zeros(1, 3, *sides))
+        planned(spec + "\n", sides)
 
 
 @pytest.mark.parametrize(("queries", "swapped"), [("focus", False), ("focus", True),
@@ -264,7 +268,7 @@ def test_row_and_column_attention_excludes_dynamic_queries(queries: str, swapped
     with pytest.raises(
         vr.VitrewriteError, match="VR412 dfpq and rcda exclude each other"
     ) as caught:
-        vr.plan(f"{spec}\n", _model(), example=IMAGES)
+        planned(f"{spec}\n")
     assert "'decoder.layers[2]'" in str(caught.value)
     assert f"other clause: <text>:{1 if swapped else 2}: {clauses[1]}" in str(caught.value)
 
@@ -272,7 +276,7 @@ def test_row_and_column_attention_excludes_dynamic_queries(queries: str, swapped
 def test_without_dynamic_queries_they_go_together() -> None:
     spec = "add dfpq(queries=learned) to decoder\n"
     spec += "replace decoder.layers[2].cross_attn with rcda()\n"
-    vr.plan(spec, _model(), example=IMAGES)
+    planned(spec)
 
 
 def test_a_model_without_a_decoder() -> None:
@@ -286,55 +290,50 @@ DFPQ, HRCA = "add dfpq() to decoder", "add hrca(omega=2) to decoder"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_queries": 0}, "it has no queries"),
-        ({"pre_norm": True}, "norms in front of attention, not behind"),
+        ({"num_queries": 0, **SHALLOW}, "it has no queries"),
+        ({"pre_norm": True, **SHALLOW}, "norms in front of attention, not behind"),
         ({"decoder_layers": 2}, "it has one layer only"),
         ({"decoder_layers": 3}, "attend to 2 of the three feature maps"),
     ],
 )
 def test_decoders_that_are_not_as_published(options: dict[str, Any], message: str) -> None:
-    captured = vr.capture(_model(**options), IMAGES)
     for clause in (DFPQ, HRCA):
         with pytest.raises(vr.VitrewriteError, match=f"VR410 .*{message}"):
-            vr.plan(f"{clause}\n", captured, example=IMAGES)
+            planned(f"{clause}\n", **options)
 
 
 def test_row_and_column_attention_needs_queries() -> None:
     spec = "replace decoder.layers[0].cross_attn with rcda()\n"
     with pytest.raises(vr.VitrewriteError, match=r"VR410 .*its decoder has no queries"):
-        vr.plan(spec, _model(num_queries=0), example=IMAGES)
+        planned(spec, num_queries=0, **SHALLOW)
 
 
 @pytest.mark.parametrize("sides", [(80, 80), (96, 80), (100, 128)])
 def test_sides_of_images(sides: tuple[int, int]) -> None:
-    image = torch.zeros(1, 3, *sides)
-    captured = vr.capture(_model(), image)
     for clause in (DFPQ, HRCA):
         with pytest.raises(vr.VitrewriteError, match=r"VR410 .*sides .* multiples of 32"):
-            vr.plan(f"{clause}\n", captured, example=image)
+            planned(f"{clause}\n", sides, **SHALLOW)
 
 
 def test_widths_that_are_no_groups_of_32() -> None:
-    wide = _model(feature_size=64, hidden_dim=48)
     with pytest.raises(vr.VitrewriteError, match=r"VR403 48 channels are not groups of 32"):
-        vr.plan(f"{DFPQ}\n", wide, example=IMAGES)
+        planned(f"{DFPQ}\n", feature_size=64, hidden_dim=48, **SHALLOW)
 
 
 def _fused(*layers: int) -> nn.Module:
     """A model in which some cross attentions yield no weights."""
-    model: Any = _model()
+    model: Any = _model(**SHALLOW)
     for number in layers:
         model.model.transformer_module.decoder.layers[number].cross_attn.add_zero_attn = True
     return model
 
 
 def test_attention_without_weights() -> None:
-    captured = vr.capture(_fused(3), IMAGES)
     for clause in (DFPQ, HRCA):
-        with pytest.raises(vr.VitrewriteError, match=r"layers\.3\.cross_attn' is one fused call"):
-            vr.plan(f"{clause}\n", captured, example=IMAGES)
+        with pytest.raises(vr.VitrewriteError, match=r"layers\.1\.cross_attn' is one fused call"):
+            vr.plan(f"{clause}\n", _fused(1), example=IMAGES)
     with pytest.raises(vr.VitrewriteError, match=r"layers\.0\.cross_attn is one fused call"):
-        vr.plan(f"{DFPQ}\n", _fused(*range(9)), example=IMAGES)
+        vr.plan(f"{DFPQ}\n", _fused(*range(3)), example=IMAGES)
 
 
 class TokenLayer(nn.Module):
@@ -376,7 +375,7 @@ def test_keys_that_are_no_map() -> None:
 
 
 def test_positions_of_keys_reach_the_pixel_decoder_too() -> None:
-    model = _model()
+    model = _model(**SHALLOW)
     with torch.no_grad():  # else no position decides where the pixel decoder looks
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

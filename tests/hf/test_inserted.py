@@ -22,14 +22,14 @@ DECODERS = {
 }
 
 
-def _segmenter() -> Any:
+def _segmenter(**more: Any) -> Any:
     torch.manual_seed(0)
-    return mask2former("resnet")
+    return mask2former("resnet", **more)
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_what_is_put_into_a_decoder_fits_it(name: str) -> None:
-    model, x = _segmenter().bfloat16().eval(), IMAGES.bfloat16()
+    model, x = _segmenter(decoder_layers=4).bfloat16().eval(), IMAGES.bfloat16()
     rewritten = vr.apply(f"{DECODERS[name]}\n", model, example=x)
     module = rewritten.module
     assert {p.dtype for p in module.parameters()} == {torch.bfloat16}

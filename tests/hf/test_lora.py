@@ -37,11 +37,20 @@ def applied(name: str, clauses: str) -> Rewritten:
     return vr.apply(clauses, model, example=torch.zeros(1, 3, *member.sizes[0]))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
+def test_all_that_is_claimed_holds() -> None:
+    for check in vr.verify(applied("vit", f"insert lora(rank=2) at {TOWER}\n")):
+        assert check.holds, check
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "mask2former-r50")) for name in CASES],
+)
 def test_lora(name: str) -> None:
     rewritten = applied(name, f"insert lora(rank=2) at {CASES[name]}\n")
     assert difference(rewritten.base, rewritten.module, sample(rewritten)) == 0
-    checks = {c.name: c for c in vr.verify(rewritten)} if name == "vit" else {}
+    checks = {c.name: c for c in vr.verify(rewritten, graphs=False)} if name == "vit" else {}
     assert all(c.holds for c in checks.values())
     assert lowering_error(rewritten) < 2e-5
     outputs = tensors(rewritten.module(*sample(rewritten))).values()

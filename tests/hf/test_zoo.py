@@ -58,7 +58,13 @@ def subject(request: Any) -> Subject:
     return Subject(request.param)
 
 
-_PARAMS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ZOO]
+_ALIKE = ("mask2former-everything", "mask2former-aux")  # the others with more outputs
+_PARAMS = [
+    pytest.param(
+        name, marks=[pytest.mark.xdist_group(name), *[pytest.mark.slow] * (name in _ALIKE)]
+    )
+    for name in ZOO
+]
 
 
 @pytest.mark.parametrize("subject", _PARAMS, indirect=True, scope="module")

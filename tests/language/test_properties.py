@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.catalogue import CATALOG
@@ -15,7 +15,6 @@ from tests.spec_strategies import conditions, messy, selectors, specs
 from vitrewrite.language import format_text, parse_spec
 from vitrewrite.language.model import Spec
 
-few = settings(max_examples=60, deadline=None)
 COMMENT = re.compile(r"#[^\n\"']*$", re.MULTILINE)
 
 
@@ -23,7 +22,6 @@ def parsed(text: str) -> Spec:
     return parse_spec(text + "\n", catalog=CATALOG)
 
 
-@few
 @given(specs())
 def test_random_specs_have_no_errors_and_print_as_themselves(text: str) -> None:
     spec = parsed(text)
@@ -32,7 +30,6 @@ def test_random_specs_have_no_errors_and_print_as_themselves(text: str) -> None:
     assert again.hash == spec.hash
 
 
-@few
 @given(messy(specs()))
 def test_formatting_keeps_meaning_and_comments_and_is_idempotent(text: str) -> None:
     formatted = format_text(text)
@@ -45,14 +42,12 @@ def test_formatting_keeps_meaning_and_comments_and_is_idempotent(text: str) -> N
     assert not re.search(r"[ \t]$|\n\n\n|\A\n|\n\n\Z", formatted, re.MULTILINE)
 
 
-@few
 @given(selectors(depth=3))
 def test_printed_selectors_select_the_same(text: str) -> None:
     sites = parsed(f"train {text}").clauses[0].sites
     assert parsed(f"train {sites}").clauses[0].sites == sites
 
 
-@few
 @given(conditions(depth=3), st.integers(0, 2000), st.integers(0, 2000), st.integers(0, 9))
 def test_printed_conditions_mean_the_same(text: str, a: int, b: int, c: int) -> None:
     attributes = {"dim": a, "in_features": b, "depth": c}

@@ -129,6 +129,7 @@ def test_a_folder_turns_back_bit_for_bit(name: str, here: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_graphs")
+@pytest.mark.usefixtures("without_processes")
 def test_a_lowered_folder_whose_shapes_the_spec_does_not_tell(here: Path) -> None:
     """As many constants as there are prompts that training left."""
     rewritten = made(MASKED, LORA)

@@ -57,12 +57,20 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert ia3() at blocks[*].mlp.fc2\n",
     ),
     "UFFN": ("replace blocks[*].mlp with uffn()\n", "replace every mlp with uffn()\n"),
+    "Heads": (
+        "replace blocks[*].attn with heads()\n",
+        "replace every attention with heads()\n",
+    ),
     "VPT-deep": ("prepend prompt(count=2) to blocks[*]\n",),
     "E2VPT": (
         "prepend prompt(count=2) to blocks[*]\nprepend kv_prompt(n=2) to blocks[*].attn\n",
         "prepend kv_prompt(n=2) to blocks[*].attn\n",
     ),
     "Head2Toe": ("replace head with head2toe()\n",),
+    "LST": (
+        "insert lst(reduction=2) at blocks[*]\n",
+        "insert lst(reduction=2, init=random) at blocks[*]\n",
+    ),
     "VQT": ("prepend vqt(count=2) to blocks[*]\n",),
     "ToMe": ("insert merge.tome(r=2) after blocks[*].attn\n",),
     "FPET": ("insert merge.bdm() after blocks[1].attn\n",),

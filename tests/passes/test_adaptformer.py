@@ -65,8 +65,8 @@ def beside_mlp(model: Any, norm: str, delta: dict[str, torch.Tensor], s: float) 
 
 FAMILIES = {
     "swin_tiny_patch4_window7_224": {"depths": (1, 1, 2, 1)},
-    "deit3_small_patch16_224": {"depth": 2},
-    "beit_base_patch16_224": {"depth": 1},
+    "deit3_small_patch16_224": {"depth": 2, "embed_dim": 48, "num_heads": 3},
+    "beit_base_patch16_224": {"depth": 1, "embed_dim": 48, "num_heads": 3},
     "vit_small_patch14_reg4_dinov2": {"depth": 2, "img_size": 224},
 }
 

@@ -54,10 +54,13 @@ SPECS = {
     "res_tuning-bypass": "insert res_tuning(form=bypass, hidden=4) at blocks[*]",
     "uniadapter": "insert uniadapter(hidden=4, zero_visual=true) at blocks[*].mlp_branch",
     "ia3": "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2",
+    "heads": "replace blocks[*].attn with heads()\ntrain head",
     "uffn": "replace blocks[*].mlp with uffn()\ntrain head",
     "mlp_head": "replace head with mlp_head(layers=3)\ntrain head",
     "vqt": "prepend vqt(count=2) to blocks[*]\ntrain head",
     "head2toe": "replace head with head2toe()",
+    "lst": "insert lst(reduction=4) at blocks[*]\ntrain head",
+    "lst-drawn": "insert lst(reduction=4, init=random) at blocks[*]\ntrain head",
     "vqt-weighted": "prepend vqt(count=2, combine=weighted, keep=0.5) to blocks[*]\ntrain head",
     "umsa": "replace blocks[*].attn with umsa()",
     "umsa-hard": 'replace blocks[*].attn with umsa(state="3x3")',
@@ -65,12 +68,13 @@ SPECS = {
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
+OF_BASES = {"snnet"}  # in tests/passes/test_snnet.py
 PUT_NOTHING = {"sls"}  # in tests/passes/test_sls.py
 LATENT = {"merge.bdm", "bi.lora", "bi.adaptformer", "bi.head"}
 """Passes with numbers that stay in float32 or better."""
 AT_INIT = {
     "lora", "lora-spt", "lora-library", "adapter", "adaptformer", "ssf-same", "sparse",
-    "repadapter", "fact", "fact-tk", "convpass", "res_tuning", "uniadapter", "ia3", "uffn",
+    "repadapter", "fact", "fact-tk", "convpass", "res_tuning", "uniadapter", "ia3", "uffn", "heads",
     "umsa", "umsa-multi",
 }  # fmt: skip
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -101,7 +105,7 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 def test_every_pass_is_here() -> None:
-    covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS | PUT_NOTHING
+    covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS | OF_BASES | PUT_NOTHING
     assert covered == set(catalog.passes())
 
 
@@ -133,7 +137,14 @@ def test_it_has_the_dtype_of_the_model_whatever_the_default(name: str, dtype: to
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", SPECS)
+FORMS = [
+    # Which form of a pass it is makes no difference to modes: one for every change.
+    pytest.param(n, marks=[pytest.mark.slow] * ("-" in n and n.partition("-")[0] in SPECS))
+    for n in SPECS
+]
+
+
+@pytest.mark.parametrize("name", FORMS)
 def test_it_is_in_the_mode_of_what_it_is_put_into(name: str) -> None:
     model = _base().eval()
     rewritten = _apply(name, model)

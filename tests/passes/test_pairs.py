@@ -43,6 +43,7 @@ METHODS = {
     "uniadapter": "insert uniadapter(hidden=3) at blocks[*].mlp_branch",
     "ia3": "insert ia3() at blocks[*].attn.{k, v} + blocks[*].mlp.fc2",
     "uffn": "replace blocks[*].mlp with uffn()",
+    "heads": "replace blocks[*].attn with heads()",
     "sparse": "insert sparse() at sensitive(budget=5K, scale=9K)",
     "bitfit": "train every bias",
     "partial": "train blocks[-1]",
@@ -52,6 +53,7 @@ METHODS = {
     "kv_prompt": "prepend kv_prompt(n=2) to blocks[*].attn",
     "vqt": "prepend vqt(count=2, dropout=0) to blocks[*]",
     "head2toe": "replace head with head2toe()",
+    "lst": "insert lst(reduction=4) at blocks[*]",
     "bdm": "insert merge.bdm() after blocks[1].attn",
     "tome": "insert merge.tome(r=2) after blocks[*].attn",
     "evit": "insert prune.evit(keep=0.6) after blocks[0].attn",
@@ -275,14 +277,15 @@ REFUSED = {
 }
 """By pair a part of the refusal that the card of one of the two names."""
 
-READOUTS = ("mlp_head", "vqt", "head2toe")
+READOUTS = ("mlp_head", "vqt", "head2toe", "lst")
 BESIDE = {
     **{pair: "VR455 .* are both a readout" for pair in combinations(READOUTS, 2)},
-    # head2toe.md 9: nothing in front of it is trained, and an average counts tokens alike.
+    # head2toe.md 9 and lst.md 9: nothing in front of it is trained, and tokens stay what they are.
     **{
-        pair: r"VR520 head2toe reads|VR410 head2toe at .*an average counts|VR410 repadapter at"
+        pair: r"VR520 \w+ reads the model without|VR410 (head2toe|lst|repadapter) at |VR401|VR411"
         for pair in combinations(METHODS, 2)
-        if "head2toe" in pair and not {*pair} - {"head2toe"} <= {*READOUTS, "sls"}
+        if {*pair} & {"head2toe", "lst"} and not {*pair} <= {*READOUTS, "sls"}
+        if {*pair} != {"lst", "unmerge"}
     },
 }
 """Of methods beside a frozen model, likewise."""
@@ -308,7 +311,9 @@ SAMPLE = (
     ("sls", "prompt"), ("lora everywhere", "dispatch"), ("tome", "dispatch of branches"),
     ("prompt", "dispatch of blocks"),
     ("prompt", "vqt"), ("prompt", "evit"), ("lora", "dynamicvit"), ("kv_prompt", "dtps"),
-    ("bdm", "unmerge"), ("lora", "ltmp"), ("lora everywhere", "uffn"), ("ia3", "uffn"),
+    ("bdm", "unmerge"), ("lst", "unmerge"),
+    ("lora", "ltmp"), ("heads", "uffn"), ("lora everywhere", "heads"),
+    ("kv_prompt", "heads"), ("tome", "heads"), ("lora everywhere", "uffn"), ("ia3", "uffn"),
 )  # fmt: skip
 """What every change is tried with; `make zoo` takes all."""
 

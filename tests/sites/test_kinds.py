@@ -29,8 +29,8 @@ from vitrewrite.tracing.unit import Unit
 
 EVERYWHERE = {"linear": 13, "head": 1, "attention": 3, "mlp": 3, "norm": 7, "conv": 1, "branch": 6,
               "block": 3}  # fmt: skip
-ELSEWHERE = {"entries", "decoder"}
-"""What budgets buy, and what models of segmentation have: in their own tests."""
+ELSEWHERE = {"entries", "decoder", "bases"}
+"""What budgets buy, models of segmentation have, and specs stitch: in their own tests."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_pass_gets_every_site(name: str, root: Any) -> None:
     from vitrewrite.editing.clause import ClauseRef
     from vitrewrite.editing.editor import Editor
     from vitrewrite.editing.stream import Stream
-    from vitrewrite.rewrite.engine import _bound
+    from vitrewrite.rewrite.carrying import bind_all
 
     own = vr.capture(vit())
     anatomy = analyse(own)
@@ -82,7 +82,7 @@ def test_a_pass_gets_every_site(name: str, root: Any) -> None:
         Editor(own), ClauseRef(0, "none", "", None, {}), anatomy, Stream.of(anatomy, own)
     )
     found = select(own, f"every {name}")
-    for bound in _bound(found, context):
+    for bound in bind_all(found, context):
         assert isinstance(bound, getattr(sites, KINDS[name].gets))
         assert bound.role
         assert bound.like.dtype == torch.float32

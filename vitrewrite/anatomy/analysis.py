@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from ..tracing.unit import Unit
 from .attention import Core, cores
+from .bases import joined, with_roles
 from .blocks import Assembler, Notes, Parts, place, site
 from .cuts import with_tokens
 from .decoder import Decoder, PixelDecoder
@@ -24,11 +26,17 @@ from .stream import final_norms, find_stream, heads, late_tokens, patch_embed, w
 from .trunk import Sets, Trunk, find_trunk, residual_sums
 
 
-def analyse(root: nn.Module) -> Anatomy:
+def analyse(root: nn.Module, bases: Sequence[str] = ()) -> Anatomy:
     """See `vitrewrite.anatomy.analyse`."""
-    flow = flatten(root)
+    if bases:
+        return joined({name: with_roles(_analyse(root, name), name) for name in bases})
+    return _analyse(root, "")
+
+
+def _analyse(root: nn.Module, path: str) -> Anatomy:
+    flow = flatten(root, path)
     try:
-        return _analysed(root, flow)
+        return _analysed(root.get_submodule(path), flow)
     finally:
         flow.release()
 

@@ -158,16 +158,17 @@ def union(ops: Iterable[Op]) -> int:
     return bits
 
 
-def flatten(root: nn.Module) -> Flow:
-    """The dataflow of a captured tree.
+def flatten(root: nn.Module, path: str = "") -> Flow:
+    """The dataflow of a captured tree, or of the model at a path of it that holds several.
 
     Raises:
         TypeError: if `root` was not captured.
     """
-    if not isinstance(root, Unit) or root.template is None:
+    unit = root.get_submodule(path) if isinstance(root, Unit) else root
+    if not isinstance(unit, Unit) or unit.template is None:
         raise TypeError(f"{type(root).__name__} is not a captured model")
     builder = _Builder()
-    builder.call(root, "", None, ())
+    builder.call(unit, path, None, ())
     flow = builder.flow
     _link(flow)
     return flow

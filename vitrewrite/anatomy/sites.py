@@ -231,6 +231,9 @@ class Anatomy:
     ] = ()  # units whose attention is one call, the parts of which are no sites
     gone: Mapping[str, tuple[Block, str]] = field(default_factory=dict)
     """Blocks that a clause took out, by role, each with that clause in words."""
+    base: str = ""  # path of the model in a tree that holds several
+    bases: Mapping[str, Anatomy] = field(default_factory=dict)
+    """The anatomy of each model, where it is that of a tree that holds several."""
 
     def without(self, blocks: Sequence[Block], clause: str) -> Anatomy:
         """What is left when a clause takes blocks out; the others keep their numbers."""

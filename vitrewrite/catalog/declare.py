@@ -176,6 +176,20 @@ class Pass:
 
         initialise(module, generator)
 
+    def inherit(self, site: Any, module: Any, origin: Any, /) -> None:
+        """Makes initial values of a module of the model's own, where a clause asked for that.
+
+        After `initialise`, for a clause with a site that said `start_from_model()`.
+
+        Args:
+            site: where the module is.
+            module: what was inserted.
+            origin: the layers of the model as it was, by role: `origin.weight("blocks[3].attn.q")`,
+                `origin.bias(role)`, `origin.importance(role)`, and `origin.once(name, make)` for
+                what all modules of the clause have in common.
+        """
+        raise NotImplementedError
+
     def delta(self, module: Any, /) -> list[dict[str, torch.Tensor]]:
         """The tensors of each site of an inserted module, named and shaped as its card has them.
 

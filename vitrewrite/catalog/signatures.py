@@ -33,7 +33,7 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
     ),
     "attaches": (
         *("linear", "head", "attention", "mlp", "norm", "conv", "branch", "block", "entries"),
-        "decoder",
+        *("decoder", "bases"),
     ),
     "claims": (*CLAIMS, SIZES_KEPT),
     "reads": _FACTS,

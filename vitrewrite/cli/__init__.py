@@ -11,9 +11,19 @@ import click
 
 from ..errors import FileError, UsageError, VitrewriteError
 from ..text import shown
-from . import checking, commands, deltas, packing, profiling, showing, tuning
+from . import anatomy, checking, commands, deltas, packing, profiling, showing, tuning
 
-__all__ = ["checking", "commands", "deltas", "packing", "profiling", "run", "showing", "tuning"]
+__all__ = [
+    "anatomy",
+    "checking",
+    "commands",
+    "deltas",
+    "packing",
+    "profiling",
+    "run",
+    "showing",
+    "tuning",
+]
 
 
 def run(argv: list[str]) -> int:

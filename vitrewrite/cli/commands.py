@@ -89,7 +89,7 @@ def apply(
     if not as_json:
         click.echo(str(plan))
     with busy(f"rewriting {plan.model}"):
-        rewritten = finished(plan, original, wanted.delta)
+        rewritten = finished(plan, original, wanted.delta, wanted.calibration)
     with busy("verifying"):
         checks = quick(rewritten)
     raise_all([c.error() for c in checks if c.holds is False])
@@ -180,27 +180,6 @@ def _read(name: str, overrides: tuple[str, ...]) -> Wanted | Checked:
         return Checked(name, None, tuple(getattr(error, "errors", [error])))
 
 
-@cli.command()
-@click.argument("model")
-@_overrides
-@_json
-def sites(model: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Prints the anatomy of a model: what each place of it is."""
-    from ..language import Overrides, parse_model, parse_overrides
-
-    ref = parse_model(model, Overrides(parse_overrides(overrides)))
-    with busy(f"reading {model}"):
-        from .. import models
-        from ..anatomy import analyse
-        from ..anatomy.report import to_json, to_text
-        from ..tracing import inputs, trace
-
-        with models.asked_by(ref):
-            built = models.create(ref.name, ref.values, meta=True)
-            anatomy = analyse(trace(built, inputs.stated_input(built, ref.input)))
-    echo_json(to_json(anatomy)) if as_json else click.echo(to_text(anatomy))
-
-
 @cli.command("list")
 @click.argument("what", type=click.Choice(["models", "passes", "specs"]))
 @_json
@@ -283,11 +262,12 @@ def verify(
 @click.option("--out", type=PATH, required=True)
 @click.option("--undo", is_flag=True, help="Turn a lowered folder back, bit for bit.")
 @click.option("--delta", type=PATH, help="Take this delta, not that of the folder.")
+@click.option("--stitch", type=int, help="Take out this one of several stitched models.")
 @_trust
 @_json
 def lower(
     folder: Path, overrides: tuple[str, ...], out: Path, undo: bool, delta: Path | None,
-    trust: bool, as_json: bool,
+    stitch: int | None, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turns a rewritten model into the cheapest equal one, and measures what that changes.
 
@@ -296,6 +276,8 @@ def lower(
     allowed = trusted(str(folder), overrides, trust)
     if undo and delta is not None:
         raise UsageError("VR905", "--undo takes no --delta", suggestion="leave one of them out")
+    if undo and stitch is not None:
+        raise UsageError("VR905", "--undo takes no --stitch", suggestion="leave one of them out")
     with busy("starting torch"):
         from ..api import lower as run
         from ..disk import check_target
@@ -309,9 +291,9 @@ def lower(
             result = judged(unlowered_folder(folder, allowed))
     else:
         with busy(f"lowering {folder}"):
-            result = run(judged(rewritten_folder(folder, allowed, delta)))
+            result = run(judged(rewritten_folder(folder, allowed, delta)), stitch=stitch)
         with busy("measuring"):
-            text = lowering_text(result)
+            text = str(result.measures) if stitch is not None else lowering_text(result)
     with busy(f"writing {out}"):
         emit(result, out)
     if as_json:

@@ -58,7 +58,7 @@ class Invocation:
     @property
     def names_model(self) -> bool:
         """Whether there is a model to rewrite."""
-        return self.spec.model is not None
+        return self.spec.model is not None or bool(self.spec.bases)
 
     def plan(self) -> Compilation:
         """The plan; imports torch."""
@@ -85,6 +85,11 @@ class Invocation:
 
         return bool(wanted_by(self.spec)) and "profile" not in self.arguments and not self.data
 
+    @property
+    def calibration(self) -> str | None:
+        """The data that layers between models are solved from, if there is any."""
+        return self.data if self.spec.bases else None
+
     @functools.cached_property
     def measured(self) -> dict[str, Any]:
         """The arguments, with measurements if the spec asks for some and there is data for them."""
@@ -103,6 +108,7 @@ class Invocation:
     def default_folder(self) -> Path:
         """`./<spec>-<model>`, without the folders and the suffix of a model's file."""
         name = self.spec.model.name if self.spec.model else "model"
+        name = "-".join(self.spec.bases) or name
         if ".py:" in name:
             path, _, function = name.rpartition(":")
             name = f"{Path(path).stem}_{function}"

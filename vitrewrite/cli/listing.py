@@ -27,7 +27,9 @@ CLAUSES = {
     "is a list has one value per site, such as rank=[4, 8, 0, 8]; 0 or none puts nothing there.",
     "prepend": "prepend P to SITES: puts tokens or rows in front of what a site gets.",
     "replace": "replace SITES with P: swaps parts of the model for others.",
-    "stitch": "stitch M1, M2[, M3] with P: makes one model of several.",
+    "stitch": "stitch small=M1, base=M2[, large=M3] with P: makes one model of several. It is the "
+    "first clause; behind it selectors start at a name, such as 'small.blocks[*]', or are of all: "
+    "'every base.blocks[*]'. Models without a name are a, b and c.",
     "add": "add P to SITES: gives a part of the model something more to compute.",
     "drop": "drop SITES: takes blocks out of the model, such as 'drop blocks[8:]'. The others keep "
     "their names and numbers: wherever a clause stands, its positions are those of the base. "

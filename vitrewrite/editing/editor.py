@@ -21,11 +21,14 @@ from ..tracing.notes import ARITY, HINT, ORIGIN, VALUE, noted
 from ..tracing.template import Template
 from ..tracing.unit import Unit, duplicate
 from .fitting import fit
+from .linting import lint
 
 if TYPE_CHECKING:
     from .clause import ClauseRef
     from .folds import Fold, Lowered
     from .narrowing import Gathered, Narrowing
+    from .origins import OwnLayers
+    from .stitching import Stitches
     from .value import Value
 
 
@@ -103,8 +106,10 @@ class Editor:
         again: by call of a layer where it is called on something else besides.
         stops: paths of units in which a clause reads a value without gradient.
         frozen: values that clauses read, in front of which nothing may be trained.
+        origins: by clause what its initial values are made of.
         appended: by entry of the model what it is to yield besides.
         by_loss: paths of modules that only a loss of their pass trains.
+        stitches: the paths through several models that a clause asks for.
     """
 
     root: nn.Module
@@ -128,8 +133,10 @@ class Editor:
     again: dict[Place, list[Place]] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
     frozen: list[tuple[Place, ClauseRef]] = field(default_factory=list)
+    origins: dict[int, OwnLayers] = field(default_factory=dict, repr=False)
     appended: dict[str, list[Value]] = field(default_factory=dict)
     by_loss: list[str] = field(default_factory=list)
+    stitches: Stitches | None = None
     _held: Counter[int] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,7 +150,8 @@ class Editor:
         return Editor(
             root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
             helpers=list(self.helpers), again={k: list(v) for k, v in self.again.items()},
-            narrowed={k: list(v) for k, v in self.narrowed.items()},
+            stitches=self.stitches,
+            narrowed={k: list(v) for k, v in self.narrowed.items()}, origins=dict(self.origins),
         )  # fmt: skip
 
     def unit(self, path: str) -> Unit:
@@ -345,10 +353,12 @@ class Editor:
                 continue
             unit.template.clean()
             for graph in unit.template.graphs:
-                _lint(graph, unit, path)
+                lint(graph, unit, path)
             # Places are node names, so what is shared has the same names too.
             names = tuple(n.name for n in unit.template.graph.nodes)
-            key = unit.template.signature(), names
+            # And values are noted in nodes: what is of other widths has nodes of its own.
+            widths = tuple(p.shape for p in unit.parameters()) if self.narrowed else ()
+            key = unit.template.signature(), names, widths
             unit.__dict__["template"] = known.setdefault(key, unit.template)
         self.edited.clear()
 
@@ -375,23 +385,3 @@ def units(root: nn.Module) -> Iterator[tuple[str, Unit]]:
     for path, module in walk.named(root):
         if isinstance(module, Unit):
             yield path, module
-
-
-def _lint(graph: fx.Graph, unit: Unit, path: str) -> None:
-    """Every name that a graph uses is there, and nodes stand in order.
-
-    Raises:
-        RewriteError: VR405, a bug of the pass that was applied last.
-    """
-    try:
-        graph.lint()
-        for node in graph.nodes:
-            if node.op == "call_module":
-                unit.get_submodule(str(node.target))
-            if node.op == "get_attr":
-                owner, _, name = str(node.target).rpartition(".")
-                getattr(unit.get_submodule(owner), name)
-    except (AttributeError, RuntimeError) as error:
-        raise RewriteError(
-            "VR405", f"the graph of '{path or 'the root'}' broke: {error}"
-        ) from error

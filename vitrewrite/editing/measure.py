@@ -132,6 +132,11 @@ class Propagation:
         entry = self._entry(place.unit)
         return entry.shapes.get(place.node) if entry else None
 
+    def given(self, path: str, count: int) -> tuple[Any, ...] | None:
+        """What a unit is called with, or None if it was not run."""
+        entry = self._entry(path)
+        return entry.values[:count] if entry and len(entry.values) >= count else None
+
     def costs_of(self, path: str) -> Costs | None:
         """What a module computes, or None if it was not run."""
         entry = self._entry(path)

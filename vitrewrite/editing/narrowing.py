@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from .editor import Editor
+from .editor import Editor, join
+
+if TYPE_CHECKING:
+    from .clause import ClauseRef
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +126,34 @@ def _unknown(old: torch.Tensor, how: Narrowing) -> torch.Tensor:
     shape = list(old.shape)
     shape[how.slices.axis] = how.stays.count * how.slices.of.shape[1]
     return torch.empty(shape, dtype=old.dtype, device="meta")
+
+
+def take_over(editor: Editor, module: nn.Module, old: nn.Parameter) -> None:
+    """The parameter `bias` of a new module is one of the model as it was."""
+    assert isinstance(module.bias, nn.Parameter)
+    if old.is_meta:
+        stays = Remaining(len(old), torch.arange(len(old), device="cpu"))
+        every = Slices("", 0, torch.arange(len(old), device="cpu")[:, None])
+        editor.gathered.append(Gathered(module.bias, old, Narrowing(every, stays)))
+    else:
+        module.bias = nn.Parameter(old.detach().clone(), old.requires_grad)
+
+
+def take_out_unread(editor: Editor, path: str, clause: ClauseRef) -> None:
+    """The modules and tensors of a unit that its graph reads no more go."""
+    unit = editor.own(path)
+    assert unit.template is not None
+    nodes = [n for n in unit.template.graph.nodes if n.op in ("call_module", "get_attr")]
+    read = {str(n.target) for n in nodes}
+    for name in list(unit._modules):
+        if not any(f"{target}.".startswith(f"{name}.") for target in read):
+            editor.take_out(join(path, name), clause)
+    tables: tuple[dict[str, Any], ...] = unit._parameters, unit._buffers
+    for table in tables:
+        for name in [n for n in table if n not in read]:
+            tensor = table.pop(name)
+            editor.removed[join(path, name)] = clause
+            editor.gone += tensor.numel() if isinstance(tensor, nn.Parameter) else 0
 
 
 def piece(editor: Editor, name: str, whole: torch.Tensor) -> torch.Tensor:

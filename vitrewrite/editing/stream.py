@@ -114,8 +114,9 @@ class Stream:
         stream = cls(
             Tokens(known.prefix_tokens, known.grid, patches=patches), pooled=known.readout is None
         )
+        own = f"{anatomy.base}." if anatomy.base else ""
         for path, module in walk.named(root):
-            if is_inserted(module) and "grid" in _writes(module):
+            if path.startswith(own) and is_inserted(module) and "grid" in _writes(module):
                 clause = ClauseRef(-1, str(module.inserted_by), f"{path} of the model", None, {})
                 index = [b.index for b in anatomy.blocks if path.startswith(f"{b.path}.")]
                 stream.change(2 * min(index, default=0) + 1, clause, grid=None)

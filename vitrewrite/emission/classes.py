@@ -12,6 +12,7 @@ from ..tracing import walk
 from ..tracing.about import about, is_root
 from ..tracing.cutting import halves
 from ..tracing.entries import ENTRIES
+from ..tracing.paths import Ways, checks
 from ..tracing.pre_logits import NOT_READ
 from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
@@ -24,6 +25,7 @@ from .inlining import inline_small_calls
 from .literals import Symbol, same
 from .names import NameScope
 from .parameters import Parameters
+from .paths import known_paths, parts, runs_by_id
 from .pre_logits import before_logits
 from .skeleton import Position, numbered, replace_literals, skeleton
 from .tidy import tidy
@@ -42,6 +44,9 @@ class Class:
     entries: tuple[str, ...] = ()  # methods that its forward calls in turn, the graphs in order
     before: tuple[fx.Graph, ...] = ()  # of the last entry up to what makes the classes
     asked: tuple[tuple[str, tuple[fx.Graph, ...]], ...] = ()  # entries that clauses ask for
+    runs: tuple[tuple[str, str], ...] = ()  # of the blocks that paths go through
+    paths: Ways | None = None  # through the models that the root holds
+    checks: tuple[fx.Graph, ...] = ()  # of what the root refuses of its inputs
     odd: str = ""  # why there is no such program, if there was one in the model
     plain: bool = False  # whether its forward is written without loops
     checkpointed: str | None = None  # when it is computed again in backward; "" is always
@@ -55,7 +60,8 @@ class Class:
     @property
     def programs(self) -> tuple[fx.Graph, ...]:
         """All graphs, those of evaluation and of training in turn where they differ."""
-        return (*self.graphs, *self.before, *(g for _, graphs in self.asked for g in graphs))
+        asked = (g for _, graphs in self.asked for g in graphs)
+        return (*self.graphs, *self.before, *asked, *self.checks)
 
     def children(self) -> Iterator[tuple[str, list[nn.Module]]]:
         """The children that the class needs, with one module per instance."""
@@ -87,6 +93,10 @@ class Classes:
         self.of: dict[int, Class] = {}  # id of a unit -> its class
         self.paths = {id(m): path for path, m in walk.named(root)}
         self.all: list[Class] = []
+        self.ways, self.runs = known_paths(root), runs_by_id(root)
+        self.models = {
+            id(root.get_submodule(n)): n for n in (self.ways.pieces if self.ways else ())
+        }
         self._by_key: dict[Any, Class] = {}
         self._skeletons: dict[int, Any] = {}
         self._collect(root)
@@ -134,7 +144,7 @@ class Classes:
                 generalise(graph)
             self._skeletons[id(template)] = general, *skeleton(general)
         _, shape, literals = self._skeletons[id(template)]
-        return (shape, names, _lists(unit, template)), literals
+        return (shape, names, _lists(unit, template), self.runs.get(id(unit))), literals
 
     def _ordered(self) -> list[Class]:
         """Children before parents, else as they were found."""
@@ -198,6 +208,12 @@ class Classes:
                 (name, tuple(entered(g, cls.sample, name) for g in plain))
                 for name in entrances(cls.sample)
             )
+            cls.paths = self.ways
+            cls.checks = tuple(map(checks, plain)) if self.ways else ()
+        if (name := self.models.get(id(cls.sample))) is not None and self.ways is not None:
+            cls.runs = self.runs[id(cls.sample)]
+            programs = [numbered(g) for g in cls.template.graphs]
+            cls.asked = tuple(parts(programs, self.ways.pieces[name]).items())
         for graph in cls.programs:
             inline_small_calls(graph, cls.units)
 

@@ -23,6 +23,7 @@ from .forward import body_lines
 from .functions import Functions
 from .literals import quoted
 from .names import CALLED, IMPORTED, RESERVED, NameScope, identifier, is_name
+from .paths import run_lines, stitch_lines, table_lines
 from .wrap import WIDTH, wrap
 
 
@@ -126,6 +127,8 @@ def _inserted(root: nn.Module) -> dict[type[nn.Module], str]:
 
 def _class(cls: Class, made: list[str]) -> str:
     lines = [f"class {cls.name}(nn.Module):"]
+    if cls.paths is not None:
+        lines += [*_indent(table_lines(cls.paths), 1), ""]
     stored = [
         f"self.{name} = {name}" for name in cls.parameters.vectors if name in cls.parameters.stored
     ]
@@ -180,6 +183,10 @@ def _asked(cls: Class) -> list[str]:
         names = _arguments(graphs[0])
         lines += ["", *wrap(f"def {name}({', '.join(('self', *names))}):", WIDTH - 4)]
         lines += _indent(_body(cls, graphs, names), 1)
+    if cls.runs:
+        lines += ["", *run_lines(cls.sample, cls.runs)]
+    if cls.paths is not None:
+        lines += ["", *stitch_lines(_body(cls, cls.checks, ["x"])[:-1])]
     return lines
 
 

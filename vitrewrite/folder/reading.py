@@ -15,7 +15,7 @@ from .. import models
 from ..disk import LOCK
 from ..errors import FileError, VitrewriteError
 from ..language import Spec, parse_spec
-from ..models.request import Request
+from ..models.stitched import requested
 from ..rewrite.compilation import Compilation
 from ..rewrite.lowered import lowered
 from ..rewrite.rewritten import Rewritten
@@ -167,7 +167,7 @@ class Loader:
         if len(spec.clauses) != len(lock["places"]):
             raise self._odd("it has other clauses than places of them")
         spec = spec.placed(lock["places"])
-        request = Request(spec, lock["model"], lock["weights"], lock["seed"], self._options)
+        request = requested(spec, lock["model"], lock["weights"], lock["seed"], self._options)
         original, base = self._base(state, whole)
         base.eval()  # as models by name are
         where = self._path(WEIGHTS) if state is not None else self.folder.path

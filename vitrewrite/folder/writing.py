@@ -227,6 +227,7 @@ def test_text(rewritten: Rewritten) -> str:
     example, many = examples[0], len(examples) > 1
     exact = example.dtype in (torch.float32, torch.float64)
     timms = _starts_as_timms(rewritten)
+    alone, through = _tried(rewritten)
     return render(
         "test_model.py.jinja", shape=tuple(example.shape[1:]), fixed=fixed and not many, many=many,
         inputs=[(tuple(v.shape[1:]), v.dtype) for v in examples],
@@ -235,6 +236,7 @@ def test_text(rewritten: Rewritten) -> str:
         close="rtol=1e-3, atol=1e-4" if exact else "rtol=6e-2, atol=6e-2",
         original=repr(full_name(rewritten.model_name)) if timms and not many else "",
         options=pformat(rewritten.model_options, width=88, sort_dicts=True),
+        alone=alone, through=through,
     )  # fmt: skip
 
 
@@ -244,7 +246,18 @@ def _starts_as_timms(rewritten: Rewritten) -> bool:
     starts_equal = all("same_output_at_init" in m.claims for m in methods)
     named = rewritten.weights_request != "given" and ":" not in rewritten.model_name
     whole = not rewritten.result.anatomy.gone
-    return named and starts_equal and whole and not rewritten.lowered
+    one = not rewritten.spec.bases
+    return named and starts_equal and whole and one and not rewritten.lowered
+
+
+def _tried(rewritten: Rewritten) -> tuple[list[int], list[int]]:
+    """Numbers of stitches that are models by themselves, and of one through each layer."""
+    space = rewritten.measures.stitches
+    found: dict[int | None, list[int]] = {}
+    for stitch in space.stitches if space is not None else ():
+        found.setdefault(stitch.path.layer, []).append(stitch.number)
+    alone = found.pop(None, [])
+    return alone, [numbers[0] for numbers in found.values()]
 
 
 def plan_markdown(rewritten: Rewritten) -> str:

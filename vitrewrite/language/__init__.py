@@ -5,7 +5,6 @@ from .format import format_text as format_text
 from .load import parse_spec as parse_spec
 from .model import Claim as Claim
 from .model import Clause as Clause
-from .model import ModelRef as ModelRef
 from .model import PassUse as PassUse
 from .model import Spec as Spec
 from .overrides import RESERVED as RESERVED
@@ -13,3 +12,4 @@ from .overrides import Overrides as Overrides
 from .overrides import parse_model as parse_model
 from .overrides import parse_override as parse_override
 from .overrides import parse_overrides as parse_overrides
+from .references import ModelRef as ModelRef

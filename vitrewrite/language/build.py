@@ -5,6 +5,7 @@ Called while parsing, so no tree is built in between and nothing here is recursi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from . import model as nodes
 from .conditions import Condition
 from .expressions import Expression
 from .factors import Factor
+from .references import ModelRef
 from .selectors import Selector
 from .source import SpecSource
 from .tokens import Lexeme
@@ -150,8 +152,17 @@ class _Selectors(_Conditions):
             raise _unnamed(str(name), unnamed)
         return selectors.Call(str(name), options, name.span)
 
-    def every(self, kind: Word, within: Selector | None) -> selectors.Every:
+    def every(self, kind: Word, within: Selector | None) -> selectors.Every | selectors.EveryBase:
+        if kind == selectors.BASE and within is None:
+            return selectors.EveryBase(None, kind.span)
         return selectors.Every(str(kind), within, _join(kind, within or kind))
+
+    def every_path(self, kind: Word, path: selectors.Path) -> selectors.EveryBase:
+        if kind != selectors.BASE:
+            message = f"'every {kind}' is followed by no path: only 'every base' is"
+            suggestion = f"write 'every {kind} in ...'"
+            raise SpecError("VR505", message, span=kind.span, suggestion=suggestion)
+        return selectors.EveryBase(path, _join(kind, path))
 
     def common(self, *parts: Selector) -> Selector:
         if len(parts) == 1:
@@ -229,11 +240,14 @@ class _Statements(_Selectors):
     def place(self, word: Word) -> Word:
         return word
 
-    def model_ref(self, name: Word, options: tuple[selectors.Option, ...] | None) -> nodes.ModelRef:
+    def model_ref(self, name: Word, options: tuple[selectors.Option, ...] | None) -> ModelRef:
         text = read_string(name, name.span) if name.type == "STRING" else str(name)
-        return nodes.ModelRef(text, options or (), name.span)
+        return ModelRef(text, options or (), name.span)
 
-    def model(self, ref: nodes.ModelRef) -> nodes.Model:
+    def named(self, name: Word, ref: ModelRef) -> ModelRef:
+        return replace(ref, label=str(name), span=_join(name, ref))
+
+    def model(self, ref: ModelRef) -> nodes.Model:
         return nodes.Model(ref, ref.span)
 
     def range(self, low: Expression, high: Expression) -> declarations.Range:

@@ -99,7 +99,8 @@ class _Line:
         if left == ":":
             return "[" not in self._open
         if "=" in (left, right):
-            return self._open in ([], ["{"])
+            named = self._first is not None and self._first.text == "stitch"
+            return self._open in ([], ["{"]) and not named
         if right in ("(", "["):
             # A call or an index, unless it opens an operand.
             return before is self._first or _before_operand(before)

@@ -12,76 +12,11 @@ from vitrewrite.errors import Span, SpecError
 
 from .conditions import Compare, Condition
 from .declarations import Include, Let, Param, written
-from .expressions import Literal, literal
+from .expressions import Literal
 from .factors import Factor
-from .inputs import INPUT, checked
+from .references import ModelRef, arguments_of, input_of
 from .selectors import Option, Selector, values_of
 from .values import Number, Value, show
-
-
-def stated(option: Option) -> Option:
-    """An argument of a model, checked if it is its input.
-
-    Raises:
-        SpecError: VR231.
-    """
-    value = option.value
-    if option.name != INPUT or not isinstance(value, Literal):
-        return option
-    return replace(option, value=Literal(checked(value.value, value.span), value.span))
-
-
-def _arguments(options: tuple[Option, ...]) -> dict[str, Value]:
-    return {name: value for name, value in values_of(options).items() if name != INPUT}
-
-
-def _input(options: tuple[Option, ...]) -> str | None:
-    found = [literal(option.value) for option in options if option.name == INPUT]
-    return str(found[0]) if found else None
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """A model by name, with arguments for its constructor."""
-
-    name: str
-    options: tuple[Option, ...]
-    span: Span = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        plain = self.name and not set(self.name) & set(" \t(),#'\"\\") and self.name != "with"
-        name = self.name if plain else show(self.name)
-        return written(name, self.options) if self.options else name
-
-    def extended(self, more: tuple[Option, ...]) -> ModelRef:
-        """With other arguments, which replace those of the same name."""
-        options = {option.name: option for option in (*self.options, *more)}
-        return replace(self, options=tuple(options.values()))
-
-    def stated(self) -> ModelRef:
-        """With its input in the one form that `inputs.read_shapes` reads.
-
-        Raises:
-            SpecError: VR231 if what is stated is none.
-        """
-        return replace(self, options=tuple(map(stated, self.options)))
-
-    def place_of(self, text: str) -> Span:
-        """Where the argument stands that a text is about; if that is not clear, the model."""
-        arguments = [o for o in self.options if o.name != INPUT]
-        named = [o for o in arguments if re.search(rf"\b{re.escape(o.name)}\b", text)]
-        guilty = named or arguments
-        return guilty[0].span if len(guilty) == 1 else self.span
-
-    @property
-    def values(self) -> dict[str, Value]:
-        """The arguments of a resolved model, for its constructor."""
-        return _arguments(self.options)
-
-    @property
-    def input(self) -> str | None:
-        """What it is called with, if that is stated."""
-        return _input(self.options)
 
 
 @dataclass(frozen=True)
@@ -147,6 +82,11 @@ class Clause:
     models: tuple[ModelRef, ...]
     span: Span = field(compare=False, repr=False)
     condition: Condition | None = None
+
+    @property
+    def bases(self) -> dict[str, ModelRef]:
+        """What is stitched by name; one without a name has a letter."""
+        return {ref.label or "abc"[i]: ref for i, ref in enumerate(self.models[:3])}
 
     @property
     def form(self) -> str:
@@ -346,12 +286,17 @@ class Spec:
     @property
     def model_arguments(self) -> dict[str, Value]:
         """Constructor arguments that overrides set."""
-        return _arguments(self.model_overrides)
+        return arguments_of(self.model_overrides)
+
+    @property
+    def bases(self) -> dict[str, ModelRef]:
+        """The models that are stitched, by name; empty where the spec is about one model."""
+        return next((c.bases for c in self.clauses if c.verb == "stitch"), {})
 
     @property
     def input(self) -> str | None:
         """What any model is called with, if an override states it."""
-        return _input(self.model_overrides)
+        return input_of(self.model_overrides)
 
     def renamed(self, name: str) -> Spec:
         """The same spec under another name."""

@@ -12,8 +12,9 @@ from vitrewrite.text import did_you_mean, listing, shown
 
 from .expressions import Expression, ListOf, Literal, Name, map_expressions
 from .inputs import INPUT
-from .model import Model, ModelRef
+from .model import Model
 from .parse import parse_text
+from .references import ModelRef
 from .scope import Scope
 from .selectors import Option
 from .source import SpecSource

@@ -10,8 +10,9 @@ from vitrewrite.catalog import Catalog
 from vitrewrite.catalog.signatures import OptionInfo, PassInfo
 from vitrewrite.errors import Span, SpecError
 from vitrewrite.language.settings import options as settings_of_tune
-from vitrewrite.text import shown
+from vitrewrite.text import listing, shown
 
+from .bases import check_starts, check_stitch
 from .check import (
     check_form,
     check_models,
@@ -28,24 +29,12 @@ from .expressions import Expression, Literal, Name, NodeT, map_expressions
 from .factors import Factor, checked
 from .include import Expansion
 from .inputs import INPUT
-from .model import (
-    Absent,
-    AnyStatement,
-    Claim,
-    Clause,
-    Model,
-    ModelRef,
-    PassUse,
-    Require,
-    Row,
-    Spec,
-    Tune,
-    stated,
-)
+from .model import Absent, AnyStatement, Claim, Clause, Model, PassUse, Require, Row, Spec, Tune
 from .only_if import OF_VALUES, false_for
 from .overrides import LIST, MODEL_ARGUMENTS, Overrides
 from .params import check_new, param_value
 from .problems import Problems
+from .references import ModelRef, stated
 from .scope import Scope
 from .selectors import Option, Selector
 from .sites import check_selector, words_of
@@ -133,6 +122,8 @@ class Resolver:
     def _resolved_clause(self, clause: Clause, use: PassUse | None) -> Clause:
         with self._problems.catch():
             check_models(clause)
+            if clause.verb == "stitch":
+                check_stitch(clause, self._clauses, self._model and self._model[1])
         sites = self._resolved_sites(clause.sites)
         models = tuple(self._resolved_model(ref) for ref in clause.models)
         return dataclasses.replace(clause, use=use, sites=sites, models=models, condition=None)
@@ -267,7 +258,12 @@ class Resolver:
     def spec(self, source: SpecSource) -> Spec:
         """The spec, after all statements; errors may be waiting in `problems`."""
         settings, known = self._tuned(), settings_of_tune()
+        bases = self._bases()
         model, arguments = self._final_model()
+        if bases and model is not None:
+            message = "the spec stitches models that it names itself"
+            notes = [f"bases: {listing(bases)}"]
+            self._problems.add(SpecError("VR507", message, span=model.span, notes=notes))
         if not self._scope.incomplete:
             for error in self._overrides.unused():
                 self._problems.add(error)
@@ -290,6 +286,14 @@ class Resolver:
             absent=tuple(self._out),
             rows=tuple(self._rows),
         )
+
+    def _bases(self) -> Mapping[str, ModelRef]:
+        """The models that are stitched, by name; selectors are to start at one of them."""
+        bases = next((c.bases for c in self._clauses if c.verb == "stitch"), {})
+        factors = [factor for _, factor in self._factors]
+        for error in check_starts(bases, self._clauses, self._requires, factors):
+            self._problems.add(error)
+        return bases
 
     def _own_first(self) -> tuple[Factor, ...]:
         """The factors: what a spec says itself holds over what it includes."""

@@ -128,6 +128,29 @@ class Every:
         return f"every {self.kind}" + (f" in {_tight(self.within)}" if self.within else "")
 
 
+BASE = "base"
+"""The kind that `every base` names: each model that the spec stitches."""
+
+
+@dataclass(frozen=True)
+class EveryBase:
+    """`every base.blocks[*]`: a path in each model that is stitched; the whole of each without one.
+
+    What it says stands for a union of paths that start at the names of the bases.
+    """
+
+    path: Path | None
+    span: Span = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"every {BASE}" + (f".{self.path}" if self.path else "")
+
+    def at(self, base: str) -> Path:
+        """The same at one base."""
+        first = PathStep((base,), None, self.span)
+        return Path((first, *(self.path.steps if self.path else ())), self.span)
+
+
 @dataclass(frozen=True)
 class ModuleGlob:
     """`module("blocks.*.attn.qkv")`: modules by their own names; if none matches, parameters."""
@@ -238,7 +261,16 @@ class Optional:
 
 
 Selector: TypeAlias = (
-    Path | Every | ModuleGlob | Call | Union | Difference | Intersection | Where | Optional
+    Path
+    | Every
+    | EveryBase
+    | ModuleGlob
+    | Call
+    | Union
+    | Difference
+    | Intersection
+    | Where
+    | Optional
 )
 
 
@@ -248,7 +280,7 @@ def _tight(node: Selector) -> str:
 
 
 def _term(node: Selector) -> str:
-    bare = isinstance(node, (Every, Intersection))
+    bare = isinstance(node, (Every, EveryBase, Intersection))
     return str(node) if bare else _tight(node)
 
 

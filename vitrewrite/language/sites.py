@@ -17,6 +17,7 @@ from .selectors import (
     Call,
     Difference,
     Every,
+    EveryBase,
     Index,
     Intersection,
     ModuleGlob,
@@ -50,12 +51,13 @@ CALLS: Mapping[str, Mapping[str, OptionInfo]] = {
 
 def check_selector(selector: Selector, problems: Problems) -> None:
     """Checks indices, groups and calls; what is wrong goes to `problems`."""
-    for part in _parts(selector):
+    for part in parts_of(selector):
         with problems.catch():
             if isinstance(part, Where):
                 _check_condition(part.condition, problems)
-            elif isinstance(part, Path):
-                for step in part.steps:
+            elif isinstance(part, (Path, EveryBase)):
+                path = part if isinstance(part, Path) else part.path
+                for step in path.steps if path else ():
                     _check_group(step.names, step.span)
                     if step.index:
                         _check_index(step.index)
@@ -67,15 +69,16 @@ def check_selector(selector: Selector, problems: Problems) -> None:
 
 def words_of(selector: Selector) -> tuple[str, ...]:
     """What bare words the options of its measuring parts may be, such as `batch`."""
-    calls = (part for part in _parts(selector) if isinstance(part, Call))
+    calls = (part for part in parts_of(selector) if isinstance(part, Call))
     infos = (info for call in calls for info in CALLS.get(call.name, {}).values())
     return tuple(str(choice) for info in infos for choice in info.choices or ())
 
 
-def _parts(selector: Selector) -> Iterator[Selector]:
+def parts_of(selector: Selector) -> Iterator[Selector]:
+    """A selector and all that it is made of."""
     yield selector
     for inner in _inner(selector):
-        yield from _parts(inner)
+        yield from parts_of(inner)
 
 
 def _inner(selector: Selector) -> tuple[Selector, ...]:

@@ -6,8 +6,9 @@ from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import shown
 
 from .expressions import Expression, Literal, Name, map_expressions
-from .model import Model, ModelRef
+from .model import Model
 from .parse import parse_text
+from .references import ModelRef
 from .scope import Scope
 from .source import SpecSource
 

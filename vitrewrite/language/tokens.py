@@ -149,14 +149,16 @@ def _with_model_names(lexemes: list[Lexeme]) -> list[Lexeme]:
         return lexemes
     joined: list[Lexeme] = []
     depth, expected = 0, False
-    for token in lexemes:
-        if expected and _in_model_name(token) and token.text != "with":
+    for token, after in zip(lexemes, [*lexemes[1:], None], strict=True):
+        if expected and token.kind == "name" and after is not None and after.text == "=":
+            pass  # what a base is called
+        elif expected and _in_model_name(token) and token.text != "with":
             token = token._replace(kind="model")
         elif joined and _continues(joined[-1], token):
             token = Lexeme("model", joined[-1].text + token.text, joined.pop().start, token.end)
         depth += (token.text in "([{") - (token.text in ")]}") if token.kind == "sign" else 0
-        # Only the verb itself and the commas between models announce a name.
-        expected = (not joined) or (verb == "stitch" and depth == 0 and token.text == ",")
+        # Only the verb itself, the commas between models and what they are called announce a name.
+        expected = (not joined) or (verb == "stitch" and depth == 0 and token.text in (",", "="))
         joined.append(token)
     return joined
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from ..catalog import is_file
 from ..errors import CaptureError, FileError, MatchError, VitrewriteError
-from ..language.model import ModelRef
 from ..language.overrides import MODEL_ARGUMENTS
+from ..language.references import ModelRef
 from ..storage.tensors import check_finite, read_tensors
 from ..text import did_you_mean, first_line, shown
 from ..tracing.construction import Uninitialised, construct

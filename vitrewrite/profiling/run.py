@@ -134,6 +134,10 @@ class _Job:
         model.to(self.device)
         samples = min(int(options["samples"]), len(images))
         names = dict.fromkeys(c.parameter for c in listed)
+        if not wanted_by(spec):  # for a pass that starts from what matters in the model
+            patches = f"{self.anatomy.patch_embed}."
+            convs = (c.path for c in self.anatomy.convs if c.path.startswith(patches))
+            names |= dict.fromkeys(f"{path}.weight" for path in convs)
         left = dict(model.named_parameters())
         sums = squared_gradients(
             model, self._batches(images, samples, "gradients"),

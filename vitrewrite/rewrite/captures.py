@@ -49,7 +49,12 @@ class Captures:
         found = self._known.get(key) if key is not None else None
         if found is None:
             root = request.captured(meta=True)[1]
-            found = Capture(root, run(root), analyse(root), about(root).pretrained_cfg)
+            found = Capture(
+                root,
+                run(root),
+                analyse(root, tuple(request.spec.bases)),
+                about(root).pretrained_cfg,
+            )
         if key is not None:
             self._known[key] = found
         tell(found.root, pretrained_cfg=found.record)

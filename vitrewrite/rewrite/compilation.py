@@ -86,7 +86,8 @@ class Compilation:
             return result, pairs
 
         spec, aims = met(
-            request.spec, base, lambda: anatomy or analyse(bare(base)[0]),
+            request.spec, base,
+            lambda: anatomy or analyse(bare(base)[0], tuple(request.spec.bases)),
             lambda spec: measure(carried(spec)[0], original).macs,
         )  # fmt: skip
         result, pairs = carried(spec)
@@ -116,6 +117,11 @@ class Compilation:
     def anatomy(self) -> Anatomy:
         """The sites of the model as it was."""
         return self.result.anatomy
+
+    @property
+    def base_anatomies(self) -> Mapping[str, Anatomy]:
+        """The sites of each model by name; of one model under its own."""
+        return self.anatomy.bases or {self.model: self.anatomy}
 
     @property
     def steps(self) -> tuple[Step, ...]:

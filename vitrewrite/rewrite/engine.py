@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,36 +11,35 @@ import torch
 from torch import nn
 
 from .. import catalog
-from .. import sites as verbs
 from ..anatomy import analyse
 from ..anatomy.sites import Anatomy
-from ..catalog.own_code import own_code
 from ..editing.clause import ClauseRef
-from ..editing.editor import Editor, Insertion
-from ..editing.facts import Reader, watched
+from ..editing.editor import Editor
 from ..editing.measure import BrokenError, Propagation
 from ..editing.samples import Batches
+from ..editing.stitching import settle_paths
 from ..editing.stream import Stream
-from ..editing.training import Training
 from ..errors import RewriteError, VitrewriteError, caused_at, raise_all
 from ..language.model import Clause as SpecClause
 from ..language.model import Spec
-from ..selection.kinds import KINDS, is_any, kind_of, word_for
+from ..selection.kinds import is_any, word_for
 from ..selection.select import Selection
 from ..selection.within import Site
 from ..sensitivity import Allocation
 from ..sensitivity.profile import Profile
-from ..sites import BoundSite, Context, settle
+from ..sites import settle
 from ..text import a_or_an, listing
 from ..tracing.about import about
 from ..tracing.inputs import example_of_one, primary_example
 from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
+from .bases import BaseState, anchors, bases_of, refuse_drops
 from .budgets import trained_anyway, trained_for
+from .carrying import carry_out
 from .choosing import BlockChoice, Chooser, FoundOptions, found_before
 from .conflicts import needed
-from .dropping import drop_blocks, expect, expect_some
+from .dropping import drop_blocks, expect_some
 from .misfits import refuse_misfit
 from .order import Order, orders
 from .parameters import parameters_of
@@ -57,8 +56,7 @@ class Rewrite:
         root: the tree of units.
         anatomy: its sites, as they were before.
         example: meta input of batch size one.
-        stream: what is known of the tokens, as passes changed it.
-        training: where the original model changes them in training.
+        bases: its models: one, or those that the spec stitches.
         steps: what each clause did, in the order of the spec.
         methods: the pass of each clause that has one, by the clause's position.
         base_trained: parameters of the original model that the spec trains.
@@ -69,6 +67,8 @@ class Rewrite:
         checked: inserted classes that are known to be as they should.
         base_without_head: parameters of the original model, its classifier's left out.
         batches: how samples lie in the values of the tree as `anatomy` has it.
+        profile: what was measured of the model, if anything was.
+        again: whether the model was made before, as that of a folder was.
     """
 
     spec: Spec
@@ -76,8 +76,7 @@ class Rewrite:
     anatomy: Anatomy
     example: tuple[torch.Tensor, ...]
     editor: Editor
-    stream: Stream
-    training: Training
+    bases: tuple[BaseState, ...]
     steps: list[Step] = field(default_factory=list)
     methods: Methods = field(default_factory=Methods)
     base_trained: set[str] = field(default_factory=set)
@@ -88,6 +87,19 @@ class Rewrite:
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set, repr=False)
     base_without_head: int = 0
+    profile: Profile | None = field(default=None, repr=False)
+    again: bool = False
+
+    @property
+    def stream(self) -> Stream:
+        """What is known of the tokens, as passes changed it; of several models, of the last."""
+        return self.bases[-1].stream
+
+    def now(self, anatomy: Anatomy) -> None:
+        """Other clauses see other sites from now on; of a tree with one model."""
+        self.anatomy = anatomy
+        if not anatomy.bases:
+            self.bases[0].anatomy = anatomy
 
     @property
     def warnings(self) -> list[str]:
@@ -141,19 +153,20 @@ def rewrite(
     Raises:
         VitrewriteError: all errors of selection together, else the first one of rewriting.
     """
-    anatomy = anatomy or analyse(root)
+    anatomy = anatomy or analyse(root, tuple(spec.bases))
     example = example_of_one(root, example)
-    training = Training(root, anatomy, example)
-    result = Rewrite(spec, root, anatomy, example, Editor(root), Stream.of(anatomy, root), training)
+    bases = bases_of(root, anatomy, example)
+    result = Rewrite(spec, root, anatomy, example, Editor(root), bases)
     head = result.head
     result.base_without_head = sum(p.numel() for n, p in root.named_parameters() if n not in head)
     result.batches = Batches(root, original)
     result.found = found_before(spec, allocations)
+    result.profile, result.again = profile, allocations is not None
     shaping = _shape(spec, result, original)
     chooser = Chooser(allocations or {}, result.choices, result.methods)
-    result.anatomy, dropped = drop_blocks(
-        spec, result.editor, result.anatomy, result.stream, chooser
-    )
+    refuse_drops(spec)
+    anatomy, dropped = drop_blocks(spec, result.editor, result.anatomy, result.stream, chooser)
+    result.now(anatomy)
     result.steps += [Step(ref, "drop", roles, "-", count) for ref, roles, count in dropped]
     shaping |= {ref.number for ref, _, _ in dropped}
     if dropped:
@@ -164,8 +177,10 @@ def rewrite(
         if clause.use is not None and number not in shaping:
             jobs.append(_job(number, clause, sites, result))
     for job in schedule(jobs):
-        _carry_out(job, result)
-    settle(result.editor, result.anatomy, result.stream)
+        carry_out(job, result)
+    for base in result.bases:
+        settle(result.editor, base.anatomy, base.stream)
+    settle_paths(result.editor, anatomy.bases)
     for step in result.steps:
         known = result.editor.waived
         keys = {claim: (step.clause.number, claim) for claim in step.claims}
@@ -195,7 +210,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         assert clause.sites is not None
         with caused_at(clause.span):
             sites = Selection(result.anatomy, result.root).sites(clause.sites)
-        _carry_out(_job(number, clause, sites, result), result)
+        carry_out(_job(number, clause, sites, result), result)
         example = primary_example(result.root)
         try:
             original = Propagation(on_meta(result.root), example, original, note=True)
@@ -204,7 +219,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
             told = needed(error, result.stream.start)
             message = f"the rewritten model does not run: {told}"
             raise RewriteError("VR405", message, span=clause.span) from error
-        result.anatomy = analyse(result.root)
+        result.now(analyse(result.root))
         result.batches = Batches(result.root, original)
     return set(numbers)
 
@@ -224,7 +239,8 @@ def _select(
         try:
             wanted = None if number in done else clause.sites
             with caused_at(clause.span):
-                found.append(() if wanted is None else selection.sites(wanted))
+                named_by = anchors(clause)
+                found.append(named_by if wanted is None else selection.sites(wanted))
         except VitrewriteError as error:
             errors.append(error)
             found.append(())
@@ -260,57 +276,6 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
     methods = methods_by_site(clause, described, roles, result.found.get(clause.use.name))
     there = [(site, m) for site, m in zip(sites, methods, strict=True) if m is not None]
     return Job(described, method, tuple(s for s, _ in there), tuple(m for _, m in there))
-
-
-def _carry_out(job: Job, result: Rewrite) -> None:
-    put, gone = len(result.editor.insertions), result.editor.gone
-    scope = tuple(dict.fromkeys(kind_of(site).unit(site) for site in job.sites))
-    roles = tuple(site.role for site in job.sites)
-    folds = "lowers_exactly" in job.method.claims
-    reader = Reader(
-        result.editor, result.anatomy, job.clause, job.method, result.training, result.stream.read
-    )
-    anatomy = replace(result.anatomy, stream=watched(result.anatomy.stream, reader))
-    context = Context(
-        result.editor, job.clause, anatomy, result.stream, scope, roles, folds=folds,
-        batches=result.batches, checked=result.checked,
-    )  # fmt: skip
-    result.stream.reader = reader
-    with caused_at(job.clause.span):
-        for method, sites in job.groups():
-            known = len(result.editor.insertions)
-            for bound in _bound(sites, replace(context, shared={})):
-                where = f"rewrite() at '{bound.role}'"
-                with own_code(type(method), job.clause.pass_name, where):
-                    method.rewrite(bound)
-            added = result.editor.insertions[known:]
-            result.methods.at |= {i.path: method for i in added if method != job.method}
-        result.stream.reader, reader.active = None, False
-        result.editor.clean()
-    count = sum(p.numel() for p in _parameters(result.editor.insertions[put:]))
-    count -= result.editor.gone - gone
-    result.steps.append(Step(job.clause, "insert", roles, "+", count, job.method.claims))
-
-
-def _parameters(insertions: Sequence[Insertion]) -> list[nn.Parameter]:
-    """Those of modules that were put in, each once."""
-    return list({id(p): p for i in insertions for p in i.module.parameters()}.values())
-
-
-def _bound(found: Sequence[Site], context: Context) -> list[BoundSite]:
-    """The sites as a pass gets them, kind by kind.
-
-    Raises:
-        RewriteError: VR401 if another clause took one out, VR402 if it has the pass already.
-    """
-    expect(found, context.clause, context.editor)
-    bound: list[BoundSite] = []
-    for kind in KINDS.values():
-        same = [site for site in found if kind_of(site) is kind]
-        bound += getattr(verbs, kind.gets).bind(context, same)
-    for made in bound:
-        made.refuse_twice()
-    return bound
 
 
 # -- what is trained ------------------------------------------------------------------------------

@@ -34,6 +34,19 @@ def draw(result: Rewrite, seed: int) -> None:
         seen[name] += 1
         with caused_at(result.spec.clauses[insertion.clause].span):
             _initialise(result.methods.of(insertion), insertion, generator)
+        inherit(result, insertion)
+
+
+@torch.no_grad()
+def inherit(result: Rewrite, insertion: Insertion) -> None:
+    """Has a pass make initial values of the model's own, if its clause asked for that."""
+    origin = result.editor.origins.get(insertion.clause)
+    if origin is None or not origin.known:
+        return
+    method, site = result.methods.of(insertion), insertion.site
+    where = f"inherit() at '{site.role}'"
+    with own_code(type(method), insertion.pass_name, where, site.clause.span):
+        method.inherit(site, insertion.module, origin)
 
 
 def _initialise(method: Pass, insertion: Insertion, generator: torch.Generator) -> None:

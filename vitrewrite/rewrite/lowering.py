@@ -17,6 +17,7 @@ from ..editing.fitting import modes_kept
 from ..editing.folds import Lowered
 from ..editing.sweeping import sweep
 from ..sites import BoundSite, finish
+from ..tracing.paths import STITCHES
 from ..tracing.unit import duplicate
 from .passes import Methods
 
@@ -95,7 +96,8 @@ def _remove_uncalled(editor: Editor) -> None:
         unit = editor.unit(insertion.unit)
         assert unit.template is not None
         target = insertion.path[len(insertion.unit) + 1 :] if insertion.unit else insertion.path
-        if not any(n.target == target for n in unit.template.graph.nodes):
+        on_path = editor.stitches is not None and insertion.path.startswith(f"{STITCHES}.")
+        if not on_path and not any(n.target == target for n in unit.template.graph.nodes):
             editor.insertions.remove(insertion)
             _reattached(editor, insertion).remove(insertion)
     for path in list(editor.helpers):

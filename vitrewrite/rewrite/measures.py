@@ -23,6 +23,7 @@ from .lowering import lower_tree
 from .misfits import refuse_misfit
 from .redundant import tell_redundant
 from .step import Step
+from .stitches import StitchSpace, space_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Measures:
         run: of the rewritten model on meta; `run_lowered` of what it lowers to.
         editor_lowered: of the tree that was lowered, on meta.
         tokens: entering each block, then leaving the last one.
+        stitches: the ways through several models, if the spec stitches them.
     """
 
     params: ParameterCounts
@@ -41,6 +43,7 @@ class Measures:
     editor_lowered: Editor = field(repr=False, compare=False)
     macs_base: int
     tokens: tuple[int | None, ...]
+    stitches: StitchSpace | None = None
 
     @property
     def macs(self) -> int:
@@ -51,6 +54,11 @@ class Measures:
     def macs_lowered(self) -> int:
         """Those of what it lowers to."""
         return self.run_lowered.macs
+
+    def __str__(self) -> str:
+        from .text import measure_lines
+
+        return "\n".join(measure_lines(self))
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `report.json` promises."""
@@ -65,6 +73,7 @@ class Measures:
             "macs_base": self.macs_base,
             "flops": 2 * self.macs,
             "tokens": list(self.tokens),
+            **({} if self.stitches is None else {"stitches": self.stitches.to_json()}),
         }
 
 
@@ -86,7 +95,8 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     places = [b.input for b in blocks] + ends
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
-    return Measures(params, run, cheapest, editor, base.macs, tokens)
+    space = space_of(meta, rewritten.example, run)
+    return Measures(params, run, cheapest, editor, base.macs, tokens, space)
 
 
 def _expect_maps(rewritten: Rewrite, run: Propagation, base: Propagation) -> None:

@@ -56,6 +56,7 @@ class Rewritten:
     buildable: bool = True
     trained: bool = False  # whether a delta was loaded, so that it is not at initialisation
     training: dict[str, Any] = field(default_factory=dict)  # what `tune` measured
+    calibration: dict[str, Any] = field(default_factory=dict)  # what layers were solved from
     unlowered: Rewritten | None = field(default=None, repr=False)
     errors: Callable[[Rewritten], dict[str, Any]] | None = field(default=None, repr=False)
     original: nn.Module | None = field(default=None, repr=False)
@@ -90,6 +91,7 @@ class Rewritten:
             "warnings": self.result.warnings,
             **({"checkpointing": list(again)} if again else {}),
             **({"training": training} if training else {}),
+            **({"calibration": self.calibration} if self.calibration else {}),
             **self.lowering,
         }
 

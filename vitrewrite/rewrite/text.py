@@ -108,7 +108,9 @@ def measure_lines(measures: Measures) -> list[str]:
         ),
     ]
     heading = rows[0][0]
-    return [*table(rows), f"{'tokens':{len(heading)}}  {tokens_text(measures.tokens)}"]
+    tokens = f"{'tokens':{len(heading)}}  {tokens_text(measures.tokens)}"
+    stitches = measures.stitches.lines() if measures.stitches is not None else ()
+    return [*table(rows), tokens, *stitches]
 
 
 def claim_lines(claims: Sequence[Verdict]) -> list[str]:

@@ -23,6 +23,8 @@ def weighted(compilation: Compilation) -> Rewritten:
     tensors = _Tensors(compilation)
     root = duplicate(compilation.result.root, tensors.parameter, tensors.buffer)
     result = replace(compilation.result, root=root, editor=compilation.result.editor.on(root))
+    origins = result.editor.origins
+    result.editor.origins = {k: origin.given(tensors.known) for k, origin in origins.items()}
     draw(result, request.seed)
     realise(base)
     return Rewritten(

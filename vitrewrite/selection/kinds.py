@@ -8,6 +8,7 @@ from functools import cache
 from operator import attrgetter
 from typing import Any
 
+from ..anatomy.bases import Anchors
 from ..anatomy.decoder import Decoder, DecoderLayer, Level, PixelLevel, Prediction, Queries
 from ..anatomy.entries import Entries
 from ..anatomy.sites import (
@@ -175,6 +176,7 @@ TABLE = (
     Kind(
         "entries", Entries, "EntriesSite", lambda site: site.layer.call.unit if site.layer else "",
     ),
+    Kind("bases", Anchors, "BasesSite", lambda _: "", facts=_of("names"), module=lambda _: None),
     Kind(
         "decoder", Decoder, "DecoderSite", lambda site: site.unit or "",
         children=decoder_parts, inside=_in_decoder,

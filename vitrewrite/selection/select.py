@@ -18,6 +18,7 @@ from ..language.selectors import (
     Call,
     Difference,
     Every,
+    EveryBase,
     Intersection,
     ModuleGlob,
     Path,
@@ -30,7 +31,8 @@ from ..language.selectors import Optional as Maybe
 from ..text import did_you_mean, listing
 from ..tracing import walk
 from .kinds import KINDS, attributes, children, is_any, parts
-from .within import Named, Site, SiteGroup, decoder_parts
+from .starts import starts
+from .within import Named, Site, SiteGroup
 
 _PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "bias": ("bias", "q_bias", "v_bias", "in_proj_bias"),
@@ -141,6 +143,8 @@ class Selection:
             return tuple(s for s in self._evaluate(node.selector) if self._where(node, s))
         if isinstance(node, Every):
             return self._every(node)
+        if isinstance(node, EveryBase):
+            return tuple(s for base in self.anatomy.bases for s in self._path(node.at(base)))
         if isinstance(node, ModuleGlob):
             return self._glob(node)
         if isinstance(node, Call):
@@ -258,40 +262,9 @@ class Selection:
         return tuple(s for group in current for s in _flat(group))
 
     def _root(self) -> dict[str, Any]:
-        anatomy = self.anatomy
-        stages = [
-            SiteGroup(f"stages[{i}]", (), {"blocks": self._blocks(f"stages[{i}].blocks", i)})
-            for i in range(len(anatomy.stages))
-        ]
-        root: dict[str, Any] = {
-            "blocks": self._blocks("blocks", None),
-            "stages": SiteGroup("stages", tuple(stages)),
-            "head": SiteGroup("head", anatomy.head),
-        }
-        for name in ("norm", "patch_embed"):
-            path = getattr(anatomy, name)
-            if path:
-                root[name] = self._module(name, path)
-        if anatomy.pixel_decoder is not None:
-            root["pixel_decoder"] = SiteGroup(
-                "pixel_decoder", (), decoder_parts(anatomy.pixel_decoder)
-            )
-        if anatomy.decoder is not None:
-            root["decoder"] = anatomy.decoder
-        empty = [
-            k
-            for k, v in root.items()
-            if isinstance(v, SiteGroup) and not (v.items or v.children or v.gone)
-        ]
-        return {k: v for k, v in root.items() if k not in empty}
-
-    def _blocks(self, role: str, stage: int | None) -> SiteGroup:
-        """The blocks of a stage or of all, with those that are gone at their old positions."""
-        anatomy = self.anatomy
-        kept = tuple(b for b in anatomy.blocks if stage in (None, b.stage))
-        taken = {b.index: (b, why) for b, why in anatomy.gone.values() if stage in (None, b.stage)}
-        order = sorted([*(b.index for b in kept), *taken])
-        return SiteGroup(role, kept, gone={order.index(i): v for i, v in taken.items()})
+        if self.anatomy.bases:
+            return {name: Named(name, name, "module") for name in self.anatomy.bases}
+        return starts(self.anatomy, self._module)
 
     def _step(self, current: list[Any], step: PathStep, node: Path) -> list[Any]:
         found: list[Any] = []
@@ -344,6 +317,8 @@ class Selection:
     def _children(self, owner: Any) -> dict[str, Any]:
         if isinstance(owner, SiteGroup):
             return dict(owner.children or {})
+        if isinstance(owner, Named) and owner.path in self.anatomy.bases:
+            return starts(self.anatomy.bases[owner.path], self._module)
         return children(owner)
 
     def _module(self, role: str, path: str) -> Site:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..anatomy.bases import Anchors
 from ..anatomy.decoder import (
     Decoder,
     DecoderLayer,
@@ -48,7 +49,8 @@ class SiteGroup:
 
 
 DecoderSite = Decoder | DecoderLayer | Queries | Level | Prediction | PixelLevel
-Site = Block | Attention | Mlp | Linear | ChannelLayer | Branch | Named | Entries | DecoderSite
+Model = Named | Anchors
+Site = Block | Attention | Mlp | Linear | ChannelLayer | Branch | Model | Entries | DecoderSite
 
 
 def of_block(block: Block) -> dict[str, Any]:

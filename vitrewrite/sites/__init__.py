@@ -18,10 +18,13 @@ from .linear import LinearSite
 from .mlp import MlpSite
 from .point import Point
 from .sizes import finish, settle
+from .stitching import Anchor, BasesSite
 
 __all__ = [
     "AffineSite",
+    "Anchor",
     "AttentionSite",
+    "BasesSite",
     "BlockSite",
     "BoundSite",
     "BranchSite",

@@ -49,6 +49,14 @@ class AttendingSite(ReplacedSite):
         return self.attention.windows is not None
 
     @property
+    def plain(self) -> bool:
+        """Whether it has queries, keys, values and what follows them, each a linear layer."""
+        found = self.attention
+        layers = (found.q, found.k, found.v, found.proj)
+        widths = {None if s is None else s.out_features for s in layers}
+        return None not in widths and len(widths) == 1
+
+    @property
     def heads(self) -> int:
         """Number of heads."""
         return self.attention.heads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..anatomy.sites import Anatomy
@@ -10,6 +11,7 @@ from ..editing.editor import Editor, Insertion
 from ..editing.samples import Batches
 from ..editing.stream import Stream
 from ..editing.value import Value
+from ..sensitivity.profile import Profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,9 @@ class Context:
         insertion: at lowering, the module that is lowered.
         batches: how samples lie in the values of the model.
         checked: inserted classes that are known to be as they should.
+        profile: what was measured of the model, if anything was.
+        again: whether the model was made before, and gets the values that it had then.
+        bases: the anatomy of each model, where the spec stitches several.
     """
 
     editor: Editor
@@ -37,6 +42,9 @@ class Context:
     insertion: Insertion | None = None
     batches: Batches | None = None
     checked: set[str] = field(default_factory=set)
+    profile: Profile | None = None
+    again: bool = False
+    bases: Mapping[str, Anatomy] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..anatomy.sites import Place
+from ..editing.origins import origin_of
 from ..editing.value import Value, shape_of
+from ..sensitivity.profile import SENSITIVITY
 from ..tracing import inputs
 from ..tracing.about import about
 from ..tracing.notes import HINT, VALUE
@@ -66,6 +68,34 @@ class FromModel:
         node = self.editor.node(value.place)
         HINT.put(node, HINT.get(node) or name or node.name)
         return value.detached()
+
+    def start_from_model(self, *, measured: bool = False) -> None:
+        """Initial values of what the clause puts in are made of the model's own.
+
+        The pass makes them, in `inherit`.
+
+        Args:
+            measured: whether squared gradients say what of them matters, and not their size.
+
+        Raises:
+            RewriteError: VR521 if they do and were not measured.
+        """
+        context, clause = self.context, self.context.clause
+        if clause.number in self.editor.origins or (measured and context.again):
+            return  # made before: it gets the values that it had then
+        found = None if context.profile is None else context.profile.tensors
+        known = {k.removeprefix(SENSITIVITY): v for k, v in (found or {}).items()}
+        origin = origin_of(self.editor.root, context.anatomy, known if measured else None)
+        left = sorted({part.weight for part in origin.matrices.values()} - known.keys())
+        if measured and left:
+            raise clause.error(
+                "VR521", f"{clause.pass_name} starts from what matters in the model, and "
+                f"{'nothing' if not known else f'{left[0]!r}'} was {'' if not known else 'not '}"
+                "measured", "init",
+                suggestion="run 'vitrewrite profile' on the spec and give its file as --profile, "
+                "or write init=weights",
+            )  # fmt: skip
+        self.editor.origins[clause.number] = origin
 
     # -- images ---------------------------------------------------------------------------------
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..anatomy.sites import Place
 from ..editing.narrowing import Remaining, Slices
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def chosen(
     if isinstance(parts, int):
         _expect(site, parts, count, what)
         return Remaining(parts, by=by)
-    twice = sorted({i for i in parts if list(parts).count(i) > 1}) if len(parts) > 1 else []
+    twice = [part for part, times in Counter(parts).items() if times > 1]
     beyond = [i for i in parts if not 0 <= i < count]
     if beyond or twice:
         odd = f"there is no {beyond[0]}" if beyond else f"{twice[0]} twice"
@@ -43,6 +45,15 @@ def chosen(
         )  # fmt: skip
     _expect(site, len(parts), count, what)
     return Remaining(len(parts), torch.tensor(sorted(parts), dtype=torch.long, device="cpu"))
+
+
+def shape_before(site: BoundSite, place: Place) -> tuple[int, ...]:
+    """Of a value for one image, as the model was before the clause."""
+    assert site.context.batches is not None
+    found = site.context.batches.runs[0].shape(place)
+    if found is None:
+        raise site.unfit("it is not known what it yields")
+    return found
 
 
 def _expect(site: BoundSite, kept: int, count: int, what: str) -> None:

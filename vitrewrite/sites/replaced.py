@@ -15,7 +15,7 @@ from ..editing.attended import rows_of
 from ..editing.value import Value
 from ..tracing.notes import HINT, ORIGIN
 from . import windowed
-from .scores import ScoresSite
+from .heads import HeadsSite
 
 if TYPE_CHECKING:
     from .block import BlockSite
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ReplacedAttention(ScoresSite):
+class ReplacedAttention(HeadsSite):
     """Verbs by which a module stands in for an attention, or for all of its branch."""
 
     @property

@@ -13,9 +13,8 @@ from ..anatomy.sites import Linear, Mlp
 from ..editing import wiring
 from ..editing.elementwise import between, first_other
 from ..editing.narrowing import Remaining, Slices, narrow
-from ..editing.value import shape_of
 from .linear import LinearSite
-from .parting import chosen
+from .parting import chosen, shape_before
 from .replacing import ReplacedSite
 
 
@@ -52,9 +51,9 @@ class UnitsSite(ReplacedSite):
 
     def _positions(self, patches_only: bool) -> int:
         """Tokens of one image that it is applied to."""
-        shape = shape_of(self.editor.node(self._layer(self.mlp.fc2).call))
+        shape = shape_before(self, self._layer(self.mlp.fc2).call)
         axis = self.axis % len(shape)
-        count = math.prod(n for i, n in enumerate(shape) if i not in (0, axis))
+        count = math.prod(n for i, n in enumerate(shape) if i != axis)
         if patches_only and len(shape) == 3:
             stream = self.context.anatomy.stream
             count -= stream.prefix_tokens + stream.suffix_tokens
@@ -88,7 +87,8 @@ class UnitsSite(ReplacedSite):
 
         Args:
             units: which stay; or how many, those with the largest product of the norms of their
-                rows of fc1 and of their column of fc2.
+                rows of fc1 and of their column of fc2. At lowering, of none the first stays, and
+                its column is zero.
 
         Returns:
             At lowering, whether it could.
@@ -107,13 +107,16 @@ class UnitsSite(ReplacedSite):
                 "VR487", f"{self.pass_name} at '{self.role}': {reason}, so that no hidden unit can "
                 "be taken out by itself",
             )  # fmt: skip
-        slices = list(self._slices())
-        choice = self._chosen(units, slices)
+        slices, silent = list(self._slices()), not units and self.context.insertion is not None
+        choice = self._chosen([0] if silent else units, slices)
         if self.context.insertion is not None:
             self.drop()
         if choice.count < self.units:
+            self.editor.own(self.editor.where(self._layer(self.mlp.fc2).call).unit)
             for each in slices:
                 narrow(self.editor, each, choice)
+        if silent:
+            nn.init.zeros_(self.editor.root.get_parameter(slices[-1].name))
         return True
 
     def _chosen(self, units: Sequence[int] | int, slices: Sequence[Slices]) -> Remaining:

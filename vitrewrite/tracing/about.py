@@ -8,12 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
 from .portable import packed, unpacked
 from .template import Template
+
+if TYPE_CHECKING:
+    from .paths import Ways
 
 _KEY = "about"
 
@@ -31,6 +34,7 @@ class About:
         pretrained_cfg: timm's record of the images that it takes.
         config: Hugging Face's configuration.
         classes: the template of each class that was printed, by name.
+        paths: ways through the models that the tree holds, if it holds several.
     """
 
     example: Any
@@ -41,6 +45,7 @@ class About:
     pretrained_cfg: Any = None
     config: Any = None
     classes: Mapping[str, Template] = field(default_factory=dict)
+    paths: Ways | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Graphs cannot be pickled, and are copied as they are pickled."""

@@ -16,6 +16,7 @@ from ..data.seeding import mixed
 from ..editing.fitting import initialise
 from ..errors import TuneError
 from ..language.settings import Settings
+from ..rewrite.initial import inherit
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Task
 from ..tracing.unit import duplicate
@@ -141,6 +142,7 @@ class Run:
         for insertion in result.editor.insertions:
             generator = self.generator(insertion.path)
             initialise(result.methods.of(insertion), insertion.module, generator)
+            inherit(result, insertion)
         for name in result.base_trained:
             self.rewritten.module.get_parameter(name).copy_(given.get_parameter(name))
 

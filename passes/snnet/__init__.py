@@ -1,0 +1,176 @@
+"""SN-Net: many networks out of two or three of one family, by linear layers between their blocks.
+
+What it does
+    A stitch runs the first blocks of a small model, a linear layer, and the last blocks of a larger
+    one. All stitches share the weights of the models, which are stitched in the order of the
+    clause, each with the next. Every model by itself is a stitch too.
+
+Source
+    Pan, Cai, Zhuang, "Stitchable Neural Networks", CVPR 2023. Final norm of the end: as the paper
+    has it; the authors' code of plain models leaves it out. The rule `multiple` is that of the
+    authors' second paper.
+
+Attaches to
+    Two or three models of one image size, number of classes and positions, by `stitch`. Their
+    blocks take the stream and nothing else. In models with stages blocks are joined inside of a
+    stage, the last one left out.
+
+Parameters
+    stitches.{i}.weight [d2, d1] and bias [d2], numbered over all pairs of models: truncated normal
+    of std 0.02 and zero, or least squares on calibration images. Trained; so is what `train` says.
+
+Forward
+    x = beginning of the front(image); x = its blocks 0..j(x)
+    x = x W^T + b                                  each token, or each position of a map
+    x = blocks k + offset.. of the end(x); y = its end(x), final norm included
+    The output of the model is that of each base; `stitch(image, number)` runs one stitch.
+    Stitch numbers: the models, then the pairs of each two models in turn.
+    Pairs at equal depth: a window of `kernel` blocks slides by `stride`; all (j, k) in it are
+    pairs, by the layer of the first window that holds them. At unequal depth (floor(e Lf / Le), e).
+
+Exactness
+    One stitch lowers to a model of its own, which is exact.
+
+Example
+    stitch small=vit_small_patch16_224, base=vit_base_patch16_224 with snnet(kernel=2, stride=1)
+    adds 3,252,480 parameters in 11 layers, and makes 36 stitches.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitrewrite.authoring import Anchor, BasesSite, Pass, option
+
+from .space import Pair, by_stage, multiple_pairs, nearest_pairs, numbered, window_pairs
+
+
+class StitchingLayer(nn.Module):
+    """y = x W^T + b for each token; with `maps` for each position of [B, C, H, W]."""
+
+    inserted_by = "snnet"
+
+    def __init__(self, inputs: int, outputs: int, maps: bool = False) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.maps = inputs, outputs, maps
+        kernel = (1, 1) if maps else ()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """What stands there until least squares are solved."""
+        nn.init.trunc_normal_(self.weight, std=0.02, generator=generator)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the end takes, of what the front yields."""
+        if self.maps:
+            return F.conv2d(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Snnet(Pass):
+    """Linear layers between the blocks of models, and all paths through them."""
+
+    verbs: ClassVar[tuple[str, ...]] = ("stitch",)
+    attaches: ClassVar[tuple[str, ...]] = ("bases",)
+    source: ClassVar[str] = "Pan, Cai and Zhuang, CVPR 2023"
+    claims: ClassVar[tuple[str, ...]] = ()
+
+    kernel: int = option(2, minimum=1, maximum=64, help="blocks in the window, at equal depth")
+    stride: int = option(1, minimum=1, maximum=64, help="blocks by which the window slides")
+    offset: int | None = option(
+        None, minimum=0, maximum=1,
+        help="end blocks behind the paired one run from it (0) or from the next (1); "
+        "0 at equal depth and 1 at unequal by default, 0 in stages",
+    )  # fmt: skip
+    ends: str = option(
+        "all", choices=("all", "inner"),
+        help="whether all pairs count, or those that leave out a part of both models",
+    )  # fmt: skip
+    unequal: str = option(
+        "nearest", choices=("nearest", "multiple"), help="the rule for models of unequal depth"
+    )
+    private: bool = option(False, help="whether each pair has a layer of its own")
+    samples: int = option(
+        100, minimum=1, maximum=1_000_000, help="images of data= that layers are solved from"
+    )
+    descending: bool = option(False, help="whether a front may be wider than its end")
+
+    def rewrite(self, site: BasesSite) -> None:
+        """Every model by itself, then every pair of blocks of each two in turn."""
+        if self.stride > self.kernel:
+            message = f"stride {self.stride} leaves out blocks between windows of {self.kernel}"
+            raise site.wrong("stride", message)
+        site.calibrate(self.samples)
+        for anchor in site.anchors:
+            site.alone(anchor)
+        for front, end in itertools.pairwise(site.anchors):
+            self.stitch(site, front, end)
+
+    def stitch(self, site: BasesSite, front: Anchor, end: Anchor) -> None:
+        """All pairs of two models."""
+        site.expect_alike(front, end)
+        if front.dims[0] > end.dims[0] and not self.descending:
+            message = f"'{front.name}' is wider than '{end.name}': stitches lead to the larger"
+            raise site.wrong("descending", message)
+        layers: dict[Any, int] = {}
+        for stage, pair, before in self.pairs(site, front, end):
+            key = stage, pair.layer
+            if key not in layers:
+                widths = front.dims[pair.front], end.dims[before - 1 if before else 0]
+                layers[key] = site.layer(StitchingLayer(*widths, maps=front.is_map))
+            site.stitch(front, pair.front, layers[key], end, before)
+
+    def pairs(self, site: BasesSite, front: Anchor, end: Anchor) -> list[tuple[int, Pair, int]]:
+        """Stage, pair and first end block of each stitch, blocks counted over the models."""
+        first, last = list(by_stage(front.stages)), list(by_stage(end.stages))
+        if len(first) != len(last):
+            message = f"'{front.name}' has {len(first)} stages, and '{end.name}' {len(last)}"
+            raise site.wrong("kernel", message)
+        staged = len(first) > 1
+        found = []
+        for stage in range(len(first) - staged):
+            (i, count), (k, length) = first[stage], last[stage]
+            offset = self.offset
+            if offset is None:
+                offset = int(count != length and not staged)
+            for pair in self.candidates(site, count, length, offset, staged):
+                place = pair._replace(front=i + pair.front, end=k + pair.end)
+                found.append((stage, place, place.end + offset))
+        if not found:
+            raise site.wrong("ends", f"no pair of '{front.name}' and '{end.name}' is left")
+        return found
+
+    def lower(self, site: BasesSite, module: Any) -> bool:
+        """A plain layer: a convolution of kernel one for maps."""
+        with torch.device("meta"):
+            kind = nn.Conv2d(module.inputs, module.outputs, 1) if module.maps else None
+            plain = kind or nn.Linear(module.inputs, module.outputs)
+        plain.weight, plain.bias = module.weight, module.bias
+        site.swap(plain)
+        return False
+
+    def candidates(
+        self, site: BasesSite, front: int, end: int, offset: int, staged: bool
+    ) -> list[Pair]:
+        """The pairs of so many blocks with so many others."""
+        if front == end:
+            pairs = window_pairs(front, self.kernel, self.stride)
+            pairs = [p for p in pairs if p.front < p.end] if staged else pairs
+        elif front > end:
+            message = f"the front has {front} blocks, and the end {end}: it is to be the deeper"
+            raise site.wrong("unequal", message)
+        elif self.unequal == "multiple":
+            pairs = multiple_pairs(front, end)
+        else:
+            pairs = [p for p in nearest_pairs(front, end) if offset or p.front < p.end]
+        if self.ends == "inner":
+            pairs = [p for p in pairs if p.front < front - 1 and p.end > 0]
+        return numbered(pairs, self.private)

@@ -1,0 +1,101 @@
+"""What clauses say of paths through several models, until the models are as they stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..anatomy.sites import Anatomy, Block
+from ..errors import RewriteError
+from ..text import listing
+from ..tracing.about import tell
+from ..tracing.paths import LineError, Way, Ways, ending, pieces_of
+from .clause import ClauseRef
+from .editor import Editor, relative
+
+
+@dataclass(frozen=True)
+class WantedWay:
+    """A path by blocks: those of the front up to one, a layer, those of the end from one on.
+
+    Attributes:
+        after: the position of the last block of the front that runs.
+        before: that of the first block of the end; behind the last one none of it runs.
+    """
+
+    front: str
+    after: int
+    layer: int | None
+    end: str
+    before: int
+
+
+@dataclass
+class Stitches:
+    """The paths that a clause asks for, in order."""
+
+    clause: ClauseRef
+    samples: int = 100  # images that layers are solved from
+    wanted: list[WantedWay] = field(default_factory=list)
+
+
+def settle_paths(editor: Editor, bases: Mapping[str, Anatomy]) -> None:
+    """Has the root know the paths, once all other clauses are carried out.
+
+    Raises:
+        RewriteError: VR509 for a base whose blocks are no line.
+    """
+    stitches = editor.stitches
+    if stitches is None:
+        return
+    pieces: dict[str, tuple[str, ...]] = {}
+    for name, anatomy in bases.items():
+        blocks = [relative(block_path(block, stitches.clause), name) for block in anatomy.blocks]
+        unit = editor.unit(name)
+        try:
+            pieces[name] = pieces_of(unit, blocks)
+            assert unit.template is not None
+            for graph in unit.template.graphs:
+                ending(graph, pieces[name])
+        except LineError as error:
+            raise _no_line(stitches.clause, name, str(error), editor) from error
+    table = tuple(_path(each, pieces, bases, editor) for each in stitches.wanted)
+    tell(editor.root, paths=Ways(table, pieces), helpers={})
+
+
+def block_path(block: Block, clause: ClauseRef) -> str:
+    """The module that a block is.
+
+    Raises:
+        RewriteError: VR509 if it is none.
+    """
+    if block.unit is None:
+        raise clause.error("VR509", f"{clause.pass_name}: '{block.role}' is no module of its own")
+    return block.unit
+
+
+def _no_line(clause: ClauseRef, name: str, why: str, editor: Editor) -> RewriteError:
+    others = {i.site.clause.origin for i in editor.insertions if i.clause != clause.number}
+    notes = [f"other clauses: {listing(sorted(others), 3)}"] if others else []
+    return clause.error(
+        "VR509", f"{clause.pass_name}: the blocks of '{name}' cannot be cut: {why}", notes=notes,
+        suggestion="stitch models whose blocks take the stream alone, and change them inside",
+    )  # fmt: skip
+
+
+def _path(
+    wanted: WantedWay, pieces: Mapping[str, tuple[str, ...]], bases: Mapping[str, Anatomy],
+    editor: Editor,
+) -> Way:  # fmt: skip
+    """A path by pieces."""
+
+    def place(base: str, number: int) -> int:
+        assert editor.stitches is not None
+        block = bases[base].blocks[number]
+        return pieces[base].index(relative(block_path(block, editor.stitches.clause), base))
+
+    count = len(bases[wanted.end].blocks)
+    last = wanted.before == count
+    start = place(wanted.end, count - 1) + 1 if last else place(wanted.end, wanted.before)
+    stop = place(wanted.front, wanted.after) + 1
+    return Way(wanted.front, stop, wanted.layer, wanted.end, start)

@@ -1,0 +1,82 @@
+"""Ways through several models, printed: one method over a table, and three of each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import fx, nn
+
+from ..tracing import paths
+from ..tracing.about import about, is_root
+from ..tracing.paths import STITCHES, Way, Ways
+from .access import access
+from .literals import constant
+from .wrap import WIDTH, wrap
+
+TABLE, METHOD = "STITCHES", "stitch"
+BEGIN, RUN, FINISH = "begin", "run", "finish"
+
+
+def known_paths(root: nn.Module) -> Ways | None:
+    """The paths of a tree, if it has any."""
+    return about(root).paths if is_root(root) else None
+
+
+def runs_by_id(root: nn.Module) -> dict[int, tuple[tuple[str, str], ...]]:
+    """What the pieces of each model are, by the id of the model's root."""
+    known = known_paths(root)
+    if known is None:
+        return {}
+    units = ((root.get_submodule(name), pieces) for name, pieces in known.pieces.items())
+    return {id(unit): tuple(paths.runs(unit, pieces)) for unit, pieces in units}
+
+
+def parts(graphs: Sequence[fx.Graph], pieces: Sequence[str]) -> Mapping[str, tuple[fx.Graph, ...]]:
+    """The programs of a model in front of its pieces and behind them, as methods by name."""
+    return {
+        BEGIN: tuple(paths.beginning(graph, pieces) for graph in graphs),
+        FINISH: tuple(paths.ending(graph, pieces) for graph in graphs),
+    }
+
+
+def run_lines(unit: nn.Module, runs: Sequence[tuple[str, str]]) -> list[str]:
+    """The method that runs some of the pieces."""
+    texts = [("*" if kind == "list" else "") + access(unit, path) for kind, path in runs]
+    whole = texts[0][1:] if len(texts) == 1 and texts[0][0] == "*" else f"({', '.join(texts)},)"
+    lines = [] if len(texts) == 1 else wrap(f"blocks = {whole}", WIDTH - 8)
+    over = whole if len(texts) == 1 else "blocks"
+    body = [*lines, f"for block in {over}[start:stop]:", "    x = block(x)", "return x"]
+    return [f"def {RUN}(self, x, start, stop):", *(f"    {line}" for line in body)]
+
+
+def table_lines(known: Ways) -> list[str]:
+    """The table of all paths, several in a line."""
+    rows = [f"{constant(path.row)}," for path in known.table]
+    lines, line = [], ""
+    for number, row in enumerate(rows):
+        if line and (len(line) + len(row) + 1 > WIDTH - 12 or _begins(known.table, number)):
+            lines.append(line)
+            line = ""
+        line = f"{line} {row}".lstrip()
+    comment = "# By number: front, how many of its blocks run, layer, end, first block of it."
+    return [comment, f"{TABLE} = (", *(f"    {each}" for each in (*lines, line)), ")"]
+
+
+def _begins(table: Sequence[Way], number: int) -> bool:
+    """Whether a path is the first of those between two models."""
+    before, here = table[number - 1], table[number]
+    return (before.front, before.end) != (here.front, here.end) and here.layer is not None
+
+
+def stitch_lines(checked: Sequence[str]) -> list[str]:
+    """The method that runs one path, after what the forward checks too."""
+    body = [
+        *checked,
+        f"front, stop, layer, end, start = self.{TABLE}[number]",
+        "front, end = getattr(self, front), getattr(self, end)",
+        f"x = front.{RUN}(front.{BEGIN}(x), 0, stop)",
+        "if layer is not None:",
+        f"    x = self.{STITCHES}[layer](x)",
+        f"return end.{FINISH}(end.{RUN}(x, start, None))",
+    ]
+    return [f"def {METHOD}(self, x, number):", *(f"    {line}" for line in body)]

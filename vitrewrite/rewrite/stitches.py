@@ -1,0 +1,158 @@
+"""The ways through several models: what each costs, as a graph, and one as a model of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import nn
+
+from ..editing.extracting import extracted
+from ..editing.measure import Propagation
+from ..text import giga
+from ..tracing.about import about, is_root
+from ..tracing.paths import STITCHES, Way, Ways
+from ..tracing.unit import on_meta
+
+
+@dataclass(frozen=True)
+class Stitch:
+    """One way through the models, and what it costs.
+
+    Attributes:
+        number: what it is called by.
+        macs: of one image.
+        params: of all that runs.
+    """
+
+    number: int
+    path: Way
+    macs: int
+    params: int
+
+    @property
+    def name(self) -> str:
+        """It in words: `base`, or `small 7 + base 5`, by how many blocks run of each."""
+        return self.path.front if self.path.layer is None else f"{self.path.front}-{self.path.end}"
+
+    def to_json(self) -> dict[str, Any]:
+        """It as data."""
+        front, stop, layer, end, start = self.path.row
+        return {
+            "number": self.number, "front": front, "front_blocks": stop, "layer": layer,
+            "end": end, "first_end_block": start, "macs": self.macs, "params": self.params,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StitchSpace:
+    """All ways through the models of a tree.
+
+    Attributes:
+        stitches: by number.
+        paths: as the tree knows them.
+    """
+
+    stitches: tuple[Stitch, ...]
+    paths: Ways = field(repr=False)
+
+    @property
+    def graph(self) -> nx.DiGraph[tuple[str, int]]:
+        """Points between pieces as nodes, `(base, pieces before it)`; pieces and layers as edges.
+
+        An edge has `module`, the path of what runs, and where it is a layer its number, `layer`; a
+        node has `enters` or `leaves` where paths begin or end. Every stitch is a path of it.
+        """
+        graph: nx.DiGraph[tuple[str, int]] = nx.DiGraph()
+        for base, pieces in self.paths.pieces.items():
+            graph.add_node((base, 0), enters=True)
+            graph.add_node((base, len(pieces)), leaves=True)
+            for i, piece in enumerate(pieces):
+                graph.add_edge((base, i), (base, i + 1), module=f"{base}.{piece}")
+        for stitch in self.stitches:
+            path = stitch.path
+            if path.layer is not None:
+                ends = (path.front, path.stop), (path.end, path.start)
+                module = f"{STITCHES}.{path.layer}"
+                graph.add_edge(*ends, module=module, layer=path.layer, stitch=stitch.number)
+        return graph
+
+    @property
+    def macs(self) -> tuple[int, int]:
+        """The least and the most that a stitch costs."""
+        costs = [stitch.macs for stitch in self.stitches]
+        return min(costs), max(costs)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """All as data."""
+        return [stitch.to_json() for stitch in self.stitches]
+
+    def lines(self) -> Iterator[str]:
+        """A line for what there is of each two models: how many, and what they cost."""
+        groups: dict[str, list[Stitch]] = {}
+        for stitch in self.stitches:
+            groups.setdefault(stitch.name, []).append(stitch)
+        width = max(map(len, groups))
+        for name, found in groups.items():
+            costs = sorted(stitch.macs for stitch in found)
+            cost = giga(costs[0]) if len(found) == 1 else f"{giga(costs[0])} to {giga(costs[-1])}"
+            numbers = f"{found[0].number}" + (f"..{found[-1].number}" if len(found) > 1 else "")
+            yield f"stitch      {numbers:<7}  {name:<{width}}  {cost}"
+
+
+def space_of(
+    root: nn.Module, example: tuple[torch.Tensor, ...], known: Propagation | None = None
+) -> StitchSpace | None:
+    """All ways through the models of a tree with their costs; None if it has one model.
+
+    Args:
+        root: the tree.
+        example: what it is called with, on meta.
+        known: a run of it on meta.
+    """
+    paths = about(root).paths if is_root(root) else None
+    if paths is None:
+        return None
+    run = known or Propagation(on_meta(root), example)
+    counter = _Counter(on_meta(root), example, run, paths)
+    stitches = (Stitch(i, path, *counter.of(i)) for i, path in enumerate(paths.table))
+    return StitchSpace(tuple(stitches), paths)
+
+
+class _Counter:
+    """Counts paths: of those through one layer only the first is run, the others by its pieces."""
+
+    def __init__(
+        self, root: nn.Module, example: tuple[torch.Tensor, ...], run: Propagation, paths: Ways
+    ) -> None:
+        self.root, self.example, self.run, self.paths = root, example, run, paths
+        self.around: dict[Hashable, tuple[int, int]] = {}  # without the pieces
+        self.pieces: dict[str, tuple[int, int]] = {}
+
+    def of(self, number: int) -> tuple[int, int]:
+        """Multiply-accumulates and parameters of a path."""
+        path = self.paths.table[number]
+        between = (p for p in self.paths.modules(path) if not p.startswith(f"{STITCHES}."))
+        pieces = [self._piece(piece) for piece in between]
+        inside = sum(macs for macs, _ in pieces), sum(count for _, count in pieces)
+        key = path.front, path.layer, path.end
+        if key not in self.around:
+            model = extracted(self.root, number)
+            macs = Propagation(model, self.example, self.run).macs
+            self.around[key] = macs - inside[0], _count(model) - inside[1]
+        macs, count = self.around[key]
+        return macs + inside[0], count + inside[1]
+
+    def _piece(self, path: str) -> tuple[int, int]:
+        if path not in self.pieces:
+            costs = self.run.costs_of(path)
+            assert costs is not None, path
+            self.pieces[path] = costs.macs, _count(self.root.get_submodule(path))
+        return self.pieces[path]
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
