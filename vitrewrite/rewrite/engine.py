@@ -30,7 +30,7 @@ from ..sensitivity.profile import Profile
 from ..sites import settle
 from ..text import a_or_an, listing
 from ..tracing.about import about
-from ..tracing.inputs import example_of_one, primary_example
+from ..tracing.inputs import example_of_one, noted_example
 from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
@@ -211,7 +211,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         with caused_at(clause.span):
             sites = Selection(result.anatomy, result.root).sites(clause.sites)
         carry_out(_job(number, clause, sites, result), result)
-        example = primary_example(result.root)
+        example = noted_example(result.root)
         try:
             original = Propagation(on_meta(result.root), example, original, note=True)
         except BrokenError as error:
