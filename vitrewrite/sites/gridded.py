@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..anatomy.sites import Place
 from ..editing.facts import is_fixed, sides
 from ..editing.value import Value, shape_of
 
@@ -45,7 +46,7 @@ def grid(site: BranchSite) -> Grid:
             return Grid(stream.at(site._position).grid)
         return Grid(sides=site.block.input.grid_size)
     place, axes = (block.map, (2, 3)) if block.map else (block.input, (1, 2))
-    shape = shape_of(site.editor.node(place))
+    shape = site.shape_at(place)
     if len(shape) != 4:
         raise site.unfit("no map says which patches its tokens are")
     planned = shape[axes[0]], shape[axes[1]]
@@ -67,10 +68,11 @@ def patches(site: BranchSite) -> tuple[int, int]:
     Raises:
         RewriteError: VR410 if they are no grid.
     """
-    shape, block = shape_of(site._stream), site.block.block
+    block = site.block.block
+    shape = site.shape_at(Place(site.branch.sum.unit, site._stream.name))
     axes = (1, 2) if site.axis == -1 else (2, 3)
     if len(shape) != 4 and block.map is not None:
-        shape, axes = shape_of(site.editor.node(block.map)), (2, 3)
+        shape, axes = site.shape_at(block.map), (2, 3)
     if len(shape) == 4:
         return shape[axes[0]], shape[axes[1]]
     _expect_whole(site)
