@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 import vitrewrite as vr
+from vitrewrite import catalog
 from vitrewrite.errors import VitrewriteError
+
+from . import goldens
 
 DEPTH, WIDTH, TOKENS, CLASSES = 2, 48, 17, 10
 MODEL = (
@@ -86,6 +89,32 @@ def test_parameters_of_the_lowered_model_are_those_that_are_left() -> None:
     adapted, lowered = (claim.measured for claim in claims)
     assert adapted == base + DEPTH * (2 * 2 * WIDTH + 2 * WIDTH)
     assert lowered == base
+
+
+def test_a_net_that_was_found_costs_what_spvit_looks_up() -> None:
+    """The golden network of SPViT: one by one, three by three, and attention twice."""
+    text = (
+        "model vit_tiny_patch16_224(img_size=32, patch_size=4, embed_dim=48, depth=4, "
+        'num_heads=4, num_classes=10)\nreplace blocks[*].attn with umsa(state=["1x1", "3x3", '
+        '"msa", "msa"])\nreplace blocks[*].mlp with uffn(keep=[92, 115, 99, 89])\n'
+    )
+    (claim,) = vr.plan(f"{text}require macs_lowered(convention=patches) == 1\n").claims
+    assert claim.measured == goldens.case("spvit-model").tensors["cost.total_macs"].item()
+
+
+def test_what_a_search_saves_of_deit_b_is_what_spvit_prints() -> None:
+    """Table 4.6: 52.0 %, of attention 37.7 %, of MLPs 60.7 %."""
+    claims = (
+        "require macs_lowered(convention=patches) == 1\n"
+        "require macs_lowered(convention=patches) == 1 excluding blocks[*].mlp\n"
+    )
+    dense, dense_rest = (c.measured for c in vr.plan(f"model deit_base\n{claims}").claims)
+    text = catalog.spec_path("spvit_deit_base").read_text().partition("require")[0]
+    now, rest = (c.measured for c in vr.plan(f"{text}\n{claims}").claims)
+    attention = 12 * (4 * 197 * 768**2 + 2 * 768 * 197**2)
+    assert round(100 * (1 - now / dense), 2) == 52.08
+    assert round(100 * (dense_rest - rest) / attention, 2) == 37.69
+    assert round(100 * (1 - (now - rest) / (dense - dense_rest)), 2) == 60.81
 
 
 def test_windows_have_no_class_token_to_leave_out() -> None:

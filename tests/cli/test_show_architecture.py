@@ -79,6 +79,34 @@ def test_what_stands_beside_a_part_leaves_it_what_it_is(clause: str) -> None:
         assert (each.mixing, each.heads, each.hidden) == ("attention", 3, 192)
 
 
+def test_what_a_search_found_is_drawn_beside_what_it_was() -> None:
+    states = '["1x1", "3x3", "skip", "msa", "msa"]'
+    found = shown(
+        f"model {TINY}\nreplace blocks[*].attn with umsa(state={states})\n"
+        "replace blocks[0:2].mlp with uffn(keep=[20, 30])\ndrop blocks[5]\n"
+    ).blocks
+    kinds = ["1x1", "3x3", "skip", "attention", "attention", "dropped"]
+    assert [each.mixing for each in found] == kinds
+    assert [each.hidden for each in found] == [20, 30, 192, 192, 192, None]
+    assert {each.hidden_before for each in found} == {192}
+    assert {each.heads_before for each in found} == {3}
+
+
+def test_gates_say_what_is_there() -> None:
+    """A search that has not ended is drawn as it would be lowered now."""
+    made = vr.apply(
+        f"model {TINY}\nreplace blocks[*].attn with umsa()\nreplace blocks[*].mlp with uffn()\n"
+    )
+    logits = [[1.0, -1, -1], [1, 1, -1], [-1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
+    with torch.no_grad():
+        for module, wanted in zip(made.inserted("umsa"), logits, strict=True):
+            module.logits.copy_(torch.tensor(wanted))  # type: ignore[operator, union-attr]
+        made.inserted("uffn")[1].logits[:100] = -1  # type: ignore[index]
+    blocks = Architecture.of(made).blocks
+    assert [each.mixing for each in blocks] == ["1x1", "3x3", "skip"] + ["attention"] * 3
+    assert [each.hidden for each in blocks] == [192, 92, 192, 192, 192, 192]
+
+
 def test_a_stage_has_a_scale_of_its_own() -> None:
     """All dashed lines of Swin are at one height, each with the width of its stage."""
     text = architecture_picture([shown("model swin_tiny\ndrop blocks[3]\n")])

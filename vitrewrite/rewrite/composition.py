@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from ..anatomy import analyse
 from ..anatomy.flow import Flow, Op, flatten
 from ..anatomy.kinds import ADDS, FUSED_ATTENTION, SDPA, is_conv, layer_matrix
-from ..anatomy.sites import Anatomy, Block, Place
+from ..anatomy.sites import Anatomy, Block, Branch, Place
 from ..editing.editor import Editor
 from ..editing.measure import Propagation
+from ..tracing.unit import Unit
 from .patches import by_weight, widths
 
 ATTENTION, SKIP, DROPPED, OTHER = "attention", "skip", "dropped", "other"
@@ -100,9 +101,11 @@ class _BlockReader:
         last = [b for b in block.branches if b.role.endswith(".mlp_branch")]
         apart = [b for b in block.branches if b not in last]
         mixing = apart or last
-        ops = [op for branch in mixing for op in self._branch(branch.sum, branch.index)]
-        attends = any(map(_attends, ops))
-        kernels = [side for op in ops for side in _kernels(op)]
+        ops = [op for branch in mixing for op in self._branch(branch)]
+        modules = [m for branch in mixing for m in self._called(branch)]
+        attends = any(map(_attends, ops)) or any(getattr(m, "attends", False) for m in modules)
+        parts: list[Op | nn.Module] = [*ops, *modules]
+        kernels = [side for each in parts for side in _kernels(each)]
         other = block.attn is None and any(layer_matrix(op) or op.module for op in ops)
         largest = max(kernels, default=0)
         if attends:
@@ -110,39 +113,50 @@ class _BlockReader:
         elif largest > 1 or (largest and apart and (block.attn or block.mlp)):
             kind = f"{largest}x{largest}"
         else:
-            kind = OTHER if other or _opaque(ops) else SKIP
+            kind = OTHER if other or any(map(_opaque, modules)) else SKIP
         return Composition(
-            block, kind, self._heads(block, ops) if attends else None, self._hidden(block),
+            block, kind, self._heads(block, modules) if attends else None, self._hidden(block),
             _before(block),
         )  # fmt: skip
 
-    def _branch(self, place: Place, index: int) -> list[Op]:
+    def _branch(self, branch: Branch) -> list[Op]:
         """What a residual sum adds, without what its stream is made of; nothing if it is gone."""
-        total = self._sum(place)
-        if total is None or index >= len(total.node.args):
+        total = self._sum(branch.sum)
+        if total is None:
             return []
-        wanted = total.node.args[index]
+        wanted = total.node.args[branch.index]
         pairs = zip(total.arguments, total.inputs, strict=True)
-        branch = next((op for node, op in pairs if node is wanted), None)
-        if branch is None:
+        added = next((op for node, op in pairs if node is wanted), None)
+        if added is None:
             return []
-        stream = next((op for op in total.inputs if op is not branch), branch)
-        return list(self.flow.members(branch.before & ~stream.before))
+        stream = next((op for op in total.inputs if op is not added), added)
+        return list(self.flow.members(added.before & ~stream.before))
+
+    def _called(self, branch: Branch) -> Iterator[nn.Module]:
+        """The layers, and modules of passes, that a residual sum adds something of."""
+        total = self._sum(branch.sum)
+        if total is None:
+            return
+        added, stream = (total.node.args[i] for i in (branch.index, 1 - branch.index))
+        for node in _behind(added) - _behind(stream):
+            if node.op == "call_module":
+                yield from _leaves(total.frame.module.get_submodule(str(node.target)))
 
     def _sum(self, place: Place) -> Op | None:
         """A residual sum: where it is now, not what was made of it since."""
         found = (self.ops.get(at) for at in (self.editor.where(place), place))
         return next((op for op in found if op and op.name in ADDS and len(op.inputs) == 2), None)
 
-    def _heads(self, block: Block, ops: Sequence[Op]) -> int | None:
+    def _heads(self, block: Block, modules: Sequence[nn.Module]) -> int | None:
         """Of its attention, told by the lengths of what that yields."""
+        own = (getattr(module, "heads", None) for module in modules)
+        told = next((heads for heads in own if isinstance(heads, int)), None)
         if block.attn is None:
-            return next((h for op in ops if (h := getattr(op.module, "heads", None))), None)
+            return told
         heads, core = block.attn.heads, block.attn.core
         before, now = self.base.shape(core), self.run.shape(self.editor.where(core))
         if now is None:
-            own = (getattr(op.module, "heads", None) for op in ops if op.module is not None)
-            return next((h for h in own if isinstance(h, int)), heads)
+            return told or heads
         same = before is not None and len(before) == len(now) > 3 and before[-3] == heads
         return now[-3] if same else heads
 
@@ -154,7 +168,7 @@ class _BlockReader:
         if calls:
             return widths(calls[0])[0]
         branch = next((b for b in block.branches if b.role.endswith(".mlp_branch")), None)
-        ops = [] if branch is None else self._branch(branch.sum, branch.index)
+        ops = [] if branch is None else self._branch(branch)
         layers = [op for op in ops if layer_matrix(op) is not None]
         return widths(layers[-1])[0] if layers else None
 
@@ -163,19 +177,39 @@ def _attends(op: Op) -> bool:
     return op.name in _ATTENDS or bool(getattr(op.module, "attends", False))
 
 
-def _opaque(ops: Sequence[Op]) -> bool:
-    """Whether there is a module of a pass that nothing is known of."""
-    return any(op.module is not None and not type(op.module).__module__.startswith("torch.")
-               for op in ops)  # fmt: skip
+def _opaque(module: nn.Module) -> bool:
+    """Whether it is a module of a pass, of which nothing is known."""
+    return not type(module).__module__.startswith("torch.")
 
 
-def _kernels(op: Op) -> Iterator[int]:
+def _behind(node: Any) -> set[fx.Node]:
+    """A node and all that it is made of, in its graph."""
+    found, queue = set[fx.Node](), [node]
+    while queue:
+        each = queue.pop()
+        if isinstance(each, fx.Node) and each not in found:
+            found.add(each)
+            queue += each.all_input_nodes
+    return found
+
+
+def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+    """What a module calls, down to what has no graph."""
+    if not isinstance(module, Unit) or module.template is None:
+        yield module
+        return
+    for node in module.template.graph.nodes:
+        if node.op == "call_module":
+            yield from _leaves(module.get_submodule(str(node.target)))
+
+
+def _kernels(each: Op | nn.Module) -> Iterator[int]:
     """The longer side of each convolution, those in a module of a pass included."""
-    if op.module is not None:
-        for layer in op.module.modules():
+    if isinstance(each, nn.Module):
+        for layer in each.modules():
             if isinstance(layer, nn.Conv2d):
                 yield max(layer.kernel_size)
-    elif is_conv(op):
-        weight = op.operand(1, "weight")
+    elif each.module is None and is_conv(each):
+        weight = each.operand(1, "weight")
         if weight is not None and weight.shape:
             yield max(weight.shape[2:])

@@ -30,11 +30,11 @@ from ..sensitivity.profile import Profile
 from ..sites import settle
 from ..text import a_or_an, listing
 from ..tracing.about import about
-from ..tracing.inputs import example_of_one, primary_example
+from ..tracing.inputs import example_of_one, noted_example
 from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
-from .bases import BaseState, anchors, bases_of, refuse_drops
+from .bases import BaseState, anchors, bases_of, refuse_drops, refuse_tokens
 from .budgets import trained_anyway, trained_for
 from .carrying import carry_out
 from .choosing import BlockChoice, Chooser, FoundOptions, found_before
@@ -178,6 +178,7 @@ def rewrite(
             jobs.append(_job(number, clause, sites, result))
     for job in schedule(jobs):
         carry_out(job, result)
+    refuse_tokens(result.bases, result.editor)
     for base in result.bases:
         settle(result.editor, base.anatomy, base.stream)
     settle_paths(result.editor, anatomy.bases)
@@ -211,7 +212,7 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
         with caused_at(clause.span):
             sites = Selection(result.anatomy, result.root).sites(clause.sites)
         carry_out(_job(number, clause, sites, result), result)
-        example = primary_example(result.root)
+        example = noted_example(result.root)
         try:
             original = Propagation(on_meta(result.root), example, original, note=True)
         except BrokenError as error:

@@ -15,6 +15,7 @@ from ..language.inputs import Shape, read_shapes, show_shapes
 from ..text import a_or_an
 from . import tree
 from .about import about, is_root
+from .notes import VALUE
 from .unit import Unit
 
 # Unlike each other and unlike any size in a model, so that a batch that got built in shows.
@@ -206,6 +207,16 @@ def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, 
                     dtype=v.dtype, device="meta")
         for v in (*args, *kwargs.values())
     )  # fmt: skip
+
+
+def noted_example(root: nn.Module) -> tuple[torch.Tensor, ...]:
+    """What the values that are noted in a model were made of: the sizes among them are of these."""
+    template: Any = getattr(root, "template", None)
+    nodes = [] if template is None else [n for n in template.graph.nodes if n.op == "placeholder"]
+    known = tuple(VALUE.get(node) for node in nodes)
+    if known and all(isinstance(value, torch.Tensor) for value in known):
+        return tuple(value.to("meta") for value in known)
+    return primary_example(root)
 
 
 def primary_example(root: nn.Module) -> tuple[torch.Tensor, ...]:
