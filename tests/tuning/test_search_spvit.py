@@ -91,3 +91,15 @@ def test_a_search_from_images_to_a_folder(spec: str, tmp_path: Path) -> None:
     given = [each.module.eval()(images) for each in (result, again, lowered)]
     assert torch.equal(given[0], given[1])
     torch.testing.assert_close(given[0], given[2], rtol=1e-4, atol=1e-5)
+
+
+def test_costs_of_stages() -> None:
+    """Blocks of all stages share graphs, and not the number of their patches."""
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=112, embed_dim=16, depths=(1, 1, 1),
+        num_heads=(1, 2, 4), num_classes=3,
+    )  # fmt: skip
+    known = space(SPEC.replace("blocks", "stages[*].blocks"), model)
+    found = drawn(known, sum(known.ends) / 2, torch.Generator().manual_seed(0))
+    built = recompiled(known.rewritten, known.found(found.opened)).measures.macs_lowered
+    assert built == found.cost

@@ -14,7 +14,6 @@ from ..anatomy.canonical import canonicalise_at
 from ..anatomy.sites import Attention, Block, Place
 from ..editing import attended
 from ..editing.facts import Facts
-from ..editing.value import shape_of
 from ..tracing.notes import ASIDE, VALUE
 from .core import of_tokens, operand_of
 from .replacing import ReplacedSite
@@ -102,12 +101,17 @@ class AttendingSite(ReplacedSite):
         found = self.attention
         layers = [s for s in (found.q, found.k, found.v, found.proj) if s is not None]
         matrices = sum(s.in_features * s.out_features for s in layers)
-        images, *others, _ = shape_of(self._source(self._layers))
+        source = self._source(self._layers)
+        batch, *others, _ = self.shape_at(
+            Place(self.editor.where(layers[0].call).unit, source.name)
+        )
+        images = batch
         if self.owner is not None:  # a batch of windows is that of many images
-            images = shape_of(self.editor.node(self.owner.input))[0]
+            images = self.shape_at(self.owner.input)[0]
         known, keys = self.context.stream.known(self.position), math.prod(others)
-        places = keys * shape_of(self._source(self._layers))[0] // images
-        if places == keys and known.patches is not None:
+        places = keys * batch // images
+        first = self.owner is None or self.owner.stage == 0  # those that the stream knows of
+        if first and places == keys and known.patches is not None:
             keys = places = known.prefix + known.patches
         values = sum(s.out_features for s in (found.q, found.v) if s is not None)
         return places * (matrices + keys * values)

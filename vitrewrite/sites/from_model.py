@@ -50,6 +50,16 @@ class FromModel:
         """The shape of a value of the model in the batch and size that it was captured with."""
         return shape_of(self.editor.node(value.place))
 
+    def shape_at(self, place: Place) -> tuple[int, ...]:
+        """The shape of a value of the model as it was, for one image.
+
+        Graphs that are equal but for numbers of theirs are one, which knows the shapes of its first
+        call alone; this is the shape at the place itself.
+        """
+        batches = self.context.batches
+        found = None if batches is None else batches.runs[0].shape(place)
+        return found or shape_of(self.editor.node(place))
+
     def from_frozen(self, value: Value, name: str = "") -> Value:
         """The same value, of a part of the model that nothing trains: no gradient flows back.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..anatomy.sites import Place
 from ..editing.facts import is_fixed, sides
 from ..editing.value import Value, shape_of
 
@@ -37,9 +38,7 @@ def grid(site: BranchSite) -> Grid:
         return Grid()
     if site.context.anatomy.stream.suffix_tokens:
         raise site.unfit("there are other tokens behind the patches")
-    if not stream.whole(site._position):
-        notes = [f"merged by: {by}"] if (by := site.block.cause("grid")) else []
-        raise site.unfit("no full grid of patches is left there", notes=notes)
+    _expect_whole(site)
     if stream.reader is not None:
         stream.reader.declare(["grid"], "reads")
     if block.stage == 0 and len(shape_of(site.editor.node(block.input))) == 3:
@@ -47,7 +46,7 @@ def grid(site: BranchSite) -> Grid:
             return Grid(stream.at(site._position).grid)
         return Grid(sides=site.block.input.grid_size)
     place, axes = (block.map, (2, 3)) if block.map else (block.input, (1, 2))
-    shape = shape_of(site.editor.node(place))
+    shape = site.shape_at(place)
     if len(shape) != 4:
         raise site.unfit("no map says which patches its tokens are")
     planned = shape[axes[0]], shape[axes[1]]
@@ -57,20 +56,29 @@ def grid(site: BranchSite) -> Grid:
     return Grid(sides=(Value(found[0]), Value(found[1])))
 
 
+def _expect_whole(site: BranchSite) -> None:
+    if not site.context.stream.whole(site._position):
+        notes = [f"merged by: {by}"] if (by := site.block.cause("grid")) else []
+        raise site.unfit("no full grid of patches is left there", notes=notes)
+
+
 def patches(site: BranchSite) -> tuple[int, int]:
     """How many patches a branch is about down and across, at the size of the capture.
 
     Raises:
         RewriteError: VR410 if they are no grid.
     """
-    shape, block = shape_of(site._stream), site.block.block
+    block = site.block.block
+    shape = site.shape_at(Place(site.branch.sum.unit, site._stream.name))
     axes = (1, 2) if site.axis == -1 else (2, 3)
     if len(shape) != 4 and block.map is not None:
-        shape, axes = shape_of(site.editor.node(block.map)), (2, 3)
+        shape, axes = site.shape_at(block.map), (2, 3)
     if len(shape) == 4:
         return shape[axes[0]], shape[axes[1]]
-    found, stream = site.context.stream.known(site._position).grid, site.context.anatomy.stream
+    _expect_whole(site)
+    found, start = site.context.stream.known(site._position).grid, site.context.stream.start.grid
+    stream = site.context.anatomy.stream
     others = stream.prefix_tokens + stream.suffix_tokens
-    if found is None or (len(shape) == 3 and shape[1] != others + found[0] * found[1]):
+    if found is None or start is None or shape[1] != others + start[0] * start[1]:
         raise site.unfit("its tokens are no full grid of patches")
     return found
