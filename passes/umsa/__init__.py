@@ -58,7 +58,7 @@ from torch import nn
 
 from vitrewrite.authoring import AttentionSite, Grid, Pass, folded, option
 
-from .hard import ConvBottleneck, HeadConvolution
+from .hard import ConvBottleneck, HeadConvolution, NoAttention
 from .making import bottleneck, folded_mixture, named, opened
 from .search import SeparatePaths, UnifiedAttention
 
@@ -108,7 +108,7 @@ class Umsa(Pass):
         if self.state == "search":
             self.search(attn)
         elif self.state == "skip":
-            attn.leave_out(passing=self.skip == "identity")
+            self.leave_out(attn)
         elif self.state != "msa":
             self.harden(attn, self.kernels[self.states.index(self.state) - 1])
         if self.state not in ("search", "msa"):
@@ -142,6 +142,13 @@ class Umsa(Pass):
         whole = attn.windows is not None
         attn.become(made, *grid.sides, layers=self.layers, whole=whole)
 
+    def leave_out(self, attn: AttentionSite) -> None:
+        """Nothing in its place, or what it reads."""
+        if self.skip == "identity" or attn.bare:
+            attn.leave_out(passing=self.skip == "identity")
+        else:
+            attn.become(NoAttention(), layers=(), whole=attn.windows is not None)
+
     @property
     def layers(self) -> tuple[str, ...]:
         """Whose tensors convolutions are made of."""
@@ -158,6 +165,8 @@ class Umsa(Pass):
 
     def lower(self, attn: AttentionSite, module: Any) -> bool:
         """The branch that is open, with weights of its own."""
+        if isinstance(module, NoAttention):
+            return False
         if isinstance(module, ConvBottleneck):
             if module.normed:
                 layers: Any = module.layers
@@ -175,8 +184,10 @@ class Umsa(Pass):
             attn.drop()
         elif state:
             self.lower_to(attn, module, state - 1)
-        else:
+        elif self.skip == "identity" or attn.bare:
             attn.leave_out(passing=self.skip == "identity")
+        else:
+            attn.take_over(NoAttention())
         return True
 
     def lower_to(
@@ -209,11 +220,14 @@ class Umsa(Pass):
             self.state in known, "state", f"'{self.state}' is none of its states",
             suggestion=f"write one of {', '.join(known)}",
         )  # fmt: skip
+        if self.state in ("skip", "msa"):
+            return
         height, width = attn.branch.patches
         attn.expect(
             sides[-1] <= min(height, width), "kernels",
             f"a kernel of {sides[-1]}x{sides[-1]} is larger than {height}x{width} patches",
         )  # fmt: skip
+        attn.expect_whole()
         if attn.over != "tokens":
             raise attn.unfit("it attends over channels")
         if not attn.windows:

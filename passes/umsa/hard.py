@@ -65,3 +65,14 @@ class ConvBottleneck(nn.Module):
         """The convolutions of the patches of x; its other tokens stay as they are."""
         made: torch.Tensor = self.patches.back(self.layers(self.patches(x, height, width)), x)
         return made
+
+
+class NoAttention(nn.Module):
+    """Zeros in place of an attention that is skipped, where its branch does more with them."""
+
+    inserted_by = "umsa"
+    changes = (0,)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the shape of x."""
+        return torch.zeros_like(x)

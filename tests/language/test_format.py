@@ -49,6 +49,12 @@ def test_layout() -> None:
     assert format_text(CLEAN) == CLEAN
 
 
+def test_bases_have_no_blanks_around_their_sign() -> None:
+    messy = "stitch  small = vit_small,base=hf:a/b-1.5 (n = 3) ,  x.py:f with snnet( kernel=2 )\n"
+    clean = "stitch small=vit_small, base=hf:a/b-1.5(n=3), x.py:f with snnet(kernel=2)\n"
+    assert format_text(messy) == clean == format_text(clean)
+
+
 def test_settings() -> None:
     assert format_text("tune {lr=1e-3,  x=[1]}") == "tune { lr = 1e-3, x = [1] }\n"
     assert format_text("tune{\nlr=1e-3\n}") == "tune {\n    lr = 1e-3\n}\n"

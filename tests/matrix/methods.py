@@ -87,6 +87,10 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "dTPS": ("insert squeeze.tps(keep=0.5) before blocks[1]\n",),
     "eTPS": ("insert squeeze.tps(keep=0.5) after blocks[1].attn\n",),
     "LTMP": ("insert prune.ltmp() after blocks[*].attn\n",),
+    "UMSA": (
+        "replace every attention with umsa()\n",
+        "replace every attention with umsa(kernels=[1])\n",
+    ),
     "SLS": ("drop blocks[*] by sls()\n",),
 }
 """Clauses in order of preference: the first ones that an architecture has sites for count."""

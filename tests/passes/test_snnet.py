@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
@@ -335,44 +334,3 @@ def test_plan_tells_every_base_and_what_stitches_cost(supernet: Any) -> None:
 def test_the_supernet_prints_in_250_lines() -> None:
     made = vr.apply(f"{THREE} with snnet(kernel=2, stride=1)\n")
     assert len(model_text(made).splitlines()) <= 250
-
-
-@pytest.mark.parametrize(
-    ("spec", "told"),
-    [
-        (f"{STITCH}kernel=2, stride=3)", "VR511 snnet: stride 3 leaves out blocks"),
-        (f"{STITCH})".replace("embed_dim=32", "embed_dim=64"), "VR511 snnet: 'front' is wider"),
-        (f"{STITCH})".replace("depth=4", "depth=5", 1), "VR511 snnet: the front has 5 blocks"),
-        (f"{STITCH})".replace("patch_size=4", "patch_size=8", 1), "VR508 snnet cannot stitch"),
-        (f"{STITCH})".replace("num_classes=10", "num_classes=9", 1), "tells 9 classes apart"),
-        (f"{STITCH})".replace("img_size=32", "img_size=64", 1), "VR508 the bases take different"),
-        (f"{STITCH})".replace("classes=10", "classes=10, reg_tokens=2", 1), "1 prefix tokens"),
-        (f"{STITCH}kernel=0)", "VR203 snnet.kernel"),
-        (f"{STITCH}ends=outer)", "VR2"),
-        (f"{STITCH})\ndrop front.blocks[0]", "VR513"),
-        (f"{STITCH})\ninsert merge.bdm() after end.blocks[1].attn", "VR509"),
-        (f"{STITCH})\ninsert lora(rank=2) at front.blocks[7].attn.q", "VR304"),
-    ],
-)  # fmt: skip
-def test_bad_input(spec: str, told: str) -> None:
-    with pytest.raises(vr.VitrewriteError) as caught:
-        vr.plan(f"{spec}\n")
-    assert told in str(caught.value)
-
-
-def test_models_that_are_given_have_the_names_of_the_clause() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", depth=1)
-    with pytest.raises(vr.VitrewriteError, match="VR507 the models that are given are a, b"):
-        vr.plan(f"{STITCH})\n", {"a": model, "b": model})
-    with pytest.raises(vr.VitrewriteError, match="VR507 2 models are given by name"):
-        vr.plan("train head", {"a": model, "b": model})
-
-
-def test_numbers_that_are_none() -> None:
-    made = stitched()
-    for number in (-1, 12):
-        with pytest.raises(vr.VitrewriteError, match=f"VR510 there is no stitch {number}"):
-            vr.lower(made, stitch=number)
-    plain = vr.apply(f"model vit_tiny_patch16_224({SMALL})\ntrain head")
-    with pytest.raises(vr.VitrewriteError, match="VR510 'spec' stitches no models"):
-        vr.lower(plain, stitch=0)

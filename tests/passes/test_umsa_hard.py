@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 from vitrewrite.passes.umsa.hard import HeadConvolution
 
 import vitrewrite as vr
 from tests import goldens
 from tests.lowering.models import equal, fill, state, vit
+from tests.models import DEAR, tiny_vit
 from tests.passes.test_umsa import BATCH_NORMS, STATES, golden_attention, swin, tensors_of
 from tests.sites.by_hand import emitted
 from vitrewrite.folder.reading import unlowered_folder
@@ -290,3 +293,51 @@ def test_what_cannot_be_at_a_convolution(other: str) -> None:
     for spec in (f"{mine}\n{other}\n", f"{other}\n{mine}\n"):
         with pytest.raises(vr.VitrewriteError, match=r"VR41[02] umsa"):
             vr.apply(spec, plain())
+
+
+@given(tiny_vit(), st.lists(st.sampled_from(["skip", "1x1", "msa"]), min_size=3, max_size=3))
+@DEAR
+@torch.no_grad()
+def test_random_models(model: VisionTransformer, states: list[str]) -> None:
+    """Registers, layer scale, norms of q and k, no biases, no class token, oblong grids."""
+    model.eval()
+    rewritten = fill(vr.apply(UMSA.format("kernels=[1], tau=1"), model))
+    for insertion, each in zip(rewritten.result.editor.insertions, states, strict=False):
+        opened = {"skip": [-1.0, 1.0], "1x1": [1.0, -1.0], "msa": [1.0, 1.0]}[each]
+        insertion.module.logits.copy_(torch.tensor(opened))
+    images = torch.randn(2, 3, *model.patch_embed.img_size)
+    found, delta = rewritten.module.eval()(images), rewritten.delta()
+    told = ", ".join(f'"{each}"' for each in states[: len(model.blocks)])
+    hard = vr.apply(UMSA.format(f"kernels=[1], tau=1, state=[{told}]"), model)
+    for name, tensor in hard.delta().items():
+        if "umsa" in name:
+            tensor.copy_(delta[name])
+    for made in (vr.lower(rewritten), hard, vr.lower(hard)):
+        torch.testing.assert_close(made.module.eval()(images), found, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_is_around_a_skipped_attention_stays() -> None:
+    spec = "insert adapter(hidden=2) at every branch\nreplace blocks[*].attn with umsa()\n"
+    rewritten, images = fill(vr.apply(spec, plain())), torch.randn(2, 3, 16, 16)
+    for insertion in rewritten.result.editor.insertions:
+        if insertion.pass_name == "umsa":
+            insertion.module.logits.fill_(-1)
+    found = rewritten.module.eval()(images), vr.lower(rewritten).module.eval()(images)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_updates_of_weights_that_a_search_reads() -> None:
+    """On top of a search, LoRA and SSF do not go into the weights that convolutions are made of."""
+    first, images = searched(plain()), torch.randn(2, 3, 16, 16)
+    for clause in (
+        "insert lora(rank=2) at blocks[*].attn.{q, v}\n",
+        "insert ssf() at blocks[*].attn.{qkv, proj}\n",
+        "insert repadapter(hidden=4) at blocks[*].attn.qkv\n",
+    ):
+        again = fill(vr.apply(clause, first.module))
+        found = again.module.eval()(images), vr.lower(again).module.eval()(images)
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+        told = [step.waived.get("lowers_exactly") for step in again.result.steps]
+        assert all("reads the weight of the layer too" in str(why) for why in told)

@@ -26,6 +26,7 @@ from ..text import first_line, listing
 from ..tracing import inputs, trace
 from .base import load_base
 from .delta import load_delta
+from .gates import open_as
 from .identity import fingerprint
 from .lock import DELTA, ORIGINALS, PROGRAM, WEIGHTS, Folder
 from .originals import unlowered_state
@@ -135,7 +136,12 @@ class Loader:
         if self.folder.has(ORIGINALS):
             rewritten = lowered(self.unlowered())
         else:  # the base is not known: what is there gives the structure
-            rewritten = lowered(self._applied(self._weights(), whole=False))
+            made = self._applied(self._weights(), whole=False)
+            try:
+                open_as(self.folder, made)
+            except (AttributeError, IndexError, TypeError) as error:
+                raise self._odd(f"{type(error).__name__} {first_line(error)}") from error
+            rewritten = lowered(made)
             rewritten.unlowered = None
         models.load_weights(
             rewritten.module, self._path(WEIGHTS), self.folder.digest(WEIGHTS)

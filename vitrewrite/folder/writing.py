@@ -26,6 +26,7 @@ from ..tracing.undisturbed import undisturbed
 from ..version import __version__
 from .base import save_base
 from .delta import save_delta
+from .gates import opened
 from .identity import fingerprint
 from .lock import DELTA, ORIGINALS, WEIGHTS, lock_text
 
@@ -153,6 +154,7 @@ def lock(
             k: a.to_json(entries=True) for k, a in rewritten.result.allocations.items()
         },
         **rewritten.result.chosen,
+        **opened(rewritten),
         "base_fingerprint": base,
         **({"notes": list(notes)} if (notes := about(rewritten.base).notes) else {}),
         **({"no_program": reason} if reason else {}),

@@ -273,7 +273,7 @@ class Resolver:
             text=source.text,
             model=model,
             model_overrides=arguments,
-            clauses=tuple(self._clauses),
+            clauses=tuple(_extended(clause, arguments) for clause in self._clauses),
             requires=tuple(self._requires),
             tune=Tune(settings, _NOWHERE, self._own_first()),
             params={p.name: python_value(values[p.name]) for p in self._params if p.name in values},
@@ -346,6 +346,12 @@ class Resolver:
             SpecError("VR228", f"param {shown(p.name)} is never used", span=p.name_span)
             for p in unused
         )
+
+
+def _extended(clause: Clause, arguments: tuple[Option, ...]) -> Clause:
+    """A clause whose models, if it has any, have further arguments."""
+    models = tuple(ref.extended(arguments) for ref in clause.models)
+    return dataclasses.replace(clause, models=models)
 
 
 def _worded(setting: Option) -> Option:

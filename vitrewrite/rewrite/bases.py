@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from ..anatomy.bases import Anchors
 from ..anatomy.sites import Anatomy
+from ..editing.clause import ClauseRef
+from ..editing.editor import Editor
 from ..editing.stream import Stream
 from ..editing.training import Training
 from ..errors import RewriteError
@@ -66,3 +69,37 @@ def refuse_drops(spec: Spec) -> None:
             "VR513", f"'{dropped}' in a spec that stitches models: blocks are left out by paths",
             span=dropped.span, suggestion="build the models with fewer blocks, such as depth=10",
         )  # fmt: skip
+
+
+def refuse_tokens(bases: Sequence[BaseState], editor: Editor) -> None:
+    """Refuses what changes tokens where a path would leave a part of it behind.
+
+    Prompts in front of a first model go over as tokens; those of an end, or of several layers,
+    would be there twice or not at all. Sizes of merged tokens do not go over.
+
+    Raises:
+        RewriteError: VR509, which names the clause.
+    """
+    if editor.stitches is None:
+        return
+    left = {each.front for each in editor.stitches.wanted if each.layer is not None}
+    entered = {each.end for each in editor.stitches.wanted if each.layer is not None}
+    for base in bases:
+        joined = base.stream.cause(2 * len(base.anatomy.blocks), "prefix")
+        if joined is not None and (base.name in entered or _often(joined, base.name, editor)):
+            raise _lost(joined, base.name, "its prompts would be there twice, or not at all")
+        for made in base.stream.in_turn if base.name in left else ():
+            raise _lost(made.clause, base.name, "sizes of tokens do not go over to the next model")
+
+
+def _often(clause: ClauseRef, base: str, editor: Editor) -> bool:
+    """Whether a clause put more than one module into a base."""
+    own = (i for i in editor.insertions if i.clause == clause.number)
+    return sum(i.path.startswith(f"{base}.") for i in own) > 1
+
+
+def _lost(clause: ClauseRef, base: str, why: str) -> RewriteError:
+    return clause.error(
+        "VR509", f"{clause.pass_name} changes the tokens of '{base}', which is stitched: {why}",
+        suggestion="leave it out, or do it to one stitch: 'lower --stitch N' takes it out",
+    )  # fmt: skip

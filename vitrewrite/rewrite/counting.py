@@ -178,8 +178,8 @@ def _left_out(claim: Claim, result: Rewrite) -> Collection[str]:
 def _tokens(claim: Claim, measures: Measures, result: Rewrite) -> int:
     assert claim.site is not None
     sites = Selection(result.anatomy, result.root).sites(claim.site)
-    order = {block.index: place for place, block in enumerate(result.anatomy.blocks)}
-    places = [order.get(index := getattr(site, "index", 0), index) for site in sites]
+    order = {block.role: place for place, block in enumerate(result.anatomy.blocks)}
+    places = [order.get(site.role, getattr(site, "index", 0)) for site in sites]
     found = {measures.tokens[place] for place in places}
     if len(found) != 1 or None in found:
         raise VerifyError(

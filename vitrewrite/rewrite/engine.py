@@ -34,7 +34,7 @@ from ..tracing.inputs import example_of_one, noted_example
 from ..tracing.unit import on_meta, own_templates
 from .advice import Adviser
 from .allocations import Allocations
-from .bases import BaseState, anchors, bases_of, refuse_drops
+from .bases import BaseState, anchors, bases_of, refuse_drops, refuse_tokens
 from .budgets import trained_anyway, trained_for
 from .carrying import carry_out
 from .choosing import BlockChoice, Chooser, FoundOptions, found_before
@@ -178,6 +178,7 @@ def rewrite(
             jobs.append(_job(number, clause, sites, result))
     for job in schedule(jobs):
         carry_out(job, result)
+    refuse_tokens(result.bases, result.editor)
     for base in result.bases:
         settle(result.editor, base.anatomy, base.stream)
     settle_paths(result.editor, anatomy.bases)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..editing.extracting import extracted
-from ..editing.measure import Propagation
+from ..editing.measure import BrokenError, Propagation
+from ..errors import RewriteError
 from ..text import giga
 from ..tracing.about import about, is_root
 from ..tracing.paths import STITCHES, Way, Ways
@@ -141,10 +142,27 @@ class _Counter:
         key = path.front, path.layer, path.end
         if key not in self.around:
             model = extracted(self.root, number)
-            macs = Propagation(model, self.example, self.run).macs
+            macs = self._run(model, number)
             self.around[key] = macs - inside[0], _count(model) - inside[1]
         macs, count = self.around[key]
         return macs + inside[0], count + inside[1]
+
+    def _run(self, model: nn.Module, number: int) -> int:
+        """What a model of one path costs.
+
+        Raises:
+            RewriteError: VR508 if its end cannot take what its front yields.
+        """
+        try:
+            return Propagation(model, self.example, self.run).macs
+        except BrokenError as error:
+            path = self.paths.table[number]
+            message = f"stitch {number}, from '{path.front}' to '{path.end}', does not run"
+            notes = [f"{error.operation} in '{error.path}' of {list(map(list, error.shapes))}"]
+            raise RewriteError(
+                "VR508", message, notes=notes,
+                suggestion="take models whose stages have the same positions",
+            ) from error  # fmt: skip
 
     def _piece(self, path: str) -> tuple[int, int]:
         if path not in self.pieces:

@@ -47,11 +47,12 @@ def taken(rewritten: Rewritten, number: int) -> Rewritten:
     front, stop, layer, end, start = known.table[number].row
     told = f"blocks 0..{stop}, layer {layer}" if layer is not None else "all of it"
     note = f"stitch {number} of {rewritten.spec.name}: {front} {told}, then {end} from {start}"
-    tell(root, notes=(*about(root).notes, note))
     realise(root)
     spec = parse_spec(f"# {note}\n").renamed(f"{rewritten.spec.name}_stitch_{number}")
     request = Request(spec, root, "given", rewritten.seed)
     request.name = f"stitch {number} of {rewritten.model_name}"
-    result = weighted(Compilation.of(request, root))
+    base = request.traced(meta=False)[1].eval()
+    tell(base, notes=(*about(base).notes, note))
+    result = weighted(Compilation.of(request, base))
     result.original = root
     return result

@@ -12,7 +12,7 @@ from torch import fx, nn
 from ..anatomy.sites import Branch, Place
 from ..editing import branches, stripping, wiring
 from ..editing.editor import after, join
-from ..editing.slices import ahead, behind
+from ..editing.slices import ahead, behind, erase_unread
 from ..editing.value import Value, shape_of
 from ..tracing.leaves import changed_by, is_inserted
 from ..tracing.notes import HINT, VALUE
@@ -149,14 +149,16 @@ class BranchSite(RoutedSite):
             RewriteError: VR410 if another clause put something into f.
         """
         total, unit = self._sum, self.path
-        stream = total.args[1 - self.branch.index]
+        stream, y = total.args[1 - self.branch.index], total.args[self.branch.index]
         assert isinstance(stream, fx.Node)
+        assert isinstance(y, fx.Node)
         called = {str(n.target) for n in total.graph.nodes if n.op == "call_module"}
         HINT.put(stream, HINT.get(stream) or HINT.get(total))
         total.replace_all_uses_with(stream)
         self.editor.moved[self.branch.sum] = Place(unit, stream.name)
         self.editor.ended[self.branch.sum] = self.clause
         total.graph.erase_node(total)
+        erase_unread(y)
         eliminate_dead_code(stream.graph)
         for path in sorted(join(unit, target) for target in called):
             if next(wiring.calls(self.editor, path), None) is None:

@@ -151,6 +151,8 @@ class FedSite(AffineSite):
         """Why the layer takes nothing in front of it, or nothing."""
         if self.editor.holders(self._owner) > 1:
             return "the layer is part of more than one module"
+        if other := next(self._lent, None):
+            return f"'{other}' reads the weight of the layer too"
         if self._affine is None:
             return "the layer has no bias of its own that could take the shift"
         return ""

@@ -38,9 +38,7 @@ def grid(site: BranchSite) -> Grid:
         return Grid()
     if site.context.anatomy.stream.suffix_tokens:
         raise site.unfit("there are other tokens behind the patches")
-    if not stream.whole(site._position):
-        notes = [f"merged by: {by}"] if (by := site.block.cause("grid")) else []
-        raise site.unfit("no full grid of patches is left there", notes=notes)
+    _expect_whole(site)
     if stream.reader is not None:
         stream.reader.declare(["grid"], "reads")
     if block.stage == 0 and len(shape_of(site.editor.node(block.input))) == 3:
@@ -58,6 +56,12 @@ def grid(site: BranchSite) -> Grid:
     return Grid(sides=(Value(found[0]), Value(found[1])))
 
 
+def _expect_whole(site: BranchSite) -> None:
+    if not site.context.stream.whole(site._position):
+        notes = [f"merged by: {by}"] if (by := site.block.cause("grid")) else []
+        raise site.unfit("no full grid of patches is left there", notes=notes)
+
+
 def patches(site: BranchSite) -> tuple[int, int]:
     """How many patches a branch is about down and across, at the size of the capture.
 
@@ -71,8 +75,10 @@ def patches(site: BranchSite) -> tuple[int, int]:
         shape, axes = site.shape_at(block.map), (2, 3)
     if len(shape) == 4:
         return shape[axes[0]], shape[axes[1]]
-    found, stream = site.context.stream.known(site._position).grid, site.context.anatomy.stream
+    _expect_whole(site)
+    found, start = site.context.stream.known(site._position).grid, site.context.stream.start.grid
+    stream = site.context.anatomy.stream
     others = stream.prefix_tokens + stream.suffix_tokens
-    if found is None or (len(shape) == 3 and shape[1] != others + found[0] * found[1]):
+    if found is None or start is None or shape[1] != others + start[0] * start[1]:
         raise site.unfit("its tokens are no full grid of patches")
     return found

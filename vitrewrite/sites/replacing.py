@@ -94,6 +94,7 @@ class ReplacedSite(BoundSite):
         new, old = self.editor.node(made), self.editor.node(y)
         HELD.drop(new)
         old.replace_all_uses_with(new)
+        erase_unread(old)
         eliminate_dead_code(new.graph)
         wiring.release(self.editor, made.unit)
         if then is not None:

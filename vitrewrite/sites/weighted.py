@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import operator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Place
 from ..editing import branches, wiring
-from ..editing.editor import relative
+from ..editing.editor import join, relative
 from ..editing.evaluate import Evaluation
 from ..editing.projection import projected
 from ..editing.value import Value
@@ -137,6 +138,13 @@ class WeightedSite(BoundSite):
         """Waives the exact lowering if a layer is not its holder's alone, so that it keeps it."""
         if self.context.folds and self.editor.holders(self._owner) > 1:
             self.waive("lowers_exactly", "the layer is part of more than one module")
+        if self.context.folds:
+            self.at_end(self._expect_own)
+
+    def _expect_own(self) -> None:
+        """Waives it if something else reads the weight, as long as it does."""
+        if other := next(self._lent, None):
+            self.waive("lowers_exactly", f"'{other}' reads the weight of the layer too")
 
     def _dropped(self, unit: str, x: fx.Node, p: float) -> fx.Node:
         """x behind a dropout that all sites of the clause which read it share."""
@@ -196,6 +204,19 @@ class WeightedSite(BoundSite):
                     return wiring.read(self.editor, Place(path, size.name), unit)
         raise self.unfit("no input of the model says how many samples there are")
 
+    @property
+    def _lent(self) -> Iterator[str]:
+        """Who reads its weight besides the layer, such as what stands in for its attention."""
+        for place in self._calls:
+            layer, graph = self.editor.node(place), self.editor.graph(place.unit)
+            for node in graph.nodes:
+                if node.op == "get_attr" and join(place.unit, str(node.target)) == self._lends:
+                    yield from (join(place.unit, str(u.target)) for u in _readers(node, layer))
+
+    @property
+    def _lends(self) -> str:
+        return f"{self._layer}.weight"
+
     # -- lowering -------------------------------------------------------------------------------
 
     @property
@@ -211,7 +232,7 @@ class WeightedSite(BoundSite):
 
         Not if another module changes those rows before, and not if the layer runs elsewhere too.
         """
-        if self.editor.holders(self._owner) > 1:
+        if self.editor.holders(self._owner) > 1 or any(self._lent):
             return False
         layers = {self.editor.node(call) for call in self._calls}
         found = [self._layer_of(u, n, layers) for u, n in self.calls_of(self.insertion)]
@@ -226,6 +247,15 @@ class WeightedSite(BoundSite):
                 return None
             y = branches.changed(self.editor, unit, y)
         return y if isinstance(y, fx.Node) and y in layers else None
+
+
+def _readers(node: fx.Node, layer: fx.Node) -> Iterator[fx.Node]:
+    """What is called with a tensor or rows of it, but for a layer."""
+    for user in node.users:
+        if user.target is operator.getitem:
+            yield from _readers(user, layer)
+        elif user is not layer:
+            yield user
 
 
 def meet(some: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> bool:

@@ -18,6 +18,7 @@ from .numeric import eager, given, lowering_error, over_largest, randomised, sam
 from .promises import identities, lowerings, properties
 from .reference import MODULE, OWN, Runs, reference
 from .runs import Situation, outcome, tensors
+from .stitches import stitches
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -64,6 +65,7 @@ def _all(runs: Runs, *, compiled: bool, graphs: bool) -> Iterator[Check]:
     yield from _lowering(runs)
     yield from _unlowered(runs)
     yield _images_apart(runs)
+    yield from stitches(rewritten)
     yield from _guards(rewritten)
     if graphs:
         yield from _graphs(rewritten, compiled=compiled)
@@ -184,7 +186,9 @@ def _gradients(runs: Runs) -> Check:
     wrong = [n for n in wrong if n not in known]
     trained = sum(p.requires_grad for p in module.parameters()) - len(known)
     notes = [f"{len(reached)} of them in training alone"] if reached else []
-    notes += [f"{len(known)} more are in front of what is read without gradient"] if known else []
+    behind = "of stitches" if rewritten.measures.stitches else "in front of what is read"
+    behind += "" if rewritten.measures.stitches else " without gradient"
+    notes += [f"{len(known)} more are {behind}"] if known else []
     note = "; ".join(notes)
     return Check(
         f"gradients reach exactly the {trained} trained tensors", not wrong,
