@@ -88,15 +88,9 @@ class SynQt(Pass):
     narrow: int = option(
         8, minimum=1, maximum=65536, help="width of the adapters in the attention of the synthesis"
     )
-    feat_scale: float = option(
-        0.1, help="at first, on what the block before found"
-    )
-    attn_scale: float = option(
-        0.1, help="at first, on the attention of the synthesis"
-    )
-    ffn_scale: float = option(
-        0.1, help="at first, on the adapter behind that"
-    )
+    feat_scale: float = option(0.1, help="at first, on what the block before found")
+    attn_scale: float = option(0.1, help="at first, on the attention of the synthesis")
+    ffn_scale: float = option(0.1, help="at first, on the adapter behind that")
     scale: float | None = option(
         None, help="a number that the three scales are, in place of parameters"
     )
@@ -125,7 +119,7 @@ class SynQt(Pass):
         before = block.handed
         for name in ("feat_scale", "attn_scale", "ffn_scale") if self.scale is not None else ():
             block.idle(name, f"with scale={self.scale:g}")
-        given = () if before is None else (before,)
+        given: tuple[Value, ...] = () if before is None else (before,)
         if before is not None and self.scale is None:
             given += (block.shared("feat_scale", lambda: FeatureScale(self.feat_scale)),)
         synthesis = QuerySynthesis(
@@ -167,7 +161,9 @@ class SynQt(Pass):
         if len(block.heads) > 1:
             raise block.unfit("the model has several heads")
         if not block.last_norm:
-            raise block.unfit("the model has no norm behind its blocks, which the new one starts as")
+            raise block.unfit(
+                "the model has no norm behind its blocks, which the new one starts as"
+            )
         block.start_from_model()
         if self.count == 1:
             block.warn(
@@ -199,9 +195,9 @@ class SynQt(Pass):
             module.final_norm.bias.copy_(origin.bias("norm"))
         elif isinstance(module, KnowledgeCopy):
             for name, role in COPIED.items():
-                layer = module.get_submodule(name)
-                layer.weight.copy_(origin.weight(f"{site.role}.{role}"))
-                layer.bias.copy_(origin.bias(f"{site.role}.{role}"))
+                layer = f"{site.role}.{role}"
+                module.get_parameter(f"{name}.weight").copy_(origin.weight(layer))
+                module.get_parameter(f"{name}.bias").copy_(origin.bias(layer))
 
     def lower(self, block: BlockSite, module: nn.Module) -> bool:
         """The queries of the first block do not hang on the image."""

@@ -87,12 +87,13 @@ class QuerySynthesis(nn.Module):
         p = F.dropout(rows, self.dropout, self.training)
         if found is not None:
             mean = found.mean(1, keepdim=True)
-            p = p + (mean * self.fixed if self.fixed is not None else mean * scale)
+            p = p + (mean * scale if scale is not None else mean * (self.fixed or 0.0))
         p = self.in_adapter(p)
         attended, fixed = self.attended(self.pre_attn_norm(p)), self.fixed
-        p = p + (attended * fixed if fixed is not None else attended * self.attn_scale)
-        made = self.ffn_adapter(self.pre_ffn_norm(p))
-        return p + (made * fixed if fixed is not None else made * self.ffn_scale)
+        p = p + (attended * self.attn_scale if fixed is None else attended * fixed)
+        fed = self.ffn_adapter(self.pre_ffn_norm(p))
+        made: torch.Tensor = p + (fed * self.ffn_scale if fixed is None else fed * fixed)
+        return made
 
     def attended(self, u: torch.Tensor) -> torch.Tensor:
         """Attention of one head among the queries."""

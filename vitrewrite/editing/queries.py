@@ -101,13 +101,13 @@ def make_apart(layers: Sequence[FusedLayer | None], ends: Sequence[fx.Node]) -> 
         The names of the nodes by those that they stand for; empty if one is not made by views.
     """
     chains = [
-        each._chain(ahead([end])) if each else []
-        for each, end in zip(layers, ends, strict=True)
+        each._chain(ahead([end])) if each else [] for each, end in zip(layers, ends, strict=True)
     ]
     if not all(chains):
         return {}
     found = {}
-    for layer, end, chain, name in zip(layers, ends, chains, ("q", "k", "v"), strict=True):
+    parts = list(zip(layers, ends, chains, ("q", "k", "v"), strict=True))
+    for layer, end, chain, name in reversed(parts):  # each goes right behind the layer
         assert layer is not None
         old = chain[-1]
         (source,) = layer.call.all_input_nodes

@@ -136,7 +136,10 @@ class AskedAttention(ReplacedAttention):
 
     def _last(self, block: BlockSite) -> fx.Node:
         """What the block itself yields, whatever was put behind it."""
-        place = block.output.place
+        return self._itself(block.output.place)
+
+    def _itself(self, place: Place) -> fx.Node:
+        """The node of a place, not what was made of it since."""
         known = (n for n in self.editor.graph(place.unit).nodes if n.name == place.node)
         return next(known, None) or self.editor.node(place)
 
@@ -160,7 +163,8 @@ class AskedAttention(ReplacedAttention):
             )
         except PlacedError as why:
             raise self.unfit(f"its rows cannot pass the block: {why}") from None
-        ends = [self._last(block), *(self._branch_of(each) for each in self._added[: len(made) - 1])]
+        added = self._added if len(made) > 1 else ()
+        ends = [self._last(block), *map(self._branch_of, added)]
         for place, end, hint in zip(made, ends, ("asked", "attended", "fed"), strict=False):
             self._stand(place, through[end], hint)
         if frozen:
@@ -176,7 +180,7 @@ class AskedAttention(ReplacedAttention):
         )  # fmt: skip
 
     def _branch_of(self, added: tuple[Place, int]) -> fx.Node:
-        found = self.editor.node(self.editor.where(added[0])).args[added[1]]
+        found = self._itself(added[0]).args[added[1]]
         assert isinstance(found, fx.Node)
         return found
 

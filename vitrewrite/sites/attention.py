@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
 
 from ..anatomy.sites import Place
 from ..editing.evaluate import Evaluation
-from ..editing.value import Value
 from ..tracing import inputs
 from ..tracing.about import about
-from ..tracing.notes import HINT
 from .asked import AskedAttention
 from .context import Context
-from .core import bias_of, of_tokens, operand_of
+from .core import of_tokens, operand_of
 from .handing import Handing
 
 if TYPE_CHECKING:
