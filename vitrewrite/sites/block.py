@@ -191,20 +191,6 @@ class BlockSite(RoomySite, Handing):
         """The unit that calls the blocks of the clause; of a single block it is the block's."""
         return wiring.common(self.editor, self.context.scope)
 
-    def collect(self, value: Value, kind: str = "") -> None:
-        """Keeps a value beside those of its kind that the blocks before in the clause collected."""
-        self.context.shared[f"collected {kind} at {self.role}"] = value
-
-    @property
-    def collected(self) -> tuple[Value, ...]:
-        """What the blocks of the clause collected up to this one, in order."""
-        return self.collected_as("")
-
-    def collected_as(self, kind: str) -> tuple[Value, ...]:
-        """The same of one kind."""
-        found = (self.context.shared.get(f"collected {kind} at {role}") for role in self.siblings)
-        return tuple(value for value in found if value is not None)
-
     @property
     def heads(self) -> tuple[HeadSite, ...]:
         """The layers that make the classes, for a clause about blocks and head together.
