@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..data import Images
-from ..errors import TuneError
+from ..errors import RewriteError, TuneError
 from ..language.settings import Settings
 from ..models.request import DROP_PATH
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
-from ..text import giga
+from ..text import giga, listing
 from .engine import Engine
 from .teachers import OWN
 
@@ -120,3 +120,14 @@ def check_mixing(settings: Settings, task: Task, engine: Engine) -> None:
     if size % 2:
         message = f"a batch of {settings.batch} cannot be mixed: a piece of it has {size} images"
         raise TuneError("VR853", message, suggestion="mixup and cutmix need an even number")
+
+
+def refuse_bases(rewritten: Rewritten) -> None:
+    """Raises VR513 for several models: what a step of training runs of them is not known yet."""
+    bases = rewritten.spec.bases
+    if bases:
+        raise RewriteError(
+            "VR513", f"tune trains one model, and the spec stitches {listing(bases)}",
+            suggestion="take one stitch out (vitrewrite lower --stitch N), or train in Python by "
+            "module.stitch(images, number)",
+        )  # fmt: skip

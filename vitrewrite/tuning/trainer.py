@@ -13,7 +13,7 @@ from ..models.records import state
 from ..rewrite.rewritten import Rewritten
 from ..tasks import task_for
 from .checkpoints import Checkpoints, own_tensors
-from .checks import check_batch, check_drop_path, check_settings
+from .checks import check_batch, check_drop_path, check_settings, refuse_bases
 from .contributions import contributions, phases
 from .copies import reported, settle
 from .engine import Engine
@@ -55,8 +55,10 @@ def tune(
         FileError: VR702, VR703, VR715, VR716, VR730 to VR735 for what is wrong with the folder.
         DataError: VR740 to VR748 for what is wrong with the data.
         TuneError: VR850 to VR859 if training cannot start or go on; the last checkpoint stays.
+        RewriteError: VR513 for several models that are stitched.
     """
     folder = RunFolder(Path(out))
+    refuse_bases(rewritten)
     settings = settings or Settings().changed(rewritten.spec.tune.values)
     seed = rewritten.seed if seed is None else seed
     engine = Engine(settings, device, folder=folder.path)
