@@ -137,6 +137,23 @@ def test_folders_specs_and_models_side_by_side(
     assert text.count("font-weight") == 4
 
 
+def test_a_lowered_folder_is_drawn_as_what_it_was_made_of(tmp_path: Path) -> None:
+    spec = (
+        f'model {TINY}\nreplace blocks[*].attn with umsa(state=["1x1", "3x3", "skip", "msa", '
+        '"msa", "msa"])\nreplace blocks[*].mlp with uffn(keep=[9, 20, 30, 40, 50, 60])\n'
+        "train every parameter\n"
+    )
+    made = vr.apply(spec)
+    vr.emit(vr.lower(made), tmp_path / "low")
+    done = invoke(
+        "show", "architecture", str(tmp_path / "low"), "--out", str(tmp_path / "a.svg"), "--json"
+    )
+    (found,) = json.loads(done.out)["models"]
+    known = shown(spec)
+    assert found["blocks"] == [each.to_json() for each in known.blocks]
+    assert (found["params"], found["macs"]) == (known.params[0], known.macs[0])
+
+
 def test_the_command_says_what_there_is(tmp_path: Path) -> None:
     done = invoke("show", "architecture", TINY, "--out", str(tmp_path / "a.svg"))
     assert "6 blocks: 6 attention; 1,152 of 1,152 hidden units" in done.out

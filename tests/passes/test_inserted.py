@@ -69,6 +69,7 @@ SPECS = {
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
 OF_BASES = {"snnet"}  # in tests/passes/test_snnet.py
+OF_LARGE_IMAGES = {"side_tuning"}  # in tests/passes/test_side_tuning.py
 PUT_NOTHING = {"sls"}  # in tests/passes/test_sls.py
 LATENT = {"merge.bdm", "bi.lora", "bi.adaptformer", "bi.head"}
 """Passes with numbers that stay in float32 or better."""
@@ -106,6 +107,7 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 def test_every_pass_is_here() -> None:
     covered = {name.partition("-")[0] for name in SPECS} | OF_DECODERS | OF_BASES | PUT_NOTHING
+    covered |= OF_LARGE_IMAGES
     assert covered == set(catalog.passes())
 
 

@@ -45,7 +45,12 @@ DRAWN: dict[str, Any] = {
 }  # fmt: skip
 # Takes two processes, as in `test_distributed`; in all of them; of label maps, in `test_joint`.
 OF_MAPS: dict[str, Any] = {"zoom": 2.0, "one_class": 0.5}
-APART = {"shard", "batch", *OF_MAPS}
+# Of a search, in `test_search`.
+OF_SEARCHES = {
+    "macs", "search", "search_epochs", "search_steps", "search_lr", "search_min_lr", "search_draw",
+    "gate_lr", "cost_weight", "count",
+}  # fmt: skip
+APART = {"shard", "batch", *OF_MAPS, *OF_SEARCHES}
 
 
 def test_every_setting_is_in_a_recipe() -> None:

@@ -24,7 +24,8 @@ def fingerprint(rewritten: Rewritten, like: Mapping[str, torch.Tensor] | None = 
         rewritten: the model.
         like: trained tensors by name that have other shapes, such as a head of other classes.
     """
-    state, trained = rewritten.base.state_dict(), rewritten.result.base_trained
+    made = rewritten.unlowered or rewritten  # what lowering took out was trained, too
+    state, trained = rewritten.base.state_dict(), made.result.base_trained
     others = {k: v for k, v in (like or {}).items() if k in trained}
     return fingerprint_of({**state, **others}, trained)
 
