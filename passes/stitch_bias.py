@@ -23,8 +23,9 @@ Exactness
     b += its row. While all stitches stay, the table does.
 
 Example
+    stitch tiny=vit_tiny, small=vit_small, base=vit_base with snnet(ends=inner)
     insert stitch_bias() at every base.blocks[*].attn.{qkv, proj}
-    adds 1,405,440 parameters to ViT-Ti/S/B with snnet(ends=inner).
+    adds 1,405,440 parameters to ViT-Ti/S/B.
 """
 
 from dataclasses import dataclass
