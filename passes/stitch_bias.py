@@ -24,7 +24,7 @@ Exactness
 
 Example
     stitch tiny=vit_tiny, small=vit_small, base=vit_base with snnet(ends=inner)
-    insert stitch_bias() at every base.blocks[*].attn.{qkv, proj}
+    insert stitch_bias() at {tiny, small, base}.blocks[*].attn.{qkv, proj}
     adds 1,405,440 parameters to ViT-Ti/S/B.
 """
 
