@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 import vitrewrite as vr
 from tests.passes.test_snnet import SMALL, STITCH, by_hand, stitched
-from vitrewrite.tuning import tune
 
 SWIN = "img_size=64, window_size=4, embed_dim={}, depths=[2, 2, {}, 2], num_heads=[2, 2, 2, 2]"
 CONVNEXT = "depths=[2, 2, {1}, 2], dims=[{0}, {0}, {0}, {0}]"
@@ -127,8 +126,6 @@ def test_weights_of_each_base(tmp_path: Any) -> None:
         assert torch.equal(one, other)
     with pytest.raises(vr.VitrewriteError, match="VR508 weights=front=random does not say"):
         vr.apply(f"{STITCH})\n", weights="front=random")
-    with pytest.raises(vr.VitrewriteError, match="VR513 tune trains one model"):
-        tune(first, "digits", out=tmp_path / "out")
 
 
 def test_a_role_starts_at_its_base() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..data import Images
-from ..errors import RewriteError, TuneError
-from ..language.settings import Settings
+from ..errors import TuneError
+from ..language.settings import OF_STITCHES, Settings, default
 from ..models.request import DROP_PATH
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
-from ..text import giga, listing
+from ..text import giga
 from .engine import Engine
 from .teachers import OWN
 
@@ -122,12 +122,24 @@ def check_mixing(settings: Settings, task: Task, engine: Engine) -> None:
         raise TuneError("VR853", message, suggestion="mixup and cutmix need an even number")
 
 
-def refuse_bases(rewritten: Rewritten) -> None:
-    """Raises VR513 for several models: what a step of training runs of them is not known yet."""
-    bases = rewritten.spec.bases
-    if bases:
-        raise RewriteError(
-            "VR513", f"tune trains one model, and the spec stitches {listing(bases)}",
-            suggestion="take one stitch out (vitrewrite lower --stitch N), or train in Python by "
-            "module.stitch(images, number)",
+def check_stitches(rewritten: Rewritten, settings: Settings, engine: Engine) -> None:
+    """Whether the stitches of several models are trained as the engine runs.
+
+    Raises:
+        TuneError: VR536 for settings of stitches where there are none, VR537 for several processes
+            and loss scaling.
+    """
+    asked = [n for n in OF_STITCHES if getattr(settings, n) != default(n)]
+    if asked and not rewritten.spec.bases:
+        raise TuneError(
+            "VR536", f"{asked[0]} is about stitches, and the spec is about one model",
+            suggestion="leave it out, or stitch several models",
         )  # fmt: skip
+    if not rewritten.spec.bases:
+        return
+    odd = "several processes" if engine.processes > 1 else ""
+    odd = "shards" if engine.sharded else odd
+    odd = "precision = fp16" if settings.precision == "fp16" else odd
+    if odd:
+        message = f"stitches are trained in one process without loss scaling, not in {odd}"
+        raise TuneError("VR537", message, suggestion="take one process, and bf16 or no mixing")
