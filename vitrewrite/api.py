@@ -198,7 +198,7 @@ def lower(rewritten: Rewritten, *, stitch: int | None = None) -> Rewritten:
     `verification.lowered`. A model that is lowered already is its own cheapest equal.
     """
     if stitch is not None:
-        return taken(rewritten if rewritten.lowered else lowered(rewritten), stitch)
+        return taken(rewritten if rewritten.lowered else lowered(rewritten, stitch), stitch)
     return rewritten if rewritten.lowered else with_errors(lowered(rewritten))
 
 

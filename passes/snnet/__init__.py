@@ -18,10 +18,13 @@ Attaches to
 Parameters
     stitches.{i}.weight [d2, d1] and bias [d2], numbered over all pairs of models: truncated normal
     of std 0.02 and zero, or least squares on calibration images. Trained; so is what `train` says.
+    With `layers=lora` both are frozen, and down [r, d1] (normal of std 0.02) and up [d2, r] (zero)
+    are trained. With `biases` table [s, d2], a row (zero) for each of the s stitches through it.
 
 Forward
     x = beginning of the front(image); x = its blocks 0..j(x)
     x = x W^T + b                                  each token, or each position of a map
+    and with ESTA's options + up(down(x)) + table[stitch that runs].
     x = blocks k + offset.. of the end(x); y = its end(x), final norm included
     The output of the model is that of each base; `stitch(image, number)` runs one stitch.
     Stitch numbers: the models, then the pairs of each two models in turn.
@@ -74,6 +77,62 @@ class StitchingLayer(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+class AdaptedStitchingLayer(nn.Module):
+    """y = W x + b + up(down(x)) + the row of the stitch that runs, of [B, N, C] or of a map.
+
+    W and b are frozen where there is an update. `stitches` are the numbers of those with a row.
+    """
+
+    inserted_by = "snnet"
+    running: int | None = None  # while a stitch runs, its number
+
+    def __init__(
+        self, inputs: int, outputs: int, maps: bool, rank: int, stitches: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.maps = inputs, outputs, maps
+        self.rank, self.stitches = rank, stitches
+        self.frozen = ("weight", "bias") if rank else ()
+        kernel = (1, 1) if maps else ()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        if rank:
+            self.down = nn.Parameter(torch.empty(rank, inputs))
+            self.up = nn.Parameter(torch.empty(outputs, rank))
+        if stitches:
+            self.table = nn.Parameter(torch.empty(len(stitches), outputs))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Weight and `down` are drawn; `up` and the biases start at zero."""
+        nn.init.trunc_normal_(self.weight, std=0.02, generator=generator)
+        nn.init.zeros_(self.bias)
+        if self.rank:
+            nn.init.normal_(self.down, std=0.02, generator=generator)
+            nn.init.zeros_(self.up)
+        if self.stitches:
+            nn.init.zeros_(self.table)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the end takes, of what the front yields."""
+        x = x.movedim(1, -1) if self.maps else x
+        y = F.linear(x, self.weight.flatten(1), self.bias)
+        if self.rank:
+            y = y + F.linear(F.linear(x, self.down), self.up)
+        if self.stitches:
+            row = 0 if self.running is None else self.stitches.index(self.running)
+            y = y + self.table[row]
+        return y.movedim(-1, 1) if self.maps else y
+
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight with its update, and the bias."""
+        if not self.rank:
+            return self.weight, self.bias
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        update = (self.up.to(wide) @ self.down.to(wide)).view(self.weight.shape)
+        return (self.weight.to(wide) + update).to(self.weight.dtype), self.bias
+
+
 @dataclass(frozen=True)
 class Snnet(Pass):
     """Linear layers between the blocks of models, and all paths through them."""
@@ -101,6 +160,15 @@ class Snnet(Pass):
     samples: int = option(
         100, minimum=1, maximum=1_000_000, help="images of data= that layers are solved from"
     )
+    layers: str = option(
+        "full", choices=("full", "lora"),
+        help="whether the layers between models train, or a low-rank update of them (ESTA)",
+    )  # fmt: skip
+    rank: int | None = option(
+        None, minimum=1, maximum=65536, needs="layers == 'lora'",
+        help="of the update; a quarter of the front's width by default",
+    )  # fmt: skip
+    biases: bool = option(False, help="whether each stitch has a bias of its own at them (ESTA)")
     descending: bool = option(False, help="whether a front may be wider than its end")
 
     def rewrite(self, site: BasesSite) -> None:
@@ -121,12 +189,26 @@ class Snnet(Pass):
             message = f"'{front.name}' is wider than '{end.name}': stitches lead to the larger"
             raise site.wrong("descending", message)
         layers: dict[Any, int] = {}
-        for stage, pair, before in self.pairs(site, front, end):
+        pairs, first = self.pairs(site, front, end), site.count
+        for stage, pair, before in pairs:
             key = stage, pair.layer
             if key not in layers:
                 widths = front.dims[pair.front], end.dims[before - 1 if before else 0]
-                layers[key] = site.layer(StitchingLayer(*widths, maps=front.is_map))
+                same = (i for i, (s, p, _) in enumerate(pairs, first) if (s, p.layer) == key)
+                layers[key] = site.layer(self.layer(site, widths, front.is_map, tuple(same)))
             site.stitch(front, pair.front, layers[key], end, before)
+
+    def layer(
+        self, site: BasesSite, widths: tuple[int, int], maps: bool, stitches: tuple[int, ...]
+    ) -> nn.Module:
+        """What some stitches go through."""
+        if self.layers == "full" and not self.biases:
+            return StitchingLayer(*widths, maps=maps)
+        rank = 0 if self.layers == "full" else self.rank or max(1, widths[0] // 4)
+        if rank > min(widths):
+            message = f"rank {rank} is above the width {min(widths)} of a layer"
+            raise site.wrong("rank", message)
+        return AdaptedStitchingLayer(*widths, maps, rank, stitches if self.biases else ())
 
     def pairs(self, site: BasesSite, front: Anchor, end: Anchor) -> list[tuple[int, Pair, int]]:
         """Stage, pair and first end block of each stitch, blocks counted over the models."""
@@ -149,13 +231,32 @@ class Snnet(Pass):
         return found
 
     def lower(self, site: BasesSite, module: Any) -> bool:
-        """A plain layer: a convolution of kernel one for maps."""
+        """A plain layer, a convolution of kernel one for maps; rows stay while stitches differ."""
+        weight, bias = (module.weight, module.bias)
+        if isinstance(module, AdaptedStitchingLayer):
+            weight, bias = map(nn.Parameter, module.whole())
+            if site.taken_out in module.stitches:
+                bias = nn.Parameter(bias + module.table[module.stitches.index(site.taken_out)])
+            elif module.stitches:
+                self.keep_rows(site, module, weight, bias)
+                return False
         with torch.device("meta"):
             kind = nn.Conv2d(module.inputs, module.outputs, 1) if module.maps else None
             plain = kind or nn.Linear(module.inputs, module.outputs)
-        plain.weight, plain.bias = module.weight, module.bias
+        plain.weight, plain.bias = weight, bias
         site.swap(plain)
         return False
+
+    def keep_rows(
+        self, site: BasesSite, module: Any, weight: nn.Parameter, bias: nn.Parameter
+    ) -> None:
+        """The layer without its update, and with a bias for each stitch."""
+        with torch.device("meta"):
+            made = AdaptedStitchingLayer(
+                module.inputs, module.outputs, module.maps, 0, module.stitches
+            )
+        made.weight, made.bias, made.table = weight, bias, module.table
+        site.swap(made)
 
     def candidates(
         self, site: BasesSite, front: int, end: int, offset: int, staged: bool

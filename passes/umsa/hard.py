@@ -39,7 +39,7 @@ class HeadConvolution(nn.Module):
 
 
 class ConvBottleneck(nn.Module):
-    """The same with weights of its own: a convolution, ReLU and a 1x1 convolution.
+    """A bottleneck with weights of its own: a convolution, ReLU and a 1x1 convolution.
 
     The first convolution holds its batch norm, unless there is one behind it, `normed`; then
     neither has a bias.

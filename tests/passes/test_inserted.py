@@ -70,7 +70,7 @@ SPECS = {
     "kv_prompt-apart": "prepend kv_prompt(n=2, shared=false, init=normal) to blocks[*].attn",
 }
 OF_DECODERS = {"dfpq", "hrca", "rcda"}  # in tests/hf/test_inserted.py
-OF_BASES = {"snnet"}  # in tests/passes/test_snnet.py
+OF_BASES = {"snnet", "stitch_bias"}  # in tests/passes/test_snnet.py, test_stitch_bias.py
 OF_LARGE_IMAGES = {"side_tuning"}  # in tests/passes/test_side_tuning.py
 PUT_NOTHING = {"sls"}  # in tests/passes/test_sls.py
 LATENT = {"merge.bdm", "bi.lora", "bi.adaptformer", "bi.head"}

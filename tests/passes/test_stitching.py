@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from functools import partial
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 import vitrewrite as vr
-from tests.passes.test_snnet import SMALL, STITCH, stitched
+from tests.passes.test_snnet import SMALL, STITCH, by_hand, stitched
 
 SWIN = "img_size=64, window_size=4, embed_dim={}, depths=[2, 2, {}, 2], num_heads=[2, 2, 2, 2]"
 CONVNEXT = "depths=[2, 2, {1}, 2], dims=[{0}, {0}, {0}, {0}]"
@@ -87,6 +91,41 @@ def test_other_clauses_at_one_base_or_every_base(more: str) -> None:
     torch.testing.assert_close(one.module(x), module.stitch(x, 6), rtol=1e-4, atol=1e-4)
     for number, output in enumerate(module(x)):
         torch.testing.assert_close(module.stitch(x, number), output)
+
+
+def test_what_holds_of_any_model_holds_of_several() -> None:
+    spec = f"{STITCH})\n".replace("depth=4", "depth=4, drop_path_rate=0.3")
+    made = vr.apply(spec)
+    module, original, x = made.module.eval(), made.original, torch.randn(2, 3, 32, 32)
+    run: Any = module.stitch
+    for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
+        assert torch.equal(other.stitch(x, 5), run(x, 5))
+    half: Any = copy.deepcopy(module).bfloat16()
+    torch.testing.assert_close(half.stitch(x.bfloat16(), 5).float(), run(x, 5), rtol=0, atol=3e-2)
+    for each in (module, original):
+        assert each is not None
+        each.train()
+    found, wanted = (seeded(call, x, 5) for call in (run, partial(by_hand, module, original)))
+    assert torch.equal(found, wanted)  # drop paths of both models are drawn as in their own forward
+
+
+def seeded(call: Any, *args: Any) -> Any:
+    torch.manual_seed(0)
+    return call(*args)
+
+
+def test_weights_of_each_base(tmp_path: Any) -> None:
+    first = vr.apply(f"{STITCH})\n")
+    assert first.original is not None
+    for name, model in first.original.named_children():
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    where = ",".join(f"{name}={tmp_path / name}.safetensors" for name in ("front", "end"))
+    second = vr.apply(f"{STITCH})\n", weights=where, seed=3)
+    x = torch.randn(1, 3, 32, 32)
+    for one, other in zip(first.module.eval()(x), second.module.eval()(x), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(vr.VitrewriteError, match="VR508 weights=front=random does not say"):
+        vr.apply(f"{STITCH})\n", weights="front=random")
 
 
 def test_a_role_starts_at_its_base() -> None:

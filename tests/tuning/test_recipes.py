@@ -13,7 +13,7 @@ import vitrewrite as vr
 from vitrewrite.catalog.needs import holds
 from vitrewrite.catalog.signatures import OptionInfo
 from vitrewrite.errors import ErrorList, VitrewriteError
-from vitrewrite.language.settings import FREE, Settings, options
+from vitrewrite.language.settings import FREE, OF_STITCHES, Settings, options
 from vitrewrite.tuning import tune
 from vitrewrite.tuning.loop import TrainingLoop
 
@@ -50,7 +50,8 @@ OF_SEARCHES = {
     "macs", "search", "search_epochs", "search_steps", "search_lr", "search_min_lr", "search_draw",
     "gate_lr", "cost_weight", "count",
 }  # fmt: skip
-APART = {"shard", "batch", *OF_MAPS, *OF_SEARCHES}
+# Of stitches, in `test_stitches`.
+APART = {"shard", "batch", *OF_MAPS, *OF_SEARCHES, *OF_STITCHES}
 
 
 def test_every_setting_is_in_a_recipe() -> None:

@@ -9,9 +9,9 @@ from torch import fx, nn
 
 from ..tracing.about import About, about, write
 from ..tracing.notes import HINT, copied
-from ..tracing.paths import Way, Ways, beginning, checks, ending
+from ..tracing.paths import Way, Ways, beginning, checks, ending, told
 from ..tracing.template import Template
-from ..tracing.unit import Unit
+from ..tracing.unit import Unit, duplicate
 from .editor import join
 from .wiring import listed
 
@@ -34,7 +34,7 @@ def extracted(root: nn.Module, number: int) -> nn.Module:
     used = _used(made)
     for name, child in root._modules.items():
         if child is not None and _is_under(name, used):
-            made._modules[name] = _pruned(child, name, used)
+            made._modules[name] = _settled(_pruned(child, name, used), number)
     made.training = root.training
     write(
         made,
@@ -126,6 +126,21 @@ def _pruned(module: nn.Module, path: str, used: set[str]) -> nn.Module:
         getattr(shell, table).update({k: v for k, v in own.items() if f"{path}.{k}" in used})
     shell._non_persistent_buffers_set = module._non_persistent_buffers_set & {*shell._buffers}
     return shell
+
+
+def _settled(module: nn.Module, number: int) -> nn.Module:
+    """A module in which all that hangs on the path that runs is as on one, on the same memory."""
+    if not any(told(module)):
+        return module
+    made = duplicate(module, lambda p: p, lambda b: b)
+    for each in told(made):
+        own: Any = each
+        if number in own.stitches:
+            row = own.stitches.index(number)
+            rows = own.table.detach()[row : row + 1]
+            own.table = nn.Parameter(rows, requires_grad=own.table.requires_grad)
+            own.stitches = (number,)
+    return made
 
 
 def _numbers(names: Sequence[str]) -> bool:

@@ -37,6 +37,21 @@ class Stitches:
     clause: ClauseRef
     samples: int = 100  # images that layers are solved from
     wanted: list[WantedWay] = field(default_factory=list)
+    taken: int | None = None  # at lowering, the one path that is to stay
+
+
+def numbers(editor: Editor, base: str, block: int) -> tuple[int, ...]:
+    """Numbers of the paths that run a block of a model, first that of the model by itself."""
+    assert editor.stitches is not None
+    alone, joined = [], []
+    for number, way in enumerate(editor.stitches.wanted):
+        if way.layer is None:
+            alone += [number] * (way.front == base)
+        elif (way.front == base and block <= way.after) or (
+            way.end == base and block >= way.before
+        ):
+            joined.append(number)
+    return (*alone, *joined)
 
 
 def settle_paths(editor: Editor, bases: Mapping[str, Anatomy]) -> None:

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from ..tracing import paths
 from ..tracing.about import about, is_root
-from ..tracing.paths import STITCHES, Way, Ways
+from ..tracing.paths import RUNNING, STITCHES, Way, Ways, told
 from .access import access
 from .literals import constant
 from .wrap import WIDTH, wrap
@@ -68,15 +68,34 @@ def _begins(table: Sequence[Way], number: int) -> bool:
     return (before.front, before.end) != (here.front, here.end) and here.layer is not None
 
 
-def stitch_lines(checked: Sequence[str]) -> list[str]:
-    """The method that runs one path, after what the forward checks too."""
-    body = [
-        *checked,
-        f"front, stop, layer, end, start = self.{TABLE}[number]",
-        "front, end = getattr(self, front), getattr(self, end)",
+def stitch_lines(checked: Sequence[str], root: nn.Module) -> list[str]:
+    """The method that runs one path, after what the forward checks too.
+
+    Args:
+        checked: its first lines.
+        root: of the tree; modules of it may hang on which path runs.
+    """
+    steps = [
         f"x = front.{RUN}(front.{BEGIN}(x), 0, stop)",
         "if layer is not None:",
         f"    x = self.{STITCHES}[layer](x)",
         f"return end.{FINISH}(end.{RUN}(x, start, None))",
+    ]
+    if any(told(root)):
+        steps = [
+            f'told = [module for module in self.modules() if hasattr(module, "{RUNNING}")]',
+            "for module in told:",
+            f"    module.{RUNNING} = number",
+            "try:",
+            *(f"    {step}" for step in steps),
+            "finally:",
+            "    for module in told:",
+            f"        module.{RUNNING} = None",
+        ]
+    body = [
+        *checked,
+        f"front, stop, layer, end, start = self.{TABLE}[number]",
+        "front, end = getattr(self, front), getattr(self, end)",
+        *steps,
     ]
     return [f"def {METHOD}(self, x, number):", *(f"    {line}" for line in body)]

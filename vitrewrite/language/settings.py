@@ -33,6 +33,11 @@ OF_A_SEARCH = (
     "macs", "search", "search_epochs", "search_steps", "search_lr", "search_min_lr", "gate_lr",
     "cost_weight", "count", "search_draw",
 )  # fmt: skip
+OF_STITCHES = (
+    "stitch_sampling", "stitch_warmup", "stitch_intervals", "stitch_momentum", "stitch_scores",
+    "stitch_temperature", "stitch_start", "stitch_teacher", "stitch_weight",
+)  # fmt: skip
+_SCORES = "stitch_sampling == 'scored'"
 _SEARCHES = "macs is not None"
 _TRAINS = "macs is not None and search in ('gates', 'ranked')"
 _TEACHES = "teacher is not None"
@@ -233,6 +238,39 @@ class Settings:
         0, minimum=0, needs=f"{_SEARCHES} and search == 'random'", help="which of the draws"
     )
 
+    # -- several models that are stitched ---------------------------------------------------------
+    stitch_sampling: str = option(
+        "uniform", choices=("uniform", "scored"),
+        help="how a step's stitch is drawn: all alike, or by intervals of MACs and scores (ESTA)",
+    )  # fmt: skip
+    stitch_warmup: float = option(
+        0.1, minimum=0, maximum=1, needs=_SCORES, help="share of the steps with uniform draws first"
+    )
+    stitch_intervals: int = option(
+        15, minimum=1, maximum=10000, help="of equal width over the MACs; each has its best stitch"
+    )
+    stitch_momentum: float = option(
+        0.9, minimum=0, below=1, help="of the moving average of a stitch's score"
+    )
+    stitch_scores: str = option(
+        "raw", choices=("raw", "maximum"), needs=_SCORES,
+        help="what the softmax is of: the scores, or over the largest in the interval",
+    )  # fmt: skip
+    stitch_temperature: float = option(
+        1.0, above=0, needs=_SCORES, help="that they are divided by; raw ones may be hundreds"
+    )
+    stitch_start: str = option(
+        "zero", choices=("zero", "score"), help="what the moving average starts from"
+    )
+    stitch_teacher: str = option(
+        "none", choices=("none", "anchor"),
+        help="anchor: the largest model learns in every step too, and stitches from its classes",
+    )  # fmt: skip
+    stitch_weight: float = option(
+        0.5, minimum=0, maximum=1, needs="stitch_teacher == 'anchor'",
+        help="share of the largest model's class in the loss of a stitch",
+    )  # fmt: skip
+
     @property
     def peak(self) -> float:
         """The learning rate after warm-up, for this batch."""
@@ -271,6 +309,11 @@ class Settings:
 def options() -> Mapping[str, OptionInfo]:
     """What each setting takes, as the language checks it."""
     return {field.name: _info(field) for field in dataclasses.fields(Settings)}
+
+
+def default(name: str) -> object:
+    """What a setting is where nothing is said."""
+    return options()[name].default
 
 
 def _info(field: dataclasses.Field[Any]) -> OptionInfo:

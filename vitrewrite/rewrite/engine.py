@@ -287,8 +287,10 @@ def _train(spec: Spec, found: list[tuple[Site, ...]], result: Rewrite) -> None:
 
     A spec without clauses says nothing about it, and leaves it as it is.
     """
-    inserted = {id(p) for i in result.editor.insertions for p in i.module.parameters()}
-    new = inserted | {id(each.new) for each in result.editor.gathered}
+    modules = [i.module for i in result.editor.insertions]
+    inserted = {id(p) for module in modules for p in module.parameters()}
+    kept = {id(m.get_parameter(n)) for m in modules for n in getattr(m, "frozen", ())}
+    new = (inserted - kept) | {id(each.new) for each in result.editor.gathered}
     for parameter in result.root.parameters() if spec.clauses else ():
         parameter.requires_grad_(id(parameter) in new)
     for number, (clause, sites) in enumerate(zip(spec.clauses, found, strict=True)):

@@ -10,9 +10,14 @@ from .measures import measure
 from .rewritten import Rewritten
 
 
-def lowered(rewritten: Rewritten) -> Rewritten:
-    """A model with everything folded that can be; `rewritten` stays in it as `unlowered`."""
-    root, editor = lowered_tree(rewritten)
+def lowered(rewritten: Rewritten, stitch: int | None = None) -> Rewritten:
+    """A model with everything folded that can be; `rewritten` stays in it as `unlowered`.
+
+    Args:
+        rewritten: the model.
+        stitch: the one of several that is to be taken out of it: more folds if only that stays.
+    """
+    root, editor = lowered_tree(rewritten, stitch=stitch)
     there = rewritten.result.base_trained & {name for name, _ in root.named_parameters()}
     result = replace(rewritten.result, root=root, editor=editor, base_trained=there)
     measures = measure(result, rewritten.cost, lowered=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,7 @@ def lower_tree(
     original: Editor,
     methods: Methods,
     only: Collection[int] | None = None,
+    stitch: int | None = None,
 ) -> Editor:
     """Lowers what can be lowered, in the order of `in_turn`, in place.
 
@@ -39,11 +41,14 @@ def lower_tree(
         original: the editor of the tree that `root` is a copy of.
         methods: the pass of each clause.
         only: the clauses to lower; all by default.
+        stitch: the one of several that stays, if it is to be taken out.
 
     Returns:
         The editor of `root`, with the insertions that stay.
     """
     editor = original.on(root)
+    if stitch is not None and editor.stitches is not None:
+        editor.stitches = replace(editor.stitches, taken=stitch)
     with modes_kept(root):
         root.eval()
         for insertion in in_turn(editor.insertions):
@@ -106,7 +111,7 @@ def _remove_uncalled(editor: Editor) -> None:
 
 
 def lowered_tree(
-    rewritten: Rewritten, only: Collection[int] | None = None
+    rewritten: Rewritten, only: Collection[int] | None = None, stitch: int | None = None
 ) -> tuple[nn.Module, Editor]:
     """A lowered copy of a rewritten model, that shares the frozen weights, and its editor."""
 
@@ -117,7 +122,7 @@ def lowered_tree(
         return nn.Parameter(value, requires_grad=parameter.requires_grad)
 
     root = duplicate(rewritten.module, own, lambda b: b.clone())
-    return root, lower_tree(root, rewritten.result.editor, rewritten.result.methods, only)
+    return root, lower_tree(root, rewritten.result.editor, rewritten.result.methods, only, stitch)
 
 
 def lowerable(rewritten: Rewritten) -> tuple[int, ...]:

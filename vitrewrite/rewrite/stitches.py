@@ -15,7 +15,7 @@ from ..editing.measure import BrokenError, Propagation
 from ..errors import RewriteError
 from ..text import giga
 from ..tracing.about import about, is_root
-from ..tracing.paths import STITCHES, Way, Ways
+from ..tracing.paths import STITCHES, Way, Ways, told
 from ..tracing.unit import on_meta
 
 
@@ -173,4 +173,7 @@ class _Counter:
 
 
 def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+    """Parameters, of tables by stitch one row."""
+    tables: list[Any] = [m for m in told(model) if m.stitches]
+    others = sum(int(m.table[1:].numel()) for m in tables)
+    return sum(p.numel() for p in model.parameters()) - others

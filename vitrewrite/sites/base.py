@@ -339,6 +339,11 @@ class BoundSite(FromModel):
         parent._modules[name] = module
         self.editor.rearranged()
 
+    @property
+    def taken_out(self) -> int | None:
+        """At lowering, the number of the one stitch that stays; None where all do."""
+        return None if self.editor.stitches is None else self.editor.stitches.taken
+
     def remove(self, insertion: Insertion) -> None:
         """Takes an inserted module that nothing calls any more out of the tree."""
         owner, _, name = insertion.path.rpartition(".")

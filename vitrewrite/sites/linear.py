@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Attention, Block, Linear, Place
 from ..editing import readers
+from ..editing import stitching as stitched
 from ..editing.value import Value
 from . import folding
 from .context import Context, Drops
@@ -71,6 +72,22 @@ class LinearSite(FedSite):
             for block in self.context.anatomy.blocks
             if any(role.startswith(f"{block.role}.") for role in self.siblings)
         )
+
+    @property
+    def stitches(self) -> tuple[int, ...]:
+        """Numbers of the stitches that run it, first that of its model by itself.
+
+        Raises:
+            RewriteError: VR535 if it lies in no block of a model that is stitched.
+        """
+        for name, anatomy in self.context.bases.items():
+            for index, block in enumerate(anatomy.blocks):
+                if any(linear.weight == self._weight for linear in block.linears):
+                    return stitched.numbers(self.editor, name, index)
+        raise self.clause.error(
+            "VR535", f"{self.pass_name}: no stitch runs '{self.role}'",
+            suggestion="name linear layers of the blocks of models that are stitched",
+        )  # fmt: skip
 
     def _site_of(self, block: Block) -> BlockSite:
         from .block import BlockSite

@@ -157,6 +157,11 @@ class BasesSite(BoundSite):
         self._stitches.samples = samples
 
     @property
+    def count(self) -> int:
+        """How many paths there are so far: the number of the next one."""
+        return len(self._wanted)
+
+    @property
     def _wanted(self) -> list[WantedWay]:
         return self._stitches.wanted
 

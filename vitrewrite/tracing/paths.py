@@ -22,6 +22,13 @@ from .unit import Unit
 STITCHES = "stitches"
 """The child of the root that holds the layers between two models."""
 
+RUNNING = "running"
+"""What modules have that hang on the path that runs: its number, or None while none does.
+
+They are made with `stitches`, the numbers of the paths that run them, and have a `table` with a row
+for each.
+"""
+
 
 class LineError(Exception):
     """The blocks of a model are no line of modules that take the stream and yield it."""
@@ -225,3 +232,8 @@ def runs(root: nn.Module, pieces: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield "list", owner
         else:
             yield from (("one", f"{owner}.{name}".lstrip(".")) for name in names)
+
+
+def told(root: nn.Module) -> Iterator[nn.Module]:
+    """The modules below that hang on the path that runs."""
+    return (m for m in root.modules() if hasattr(m, RUNNING))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..data import Images
 from ..errors import TuneError
-from ..language.settings import Settings
+from ..language.settings import OF_STITCHES, Settings, default
 from ..models.request import DROP_PATH
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
@@ -120,3 +120,26 @@ def check_mixing(settings: Settings, task: Task, engine: Engine) -> None:
     if size % 2:
         message = f"a batch of {settings.batch} cannot be mixed: a piece of it has {size} images"
         raise TuneError("VR853", message, suggestion="mixup and cutmix need an even number")
+
+
+def check_stitches(rewritten: Rewritten, settings: Settings, engine: Engine) -> None:
+    """Whether the stitches of several models are trained as the engine runs.
+
+    Raises:
+        TuneError: VR536 for settings of stitches where there are none, VR537 for several processes
+            and loss scaling.
+    """
+    asked = [n for n in OF_STITCHES if getattr(settings, n) != default(n)]
+    if asked and not rewritten.spec.bases:
+        raise TuneError(
+            "VR536", f"{asked[0]} is about stitches, and the spec is about one model",
+            suggestion="leave it out, or stitch several models",
+        )  # fmt: skip
+    if not rewritten.spec.bases:
+        return
+    odd = "several processes" if engine.processes > 1 else ""
+    odd = "shards" if engine.sharded else odd
+    odd = "precision = fp16" if settings.precision == "fp16" else odd
+    if odd:
+        message = f"stitches are trained in one process without loss scaling, not in {odd}"
+        raise TuneError("VR537", message, suggestion="take one process, and bf16 or no mixing")

@@ -16,6 +16,7 @@ from ..text import listing
 from .procedure import Hooks, Phase, Procedure
 from .run import Run
 from .search import StructureSearch
+from .stitches import StitchTraining
 
 
 def contributions(rewritten: Rewritten, settings: Settings) -> tuple[Procedure, ...]:
@@ -36,6 +37,8 @@ def contributions(rewritten: Rewritten, settings: Settings) -> tuple[Procedure, 
         found.append(procedure)
     if settings.macs is not None:
         found.append(StructureSearch())
+    if rewritten.spec.bases:
+        found.append(StitchTraining())
     return tuple(procedure for procedure in found if isinstance(procedure, Procedure))
 
 

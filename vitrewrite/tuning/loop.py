@@ -42,7 +42,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The losses by name; that of the phase is `task`."""
         run: Run = self.__dict__["run"]
-        output = self.forward_of(run)(batch.images)
+        output = run.phase.output(run, self.forward_of(run), batch.images)
         terms = {"task": self.labels * run.phase.loss(run, batch, output)}
         for hooks in run.hooks:
             terms.update(hooks.terms(run, batch, output))

@@ -152,6 +152,10 @@ class Phase(Hooks):
         """The main loss, averaged over the batch: that of the task."""
         return run.task.loss(output, batch.labels, smoothing=run.settings.label_smoothing)
 
+    def output(self, run: Run, model: Any, images: torch.Tensor) -> Any:
+        """What the losses are of; `model` is the program of a step."""
+        return model(images)
+
     def predict(self, run: Run, images: torch.Tensor) -> Any:
         """The output that an evaluation counts, such as class scores (B, classes)."""
         return run.module(images)

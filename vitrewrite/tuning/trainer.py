@@ -13,7 +13,7 @@ from ..models.records import state
 from ..rewrite.rewritten import Rewritten
 from ..tasks import task_for
 from .checkpoints import Checkpoints, own_tensors
-from .checks import check_batch, check_drop_path, check_settings
+from .checks import check_batch, check_drop_path, check_settings, check_stitches
 from .contributions import contributions, phases
 from .copies import reported, settle
 from .engine import Engine
@@ -54,7 +54,8 @@ def tune(
     Raises:
         FileError: VR702, VR703, VR715, VR716, VR730 to VR735 for what is wrong with the folder.
         DataError: VR740 to VR748 for what is wrong with the data.
-        TuneError: VR850 to VR859 if training cannot start or go on; the last checkpoint stays.
+        TuneError: VR536, VR537; VR850 to VR859 if training cannot start or go on; the last
+            checkpoint stays.
     """
     folder = RunFolder(Path(out))
     settings = settings or Settings().changed(rewritten.spec.tune.values)
@@ -66,6 +67,7 @@ def tune(
         wanted_images = Preprocessing.of(rewritten.base, settings)
         opened = open_data(data, wanted_images) if isinstance(data, str) else data
         task = task_for(opened, rewritten.module, rewritten.result.anatomy)
+        check_stitches(rewritten, settings, engine)
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten, settings))
         run.phases = phases(run)
         for phase in run.phases:
