@@ -213,4 +213,4 @@ def test_what_cannot_be_taken_out(tmp_path: Path) -> None:
     made = vr.apply(f"{STITCH}ends=inner)\n")
     vr.emit(made, tmp_path / "a")
     with pytest.raises(vr.VitrewriteError, match=r"VR538 .* has no stitches that were trained"):
-        TrainedStitches.of(tmp_path / "a")
+        TrainedStitches.of(tmp_path / "a", json.loads((tmp_path / "a" / "report.json").read_text()))

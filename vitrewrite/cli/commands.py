@@ -302,9 +302,11 @@ def lower(
         from ..verification.claims import judged
     check_target(out)
     if macs is not None:
+        from ..folder.lock import Folder
         from ..report.stitches import TrainedStitches
 
-        stitch = TrainedStitches.of(folder).at(macs)
+        report = Folder.open(folder).json("report.json")
+        stitch = TrainedStitches.of(folder, report).at(macs)
     if undo:
         with busy(f"restoring {folder}"):
             result = judged(unlowered_folder(folder, allowed))

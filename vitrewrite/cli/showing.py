@@ -86,7 +86,7 @@ def stitches(folder: Path, svg: Path | None, as_json: bool) -> None:
     """
     from ..report.stitches import TrainedStitches
 
-    found = TrainedStitches.of(folder)
+    found = TrainedStitches.of(folder, Folder.open(folder).json("report.json"))
     if svg is not None:
         write_text(svg, found.picture())
     if as_json:

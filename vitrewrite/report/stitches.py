@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, RewriteError
-from ..folder.lock import Folder
 from ..text import giga
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 360, 64, 48
@@ -31,13 +30,12 @@ class TrainedStitches:
     found: dict[str, Any]
 
     @classmethod
-    def of(cls, folder: Path) -> TrainedStitches:
-        """Those of a folder that `tune` wrote.
+    def of(cls, folder: Path, report: Any) -> TrainedStitches:
+        """Those of a folder that `tune` wrote, with its report.
 
         Raises:
             FileError: VR538 if no stitches were trained in it.
         """
-        report = Folder.open(folder).json("report.json")
         try:
             found, all_ = report["training"]["stitches"], report["stitches"]
         except (KeyError, TypeError) as error:
