@@ -71,6 +71,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "insert lst(reduction=2) at blocks[*]\n",
         "insert lst(reduction=2, init=random) at blocks[*]\n",
     ),
+    "SynQT": ("insert synqt(count=2, hidden=6, narrow=2) at blocks[*]\n",),
     "VQT": ("prepend vqt(count=2) to blocks[*]\n",),
     "ToMe": ("insert merge.tome(r=2) after blocks[*].attn\n",),
     "FPET": ("insert merge.bdm() after blocks[1].attn\n",),

@@ -60,6 +60,8 @@ SPECS = {
     "vqt": "prepend vqt(count=2) to blocks[*]\ntrain head",
     "head2toe": "replace head with head2toe()",
     "lst": "insert lst(reduction=4) at blocks[*]\ntrain head",
+    "synqt": "insert synqt(count=2, hidden=6, narrow=3) at blocks[*]\ntrain head",
+    "synqt-copies": "insert synqt(hidden=6, narrow=3, kem=trained, scale=1) at blocks[*]",
     "lst-drawn": "insert lst(reduction=4, init=random) at blocks[*]\ntrain head",
     "vqt-weighted": "prepend vqt(count=2, combine=weighted, keep=0.5) to blocks[*]\ntrain head",
     "umsa": "replace blocks[*].attn with umsa()",

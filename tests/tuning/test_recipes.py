@@ -46,9 +46,9 @@ DRAWN: dict[str, Any] = {
 # Takes two processes, as in `test_distributed`; in all of them; of label maps, in `test_joint`.
 OF_MAPS: dict[str, Any] = {"zoom": 2.0, "one_class": 0.5}
 # Of a search, in `test_search`.
-OF_SEARCHES = {
-    "macs", "search", "search_epochs", "search_steps", "search_lr", "search_min_lr", "search_draw",
-    "gate_lr", "cost_weight", "count",
+OF_SEARCHES: dict[str, Any] = {
+    "macs": "1G", "search": "random", "search_epochs": 3, "search_steps": 7, "search_lr": 1e-4,
+    "search_min_lr": 1e-5, "search_draw": 2, "gate_lr": 0.1, "cost_weight": 2.0, "count": "patches",
 }  # fmt: skip
 # Of stitches, in `test_stitches`.
 APART = {"shard", "batch", *OF_MAPS, *OF_SEARCHES, *OF_STITCHES}
@@ -124,7 +124,11 @@ def test_a_value_that_a_setting_cannot_have(name: str) -> None:
 @pytest.mark.parametrize("name", [k for k, info in options().items() if info.needs])
 def test_a_setting_that_the_others_leave_without_effect_is_told(name: str) -> None:
     info, plain = options()[name], dataclasses.asdict(Settings())
-    values = {**MIXED, **TAUGHT, **DRAWN, **OF_MAPS}
+    stitches = {
+        "stitch_warmup": 0.2, "stitch_scores": "maximum", "stitch_temperature": 2.0,
+        "stitch_weight": 0.3,
+    }  # fmt: skip
+    values = {**MIXED, **TAUGHT, **DRAWN, **OF_MAPS, **OF_SEARCHES, **stitches}
     alone = {"steps": 3} if name == "epochs" else {"schedule": "constant"}
     assert not holds(info.needs, {**plain, **alone}), "the test does not take its effect away"
     ((key, given),) = alone.items()

@@ -50,6 +50,7 @@ class Passage:
         inside: the unit that calls it.
         skipped: calls that change the tokens in number, `x, ... = module(x, ...)`.
         fused: the layer that makes the queries, if it makes keys and values too.
+        frozen: whether no gradient flows from rows into the keys and values that they ask.
     """
 
     editor: Editor
@@ -57,6 +58,7 @@ class Passage:
     inside: str
     skipped: Collection[fx.Node]
     fused: FusedLayer | None = None
+    frozen: bool = False
 
     def through(self, unit: str, rows: dict[fx.Node, fx.Node], target: fx.Node) -> fx.Node:
         """What a unit makes of rows in place of tokens.
@@ -69,12 +71,18 @@ class Passage:
         Raises:
             PlacedError: with what they cannot pass, in words.
         """
+        return self.all_through(unit, rows, target)[target]
+
+    def all_through(
+        self, unit: str, rows: dict[fx.Node, fx.Node], target: fx.Node
+    ) -> dict[fx.Node, fx.Node]:
+        """The same on the way to it: by node of tokens what stands for it."""
         made = dict(rows)
         needed = behind(rows) & self._ahead(target)
         for node in list(target.graph.nodes):
             if node in needed and node not in made:
                 self._follow(unit, node, made, needed)
-        return made[target]
+        return made
 
     def _ahead(self, target: fx.Node) -> set[fx.Node]:
         """What a node is made of, but for the keys and values that are asked and their bias."""
@@ -124,7 +132,17 @@ class Passage:
             raise PlacedError(f"'{path}' goes by where tokens stand")
 
     def _stands_for(self, node: fx.Node, n: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node:
-        return made.get(n, n) if n in self._sources(node) else n
+        if n in self._sources(node):
+            return made.get(n, n)
+        asked = (given(node)[name] for name in ("key", "value")) if node is self.core else ()
+        return self._without_gradient(n) if self.frozen and n in asked else n
+
+    def _without_gradient(self, n: fx.Node) -> fx.Node:
+        """The same keys or values, detached."""
+        if self.inside not in self.editor.stops:
+            self.editor.stops.append(self.inside)
+        with n.graph.inserting_after(n):
+            return n.graph.call_method("detach", (n,))
 
     def _holds(self, path: str) -> bool:
         return self.inside == path or self.inside.startswith(f"{path}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ..tracing.notes import HINT, VALUE
+from ..tracing.notes import HINT, VALUE, copied_without
 from ..tracing.numbers import plain
+from .slices import ahead
 
 _VIEWS = {
     "reshape", "view", "permute", "transpose", "unflatten", "unbind", "chunk", "split",
@@ -26,7 +27,7 @@ class FusedLayer:
 
     Attributes:
         call: its call.
-        rows: the half-open range of its rows that make queries.
+        rows: the half-open range of its rows that make queries, or what else is made of it.
         bias: whether it has one.
     """
 
@@ -85,3 +86,34 @@ class FusedLayer:
             chain.append(node)
             if isinstance(value, torch.Tensor) and value.numel() == wanted.numel():
                 return chain if torch.equal(value, wanted) else []
+
+
+def make_apart(layers: Sequence[FusedLayer | None], ends: Sequence[fx.Node]) -> dict[str, str]:
+    """Makes queries, keys and values each from their own rows of the weight.
+
+    A view of what one layer yields keeps all of it alive as long as it is kept itself.
+
+    Args:
+        layers: the layer with the rows of each.
+        ends: queries, keys and values as they are asked.
+
+    Returns:
+        The names of the nodes by those that they stand for; empty if one is not made by views.
+    """
+    chains = [
+        each._chain(ahead([end])) if each else [] for each, end in zip(layers, ends, strict=True)
+    ]
+    if not all(chains):
+        return {}
+    found = {}
+    parts = list(zip(layers, ends, chains, ("q", "k", "v"), strict=True))
+    for layer, end, chain, name in reversed(parts):  # each goes right behind the layer
+        assert layer is not None
+        old = chain[-1]
+        (source,) = layer.call.all_input_nodes
+        new = layer.queries(source, ahead([end]))[old]
+        copied_without(old, new, HINT)
+        HINT.put(new, name)
+        old.replace_all_uses_with(new)
+        found[old.name] = new.name
+    return found

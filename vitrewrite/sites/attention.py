@@ -7,23 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
 
 from ..anatomy.sites import Place
-from ..editing.attended import is_per_query, softmax_of
-from ..editing.editor import after
 from ..editing.evaluate import Evaluation
-from ..editing.passing import Passage, PlacedError, passed_of
-from ..editing.queries import FusedLayer
-from ..editing.value import Value
 from ..tracing import inputs
 from ..tracing.about import about
-from ..tracing.leaves import is_inserted
-from ..tracing.notes import HINT
+from .asked import AskedAttention
 from .context import Context
-from .core import bias_of, of_tokens, operand_of
+from .core import of_tokens, operand_of
 from .handing import Handing
-from .replaced import ReplacedAttention
 
 if TYPE_CHECKING:
     from .block import BlockSite
@@ -31,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionSite(ReplacedAttention, Handing):
+class AttentionSite(AskedAttention, Handing):
     """One softmax attention, softmax(q k^T * scale + bias) v over heads."""
 
     @classmethod
@@ -114,90 +106,6 @@ class AttentionSite(ReplacedAttention, Handing):
 
     # -- verbs ----------------------------------------------------------------------------------
 
-    def extend_q(self, module: nn.Module) -> Value:
-        """`rows = module(x)` go through the block beside its tokens, x, and are not seen by them.
-
-        They pass all that tokens pass, in the order of the block, and ask its attention; its keys
-        and values are those of the tokens alone. What draws in training draws for them anew. What
-        changes tokens in number is for tokens only, and weights that are read are the tokens'.
-
-        Args:
-            module: yields [batch, rows, channels] from the stream as it enters the block.
-
-        Returns:
-            The rows as they leave the block, [batch, rows, channels].
-
-        Raises:
-            RewriteError: VR410 if the block tells its tokens by where they stand, or by window.
-        """
-        block = self.block
-        if not block.input.is_sequence or self.windowed or not self.over_tokens:
-            raise self.unfit("it does not attend over one sequence of tokens")
-        if block.block.cuts:
-            raise self.unfit("the block tells its tokens by where they stand")
-        if _convolves(self.editor.root.get_submodule(block.path)):
-            raise self.unfit("the block puts its tokens on their grid")
-        place = self.editor.where(block.input.place)
-        if place.unit != block.output.place.unit:
-            raise self.unfit("the block is not one module")
-        name = self._stem
-        (rows,) = self.put(
-            module, place.unit, [self.editor.node(place)], ("rows",), owner=block.path, name=name
-        )
-        last = self._last(block)
-        with after(rows.graph, [rows, last]):
-            passed = rows.graph.call_function(passed_of, (rows,))
-        HINT.put(passed, "asked")
-        made = Place(place.unit, passed.name)
-        # Behind what other clauses leave for the end: they may change what the rows pass.
-        self.at_end(lambda: self.at_end(lambda: self._pass(made)))
-        return Value(made)
-
-    def _last(self, block: BlockSite) -> fx.Node:
-        """What the block itself yields, whatever was put behind it."""
-        place = block.output.place
-        known = (n for n in self.editor.graph(place.unit).nodes if n.name == place.node)
-        return next(known, None) or self.editor.node(place)
-
-    def _pass(self, made: Place) -> None:
-        """Takes rows through the block as all clauses have left it."""
-        block, core = self.block, self._core()
-        nodes = {n.name: n for n in self.editor.graph(made.unit).nodes}
-        passed = nodes.get(made.node)
-        if passed is None:  # nobody reads them
-            return
-        if softmax_of(core) is not None:
-            raise self.unfit("another clause makes its weights, for tokens that ask only")
-        bias = bias_of(core)
-        if bias is not None and is_per_query(bias):
-            raise self.unfit("its scores have a bias or mask that differs between queries")
-        sizes = [self.editor.where(size.place) for _, size, _ in self.context.stream.sizes()]
-        skipped = {self.editor.node(p).args[0] for p in sizes if p.unit == made.unit}
-        passage = Passage(self.editor, core, self._unit, skipped, self._fused)  # type: ignore[arg-type]
-        rows, source = passed.args[0], self.editor.node(block.input.place)
-        assert isinstance(rows, fx.Node)
-        try:
-            result = passage.through(made.unit, {source: rows}, self._last(block))
-        except PlacedError as why:
-            raise self.unfit(f"its rows cannot pass the block: {why}") from None
-        HINT.put(result, "asked")
-        passed.replace_all_uses_with(result)
-        passed.graph.erase_node(passed)
-        self.editor.moved[made] = Place(made.unit, result.name)
-
-    @property
-    def _fused(self) -> FusedLayer | None:
-        """The layer that makes its queries, if it makes keys and values too."""
-        layer, query = self.attention.qkv, self.attention.q
-        if layer is None or query is None or query.rows is None or query.call.unit != self._unit:
-            return None
-        call = self.editor.node(query.call)
-        unit = self.editor.unit(self._unit)
-        module = unit.get_submodule(str(call.target)) if call.op == "call_module" else None
-        if not isinstance(module, nn.Linear):
-            return None
-        return FusedLayer(call, query.rows, self.heads, module.bias is not None)
-
     def keys_and_values(
         self, at: Place, rows: torch.Tensor, start: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -246,11 +154,3 @@ class AttentionSite(ReplacedAttention, Handing):
             Place("", node.name): torch.full_like(value, fill, device=like.device)
             for node, value in zip(nodes, (*args, *kwargs.values()), strict=False)
         }
-
-
-def _convolves(module: nn.Module) -> bool:
-    """Whether a part of the model, but for what passes put in, mixes tokens by where they are."""
-    if is_inserted(module):
-        return False
-    found = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    return found or any(map(_convolves, module.children()))

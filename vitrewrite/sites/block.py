@@ -88,6 +88,24 @@ class BlockSite(RoomySite, Handing):
         return MlpSite(self.context, self.block.mlp)
 
     @property
+    def plain(self) -> bool:
+        """Whether it has two norms, an attention and two layers behind it, and nothing else."""
+        block, mlp = self.block, self.block.mlp
+        if len(block.norms) != 2 or mlp is None or block.attn is None or not self.attn.plain:
+            return False
+        layers = [block.attn.q, block.attn.k, block.attn.v, block.attn.proj, mlp.fc1, mlp.fc2]
+        known = {layer.weight.rpartition(".")[0] for layer in layers if layer is not None}
+        known |= {norm.path for norm in block.norms}
+        module = self.editor.root.get_submodule(self.path)
+        names = (f"{self.path}.{name}" for name, _ in module.named_parameters())
+        return None not in layers and all(name.rpartition(".")[0] in known for name in names)
+
+    @property
+    def last_norm(self) -> str | None:
+        """The path of the norm behind all blocks, if there is one."""
+        return self.context.anatomy.norm
+
+    @property
     def norms(self) -> tuple[NormSite, ...]:
         """Its norms, in order of use."""
         return tuple(NormSite(self.context, norm) for norm in self.block.norms)
@@ -147,10 +165,17 @@ class BlockSite(RoomySite, Handing):
             values: what it is given.
             name: of the variable.
         """
+        (made,) = self.aside_all(module, *values, names=(name,))
+        return made
+
+    def aside_all(
+        self, module: nn.Module, *values: Value, names: tuple[str, ...]
+    ) -> tuple[Value, ...]:
+        """The same for a module with several results, by their names."""
         unit = self.editor.where(self.leaving.place).unit
         given = [value.read(self.editor, unit) for value in values]
-        (made,) = self.put(module, unit, given, (name,))
-        return Value(Place(unit, made.name))
+        made = self.put(module, unit, given, names)
+        return tuple(Value(Place(unit, node.name)) for node in made)
 
     def outside(self, value: Value, name: str) -> Value:
         """A value as it is where the blocks of the clause are called, if they are given it."""
@@ -165,16 +190,6 @@ class BlockSite(RoomySite, Handing):
     def _above(self) -> str:
         """The unit that calls the blocks of the clause; of a single block it is the block's."""
         return wiring.common(self.editor, self.context.scope)
-
-    def collect(self, value: Value) -> None:
-        """Keeps a value beside those that the blocks before in the clause collected."""
-        self.context.shared[f"collected at {self.role}"] = value
-
-    @property
-    def collected(self) -> tuple[Value, ...]:
-        """What the blocks of the clause collected up to this one, in order."""
-        found = (self.context.shared.get(f"collected at {role}") for role in self.siblings)
-        return tuple(value for value in found if value is not None)
 
     @property
     def heads(self) -> tuple[HeadSite, ...]:

@@ -59,6 +59,11 @@ class NormSite(ChannelSite):
 
     layer: Norm
 
+    @property
+    def eps(self) -> float:
+        """What it adds to a variance."""
+        return float(getattr(self.editor.root.get_submodule(self.layer.path), "eps", 1e-6))
+
     def _applied(self) -> nn.Module:
         return folding.Affine(*self._numbers)
 

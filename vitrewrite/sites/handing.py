@@ -35,3 +35,19 @@ class Handing:
         before = self.context.roles[number - 1] if number else None
         found = self.context.shared.items()
         return tuple(v for key, v in found if key.endswith(f" from {before}"))
+
+    def collect(self, value: Value, kind: str = "") -> None:
+        """Keeps a value beside those of its kind that the blocks before in the clause collected."""
+        self.context.shared[f"collected {kind} at {self.role}"] = value
+
+    @property
+    def collected(self) -> tuple[Value, ...]:
+        """What the blocks of the clause collected up to this one, in order."""
+        return self.collected_as("")
+
+    def collected_as(self, kind: str) -> tuple[Value, ...]:
+        """The same of one kind."""
+        found = (
+            self.context.shared.get(f"collected {kind} at {role}") for role in self.context.roles
+        )
+        return tuple(value for value in found if value is not None)

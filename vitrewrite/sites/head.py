@@ -15,7 +15,7 @@ from ..editing.sweeping import forget
 from ..editing.value import Value
 from ..tracing.about import about, tell
 from ..tracing.nodes import take_entry
-from ..tracing.notes import HINT
+from ..tracing.notes import HELD, HINT
 from ..tracing.pre_logits import NOT_READ
 from .block import BlockSite
 from .linear import LinearSite
@@ -105,13 +105,17 @@ class HeadSite(LinearSite):
                 tell(self.editor.root, helpers={**told, "pre_logits": ("", NOT_READ)})
         self.editor.left_out(names, self.clause)
 
-    def feed(self, module: nn.Module, *taps: Value, pooled: bool = True) -> None:
+    def feed(
+        self, module: nn.Module, *taps: Value, pooled: bool = True, last: bool = False
+    ) -> None:
         """`logits = layer(module(x, *taps))`: the layer stays, and reads something else.
 
         Args:
             module: yields what has the shape of x, [batch, in_features].
             taps: values that are made anywhere in front of the layer.
             pooled: whether the module reads x; if not, what only x was made of goes.
+            last: whether that goes once all clauses are through, as for taps that are rows which
+                pass what tokens pass.
 
         Raises:
             RewriteError: VR401 if another clause replaces the head or feeds it, VR410 for a layer
@@ -131,6 +135,11 @@ class HeadSite(LinearSite):
         for reader in readers:
             reader.replace_input_with(x, made)
         self.editor.fed[self._layer] = self.clause
+        if last and not pooled:
+            HELD.put(x, True)
+            held = Place(place.unit, x.name)
+            self.at_end(lambda: self.at_end(lambda: self._let_go(held, names)))
+            return
         if not pooled:
             self._forget(place.unit, x)
         self.editor.left_out(names, self.clause)
@@ -183,6 +192,14 @@ class HeadSite(LinearSite):
         """Whether what was put in last is given x by itself, without gradient."""
         (call,) = (n for _, n in self.calls_of(self.editor.insertions[-1]))
         return any(n is x or x in n.all_input_nodes for n in call.all_input_nodes)
+
+    def _let_go(self, held: Place, names: set[str]) -> None:
+        """Takes out what the layer read, which nothing reads any more."""
+        place = self.editor.where(held)
+        x = self.editor.node(place)
+        HELD.drop(x)
+        self._forget(place.unit, x)
+        self.editor.left_out(names, self.clause)
 
     def _forget(self, unit: str, x: fx.Node) -> None:
         """Takes out what only the input of the layer was made of."""

@@ -250,11 +250,11 @@ class WeightedSite(BoundSite):
 
 
 def _readers(node: fx.Node, layer: fx.Node) -> Iterator[fx.Node]:
-    """What is called with a tensor or rows of it, but for a layer."""
+    """What is called with a tensor or rows of it, but for a layer, or for its device and dtype."""
     for user in node.users:
         if user.target is operator.getitem:
             yield from _readers(user, layer)
-        elif user is not layer:
+        elif user is not layer and user.target is not getattr:
             yield user
 
 
