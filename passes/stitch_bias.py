@@ -45,11 +45,11 @@ class StitchBias(nn.Module):
 
     inserted_by = "stitch_bias"
     changes = (0,)
-    running: int | None = None  # while a stitch runs, its number
 
     def __init__(self, width: int, stitches: tuple[int, ...]) -> None:
         super().__init__()
         self.width, self.stitches = width, stitches
+        self.running: int | None = None  # while a stitch runs, its number
         self.table = nn.Parameter(torch.empty(len(stitches), width))
         self.reset_parameters()
 

@@ -84,7 +84,6 @@ class AdaptedStitchingLayer(nn.Module):
     """
 
     inserted_by = "snnet"
-    running: int | None = None  # while a stitch runs, its number
 
     def __init__(
         self, inputs: int, outputs: int, maps: bool, rank: int, stitches: tuple[int, ...]
@@ -92,6 +91,7 @@ class AdaptedStitchingLayer(nn.Module):
         super().__init__()
         self.inputs, self.outputs, self.maps = inputs, outputs, maps
         self.rank, self.stitches = rank, stitches
+        self.running: int | None = None  # while a stitch runs, its number
         self.frozen = ("weight", "bias") if rank else ()
         kernel = (1, 1) if maps else ()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))

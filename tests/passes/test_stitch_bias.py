@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
 import vitrewrite as vr
 from tests.passes.test_snnet import STITCH, anchors, golden, stitched
@@ -184,6 +186,16 @@ def test_source_runs_alone_and_says_which_stitch_runs(made: Rewritten, case: Any
             twin.stitch(tensors["input"], number), module.stitch(tensors["input"], number),
             rtol=0, atol=0,
         )  # fmt: skip
+
+
+def test_a_stitch_is_compiled_once(made: Rewritten, case: Any) -> None:
+    module, counter = copy.deepcopy(made).module.eval(), CompileCounter()
+    run: Any = torch.compile(module.stitch, backend=counter, fullgraph=True)
+    x = case[1]["input"]
+    with torch.no_grad():
+        for number in (5, 6, 7, 5, 6, 7):
+            torch.testing.assert_close(run(x, number), module.stitch(x, number), rtol=0, atol=1e-6)  # type: ignore[operator]
+    assert counter.frame_count == 3
 
 
 def test_what_it_costs_at_full_size() -> None:

@@ -6,15 +6,20 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import vitrewrite as vr
+import vitrewrite.cli.showing
 from tests.passes.test_snnet import STITCH, anchors, golden
 from tests.passes.test_stitch_bias import ESTA, NUMBERS, OPTIONS, esta, names
+from vitrewrite.cli.commands import cli
 from vitrewrite.data import Batch
 from vitrewrite.language.settings import Settings
+from vitrewrite.report.stitches import TrainedStitches
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.tasks import Classification
 from vitrewrite.tuning import tune
@@ -175,3 +180,37 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         tune(one, "digits", SCORED, out=tmp_path / "a")
     with pytest.raises(vr.VitrewriteError, match=r"VR203 tune.stitch_momentum"):
         vr.plan(f"{STITCH})\ntune {{ stitch_momentum = 1.0 }}\n")
+
+
+def test_the_best_of_an_interval_is_shown_and_taken_out(tmp_path: Path) -> None:
+    found = trained(tmp_path / "a")
+    row = next(row for row in found["intervals"] if row["best"] is not None)
+    run = CliRunner().invoke
+    shown = run(cli, ["show", "stitches", str(tmp_path / "a"), "--svg", str(tmp_path / "a.svg")])
+    assert shown.exit_code == 0, shown.output
+    assert f"stitch {row['best']} " in shown.output
+    drawing = ElementTree.fromstring((tmp_path / "a.svg").read_text())
+    dots = [each for each in drawing if each.tag.endswith("circle")]
+    bests = sum(each["best"] is not None for each in found["intervals"])
+    assert len(dots) == len(found["scores"]) + bests
+    at = (row["from"] + row["to"]) / 2e6
+    arguments = ["lower", str(tmp_path / "a"), "--out", str(tmp_path / "b"), "--macs", f"{at}M"]
+    lowered = run(cli, arguments)
+    assert lowered.exit_code == 0, lowered.output
+    assert f"stitch {row['best']} of" in (tmp_path / "b" / "model.py").read_text()
+
+
+def test_what_cannot_be_taken_out(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"from": 10, "to": 20, "stitches": [0], "best": 0},
+        {"from": 20, "to": 30, "stitches": [1], "best": None},
+    ]
+    palette = TrainedStitches("a", (10, 25), ("x", "y"), {"intervals": rows})
+    assert palette.at(15) == palette.at(20) == 0
+    for cost in (25, 31):
+        with pytest.raises(vr.VitrewriteError, match="VR539 no stitch was chosen in the interval"):
+            palette.at(cost)
+    made = vr.apply(f"{STITCH}ends=inner)\n")
+    vr.emit(made, tmp_path / "a")
+    with pytest.raises(vr.VitrewriteError, match=r"VR538 .* has no stitches that were trained"):
+        TrainedStitches.of(tmp_path / "a", json.loads((tmp_path / "a" / "report.json").read_text()))
