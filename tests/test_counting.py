@@ -170,6 +170,30 @@ def test_a_base_that_each_task_trains_whole_is_not_kept() -> None:
     assert verdict.holds
 
 
+def test_the_cheapest_and_the_dearest_stitch() -> None:
+    small = "depth=3, num_heads=2, img_size=32, patch_size=16, num_classes=10, embed_dim="
+    text = (
+        f"stitch a=vit_tiny_patch16_224({small}16), b=vit_tiny_patch16_224({small}32) "
+        "with snnet()\n"
+        "insert lora(rank=2) at a.blocks[*].attn.q\n"
+    )
+    space = vr.plan(text).measures.stitches
+    assert space is not None
+    norms = [
+        f"require {metric}(stitches={which}, convention={how}) == 1\n"
+        for which in ("least", "most") for metric, how in (
+            ("macs", "plain"), ("macs_lowered", "plain"), ("flops", "plain"), ("macs", "norms"),
+        )
+    ]  # fmt: skip
+    found = [verdict.measured for verdict in vr.plan(f"{text}{''.join(norms)}").claims]
+    least, most = space.macs
+    lora, normed = 3 * 5 * (16 * 2 + 2 * 16), 5 * 5 * 16 * 7
+    assert found[:4] == [least, least - lora, 2 * least, least + normed]
+    assert (found[4], found[6]) == (most, 2 * most)
+    with pytest.raises(VitrewriteError, match=r"VR502 .* a stitch is counted whole"):
+        vr.plan(f"{text}require macs(stitches=most, convention=patches) == 1\n")
+
+
 @pytest.mark.parametrize(
     ("claim", "told"),
     [
@@ -179,6 +203,7 @@ def test_a_base_that_each_task_trains_whole_is_not_kept() -> None:
         ("storage(head=3) == 1", "tasks"),
         ("share == 1 excluding head", "cannot exclude"),
         ("macs == 1 excluding every bias", "no MACs of its own"),
+        ("macs(stitches=least) == 1", "no models are stitched"),
         ("macs(convention=norms, convention=plain) == 1", "twice"),
     ],
 )

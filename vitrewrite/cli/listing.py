@@ -44,7 +44,8 @@ CLAUSES = {
     "params, trainable and MACs.\nparams(head=940/19) and trainable(head=940/19) count the head "
     "for so many classes; share(of=base) is that of the trained parameters in the base without "
     "its head, with it (base_and_head) or with all that was added (all); storage(tasks=19) is what "
-    "tasks take that share a base, in bases, matrices of few bits packed. macs(convention=norms) "
+    "tasks take that share a base, in bases, matrices of few bits packed. macs(stitches=least) is "
+    "that of the cheapest of several stitches, most of the dearest. macs(convention=norms) "
     "counts as papers do:\n"
     + "\n".join(f"  {name:<13}{each.about}" for name, each in CONVENTIONS.items()),
     "row": 'row "TABLE: ROW": a row of a paper\'s table that the spec stands for.',

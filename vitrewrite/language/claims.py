@@ -45,6 +45,10 @@ _OF = OptionInfo(
 _TASKS = OptionInfo(
     "tasks", "int", False, False, True, minimum=1, help="tasks that share the base"
 )  # fmt: skip
+_STITCHES = OptionInfo(
+    "stitches", "str", False, True, False, None, choices=("least", "most"),
+    help="of the stitch that costs least or most, where models are stitched",
+)  # fmt: skip
 
 METRICS: Mapping[str, Metric] = {
     "params": Metric(excluding=True, options=_options(_HEAD)),
@@ -54,9 +58,9 @@ METRICS: Mapping[str, Metric] = {
     # of quantised matrices as the bits that they are packed in.
     "share": Metric(options=_options(_OF, _HEAD)),
     "storage": Metric(options=_options(_TASKS, _HEAD)),
-    "macs": Metric(excluding=True, options=_options(_CONVENTION)),
-    "macs_lowered": Metric(excluding=True, options=_options(_CONVENTION)),
-    "flops": Metric(excluding=True, options=_options(_CONVENTION)),
+    "macs": Metric(excluding=True, options=_options(_CONVENTION, _STITCHES)),
+    "macs_lowered": Metric(excluding=True, options=_options(_CONVENTION, _STITCHES)),
+    "flops": Metric(excluding=True, options=_options(_CONVENTION, _STITCHES)),
     "tokens": Metric(sited=True),
     "max_error": Metric(),
 }

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..editing.costs import Costs
 from ..editing.editor import join
+from ..editing.extracting import extracted
 from ..editing.measure import Propagation
 from ..errors import VerifyError
 from ..language.conventions import CONVENTIONS
@@ -18,10 +19,12 @@ from ..layers.packing import SCALE_BYTES, size_of
 from ..layers.quantised import Quantised
 from ..selection.select import Selection
 from ..tasks.queries import CLASSES
+from ..tracing.unit import on_meta
 from .engine import Rewrite
 from .measures import Measures
 from .parameters import parameters_of, paths_of
 from .patches import beside_patches
+from .stitches import space_of
 
 
 def count(claim: Claim, measures: Measures, result: Rewrite) -> float:
@@ -120,6 +123,8 @@ def _spared(claim: Claim, result: Rewrite) -> float:
 
 
 def _macs(claim: Claim, measures: Measures, result: Rewrite) -> int:
+    if claim.values.get("stitches") is not None:
+        return _macs_of_stitch(claim, measures, result)
     folded = claim.metric == "macs_lowered"
     run = measures.run_lowered if folded else measures.run
     convention = CONVENTIONS[str(claim.values.get("convention", "plain"))]
@@ -130,6 +135,30 @@ def _macs(claim: Claim, measures: Measures, result: Rewrite) -> int:
         editor = measures.editor_lowered if folded else result.editor
         left += beside_patches(result.anatomy, editor, run, _left_out(claim, result))
     return round(left.weighed(convention.weights)) * (2 if claim.metric == "flops" else 1)
+
+
+def _macs_of_stitch(claim: Claim, measures: Measures, result: Rewrite) -> int:
+    """What the stitch costs that costs least or most."""
+    convention = CONVENTIONS[str(claim.values.get("convention", "plain"))]
+    if measures.stitches is None:
+        raise _no_stitch(claim, "no models are stitched")
+    if claim.excluding is not None or {"mapped", "prefixed"} & convention.weights.keys():
+        raise _no_stitch(claim, "a stitch is counted whole, and of no image's maps or patches")
+    lowered = claim.metric == "macs_lowered"
+    root = measures.editor_lowered.root if lowered else on_meta(result.root)
+    space = space_of(root, result.example) if lowered else measures.stitches
+    assert space is not None
+    choose = min if claim.values["stitches"] == "least" else max
+    chosen = choose(space.stitches, key=lambda stitch: stitch.macs)
+    run = Propagation(extracted(root, chosen.number), result.example)
+    return round(run.costs.weighed(convention.weights)) * (2 if claim.metric == "flops" else 1)
+
+
+def _no_stitch(claim: Claim, message: str) -> VerifyError:
+    return VerifyError(
+        "VR502", f"'{claim}' has no value: {message}", span=claim.span,
+        suggestion="leave out 'stitches'",
+    )  # fmt: skip
 
 
 def _map(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
