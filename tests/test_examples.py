@@ -110,3 +110,14 @@ def test_structure_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     rows = (tmp_path / "search.md").read_text().splitlines()
     assert len(rows) == 5
     assert re.fullmatch(r"\| UMSA \| gates \| (79|80|81)\.\d% \| \d+\.\d% \|  \|", rows[-1])
+
+
+@pytest.mark.slow
+def test_stitches_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ["--only", "ESTA", "--epochs", "1"]
+    monkeypatch.setattr("sys.argv", ["stitch.py", "--out", str(tmp_path), *chosen])
+    runpy.run_path(str(ROOT / "examples" / "stitch.py"))["main"]()
+    rows = (tmp_path / "stitch.md").read_text().splitlines()
+    share = r"\d+\.\d%"
+    assert re.fullmatch(rf"\| ESTA (\| {share} ){{5}}(\| \d of 4 ){{2}}\|", rows[2])
+    assert [row.split(" | ")[1] for row in rows[6:]] == ["6", "6", "3", "6"]

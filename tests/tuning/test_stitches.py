@@ -214,3 +214,18 @@ def test_what_cannot_be_taken_out(tmp_path: Path) -> None:
     vr.emit(made, tmp_path / "a")
     with pytest.raises(vr.VitrewriteError, match=r"VR538 .* has no stitches that were trained"):
         TrainedStitches.of(tmp_path / "a", json.loads((tmp_path / "a" / "report.json").read_text()))
+
+
+def test_the_command_solves_the_layers_from_the_images(tmp_path: Path) -> None:
+    spec = tmp_path / "esta.peft"
+    spec.write_text(f"{STITCH}{OPTIONS}, ends=inner)\n{ESTA}train every base.head\n")
+    arguments = [
+        "tune", str(spec), "data=digits", "tune.steps=1", "tune.batch=8",
+        "tune.stitch_sampling=scored", "--out", str(tmp_path / "a"),
+    ]  # fmt: skip
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["calibration"]["images"] == 100
+    again = CliRunner().invoke(cli, [*arguments, "--resume"])
+    assert again.exit_code == 0, again.output

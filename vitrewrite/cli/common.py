@@ -76,7 +76,7 @@ class Invocation:
         """The rewritten model; imports torch."""
         from ..api import apply
 
-        return apply(self.spec, delta=self.delta, **self.measured)
+        return apply(self.spec, delta=self.delta, calibration=self.calibration, **self.measured)
 
     @property
     def lacks_measurements(self) -> bool:
