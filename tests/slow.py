@@ -14,6 +14,7 @@ SLOW = (
     "tests/passes/test_adaptformer.py::test_properties_over_random_vits",
     "tests/passes/test_composition.py::test_on_other_models[deit_base_distilled_patch16_224-",
     "tests/passes/test_fact.py::test_properties_over_random_vits",
+    "tests/passes/test_heads.py::test_properties_over_random_vits",
     "tests/passes/test_ia3.py::test_properties_over_random_vits",
     "tests/passes/test_merge_tome.py::test_it_is_what_the_equations_say[norm before pooling]",
     "tests/passes/test_prompts.py::test_deep_prompts_lower_to_constant_keys_and_values[e2vpt-vit-b",
