@@ -79,13 +79,6 @@ class GatedHeads(nn.Module):
         """Which heads are there, for the cost."""
         return self.gates.priced()
 
-    def opened(self) -> list[int]:
-        """The heads whose gate is open."""
-        if self.logits.is_meta:  # what it will be is not known
-            return list(range(self.heads))
-        found: list[int] = (self.logits > 0).nonzero().flatten().tolist()
-        return found
-
 
 class EveryToken(nn.Module):
     """Numbers that all tokens get: what is left of an attention without heads."""
@@ -152,8 +145,8 @@ class Heads(Pass):
         """Heads whose gate is closed go; without them, so does the module."""
         if isinstance(module, EveryToken):
             return False
-        opened = module.opened()
-        return attn.keep_heads(opened) if opened else attn.silence(EveryToken(attn.dim))
+        keep = self.found(module, module.gates.opened())["keep"]
+        return attn.keep_heads(keep) if keep else attn.silence(EveryToken(attn.dim))
 
     def found(self, module: nn.Module, opened: Sequence[bool]) -> Mapping[str, Any]:
         """The heads that are open."""

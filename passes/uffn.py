@@ -82,13 +82,6 @@ class GatedUnits(nn.Module):
         """Which units are there, for the cost."""
         return self.gates.priced()
 
-    def opened(self) -> list[int]:
-        """The units whose gate is open."""
-        if self.logits.is_meta:  # what it will be is not known
-            return list(range(self.hidden))
-        found: list[int] = (self.logits > 0).nonzero().flatten().tolist()
-        return found
-
 
 @dataclass(frozen=True)
 class Uffn(Pass):
@@ -125,7 +118,7 @@ class Uffn(Pass):
 
     def lower(self, mlp: MlpSite, module: GatedUnits) -> bool:
         """Units whose gate is closed go; without them, so does the module."""
-        return mlp.keep(module.opened())
+        return mlp.keep(self.found(module, module.gates.opened())["keep"])
 
     def found(self, module: nn.Module, opened: Sequence[bool]) -> Mapping[str, Any]:
         """The units that are open."""

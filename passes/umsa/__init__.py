@@ -59,7 +59,7 @@ from torch import nn
 from vitrewrite.authoring import AttentionSite, Grid, Pass, folded, option
 
 from .hard import ConvBottleneck, HeadConvolution, NoAttention
-from .making import bottleneck, folded_mixture, named, opened
+from .making import bottleneck, folded_mixture, named
 from .search import SeparatePaths, UnifiedAttention
 
 
@@ -179,7 +179,7 @@ class Umsa(Pass):
             made = folded_mixture(mixed, module.norm, proj_bias, module.grid)
             attn.take_over(made, (0, *range(5, attn.given)))
             return True
-        state = self.states.index(self.found(module, opened(module))["state"])
+        state = self.states.index(self.found(module, module.gates.opened())["state"])
         if state > len(module.kernels):
             attn.drop()
         elif state:

@@ -11,13 +11,6 @@ from .hard import ConvBottleneck, HeadConvolution
 from .search import SeparatePaths, UnifiedAttention
 
 
-def opened(module: UnifiedAttention | SeparatePaths) -> list[bool]:
-    """Which gates are open; as they start where that is not known yet."""
-    if module.logits.is_meta:
-        return [module.start > 0] * len(module.logits)
-    return (module.logits > 0).tolist()
-
-
 def bottleneck(
     conv: nn.Conv2d, up: torch.Tensor, bias: torch.Tensor | None, grid: tuple[int, int] | None
 ) -> ConvBottleneck:

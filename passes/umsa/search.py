@@ -107,10 +107,8 @@ class UnifiedAttention(nn.Module):
         super().__init__()
         self.hidden, self.heads, self.kernels, self.tau = hidden, heads, kernels, tau
         self.rule, self.grid, self.start, self.temperature = rule, grid, start, temperature
-        self.gates, self.weighed = (
-            StructureGates(len(kernels) + 1, start, temperature),
-            GateRule(rule),
-        )
+        self.gates = StructureGates(len(kernels) + 1, start, temperature)
+        self.weighed = GateRule(rule)
         self.mixture = HeadMixture(heads, max(kernels), tau)
         self.norms = nn.ModuleList(nn.BatchNorm2d(hidden) for _ in kernels)
         self.patches = PatchMap(grid)
@@ -143,7 +141,7 @@ class UnifiedAttention(nn.Module):
 
 
 class SeparatePaths(nn.Module):
-    """The same with convolutions of their own, which share nothing with the attention."""
+    """An attention, and bottleneck convolutions that share nothing with it, weighed by gates."""
 
     inserted_by = "umsa"
     changes = (1,)
@@ -155,10 +153,8 @@ class SeparatePaths(nn.Module):
         super().__init__()
         self.width, self.hidden, self.kernels = width, hidden, kernels
         self.rule, self.grid, self.start, self.temperature = rule, grid, start, temperature
-        self.gates, self.weighed = (
-            StructureGates(len(kernels) + 1, start, temperature),
-            GateRule(rule),
-        )
+        self.gates = StructureGates(len(kernels) + 1, start, temperature)
+        self.weighed = GateRule(rule)
         self.convs = nn.ModuleList(
             nn.Conv2d(width, hidden, k, padding=k // 2, bias=False) for k in kernels
         )

@@ -18,6 +18,8 @@ from .commands import Commands, _json, _overrides, _trust, cli
 from .common import PATH, busy, echo_json, echo_written, is_folder, request, trusted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from PIL.Image import Image
 
     from ..rewrite.rewritten import Rewritten
@@ -127,13 +129,11 @@ def segmentation(
         picture = found.picture()
     with replacing_file(out) as temporary:
         picture.save(temporary, "png")
-    if as_json:
-        echo_json({**found.to_json(), "out": str(out)})
-        return
-    for name, share in found.to_json()["classes"].items():
-        click.echo(f"{share:7.2%}   {name}")
-    click.echo(f"query     {found.query}: {found.names[found.belief[0]]}, {found.belief[1]:.2%}")
-    echo_written(out)
+    shares = found.to_json()["classes"].items()
+    belief = f"{found.names[found.belief[0]]}, {found.belief[1]:.2%}"
+    lines = [*(f"{share:7.2%}   {name}" for name, share in shares),
+             f"query     {found.query}: {belief}"]  # fmt: skip
+    _tell(out, found.to_json(), lines, as_json)
 
 
 @show.command()
@@ -165,12 +165,8 @@ def tokens(
     assert pictured is not None
     with replacing_file(out) as temporary:
         tokens_picture(pictured, maps).save(temporary, "png")
-    if as_json:
-        echo_json({"maps": [each.to_json() for each in maps], "out": str(out)})
-        return
-    for each in maps:
-        click.echo(f"{each.title}: tokens {', '.join(map(str, each.tokens))}")
-    echo_written(out)
+    lines = [f"{each.title}: tokens {', '.join(map(str, each.tokens))}" for each in maps]
+    _tell(out, {"maps": [each.to_json() for each in maps]}, lines, as_json)
 
 
 @show.command()
@@ -201,13 +197,8 @@ def rates(
         picture = found.picture()
     with replacing_file(out) as temporary:
         picture.save(temporary, "png")
-    if as_json:
-        echo_json({**found.to_json(), "out": str(out)})
-        return
-    for layer in found.layers:
-        click.echo(f"{layer.rate:7.2%}   {layer.name}")
-    click.echo(f"{found.overall:7.2%}   all layers")
-    echo_written(out)
+    lines = [f"{layer.rate:7.2%}   {layer.name}" for layer in found.layers]
+    _tell(out, found.to_json(), [*lines, f"{found.overall:7.2%}   all layers"], as_json)
 
 
 @show.command()
@@ -237,12 +228,8 @@ def architecture(
             else:
                 found.append(Architecture.planned(request(_spec(name), overrides).plan()))
     write_text(out, architecture_picture(found, across))
-    if as_json:
-        echo_json({"models": [each.to_json() for each in found], "out": str(out)})
-        return
-    for each in found:
-        click.echo(str(each))
-    echo_written(out)
+    data = {"models": [each.to_json() for each in found]}
+    _tell(out, data, [str(each) for each in found], as_json)
 
 
 @show.command()
@@ -294,12 +281,20 @@ def attention(
         picture = found.picture()
     with replacing_file(out) as temporary:
         picture.save(temporary, "png")
-    if as_json:
-        echo_json({**found.to_json(), "out": str(out)})
-        return
+    lines = []
     for each in found.maps:
         on_patches = float(each.heads.flatten(1).sum(1).mean())
-        click.echo(f"block {each.block:<3} {len(each.heads)} heads, {on_patches:.1%} on patches")
+        lines.append(f"block {each.block:<3} {len(each.heads)} heads, {on_patches:.1%} on patches")
+    _tell(out, found.to_json(), lines, as_json)
+
+
+def _tell(out: Path, data: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:
+    """What a picture shows, as data or line by line, and where it is."""
+    if as_json:
+        echo_json({**data, "out": str(out)})
+        return
+    for line in lines:
+        click.echo(line)
     echo_written(out)
 
 

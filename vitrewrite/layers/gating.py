@@ -42,6 +42,13 @@ class StructureGates(nn.Module):
         soft = (score / self.temperature).sigmoid()
         return (score > 0).float() + (soft - soft.detach())
 
+    def opened(self) -> list[bool]:
+        """Which are open in evaluation; as they start, where logits on meta do not say it."""
+        if self.logits.is_meta:
+            return [self.start > 0] * self.count
+        found: list[bool] = (self.logits > 0).tolist()
+        return found
+
     def priced(self) -> torch.Tensor:
         """Which are open in evaluation, [count], with the gradient of sigmoid(p - 1/2).
 
