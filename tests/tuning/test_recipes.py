@@ -50,8 +50,8 @@ OF_SEARCHES: dict[str, Any] = {
     "macs": "1G", "search": "random", "search_epochs": 3, "search_steps": 7, "search_lr": 1e-4,
     "search_min_lr": 1e-5, "search_draw": 2, "gate_lr": 0.1, "cost_weight": 2.0, "count": "patches",
 }  # fmt: skip
-# Of stitches, in `test_stitches`.
-APART = {"shard", "batch", *OF_MAPS, *OF_SEARCHES, *OF_STITCHES}
+# Of stitches, in `test_stitches`; of features, in `test_features`.
+APART = {"shard", "batch", "cache_dtype", *OF_MAPS, *OF_SEARCHES, *OF_STITCHES}
 
 
 def test_every_setting_is_in_a_recipe() -> None:
