@@ -32,7 +32,7 @@ END = "$END"  # what Lark calls the end of the tokens
 Failure: TypeAlias = tuple[frozenset[tuple[str, Any]], str]
 
 
-class _Given(NamedTuple):
+class _Stretch(NamedTuple):
     """What is parsed: the tokens of one statement, or of an expression."""
 
     source: SpecSource
@@ -86,7 +86,7 @@ def parse_tokens(source: SpecSource, tokens: list[Lexeme], start: str) -> Any:
         UnexpectedToken: they do not fit.
         SpecError: they fit but make no sense together.
     """
-    given: Any = _Given(source, tokens, start)  # what a lexer of one's own takes is its affair
+    given: Any = _Stretch(source, tokens, start)  # what a lexer of one's own takes is its affair
     return _lark().parse(given, start)
 
 
