@@ -15,7 +15,15 @@ from ..folder.lock import Folder
 from ..language import parse_model
 from ..language.load import is_text
 from .commands import Commands, _json, _overrides, _trust, cli
-from .common import PATH, busy, echo_json, echo_written, is_folder, request, trusted
+from .common import (
+    PATH,
+    busy,
+    echo_json,
+    echo_written,
+    is_folder,
+    request,
+    trusted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,28 +83,6 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
             write_text(svg, shown.picture())
             click.echo("")
             echo_written(svg)
-
-
-@show.command()
-@click.argument("folder", type=PATH)
-@click.option("--svg", type=PATH, help="Draw it into this file.")
-@_json
-def stitches(folder: Path, svg: Path | None, as_json: bool) -> None:
-    """Shows what each stitch costs and scores, and the best of each interval of costs.
-
-    FOLDER is one that 'tune' wrote of a spec that stitches models.
-    """
-    from ..report.stitches import TrainedStitches
-
-    found = TrainedStitches.of(folder, Folder.open(folder).json("report.json"))
-    if svg is not None:
-        write_text(svg, found.picture())
-    if as_json:
-        echo_json(found.to_json())
-        return
-    click.echo("\n".join(found.lines()))
-    if svg is not None:
-        echo_written(svg)
 
 
 @show.command()
