@@ -78,28 +78,6 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
 
 
 @show.command()
-@click.argument("folder", type=PATH)
-@click.option("--svg", type=PATH, help="Draw it into this file.")
-@_json
-def stitches(folder: Path, svg: Path | None, as_json: bool) -> None:
-    """Shows what each stitch costs and scores, and the best of each interval of costs.
-
-    FOLDER is one that 'tune' wrote of a spec that stitches models.
-    """
-    from ..report.stitches import TrainedStitches
-
-    found = TrainedStitches.of(folder, Folder.open(folder).json("report.json"))
-    if svg is not None:
-        write_text(svg, found.picture())
-    if as_json:
-        echo_json(found.to_json())
-        return
-    click.echo("\n".join(found.lines()))
-    if svg is not None:
-        echo_written(svg)
-
-
-@show.command()
 @click.argument("target")
 @_overrides
 @click.option("--image", type=PATH, help="Default: one of scikit-learn.")
