@@ -19,6 +19,19 @@ from .run import Run
 from .teachers import OWN
 
 
+def check_phases(run: Run, engine: Engine) -> None:
+    """Whether all phases of a run can be carried out.
+
+    Raises:
+        TuneError: as those below.
+    """
+    for phase in run.phases:
+        settings = run.base_settings.changed(phase.settings)
+        check_settings(settings, run.data.train, run.task, engine)
+        check_drop_path(settings, run.original)
+        check_features(settings, run, phase, engine)
+
+
 def check_settings(settings: Settings, images: Images, task: Task, engine: Engine) -> None:
     """Whether a task on images can be trained with the settings.
 

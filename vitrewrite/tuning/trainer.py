@@ -13,13 +13,7 @@ from ..models.records import state
 from ..rewrite.rewritten import Rewritten
 from ..tasks import task_for
 from .checkpoints import Checkpoints, own_tensors
-from .checks import (
-    check_batch,
-    check_drop_path,
-    check_features,
-    check_settings,
-    check_stitches,
-)
+from .checks import check_batch, check_phases, check_stitches
 from .contributions import contributions, phases
 from .copies import reported, settle
 from .engine import Engine
@@ -77,10 +71,7 @@ def tune(
         check_stitches(rewritten, settings, engine)
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten, settings))
         run.phases = phases(run)
-        for phase in run.phases:
-            check_settings(settings.changed(phase.settings), opened.train, task, engine)
-            check_drop_path(settings.changed(phase.settings), rewritten)
-            check_features(settings.changed(phase.settings), run, phase, engine)
+        check_phases(run, engine)
         run.teacher = teacher_of(run, engine.device)
         wanted = identity(rewritten, opened, settings, seed, run.teacher)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
