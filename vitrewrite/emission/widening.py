@@ -138,7 +138,7 @@ def _widened(graph: fx.Graph, like: fx.Graph) -> int | None:
     places = [i for i, w in enumerate(wanted) if isinstance(w, fx.Node) and pair.get(w) is value]
     if len(places) != 1:
         return None
-    copier = _Copier(graph, pair)
+    copier = _Yielding(graph, pair)
     made = copier.structure(wanted)
     if copier.failed:
         return None
@@ -151,7 +151,7 @@ def _call_like(graph: fx.Graph, wanted: fx.Node) -> fx.Node | None:
     return found[0] if len(found) == 1 else None
 
 
-class _Copier:
+class _Yielding:
     """Finds in a program what another one yields; what is free is added."""
 
     def __init__(self, graph: fx.Graph, pair: dict[fx.Node, fx.Node]) -> None:
