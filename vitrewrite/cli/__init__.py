@@ -11,7 +11,7 @@ import click
 
 from ..errors import FileError, UsageError, VitrewriteError
 from ..text import shown
-from . import anatomy, checking, commands, deltas, packing, profiling, showing, tuning
+from . import anatomy, checking, commands, deltas, packing, palettes, profiling, showing, tuning
 
 __all__ = [
     "anatomy",
@@ -19,6 +19,7 @@ __all__ = [
     "commands",
     "deltas",
     "packing",
+    "palettes",
     "profiling",
     "run",
     "showing",

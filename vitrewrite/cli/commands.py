@@ -21,8 +21,10 @@ from .common import (
     keep_profile,
     progress_bar,
     request,
+    starting,
     trusted,
 )
+from .costs import best_at, cost, expect_one, time
 
 if TYPE_CHECKING:
     from ..checking.specs import Checked, Wanted
@@ -77,7 +79,7 @@ def apply(
     """Rewrites a model and writes source, weights, delta and report."""
     wanted = request(spec, overrides)
     target = out or wanted.default_folder()
-    with busy("starting torch"):
+    with starting():
         from ..api import finished
         from ..disk import check_target
         from ..folder.writing import emit
@@ -141,12 +143,12 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
     results, everything = [], []
     if len(names) > FEW:
         start()
-    for found in checked([_read(name, overrides) for name in names]):
-        errors += found.errors
+    given = [_read(name, overrides) for name in names]
+    told = _tell(given)
+    for found in checked(given):
+        errors += [error for error in found.errors if error not in told]
         results.append(found.to_json())
         everything.append(found)
-        for warning in found.warnings:
-            click.echo(f"warning: {warning.render()}", err=True)
         if not as_json:
             label = "<text>" if is_text(found.name) else found.name
             click.echo(f"{'error' if found.errors else 'ok   '}  {label}")
@@ -164,6 +166,27 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
 
         write_page(papers, everything)
     raise_all(errors)
+    if told:
+        raise click.exceptions.Exit(1)
+
+
+def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
+    """Tells what needs no torch before that is imported; the errors among it."""
+    from ..checking.specs import FEW, Checked
+
+    for each in given:
+        for warning in each.spec.warnings if each.spec else ():
+            click.echo(f"warning: {warning.render()}", err=True)
+    known = [each for each in given if isinstance(each, Checked)]
+    if len(known) == len(given):
+        return []
+    errors = [error for each in known for error in each.errors]
+    for error in errors:
+        click.echo(error.render(shell=True), err=True)
+    if len(given) <= FEW:  # other processes have more
+        with starting():
+            from .. import api  # noqa: F401
+    return errors
 
 
 def _read(name: str, overrides: tuple[str, ...]) -> Wanted | Checked:
@@ -218,17 +241,6 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _cost(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """A number of MACs such as 8.4G."""
-    if text is None:
-        return None
-    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1.0)
-    try:
-        return round(float(text.rstrip("KMG")) * scale)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"'{text}' is no cost such as 8.4G") from None
-
-
 @cli.command()
 @click.argument("folder", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[model=FILE.py:CALLABLE]")
@@ -236,12 +248,15 @@ def _cost(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.option("--undo", is_flag=True, help="Turn a lowered folder back, bit for bit.")
 @click.option("--delta", type=PATH, help="Take this delta, not that of the folder.")
 @click.option("--stitch", type=int, help="Take out this one of several stitched models.")
-@click.option("--macs", callback=_cost, metavar="8.4G", help="Take out the best stitch at a cost.")
+@click.option("--macs", callback=cost, metavar="8.4G", help="Take out the best stitch at a cost.")
+@click.option("--latency", callback=time, metavar="12ms", help="Take out the best at a latency.")
+@click.option("--table", type=PATH, help="The latencies, not those that the run measured.")
 @_trust
 @_json
 def lower(
     folder: Path, overrides: tuple[str, ...], out: Path, undo: bool, delta: Path | None,
-    stitch: int | None, macs: int | None, trust: bool, as_json: bool,
+    stitch: int | None, macs: int | None, latency: float | None, table: Path | None, trust: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Turns a rewritten model into the cheapest equal one, and measures what that changes.
 
@@ -250,12 +265,8 @@ def lower(
     allowed = trusted(str(folder), overrides, trust)
     if undo and delta is not None:
         raise UsageError("VR905", "--undo takes no --delta", suggestion="leave one of them out")
-    if undo and (stitch, macs) != (None, None):
-        name = "--macs" if stitch is None else "--stitch"
-        raise UsageError("VR905", f"--undo takes no {name}", suggestion="leave one of them out")
-    if stitch is not None and macs is not None:
-        raise UsageError("VR905", "--stitch takes no --macs", suggestion="leave one of them out")
-    with busy("starting torch"):
+    expect_one(undo, **{"--stitch": stitch, "--macs": macs, "--latency": latency, "--table": table})
+    with starting():
         from ..api import lower as run
         from ..disk import check_target
         from ..folder.reading import rewritten_folder, unlowered_folder
@@ -263,12 +274,8 @@ def lower(
         from ..report.lowering import lowering_text
         from ..verification.claims import judged
     check_target(out)
-    if macs is not None:
-        from ..folder.lock import Folder
-        from ..report.stitches import TrainedStitches
-
-        report = Folder.open(folder).json("report.json")
-        stitch = TrainedStitches.of(folder, report).at(macs)
+    if macs is not None or latency is not None:
+        stitch = best_at(folder, macs, latency, table)
     if undo:
         with busy(f"restoring {folder}"):
             result = judged(unlowered_folder(folder, allowed))
@@ -342,7 +349,7 @@ def bench(
     `device=cuda` measures on a GPU. The base trains its head only.
     """
     wanted = request(spec, overrides)
-    with busy("starting torch"):
+    with starting():
         from ..bench import BenchSettings, run, table
         from ..disk import check_file, write_text
         from ..report.chart import chart
