@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 
 from .access import repeated, tie
+from .copied import records
 from .literals import constant, docstring, one_line, quoted, xml
 from .source import Source
 
@@ -71,6 +72,7 @@ def model_file(
         others=[(quoted(pattern), str(dtype)) for pattern, dtype in others],
         stated=quoted(stated) if stated else "",
         trainable=constant(trainable) if trainable else "", frozen=trainable == (),
+        records=records(source.inserted),
         ties=[tie(root, *pair) for pair in repeated(root, source.made)],
     )  # fmt: skip
 
