@@ -16,7 +16,14 @@ from torch import nn
 from ..catalog.own_code import classes_in
 from ..errors import EmitError
 from .literals import constant, quoted
-from .specialised import RECORDS, Known, arguments_left, drop_methods, specialise
+from .specialised import (
+    RECORDS,
+    Known,
+    arguments_left,
+    drop_arguments,
+    drop_methods,
+    specialise,
+)
 from .wrap import WIDTH, wrap
 
 
@@ -34,11 +41,6 @@ class Copy:
     comments: dict[int, str]
     alone: set[int]
 
-    @property
-    def arguments(self) -> list[str]:
-        """Those that its constructor has left."""
-        return arguments_left(self.tree)
-
     def text(self, names: Mapping[str, str]) -> str:
         """Its source, with other names for classes."""
         tree = _Renamed(names).visit(self.tree)
@@ -50,33 +52,33 @@ class Copies:
 
     Args:
         classes: with what is known of their modules.
+        asked: methods that other classes call.
     """
 
-    def __init__(self, classes: Mapping[type[nn.Module], Known]) -> None:
-        self.classes = classes
+    def __init__(self, classes: Mapping[type[nn.Module], Known], asked: set[str]) -> None:
         self.made = {cls: _read(cls) for cls in classes}
-        for cls, copy in self.made.items():
-            copy.tree = specialise(copy.tree, classes[cls])
-        self.arguments = {cls: set(copy.arguments) for cls, copy in self.made.items()}
+        trees = {cls: copy.tree for cls, copy in self.made.items()}
+        for cls, tree in trees.items():
+            specialise(tree, classes[cls])
+        self.needed = {cls for cls, known in classes.items() if known.modules}
+        before: object = None
+        while before != (before := [ast.unparse(t) for t in trees.values()]):
+            needed = [tree for cls, tree in trees.items() if cls in self.needed]
+            drop_methods(needed, asked)
+            named = {n.id for t in needed for n in ast.walk(t) if isinstance(n, ast.Name)}
+            for cls, tree in trees.items():
+                if cls.__name__ not in named:  # else others make some
+                    drop_arguments(tree, classes[cls])
+            self.needed |= {cls for cls in trees if cls.__name__ in named}
+        self.arguments = {cls: set(arguments_left(tree)) for cls, tree in trees.items()}
 
-    def texts(self, names: Mapping[type[nn.Module], str], others: str) -> list[str]:
+    def texts(self, names: Mapping[type[nn.Module], str]) -> list[str]:
         """The source of those that are needed.
 
         Args:
             names: what they are called.
-            others: the text of all other classes.
         """
-        needed = {cls for cls, known in self.classes.items() if known.modules}
-        outside = set(re.findall(r"\.(\w+)", others))
-        while True:
-            trees = [copy.tree for cls, copy in self.made.items() if cls in needed]
-            drop_methods(trees, outside)
-            read = {n.id for t in trees for n in ast.walk(t) if isinstance(n, ast.Name)}
-            more = {cls for cls in self.made if cls.__name__ in read} - needed
-            if not more:
-                break
-            needed |= more
-        made = ((cls, copy) for cls, copy in self.made.items() if cls in needed)
+        made = ((cls, copy) for cls, copy in self.made.items() if cls in self.needed)
         return [copy.text(_names_beside(cls, names)) for cls, copy in made]
 
 

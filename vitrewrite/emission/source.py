@@ -19,9 +19,10 @@ from .copied import Copies
 from .fixed import fixed_arguments
 from .forward import body_lines
 from .functions import Functions
-from .literals import quoted
+from .literals import docstring, quoted
 from .names import CALLED, IMPORTED, RESERVED, NameScope, identifier, is_name
 from .paths import run_lines, stitch_lines, table_lines
+from .saying import told
 from .specialised import Known
 from .wrap import WIDTH, wrap
 
@@ -63,12 +64,14 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
     scope = NameScope(inserted.values())
     table = Classes(root, scope, care)
     functions = Functions(root, scope)
-    copies = Copies(_known(root, inserted))
+    asked = {name for cls in inserted for name in vars(cls)} if table.ways else set()
+    copies = Copies(_known(root, inserted), asked)
     constructors = Constructors(table, functions, inserted, copies.arguments)
     texts = []
     for cls in table.all:
-        texts.append(_class(cls, constructors.lines(cls)))
-    sources = copies.texts(inserted, "\n".join(texts))
+        said = told(cls.units, cls.graphs, [table.paths[id(u)] for u in cls.units])
+        texts.append(_class(cls, constructors.lines(cls), said))
+    sources = copies.texts(inserted)
     parts = (*(f.text for f in functions.all), *sources, *texts)
     made = frozenset(id(m) for m in walk.modules(root) if table.makes(m))
     return Source(parts, table.of[id(root)].name, inserted, made), table
@@ -112,8 +115,10 @@ def _known(root: nn.Module, inserted: Iterable[type[nn.Module]]) -> dict[type[nn
     return made
 
 
-def _class(cls: Class, made: list[str]) -> str:
+def _class(cls: Class, made: list[str], said: str) -> str:
     lines = [f"class {cls.name}(nn.Module):"]
+    if said:
+        lines += [*_indent([docstring(said)], 1), ""]
     if cls.paths is not None:
         lines += [*_indent(table_lines(cls.paths), 1), ""]
     stored = [
@@ -238,7 +243,13 @@ def _with_pre_logits(cls: Class, names: list[str], body: list[str]) -> list[str]
     name, _, assigned = body[count].partition(" = ") if count < len(body) else ("", "", "")
     if body[:count] == lines and is_name(name) and assigned == value and value != last:
         asked = ["if pre_logits:", f"    return {name}"]
-        return [*body[: count + 1], *asked, *body[count + 1 :]]
+        after = body[count + 1 :]
+        if len(after) == 1 and after[0].startswith("return "):
+            return [*body[: count + 1], f"return {name} if pre_logits else {after[0][7:]}"]
+        return [*body[: count + 1], *asked, *after]
+    if not lines and len(body) == 1:
+        short = f"{last} if pre_logits else {body[0].removeprefix('return ')}"
+        return wrap(short, WIDTH - 8)
     return ["if pre_logits:", *_indent([*lines, last], 1), *body]
 
 

@@ -8,7 +8,7 @@ same for each of these modules.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -51,14 +51,12 @@ def specialise(tree: ast.ClassDef, known: Known) -> ast.ClassDef:
             method.body = fold.block(method.body) or [ast.Pass()]
             _drop_unread(method)
     _write_tables(tree, known.modules)
-    _drop_arguments(tree, known)
     return ast.fix_missing_locations(tree)
 
 
-def drop_methods(trees: Iterable[ast.ClassDef], others: set[str]) -> None:
+def drop_methods(trees: Sequence[ast.ClassDef], others: set[str]) -> None:
     """Drops methods that neither these classes nor others name."""
-    trees = list(trees)
-    while True:
+    while trees:
         named = others | {
             n.attr for t in trees for n in ast.walk(t) if isinstance(n, ast.Attribute)
         }
@@ -311,7 +309,7 @@ def _is_reset(statement: ast.stmt) -> bool:
     """Whether a statement draws weights, which `load` brings."""
     call = statement.value if isinstance(statement, ast.Expr) else None
     named = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
-    return named and call.func.attr == "reset_parameters"  # type: ignore[attr-defined]
+    return named and call.func.attr == "reset_parameters"  # type: ignore[union-attr]
 
 
 def _plain_head(method: ast.FunctionDef) -> None:
@@ -375,7 +373,7 @@ def _is_idle_assignment(statement: ast.stmt, read: set[str]) -> bool:
     return plain and isinstance(target, ast.Name) and target.id not in read
 
 
-def _drop_arguments(tree: ast.ClassDef, known: Known) -> None:
+def drop_arguments(tree: ast.ClassDef, known: Known) -> None:
     """Drops arguments that have their default everywhere and that nothing reads any more."""
     methods = {m.name: m for m in _methods(tree)}
     forward, init = methods.get("forward"), methods.get("__init__")
