@@ -7,8 +7,8 @@ What it does
 
 Source
     Pan, Cai, Zhuang, "Stitchable Neural Networks", CVPR 2023. Final norm of the end: as the paper
-    has it; the authors' code of plain models leaves it out. The rule `multiple` is that of the
-    authors' second paper.
+    has it; the authors' code of plain models leaves it out of stitches, as `final_norm=false` does.
+    The rule `multiple` is that of the authors' second paper.
 
 Attaches to
     Two or three models of one image size, number of classes and positions, by `stitch`. Their
@@ -27,7 +27,9 @@ Forward
     and with ESTA's options + up(down(x)) + table[stitch that runs].
     x = blocks k + offset.. of the end(x); y = its end(x), final norm included
     The output of the model is that of each base; `stitch(image, number)` runs one stitch.
-    Stitch numbers: the models, then the pairs of each two models in turn.
+    Stitch numbers: the models, then the pairs of each two models in turn. With `nearest=false`
+    then those of the first with the third, and the chains: a pair (j1, k1) and a pair (j2, k2) of
+    the next two models with j2 >= k1. ViT-Ti/S/B: 3 + 34 + 34, and 34 and 627 more.
     Pairs at equal depth: a window of `kernel` blocks slides by `stride`; all (j, k) in it are
     pairs, by the layer of the first window that holds them. At unequal depth (floor(e Lf / Le), e).
 
@@ -40,8 +42,9 @@ Example
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +136,34 @@ class AdaptedStitchingLayer(nn.Module):
         return (self.weight.to(wide) + update).to(self.weight.dtype), self.bias
 
 
+class Joint(NamedTuple):
+    """A pair of blocks of two models.
+
+    Attributes:
+        after: the last block of the front that runs.
+        layer: what pairs that share a layer have in common.
+        before: the first block of the end that runs.
+    """
+
+    front: Anchor
+    after: int
+    layer: tuple[int, int]
+    end: Anchor
+    before: int
+
+    @property
+    def key(self) -> Any:
+        """Of the layer, over all models."""
+        return self.front.name, self.end.name, self.layer
+
+
+def chained(joints: list[Joint]) -> Iterator[tuple[int, int]]:
+    """Places of two pairs in turn: the model between is left behind where it was entered."""
+    for (i, one), (k, two) in itertools.product(enumerate(joints), repeat=2):
+        if one.end.name == two.front.name and two.after >= one.before:
+            yield i, k
+
+
 @dataclass(frozen=True)
 class Snnet(Pass):
     """Linear layers between the blocks of models, and all paths through them."""
@@ -170,6 +201,13 @@ class Snnet(Pass):
     )  # fmt: skip
     biases: bool = option(False, help="whether each stitch has a bias of its own at them (ESTA)")
     descending: bool = option(False, help="whether a front may be wider than its end")
+    nearest: bool = option(
+        True, help="whether only neighbours are stitched, or all pairs, and all three in turn"
+    )
+    final_norm: bool = option(
+        True,
+        help="whether stitches have that of their end, as in the paper, not the code",
+    )
 
     def rewrite(self, site: BasesSite) -> None:
         """Every model by itself, then every pair of blocks of each two in turn."""
@@ -179,24 +217,42 @@ class Snnet(Pass):
         site.calibrate(self.samples)
         for anchor in site.anchors:
             site.alone(anchor)
-        for front, end in itertools.pairwise(site.anchors):
-            self.stitch(site, front, end)
+        if not self.final_norm:
+            site.without_norms()
+        self.stitch(site, list(self.joints(site)))
 
-    def stitch(self, site: BasesSite, front: Anchor, end: Anchor) -> None:
-        """All pairs of two models."""
-        site.expect_alike(front, end)
-        if front.dims[0] > end.dims[0] and not self.descending:
-            message = f"'{front.name}' is wider than '{end.name}': stitches lead to the larger"
-            raise site.wrong("descending", message)
+    def joints(self, site: BasesSite) -> Iterator[Joint]:
+        """All pairs of blocks, of neighbours first."""
+        anchors = site.anchors
+        far = [] if self.nearest else [anchors[::2]] * (len(anchors) == 3)
+        for front, end in (*itertools.pairwise(anchors), *far):
+            site.expect_alike(front, end)
+            if front.dims[0] > end.dims[0] and not self.descending:
+                message = f"'{front.name}' is wider than '{end.name}': stitches lead to the larger"
+                raise site.wrong("descending", message)
+            for stage, pair, before in self.pairs(site, front, end):
+                yield Joint(front, pair.front, (stage, pair.layer), end, before)
+
+    def stitch(self, site: BasesSite, joints: list[Joint]) -> None:
+        """A stitch for each pair, by layers that some share, and one for each two in turn."""
+        first = site.count
+        chains = [] if self.nearest else list(chained(joints))
+        used: dict[Any, list[int]] = {}
+        for number, joint in enumerate(joints, first):
+            used.setdefault(joint.key, []).append(number)
+        for number, chain in enumerate(chains, first + len(joints)):
+            for i in chain:
+                used[joints[i].key].append(number)
         layers: dict[Any, int] = {}
-        pairs, first = self.pairs(site, front, end), site.count
-        for stage, pair, before in pairs:
-            key = stage, pair.layer
-            if key not in layers:
-                widths = front.dims[pair.front], end.dims[before - 1 if before else 0]
-                same = (i for i, (s, p, _) in enumerate(pairs, first) if (s, p.layer) == key)
-                layers[key] = site.layer(self.layer(site, widths, front.is_map, tuple(same)))
-            site.stitch(front, pair.front, layers[key], end, before)
+        for joint in joints:
+            front, end, before = joint.front, joint.end, joint.before
+            if joint.key not in layers:
+                widths = front.dims[joint.after], end.dims[before - 1 if before else 0]
+                made = self.layer(site, widths, front.is_map, tuple(used[joint.key]))
+                layers[joint.key] = site.layer(made)
+            site.stitch(front, joint.after, layers[joint.key], end, before)
+        for one, two in chains:
+            site.chain(first + one, first + two)
 
     def layer(
         self, site: BasesSite, widths: tuple[int, int], maps: bool, stitches: tuple[int, ...]
