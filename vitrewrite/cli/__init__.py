@@ -11,7 +11,17 @@ import click
 
 from ..errors import FileError, UsageError, VitrewriteError
 from ..text import shown
-from . import anatomy, checking, commands, deltas, packing, profiling, showing, tuning
+from . import (
+    anatomy,
+    checking,
+    commands,
+    deltas,
+    packing,
+    profiling,
+    showing,
+    tuning,
+    weighing,
+)
 
 __all__ = [
     "anatomy",
@@ -23,6 +33,7 @@ __all__ = [
     "run",
     "showing",
     "tuning",
+    "weighing",
 ]
 
 
