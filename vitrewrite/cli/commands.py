@@ -18,7 +18,6 @@ from .common import (
     check_device,
     echo_json,
     echo_written,
-    is_folder,
     keep_profile,
     progress_bar,
     request,
@@ -217,43 +216,6 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
         click.echo(f"{'would change' if only_check else 'formatted'}  {name}")
     if changed and only_check:
         raise click.exceptions.Exit(1)
-
-
-@cli.command()
-@click.argument("target")
-@_overrides
-@click.option("--compile", "compiled", is_flag=True, help="Also compare torch.compile's code.")
-@_trust
-@_json
-def verify(
-    target: str, overrides: tuple[str, ...], compiled: bool, trust: bool, as_json: bool
-) -> None:
-    """Verifies a folder that vitrewrite wrote, or a spec on its model.
-
-    Of a folder, code runs only if --trust or model=FILE.py:CALLABLE says so.
-    """
-    folder = is_folder(target)
-    wanted = None if folder else request(target, overrides)
-    with busy("starting torch"):
-        from ..verification import verify_rewritten
-        from ..verification.folder import verify_folder
-    with busy(f"verifying {target}"):
-        if wanted is None:
-            allowed = trusted(target, overrides, trust)
-            checks = verify_folder(Path(target), allowed, compiled=compiled)
-        else:
-            checks = verify_rewritten(wanted.apply(), compiled=compiled)
-    if as_json:
-        echo_json(
-            {
-                "ok": all(c.holds is not False for c in checks),
-                "checks": [c.to_json() for c in checks],
-            }
-        )
-    else:
-        for each in checks:
-            click.echo(f"{_MARKS[each.holds]}  {each}")
-    raise_all([c.error() for c in checks if c.holds is False])
 
 
 def _cost(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:

@@ -72,11 +72,12 @@ class Invocation:
 
         return compiled(self.spec, **self.measured)
 
-    def apply(self) -> Rewritten:
+    def apply(self, *, judge: bool = True) -> Rewritten:
         """The rewritten model; imports torch."""
-        from ..api import apply
+        from ..api import finished
 
-        return apply(self.spec, delta=self.delta, calibration=self.calibration, **self.measured)
+        original, plan = self.compiled()
+        return finished(plan, original, self.delta, self.calibration, judge=judge)
 
     @property
     def lacks_measurements(self) -> bool:

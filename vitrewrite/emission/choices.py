@@ -8,7 +8,7 @@ from torch import fx
 from ..tracing.notes import VALUE
 from ..tracing.operators import is_impure, is_inplace
 from ..tracing.sizes import by_size
-from .rolls import Roll
+from .loops.rolls import Roll
 
 Block = tuple[fx.Node, bool]
 """A choice, and whether it is its first way."""

@@ -17,9 +17,9 @@ from ..tracing.template import copy_graph
 from .alike import numbered_call, operands, shape
 from .effects import has_effect, may_change
 from .expressions import ATOM, CALL, Text, render, structure
-from .loops import Loop
+from .loops.rolls import spread
+from .loops.runs import Loop
 from .names import plural
-from .rolls import spread
 
 LEAST = 3  # items; fewer are no shorter as a comprehension
 

@@ -21,11 +21,11 @@ from .effects import note_effects
 from .expressions import ATOM, CALL, INPLACE, Text, named_arguments, render, structure, subscript
 from .grouping import is_nested
 from .literals import comment, constant
+from .loops.rolling import roll_up
+from .loops.rolls import is_item, spread
+from .loops.turns import roll_lines
 from .names import Names
-from .rolling import roll_up
-from .rolls import is_item, spread
 from .statements import Layout, Statement
-from .turns import roll_lines
 from .wrap import WIDTH, wrap
 
 

@@ -19,8 +19,8 @@ from .comprehensions import Comprehension
 from .effects import has_effect, may_change
 from .expressions import INPLACE, named_arguments
 from .grouping import augmented, is_scalar, sized, unpacked
-from .loops import Loop, find_loops
-from .rolls import Roll, is_item, spread
+from .loops.rolls import Roll, is_item, spread
+from .loops.runs import Loop, find_loops
 
 MAX_DEPTH = 5
 MAX_LENGTH = 80  # estimated characters of an expression that is written inside another

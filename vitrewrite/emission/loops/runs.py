@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..tracing.notes import ARITY
-from .access import access, child_of
-from .alike import numbered_call, operands, shape
+from ...tracing.notes import ARITY
+from ..access import access, child_of
+from ..alike import numbered_call, operands, shape
 
 
 @dataclass(frozen=True)

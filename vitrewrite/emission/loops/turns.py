@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from ..tracing.notes import ASSIGNED, CALLEE, CHILD, HINT, OTHER
-from .access import access
-from .alike import numbered_call
-from .expressions import ATOM
-from .literals import comment
-from .loops import Loop
-from .names import plural
+from ...tracing.notes import ASSIGNED, CALLEE, CHILD, HINT, OTHER
+from ..access import access
+from ..alike import numbered_call
+from ..expressions import ATOM
+from ..literals import comment
+from ..names import plural
+from ..statements import Layout
 from .rolls import Roll, is_item
-from .statements import Layout
+from .runs import Loop
 
 if TYPE_CHECKING:
-    from .forward import Printer
+    from ..forward import Printer
 
 _NEVER = 1 << 30  # a statement after all others
 
@@ -174,7 +174,7 @@ class _Loop:
 
     def _turn(self, texts: list[str], carried: list[str], others: list[str]) -> Printer:
         """A printer for one turn, to which names that are needed around it are taken."""
-        from .forward import Printer
+        from ..forward import Printer
 
         outputs: Any = self.roll.graph.output_node().args[0]
         inputs = [n for n in self.roll.graph.nodes if n.op == "placeholder"]

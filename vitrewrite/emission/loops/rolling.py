@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import fx
 
-from ..tracing.notes import ARITY
-from ..tracing.template import copy_graph
-from .alike import numbered_call, shape
-from .effects import has_effect, may_change
+from ...tracing.notes import ARITY
+from ...tracing.template import copy_graph
+from ..alike import numbered_call, shape
+from ..effects import has_effect, may_change
 from .folding import fold
 from .growing import Turns
-from .loops import find_loops
+from .runs import find_loops
 
 LEAST = 3  # turns; fewer are no shorter as a loop
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from ..tracing.notes import ARITY, copied
-from .alike import numbered_call, operands, shape
+from ...tracing.notes import ARITY, copied
+from ..alike import numbered_call, operands, shape
 
 Column = Sequence[fx.Node]  # a node of each turn
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from ..tracing.notes import ARITY, CHILD, HINT, ORIGIN, OTHER, copied, noted
-from .alike import numbered_call
+from ...tracing.notes import ARITY, CHILD, HINT, ORIGIN, OTHER, copied, noted
+from ..alike import numbered_call
 from .growing import Turns
 from .rolls import Roll, item, spread
 
