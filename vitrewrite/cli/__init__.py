@@ -13,6 +13,7 @@ from ..errors import FileError, UsageError, VitrewriteError
 from ..text import shown
 from . import (
     anatomy,
+    benching,
     checking,
     commands,
     deltas,
@@ -25,6 +26,7 @@ from . import (
 
 __all__ = [
     "anatomy",
+    "benching",
     "checking",
     "commands",
     "deltas",

@@ -115,17 +115,19 @@ class Sensitivity:
             most_of_a_kind=max(self.by_kind) or 1.0,
         )
 
-    def _cell(self, kind: str, block: Block, most: float) -> tuple[str, str, str, str]:
-        """Fill, ink, text and mark of a cell."""
+    def _cell(self, kind: str, block: Block, most: float) -> tuple[str, str, str, str] | None:
+        """Fill, ink, text and mark of a cell; what would be 0.0 is not written."""
         found = self.shares.get((kind, block))
         if found is None:
-            return "#ffffff", "#999999", "", ""
+            return None
         share = self.share(kind, block)
         level = (share / most) ** 0.5
         fill = "#" + "".join(f"{round(255 - level * (255 - c)):02x}" for c in (0, 90, 156))
         marks = {"structured": "■", "vector": "●", "entries": "·"}
         ink = "white" if level > 0.55 else "#333333"
-        return fill, ink, _percent(share), "".join(marks.get(d, "") for d in found.decisions)
+        told = _percent(share)
+        told = "" if told == _percent(0) else told
+        return fill, ink, told, "".join(marks.get(d, "") for d in found.decisions)
 
 
 def _stack(block: Block) -> str:
