@@ -24,10 +24,10 @@ from vitrewrite.bench.contenders import contenders
 from vitrewrite.bench.layer import layer_steps
 from vitrewrite.bench.memory import peak_bytes, saved_bytes
 from vitrewrite.bench.steps import training_macs, training_steps
-from vitrewrite.bench.timing import spread, timed
 from vitrewrite.bench.tuning import plain_loop
 from vitrewrite.data import Preprocessing, batches, open_data
 from vitrewrite.errors import UsageError
+from vitrewrite.profiling.timing import spread, timed
 from vitrewrite.report.chart import KINDS, chart
 from vitrewrite.report.memory import memory_chart
 from vitrewrite.rewrite.rewritten import Rewritten

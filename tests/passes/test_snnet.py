@@ -325,8 +325,8 @@ def test_the_space_is_a_graph(supernet: Any) -> None:
 
 def test_plan_tells_every_base_and_what_stitches_cost(supernet: Any) -> None:
     text = str(supernet)
-    assert "stitch      3..36    tiny-small  1.545 G to 4.789 G" in text
-    assert "stitch      37..70   small-base  5.733 G to 18.321 G" in text
+    assert "stitch      3..36   tiny-small  1.545 G to 4.789 G" in text
+    assert "stitch      37..70  small-base  5.733 G to 18.321 G" in text
     assert len(supernet.to_json()["stitches"]) == 71
 
 

@@ -126,7 +126,7 @@ def test_a_setting_that_the_others_leave_without_effect_is_told(name: str) -> No
     info, plain = options()[name], dataclasses.asdict(Settings())
     stitches = {
         "stitch_warmup": 0.2, "stitch_scores": "maximum", "stitch_temperature": 2.0,
-        "stitch_weight": 0.3,
+        "stitch_weight": 0.3, "stitch_batch": 2, "stitch_rounds": 3, "stitch_table": '"t.json"',
     }  # fmt: skip
     values = {**MIXED, **TAUGHT, **DRAWN, **OF_MAPS, **OF_SEARCHES, **stitches}
     alone = {"steps": 3} if name == "epochs" else {"schedule": "constant"}

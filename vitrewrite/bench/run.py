@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
+from ..profiling.timing import WARM_UP, Step, seconds, summary, timed
 from ..rewrite.rewritten import Rewritten
 from ..sensitivity.calls import wanted_by
 from ..verification.numeric import randomised, sample
@@ -22,7 +23,6 @@ from .layer import layer_steps
 from .memory import peak_bytes, saved_bytes
 from .profiling import profiling
 from .steps import Forward, Tensors, TrainingStep, training_macs, training_steps
-from .timing import WARM_UP, Step, seconds, summary, timed
 from .tuning import timed_runs, tuning
 
 Progress = Callable[[str, float], None]

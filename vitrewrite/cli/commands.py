@@ -20,6 +20,7 @@ from .common import (
     request,
     trusted,
 )
+from .costs import best_at, cost, expect_one, time
 
 if TYPE_CHECKING:
     from ..checking.specs import Checked, Wanted
@@ -215,17 +216,6 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _cost(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """A number of MACs such as 8.4G."""
-    if text is None:
-        return None
-    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1.0)
-    try:
-        return round(float(text.rstrip("KMG")) * scale)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"'{text}' is no cost such as 8.4G") from None
-
-
 @cli.command()
 @click.argument("folder", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[model=FILE.py:CALLABLE]")
@@ -233,12 +223,15 @@ def _cost(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.option("--undo", is_flag=True, help="Turn a lowered folder back, bit for bit.")
 @click.option("--delta", type=PATH, help="Take this delta, not that of the folder.")
 @click.option("--stitch", type=int, help="Take out this one of several stitched models.")
-@click.option("--macs", callback=_cost, metavar="8.4G", help="Take out the best stitch at a cost.")
+@click.option("--macs", callback=cost, metavar="8.4G", help="Take out the best stitch at a cost.")
+@click.option("--latency", callback=time, metavar="12ms", help="Take out the best at a latency.")
+@click.option("--table", type=PATH, help="The latencies, not those that the run measured.")
 @_trust
 @_json
 def lower(
     folder: Path, overrides: tuple[str, ...], out: Path, undo: bool, delta: Path | None,
-    stitch: int | None, macs: int | None, trust: bool, as_json: bool,
+    stitch: int | None, macs: int | None, latency: float | None, table: Path | None, trust: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Turns a rewritten model into the cheapest equal one, and measures what that changes.
 
@@ -247,11 +240,7 @@ def lower(
     allowed = trusted(str(folder), overrides, trust)
     if undo and delta is not None:
         raise UsageError("VR905", "--undo takes no --delta", suggestion="leave one of them out")
-    if undo and (stitch, macs) != (None, None):
-        name = "--macs" if stitch is None else "--stitch"
-        raise UsageError("VR905", f"--undo takes no {name}", suggestion="leave one of them out")
-    if stitch is not None and macs is not None:
-        raise UsageError("VR905", "--stitch takes no --macs", suggestion="leave one of them out")
+    expect_one(undo, **{"--stitch": stitch, "--macs": macs, "--latency": latency, "--table": table})
     with busy("starting torch"):
         from ..api import lower as run
         from ..disk import check_target
@@ -260,12 +249,8 @@ def lower(
         from ..report.lowering import lowering_text
         from ..verification.claims import judged
     check_target(out)
-    if macs is not None:
-        from ..folder.lock import Folder
-        from ..report.stitches import TrainedStitches
-
-        report = Folder.open(folder).json("report.json")
-        stitch = TrainedStitches.of(folder, report).at(macs)
+    if macs is not None or latency is not None:
+        stitch = best_at(folder, macs, latency, table)
     if undo:
         with busy(f"restoring {folder}"):
             result = judged(unlowered_folder(folder, allowed))

@@ -35,9 +35,11 @@ OF_A_SEARCH = (
 )  # fmt: skip
 OF_STITCHES = (
     "stitch_sampling", "stitch_warmup", "stitch_intervals", "stitch_momentum", "stitch_scores",
-    "stitch_temperature", "stitch_start", "stitch_teacher", "stitch_weight",
+    "stitch_temperature", "stitch_start", "stitch_teacher", "stitch_weight", "stitch_by",
+    "stitch_batch", "stitch_rounds", "stitch_table",
 )  # fmt: skip
 _SCORES = "stitch_sampling == 'scored'"
+_TIMED = "stitch_by == 'latency'"
 _SEARCHES = "macs is not None"
 _TRAINS = "macs is not None and search in ('gates', 'ranked')"
 _TEACHES = "teacher is not None"
@@ -247,7 +249,21 @@ class Settings:
         0.1, minimum=0, maximum=1, needs=_SCORES, help="share of the steps with uniform draws first"
     )
     stitch_intervals: int = option(
-        15, minimum=1, maximum=10000, help="of equal width over the MACs; each has its best stitch"
+        15, minimum=1, maximum=10000, help="of equal width over the costs; each has its best stitch"
+    )
+    stitch_by: str = option(
+        "macs", choices=("macs", "latency"),
+        help="what stitches cost: MACs when taken out, or time, measured as the run begins",
+    )  # fmt: skip
+    stitch_batch: int = option(
+        1, minimum=1, maximum=65536, needs=_TIMED, help="images of a timed run"
+    )
+    stitch_rounds: int = option(
+        7, minimum=1, maximum=10000, needs=_TIMED,
+        help="timed runs of each stitch, in turn with the others; the median counts",
+    )  # fmt: skip
+    stitch_table: str | None = option(
+        None, needs=_TIMED, help="a file with the times, in place of measuring them"
     )
     stitch_momentum: float = option(
         0.9, minimum=0, below=1, help="of the moving average of a stitch's score"

@@ -38,12 +38,13 @@ class Bar:
     compiled: bool
     ms: str
     cut: bool = False
+    far: bool = False
 
     def within(self, end: float) -> Bar:
-        """As much of it as an axis has room for; `cut` if its median has none."""
+        """As much of it as an axis has room for; `cut` if its median has none, `far` its largest."""
         macs = None if self.macs is None else min(self.macs, end)
         return replace(self, low=min(self.low, end), high=min(self.high, end), macs=macs,
-                       cut=self.median > end)  # fmt: skip
+                       cut=self.median > end, far=self.high > end)  # fmt: skip
 
 
 @dataclass(frozen=True)
