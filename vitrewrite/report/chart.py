@@ -41,7 +41,7 @@ class Bar:
     far: bool = False
 
     def within(self, end: float) -> Bar:
-        """As much of it as an axis has room for: `cut` without its median, `far` without its end."""
+        """What an axis has room for; it is `cut` without its median, `far` without its largest."""
         macs = None if self.macs is None else min(self.macs, end)
         return replace(self, low=min(self.low, end), high=min(self.high, end), macs=macs,
                        cut=self.median > end, far=self.high > end)  # fmt: skip
