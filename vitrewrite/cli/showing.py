@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,9 @@ from .commands import Commands, _json, _overrides, _trust, cli
 from .common import (
     PATH,
     busy,
-    check_device,
     echo_json,
     echo_written,
     is_folder,
-    progress_bar,
     request,
     trusted,
 )
@@ -86,61 +83,6 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
             write_text(svg, shown.picture())
             click.echo("")
             echo_written(svg)
-
-
-@show.command()
-@click.argument("folder", type=PATH)
-@click.option("--svg", type=PATH, help="Draw it into this file.")
-@click.option("--latency", type=PATH, help="Times; measured if there is no such file.")
-@click.option("--batch", type=click.IntRange(1), default=1, help="Images of a timed run.")
-@click.option("--rounds", type=click.IntRange(1), default=7, help="Timed runs of each stitch.")
-@click.option("--device", default="cpu", help="Where they run.")
-@_trust
-@_json
-def stitches(
-    folder: Path, svg: Path | None, latency: Path | None, batch: int, rounds: int, device: str,
-    trust: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Shows what each stitch costs and scores, and the best of each interval of costs.
-
-    FOLDER is one that 'tune' wrote of a spec that stitches models. With --latency the intervals are
-    of time: all stitches run in turn, taken out and folded, and the median counts.
-    """
-    from ..report.stitches import TrainedStitches
-
-    found = TrainedStitches.of(folder, Folder.open(folder).json("report.json"))
-    measures = latency is not None and not latency.exists()
-    if latency is not None and measures:
-        _measure(folder, latency, batch, rounds, device, trust)
-    if latency is not None:
-        found = found.timed(latency)
-    if svg is not None:
-        write_text(svg, found.picture())
-    if as_json:
-        echo_json(found.to_json())
-        return
-    click.echo("\n".join(found.lines()))
-    for path in (latency if measures else None, svg):
-        if path is not None:
-            echo_written(path)
-
-
-def _measure(folder: Path, out: Path, batch: int, rounds: int, device: str, trust: bool) -> None:
-    """Writes how long the stitches of a folder take."""
-    with busy("starting torch"):
-        import torch
-
-        from ..disk import check_file
-        from ..profiling.latency import latencies_of
-    check_file(out)
-    check_device(device)
-    with busy(f"reading {folder}"):
-        rewritten = _rewritten(str(folder), (), trust)
-    with progress_bar() as told:
-        found = latencies_of(
-            rewritten, torch.device(device), batch=batch, rounds=rounds, progress=told
-        )
-    write_text(out, json.dumps(found.to_json()) + "\n")
 
 
 @show.command()

@@ -114,6 +114,18 @@ def _range(costs: Sequence[int]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+class OneStitch(nn.Module):
+    """A stitch as a forward, which can be called with other parameters."""
+
+    def __init__(self, model: nn.Module, number: int) -> None:
+        super().__init__()
+        self.model, self.number = model, number
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """The output of the stitch."""
+        return self.model.stitch(images, self.number)  # type: ignore[operator]
+
+
 def space_of(
     root: nn.Module, example: tuple[torch.Tensor, ...], run: Propagation, lowered: nn.Module,
     run_lowered: Propagation,
