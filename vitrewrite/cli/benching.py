@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .commands import _COUNT, _json, _overrides, cli
-from .common import PATH, busy, check_device, echo_json, progress_bar, request
+from .common import PATH, check_device, echo_json, progress_bar, request, starting
 
 
 @cli.command()
@@ -49,7 +49,7 @@ def bench(
     `device=cuda` measures on a GPU. The base trains its head only.
     """
     wanted = request(spec, overrides)
-    with busy("starting torch"):
+    with starting():
         from .. import bench as benches
         from ..disk import check_file, write_text
         from ..report.chart import chart

@@ -18,6 +18,7 @@ from .common import (
     echo_written,
     keep_profile,
     request,
+    starting,
     trusted,
 )
 from .costs import best_at, cost, expect_one, time
@@ -75,7 +76,7 @@ def apply(
     """Rewrites a model and writes source, weights, delta and report."""
     wanted = request(spec, overrides)
     target = out or wanted.default_folder()
-    with busy("starting torch"):
+    with starting():
         from ..api import finished
         from ..disk import check_target
         from ..folder.writing import emit
@@ -139,12 +140,12 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
     results, everything = [], []
     if len(names) > FEW:
         start()
-    for found in checked([_read(name, overrides) for name in names]):
-        errors += found.errors
+    given = [_read(name, overrides) for name in names]
+    told = _tell(given)
+    for found in checked(given):
+        errors += [error for error in found.errors if error not in told]
         results.append(found.to_json())
         everything.append(found)
-        for warning in found.warnings:
-            click.echo(f"warning: {warning.render()}", err=True)
         if not as_json:
             label = "<text>" if is_text(found.name) else found.name
             click.echo(f"{'error' if found.errors else 'ok   '}  {label}")
@@ -162,6 +163,27 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
 
         write_page(papers, everything)
     raise_all(errors)
+    if told:
+        raise click.exceptions.Exit(1)
+
+
+def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
+    """Tells what needs no torch before that is imported; the errors among it."""
+    from ..checking.specs import FEW, Checked
+
+    for each in given:
+        for warning in each.spec.warnings if each.spec else ():
+            click.echo(f"warning: {warning.render()}", err=True)
+    known = [each for each in given if isinstance(each, Checked)]
+    if len(known) == len(given):
+        return []
+    errors = [error for each in known for error in each.errors]
+    for error in errors:
+        click.echo(error.render(shell=True), err=True)
+    if len(given) <= FEW:  # other processes have more
+        with starting():
+            from .. import api  # noqa: F401
+    return errors
 
 
 def _read(name: str, overrides: tuple[str, ...]) -> Wanted | Checked:
@@ -241,7 +263,7 @@ def lower(
     if undo and delta is not None:
         raise UsageError("VR905", "--undo takes no --delta", suggestion="leave one of them out")
     expect_one(undo, **{"--stitch": stitch, "--macs": macs, "--latency": latency, "--table": table})
-    with busy("starting torch"):
+    with starting():
         from ..api import lower as run
         from ..disk import check_target
         from ..folder.reading import rewritten_folder, unlowered_folder

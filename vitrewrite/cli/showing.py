@@ -15,15 +15,7 @@ from ..folder.lock import Folder
 from ..language import parse_model
 from ..language.load import is_text
 from .commands import Commands, _json, _overrides, _trust, cli
-from .common import (
-    PATH,
-    busy,
-    echo_json,
-    echo_written,
-    is_folder,
-    request,
-    trusted,
-)
+from .common import PATH, busy, echo_json, echo_written, is_folder, request, starting, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +94,7 @@ def segmentation(
     TARGET is a folder that 'apply' or 'tune' wrote, or a spec. The picture shows the semantic map,
     and of one query its mask and its cross-attention in each level, averaged over heads.
     """
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.segmentation import SegmentationPicture, decoder_of, prepared
     check_file(out)
@@ -137,7 +129,7 @@ def tokens(
     Patches in one token have their mean colour and an outline; what was dropped is faded.
     """
     names, overrides = _separated(targets)
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.tokens import TokenMap, cropped, tokens_picture
     check_file(out)
@@ -170,7 +162,7 @@ def rates(
 
     TARGET is a folder that 'apply' or 'tune' wrote, or a spec.
     """
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.rates import RatesPicture
         from ..report.tokens import cropped
@@ -202,7 +194,7 @@ def architecture(
     as it is when it is lowered. A dashed line is the width that the MLP had.
     """
     names, overrides = _separated(targets)
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file
         from ..report.architecture import Architecture, architecture_picture
     check_file(out)
@@ -253,7 +245,7 @@ def attention(
     TARGET is a folder that 'apply' or 'tune' wrote, a spec, or a model. Probabilities are those of
     the softmax; tokens that are no patches, such as the class token, are left out.
     """
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.attention import AttentionPicture
         from ..report.tokens import cropped

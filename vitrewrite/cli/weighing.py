@@ -11,7 +11,7 @@ from ..disk import write_text
 from ..errors import UsageError
 from ..folder.lock import Folder
 from .commands import _COUNT, _json, _overrides, _trust
-from .common import PATH, busy, echo_json, echo_written, is_folder, request
+from .common import PATH, busy, echo_json, echo_written, is_folder, request, starting
 from .showing import _rewritten, show
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def features(
     lst, side_tuning. Weights that hang on the image are those of images of data=DATA; of a folder
     that 'tune' wrote, by default those it was measured on.
     """
-    with busy("starting torch"):
+    with starting():
         import torch
 
         from ..data import batches
@@ -83,7 +83,7 @@ def embeddings(
     """
     if perplexity is not None and not tsne:
         raise UsageError("VR905", "--perplexity is of t-SNE", suggestion="add --tsne")
-    with busy("starting torch"):
+    with starting():
         from ..data import batches
         from ..report.embeddings import Embeddings, EmbeddingsPicture
     rewritten, name = _read(target, overrides, trust, svg)
