@@ -21,9 +21,10 @@ Parameters
     and as wide an MLP, in proportion, as the model's. At the head: side_norm [e] and up [d, e] with
     bias [d], as torch's linear layers are drawn. All trained; the head is, by `train head`.
     side and side_norm start as rows and columns of the model's own (`init`), those that matter
-    most: `weights` by their size, `fisher` by squared gradients of the loss on training images,
-    which `vitrewrite profile` measures; or as they are drawn (`random`). `rows` says whether rows
-    of queries, keys and values are chosen among all (`flat`) or as many in each head (`per_head`).
+    most: `weights` by their size, `fisher` by squared gradients of the loss on `samples` training
+    images, which `vitrewrite profile` measures; or as they are drawn (`random`). `rows` says
+    whether rows of queries, keys and values are chosen among all (`flat`) or as many in each head
+    (`per_head`).
 
 Forward
     h = first_down(x_0), x_0 what enters the first block of the model; then for every block i
@@ -212,6 +213,14 @@ class Lst(Pass):
         "flat", choices=("flat", "per_head"), needs="init != 'random'",
         help="whether rows of attention are chosen among all, or as many in each head",
     )  # fmt: skip
+    samples: int = option(
+        1024, minimum=1, needs="init == 'fisher'", help="images that squared gradients are of"
+    )
+
+    @property
+    def measured_on(self) -> int:
+        """One image at a time says what matters."""
+        return self.samples if self.init == "fisher" else 0
 
     def rewrite(self, block: BlockSite) -> None:
         """h = side(m h + (1 - m) down(x)); behind the last block the head reads up(norm(h))."""

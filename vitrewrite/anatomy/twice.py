@@ -28,7 +28,7 @@ def _made_by(place: Place, root: nn.Module) -> str:
     """The pass whose module yields a value, or nothing."""
     try:
         unit = root.get_submodule(place.unit)
-    except AttributeError:  # a clause of now took the block out
+    except AttributeError:  # a block that a clause took out
         return ""
     graph = unit.template.graph if isinstance(unit, Unit) and unit.template else None
     node = next((n for n in graph.nodes if n.name == place.node), None) if graph else None

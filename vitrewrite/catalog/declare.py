@@ -106,6 +106,14 @@ class Pass:
         """Parameters that the pass adds at a matrix, which budgets ask for."""
         raise NotImplementedError
 
+    @property
+    def measured_on(self) -> int:
+        """Training images that `vitrewrite profile` measures for it, unless a selector says.
+
+        For passes that start from what matters in the model; 0 for others.
+        """
+        return 0
+
     def ladder(self, sites: int, patches: int, /) -> Sequence[Rung]:
         """What there is to choose from where the option `macs` states a cost to meet.
 
