@@ -95,13 +95,24 @@ class TapsHead(nn.Module):
 
     def forward(self, *taps: torch.Tensor) -> torch.Tensor:
         """The scores [batch, classes] of taps [batch, tokens, channels] or [batch, channels]."""
-        return F.linear(self.representation(*taps), self.weight, self.bias)
+        return self.finish(*self.condense(*taps))
+
+    def condense(self, *taps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The averages, which hang on nothing that is trained: `tune` can keep them."""
+        return tuple(self.averaged(*each) for each in zip(taps, self.windows, strict=True))
+
+    def finish(self, *averages: torch.Tensor) -> torch.Tensor:
+        """The scores of what `condense` yields."""
+        return F.linear(self.joined(*averages), self.weight, self.bias)
 
     def representation(self, *taps: torch.Tensor) -> torch.Tensor:
         """What the weight is multiplied with, [batch, F]."""
+        return self.joined(*self.condense(*taps))
+
+    def joined(self, *averages: torch.Tensor) -> torch.Tensor:
+        """What is read of averages, each divided by its length."""
         pieces, start = [], 0
-        for tap, count, window in zip(taps, self.features, self.windows, strict=True):
-            piece = self.averaged(tap, window)
+        for piece, count in zip(averages, self.features, strict=True):
             if self.selected:
                 piece = piece[:, self.kept[start : start + count]]
             pieces.append(F.normalize(piece, dim=-1, eps=1e-12))

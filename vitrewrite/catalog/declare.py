@@ -40,7 +40,8 @@ def option(
         above: the value must be larger than this.
         below: the value must be smaller than this.
         choices: the words or numbers allowed.
-        words: strings that need no quotes, where others are allowed too.
+        words: strings that need no quotes, where others are allowed too; of a number what it may be
+            instead.
         needs: a condition on the other options without which this one has no effect, such as
             `"masks and count > 1"`; a spec that sets it all the same gets a warning. What depends
             on the site is told by `site.idle(option, why)`.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError, VitrewriteError, raise_all
-from ..text import did_you_mean, shown
+from ..text import did_you_mean, megabytes, shown
 from ..version import __version__
 from .common import (
     PATH,
@@ -113,7 +113,11 @@ def plan(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
     wanted = request(spec, overrides)
     with busy("planning"):
         result = wanted.plan()
-    echo_json(result.to_json()) if as_json else click.echo(str(result))
+        size = wanted.features(result)
+    known = {**result.to_json(), "features": size} if size else result.to_json()
+    echo_json(known) if as_json else click.echo(str(result))
+    if size and not as_json:
+        click.echo(f"features     {megabytes(size['total'])} for {size['images']:,} images")
     raise_all([v.error() for v in result.claims if v.holds is False])
 
 
