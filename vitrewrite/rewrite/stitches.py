@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import nn
 
@@ -17,6 +16,9 @@ from ..errors import RewriteError
 from ..text import giga, table
 from ..tracing.about import about, is_root
 from ..tracing.paths import STITCHES, Between, Way, Ways, told
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class StitchSpace:
         An edge has `module`, the path of what runs, and where it is a layer its number, `layer`; a
         node has `enters` or `leaves` where paths begin or end. Every stitch is a path of it.
         """
+        import networkx as nx
+
         graph: nx.DiGraph[tuple[str, int]] = nx.DiGraph()
         for base, pieces in self.paths.pieces.items():
             graph.add_node((base, 0), enters=True)
