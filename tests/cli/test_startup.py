@@ -24,6 +24,7 @@ LIGHT = [
     "--help",
     "--version",
     "apply --help",
+    "list models",
     "list passes",
     "list specs --json",
     "explain VR203",
@@ -55,7 +56,8 @@ def test_starts_without_torch(line: str, tmp_path: Path) -> None:
 
 def test_a_wrong_command_line_is_answered_without_torch(tmp_path: Path) -> None:
     (tmp_path / "wrong.peft").write_text("model vit_base\ninsert lroa() at blocks\n")
-    for line in ("apply wrong.peft", "plan lora_qv rnak=3", "verify nothing"):
+    wrong = ("apply wrong.peft", "plan lora_qv rnak=3", "verify nothing", "sites vit_bsae")
+    for line in (*wrong, "plan lora_qv model=vit_bsae"):
         command = [sys.executable, "-c", PROGRAM.replace("== 0", "!= 0"), *line.split()]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

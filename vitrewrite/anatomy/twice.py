@@ -26,7 +26,10 @@ def rows_beside(anatomy: Anatomy, root: nn.Module) -> tuple[str, str] | None:
 
 def _made_by(place: Place, root: nn.Module) -> str:
     """The pass whose module yields a value, or nothing."""
-    unit = root.get_submodule(place.unit)
+    try:
+        unit = root.get_submodule(place.unit)
+    except AttributeError:  # a block that a clause took out
+        return ""
     graph = unit.template.graph if isinstance(unit, Unit) and unit.template else None
     node = next((n for n in graph.nodes if n.name == place.node), None) if graph else None
     if node is None or node.op != "call_module":

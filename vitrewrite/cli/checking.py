@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError, raise_all
 from .commands import _MARKS, _json, _overrides, _trust, cli
-from .common import busy, echo_json, is_folder, request, trusted
+from .common import busy, echo_json, is_folder, request, starting, trusted
 
 if TYPE_CHECKING:
     from ..checking.subject import Subject
@@ -34,7 +34,7 @@ def verify(
     """
     folder = is_folder(target)
     wanted = None if folder else request(target, overrides)
-    with busy("starting torch"):
+    with starting():
         from ..verification import verify_rewritten
         from ..verification.folder import verify_folder
     with busy(f"verifying {target}"):
@@ -70,7 +70,7 @@ def check_pass(file: str, options: tuple[str, ...], sites: str | None, as_json: 
     installed one. Its code runs.
     """
     subject = _subject(file, options, sites)
-    with busy("starting torch"):
+    with starting():
         from ..checking.passes import checks
     failed, found = False, []
     with busy(f"checking {file}"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,7 @@ from ..folder.lock import Folder
 from ..language import parse_model
 from ..language.load import is_text
 from .commands import Commands, _json, _overrides, _trust, cli
-from .common import (
-    PATH,
-    busy,
-    check_device,
-    echo_json,
-    echo_written,
-    is_folder,
-    progress_bar,
-    request,
-    trusted,
-)
+from .common import PATH, busy, echo_json, echo_written, is_folder, request, starting, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,61 +78,6 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
 
 
 @show.command()
-@click.argument("folder", type=PATH)
-@click.option("--svg", type=PATH, help="Draw it into this file.")
-@click.option("--latency", type=PATH, help="Times; measured if there is no such file.")
-@click.option("--batch", type=click.IntRange(1), default=1, help="Images of a timed run.")
-@click.option("--rounds", type=click.IntRange(1), default=7, help="Timed runs of each stitch.")
-@click.option("--device", default="cpu", help="Where they run.")
-@_trust
-@_json
-def stitches(
-    folder: Path, svg: Path | None, latency: Path | None, batch: int, rounds: int, device: str,
-    trust: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Shows what each stitch costs and scores, and the best of each interval of costs.
-
-    FOLDER is one that 'tune' wrote of a spec that stitches models. With --latency the intervals are
-    of time: all stitches run in turn, taken out and folded, and the median counts.
-    """
-    from ..report.stitches import TrainedStitches
-
-    found = TrainedStitches.of(folder, Folder.open(folder).json("report.json"))
-    measures = latency is not None and not latency.exists()
-    if latency is not None and measures:
-        _measure(folder, latency, batch, rounds, device, trust)
-    if latency is not None:
-        found = found.timed(latency)
-    if svg is not None:
-        write_text(svg, found.picture())
-    if as_json:
-        echo_json(found.to_json())
-        return
-    click.echo("\n".join(found.lines()))
-    for path in (latency if measures else None, svg):
-        if path is not None:
-            echo_written(path)
-
-
-def _measure(folder: Path, out: Path, batch: int, rounds: int, device: str, trust: bool) -> None:
-    """Writes how long the stitches of a folder take."""
-    with busy("starting torch"):
-        import torch
-
-        from ..disk import check_file
-        from ..profiling.latency import latencies_of
-    check_file(out)
-    check_device(device)
-    with busy(f"reading {folder}"):
-        rewritten = _rewritten(str(folder), (), trust)
-    with progress_bar() as told:
-        found = latencies_of(
-            rewritten, torch.device(device), batch=batch, rounds=rounds, progress=told
-        )
-    write_text(out, json.dumps(found.to_json()) + "\n")
-
-
-@show.command()
 @click.argument("target")
 @_overrides
 @click.option("--image", type=PATH, help="Default: one of scikit-learn.")
@@ -160,7 +94,7 @@ def segmentation(
     TARGET is a folder that 'apply' or 'tune' wrote, or a spec. The picture shows the semantic map,
     and of one query its mask and its cross-attention in each level, averaged over heads.
     """
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.segmentation import SegmentationPicture, decoder_of, prepared
     check_file(out)
@@ -195,7 +129,7 @@ def tokens(
     Patches in one token have their mean colour and an outline; what was dropped is faded.
     """
     names, overrides = _separated(targets)
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.tokens import TokenMap, cropped, tokens_picture
     check_file(out)
@@ -228,7 +162,7 @@ def rates(
 
     TARGET is a folder that 'apply' or 'tune' wrote, or a spec.
     """
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.rates import RatesPicture
         from ..report.tokens import cropped
@@ -260,7 +194,7 @@ def architecture(
     as it is when it is lowered. A dashed line is the width that the MLP had.
     """
     names, overrides = _separated(targets)
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file
         from ..report.architecture import Architecture, architecture_picture
     check_file(out)
@@ -311,7 +245,7 @@ def attention(
     TARGET is a folder that 'apply' or 'tune' wrote, a spec, or a model. Probabilities are those of
     the softmax; tokens that are no patches, such as the class token, are left out.
     """
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.attention import AttentionPicture
         from ..report.tokens import cropped

@@ -83,6 +83,7 @@ PLACE: Note[tuple[Any, int]] = Note("place")  # of a child in a list: the list, 
 CHILD: Note[int] = Note("child")  # of a call in a loop: which child of the turn's owner
 OTHER: Note[Any] = Note("other")  # of a call in a loop over several owners: the first turn's
 ASSIGNED: Note[bool] = Note("assigned")  # printed as a statement of its own
+OPTIONAL: Note[bool] = Note("optional")  # of an input: some modules of the class are not given it
 POSITION: Note[int] = Note("position")  # its number among a skeleton's nodes
 
 

@@ -24,6 +24,7 @@ from ..profiling.latencies import Latencies
 from ..profiling.latency import latencies_of
 from ..report.palette import Interval, best, intervals
 from ..rewrite.rewritten import Rewritten
+from ..rewrite.stitches import OneStitch
 from ..tasks import logits
 from ..tracing.paths import told
 from .palette import draw
@@ -52,18 +53,6 @@ class StitchTraining(Procedure):
         phase = run.phases[-1]
         assert isinstance(phase, StitchPhase)
         return {"stitches": phase.told(run)}
-
-
-class _One(nn.Module):
-    """A stitch as a forward, which can be called with other parameters."""
-
-    def __init__(self, model: nn.Module, number: int) -> None:
-        super().__init__()
-        self.model, self.number = model, number
-
-    def forward(self, images: torch.Tensor) -> Any:
-        """The output of the stitch."""
-        return self.model.stitch(images, self.number)  # type: ignore[operator]
 
 
 class StitchPhase(Phase):
@@ -140,7 +129,7 @@ class StitchPhase(Phase):
         if run.settings.stitch_teacher == "none":
             return own
         # On copies of the parameters: the score is of the stitch's gradient alone.
-        said = functional_call(_One(run.module, self.largest), self.copies, (batch.images,))
+        said = functional_call(OneStitch(run.module, self.largest), self.copies, (batch.images,))
         self.labelled = super().loss(run, batch, said)
         weight = run.settings.stitch_weight
         hard = F.cross_entropy(logits(output), logits(said).detach().argmax(1))
