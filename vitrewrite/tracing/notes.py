@@ -1,7 +1,7 @@
 """What is known of a node beside what it computes: one typed note for each thing, in one place.
 
-A note is a key of `fx.Node.meta`; what a later stage needs is written nowhere else. A note that is not
-there says nothing. `docs/architecture.md` has a table of who writes and who reads each.
+A note is a key of `fx.Node.meta`; what a later stage needs is written nowhere else. A note that is
+not there says nothing. `docs/architecture.md` has a table of who writes and who reads each.
 """
 
 from __future__ import annotations
