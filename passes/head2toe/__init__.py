@@ -179,6 +179,7 @@ class Head2Toe(Pass):
         head.replace(
             made, *(head.from_frozen(read[k], k.rpartition(".")[2]) for k in kept), pooled=False
         )
+        head.reads(*kept)
 
     def read(self, head: HeadSite, counts: Mapping[str, int]) -> dict[str, Sequence[int]]:
         """By tap the positions of the features that are read; all before any are selected."""
@@ -221,6 +222,12 @@ class Head2Toe(Pass):
         head.expect(window, "target", f"{self.target} are more than {shape[1]} tokens have",
                     notes=[f"valid: at most {most}"])  # fmt: skip
         return window
+
+    def weights(self, module: TapsHead, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """How many features of each tap are read, and how long their columns are."""
+        parts = torch.split(module.weight.detach().float(), [*module.features], 1)
+        counts = torch.tensor([float(part.shape[1]) for part in parts])
+        return {"features read": counts, "norm of columns": torch.stack([p.norm() for p in parts])}
 
     def procedure(self) -> TrainSelectTrain:
         """Train on all, select, train on what is kept."""
