@@ -7,45 +7,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
 
+from ..tracing.notes import VALUE
 from ..tracing.unit import Unit
 
 _ATTENDS = (F.scaled_dot_product_attention, F.softmax, torch.softmax, "softmax")
 
 
-def told(units: Sequence[Unit], graphs: Sequence[fx.Graph], paths: Sequence[str]) -> str:
+def told(units: Sequence[Unit], paths: Sequence[str]) -> str:
     """One line, or nothing.
 
     Args:
         units: the modules of a class.
-        graphs: its programs.
-        paths: where the modules are.
+        paths: where they are.
     """
-    where = places(paths)
-    heads = {u.settings.get("num_heads") for u in units}
-    if graphs and heads != {None} and any(_attends(n, units[0]) for n in graphs[0].nodes):
+    heads = [_heads(unit) for unit in units]
+    if any(heads):
         owners = places([path.rpartition(".")[0] for path in paths])
-        return f"Attention of {owners or 'the model'}, {_range(heads)} heads."
-    if where.endswith("]"):
-        return f"{where}, {_range({_width(u) for u in units})} wide." if where else ""
-    return ""
+        return f"Attention of {owners or 'the model'}{_range(heads, ', {} heads')}."
+    where = places(paths)
+    return f"{where}{_range([_width(u) for u in units], ', {} wide')}." if where[-1:] == "]" else ""
 
 
-def _attends(node: fx.Node, unit: Unit) -> bool:
-    if node.op == "call_module":
-        child = unit._modules.get(str(node.target))
-        return isinstance(child, torch.nn.Softmax)
-    return node.target in _ATTENDS
+def _heads(unit: Unit) -> int | None:
+    """Of the attention that a module computes, if it does."""
+    graph = unit.template and unit.template.graph
+    for node in graph.nodes if graph else ():
+        child = unit._modules.get(str(node.target)) if node.op == "call_module" else None
+        if node.target in _ATTENDS or isinstance(child, torch.nn.Softmax):
+            value = VALUE.get(node.args[0])
+            if isinstance(value, torch.Tensor) and value.dim() == 4:
+                return int(value.shape[1])
+    return None
 
 
-def _range(numbers: set[Any]) -> str:
-    found = sorted(n for n in numbers if n is not None)
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+def _range(numbers: Sequence[int | None], text: str) -> str:
+    found = sorted({n for n in numbers if n})
+    spread = [str(found[0]), f"{found[0]} to {found[-1]}"][len(found) > 1] if found else ""
+    return text.format(spread) if found else ""
 
 
 def _width(unit: Unit) -> int | None:

@@ -69,7 +69,7 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
     constructors = Constructors(table, functions, inserted, copies.arguments)
     texts = []
     for cls in table.all:
-        said = told(cls.units, cls.graphs, [table.paths[id(u)] for u in cls.units])
+        said = told(cls.units, [table.paths[id(u)] for u in cls.units])
         texts.append(_class(cls, constructors.lines(cls), said))
     sources = copies.texts(inserted)
     parts = (*(f.text for f in functions.all), *sources, *texts)
@@ -250,7 +250,8 @@ def _with_pre_logits(cls: Class, names: list[str], body: list[str]) -> list[str]
         return [*body[: count + 1], *asked, *after]
     if not lines and len(body) == 1:
         short = f"{last} if pre_logits else {body[0].removeprefix('return ')}"
-        return wrap(short, WIDTH - 8)
+        if len(short) <= WIDTH - 8:
+            return [short]
     return ["if pre_logits:", *_indent([*lines, last], 1), *body]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..tracing.about import is_root
 from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
@@ -238,7 +237,7 @@ class Layout:
     def _is_passed_out(self, node: fx.Node) -> bool:
         """Whether a variable is one that is set again, until it is returned: `x = f(x)`."""
         name, user = HINT.get(node), node
-        if is_root(self.module) or name not in self._names_in(node):
+        if name not in self._names_in(node):
             return False
         for _ in range(MAX_DEPTH):
             if len(user.users) != 1:
