@@ -183,9 +183,9 @@ class AskedAttention(ReplacedAttention):
             self.editor,
             core,
             self._unit,
-            skipped,
+            skipped,  # type: ignore[arg-type]
             self._fused(self.attention.q),
-            frozen,  # type: ignore[arg-type]
+            frozen,
         )
 
     def _branch_of(self, added: tuple[Place, int]) -> fx.Node:
