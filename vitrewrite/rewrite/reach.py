@@ -78,7 +78,7 @@ def _trained(result: Rewrite, clause: ClauseRef, names: list[str]) -> Exception:
         notes=[f"the other clause: {origin}" for origin in by],
         suggestion="leave the other clause out, or lower it first: what is folded into the "
         "weights is frozen",
-    )  # fmt: skip
+    )
 
 
 def _origins(result: Rewrite, path: str) -> list[str]:
