@@ -18,7 +18,7 @@ from ..errors import EmitError
 from .literals import constant, quoted
 from .specialised import (
     RECORDS,
-    Known,
+    Agreed,
     arguments_left,
     drop_arguments,
     drop_methods,
@@ -44,7 +44,7 @@ class Copy:
     def text(self, names: Mapping[str, str]) -> str:
         """Its source, with other names for classes."""
         tree = _Renamed(names).visit(self.tree)
-        return "\n".join(_Writer(self.comments, self.alone).statement(tree, 0))
+        return "\n".join(_Scribe(self.comments, self.alone).statement(tree, 0))
 
 
 class Copies:
@@ -55,7 +55,7 @@ class Copies:
         asked: methods that other classes call.
     """
 
-    def __init__(self, classes: Mapping[type[nn.Module], Known], asked: set[str]) -> None:
+    def __init__(self, classes: Mapping[type[nn.Module], Agreed], asked: set[str]) -> None:
         self.made = {cls: _read(cls) for cls in classes}
         trees = {cls: copy.tree for cls, copy in self.made.items()}
         for cls, tree in trees.items():
@@ -135,7 +135,7 @@ class _Renamed(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-class _Writer:
+class _Scribe:
     """Writes statements as ruff would, with the comments that stood before or behind them."""
 
     def __init__(self, comments: Mapping[int, str], alone: set[int]) -> None:

@@ -23,7 +23,7 @@ from .literals import docstring, quoted
 from .names import CALLED, IMPORTED, RESERVED, NameScope, identifier, is_name
 from .paths import run_lines, stitch_lines, table_lines
 from .saying import told
-from .specialised import Known
+from .specialised import Agreed
 from .wrap import WIDTH, wrap
 
 
@@ -94,10 +94,10 @@ def _inserted(root: nn.Module) -> dict[type[nn.Module], str]:
     return found
 
 
-def _known(root: nn.Module, inserted: Iterable[type[nn.Module]]) -> dict[type[nn.Module], Known]:
+def _known(root: nn.Module, inserted: Iterable[type[nn.Module]]) -> dict[type[nn.Module], Agreed]:
     """What is known of the modules of each class that passes insert."""
     modules = walk.modules(root)
-    made: dict[type[nn.Module], Known] = {cls: Known([]) for cls in inserted}
+    made: dict[type[nn.Module], Agreed] = {cls: Agreed([]) for cls in inserted}
     for module in modules:
         if type(module) in made:
             made[type(module)].modules.append(module)

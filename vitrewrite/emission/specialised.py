@@ -25,7 +25,7 @@ RECORDS = ("inserted_by", "changes")
 
 
 @dataclass
-class Known:
+class Agreed:
     """What is known of the modules of a class.
 
     Attributes:
@@ -38,7 +38,7 @@ class Known:
     values: dict[str, Any] = field(default_factory=dict)  # of attributes that never change
 
 
-def specialise(tree: ast.ClassDef, known: Known) -> ast.ClassDef:
+def specialise(tree: ast.ClassDef, known: Agreed) -> ast.ClassDef:
     """Decides in place what all modules agree on."""
     tree.body = [s for s in tree.body if not _is_record(s)]
     known.values = _fixed(tree, known.modules)
@@ -147,7 +147,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def _arguments_of(method: ast.FunctionDef, known: Known) -> dict[str, Any]:
+def _arguments_of(method: ast.FunctionDef, known: Agreed) -> dict[str, Any]:
     """Arguments whose value is known, as far as the method does not set them."""
     names = [n for n in ast.walk(method) if isinstance(n, ast.Name)]
     stored = {n.id for n in names if isinstance(n.ctx, ast.Store)}
@@ -373,7 +373,7 @@ def _is_idle_assignment(statement: ast.stmt, read: set[str]) -> bool:
     return plain and isinstance(target, ast.Name) and target.id not in read
 
 
-def drop_arguments(tree: ast.ClassDef, known: Known) -> None:
+def drop_arguments(tree: ast.ClassDef, known: Agreed) -> None:
     """Drops arguments that have their default everywhere and that nothing reads any more."""
     methods = {m.name: m for m in _methods(tree)}
     forward, init = methods.get("forward"), methods.get("__init__")
