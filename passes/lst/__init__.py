@@ -43,6 +43,7 @@ Example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -294,6 +295,14 @@ class Lst(Pass):
             cut(module.side, origin, site.role, kept[site.role])
         elif isinstance(module, LadderTop) and "norm" in origin:
             norm(module.side_norm, origin, "norm", kept[roles[-1]].fc2)
+
+    def weights(self, module: nn.Module, given: Sequence[object]) -> dict[str, torch.Tensor]:
+        """Of a rung, 1 - m: the share of the block in what its side block reads."""
+        if not isinstance(module, LadderRung):
+            return {}
+        if module.folded:
+            return {"share of the block": 1 - module.share}
+        return {"share of the block": torch.sigmoid(-module.gate.detach() / TEMPERATURE)}
 
     def lower(self, block: BlockSite, rung: nn.Module) -> bool:
         """m becomes a number, and 1 - m goes into down."""

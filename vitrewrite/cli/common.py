@@ -82,6 +82,16 @@ class Invocation:
         original, plan = self.compiled()
         return finished(plan, original, self.delta, self.calibration, judge=judge)
 
+    def features(self, plan: Compilation) -> dict[str, int]:
+        """What `tune` would keep of all images, if the spec asks for that and there are any."""
+        if not plan.features or self.data is None:
+            return {}
+        from ..data import Preprocessing, open_data
+
+        data = open_data(self.data, Preprocessing.of(plan.base), measured=False)
+        count = len({*data.train.indices, *data.val.indices})
+        return {**plan.features, "images": count, "total": count * plan.features["bytes"]}
+
     @property
     def lacks_measurements(self) -> bool:
         """Whether the spec asks for measurements, and there are none."""

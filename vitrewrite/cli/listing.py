@@ -119,7 +119,8 @@ def option_lines(options: Mapping[str, OptionInfo]) -> list[str]:
         if option.choices:
             limits.append(f"one of {', '.join(map(str, option.choices))}")
         if option.words:
-            limits.append(f"{', '.join(option.words)} or another")
+            words = ", ".join(option.words)
+            limits.append(f"{words} or another" if option.type == "str" else f"or {words}")
         if option.needs:
             limits.append(f"only if {option.needs}")
         if option.rest is not None:

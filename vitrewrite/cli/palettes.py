@@ -11,7 +11,7 @@ from ..disk import write_text
 from ..errors import UsageError
 from ..folder.lock import Folder
 from .commands import _json, _trust
-from .common import PATH, busy, check_device, echo_json, echo_written, progress_bar
+from .common import PATH, busy, check_device, echo_json, echo_written, progress_bar, starting
 from .showing import _rewritten, _separated, _tell, show
 
 _COUNT = click.IntRange(1)
@@ -56,7 +56,7 @@ def stitches(
 
 def _measure(folder: Path, out: Path, batch: int, rounds: int, device: str, trust: bool) -> None:
     """Writes how long the stitches of a folder take."""
-    with busy("starting torch"):
+    with starting():
         import torch
 
         from ..disk import check_file
@@ -94,7 +94,7 @@ def angles(
     if len(data) not in (1, len(names)):
         message = f"{len(data)} times --data for {len(names)} targets"
         raise UsageError("VR907", message, suggestion="give one, or one for each")
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file
         from ..profiling.angles import angles_on
         from ..report.angles import AnglesPicture

@@ -201,6 +201,7 @@ def _called(terms: Terms, child: nn.Module, args: Any, kwargs: Any, training: bo
     """The value of a call: that of the child's program, where it may be written inline."""
     if is_nothing(child):
         return args[0]
+    args = _given(child, args)
     if isinstance(child, Unit) and steps(child) <= MAX_STEPS:
         assert child.template is not None
         graph = child.template.graph  # and so the same on both sides
@@ -214,6 +215,16 @@ def _called(terms: Terms, child: nn.Module, args: Any, kwargs: Any, training: bo
             if isinstance(value, Symbolic):
                 value.memory.version += 1
     return Symbolic(terms, term)
+
+
+def _given(child: nn.Module, args: Any) -> Any:
+    """The arguments of a call but for a last None, which is what is there without it."""
+    if isinstance(child, Unit) and child.printed is not None and child.template is not None:
+        wanted = sum(n.op == "placeholder" for n in child.template.graph.nodes)
+        code = type(child).forward.__code__
+        if args[wanted:] == (None,) * (len(args) - wanted) and len(args) < code.co_argcount:
+            return args[:wanted]
+    return args
 
 
 # -- what was printed -----------------------------------------------------------------------------

@@ -17,6 +17,12 @@ from .palette import Interval, best, intervals
 _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 360, 64, 48
 
 
+def _middle(stitch: Any) -> str:
+    """What runs of a third model, in words."""
+    mid = stitch.get("between")
+    return "" if mid is None else f", {mid['model']} {mid['start']}..{mid['stop']}"
+
+
 @dataclass(frozen=True)
 class TrainedStitches:
     """A palette as `tune` reports it.
@@ -49,7 +55,8 @@ class TrainedStitches:
             ) from error  # fmt: skip
         names = (
             s["front"] if s["layer"] is None
-            else f"{s['front']} {s['front_blocks']}, {s['end']} from {s['first_end_block']}"
+            else f"{s['front']} {s['front_blocks']}{_middle(s)}, {s['end']} from "
+            f"{s['first_end_block']}"
             for s in all_
         )  # fmt: skip
         macs = (s.get("macs_lowered", s["macs"]) for s in all_)

@@ -191,7 +191,7 @@ def _gradients(runs: Runs) -> Check:
     some = _backward(runs.twins_made)
     wrong = [n for n, p in module.named_parameters() if not _gradient_fits(p)]
     left = _wrong_in_training(rewritten) if wrong else set()
-    if not some and left == set(wrong):
+    if not some and left == set(wrong) and not left & rewritten.result.unreached:
         return Check("nothing is trained", not wrong, "no gradient")
     reached = [n for n in wrong if n not in left]
     wrong = [n for n in wrong if n in left]
