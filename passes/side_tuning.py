@@ -34,6 +34,7 @@ Example
     adds 9,547,585 parameters to ViT-B/16.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -56,12 +57,20 @@ class SideNetwork(nn.Module):
         super().__init__()
         self.channels, self.dim, self.folded = channels, dim, folded
         self.side = nn.Sequential(
-            nn.Conv2d(channels, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-            nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-            nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
-        )  # fmt: skip
+            nn.Conv2d(channels, 64, 11, stride=4, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+        )
         self.pool = nn.AdaptiveAvgPool2d(6)
         self.side_projection = nn.Linear(256 * 36, dim, bias=False)
         if folded:
@@ -113,6 +122,12 @@ class SideTuning(Pass):
         head.warn("the side network starts with drawn numbers, and published results with trained")
         network = SideNetwork(head.shape_of(image)[1], head.in_features)
         head.feed(network, x, image, pooled=False)
+        head.reads("model", "side network")
+
+    def weights(self, network: SideNetwork, given: Sequence[object]) -> dict[str, torch.Tensor]:
+        """a of the model, and 1 - a of what is beside it."""
+        share = network.share if network.folded else torch.sigmoid(network.side_alpha.detach())
+        return {"share": torch.cat([share, 1 - share])}
 
     def lower(self, head: HeadSite, network: SideNetwork) -> bool:
         """a becomes a number, and 1 - a goes into the projection."""

@@ -179,14 +179,19 @@ class Head2Toe(Pass):
         head.replace(
             made, *(head.from_frozen(read[k], k.rpartition(".")[2]) for k in kept), pooled=False
         )
+        head.reads(*kept)
 
     def read(self, head: HeadSite, counts: Mapping[str, int]) -> dict[str, Sequence[int]]:
         """By tap the positions of the features that are read; all before any are selected."""
         if not self.kept:
             return {name: range(count) for name, count in counts.items()}
         total = sum(counts.values())
-        head.expect(max(self.kept) < total, "kept", f"{max(self.kept)} is none of {total} features",
-                    notes=[f"valid: 0..{total - 1}"])  # fmt: skip
+        head.expect(
+            max(self.kept) < total,
+            "kept",
+            f"{max(self.kept)} is none of {total} features",
+            notes=[f"valid: 0..{total - 1}"],
+        )
         head.expect(len({*self.kept}) == len(self.kept), "kept", "a feature is named twice")
         found, start = {}, 0
         for name, count in counts.items():
@@ -218,9 +223,19 @@ class Head2Toe(Pass):
             return 0
         window = int(shape[1] / (self.target / shape[2]))
         most = shape[1] * shape[2]
-        head.expect(window, "target", f"{self.target} are more than {shape[1]} tokens have",
-                    notes=[f"valid: at most {most}"])  # fmt: skip
+        head.expect(
+            window,
+            "target",
+            f"{self.target} are more than {shape[1]} tokens have",
+            notes=[f"valid: at most {most}"],
+        )
         return window
+
+    def weights(self, module: TapsHead, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """How many features of each tap are read, and how long their columns are."""
+        parts = torch.split(module.weight.detach().float(), [*module.features], 1)
+        counts = torch.tensor([float(part.shape[1]) for part in parts])
+        return {"features read": counts, "norm of columns": torch.stack([p.norm() for p in parts])}
 
     def procedure(self) -> TrainSelectTrain:
         """Train on all, select, train on what is kept."""

@@ -53,6 +53,7 @@ Example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -95,9 +96,10 @@ class SynQt(Pass):
         None, help="a number that the three scales are, in place of parameters"
     )
     kem: str = option(
-        "frozen", choices=("frozen", "trained"),
+        "frozen",
+        choices=("frozen", "trained"),
         help="whether queries pass the frozen layers of the model, or copies of them that train",
-    )  # fmt: skip
+    )
     dropout: float = option(0.1, minimum=0, below=1, help="in training")
     drop_path: float = option(
         0.3, minimum=0, below=1, help="how often all features but the first are dropped in training"
@@ -123,9 +125,16 @@ class SynQt(Pass):
         if before is not None and self.scale is None:
             given += (block.shared("feat_scale", lambda: FeatureScale(self.feat_scale)),)
         synthesis = QuerySynthesis(
-            self.count, block.dim, self.hidden, self.narrow, before is None,
-            self.attn_scale, self.ffn_scale, self.scale, self.dropout,
-        )  # fmt: skip
+            self.count,
+            block.dim,
+            self.hidden,
+            self.narrow,
+            before is None,
+            self.attn_scale,
+            self.ffn_scale,
+            self.scale,
+            self.dropout,
+        )
         if self.kem == "frozen":
             return block.attn.ask(synthesis, *given)
         keys, values = block.attn.asked()
@@ -141,6 +150,8 @@ class SynQt(Pass):
         taps = [value for name in "HAM" for value in block.collected_as(name)]
         readout = QueryReadout(block.dim, self.hidden, len(taps), self.dropout, self.drop_path)
         head.feed(readout, *taps, pooled=False, last=True)
+        kinds = ("queries", "attention", "mlp")
+        head.reads(*(f"{role}.{kind}" for kind in kinds for role in block.siblings))
 
     def check(self, block: BlockSite) -> None:
         """Whether blocks are plain ones of one width, and adapters are narrower."""
@@ -148,13 +159,21 @@ class SynQt(Pass):
             raise block.unfit("its blocks are not all over tokens of one width")
         for name in ("hidden", "narrow"):
             value = getattr(self, name)
-            block.expect(value <= block.dim, name, f"{value} units are more than {block.dim} "
-                         "channels", notes=[f"valid: 1..{block.dim}"])  # fmt: skip
+            block.expect(
+                value <= block.dim,
+                name,
+                f"{value} units are more than {block.dim} channels",
+                notes=[f"valid: 1..{block.dim}"],
+            )
         if block.leads:
             self.check_model(block)
         if self.kem == "trained":
-            block.expect(block.plain, "kem", "the block has other layers than a "
-                         "plain one", suggestion="write kem=frozen")  # fmt: skip
+            block.expect(
+                block.plain,
+                "kem",
+                "the block has other layers than a plain one",
+                suggestion="write kem=frozen",
+            )
 
     def check_model(self, block: BlockSite) -> None:
         """Whether there is one head, and a norm that the new one can start as."""
@@ -198,6 +217,14 @@ class SynQt(Pass):
                 layer = f"{site.role}.{role}"
                 module.get_parameter(f"{name}.weight").copy_(origin.weight(layer))
                 module.get_parameter(f"{name}.bias").copy_(origin.bias(layer))
+
+    def weights(
+        self, module: nn.Module, given: Sequence[torch.Tensor]
+    ) -> dict[str, torch.Tensor | None]:
+        """The lengths of the weights of features, which hang on the image."""
+        if not isinstance(module, QueryReadout):
+            return {}
+        return {"|w|": module.weights(module.features(*given)).abs() if given else None}
 
     def lower(self, block: BlockSite, module: nn.Module) -> bool:
         """The queries of the first block do not hang on the image."""

@@ -43,6 +43,7 @@ Example
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -182,26 +183,44 @@ class Vqt(Pass):
         """O = the rows behind the block; at the last one, logits = W [x; O_1; ..; O_L] + b."""
         block.expect(
             self.readout != "class" or not block.pooled,
-            "readout", "the head reads no class token alone",
+            "readout",
+            "the head reads no class token alone",
             suggestion="write readout=pooled: the first piece is what it pools",
-        )  # fmt: skip
+        )
         block.expect(
             self.readout != "pooled" or block.pooled,
-            "readout", "the head does not pool: it reads tokens in front",
+            "readout",
+            "the head does not pool: it reads tokens in front",
             suggestion="write readout=class",
-        )  # fmt: skip
+        )
         bound = math.sqrt(6 / (block.patch_features + block.dim))
         queries = SummaryQueries(self.count, block.dim, bound, self.dropout)
         block.collect(block.attn.extend_q(queries))
         if block.ends:
             for head in block.heads:
                 head.replace(self.head(head, block), *block.collected)
+                head.reads("head", *block.siblings)
 
     def head(self, head: HeadSite, block: BlockSite) -> SummaryHead:
         """The layer that stands for a head."""
         counts = (self.count,) * len(block.siblings)
         sizes = head.in_features, block.dim, counts, head.out_features
         return SummaryHead(*sizes, self.combine, self.normalise, self.keep < 1)
+
+    def weights(self, module: nn.Module, given: Sequence[object]) -> dict[str, torch.Tensor]:
+        """How long the columns are of what the old head read, and of the queries of each block."""
+        if not isinstance(module, SummaryHead):
+            return {}
+        squares = module.weight.detach().float().square().sum(0)
+        pieces = [n if module.form == "concat" else 1 for n in module.counts]
+        sizes = [module.width, *(n * module.dim for n in pieces)]
+        if module.selected is not None:
+            squares = squares.new_zeros(sum(sizes)).scatter(0, module.chosen, squares)
+        elif module.selecting:
+            squares = squares * module.kept
+        return {
+            "norm of columns": torch.stack([p.sum().sqrt() for p in torch.split(squares, sizes)])
+        }
 
     def lower(self, site: AttentionSite | HeadSite, module: nn.Module) -> bool:
         """Features that are not kept go, and queries of which no feature is."""

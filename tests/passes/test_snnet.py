@@ -71,14 +71,41 @@ def test_every_stitch_is_that_of_the_authors_with_the_final_norm() -> None:
     assert len(made.STITCHES) == 2 + len(about["stitches"])
 
 
+def test_without_the_final_norm_every_stitch_is_that_of_their_code() -> None:
+    about, tensors = golden("snnet-stitch")
+    made = stitched(
+        model=anchors(about), example=tensors["input"], options="kernel=2, final_norm=false"
+    )
+    with torch.no_grad():
+        for name, tensor in made.delta().items():
+            _, layer, _, kind = name.split(".")
+            tensor.copy_(tensors[f"method.stitch.{layer}.{kind}"])
+    module: Any = made.module.eval()
+    x = tensors["input"]
+    for found, name in zip(module(x), ("front", "end"), strict=True):
+        torch.testing.assert_close(found, tensors[f"output_base.{name}"], rtol=0, atol=1e-4)
+    for wanted in about["stitches"]:
+        name = f"{wanted['front_last_block']}_{wanted['end_first_block']}"
+        found = module.stitch(x, wanted["id"])
+        torch.testing.assert_close(found, tensors[f"output_nonorm.{name}"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(module.stitch(x, 1), tensors["output_base.end"], rtol=0, atol=1e-4)
+    alone = vr.lower(made, stitch=5)
+    assert not any(name.startswith("end.norm") for name, _ in alone.module.named_parameters())
+    assert torch.equal(alone.module(x), module.stitch(x, 5))
+    assert "def finish_bare(self, x):" in model_text(made)
+
+
 def test_gradients_are_those_of_the_authors() -> None:
     about, tensors = golden("snnet-stitch")
     made: Any = filled(about, tensors).module
     for name in (n for n in tensors if n.startswith("grad.")):
         _, pair, _, layer, kind = name.split(".")
         j, k = map(int, pair.split("_"))
-        number = next(s["id"] for s in about["stitches"]
-                      if (s["front_last_block"], s["end_first_block"]) == (j, k))  # fmt: skip
+        number = next(
+            s["id"]
+            for s in about["stitches"]
+            if (s["front_last_block"], s["end_first_block"]) == (j, k)
+        )
         made.zero_grad()
         (made.stitch(tensors["input"], number) * tensors["probe"]).sum().backward()
         found = made.stitches[int(layer)].get_parameter(kind).grad

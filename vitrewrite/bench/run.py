@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..profiling.timing import WARM_UP, Step, seconds, summary, timed
 from ..rewrite.rewritten import Rewritten
 from ..sensitivity.calls import wanted_by
 from ..verification.numeric import randomised, sample
+from .blocks import BlockMemory
 from .contenders import Contender, compile_apart, contenders
 from .layer import layer_steps
 from .memory import peak_bytes, saved_bytes
@@ -53,9 +54,11 @@ class BenchSettings:
 
 
 def run(
-    rewritten: Rewritten, settings: BenchSettings, device: str = "cpu",
+    rewritten: Rewritten,
+    settings: BenchSettings,
+    device: str = "cpu",
     progress: Progress = lambda what, share: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Measures time, memory and arithmetic of base, rewritten and lowered model.
 
     What the passes added is random, so that no branch is zero.
@@ -73,6 +76,33 @@ def run(
     with _threads(settings.threads):
         twin = randomised(rewritten)
         return _Bench(twin, settings, torch.device(device), progress).measured()
+
+
+def run_by_block(
+    rewritten: Rewritten,
+    settings: BenchSettings,
+    device: str = "cpu",
+    progress: Progress = lambda what, share: None,
+) -> dict[str, Any]:
+    """Measures the memory of training with what the spec does in one block, for each of them.
+
+    Args and errors are those of `run`; of the settings `batch`, `threads` and `dtype` count.
+
+    Raises:
+        UsageError: VR574 if no clause of the spec is about blocks.
+    """
+    ticks = 0
+
+    def tick(what: str) -> None:
+        nonlocal ticks
+        progress(what, min(1.0, ticks / taken.count))
+        ticks += 1
+
+    where, dtype = torch.device(device), getattr(torch, settings.dtype)
+    inputs = tuple(v.to(where, dtype) for v in sample(rewritten, settings.batch))
+    taken = BlockMemory(rewritten, where, dtype, inputs, tick)
+    with _threads(settings.threads), _running("training", where, settings):
+        return {**_about(rewritten, settings, where), "by_block": taken.measured()}
 
 
 class _Bench:
@@ -109,18 +139,7 @@ class _Bench:
         """Everything, ready for JSON."""
         measures, settings = self.rewritten.measures, self.settings
         return {
-            "spec": self.rewritten.spec.name,
-            "model": self.rewritten.model_name,
-            "batch": settings.batch,
-            "rounds": settings.rounds,
-            "dtype": settings.dtype,
-            "device": str(self.device),
-            "device_name": device_name(self.device),
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
+            **_about(self.rewritten, settings, self.device),
             "forward": self._forward(),
             "training": self._training() if settings.train else {},
             "layer_forward_backward": self._layer(),
@@ -201,9 +220,12 @@ class _Bench:
         return {name: summary(each, times["base"]) for name, each in times.items()}
 
     def _compared(
-        self, what: str, steps: Mapping[str, Step], facts: Mapping[str, Mapping[str, Any]],
+        self,
+        what: str,
+        steps: Mapping[str, Step],
+        facts: Mapping[str, Mapping[str, Any]],
         rounds: int = 0,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Timings of steps with what else is known of them; ratios are to `base`."""
         rounds = rounds or self.settings.rounds
         times = timed(steps, rounds, self.device, lambda: self._tick(f"{what}: rounds"))
@@ -220,20 +242,41 @@ class _Bench:
         self.progress(what, min(1.0, self.ticks / self.total))
         self.ticks += 1
 
-    @contextmanager
-    def _running(self, what: str) -> Iterator[None]:
-        """What the first run of a step raises, as an error of ours."""
-        try:
-            yield
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            settings = self.settings
-            raise UsageError(
-                "VR906",
-                f"{what} does not run on {self.device} in {settings.dtype} with batch "
-                f"{settings.batch}: {reason}",
-                suggestion="try a smaller --batch, or another --dtype",
-            ) from error
+    def _running(self, what: str) -> AbstractContextManager[None]:
+        return _running(what, self.device, self.settings)
+
+
+@contextmanager
+def _running(what: str, device: torch.device, settings: BenchSettings) -> Iterator[None]:
+    """What the first run of a step raises, as an error of ours."""
+    try:
+        yield
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            "VR906",
+            f"{what} does not run on {device} in {settings.dtype} with batch "
+            f"{settings.batch}: {reason}",
+            suggestion="try a smaller --batch, or another --dtype",
+        ) from error
+
+
+def _about(rewritten: Rewritten, settings: BenchSettings, device: torch.device) -> dict[str, Any]:
+    """What was measured, and where."""
+    return {
+        "spec": rewritten.spec.name,
+        "model": rewritten.model_name,
+        "batch": settings.batch,
+        "rounds": settings.rounds,
+        "dtype": settings.dtype,
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -209,6 +209,22 @@ class Pass:
 
         return delta(module)
 
+    def weights(self, module: Any, given: Sequence[Any], /) -> Mapping[str, Any]:
+        """How much each value counts that an inserted module reads of the model, for pictures.
+
+        What they are called is said in `rewrite` by `site.reads(*names)`; without it there is one
+        number, which is about the site.
+
+        Args:
+            module: what was inserted.
+            given: the arguments that it is called with for some images; empty without images.
+
+        Returns:
+            By what the numbers are, such as `norm of columns`: a tensor [values], or [images,
+            values] where they hang on the image. None in its place where images are needed.
+        """
+        return {}
+
     def update(self, module: Any, /) -> LowRankUpdate | Rescaling | None:
         """What an inserted module does to each of its sites, for other libraries to do the same.
 

@@ -11,10 +11,23 @@ import click
 
 from ..errors import FileError, UsageError, VitrewriteError
 from ..text import shown
-from . import anatomy, checking, commands, deltas, packing, palettes, profiling, showing, tuning
+from . import (
+    anatomy,
+    benching,
+    checking,
+    commands,
+    deltas,
+    packing,
+    palettes,
+    profiling,
+    showing,
+    tuning,
+    weighing,
+)
 
 __all__ = [
     "anatomy",
+    "benching",
     "checking",
     "commands",
     "deltas",
@@ -24,6 +37,7 @@ __all__ = [
     "run",
     "showing",
     "tuning",
+    "weighing",
 ]
 
 

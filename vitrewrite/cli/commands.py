@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,9 @@ from ..version import __version__
 from .common import (
     PATH,
     busy,
-    check_device,
     echo_json,
     echo_written,
     keep_profile,
-    progress_bar,
     request,
     starting,
     trusted,
@@ -54,9 +51,12 @@ def _overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     """KEY=VALUE arguments, and the file of measurements that `sensitive(...)` uses."""
     command = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
     return click.option(
-        "--profile", type=PATH, expose_value=False, callback=keep_profile,
+        "--profile",
+        type=PATH,
+        expose_value=False,
+        callback=keep_profile,
         help="Measurements of 'vitrewrite profile'; without, 'sensitive(...)' runs data=DATA.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 _MARKS = {True: "ok   ", False: "FAILS", None: "open "}
@@ -258,10 +258,18 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
 @_trust
 @_json
 def lower(
-    folder: Path, overrides: tuple[str, ...], out: Path, undo: bool, delta: Path | None,
-    stitch: int | None, macs: int | None, latency: float | None, table: Path | None, trust: bool,
+    folder: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    undo: bool,
+    delta: Path | None,
+    stitch: int | None,
+    macs: int | None,
+    latency: float | None,
+    table: Path | None,
+    trust: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Turns a rewritten model into the cheapest equal one, and measures what that changes.
 
     The originals of what it changes are kept in the folder, so that --undo gives back every bit.
@@ -318,54 +326,3 @@ def diff(first: str, second: str, as_json: bool) -> None:
         echo_json({"differences": found})
     else:
         click.echo("\n".join(found) if found else "no difference")
-
-
-@cli.command()
-@click.argument("spec")
-@_overrides
-@click.option("--batch", type=_COUNT, default=8, show_default=True, help="Images per step.")
-@click.option("--rounds", type=_COUNT, default=7, show_default=True, help="Interleaved rounds.")
-@click.option("--threads", type=_COUNT, help="Threads of the CPU; default torch's own.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
-    show_default=True, help="Of weights and inputs.",
-)  # fmt: skip
-@click.option("--train/--no-train", default=True, show_default=True, help="Training steps too.")
-@click.option("--compile", is_flag=True, help="The models under torch.compile too.")
-@click.option(
-    "--profiling/--no-profiling", default=None,
-    help="Profiling the base too; by default if the spec has sensitive(...).",
-)  # fmt: skip
-@click.option(
-    "--tuning", type=click.IntRange(min=0), default=0, metavar="STEPS",
-    help="Runs of 'tune' on digits too, beside a plain loop of PyTorch.",
-)  # fmt: skip
-@click.option("--out", type=PATH, help="Write the JSON there too.")
-@click.option("--svg", type=PATH, help="Draw the time ratios there.")
-@_json
-def bench(
-    spec: str, overrides: tuple[str, ...], out: Path | None, svg: Path | None, as_json: bool,
-    **options: Any,
-) -> None:  # fmt: skip
-    """Measures base, rewritten and lowered model side by side.
-
-    Time of a forward and of a training step, peak memory, bytes saved for backward, and MACs.
-    `device=cuda` measures on a GPU. The base trains its head only.
-    """
-    wanted = request(spec, overrides)
-    with starting():
-        from ..bench import BenchSettings, run, table
-        from ..disk import check_file, write_text
-        from ..report.chart import chart
-    check_device(wanted.device)
-    for target in (out, svg):
-        if target:
-            check_file(target)
-    with progress_bar() as progress:
-        progress("rewriting", 0.0)
-        result = run(wanted.apply(), BenchSettings(**options), wanted.device, progress)
-    if out:
-        write_text(out, json.dumps(result, indent=2) + "\n")
-    if svg:
-        write_text(svg, chart(result))
-    echo_json(result) if as_json else click.echo(table(result))

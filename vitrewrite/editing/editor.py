@@ -62,6 +62,7 @@ class Insertion:
         through: what x is multiplied with before it is given to a branch beside a layer.
         others: further layers that it stands in front of.
         buffers: values that the pass gave them; those of the others hang on the constructor alone.
+        reads: what it reads of the model in the pass's words, such as `blocks[3].attn`.
     """
 
     pass_name: str
@@ -78,6 +79,7 @@ class Insertion:
     through: Value | None = None
     others: list[Seat] = field(default_factory=list)
     buffers: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    reads: tuple[str, ...] = ()
 
 
 @dataclass
@@ -148,11 +150,18 @@ class Editor:
         known = list(self.warnings), dict(self.moved), dict(self.removed)
         stacks = {k: [new[id(i)] for i in v if id(i) in new] for k, v in self.stacks.items()}
         return Editor(
-            root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
-            helpers=list(self.helpers), again={k: list(v) for k, v in self.again.items()},
+            root,
+            list(new.values()),
+            set(),
+            *known,
+            stacks=stacks,
+            waived=self.waived,
+            helpers=list(self.helpers),
+            again={k: list(v) for k, v in self.again.items()},
             stitches=self.stitches,
-            narrowed={k: list(v) for k, v in self.narrowed.items()}, origins=dict(self.origins),
-        )  # fmt: skip
+            narrowed={k: list(v) for k, v in self.narrowed.items()},
+            origins=dict(self.origins),
+        )
 
     def unit(self, path: str) -> Unit:
         """The unit at `path`."""

@@ -39,10 +39,12 @@ def extracted(root: nn.Module, number: int) -> nn.Module:
     write(
         made,
         About(
-            example=known.example, notes=known.notes, pretrained_cfg=known.pretrained_cfg,
+            example=known.example,
+            notes=known.notes,
+            pretrained_cfg=known.pretrained_cfg,
             config=known.config,
         ),
-    )  # fmt: skip
+    )
     return made
 
 
@@ -60,7 +62,8 @@ def _program(root: nn.Module, paths: Ways, path: Way) -> fx.Graph:
     for name in paths.modules(path):
         x = whole.call_module(name, (x,))
         HINT.put(x, "x")
-    end = ending(_graph(root, path.end), paths.pieces[path.end])
+    bare = None if path.layer is None else paths.left_out.get(path.end)
+    end = ending(_graph(root, path.end), paths.pieces[path.end], bare)
     whole.output(_inlined(whole, end, x, path.end))
     return whole
 

@@ -262,7 +262,9 @@ class Classes:
         if (name := self.models.get(id(cls.sample))) is not None and self.ways is not None:
             cls.runs = self.runs[id(cls.sample)]
             programs = [numbered(g) for g in cls.template.graphs]
-            cls.asked = tuple(parts(programs, self.ways.pieces[name]).items())
+            cls.asked = tuple(
+                parts(programs, self.ways.pieces[name], self.ways.left_out.get(name)).items()
+            )
         for graph in cls.programs:
             inline_small_calls(graph, cls.units)
 

@@ -187,7 +187,8 @@ def _asked(cls: Class) -> list[str]:
     if cls.runs:
         lines += ["", *run_lines(cls.sample, cls.runs)]
     if cls.paths is not None:
-        lines += ["", *stitch_lines(_body(cls, cls.checks, ["x"])[:-1], cls.sample)]
+        checked = _body(cls, cls.checks, ["x"])[:-1]
+        lines += ["", *stitch_lines(checked, cls.sample, cls.paths)]
     return lines
 
 

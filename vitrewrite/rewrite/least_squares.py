@@ -108,7 +108,7 @@ def solve(rewritten: Rewritten, images: Iterable[torch.Tensor]) -> tuple[Fit, ..
         raise RewriteError(
             "VR512", f"'{rewritten.spec.name}' stitches no models: there is nothing to calibrate"
         )
-    between = [path for path in paths.table if path.layer is not None]
+    between = [path for path in paths.table if path.layer is not None and not path.between]
     sums = _Sums()
     with modes_kept(root):
         root.eval()
@@ -119,9 +119,10 @@ def solve(rewritten: Rewritten, images: Iterable[torch.Tensor]) -> tuple[Fit, ..
             sums.rows += len(next(iter(points.values())))
     if not sums.images:
         raise RewriteError(
-            "VR512", "least squares need images, and there are none",
+            "VR512",
+            "least squares need images, and there are none",
             suggestion="give some, such as data=digits, or leave the layers as they are drawn",
-        )  # fmt: skip
+        )
     fits = tuple(_solved(root, between, sums))
     _tell(rewritten, fits, sums)
     return fits

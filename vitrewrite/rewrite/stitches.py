@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ..editing.measure import BrokenError, Propagation
 from ..errors import RewriteError
 from ..text import giga, table
 from ..tracing.about import about, is_root
-from ..tracing.paths import STITCHES, Way, Ways, told
+from ..tracing.paths import STITCHES, Between, Way, Ways, told
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -39,16 +40,22 @@ class Stitch:
 
     @property
     def name(self) -> str:
-        """It in words: `base`, or `small 7 + base 5`, by how many blocks run of each."""
-        return self.path.front if self.path.layer is None else f"{self.path.front}-{self.path.end}"
+        """The models that it runs in words: `base`, or `small-base`."""
+        path = self.path
+        if path.layer is None:
+            return path.front
+        middle = f"-{path.between.model}" if path.between is not None else ""
+        return f"{path.front}{middle}-{path.end}"
 
     def to_json(self) -> dict[str, Any]:
         """It as data."""
-        front, stop, layer, end, start = self.path.row
+        front, stop, layer, end, start, *_ = self.path.row
+        mid = self.path.between
+        more = {} if mid is None else {"between": dataclasses.asdict(mid)}
         return {
             "number": self.number, "front": front, "front_blocks": stop, "layer": layer,
             "end": end, "first_end_block": start, "macs": self.macs,
-            "macs_lowered": self.macs_lowered, "params": self.params,
+            "macs_lowered": self.macs_lowered, "params": self.params, **more,
         }  # fmt: skip
 
 
@@ -81,7 +88,7 @@ class StitchSpace:
                 graph.add_edge((base, i), (base, i + 1), module=f"{base}.{piece}")
         for stitch in self.stitches:
             path = stitch.path
-            if path.layer is not None:
+            if path.layer is not None and path.between is None:
                 ends = (path.front, path.stop), (path.end, path.start)
                 module = f"{STITCHES}.{path.layer}"
                 graph.add_edge(*ends, module=module, layer=path.layer, stitch=stitch.number)
@@ -131,9 +138,12 @@ class OneStitch(nn.Module):
 
 
 def space_of(
-    root: nn.Module, example: tuple[torch.Tensor, ...], run: Propagation, lowered: nn.Module,
+    root: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    run: Propagation,
+    lowered: nn.Module,
     run_lowered: Propagation,
-) -> StitchSpace | None:  # fmt: skip
+) -> StitchSpace | None:
     """All ways through the models of a tree with their costs; None if it has one model.
 
     Args:
@@ -171,6 +181,9 @@ class _Counter:
         between = (p for p in self.paths.modules(path) if not p.startswith(f"{STITCHES}."))
         pieces = [self._piece(piece) for piece in between]
         inside = sum(macs for macs, _ in pieces), sum(count for _, count in pieces)
+        if path.between is not None:
+            around = self._chained(path, path.between)
+            return around[0] + inside[0], around[1] + inside[1]
         key = path.front, path.end, self._between(path)
         if key not in self.around:
             model = extracted(self.root, number)
@@ -192,9 +205,26 @@ class _Counter:
             message = f"stitch {number}, from '{path.front}' to '{path.end}', does not run"
             notes = [f"{error.operation} in '{error.path}' of {list(map(list, error.shapes))}"]
             raise RewriteError(
-                "VR508", message, notes=notes,
+                "VR508",
+                message,
+                notes=notes,
                 suggestion="take models whose stages have the same positions",
-            ) from error  # fmt: skip
+            ) from error
+
+    def _chained(self, path: Way, mid: Between) -> tuple[int, int]:
+        """Without pieces: what its two halves cost, less beginning and end of the third model.
+
+        All three are paths with smaller numbers, and counted.
+        """
+        one, two = (
+            self.around[way.front, way.end, self._between(way)]
+            for way in (
+                Way(path.front, path.stop, mid.layer, mid.model, mid.start),
+                Way(mid.model, mid.stop, path.layer, path.end, path.start),
+            )
+        )
+        alone = self.around[mid.model, mid.model, None]
+        return one[0] + two[0] - alone[0], one[1] + two[1] - alone[1]
 
     def _between(self, path: Way) -> Hashable:
         """What is alike where two paths cost the same between their pieces."""

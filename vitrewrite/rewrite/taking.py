@@ -31,21 +31,28 @@ def taken(rewritten: Rewritten, number: int) -> Rewritten:
     known = about(rewritten.module).paths if is_root(rewritten.module) else None
     if known is None:
         raise RewriteError(
-            "VR510", f"'{rewritten.spec.name}' stitches no models, so it has no stitch {number}",
+            "VR510",
+            f"'{rewritten.spec.name}' stitches no models, so it has no stitch {number}",
             suggestion="leave the number out",
-        )  # fmt: skip
+        )
     count = len(known.table)
     if not 0 <= number < count:
         raise RewriteError(
-            "VR510", f"there is no stitch {number}: '{rewritten.spec.name}' has {count}",
+            "VR510",
+            f"there is no stitch {number}: '{rewritten.spec.name}' has {count}",
             suggestion=f"give a number from 0 to {count - 1}; plan and report list them",
-        )  # fmt: skip
+        )
     root = duplicate(
         extracted(rewritten.module, number),
-        lambda p: nn.Parameter(p.detach(), requires_grad=p.requires_grad), lambda b: b.clone(),
-    )  # fmt: skip
-    front, stop, layer, end, start = known.table[number].row
+        lambda p: nn.Parameter(p.detach(), requires_grad=p.requires_grad),
+        lambda b: b.clone(),
+    )
+    front, stop, layer, end, start, *_ = known.table[number].row
+    mid = known.table[number].between
     told = f"blocks 0..{stop}, layer {layer}" if layer is not None else "all of it"
+    if mid is not None:
+        through = f"{mid.model} {mid.start}..{mid.stop}"
+        told = f"blocks 0..{stop}, layer {mid.layer}, {through}, layer {layer}"
     note = f"stitch {number} of {rewritten.spec.name}: {front} {told}, then {end} from {start}"
     realise(root)
     spec = parse_spec(f"# {note}\n").renamed(f"{rewritten.spec.name}_stitch_{number}")

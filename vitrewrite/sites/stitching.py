@@ -102,9 +102,10 @@ class BasesSite(BoundSite):
     def _apart(self, why: str) -> RewriteError:
         names = listing(self.site.names)
         return self.clause.error(
-            "VR508", f"{self.pass_name} cannot stitch {names}: {why}",
+            "VR508",
+            f"{self.pass_name} cannot stitch {names}: {why}",
             suggestion="take models of one family, image size and number of classes",
-        )  # fmt: skip
+        )
 
     def wrong(self, option: str, message: str) -> RewriteError:
         """An error about an option that makes no sense for these models."""
@@ -125,10 +126,17 @@ class BasesSite(BoundSite):
         path = self.editor.adopt("", STITCHES, str(number), module, self.like)[1]
         self.editor.insertions.append(
             Insertion(
-                self.pass_name, self.clause.number, path, "", module, self, (path,), path,
+                self.pass_name,
+                self.clause.number,
+                path,
+                "",
+                module,
+                self,
+                (path,),
+                path,
                 buffers=known,
             )
-        )  # fmt: skip
+        )
         self.editor.by_loss.append(path)  # no forward of the models calls it
         return number
 
@@ -143,6 +151,24 @@ class BasesSite(BoundSite):
             before: the first of them; `end.depth` where none does.
         """
         self._wanted.append(WantedWay(front.name, after, layer, end.name, before))
+
+    def chain(self, first: int, second: int) -> None:
+        """One more path through three models: that of one path, and of another that goes on.
+
+        Args:
+            first: the number of a path to a second model.
+            second: of one from that to a third, which leaves it behind where the first enters it.
+        """
+        one, two = self._wanted[first], self._wanted[second]
+        assert one.layer is not None
+        between = one.layer, one.end, one.before, two.after
+        self._wanted.append(
+            WantedWay(one.front, one.after, two.layer, two.end, two.before, between)
+        )
+
+    def without_norms(self) -> None:
+        """Paths through several models leave out the final norm of the one they end in."""
+        self._stitches.final_norm = False
 
     def alone(self, anchor: Anchor) -> None:
         """One more path: a model by itself."""
