@@ -16,14 +16,8 @@ from torch import nn
 from ..catalog.own_code import classes_in
 from ..errors import EmitError
 from .literals import constant, quoted
-from .specialised import (
-    RECORDS,
-    Agreed,
-    arguments_left,
-    drop_arguments,
-    drop_methods,
-    specialise,
-)
+from .specialised import RECORDS, specialise
+from .unread import Agreed, arguments_left, drop_arguments, drop_methods
 from .wrap import WIDTH, wrap
 
 

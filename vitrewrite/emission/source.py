@@ -23,7 +23,7 @@ from .literals import docstring, quoted
 from .names import CALLED, IMPORTED, RESERVED, NameScope, identifier, is_name
 from .paths import run_lines, stitch_lines, table_lines
 from .saying import told
-from .specialised import Agreed
+from .unread import Agreed
 from .wrap import WIDTH, wrap
 
 
