@@ -121,3 +121,13 @@ def test_stitches_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     share = r"\d+\.\d%"
     assert re.fullmatch(rf"\| ESTA (\| {share} ){{5}}(\| \d of 4 ){{2}}\|", rows[2])
     assert [row.split(" | ")[1] for row in rows[6:]] == ["6", "6", "3", "6"]
+
+
+@pytest.mark.slow
+def test_methods_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ["--only", "Head2Toe", "--only", "LoRA", "--epochs", "1"]
+    monkeypatch.setattr("sys.argv", ["beside.py", "--out", str(tmp_path), *chosen])
+    runpy.run_path(str(ROOT / "examples" / "beside.py"))["main"]()
+    rows = (tmp_path / "beside.md").read_text().splitlines()
+    assert re.fullmatch(r"\| Head2Toe \| 0 \| \d kB \| \d+\.\d % \|", rows[2])
+    assert re.fullmatch(r"\| LoRA \| 8,192 \| 2\d\d kB \| \d+\.\d % \|", rows[3])
