@@ -627,7 +627,7 @@ class Mask2FormerAttention(nn.Module):
         hidden_states = hidden_states.permute(1, 0, 2)
         position_embeddings = query_position.permute(1, 0, 2)
         y = hidden_states + position_embeddings
-        query_states = self.q_proj(y) * 0.1767766952966369
+        query_states = self.q_proj(y) * 32**-0.5
         tensor = self.k_proj(y)
         key_states = tensor.view(batch_size, -1, 8, 32).transpose(1, 2).contiguous()
         tensor = self.v_proj(hidden_states)
@@ -679,7 +679,7 @@ class MultiheadAttention(nn.Module):
         q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
         k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
         v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        scores = q * 0.1767766952966369 @ k.transpose(-2, -1) + attn_mask
+        scores = q * 32**-0.5 @ k.transpose(-2, -1) + attn_mask
         weights = scores.softmax(-1)
         attn_output = (weights @ v).transpose(0, 1)
         attn_output = attn_output.reshape(tgt_len * bsz, 256)
@@ -772,9 +772,7 @@ class MultiheadAttention2(nn.Module):
         q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
         k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
         v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        attn_output = F.scaled_dot_product_attention(
-            q, k, v, scale=0.1767766952966369
-        ).transpose(0, 1)
+        attn_output = F.scaled_dot_product_attention(q, k, v, scale=32**-0.5).transpose(0, 1)
         attn_output = attn_output.reshape(tgt_len * bsz, 256)
         attn_output = self.out_proj(attn_output)
         return attn_output.view(tgt_len, bsz, attn_output.shape[1])
@@ -838,7 +836,7 @@ class MultiheadAttention3(nn.Module):
         q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
         k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
         v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        q_scaled = q * 0.1767766952966369
+        q_scaled = q * 32**-0.5
         attn_weights = torch.baddbmm(attn_mask, q_scaled, k.transpose(-2, -1))
         attn_weights = F.softmax(attn_weights, dim=-1)
         attn_output = torch.bmm(attn_weights, v).transpose(0, 1)
