@@ -164,5 +164,5 @@ def test_help_says_what_may_stand_where() -> None:
     assert "for the constructor of the model" in shown("sites")
     assert "where it is code of yours" in shown("lower")
     assert "an option of the pass" in shown("check-pass")
-    for name, command in cli.commands.items():
-        assert command.help, name
+    for name, each in cli.commands.items():
+        assert each.help, name

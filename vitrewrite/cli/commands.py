@@ -242,10 +242,18 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
 @_trust
 @_json
 def lower(
-    folder: Path, overrides: tuple[str, ...], out: Path, undo: bool, delta: Path | None,
-    stitch: int | None, macs: int | None, latency: float | None, table: Path | None, trust: bool,
+    folder: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    undo: bool,
+    delta: Path | None,
+    stitch: int | None,
+    macs: int | None,
+    latency: float | None,
+    table: Path | None,
+    trust: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Turns a rewritten model into the cheapest equal one, and measures what that changes.
 
     The originals of what it changes are kept in the folder, so that --undo gives back every bit.

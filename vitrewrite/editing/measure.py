@@ -52,9 +52,12 @@ class BrokenError(Exception):
     """
 
     def __init__(
-        self, path: str, operation: str, shapes: tuple[Shape, ...] = (),
+        self,
+        path: str,
+        operation: str,
+        shapes: tuple[Shape, ...] = (),
         numbers: tuple[int, ...] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(f"{operation} in '{path}'")
         self.path, self.operation, self.shapes, self.numbers = path, operation, shapes, numbers
 
@@ -99,9 +102,13 @@ class Propagation:
     """
 
     def __init__(
-        self, root: nn.Module, inputs: tuple[Any, ...], known: Propagation | None = None,
-        *, note: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        root: nn.Module,
+        inputs: tuple[Any, ...],
+        known: Propagation | None = None,
+        *,
+        note: bool = False,
+    ) -> None:
         self.note, self.noted = note, set[int]()
         self.spared = Costs()  # of operations that were not run again
         self.entries: dict[Hashable, _Entry] = known.entries if known else {}
@@ -198,9 +205,12 @@ class Propagation:
         )  # fmt: skip
 
     def _spared(
-        self, function: Callable[[Any], Any], given: Any, key: Hashable,
+        self,
+        function: Callable[[Any], Any],
+        given: Any,
+        key: Hashable,
         worth: Callable[[tuple[Any, Costs]], bool],
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """The result of a function, run only if no equal one was run before."""
         before = self._counted()
 

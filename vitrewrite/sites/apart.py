@@ -186,9 +186,9 @@ class ApartSite(ScoresSite):
 
     def _inseparable(self, why: str) -> Exception:
         return self.clause.error(
-            "VR488", f"{self.pass_name} at '{self.role}': {why}, so that no head can be taken out "
-            "by itself",
-        )  # fmt: skip
+            "VR488",
+            f"{self.pass_name} at '{self.role}': {why}, so that no head can be taken out by itself",
+        )
 
     def _needed(self, layer: Linear | None) -> Linear:
         if layer is None:
