@@ -88,13 +88,14 @@ class EveryMinute:
     """Lines on stderr for who reads a log: one a minute, however many there are to tell."""
 
     seconds = 60.0
+    now = staticmethod(time.monotonic)
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._last = self.now()
 
     def tell(self, line: str) -> None:
         """Prints a line if the last one was a minute ago."""
-        now = time.monotonic()
+        now = self.now()
         if now - self._last >= self.seconds:
             self._last = now
             print(line, file=sys.stderr, flush=True)  # noqa: T201

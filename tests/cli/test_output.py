@@ -143,7 +143,7 @@ def test_a_line_a_minute_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(EveryMinute, "now", lambda _: now[0])
     with progress_bar() as told, busy("measuring"):
         for minute in range(4):
             for part in range(6):
