@@ -19,7 +19,8 @@ from tests.emission.emitted import check, module
 from tests.emission.test_merging import Listed, Ordered, Scaled
 from tests.models import DEAR
 from tests.test_rolls import tensors
-from vitrewrite.emission import classes, loops, realise
+from vitrewrite.emission import classes, realise
+from vitrewrite.emission.loops import runs as loops
 from vitrewrite.emission.proof import Doubt, likeness, unproved
 
 X = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -12,6 +12,7 @@ from ..tracing import walk
 from ..tracing.about import about, is_root
 from ..tracing.cutting import halves
 from ..tracing.entries import ENTRIES
+from ..tracing.packing import PLAIN, Packing, packing
 from ..tracing.paths import Ways, checks
 from ..tracing.pre_logits import NOT_READ
 from ..tracing.ranks import generalise
@@ -24,6 +25,7 @@ from .entrances import entered, entrances
 from .inlining import inline_small_calls
 from .literals import Symbol, same
 from .names import NameScope
+from .packs import join, pack_calls, pack_inputs
 from .parameters import Parameters
 from .paths import known_paths, parts, runs_by_id
 from .pre_logits import before_logits
@@ -50,6 +52,7 @@ class Class:
     odd: str = ""  # why there is no such program, if there was one in the model
     plain: bool = False  # whether its forward is written without loops
     checkpointed: str | None = None  # when it is computed again in backward; "" is always
+    packing: Packing = PLAIN  # which inputs are one argument
     used: set[int] = field(default_factory=set)  # ids of modules that some graph calls
 
     @property
@@ -106,6 +109,7 @@ class Classes:
             cls.used = self._used
             self._prepare(cls)
             self._used |= _used_by(cls)
+        self._pack()
         needed = self._reachable(root)
         self.all = [cls for cls in self.all if cls in needed]
         self._name()
@@ -217,6 +221,30 @@ class Classes:
         for graph in cls.programs:
             inline_small_calls(graph, cls.units)
 
+    def _pack(self) -> None:
+        """Finds which inputs are one argument: all that a call may reach must agree."""
+        for cls in self.all:
+            found = {packing(graph) for graph in cls.graphs}
+            alone = is_root(cls.sample) or cls.entries or self.ways is not None
+            cls.packing = found.pop() if len(found) == 1 and not alone else PLAIN
+        again = True
+        while again:
+            again = False
+            for cls in self.all:
+                for node in (n for g in cls.programs for n in g.nodes if n.op == "call_module"):
+                    called = self._called(cls, str(node.target))
+                    if len({c.packing if c else PLAIN for c in called}) > 1:
+                        again = True
+                        for each in filter(None, called):
+                            each.packing = PLAIN
+
+    def _called(self, cls: Class, target: str) -> set[Class | None]:
+        """The classes of what a call may reach, None for what is no unit."""
+        return {self.of.get(id(unit.get_submodule(target))) for unit in cls.units}
+
+    def _packing_of(self, cls: Class, target: str) -> Packing:
+        return next((c.packing for c in self._called(cls, target) if c), PLAIN)
+
     def finish(self, cls: Class) -> None:
         """Writes differing literals as arguments; to be done after the children's classes."""
         names = {p: self._argument(cls, p) for p in cls.literals[0]} if cls.template else {}
@@ -224,6 +252,9 @@ class Classes:
             number = i % len(cls.template.graphs) if cls.template else 0
             replace_literals(graph, number, {p: s for p, s in names.items() if s is not None})
             tidy(graph, cls.units)
+            pack_inputs(graph, cls.packing)
+            pack_calls(graph, lambda target: self._packing_of(cls, target))
+            join(graph)
             eliminate_dead_code(graph)
         flags = [unit.checkpointing for unit in cls.units]
         if any(flags):

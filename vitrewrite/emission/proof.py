@@ -101,6 +101,8 @@ def _compare(unit: Unit, training: bool, name: str = "forward") -> None:
     ended = terms.close()
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     given = [_input(terms, i, node) for i, node in enumerate(inputs)]
+    if name == "forward":
+        given = list(unit.packing.packed(given))
     found = _printed(terms, unit, training, name)(*given)
     if frozen(found) != frozen(wanted):
         raise UnprovedError("what it returns is not what the graph returns")
@@ -156,6 +158,8 @@ def _node(terms: Terms, node: fx.Node, module: nn.Module, values: Any, training:
     kwargs = fx.node.map_arg(dict(node.kwargs), values.__getitem__)
     if node.op == "call_module":
         child = module.get_submodule(str(node.target))
+        if isinstance(child, Unit) and child.packing:
+            args = child.packing.packed(args)
         return _called(terms, child, args, kwargs, training)
     if node.op == "call_method":
         return _method(terms, str(node.target), args, kwargs)
@@ -204,8 +208,11 @@ def _called(terms: Terms, child: nn.Module, args: Any, kwargs: Any, training: bo
     if isinstance(child, Unit) and steps(child) <= MAX_STEPS:
         assert child.template is not None
         graph = child.template.graph  # and so the same on both sides
-        return terms.freely(lambda: _run(terms, graph, child, args, training))
+        flat = child.packing.flat(args) if child.packing else args
+        return terms.freely(lambda: _run(terms, graph, child, flat, training))
     effect = module_has_effect(child)
+    if isinstance(child, Unit) and child.packing:  # a list is as good as a tuple
+        args = child.packing.packed(child.packing.flat(args))
     key = ("call", id(child), frozen(args), frozen(kwargs), terms.moment if effect else None)
     terms.moment += effect
     term = terms.of(key, f"a call of {type(child).__name__}")

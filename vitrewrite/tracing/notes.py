@@ -62,6 +62,7 @@ GUARD: Note[frozenset[int]] = Note("guard")  # of a check: the witnesses that it
 OWN_FIRST: Note[bool] = Note("own")  # of a choice of sizes: whether the model's own is first
 OUTCOME: Note[bool] = Note("outcome")  # of a decision on sizes: how it fell under the example
 ARGUMENT: Note[Any] = Note("argument")  # of a constant handed to a unit: its value, or "given"
+PART: Note[tuple[int, ...]] = Note("part")  # of an input: where in a tuple that is one argument
 ENTRY: Note[str] = Note("entry")  # of what belongs to the second half: the entry that it is
 RESULT: Note[tuple[str, Any, int]] = Note("result")  # how an entry yields it; which; of how many
 

@@ -1,0 +1,88 @@
+"""Puts tuples back together that capture took apart: inputs that are one argument, and calls."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from ..tracing.notes import ARGUMENT, ARITY, HINT, PART, copied
+from ..tracing.packing import Nest, Packing
+
+
+def pack_inputs(graph: fx.Graph, packing: Packing) -> None:
+    """Has one input stand for those that are one argument, whose items are read off it."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    last = inputs[-1] if inputs else None
+    rest = iter(inputs)
+    for nest in packing.arguments:
+        members = [next(rest) for _ in range(_count(nest))]
+        if nest is None:
+            continue
+        with graph.inserting_before(members[0]):
+            whole = graph.placeholder(f"{members[0].name}_packed")
+        HINT.put(whole, ARGUMENT.get(members[0]))
+        assert last is not None
+        after = whole if last in members else last
+        _read(graph, whole, nest, iter(members), after)
+        for member in members:
+            graph.erase_node(member)
+
+
+def _count(nest: Nest) -> int:
+    return 1 if nest is None else sum(map(_count, nest))
+
+
+def _read(graph: fx.Graph, whole: fx.Node, nest: Nest, members: Any, after: fx.Node) -> fx.Node:
+    """Reads members off a tuple, after some node; the last one that was added."""
+    assert nest is not None
+    ARITY.put(whole, len(nest))
+    for number, inner in enumerate(nest):
+        with graph.inserting_after(after):
+            after = item = graph.call_function(operator.getitem, (whole, number))
+        if inner is None:
+            member = next(members)
+            copied(member, item)
+            PART.drop(item)
+            member.replace_all_uses_with(item)
+        else:
+            after = _read(graph, item, inner, members, after)
+    return after
+
+
+def pack_calls(graph: fx.Graph, packing_of: Callable[[str], Packing]) -> None:
+    """Hands tuples to what takes them, and where there is one of these items, just that."""
+    for node in graph.nodes:
+        if node.op == "call_module" and (packing := packing_of(str(node.target))):
+            node.args = packing.packed(node.args)
+
+
+def join(graph: fx.Graph) -> None:
+    """Has calls read a tuple, or a part of it, rather than all of its items."""
+    for node in list(graph.nodes):
+        if node.op == "call_module":
+            node.args = tuple(_joined(graph, node, value) for value in node.args)
+
+
+def _joined(graph: fx.Graph, call: fx.Node, value: Any) -> Any:
+    if not isinstance(value, (tuple, list)) or len(value) < 2:
+        return value
+    items = [_joined(graph, call, each) for each in value]
+    owner, start = _item(items[0])
+    if owner is None or any(_item(v) != (owner, start + i) for i, v in enumerate(items)):
+        return type(value)(items)
+    if (start, len(items)) == (0, ARITY.of(owner)):
+        return owner
+    with graph.inserting_before(call):
+        return graph.call_function(operator.getitem, (owner, slice(start, start + len(items))))
+
+
+def _item(value: Any) -> tuple[fx.Node | None, int]:
+    """The tuple that a value is an item of, and its number."""
+    if not isinstance(value, fx.Node) or value.target is not operator.getitem:
+        return None, 0
+    owner, number = value.args
+    found = isinstance(owner, fx.Node) and ARITY.on(owner) and isinstance(number, int)
+    return (owner, number) if found else (None, 0)  # type: ignore[return-value]
