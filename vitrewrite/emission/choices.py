@@ -9,6 +9,7 @@ from ..tracing.notes import VALUE
 from ..tracing.operators import is_impure, is_inplace
 from ..tracing.sizes import by_size
 from .loops.rolls import Roll
+from .loops.sweeps import Sweep
 
 Block = tuple[fx.Node, bool]
 """A choice, and whether it is its first way."""
@@ -46,7 +47,8 @@ def blocks(graph: fx.Graph) -> dict[fx.Node, Block]:
 def _only_for(value: fx.Node, block: Block, found: dict[fx.Node, Block]) -> bool:
     """Whether a value may be put into a block: nothing outside of it reads the value."""
     choice, way = block
-    free = value.op in ("call_function", "call_method") and not isinstance(value.target, Roll)
+    rolled = isinstance(value.target, (Roll, Sweep))
+    free = value.op in ("call_function", "call_method") and not rolled
     if not free or is_impure(value):
         return False
     own, others = choice.args[1 if way else 2], (choice.args[0], choice.args[2 if way else 1])

@@ -12,6 +12,7 @@ from ..tracing import walk
 from ..tracing.about import about, is_root
 from ..tracing.cutting import halves
 from ..tracing.entries import ENTRIES
+from ..tracing.notes import HINT
 from ..tracing.packing import PLAIN, Packing, packing
 from ..tracing.paths import Ways, checks
 from ..tracing.pre_logits import NOT_READ
@@ -22,6 +23,7 @@ from .access import child_of, is_chain, is_sequence
 from .distinction import distinguish
 from .effects import holds_tensors
 from .entrances import entered, entrances
+from .implied import drop_implied
 from .inlining import inline_small_calls
 from .literals import Symbol, same
 from .names import NameScope
@@ -242,8 +244,13 @@ class Classes:
         """The classes of what a call may reach, None for what is no unit."""
         return {self.of.get(id(unit.get_submodule(target))) for unit in cls.units}
 
-    def _packing_of(self, cls: Class, target: str) -> Packing:
-        return next((c.packing for c in self._called(cls, target) if c), PLAIN)
+    def _taken_by(self, cls: Class, target: str) -> tuple[Packing, tuple[str, ...]]:
+        """What a call takes, and what that is called there."""
+        called = next(filter(None, self._called(cls, target)), None)
+        if called is None or not called.packing:
+            return PLAIN, ()
+        inputs = (n for n in called.graphs[0].nodes if n.op == "placeholder")
+        return called.packing, tuple(str(HINT.get(n) or n.name) for n in inputs)
 
     def finish(self, cls: Class) -> None:
         """Writes differing literals as arguments; to be done after the children's classes."""
@@ -252,8 +259,9 @@ class Classes:
             number = i % len(cls.template.graphs) if cls.template else 0
             replace_literals(graph, number, {p: s for p, s in names.items() if s is not None})
             tidy(graph, cls.units)
+            drop_implied(graph, cls.units)
             pack_inputs(graph, cls.packing)
-            pack_calls(graph, lambda target: self._packing_of(cls, target))
+            pack_calls(graph, lambda target: self._taken_by(cls, target))
             join(graph)
             eliminate_dead_code(graph)
         flags = [unit.checkpointing for unit in cls.units]

@@ -21,8 +21,11 @@ from .effects import note_effects
 from .expressions import ATOM, CALL, INPLACE, Text, named_arguments, render, structure, subscript
 from .grouping import is_nested
 from .literals import comment, constant
+from .loops.filling import sweep_up
 from .loops.rolling import roll_up
 from .loops.rolls import is_item, spread
+from .loops.sweeping import sweep_lines, sweep_text
+from .loops.sweeps import Sweep
 from .loops.turns import roll_lines
 from .names import Names
 from .statements import Layout, Statement
@@ -48,7 +51,7 @@ def body_lines(
         for node in graph.nodes:
             PLACE.drop(node)
     else:
-        graph = comprehend(roll_up(graph), units[0])
+        graph = sweep_up(comprehend(roll_up(graph), units[0]), units[0])
     return Printer(Layout.of(graph, units[0]), parameters).print()
 
 
@@ -66,6 +69,8 @@ class Printer:
             for read in self._reads(statement):
                 last_use[read] = number
         self.names = Names(last_use)
+        self.owned: dict[str, fx.Node] = {}  # names in comprehensions
+        self.texts: dict[fx.Node, Text] = {}  # what is written in place of inputs
         placeholders = [n for n in plan.graph.nodes if n.op == "placeholder"]
         for node, name in zip(placeholders, parameters, strict=True):
             self.names.holder[name] = node
@@ -103,6 +108,8 @@ class Printer:
         return structure(value, self._node)
 
     def _node(self, node: fx.Node) -> Text:
+        if node in self.texts:
+            return self.texts[node]
         if node in self.names.name_of:
             return Text(self.names.name_of[node])
         if is_size(node):
@@ -111,6 +118,8 @@ class Printer:
             return Text(f"*{self._node(operand(node)).code}")
         if isinstance(node.target, Comprehension):
             return node.target.text(node, self.text, self._own)
+        if isinstance(node.target, Sweep):
+            return sweep_text(self, node, self._own_again())
         return render(node, self.text)
 
     def _own(self, wish: str) -> str:
@@ -118,6 +127,20 @@ class Printer:
         owned = fx.Graph().placeholder("owned")
         self.names.last_use[owned] = 0
         return self.names.take(owned, [wish], -1)
+
+    def _own_again(self) -> Callable[[str], str]:
+        """Names that no variable has ever had, but other comprehensions may have."""
+        taken: set[str] = set()
+
+        def own(wish: str) -> str:
+            again = wish in self.owned and wish not in taken
+            again = again and self.names.holder[wish] is self.owned[wish]
+            name = wish if again else self._own(wish)
+            self.owned[name] = self.names.holder[name]
+            taken.add(name)
+            return name
+
+        return own
 
     def print(self) -> list[str]:
         """All lines."""
@@ -175,7 +198,7 @@ class Printer:
 
     def _assign(self, statement: Statement, number: int) -> None:
         node = statement.node
-        code = render(node, self.text).code
+        code = self._node(node).code
         if node.target in INPLACE:
             target = self.text(node.args[0])
             name = self.names.take(node, [target.code, *_wishes(node)], number)
@@ -190,7 +213,7 @@ class Printer:
             self._write(f"{name} = {code}", node)
 
     def _unpack(self, statement: Statement, number: int) -> None:
-        code = render(statement.node, self.text).code
+        code = self._node(statement.node).code
         targets = self._targets(statement.node, number)
         if len(targets) > self.width - 8:
             targets = f"({targets})"
@@ -245,6 +268,9 @@ class Printer:
 
     def _roll(self, statement: Statement, number: int) -> None:
         self.out += roll_lines(self, statement.node, number)
+
+    def _sweep(self, statement: Statement, number: int) -> None:
+        self.out += sweep_lines(self, statement.node, number)
 
     def _effect(self, statement: Statement, number: int) -> None:
         node = statement.node

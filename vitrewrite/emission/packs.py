@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import fx
 
-from ..tracing.notes import ARGUMENT, ARITY, HINT, PART, copied
-from ..tracing.packing import Nest, Packing
+from ..tracing.notes import ARGUMENT, ARITY, HINT, PART, TAKEN_AS, VALUE, copied
+from ..tracing.packing import Nest, Packing, numbered
+from .names import plural
 
 
 def pack_inputs(graph: fx.Graph, packing: Packing) -> None:
@@ -23,7 +24,8 @@ def pack_inputs(graph: fx.Graph, packing: Packing) -> None:
             continue
         with graph.inserting_before(members[0]):
             whole = graph.placeholder(f"{members[0].name}_packed")
-        HINT.put(whole, ARGUMENT.get(members[0]))
+        name = numbered(str(HINT.get(members[0])))[0]  # of what clauses added
+        HINT.put(whole, ARGUMENT.get(members[0]) or plural(name))
         assert last is not None
         after = whole if last in members else last
         _read(graph, whole, nest, iter(members), after)
@@ -33,6 +35,10 @@ def pack_inputs(graph: fx.Graph, packing: Packing) -> None:
 
 def _count(nest: Nest) -> int:
     return 1 if nest is None else sum(map(_count, nest))
+
+
+PAIR = ("height", "width")
+"""What two sizes that are handed on together are called."""
 
 
 def _read(graph: fx.Graph, whole: fx.Node, nest: Nest, members: Any, after: fx.Node) -> fx.Node:
@@ -47,23 +53,33 @@ def _read(graph: fx.Graph, whole: fx.Node, nest: Nest, members: Any, after: fx.N
             copied(member, item)
             PART.drop(item)
             member.replace_all_uses_with(item)
+            HINT.drop(item)
+            if len(nest) == len(PAIR) and isinstance(VALUE.get(item), int):
+                HINT.put(item, PAIR[number])
         else:
             after = _read(graph, item, inner, members, after)
     return after
 
 
-def pack_calls(graph: fx.Graph, packing_of: Callable[[str], Packing]) -> None:
-    """Hands tuples to what takes them, and where there is one of these items, just that."""
+def pack_calls(graph: fx.Graph, taken_by: Callable[[str], tuple[Packing, tuple[str, ...]]]) -> None:
+    """Hands tuples to what takes them."""
     for node in graph.nodes:
-        if node.op == "call_module" and (packing := packing_of(str(node.target))):
-            node.args = packing.packed(node.args)
+        if node.op == "call_module":
+            packing, names = taken_by(str(node.target))
+            if packing:
+                node.args = packing.packed(node.args)
+                TAKEN_AS.put(node, names)
 
 
 def join(graph: fx.Graph) -> None:
     """Has calls read a tuple, or a part of it, rather than all of its items."""
     for node in list(graph.nodes):
-        if node.op == "call_module":
+        if node.op.startswith("call") and node.target not in _INDEXING:
             node.args = tuple(_joined(graph, node, value) for value in node.args)
+            node.kwargs = {k: _joined(graph, node, value) for k, value in node.kwargs.items()}
+
+
+_INDEXING = frozenset({operator.getitem, operator.setitem})  # by a list means something else
 
 
 def _joined(graph: fx.Graph, call: fx.Node, value: Any) -> Any:
@@ -75,6 +91,8 @@ def _joined(graph: fx.Graph, call: fx.Node, value: Any) -> Any:
         return type(value)(items)
     if (start, len(items)) == (0, ARITY.of(owner)):
         return owner
+    if owner.op == "call_module":  # whose results have names of their own
+        return type(value)(items)
     with graph.inserting_before(call):
         return graph.call_function(operator.getitem, (owner, slice(start, start + len(items))))
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from .notes import ARGUMENT, PART
+from .notes import ARGUMENT, HINT, PART, WIRED
 from .numbers import Tracked
 
 Nest: TypeAlias = "tuple[Nest, ...] | None"
@@ -73,11 +73,39 @@ def packing(graph: fx.Graph) -> Packing:
     """How the inputs of a program are to be handed over, as far as they stand together."""
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     found: list[Nest] = []
-    for whole, group in groupby(inputs, lambda n: ARGUMENT.get(n) if PART.on(n) else None):
+    wired = _numbered(inputs)
+    for whole, group in groupby(inputs, lambda n: _argument(n, wired)):
         members = list(group)
-        nest = None if whole is None else _nest([PART.of(n) for n in members])
+        places = [PART.get(n) or (wired[n],) for n in members] if whole is not None else []
+        nest = _nest(places) if places else None
         found += [nest] if nest is not None else [None] * len(members)
     return Packing(tuple(found)) if any(found) else PLAIN
+
+
+def _argument(node: fx.Node, wired: dict[fx.Node, int]) -> str | None:
+    """The argument that an input is a part of."""
+    if node in wired:
+        return numbered(str(HINT.get(node)))[0]
+    return ARGUMENT.get(node) if PART.on(node) else None
+
+
+def _numbered(inputs: list[fx.Node]) -> dict[fx.Node, int]:
+    """Inputs that clauses added and that have names with numbers from 0 on, with these."""
+    found: dict[fx.Node, int] = {}
+    for _, group in groupby(
+        inputs, lambda n: numbered(str(HINT.get(n)))[0] if WIRED.get(n) else None
+    ):
+        members = list(group)
+        numbers = [numbered(str(HINT.get(n)))[1] for n in members]
+        if len(members) > 2 and numbers == list(range(len(members))):
+            found |= {node: i for i, node in enumerate(members)}
+    return found
+
+
+def numbered(name: str) -> tuple[str, int]:
+    """`position` and 2 for `position_2`; -1 if there is no number."""
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if stem and number.isdecimal() else (name, -1)
 
 
 def _nest(paths: list[tuple[int, ...]]) -> Nest:
