@@ -118,7 +118,7 @@ def test_what_is_made_of_the_items_is_a_loop(model: Any) -> None:
     assert "shapes.append((height, width))" in neck
     assert "self.level[i]" in neck
     assert "[height * width for height, width in shapes]" in attend
-    assert "in enumerate(zip(parts, shapes)):" in attend
+    assert "for i, (shape, part) in enumerate(zip(shapes, parts)):" in attend
     assert attend.count("adaptive_avg_pool2d") == 1
 
 

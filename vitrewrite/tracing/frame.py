@@ -15,7 +15,7 @@ from . import places
 from .dtypes import same_as
 from .escapes import bring
 from .nodes import add, after_inputs, attribute_of
-from .notes import ARGUMENT, HINT, LISTED, VALUE
+from .notes import ARGUMENT, ARITY, HINT, LISTED, VALUE
 from .numbers import Int, Tracked, make
 from .witness import IMAGE
 
@@ -229,12 +229,22 @@ class Frame:
         if self.listed.get(id(values)) == len(values):
             return
         self.listed[id(values)] = len(values)
+        self._hint_whole(name, values)
         for value in values:
             parts = value if type(value) is tuple else (value,)
             for part in parts:
                 node = self.nodes.get(id(part))
                 if isinstance(part, (torch.Tensor, Tracked)) and node is not None:
                     LISTED.keep(node, name)
+
+    def _hint_whole(self, name: str, values: Any) -> None:
+        """Takes the name of a tuple for the call that returned all of it."""
+        nodes = [self.nodes.get(id(value)) for value in values]
+        owner = nodes[0].args[0] if nodes and nodes[0] is not None and nodes[0].args else None
+        if isinstance(owner, fx.Node) and ARITY.get(owner) == len(nodes):
+            whole = [(owner, i) for i in range(len(nodes))]
+            if [n is not None and n.target is operator.getitem and n.args for n in nodes] == whole:
+                HINT.keep(owner, name)
 
 
 _NEVER_NODES = frozenset({int, float, bool, str, tuple, list, dict, type(None)})

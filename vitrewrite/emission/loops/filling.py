@@ -130,9 +130,7 @@ class _Filling:
     def fill(self) -> None:
         """Changes the graph, whose nodes are no longer in order then."""
         turn = _Turn(self.module, self.group, self.elements)
-        alone = len(self.elements) == 1 and not self.needed
-        single = alone and len(self.made[_key(self.elements[0])]) == 1
-        target = turn.sweep(whole=single)
+        target = turn.sweep(whole=len(self.elements) == 1)
         with self.graph.inserting_before(self.graph.output_node()):
             node = self.graph.call_function(target, (turn.owners, turn.others))
             lists = [node] if target.element is not None else self._items(node)
@@ -211,6 +209,7 @@ class _Turn:
         self.module, self.group, self.elements = module, group, elements
         self.graph = fx.Graph()
         self.known: dict[Any, Any] = {}  # what is read, by the key of its pattern
+        self.items: set[fx.Node] = set()  # nodes that read what is in an item
         self.over: list[Over] = []
         self.calls: dict[Children, list[fx.Node]] = {}
         self.first: int | None = None
@@ -258,6 +257,7 @@ class _Turn:
             inside = next(u for u in owners[0].users if _reads(u, owners[0], number))
             if node is None:
                 node = self.known[key] = self.graph.call_function(operator.getitem, (owner, number))
+                self.items.add(node)
                 copied(inside, node)
             owners = (inside,)
         self.known[_key(leaf)] = node
@@ -335,7 +335,7 @@ class _Turn:
         uses: list[fx.Node] = _nodes(element)
         for node in self.graph.nodes:
             uses += operands(node)
-        inner = [n for n in self.graph.nodes if n.op != "placeholder"]
+        inner = [n for n in self.graph.nodes if n.op != "placeholder" and n not in self.items]
         if any(ARITY.on(n) or uses.count(n) > 1 for n in inner):
             return False
         named = [n for n in inner if HINT.get(n) and n not in _nodes(element)]
