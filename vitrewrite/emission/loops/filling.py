@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import operator
-import re
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ...tracing.nodes import is_size, operand
-from ...tracing.notes import ARITY, ASSIGNED, HINT, LISTED, TAKEN_AS, VALUE, copied, shared
+from ...tracing.notes import ARITY, HINT, LISTED, TAKEN_AS, VALUE, shared
 from ...tracing.template import copy_graph, eliminate_dead_code
-from ..access import access, child_of
 from ..alike import operands
 from ..effects import has_effect, may_change
-from ..expressions import CALL, Text, render, structure
 from ..names import plural
-from ..packs import PAIR
 from .levels import Group, Path, Seed, groups
-from .lockstep import Children, Column, Index, Inner, Items, Loose, is_leaf, leaves
+from .lockstep import Strand, leaves
 from .rolls import Roll, item, spread
-from .sweeps import Over, Sweep
+from .sweeps import Sweep
+from .turning import Turn, hint_of, key_of, nodes_of, reads_item
 
 TRIES = 50  # loops of one graph
-MAX_LENGTH = 76  # characters of what a comprehension makes
 _JOINING = frozenset({torch.cat, torch.stack})  # take a list as well as a tuple
 
 
@@ -104,7 +97,7 @@ class _Filling:
             if part is None:
                 self._add(column)
 
-    def _part(self, column: Column) -> tuple[Any, int] | None:
+    def _part(self, column: Strand) -> tuple[Any, int] | None:
         """A list of tuples that has the column at some place, and that place."""
         for element in self.elements:
             if isinstance(element, tuple) and column in element:
@@ -112,9 +105,9 @@ class _Filling:
         return None
 
     def _add(self, pattern: Any, *seeds: Seed) -> None:
-        if _key(pattern) not in self.made:
+        if key_of(pattern) not in self.made:
             self.elements.append(pattern)
-        self.made.setdefault(_key(pattern), []).extend(seeds)
+        self.made.setdefault(key_of(pattern), []).extend(seeds)
 
     def _read_alone(self, node: fx.Node) -> bool:
         """Whether something reads the value of one turn."""
@@ -122,21 +115,21 @@ class _Filling:
             if user in self.inside:
                 continue
             lists = [s for s in self.group.seeds if s.reader is user]
-            listed = sum(_nodes(_at(user, s.path)).count(node) for s in lists)
+            listed = sum(nodes_of(_at(user, s.path)).count(node) for s in lists)
             if operands(user).count(node) > listed:
                 return True
         return False
 
     def fill(self) -> None:
         """Changes the graph, whose nodes are no longer in order then."""
-        turn = _Turn(self.module, self.group, self.elements)
+        turn = Turn(self.module, self.group, self.elements)
         target = turn.sweep(whole=len(self.elements) == 1)
         with self.graph.inserting_before(self.graph.output_node()):
             node = self.graph.call_function(target, (turn.owners, turn.others))
             lists = [node] if target.element is not None else self._items(node)
         for made, element in zip(lists, self.elements, strict=True):
             ARITY.put(made, self.group.count)
-            for seed in self.made[_key(element)]:
+            for seed in self.made[key_of(element)]:
                 self._replace(seed, made)
             HINT.put(made, self._name(element))
             for column, part in self.part.items():
@@ -149,16 +142,16 @@ class _Filling:
 
     def _name(self, element: Any) -> str | None:
         """What a list is called: in the source, where it is handed to, or after what is in it."""
-        for seed in self.made[_key(element)]:
+        for seed in self.made[key_of(element)]:
             names = TAKEN_AS.get(seed.reader)
             if names and seed.path[0] == 0:
                 return str(names[seed.path[1]])
-        columns = [leaf for leaf in leaves(element) if isinstance(leaf, Column)]
-        joined = [s.reader for s in self.made[_key(element)] if s.reader.target in _JOINING]
+        columns = [leaf for leaf in leaves(element) if isinstance(leaf, Strand)]
+        joined = [s.reader for s in self.made[key_of(element)] if s.reader.target in _JOINING]
         listed = (LISTED.get(n) for c in columns for n in c.nodes)
         name = next(filter(None, listed), None)
-        if name is None and isinstance(element, Column):
-            hint = _hint(element.nodes)
+        if name is None and isinstance(element, Strand):
+            hint = hint_of(element.nodes)
             name = plural(hint) if hint else None
         return name or next(filter(None, map(HINT.get, joined)), None)
 
@@ -180,11 +173,11 @@ class _Filling:
         reader.args, reader.kwargs = args, kwargs
 
     def _item(self, made: fx.Node, number: int) -> fx.Node:
-        known = (u for u in made.users if _reads(u, made, number))
+        known = (u for u in made.users if reads_item(u, made, number))
         return next(known, None) or self.graph.call_function(operator.getitem, (made, number))
 
     def _read_off(
-        self, column: Column, made: fx.Node, arity: int = 0, key: int | None = None
+        self, column: Strand, made: fx.Node, arity: int = 0, key: int | None = None
     ) -> None:
         """Has what reads the value of one turn read it off a list, or off a tuple in a list."""
         for number, node in enumerate(column.nodes):
@@ -200,249 +193,6 @@ class _Filling:
             shared(node, read, VALUE, ARITY)
             for user in outside:
                 user.replace_input_with(node, read)
-
-
-class _Turn:
-    """One turn as a graph, in the making."""
-
-    def __init__(self, module: nn.Module, group: Group, elements: list[Any]) -> None:
-        self.module, self.group, self.elements = module, group, elements
-        self.graph = fx.Graph()
-        self.known: dict[Any, Any] = {}  # what is read, by the key of its pattern
-        self.items: set[fx.Node] = set()  # nodes that read what is in an item
-        self.over: list[Over] = []
-        self.calls: dict[Children, list[fx.Node]] = {}
-        self.first: int | None = None
-        reads = [leaf for leaf in group.reads() if not isinstance(leaf, Column)]
-        inner = list({_key(leaf): leaf for leaf in reads if isinstance(leaf, Inner)}.values())
-        gone = [leaf for leaf in reads if isinstance(leaf, (Items, Loose))]
-        gone += [leaf.items for leaf in inner]
-        gone = list({_key(leaf): leaf for leaf in gone}.values())
-        for leaf in gone:
-            self._input(leaf)
-        index = next((leaf for leaf in reads if isinstance(leaf, Index)), None)
-        if index is not None:
-            self.first = index.start
-            self.known[_key(index)] = self.graph.placeholder("index")
-            VALUE.put(self.known[_key(index)], 1)
-        others = dict.fromkeys(leaf for leaf in reads if isinstance(leaf, fx.Node))
-        for node in others:
-            self.known[_key(node)] = self.graph.placeholder("other")
-            copied(node, self.known[_key(node)])
-        for each in inner:
-            self._read(each)
-        self.owners = tuple(x.owner if isinstance(x, Items) else x.nodes for x in gone)
-        self.others = tuple(others)
-
-    def _input(self, leaf: Items | Loose) -> None:
-        node = self.known[_key(leaf)] = self.graph.placeholder("each")
-        copied(leaf.nodes[0], node)
-        part, hint = "", _hint(leaf.nodes)
-        if isinstance(leaf, Items):
-            part = _part(ARITY.of(leaf.owner), leaf.start, leaf.step, self.group.count)
-            whole = HINT.get(leaf.owner)
-            hint = _singular(whole) if hint in (None, whole) else hint
-        ASSIGNED.put(node, True)
-        self.over.append(Over(part, hint))
-
-    def _read(self, leaf: Inner) -> None:
-        """Reads what is in an item off it."""
-        key: Any = (Items, leaf.items.nodes)
-        node = self.known[_key(leaf.items)]
-        owners = leaf.items.nodes
-        for number in leaf.keys:
-            key = (key, number)
-            owner = node
-            node = self.known.get(key)
-            inside = next(u for u in owners[0].users if _reads(u, owners[0], number))
-            if node is None:
-                node = self.known[key] = self.graph.call_function(operator.getitem, (owner, number))
-                self.items.add(node)
-                copied(inside, node)
-            owners = (inside,)
-        self.known[_key(leaf)] = node
-
-    def sweep(self, *, whole: bool) -> Sweep:
-        """The loop; if it makes one whole list, as a comprehension where that is short."""
-        for column in _in_order(self.group.columns):
-            self._make(column)
-        for element in self.elements:
-            self._name_sizes(element)
-        children = [self._children(each, calls) for each, calls in self.calls.items()]
-        values = [self._built(each) for each in self.elements]
-        names = (tuple(children), tuple(self.over))
-        lists = len(values)
-        if whole and self._is_short(values[0]):
-            self.graph.output(values[0])
-            return Sweep(
-                self.graph, (*names[0], *names[1]), self.group.count, self.first, 1, values[0]
-            )
-        filled = [self.graph.placeholder(f"list_{i}") for i in range(lists)]
-        self._inputs_first()
-        for made, value in zip(filled, values, strict=True):
-            self.graph.call_method("append", (made, value))
-        self.graph.output(())
-        return Sweep(self.graph, (*names[0], *names[1]), self.group.count, self.first, lists)
-
-    def _name_sizes(self, element: Any) -> None:
-        """Two sizes of one tensor that are put together are its height and width."""
-        columns = [c for c in element if isinstance(c, Column)] if type(element) is tuple else []
-        made = [self.known[_key(c)] for c in columns]
-        if len(made) == len(PAIR) == len(element) and all(map(is_size, made)):
-            for column, node, name in zip(columns, made, PAIR, strict=True):
-                if not HINT.get(node):
-                    for each in (node, *column.nodes):
-                        HINT.put(each, name)
-
-    def _inputs_first(self) -> None:
-        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
-        first = next(iter(self.graph.nodes))
-        for node in reversed(inputs):
-            if node is not first:
-                first.prepend(node)
-                first = node
-        for before, node in pairwise(inputs):
-            before.append(node)
-
-    def _make(self, column: Column) -> None:
-        first = column.nodes[0]
-        args, kwargs = self._built(column.arguments), self._built(column.keywords)
-        node = self.graph.create_node(first.op, first.target, args, kwargs)
-        copied(first, node)
-        if (hint := _hint(column.nodes)) is not None:
-            HINT.put(node, hint)
-        self.known[_key(column)] = node
-        if column.children is not None:
-            self.calls.setdefault(column.children, []).append(node)
-
-    def _built(self, pattern: Any) -> Any:
-        return _mapped(pattern, lambda leaf: self.known[_key(leaf)])
-
-    def _children(self, children: Children, calls: list[fx.Node]) -> Over:
-        """What is gone through to call another child in each turn."""
-        if children.container is None:
-            texts = [access(self.module, target) for target in children.targets]
-            return Over(f"({', '.join(texts)})", _stem(children.targets), tuple(calls))
-        owner = access(self.module, children.container)
-        length = len(child_of(self.module, children.container)._modules)
-        part = _part(length, children.start, children.step, self.group.count)
-        name = children.container.rpartition(".")[2]
-        hint = name[:-1] if name.endswith("s") and len(name) > 3 else "layer"
-        return Over(f"{owner}{part}", hint, tuple(calls))
-
-    def _is_short(self, element: Any) -> bool:
-        """Whether it can be written in a comprehension."""
-        uses: list[fx.Node] = _nodes(element)
-        for node in self.graph.nodes:
-            uses += operands(node)
-        inner = [n for n in self.graph.nodes if n.op != "placeholder" and n not in self.items]
-        if any(ARITY.on(n) or uses.count(n) > 1 for n in inner):
-            return False
-        named = [n for n in inner if HINT.get(n) and n not in _nodes(element)]
-        text = element_text(element, lambda n: Text("value") if n.op == "placeholder" else None)
-        return len(text) <= MAX_LENGTH and not named
-
-
-def element_text(element: Any, name: Callable[[fx.Node], Text | None]) -> str:
-    """What a comprehension makes, given the names of what is not written out."""
-
-    def of(value: Any) -> Text:
-        return structure(value, inside)
-
-    def inside(node: fx.Node) -> Text:
-        if (known := name(node)) is not None:
-            return known
-        if is_size(node):
-            return Text(f"{inside(operand(node)).within(CALL)}.shape[{node.args[1]}]", CALL)
-        return render(node, of)
-
-    return of(element).code
-
-
-def _reads(user: fx.Node, owner: fx.Node, number: int) -> bool:
-    return user.target is operator.getitem and user.args == (owner, number)
-
-
-def _key(pattern: Any) -> Any:
-    if isinstance(pattern, (Items, Inner, Loose)):
-        return type(pattern), pattern.nodes
-    if isinstance(pattern, Index):
-        return Index
-    if isinstance(pattern, (Column, fx.Node)):
-        return id(pattern)
-    return repr(_mapped(pattern, lambda leaf: _key(leaf)))
-
-
-def _mapped(pattern: Any, function: Callable[[Any], Any]) -> Any:
-    if is_leaf(pattern):
-        return function(pattern)
-    if isinstance(pattern, tuple):
-        return tuple(_mapped(p, function) for p in pattern)
-    if isinstance(pattern, list):
-        return [_mapped(p, function) for p in pattern]
-    if isinstance(pattern, dict):
-        return {k: _mapped(p, function) for k, p in pattern.items()}
-    if isinstance(pattern, slice):
-        parts = (pattern.start, pattern.stop, pattern.step)
-        return slice(*(_mapped(p, function) for p in parts))
-    return pattern
-
-
-def _in_order(columns: list[Column]) -> list[Column]:
-    """Columns after those that they read."""
-    order: dict[int, Column] = {}
-
-    def place(column: Column) -> None:
-        if id(column) in order:
-            return
-        for leaf in leaves((column.arguments, column.keywords)):
-            if isinstance(leaf, Column):
-                place(leaf)
-        order[id(column)] = column
-
-    graph = columns[0].nodes[0].graph if columns else None
-    number = {n: i for i, n in enumerate(graph.nodes)} if graph is not None else {}
-    for column in sorted(columns, key=lambda c: number[c.nodes[0]]):
-        place(column)
-    return list(order.values())
-
-
-def _hint(nodes: tuple[fx.Node, ...]) -> str | None:
-    """What values are called, without their number."""
-    found = (HINT.get(n) for n in nodes)
-    plain = (h for h in found if h and not re.fullmatch(r"_|size\d+", h))
-    hint = next((h.rstrip("0123456789") for h in plain), None)
-    return hint.rstrip("_") or None if hint else None
-
-
-def _singular(name: str | None) -> str | None:
-    if not name:
-        return None
-    stem = name.removesuffix("_list")
-    return stem[:-1] if stem.endswith("s") and len(stem) > 3 else stem if stem != name else None
-
-
-def _stem(targets: tuple[str, ...]) -> str:
-    """What children of several names are called."""
-    names = [target.rpartition(".")[2] for target in targets]
-    alike = "".join(a for a, *rest in zip(*names, strict=False) if all(a == b for b in rest))
-    return alike.strip("_0123456789") or "layer"
-
-
-def _part(length: int, start: int, step: int, count: int) -> str:
-    """The part of a tuple that is gone through, as it is written behind it."""
-    stop = start + step * count
-    if (start, stop, step) == (0, length, 1):
-        return ""
-    if step > 0:
-        return f"[{start or ''}:{'' if stop == length else stop}]"
-    return f"[{'' if start == length - 1 else start}:{'' if stop < 0 else stop}:-1]"
-
-
-def _nodes(value: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    fx.node.map_arg(value, found.append)
-    return found
 
 
 def _at(node: fx.Node, path: Path) -> Any:

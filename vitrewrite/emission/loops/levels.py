@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from .lockstep import Column, Index, Inner, Items, Lockstep, Loose, UnlikeError, leaves, read_by
+from .lockstep import Inner, Items, Lockstep, Loose, Strand, Turned, UnevenError, leaves, read_by
 
 LEAST = 3  # turns; fewer are no shorter as a loop
 Path = tuple[Any, ...]
@@ -28,16 +28,16 @@ class Seed:
     pattern: Any
 
     @property
-    def columns(self) -> list[Column]:
+    def columns(self) -> list[Strand]:
         """The columns that its items are made of directly."""
-        return [leaf for leaf in leaves(self.pattern) if isinstance(leaf, Column)]
+        return [leaf for leaf in leaves(self.pattern) if isinstance(leaf, Strand)]
 
 
 @dataclass
 class Group:
     """Columns that one loop makes, and the lists that it fills."""
 
-    columns: list[Column] = field(default_factory=list)
+    columns: list[Strand] = field(default_factory=list)
     seeds: list[Seed] = field(default_factory=list)
 
     @property
@@ -62,8 +62,8 @@ class Group:
         reads = list(self.reads())
         loose = {leaf for leaf in reads if isinstance(leaf, Loose)}
         named = {c.children for c in self.columns if c.children and c.children.container is None}
-        starts = {leaf.start for leaf in reads if isinstance(leaf, Index)}
-        varied = any(isinstance(leaf, (Items, Inner, Index)) for leaf in reads)
+        starts = {leaf.start for leaf in reads if isinstance(leaf, Turned)}
+        varied = any(isinstance(leaf, (Items, Inner, Turned)) for leaf in reads)
         varied = varied or any(c.children for c in self.columns)
         some = len(self.columns) >= 2 * (len(loose) + len(named))
         return some and varied and len(starts) < 2
@@ -96,7 +96,7 @@ def _seeds(reader: fx.Node, value: Any, path: Path, found: dict[int, Lockstep]) 
         lockstep = found.setdefault(count, Lockstep())
         try:
             pattern = lockstep.pattern(value)
-        except UnlikeError:
+        except UnevenError:
             pattern = None
         if pattern is not None and not isinstance(pattern, (fx.Node, Items, Inner, Loose)):
             yield Seed(reader, path, count, pattern)
@@ -108,7 +108,7 @@ def _seeds(reader: fx.Node, value: Any, path: Path, found: dict[int, Lockstep]) 
 def _first(graph: fx.Graph, seeds: list[Seed]) -> Iterator[Group]:
     """The groups that read nothing which another loop makes."""
     seeds = [s for s in _staged(graph, seeds) if all(c.stage == 0 for c in s.columns)]
-    group_of: dict[Column, Group] = {}
+    group_of: dict[Strand, Group] = {}
     for column in _below([c for seed in seeds for c in seed.columns]):
         group_of.setdefault(column, Group([column]))
     for column in group_of:
@@ -123,24 +123,24 @@ def _first(graph: fx.Graph, seeds: list[Seed]) -> Iterator[Group]:
     yield from (g for g in {id(g): g for g in group_of.values()}.values() if g.seeds)
 
 
-def _join(group_of: dict[Column, Group], some: Iterable[Any]) -> None:
+def _join(group_of: dict[Strand, Group], some: Iterable[Any]) -> None:
     """Has some columns be of one group."""
-    held = {id(group_of[c]): group_of[c] for c in some if isinstance(c, Column)}
+    held = {id(group_of[c]): group_of[c] for c in some if isinstance(c, Strand)}
     first, *others = [*held.values(), *([] if held else [Group()])]
     for other in others:
         first.columns += other.columns
         group_of.update(dict.fromkeys(other.columns, first))
 
 
-def _below(columns: list[Column]) -> list[Column]:
+def _below(columns: list[Strand]) -> list[Strand]:
     """Columns and all that they are made of."""
-    found: dict[int, Column] = {}
+    found: dict[int, Strand] = {}
     stack = list(columns)
     while stack:
         column = stack.pop()
         if id(column) not in found:
             found[id(column)] = column
-            stack += [leaf for leaf in read_by(column) if isinstance(leaf, Column)]
+            stack += [leaf for leaf in read_by(column) if isinstance(leaf, Strand)]
     return list(found.values())
 
 
@@ -162,7 +162,7 @@ def _staged(graph: fx.Graph, seeds: list[Seed]) -> list[Seed]:
         seeds = left
 
 
-def _raised(graph: fx.Graph, columns: list[Column], inside: dict[fx.Node, Column]) -> bool:
+def _raised(graph: fx.Graph, columns: list[Strand], inside: dict[fx.Node, Strand]) -> bool:
     """Raises the stages of columns by what they read; whether there was one to raise."""
     reach: dict[fx.Node, int] = {}
     for node in graph.nodes:
@@ -172,7 +172,7 @@ def _raised(graph: fx.Graph, columns: list[Column], inside: dict[fx.Node, Column
     for column in columns:
         stages = [0]
         for leaf in read_by(column):
-            if isinstance(leaf, Column):
+            if isinstance(leaf, Strand):
                 stages.append(leaf.stage)
             elif isinstance(leaf, Loose):
                 stages += [reach[n] + 1 for n in leaf.nodes]
@@ -186,12 +186,12 @@ def _raised(graph: fx.Graph, columns: list[Column], inside: dict[fx.Node, Column
     return raised
 
 
-def _sink(columns: list[Column], seeds: list[Seed], inside: dict[fx.Node, Column]) -> None:
+def _sink(columns: list[Strand], seeds: list[Seed], inside: dict[fx.Node, Strand]) -> None:
     """Has the loop make a column that first reads it, where no earlier one needs it."""
-    readers: dict[Column, list[Column]] = {}
+    readers: dict[Strand, list[Strand]] = {}
     for column in columns:
         for leaf in read_by(column):
-            if isinstance(leaf, Column):
+            if isinstance(leaf, Strand):
                 readers.setdefault(leaf, []).append(column)
     listed = {column for seed in seeds for column in seed.columns}
     order = {node: i for i, node in enumerate(columns[0].nodes[0].graph.nodes)} if columns else {}

@@ -22,7 +22,7 @@ from .sweeps import Sweep
 Nodes = tuple[fx.Node, ...]  # one for each turn
 
 
-class UnlikeError(Exception):
+class UnevenError(Exception):
     """Values that no loop makes."""
 
 
@@ -53,7 +53,7 @@ class Loose:
 
 
 @dataclass(frozen=True)
-class Index:
+class Turned:
     """The number of the turn, from `start` on."""
 
     start: int
@@ -70,7 +70,7 @@ class Children:
 
 
 @dataclass(eq=False)
-class Column:
+class Strand:
     """Nodes that differ in what they read only.
 
     Attributes:
@@ -84,13 +84,13 @@ class Column:
     stage: int = 0  # how many loops come before the one that makes it
 
 
-Leaf = Items | Inner | Loose | Index | Column | fx.Node
+Leaf = Items | Inner | Loose | Turned | Strand | fx.Node
 """What is read by a column; a node is the same in all turns."""
 
 
 def is_leaf(pattern: Any) -> bool:
     """Whether it is no structure of patterns."""
-    return isinstance(pattern, (Items, Inner, Loose, Index, Column, fx.Node))
+    return isinstance(pattern, (Items, Inner, Loose, Turned, Strand, fx.Node))
 
 
 def leaves(pattern: Any) -> Iterator[Leaf]:
@@ -106,7 +106,7 @@ def leaves(pattern: Any) -> Iterator[Leaf]:
         yield from leaves((pattern.start, pattern.stop, pattern.step))
 
 
-def read_by(column: Column) -> Iterator[Leaf]:
+def read_by(column: Strand) -> Iterator[Leaf]:
     """All that a column reads."""
     yield from leaves((column.arguments, column.keywords))
 
@@ -115,19 +115,19 @@ def read_by(column: Column) -> Iterator[Leaf]:
 class Lockstep:
     """Columns of one length, each node in one at most."""
 
-    columns: dict[Nodes, Column] = field(default_factory=dict)
-    part_of: dict[fx.Node, Column] = field(default_factory=dict)
+    columns: dict[Nodes, Strand] = field(default_factory=dict)
+    part_of: dict[fx.Node, Strand] = field(default_factory=dict)
 
     def pattern(self, values: Sequence[Any]) -> Any:
         """The pattern of values, one for each turn.
 
         Raises:
-            UnlikeError: if they are not alike.
+            UnevenError: if they are not alike.
         """
         known = dict(self.columns), dict(self.part_of)
         try:
             return self._same(tuple(values), counted=False)
-        except UnlikeError:
+        except UnevenError:
             self.columns, self.part_of = known
             raise
 
@@ -135,18 +135,18 @@ class Lockstep:
         first = values[0]
         if isinstance(first, fx.Node):
             if not all(isinstance(v, fx.Node) for v in values):
-                raise UnlikeError
+                raise UnevenError
             return first if _is_one(values) else self._nodes(values)
         if any(type(v) is not type(first) for v in values):
-            raise UnlikeError
+            raise UnevenError
         if isinstance(first, (tuple, list)):
             if len({len(v) for v in values}) > 1:
-                raise UnlikeError
+                raise UnevenError
             parts = [self._same(each, counted=counted) for each in zip(*values, strict=True)]
             return parts if isinstance(first, list) else tuple(parts)
         if isinstance(first, dict):
             if any(list(v) != list(first) for v in values):
-                raise UnlikeError
+                raise UnevenError
             return {k: self._same(tuple(v[k] for v in values), counted=counted) for k in first}
         if isinstance(first, slice):
             parts = [(v.start, v.stop, v.step) for v in values]
@@ -157,34 +157,34 @@ class Lockstep:
         if values in self.columns:
             return self.columns[values]
         if len(set(values)) < len(values):
-            raise UnlikeError
+            raise UnevenError
         items = _items(values) or _inner(values)
         if items is not None:
             return items
         known = dict(self.columns), dict(self.part_of)
         try:
             return self._column(values)
-        except UnlikeError:
+        except UnevenError:
             self.columns, self.part_of = known
             return Loose(values)
 
-    def _column(self, values: Nodes) -> Column:
+    def _column(self, values: Nodes) -> Strand:
         first = values[0]
         if not all(map(_is_plain, values)) or any(v in self.part_of for v in values):
-            raise UnlikeError
+            raise UnevenError
         same = ((v.op, ORIGIN.get(v), ARITY.get(v)) for v in values)
         if len(set(same)) > 1:
-            raise UnlikeError
+            raise UnevenError
         children = _children(values)
         if children is None and any(v.target != first.target for v in values):
-            raise UnlikeError
-        column = self.columns[values] = Column(values, children=children)
+            raise UnevenError
+        column = self.columns[values] = Strand(values, children=children)
         self.part_of |= dict.fromkeys(values, column)
         counted = first.target is operator.getitem
         column.arguments = self._same(tuple(v.args for v in values), counted=counted)
         column.keywords = self._same(tuple(dict(v.kwargs) for v in values), counted=False)
         if is_size(first) and any(v.args[1] != first.args[1] for v in values):
-            raise UnlikeError
+            raise UnevenError
         return column
 
 
@@ -193,8 +193,8 @@ def _constant(values: tuple[Any, ...], *, counted: bool) -> Any:
     if all(v == first or (v != v and first != first) for v in values):
         return first
     if counted and type(first) is int and values == tuple(range(first, first + len(values))):
-        return Index(first)
-    raise UnlikeError
+        return Turned(first)
+    raise UnevenError
 
 
 def _is_one(values: tuple[Any, ...]) -> bool:

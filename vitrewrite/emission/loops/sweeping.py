@@ -11,9 +11,9 @@ from torch import fx
 from ...tracing.notes import ARITY, CALLEE, HINT
 from ..expressions import ATOM, CALL, Text
 from ..statements import Layout
-from .filling import element_text
 from .rolls import is_item
 from .sweeps import Sweep
+from .turning import element_text
 
 if TYPE_CHECKING:
     from ..forward import Printer
