@@ -27,7 +27,7 @@ from .implied import drop_implied
 from .inlining import inline_small_calls
 from .literals import Symbol, same
 from .names import NameScope
-from .packs import join, pack_calls, pack_inputs
+from .packs import join, name_tuples, pack_calls, pack_inputs
 from .parameters import Parameters
 from .paths import known_paths, parts, runs_by_id
 from .pre_logits import before_logits
@@ -264,6 +264,7 @@ class Classes:
             pack_calls(graph, lambda target: self._taken_by(cls, target))
             join(graph)
             eliminate_dead_code(graph)
+            name_tuples(graph)
         flags = [unit.checkpointing for unit in cls.units]
         if any(flags):
             differs = not all(flags)

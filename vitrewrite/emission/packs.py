@@ -77,10 +77,15 @@ def join(graph: fx.Graph) -> None:
         if node.op.startswith("call") and node.target not in _INDEXING:
             node.args = tuple(_joined(graph, node, value) for value in node.args)
             node.kwargs = {k: _joined(graph, node, value) for k, value in node.kwargs.items()}
-            for value, name in zip(node.args, TAKEN_AS.get(node, ()), strict=False):
-                if isinstance(value, fx.Node) and ARITY.on(value) and value.op != "placeholder":
-                    variable = value.target is operator.getitem or len(value.users) > 1
-                    HINT.put(value, HINT.get(value) or (name if variable else None))
+
+
+def name_tuples(graph: fx.Graph) -> None:
+    """Calls tuples what they are called where they are handed to."""
+    for node in graph.nodes:
+        for value, name in zip(node.args, TAKEN_AS.get(node, ()), strict=False):
+            if isinstance(value, fx.Node) and ARITY.on(value) and value.op != "placeholder":
+                named = value.target is operator.getitem or len(value.users) > 1
+                HINT.put(value, HINT.get(value) or (name if named else None))
 
 
 _INDEXING = frozenset({operator.getitem, operator.setitem})  # by a list means something else
