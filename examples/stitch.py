@@ -21,9 +21,9 @@ import torch
 
 import vitrewrite as vr
 from vitrewrite.data import Preprocessing, batches, open_data
+from vitrewrite.report.palette import Interval, best
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.tuning import Settings, tune
-from vitrewrite.tuning.palette import Interval, best
 
 WIDTHS = {"small": 32, "middle": 64, "large": 96}
 RANKS = {"small": 12, "middle": 6, "large": 4}

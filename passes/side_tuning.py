@@ -34,6 +34,7 @@ Example
     adds 9,547,585 parameters to ViT-B/16.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -113,6 +114,12 @@ class SideTuning(Pass):
         head.warn("the side network starts with drawn numbers, and published results with trained")
         network = SideNetwork(head.shape_of(image)[1], head.in_features)
         head.feed(network, x, image, pooled=False)
+        head.reads("model", "side network")
+
+    def weights(self, network: SideNetwork, given: Sequence[object]) -> dict[str, torch.Tensor]:
+        """a of the model, and 1 - a of what is beside it."""
+        share = network.share if network.folded else torch.sigmoid(network.side_alpha.detach())
+        return {"share": torch.cat([share, 1 - share])}
 
     def lower(self, head: HeadSite, network: SideNetwork) -> bool:
         """a becomes a number, and 1 - a goes into the projection."""

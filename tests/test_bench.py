@@ -24,11 +24,11 @@ from vitrewrite.bench.contenders import contenders
 from vitrewrite.bench.layer import layer_steps
 from vitrewrite.bench.memory import peak_bytes, saved_bytes
 from vitrewrite.bench.steps import training_macs, training_steps
-from vitrewrite.bench.timing import spread, timed
 from vitrewrite.bench.tuning import plain_loop
 from vitrewrite.data import Preprocessing, batches, open_data
 from vitrewrite.errors import UsageError
-from vitrewrite.report.chart import chart
+from vitrewrite.profiling.timing import spread, timed
+from vitrewrite.report.chart import KINDS, chart
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.tuning import Settings
 
@@ -353,6 +353,24 @@ def test_the_chart() -> None:
     ticks = [t for t in names if t and t.replace(".", "").isdigit()]
     assert "4" in ticks
     assert "2.00" in names
+
+
+def test_a_long_bar_does_not_make_the_others_short() -> None:
+    """It is cut, with its own number beside it."""
+    row = {"ratio": 1.0, "ratio_min": 0.9, "ratio_max": 1.1, "macs_ratio": 1.0, "median_ms": 1.0}
+    slow = {**row, "ratio": 50.0, "ratio_min": 49.0, "ratio_max": 90.0}
+    late = {**row, "ratio_max": 400.0}
+    names = {"base": row, "rewritten": late, "lowered": row, "lowered compiled": slow}
+    about = {"spec": "a", "model": "b", "device_name": "c", "threads": 1, "batch": 1,
+             "dtype": "float32", "torch": "2", "rounds": 7}  # fmt: skip
+    kinds = {kind: {} for kind in KINDS}
+    root = ET.fromstring(chart({**about, **kinds, "forward": names}))
+    texts = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "50.00" in texts
+    bars = [r for r in root.iter("{http://www.w3.org/2000/svg}rect") if r.get("height") == "16"]
+    widths = [float(bar.get("width", 0)) for bar in bars]
+    assert max(widths) == pytest.approx(460, abs=0.1)
+    assert min(widths) > 90
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

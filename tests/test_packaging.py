@@ -16,7 +16,6 @@ import vitrewrite
 ROOT = Path(__file__).parent.parent
 DATA = {
     "vitrewrite/language/grammar.lark",
-    "vitrewrite/language/table.json",
     "vitrewrite/language/mistakes.txt",
     "vitrewrite/catalog/explanations.md",
     "vitrewrite/emission/templates/model.py.jinja",

@@ -14,8 +14,8 @@ PACKAGE = "vitrewrite"
 ROOMS = (
     "errors", "version", "text", "disk", "storage", "layers", "catalog", "language", "tracing",
     "anatomy", "emission", "program", "models", "data", "tasks", "editing", "selection",
-    "sensitivity", "sites", "rewrite", "profiling", "report", "interchange", "folder", "banking",
-    "verification", "api", "tuning", "authoring", "checking", "bench", "cli",
+    "sensitivity", "sites", "features", "rewrite", "profiling", "report", "interchange", "folder",
+    "banking", "verification", "api", "tuning", "authoring", "checking", "bench", "cli",
 )  # fmt: skip
 DOORS = ("", "__main__")
 """The package itself, whose names are the API, and its command: they see every room."""

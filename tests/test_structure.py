@@ -23,7 +23,7 @@ OPTIONAL = {
     "vitrewrite/tuning/": {"accelerate", "sklearn"},
     "vitrewrite/data/": {"datasets", "sklearn", "PIL", "numpy"},
     "vitrewrite/tasks/": {"torchmetrics", "transformers"},
-    "vitrewrite/report/": {"PIL"},
+    "vitrewrite/report/": {"PIL", "sklearn"},
     "vitrewrite/cli/showing.py": {"sklearn", "PIL"},
 }
 HEADINGS = (

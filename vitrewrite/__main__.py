@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import signal
 import sys
@@ -17,7 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up, too
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that its encoding lacks
-    return run(list(sys.argv[1:] if argv is None else argv))
+    status = run(list(sys.argv[1:] if argv is None else argv))
+    if argv is None:
+        gc.freeze()  # the process ends: to search all of torch for garbage takes it another second
+    return status
 
 
 if __name__ == "__main__":

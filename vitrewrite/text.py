@@ -58,6 +58,14 @@ def giga(macs: int) -> str:
     return f"{macs / 1e9:.3f} G"
 
 
+def megabytes(size: int) -> str:
+    """`14.5 MB`: millions of bytes, thousands of millions from one of those on."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
 def plural(count: int, noun: str) -> str:
     """`1 site`, `24 sites`."""
     return f"{count} {noun}" + ("" if count == 1 else "s")

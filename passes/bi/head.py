@@ -63,6 +63,7 @@ class BiHead(Pass):
     attaches: ClassVar[tuple[str, ...]] = ("head",)
     source: ClassVar[str] = "Jie et al., ICCV 2023"
     claims: ClassVar[tuple[str, ...]] = ()
+    sole: ClassVar[str] = "readout"
 
     bits: int = option(1, choices=(1, 2, 4, 8, 32), help="of a number; 32 are floats as they are")
 

@@ -95,13 +95,24 @@ class TapsHead(nn.Module):
 
     def forward(self, *taps: torch.Tensor) -> torch.Tensor:
         """The scores [batch, classes] of taps [batch, tokens, channels] or [batch, channels]."""
-        return F.linear(self.representation(*taps), self.weight, self.bias)
+        return self.finish(*self.condense(*taps))
+
+    def condense(self, *taps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The averages, which hang on nothing that is trained: `tune` can keep them."""
+        return tuple(self.averaged(*each) for each in zip(taps, self.windows, strict=True))
+
+    def finish(self, *averages: torch.Tensor) -> torch.Tensor:
+        """The scores of what `condense` yields."""
+        return F.linear(self.joined(*averages), self.weight, self.bias)
 
     def representation(self, *taps: torch.Tensor) -> torch.Tensor:
         """What the weight is multiplied with, [batch, F]."""
+        return self.joined(*self.condense(*taps))
+
+    def joined(self, *averages: torch.Tensor) -> torch.Tensor:
+        """What is read of averages, each divided by its length."""
         pieces, start = [], 0
-        for tap, count, window in zip(taps, self.features, self.windows, strict=True):
-            piece = self.averaged(tap, window)
+        for piece, count in zip(averages, self.features, strict=True):
             if self.selected:
                 piece = piece[:, self.kept[start : start + count]]
             pieces.append(F.normalize(piece, dim=-1, eps=1e-12))
@@ -168,6 +179,7 @@ class Head2Toe(Pass):
         head.replace(
             made, *(head.from_frozen(read[k], k.rpartition(".")[2]) for k in kept), pooled=False
         )
+        head.reads(*kept)
 
     def read(self, head: HeadSite, counts: Mapping[str, int]) -> dict[str, Sequence[int]]:
         """By tap the positions of the features that are read; all before any are selected."""
@@ -210,6 +222,12 @@ class Head2Toe(Pass):
         head.expect(window, "target", f"{self.target} are more than {shape[1]} tokens have",
                     notes=[f"valid: at most {most}"])  # fmt: skip
         return window
+
+    def weights(self, module: TapsHead, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """How many features of each tap are read, and how long their columns are."""
+        parts = torch.split(module.weight.detach().float(), [*module.features], 1)
+        counts = torch.tensor([float(part.shape[1]) for part in parts])
+        return {"features read": counts, "norm of columns": torch.stack([p.norm() for p in parts])}
 
     def procedure(self) -> TrainSelectTrain:
         """Train on all, select, train on what is kept."""

@@ -21,9 +21,10 @@ Parameters
     and as wide an MLP, in proportion, as the model's. At the head: side_norm [e] and up [d, e] with
     bias [d], as torch's linear layers are drawn. All trained; the head is, by `train head`.
     side and side_norm start as rows and columns of the model's own (`init`), those that matter
-    most: `weights` by their size, `fisher` by squared gradients of the loss on training images,
-    which `vitrewrite profile` measures; or as they are drawn (`random`). `rows` says whether rows
-    of queries, keys and values are chosen among all (`flat`) or as many in each head (`per_head`).
+    most: `weights` by their size, `fisher` by squared gradients of the loss on `samples` training
+    images, which `vitrewrite profile` measures; or as they are drawn (`random`). `rows` says
+    whether rows of queries, keys and values are chosen among all (`flat`) or as many in each head
+    (`per_head`).
 
 Forward
     h = first_down(x_0), x_0 what enters the first block of the model; then for every block i
@@ -42,6 +43,7 @@ Example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -211,6 +213,14 @@ class Lst(Pass):
         "flat", choices=("flat", "per_head"), needs="init != 'random'",
         help="whether rows of attention are chosen among all, or as many in each head",
     )  # fmt: skip
+    samples: int = option(
+        1024, minimum=1, needs="init == 'fisher'", help="images that squared gradients are of"
+    )
+
+    @property
+    def measured_on(self) -> int:
+        """One image at a time says what matters."""
+        return self.samples if self.init == "fisher" else 0
 
     def rewrite(self, block: BlockSite) -> None:
         """h = side(m h + (1 - m) down(x)); behind the last block the head reads up(norm(h))."""
@@ -285,6 +295,14 @@ class Lst(Pass):
             cut(module.side, origin, site.role, kept[site.role])
         elif isinstance(module, LadderTop) and "norm" in origin:
             norm(module.side_norm, origin, "norm", kept[roles[-1]].fc2)
+
+    def weights(self, module: nn.Module, given: Sequence[object]) -> dict[str, torch.Tensor]:
+        """Of a rung, 1 - m: the share of the block in what its side block reads."""
+        if not isinstance(module, LadderRung):
+            return {}
+        if module.folded:
+            return {"share of the block": 1 - module.share}
+        return {"share of the block": torch.sigmoid(-module.gate.detach() / TEMPERATURE)}
 
     def lower(self, block: BlockSite, rung: nn.Module) -> bool:
         """m becomes a number, and 1 - m goes into down."""

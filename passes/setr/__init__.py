@@ -161,6 +161,7 @@ class Setr(Pass):
     source: ClassVar[str] = "Zheng et al., CVPR 2021"
     claims: ClassVar[tuple[str, ...]] = ("lowers_exactly",)
     reads: ClassVar[tuple[str, ...]] = ("grid",)
+    sole: ClassVar[str] = "readout"
 
     classes: int = option(150, minimum=2, help="classes that are told apart")
     width: int = option(256, minimum=1, help="channels of the convolutions")

@@ -7,8 +7,8 @@ What it does
 
 Source
     Pan, Cai, Zhuang, "Stitchable Neural Networks", CVPR 2023. Final norm of the end: as the paper
-    has it; the authors' code of plain models leaves it out. The rule `multiple` is that of the
-    authors' second paper.
+    has it; the authors' code of plain models leaves it out of stitches, as `final_norm=false` does.
+    The rule `multiple` is that of the authors' second paper.
 
 Attaches to
     Two or three models of one image size, number of classes and positions, by `stitch`. Their
@@ -27,7 +27,9 @@ Forward
     and with ESTA's options + up(down(x)) + table[stitch that runs].
     x = blocks k + offset.. of the end(x); y = its end(x), final norm included
     The output of the model is that of each base; `stitch(image, number)` runs one stitch.
-    Stitch numbers: the models, then the pairs of each two models in turn.
+    Stitch numbers: the models, then the pairs of each two models in turn. With `nearest=false`
+    then those of the first with the third, and the chains: a pair (j1, k1) and a pair (j2, k2) of
+    the next two models with j2 >= k1. ViT-Ti/S/B: 3 + 34 + 34, and 34 and 627 more.
     Pairs at equal depth: a window of `kernel` blocks slides by `stride`; all (j, k) in it are
     pairs, by the layer of the first window that holds them. At unequal depth (floor(e Lf / Le), e).
 
@@ -40,97 +42,45 @@ Example
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vitrewrite.authoring import Anchor, BasesSite, Pass, option
 
+from .layers import AdaptedStitchingLayer, StitchingLayer
 from .space import Pair, by_stage, multiple_pairs, nearest_pairs, numbered, window_pairs
 
 
-class StitchingLayer(nn.Module):
-    """y = x W^T + b for each token; with `maps` for each position of [B, C, H, W]."""
+class Joint(NamedTuple):
+    """A pair of blocks of two models.
 
-    inserted_by = "snnet"
-
-    def __init__(self, inputs: int, outputs: int, maps: bool = False) -> None:
-        super().__init__()
-        self.inputs, self.outputs, self.maps = inputs, outputs, maps
-        kernel = (1, 1) if maps else ()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
-        self.bias = nn.Parameter(torch.empty(outputs))
-        self.reset_parameters()
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """What stands there until least squares are solved."""
-        nn.init.trunc_normal_(self.weight, std=0.02, generator=generator)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the end takes, of what the front yields."""
-        if self.maps:
-            return F.conv2d(x, self.weight, self.bias)
-        return F.linear(x, self.weight, self.bias)
-
-
-class AdaptedStitchingLayer(nn.Module):
-    """y = W x + b + up(down(x)) + the row of the stitch that runs, of [B, N, C] or of a map.
-
-    W and b are frozen where there is an update. `stitches` are the numbers of those with a row.
+    Attributes:
+        after: the last block of the front that runs.
+        layer: what pairs that share a layer have in common.
+        before: the first block of the end that runs.
     """
 
-    inserted_by = "snnet"
+    front: Anchor
+    after: int
+    layer: tuple[int, int]
+    end: Anchor
+    before: int
 
-    def __init__(
-        self, inputs: int, outputs: int, maps: bool, rank: int, stitches: tuple[int, ...]
-    ) -> None:
-        super().__init__()
-        self.inputs, self.outputs, self.maps = inputs, outputs, maps
-        self.rank, self.stitches = rank, stitches
-        self.running: int | None = None  # while a stitch runs, its number
-        self.frozen = ("weight", "bias") if rank else ()
-        kernel = (1, 1) if maps else ()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
-        self.bias = nn.Parameter(torch.empty(outputs))
-        if rank:
-            self.down = nn.Parameter(torch.empty(rank, inputs))
-            self.up = nn.Parameter(torch.empty(outputs, rank))
-        if stitches:
-            self.table = nn.Parameter(torch.empty(len(stitches), outputs))
-        self.reset_parameters()
+    @property
+    def key(self) -> Any:
+        """Of the layer, over all models."""
+        return self.front.name, self.end.name, self.layer
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Weight and `down` are drawn; `up` and the biases start at zero."""
-        nn.init.trunc_normal_(self.weight, std=0.02, generator=generator)
-        nn.init.zeros_(self.bias)
-        if self.rank:
-            nn.init.normal_(self.down, std=0.02, generator=generator)
-            nn.init.zeros_(self.up)
-        if self.stitches:
-            nn.init.zeros_(self.table)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the end takes, of what the front yields."""
-        x = x.movedim(1, -1) if self.maps else x
-        y = F.linear(x, self.weight.flatten(1), self.bias)
-        if self.rank:
-            y = y + F.linear(F.linear(x, self.down), self.up)
-        if self.stitches:
-            row = 0 if self.running is None else self.stitches.index(self.running)
-            y = y + self.table[row]
-        return y.movedim(-1, 1) if self.maps else y
-
-    def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weight with its update, and the bias."""
-        if not self.rank:
-            return self.weight, self.bias
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        update = (self.up.to(wide) @ self.down.to(wide)).view(self.weight.shape)
-        return (self.weight.to(wide) + update).to(self.weight.dtype), self.bias
+def chained(joints: list[Joint]) -> Iterator[tuple[int, int]]:
+    """Places of two pairs in turn: the model between is left behind where it was entered."""
+    for (i, one), (k, two) in itertools.product(enumerate(joints), repeat=2):
+        if one.end.name == two.front.name and two.after >= one.before:
+            yield i, k
 
 
 @dataclass(frozen=True)
@@ -170,6 +120,13 @@ class Snnet(Pass):
     )  # fmt: skip
     biases: bool = option(False, help="whether each stitch has a bias of its own at them (ESTA)")
     descending: bool = option(False, help="whether a front may be wider than its end")
+    nearest: bool = option(
+        True, help="whether only neighbours are stitched, or all pairs, and all three in turn"
+    )
+    final_norm: bool = option(
+        True,
+        help="whether stitches have that of their end, as in the paper, not the code",
+    )
 
     def rewrite(self, site: BasesSite) -> None:
         """Every model by itself, then every pair of blocks of each two in turn."""
@@ -179,24 +136,42 @@ class Snnet(Pass):
         site.calibrate(self.samples)
         for anchor in site.anchors:
             site.alone(anchor)
-        for front, end in itertools.pairwise(site.anchors):
-            self.stitch(site, front, end)
+        if not self.final_norm:
+            site.without_norms()
+        self.stitch(site, list(self.joints(site)))
 
-    def stitch(self, site: BasesSite, front: Anchor, end: Anchor) -> None:
-        """All pairs of two models."""
-        site.expect_alike(front, end)
-        if front.dims[0] > end.dims[0] and not self.descending:
-            message = f"'{front.name}' is wider than '{end.name}': stitches lead to the larger"
-            raise site.wrong("descending", message)
+    def joints(self, site: BasesSite) -> Iterator[Joint]:
+        """All pairs of blocks, of neighbours first."""
+        anchors = site.anchors
+        far = [] if self.nearest else [anchors[::2]] * (len(anchors) == 3)
+        for front, end in (*itertools.pairwise(anchors), *far):
+            site.expect_alike(front, end)
+            if front.dims[0] > end.dims[0] and not self.descending:
+                message = f"'{front.name}' is wider than '{end.name}': stitches lead to the larger"
+                raise site.wrong("descending", message)
+            for stage, pair, before in self.pairs(site, front, end):
+                yield Joint(front, pair.front, (stage, pair.layer), end, before)
+
+    def stitch(self, site: BasesSite, joints: list[Joint]) -> None:
+        """A stitch for each pair, by layers that some share, and one for each two in turn."""
+        first = site.count
+        chains = [] if self.nearest else list(chained(joints))
+        used: dict[Any, list[int]] = {}
+        for number, joint in enumerate(joints, first):
+            used.setdefault(joint.key, []).append(number)
+        for number, chain in enumerate(chains, first + len(joints)):
+            for i in chain:
+                used[joints[i].key].append(number)
         layers: dict[Any, int] = {}
-        pairs, first = self.pairs(site, front, end), site.count
-        for stage, pair, before in pairs:
-            key = stage, pair.layer
-            if key not in layers:
-                widths = front.dims[pair.front], end.dims[before - 1 if before else 0]
-                same = (i for i, (s, p, _) in enumerate(pairs, first) if (s, p.layer) == key)
-                layers[key] = site.layer(self.layer(site, widths, front.is_map, tuple(same)))
-            site.stitch(front, pair.front, layers[key], end, before)
+        for joint in joints:
+            front, end, before = joint.front, joint.end, joint.before
+            if joint.key not in layers:
+                widths = front.dims[joint.after], end.dims[before - 1 if before else 0]
+                made = self.layer(site, widths, front.is_map, tuple(used[joint.key]))
+                layers[joint.key] = site.layer(made)
+            site.stitch(front, joint.after, layers[joint.key], end, before)
+        for one, two in chains:
+            site.chain(first + one, first + two)
 
     def layer(
         self, site: BasesSite, widths: tuple[int, int], maps: bool, stitches: tuple[int, ...]

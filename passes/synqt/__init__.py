@@ -53,6 +53,7 @@ Example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -141,6 +142,8 @@ class SynQt(Pass):
         taps = [value for name in "HAM" for value in block.collected_as(name)]
         readout = QueryReadout(block.dim, self.hidden, len(taps), self.dropout, self.drop_path)
         head.feed(readout, *taps, pooled=False, last=True)
+        kinds = ("queries", "attention", "mlp")
+        head.reads(*(f"{role}.{kind}" for kind in kinds for role in block.siblings))
 
     def check(self, block: BlockSite) -> None:
         """Whether blocks are plain ones of one width, and adapters are narrower."""
@@ -198,6 +201,14 @@ class SynQt(Pass):
                 layer = f"{site.role}.{role}"
                 module.get_parameter(f"{name}.weight").copy_(origin.weight(layer))
                 module.get_parameter(f"{name}.bias").copy_(origin.bias(layer))
+
+    def weights(
+        self, module: nn.Module, given: Sequence[torch.Tensor]
+    ) -> dict[str, torch.Tensor | None]:
+        """The lengths of the weights of features, which hang on the image."""
+        if not isinstance(module, QueryReadout):
+            return {}
+        return {"|w|": module.weights(module.features(*given)).abs() if given else None}
 
     def lower(self, block: BlockSite, module: nn.Module) -> bool:
         """The queries of the first block do not hang on the image."""

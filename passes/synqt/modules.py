@@ -168,14 +168,23 @@ class QueryReadout(nn.Module):
 
     def forward(self, *taps: torch.Tensor) -> torch.Tensor:
         """One vector for each image, [batch, dim]."""
-        found = torch.stack([tap.mean(1) for tap in taps], 1)
-        last = self.taps // 3 - 1
-        found = torch.cat([found[:, last : last + 1], found], 1)
-        g = found + self.adapter(self.feature_norm(found))
-        w = F.dropout(F.gelu(self.weight_fc(g[:, 0])), self.dropout, self.training)
-        others = g[:, 1:] * torch.tanh(w)[..., None]
+        g = self.features(*taps)
+        others = g[:, 1:] * self.weights(g)[..., None]
         if self.training and self.drop_path > 0:
             keep = 1 - self.drop_path
             others = others * (torch.rand_like(others[:, :1, :1]) < keep).to(others.dtype) / keep
         made: torch.Tensor = self.final_norm(torch.cat([g[:, :1], others], 1).mean(1))
         return made
+
+    def features(self, *taps: torch.Tensor) -> torch.Tensor:
+        """g [batch, 1 + taps, dim], the first of what the last queries became."""
+        found = torch.stack([tap.mean(1) for tap in taps], 1)
+        last = self.taps // 3 - 1
+        found = torch.cat([found[:, last : last + 1], found], 1)
+        g: torch.Tensor = found + self.adapter(self.feature_norm(found))
+        return g
+
+    def weights(self, g: torch.Tensor) -> torch.Tensor:
+        """Of all features but the first, [batch, taps]."""
+        w = F.dropout(F.gelu(self.weight_fc(g[:, 0])), self.dropout, self.training)
+        return torch.tanh(w)

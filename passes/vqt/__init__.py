@@ -43,6 +43,7 @@ Example
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -196,12 +197,28 @@ class Vqt(Pass):
         if block.ends:
             for head in block.heads:
                 head.replace(self.head(head, block), *block.collected)
+                head.reads("head", *block.siblings)
 
     def head(self, head: HeadSite, block: BlockSite) -> SummaryHead:
         """The layer that stands for a head."""
         counts = (self.count,) * len(block.siblings)
         sizes = head.in_features, block.dim, counts, head.out_features
         return SummaryHead(*sizes, self.combine, self.normalise, self.keep < 1)
+
+    def weights(self, module: nn.Module, given: Sequence[object]) -> dict[str, torch.Tensor]:
+        """How long the columns are of what the old head read, and of the queries of each block."""
+        if not isinstance(module, SummaryHead):
+            return {}
+        squares = module.weight.detach().float().square().sum(0)
+        pieces = [n if module.form == "concat" else 1 for n in module.counts]
+        sizes = [module.width, *(n * module.dim for n in pieces)]
+        if module.selected is not None:
+            squares = squares.new_zeros(sum(sizes)).scatter(0, module.chosen, squares)
+        elif module.selecting:
+            squares = squares * module.kept
+        return {
+            "norm of columns": torch.stack([p.sum().sqrt() for p in torch.split(squares, sizes)])
+        }
 
     def lower(self, site: AttentionSite | HeadSite, module: nn.Module) -> bool:
         """Features that are not kept go, and queries of which no feature is."""

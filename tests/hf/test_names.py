@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from tests.cli.invoke import invoke
 from vitrewrite import models
+from vitrewrite.catalog.models import shipped
 from vitrewrite.errors import FileError, MatchError
 from vitrewrite.models import hugging_face
 from vitrewrite.tracing.inputs import example_input
@@ -53,8 +54,8 @@ def test_shipped_models_have_the_published_size(name: str) -> None:
 
 def test_shipped_models_are_listed() -> None:
     shown = invoke("list", "models").out
-    assert hugging_face.names() == list(SHIPPED)
-    for name in hugging_face.names():
+    assert shipped() == list(SHIPPED)
+    for name in shipped():
         assert f"{name}" in shown
     assert "Mask2FormerForUniversalSegmentation on resnet, 150 classes" in shown
 

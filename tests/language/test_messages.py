@@ -1,4 +1,4 @@
-"""The table of mistakes, the stored parser and the explanations fit what they are about."""
+"""The table of mistakes and the explanations fit what they are about."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from lark import Lark, UnexpectedInput
-from lark.lexer import Lexer, Token
 
 from tests.catalogue import CATALOG
-from tests.fuzz_specs import texts
 from vitrewrite.catalog.explain import explain_code, explanations
 from vitrewrite.errors import UsageError, VitrewriteError
 from vitrewrite.language import parse_spec
-from vitrewrite.language.build import Word
 from vitrewrite.language.mistakes import mistakes
-from vitrewrite.language.parser import UnexpectedError, parse_words, words
-from vitrewrite.language.source import SpecSource
-from vitrewrite.language.table import build_table, load_table
-from vitrewrite.language.tokens import statements
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = [(m.code, m.message, example) for m in mistakes() for example in m.examples]
@@ -33,48 +25,6 @@ def test_each_example_of_a_mistake_gets_its_message(code: str, message: str, exa
     pattern = re.escape(message).replace(re.escape("{token}"), ".*")
     assert found.code == code
     assert re.fullmatch(pattern, found.message)
-
-
-def test_the_stored_table_is_that_of_the_grammar() -> None:
-    assert load_table() == build_table()
-
-
-class Given(Lexer):
-    def __init__(self, _: object) -> None:
-        pass
-
-    def lex(self, tokens: list[Token]) -> list[Token]:  # type: ignore[override]
-        return tokens
-
-
-def test_the_parser_takes_what_lark_takes() -> None:
-    grammar = ROOT / "vitrewrite" / "language" / "grammar.lark"
-    lark = Lark(grammar.read_text(), parser="lalr", lexer=Given, start="statement")
-    compared = 0
-    for text in texts(300, seed=5):
-        for statement in statements(SpecSource("", text)):
-            if not statement.tokens:
-                continue
-            given = words(statement.source, statement.tokens, "statement")
-            tokens = [Token(word.type, str(word)) for word in given]
-            try:
-                lark.parse(tokens)
-                expected = True
-            except UnexpectedInput:
-                expected = False
-            assert _parses(given) == expected, text
-            compared += 1
-    assert compared > 500
-
-
-def _parses(given: list[Word]) -> bool:
-    try:
-        parse_words(given, "statement")
-    except UnexpectedError:
-        return False
-    except VitrewriteError:  # well-formed, but without meaning
-        return True
-    return True
 
 
 def codes_in_source(*names: str) -> set[str]:

@@ -124,6 +124,13 @@ def test_includes_of_what_is_no_spec(tmp_path: Path) -> None:
         assert error(path).code == "VR220"
 
 
+def test_an_error_that_a_second_include_repeats_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "loop.peft").write_text('include "loop.peft"\n')
+    path = tmp_path / "spec.peft"
+    path.write_text('include "loop.peft"\ninclude "loop.peft"\n')
+    assert error(path).code == "VR221"
+
+
 def test_checking_does_without_torch() -> None:
     program = """
 import sys
@@ -132,7 +139,7 @@ from vitrewrite.catalog import Catalog
 from pathlib import Path
 root = Path("tests/fixtures")
 spec = parse_spec("base", catalog=Catalog((root / "passes",), (root / "specs",)))
-heavy = {"torch", "timm", "lark", "networkx", "jinja2", "rich"} & set(sys.modules)
+heavy = {"torch", "timm", "networkx", "jinja2", "rich"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program], check=True)

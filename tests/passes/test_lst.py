@@ -18,7 +18,7 @@ import vitrewrite as vr
 from tests import goldens
 from tests.lowering.models import fill, profile, vit
 from vitrewrite.folder.reading import load_folder
-from vitrewrite.profiling.run import measure
+from vitrewrite.profiling.run import _way, measure
 from vitrewrite.sensitivity.profile import Profile
 from vitrewrite.tuning import Settings, tune
 
@@ -194,6 +194,14 @@ def test_from_measurements_to_a_folder(tmp_path: Path) -> None:
     incomplete = Profile({k: v for k, v in measured.tensors.items() if "patch_embed" not in k})
     with pytest.raises(vr.VitrewriteError, match=r"VR521 .*'patch_embed.proj.weight' was not"):
         vr.apply(spec, model, profile=incomplete)
+
+
+@pytest.mark.parametrize(("options", "count"), [("", 1024), (", samples=5", 5)])
+def test_how_many_images_are_measured(options: str, count: int) -> None:
+    """As published, unless the clause says; no more than there are."""
+    spec = vr.parse(SPEC.format(f"reduction=4, init=fisher{options}", ALL))
+    assert _way(spec) == {"samples": count, "per": "sample"}
+    assert _way(vr.parse(SPEC.format("reduction=4", ALL)))["samples"] == 800
 
 
 BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {

@@ -71,6 +71,30 @@ def test_every_stitch_is_that_of_the_authors_with_the_final_norm() -> None:
     assert len(made.STITCHES) == 2 + len(about["stitches"])
 
 
+def test_without_the_final_norm_every_stitch_is_that_of_their_code() -> None:
+    about, tensors = golden("snnet-stitch")
+    made = stitched(
+        model=anchors(about), example=tensors["input"], options="kernel=2, final_norm=false"
+    )
+    with torch.no_grad():
+        for name, tensor in made.delta().items():
+            _, layer, _, kind = name.split(".")
+            tensor.copy_(tensors[f"method.stitch.{layer}.{kind}"])
+    module: Any = made.module.eval()
+    x = tensors["input"]
+    for found, name in zip(module(x), ("front", "end"), strict=True):
+        torch.testing.assert_close(found, tensors[f"output_base.{name}"], rtol=0, atol=1e-4)
+    for wanted in about["stitches"]:
+        name = f"{wanted['front_last_block']}_{wanted['end_first_block']}"
+        found = module.stitch(x, wanted["id"])
+        torch.testing.assert_close(found, tensors[f"output_nonorm.{name}"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(module.stitch(x, 1), tensors["output_base.end"], rtol=0, atol=1e-4)
+    alone = vr.lower(made, stitch=5)
+    assert not any(name.startswith("end.norm") for name, _ in alone.module.named_parameters())
+    assert torch.equal(alone.module(x), module.stitch(x, 5))
+    assert "def finish_bare(self, x):" in model_text(made)
+
+
 def test_gradients_are_those_of_the_authors() -> None:
     about, tensors = golden("snnet-stitch")
     made: Any = filled(about, tensors).module
@@ -325,8 +349,8 @@ def test_the_space_is_a_graph(supernet: Any) -> None:
 
 def test_plan_tells_every_base_and_what_stitches_cost(supernet: Any) -> None:
     text = str(supernet)
-    assert "stitch      3..36    tiny-small  1.545 G to 4.789 G" in text
-    assert "stitch      37..70   small-base  5.733 G to 18.321 G" in text
+    assert "stitch      3..36   tiny-small  1.545 G to 4.789 G" in text
+    assert "stitch      37..70  small-base  5.733 G to 18.321 G" in text
     assert len(supernet.to_json()["stitches"]) == 71
 
 

@@ -260,13 +260,13 @@ def test_workers_are_there_while_they_help(pictures: Path, monkeypatch: pytest.M
     images = opened(pictures).train
     assert automatic(images, drawn=False) == automatic(images, drawn=True) == 1
     asked: list[int] = []
-    original = loading._loaded
+    original = loading.loaded
 
     def loaded(images: Any, order: Any, workers: int) -> Any:
         asked.append(workers)
         return original(images, order, workers)
 
-    monkeypatch.setattr(loading, "_loaded", loaded)
+    monkeypatch.setattr(loading, "loaded", loaded)
     found = list(training_batches(images, order))
     assert asked == [1, 0]  # the first epoch fills the memory
     assert all(torch.equal(a.images, b.images) for a, b in zip(expected, found, strict=True))

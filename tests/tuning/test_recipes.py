@@ -50,8 +50,10 @@ OF_SEARCHES: dict[str, Any] = {
     "macs": "1G", "search": "random", "search_epochs": 3, "search_steps": 7, "search_lr": 1e-4,
     "search_min_lr": 1e-5, "search_draw": 2, "gate_lr": 0.1, "cost_weight": 2.0, "count": "patches",
 }  # fmt: skip
+# Of features, in `test_features`.
+OF_FEATURES = {"cache_dtype": "bf16", "cache_at": '"kept"'}
 # Of stitches, in `test_stitches`.
-APART = {"shard", "batch", *OF_MAPS, *OF_SEARCHES, *OF_STITCHES}
+APART = {"shard", "batch", *OF_FEATURES, *OF_MAPS, *OF_SEARCHES, *OF_STITCHES}
 
 
 def test_every_setting_is_in_a_recipe() -> None:
@@ -112,7 +114,8 @@ def _wrong(info: OptionInfo) -> list[tuple[str, str]]:
         (info.minimum, -1), (info.maximum, 1), (info.above, 0), (info.below, 0)
     ]  # fmt: skip
     beyond = [(str(round(bound + step)), "VR203") for bound, step in bounds if bound is not None]
-    return [('"nonsense"', "VR204"), *beyond, *([] if info.nullable else [("none", "VR204")])]
+    odd = ('"nonsense"', "VR205" if info.words else "VR204")
+    return [odd, *beyond, *([] if info.nullable else [("none", "VR204")])]
 
 
 @pytest.mark.parametrize("name", options())
@@ -126,9 +129,9 @@ def test_a_setting_that_the_others_leave_without_effect_is_told(name: str) -> No
     info, plain = options()[name], dataclasses.asdict(Settings())
     stitches = {
         "stitch_warmup": 0.2, "stitch_scores": "maximum", "stitch_temperature": 2.0,
-        "stitch_weight": 0.3,
+        "stitch_weight": 0.3, "stitch_batch": 2, "stitch_rounds": 3, "stitch_table": '"t.json"',
     }  # fmt: skip
-    values = {**MIXED, **TAUGHT, **DRAWN, **OF_MAPS, **OF_SEARCHES, **stitches}
+    values = {**MIXED, **TAUGHT, **DRAWN, **OF_MAPS, **OF_SEARCHES, **OF_FEATURES, **stitches}
     alone = {"steps": 3} if name == "epochs" else {"schedule": "constant"}
     assert not holds(info.needs, {**plain, **alone}), "the test does not take its effect away"
     ((key, given),) = alone.items()

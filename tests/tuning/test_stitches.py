@@ -19,12 +19,14 @@ from tests.passes.test_stitch_bias import ESTA, NUMBERS, OPTIONS, esta, names
 from vitrewrite.cli.commands import cli
 from vitrewrite.data import Batch
 from vitrewrite.language.settings import Settings
+from vitrewrite.profiling import latency
+from vitrewrite.report.palette import Interval, best, intervals
 from vitrewrite.report.stitches import TrainedStitches
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.tasks import Classification
 from vitrewrite.tuning import tune
 from vitrewrite.tuning.loop import TrainingLoop
-from vitrewrite.tuning.palette import Interval, best, draw, intervals, shares
+from vitrewrite.tuning.palette import draw, shares
 from vitrewrite.tuning.stitches import StitchPhase
 
 SCORED = Settings(stitch_sampling="scored", stitch_teacher="anchor")
@@ -36,6 +38,12 @@ def test_intervals_of_the_paper() -> None:
     assert space is not None
     parts = intervals([stitch.macs for stitch in space.stitches], 15)
     assert [len(p.stitches) for p in parts] == [7, 12, 12, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4]
+    folded = vr.plan("esta").measures.stitches  # the range of the paper is that of folded models
+    assert folded is not None
+    costs = [stitch.macs_lowered for stitch in folded.stitches]
+    assert costs == [stitch.macs for stitch in space.stitches]
+    assert min(costs) / 1e9 == pytest.approx(1.254, abs=5e-4)
+    assert max(costs) / 1e9 == pytest.approx(17.564, abs=5e-4)
 
 
 def test_intervals_have_every_stitch_once_and_one_if_costs_are_equal() -> None:
@@ -116,13 +124,22 @@ def trained(folder: Path, made: Rewritten | None = None, **settings: Any) -> dic
     return found
 
 
-def test_a_run_scores_what_it_draws_and_says_the_best_of_each_interval(tmp_path: Path) -> None:
-    found = trained(tmp_path / "a")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run by MACs, and what it says of stitches; nothing is written into it."""
+    folder = tmp_path_factory.mktemp("finished") / "a"
+    return folder, trained(folder)
+
+
+def test_a_run_scores_what_it_draws_and_says_the_best_of_each_interval(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, found = finished
     assert sum(found["drawn"]) == 6
     assert [bool(n) for n in found["drawn"]] == [score > 0 for score in found["scores"]]
     bests = [row["best"] for row in found["intervals"] if row["best"] is not None]
     assert sorted(map(int, found["measured"])) == sorted(bests)
-    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     assert report["training"]["stitches"] == found
     assert trained(tmp_path / "b") == found  # all draws hang on the seed
     again = vr.apply(f"{STITCH}{OPTIONS}, ends=inner)\n{ESTA}train every base.head\n")
@@ -182,11 +199,13 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         vr.plan(f"{STITCH})\ntune {{ stitch_momentum = 1.0 }}\n")
 
 
-def test_the_best_of_an_interval_is_shown_and_taken_out(tmp_path: Path) -> None:
-    found = trained(tmp_path / "a")
+def test_the_best_of_an_interval_is_shown_and_taken_out(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, found = finished
     row = next(row for row in found["intervals"] if row["best"] is not None)
     run = CliRunner().invoke
-    shown = run(cli, ["show", "stitches", str(tmp_path / "a"), "--svg", str(tmp_path / "a.svg")])
+    shown = run(cli, ["show", "stitches", str(folder), "--svg", str(tmp_path / "a.svg")])
     assert shown.exit_code == 0, shown.output
     assert f"stitch {row['best']} " in shown.output
     drawing = ElementTree.fromstring((tmp_path / "a.svg").read_text())
@@ -194,10 +213,104 @@ def test_the_best_of_an_interval_is_shown_and_taken_out(tmp_path: Path) -> None:
     bests = sum(each["best"] is not None for each in found["intervals"])
     assert len(dots) == len(found["scores"]) + bests
     at = (row["from"] + row["to"]) / 2e6
-    arguments = ["lower", str(tmp_path / "a"), "--out", str(tmp_path / "b"), "--macs", f"{at}M"]
+    arguments = ["lower", str(folder), "--out", str(tmp_path / "b"), "--macs", f"{at}M"]
     lowered = run(cli, arguments)
     assert lowered.exit_code == 0, lowered.output
     assert f"stitch {row['best']} of" in (tmp_path / "b" / "model.py").read_text()
+
+
+TIMES = [9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+"""Milliseconds of the eight stitches: the first model takes the longest."""
+
+
+def clock(steps: Any, rounds: int, device: Any, tick: Any) -> dict[str, list[float]]:
+    """In place of time: every stitch runs once, and takes what the table says."""
+    for step in steps.values():
+        step()
+        tick()
+    return {name: [TIMES[int(name)] / 1000] * rounds for name in steps}
+
+
+def test_intervals_of_time_are_measured_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "timed", clock)
+    timed: dict[str, Any] = {"steps": 2, "stitch_by": "latency"}
+    found = trained(tmp_path / "a", stitch_rounds=3, stitch_batch=2, **timed)
+    assert found["latency"]["ms"] == TIMES
+    assert [found["latency"][key] for key in ("batch", "rounds", "device")] == [2, 3, "cpu"]
+    assert [row["stitches"] for row in found["intervals"]] == [[1, 2], [3, 4], [5, 6], [0, 7]]
+    assert (found["intervals"][0]["from"], found["intervals"][-1]["to"]) == (1.0, 9.0)
+    (tmp_path / "t.json").write_text(json.dumps({"ms": TIMES}))
+    monkeypatch.setattr(latency, "timed", None)  # a table is not measured
+    table = str(tmp_path / "t.json")
+    again = trained(tmp_path / "b", stitch_table=table, **timed)
+    assert again["scores"] == found["scores"]
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    shown = TrainedStitches.of(tmp_path / "a", report)
+    assert (shown.by, shown.costs) == ("latency", tuple(TIMES))
+    assert all(" ms " in line for line in shown.lines())
+    row = next(row for row in found["intervals"] if row["best"] is not None)
+    assert shown.timed(None).at(row["to"] - 0.5) == row["best"]
+    assert shown.split().by == "macs"
+
+
+def test_a_run_by_macs_is_split_by_latency_afterwards(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = finished
+    monkeypatch.setattr(latency, "timed", clock)
+    run, table = CliRunner().invoke, str(tmp_path / "t.json")
+    arguments = ["show", "stitches", str(folder), "--latency", table, "--json"]
+    first = run(cli, arguments)
+    assert first.exit_code == 0, first.output
+    assert json.loads(Path(table).read_text())["ms"] == TIMES
+    monkeypatch.setattr(latency, "timed", None)
+    shown = json.loads(run(cli, [*arguments, "--svg", str(tmp_path / "a.svg")]).stdout)
+    assert shown["by"] == "latency"
+    assert [row["stitches"] for row in shown["intervals"]] == [[1, 2], [3, 4], [5, 6], [0, 7]]
+    assert "9 ms</text>" in (tmp_path / "a.svg").read_text()
+    lower = ["lower", str(folder), "--out", str(tmp_path / "b")]
+
+    def code(*more: str) -> str:
+        error: Any = run(cli, [*lower, *more]).exception
+        return str(error.code)
+
+    assert code("--latency", "5ms") == "VR540"
+    assert code("--table", table) == code("--latency", "5ms", "--macs", "1G") == "VR905"
+    row = next(row for row in shown["intervals"] if row["best"] is not None)
+    at = f"{row['from'] / 1000 + 0.0005:g}s"
+    lowered = run(cli, [*lower, "--latency", at, "--table", table])
+    assert lowered.exit_code == 0, lowered.output
+    assert f"stitch {row['best']} of" in (tmp_path / "b" / "model.py").read_text()
+    assert "is no time such as 12ms" in run(cli, [*lower, "--latency", "5"]).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("[1]", "it is no object"), ('{"ms": [1, 2]}', "it has 2 numbers, and there are 8 stitches"),
+     ('{"ms": [1, 2, 3, 4, 5, 6, 7, -1]}', "-1.0 ms is no time"), ("{", "Expecting"),
+     ('{"ms": [1, 2, 3, 4, 5, 6, 7, 8], "sides": 2}', "it is no object")],
+)  # fmt: skip
+def test_what_is_no_table_of_latencies(text: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(vr.VitrewriteError, match=f"VR541 .*{why}"):
+        latency.Latencies.read(tmp_path / "t.json", 8)
+
+
+def test_stitches_that_are_timed_are_what_is_taken_out() -> None:
+    made = vr.apply(f"{STITCH}{OPTIONS}, ends=inner)\n{ESTA}train every base.head\n")
+    with torch.no_grad():
+        for tensor in made.delta().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    pool: dict[str, Any] = {}
+    x = torch.randn(2, 3, 32, 32)
+    for number in (0, 3, 7):
+        timed = latency._deployed(made, number, torch.device("cpu"), pool)
+        wanted = vr.lower(made, stitch=number).module.eval()(x)
+        torch.testing.assert_close(timed(x), wanted, rtol=1e-4, atol=1e-4)
+    found = latency.latencies_of(made, torch.device("cpu"), batch=1, rounds=1)
+    assert len(found.ms) == 8
 
 
 def test_what_cannot_be_taken_out(tmp_path: Path) -> None:

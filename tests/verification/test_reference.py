@@ -209,9 +209,33 @@ def test_weights_that_are_not_finite_are_named() -> None:
 
 
 def test_a_verification_costs_at_most_26_forwards_of_an_image() -> None:
+    """Claims of the spec that take runs are judged by those that are made anyway."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    rewritten = vr.apply(LORA + "train head\n", vit(depth=3, embed_dim=48))
+    from vitrewrite.api import compiled, finished
+
+    claims = "train head\nrequire lowers exactly\nrequire identity at init\n"
+    model, plan = compiled(LORA + claims, vit(depth=3, embed_dim=48))
+    rewritten = finished(plan, model, judge=False)
+    assert all(verdict.holds is None for verdict in rewritten.claims)
     with FlopCounterMode(display=False) as counter:
-        vr.verify(rewritten, graphs=False)
+        checks = verify_rewritten(rewritten, graphs=False, judge=True)
     assert counter.get_total_flops() <= 26 * 2 * rewritten.measures.macs_base
+    assert all(c.holds is not False for c in checks)
+    assert [c.measured < 2e-5 for c in checks if c.name.startswith("require")] == [True, True]
+
+
+def test_claims_are_of_the_model_as_it_starts() -> None:
+    """Also where it was trained meanwhile, and they are judged afterwards."""
+    from vitrewrite.api import compiled, finished
+
+    model, plan = compiled(LORA + "require identity at init\nrequire lowers exactly\n", vit())
+    rewritten = finished(plan, model, judge=False)
+    with torch.no_grad():
+        for lora in rewritten.inserted("lora"):
+            for parameter in lora.parameters():
+                parameter.fill_(0.1)
+    checks = verify_rewritten(rewritten, graphs=False, judge=True)
+    found = {c.name: c for c in checks if c.name.startswith("require")}
+    assert found["require identity at init"].measured == 0
+    assert found["require lowers exactly"].holds

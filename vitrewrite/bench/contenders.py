@@ -60,7 +60,7 @@ def contenders(
     ]
     eager = []
     for name, root, names, macs in made:
-        module = _twin(root, names, device, dtype)
+        module = twin(root, names, device, dtype)
         eager.append(Contender(name, module, module, macs))
     if not compile:
         return eager
@@ -81,7 +81,7 @@ def compile_apart(model: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-def _twin(
+def twin(
     root: nn.Module, trained: Collection[str], device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
     """A copy with parameters of its own, on the device; storage is shared where nothing changes."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .timing import Step, wait
+from ..profiling.timing import Step, wait
 
 
 def peak_bytes(step: Step, device: torch.device) -> int | None:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ..profiling.gradients import squared_gradients
+from ..profiling.timing import Step
 from ..rewrite.rewritten import Rewritten
 from ..sensitivity import candidates
 from ..tracing.unit import duplicate
-from .timing import Step
 
 
 @dataclass(frozen=True)

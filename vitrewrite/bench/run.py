@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,16 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
+from ..profiling.timing import WARM_UP, Step, seconds, summary, timed
 from ..rewrite.rewritten import Rewritten
 from ..sensitivity.calls import wanted_by
 from ..verification.numeric import randomised, sample
+from .blocks import BlockMemory
 from .contenders import Contender, compile_apart, contenders
 from .layer import layer_steps
 from .memory import peak_bytes, saved_bytes
 from .profiling import profiling
 from .steps import Forward, Tensors, TrainingStep, training_macs, training_steps
-from .timing import WARM_UP, Step, seconds, summary, timed
 from .tuning import timed_runs, tuning
 
 Progress = Callable[[str, float], None]
@@ -75,6 +76,31 @@ def run(
         return _Bench(twin, settings, torch.device(device), progress).measured()
 
 
+def run_by_block(
+    rewritten: Rewritten, settings: BenchSettings, device: str = "cpu",
+    progress: Progress = lambda what, share: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures the memory of training with what the spec does in one block, for each of them.
+
+    Args and errors are those of `run`; of the settings `batch`, `threads` and `dtype` count.
+
+    Raises:
+        UsageError: VR574 if no clause of the spec is about blocks.
+    """
+    ticks = 0
+
+    def tick(what: str) -> None:
+        nonlocal ticks
+        progress(what, min(1.0, ticks / taken.count))
+        ticks += 1
+
+    where, dtype = torch.device(device), getattr(torch, settings.dtype)
+    inputs = tuple(v.to(where, dtype) for v in sample(rewritten, settings.batch))
+    taken = BlockMemory(rewritten, where, dtype, inputs, tick)
+    with _threads(settings.threads), _running("training", where, settings):
+        return {**_about(rewritten, settings, where), "by_block": taken.measured()}
+
+
 class _Bench:
     """One benchmark: its models, its inputs, and how far it is."""
 
@@ -109,18 +135,7 @@ class _Bench:
         """Everything, ready for JSON."""
         measures, settings = self.rewritten.measures, self.settings
         return {
-            "spec": self.rewritten.spec.name,
-            "model": self.rewritten.model_name,
-            "batch": settings.batch,
-            "rounds": settings.rounds,
-            "dtype": settings.dtype,
-            "device": str(self.device),
-            "device_name": device_name(self.device),
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
+            **_about(self.rewritten, settings, self.device),
             "forward": self._forward(),
             "training": self._training() if settings.train else {},
             "layer_forward_backward": self._layer(),
@@ -220,20 +235,41 @@ class _Bench:
         self.progress(what, min(1.0, self.ticks / self.total))
         self.ticks += 1
 
-    @contextmanager
-    def _running(self, what: str) -> Iterator[None]:
-        """What the first run of a step raises, as an error of ours."""
-        try:
-            yield
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            settings = self.settings
-            raise UsageError(
-                "VR906",
-                f"{what} does not run on {self.device} in {settings.dtype} with batch "
-                f"{settings.batch}: {reason}",
-                suggestion="try a smaller --batch, or another --dtype",
-            ) from error
+    def _running(self, what: str) -> AbstractContextManager[None]:
+        return _running(what, self.device, self.settings)
+
+
+@contextmanager
+def _running(what: str, device: torch.device, settings: BenchSettings) -> Iterator[None]:
+    """What the first run of a step raises, as an error of ours."""
+    try:
+        yield
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            "VR906",
+            f"{what} does not run on {device} in {settings.dtype} with batch "
+            f"{settings.batch}: {reason}",
+            suggestion="try a smaller --batch, or another --dtype",
+        ) from error
+
+
+def _about(rewritten: Rewritten, settings: BenchSettings, device: torch.device) -> dict[str, Any]:
+    """What was measured, and where."""
+    return {
+        "spec": rewritten.spec.name,
+        "model": rewritten.model_name,
+        "batch": settings.batch,
+        "rounds": settings.rounds,
+        "dtype": settings.dtype,
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..report.chart import KINDS
+from ..report.memory import described, memory_lines
 from ..text import giga, plural
 from ..text import table as columns
 
@@ -30,6 +31,10 @@ TUNING = (
     "tuning: whole runs on digits without their start and end. Base is a plain loop of PyTorch with"
     "\nthe same images in memory, steps, evaluations and checkpoints."
 )
+BY_BLOCK = (
+    "block: with what the spec does in this one, and outside of blocks; all: with all of it; none: "
+    "without\nwhat it does in blocks."
+)
 RATIO = "time / base: median of the ratios within a round, smallest to largest in brackets."
 COMPILE = "compile: the first step of a compiled model without caches; no part of the times."
 
@@ -42,6 +47,13 @@ def table(result: Mapping[str, Any]) -> str:
             parts.append("\n".join([title, *_aligned(list(_rows(result[kind])))]))
     parts.append("\n".join(_notes(result)))
     return "\n\n".join(parts)
+
+
+def by_block(result: Mapping[str, Any]) -> str:
+    """Settings, memory by block, and what the columns mean."""
+    notes = [PEAK.get(result["device"], PEAK["other"]), SAVED, BY_BLOCK]
+    lines = _aligned(memory_lines(result))
+    return "\n\n".join([described(result), "\n".join(lines), "\n".join(notes)])
 
 
 def _head(result: Mapping[str, Any]) -> str:

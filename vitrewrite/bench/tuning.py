@@ -19,6 +19,7 @@ from ..data import Data, Preprocessing, batches, open_data
 from ..data.seeding import restored
 from ..errors import DataError
 from ..language.settings import Settings
+from ..profiling.timing import Step, seconds
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Task, task_for
 from ..tracing.unit import duplicate
@@ -28,7 +29,6 @@ from ..tuning.folder import RunFolder
 from ..tuning.metrics import Metrics
 from ..tuning.run import Run
 from ..tuning.trainer import Trainer
-from .timing import Step, seconds
 
 DATA = "digits"
 

@@ -40,7 +40,8 @@ def option(
         above: the value must be larger than this.
         below: the value must be smaller than this.
         choices: the words or numbers allowed.
-        words: strings that need no quotes, where others are allowed too.
+        words: strings that need no quotes, where others are allowed too; of a number what it may be
+            instead.
         needs: a condition on the other options without which this one has no effect, such as
             `"masks and count > 1"`; a spec that sets it all the same gets a warning. What depends
             on the site is told by `site.idle(option, why)`.
@@ -105,6 +106,14 @@ class Pass:
     def cost(self, out_features: int, in_features: int, /) -> int:
         """Parameters that the pass adds at a matrix, which budgets ask for."""
         raise NotImplementedError
+
+    @property
+    def measured_on(self) -> int:
+        """Training images that `vitrewrite profile` measures for it, unless a selector says.
+
+        For passes that start from what matters in the model; 0 for others.
+        """
+        return 0
 
     def ladder(self, sites: int, patches: int, /) -> Sequence[Rung]:
         """What there is to choose from where the option `macs` states a cost to meet.
@@ -199,6 +208,22 @@ class Pass:
         from .defaults import delta
 
         return delta(module)
+
+    def weights(self, module: Any, given: Sequence[Any], /) -> Mapping[str, Any]:
+        """How much each value counts that an inserted module reads of the model, for pictures.
+
+        What they are called is said in `rewrite` by `site.reads(*names)`; without it there is one
+        number, which is about the site.
+
+        Args:
+            module: what was inserted.
+            given: the arguments that it is called with for some images; empty without images.
+
+        Returns:
+            By what the numbers are, such as `norm of columns`: a tensor [values], or [images,
+            values] where they hang on the image. None in its place where images are needed.
+        """
+        return {}
 
     def update(self, module: Any, /) -> LowRankUpdate | Rescaling | None:
         """What an inserted module does to each of its sites, for other libraries to do the same.

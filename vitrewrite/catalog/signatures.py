@@ -54,7 +54,7 @@ class OptionInfo:
         required: whether a spec must set it; else `default` holds.
         minimum: smallest value allowed; `maximum` the largest.
         above: what a value must be larger than; `below` what it must be smaller than.
-        words: strings that need no quotes, beside others.
+        words: strings that need no quotes, beside others; of a number what it may be instead.
         needs: when it has an effect, or "" for always; see `needs`.
         rest: its value at the sites that a list of values by site is too short for, if it may be.
     """

@@ -11,18 +11,33 @@ import click
 
 from ..errors import FileError, UsageError, VitrewriteError
 from ..text import shown
-from . import anatomy, checking, commands, deltas, packing, profiling, showing, tuning
+from . import (
+    anatomy,
+    benching,
+    checking,
+    commands,
+    deltas,
+    packing,
+    palettes,
+    profiling,
+    showing,
+    tuning,
+    weighing,
+)
 
 __all__ = [
     "anatomy",
+    "benching",
     "checking",
     "commands",
     "deltas",
     "packing",
+    "palettes",
     "profiling",
     "run",
     "showing",
     "tuning",
+    "weighing",
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .commands import _json, _overrides, cli
-from .common import Invocation, busy, echo_json, request
+from .common import Invocation, busy, echo_json, request, starting
 
 
 def _is_spec(text: str) -> bool:
@@ -18,9 +18,9 @@ def _is_spec(text: str) -> bool:
 
 def _sites_of_bases(wanted: Invocation, as_json: bool) -> None:
     """Prints the anatomy of each model of a spec, by its name."""
-    with busy("reading"):
+    with starting():
         from ..anatomy.report import to_json, to_text
-
+    with busy("reading"):
         found = wanted.plan().base_anatomies
     if as_json:
         echo_json({name: to_json(anatomy) for name, anatomy in found.items()})
@@ -42,13 +42,13 @@ def sites(model: str, overrides: tuple[str, ...], as_json: bool) -> None:
         _sites_of_bases(request(model, overrides), as_json)
         return
     ref = parse_model(model, Overrides(parse_overrides(overrides)))
-    with busy(f"reading {model}"):
+    ref.refuse_unknown()
+    with starting():
         from .. import models
         from ..anatomy import analyse
         from ..anatomy.report import to_json, to_text
         from ..tracing import inputs, trace
-
-        with models.asked_by(ref):
-            built = models.create(ref.name, ref.values, meta=True)
-            anatomy = analyse(trace(built, inputs.stated_input(built, ref.input)))
+    with busy(f"reading {model}"), models.asked_by(ref):
+        built = models.create(ref.name, ref.values, meta=True)
+        anatomy = analyse(trace(built, inputs.stated_input(built, ref.input)))
     echo_json(to_json(anatomy)) if as_json else click.echo(to_text(anatomy))

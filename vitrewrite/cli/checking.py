@@ -1,4 +1,4 @@
-"""The command `check-pass`."""
+"""The commands `verify` and `check-pass`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,55 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import UsageError
-from .commands import _MARKS, _json, cli
-from .common import busy, echo_json
+from ..errors import UsageError, raise_all
+from .commands import _MARKS, _json, _overrides, _trust, cli
+from .common import busy, echo_json, is_folder, request, starting, trusted
 
 if TYPE_CHECKING:
     from ..checking.subject import Subject
+
+
+@cli.command()
+@click.argument("target")
+@_overrides
+@click.option("--compile", "compiled", is_flag=True, help="Also compare torch.compile's code.")
+@click.option(
+    "--no-graphs", is_flag=True, help="Leave out export and torch.compile: half the time."
+)
+@_trust
+@_json
+def verify(
+    target: str, overrides: tuple[str, ...], compiled: bool, no_graphs: bool, trust: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Verifies a folder that vitrewrite wrote, or a spec on its model.
+
+    Of a folder, code runs only if --trust or model=FILE.py:CALLABLE says so.
+    """
+    folder = is_folder(target)
+    wanted = None if folder else request(target, overrides)
+    with starting():
+        from ..verification import verify_rewritten
+        from ..verification.folder import verify_folder
+    with busy(f"verifying {target}"):
+        if wanted is None:
+            allowed = trusted(target, overrides, trust)
+            checks = verify_folder(Path(target), allowed, compiled=compiled, graphs=not no_graphs)
+        else:
+            checks = verify_rewritten(
+                wanted.apply(judge=False), compiled=compiled, graphs=not no_graphs, judge=True
+            )
+    if as_json:
+        echo_json(
+            {
+                "ok": all(c.holds is not False for c in checks),
+                "checks": [c.to_json() for c in checks],
+            }
+        )
+    else:
+        for each in checks:
+            click.echo(f"{_MARKS[each.holds]}  {each}")
+    raise_all([c.error() for c in checks if c.holds is False])
 
 
 @cli.command("check-pass")
@@ -27,7 +70,7 @@ def check_pass(file: str, options: tuple[str, ...], sites: str | None, as_json: 
     installed one. Its code runs.
     """
     subject = _subject(file, options, sites)
-    with busy("starting torch"):
+    with starting():
         from ..checking.passes import checks
     failed, found = False, []
     with busy(f"checking {file}"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError, VitrewriteError, raise_all
-from ..text import did_you_mean, shown
+from ..text import did_you_mean, megabytes, shown
 from ..version import __version__
 from .common import (
     PATH,
     busy,
-    check_device,
     echo_json,
     echo_written,
-    is_folder,
     keep_profile,
-    progress_bar,
     request,
+    starting,
     trusted,
 )
+from .costs import best_at, cost, expect_one, time
 
 if TYPE_CHECKING:
     from ..checking.specs import Checked, Wanted
@@ -78,7 +76,7 @@ def apply(
     """Rewrites a model and writes source, weights, delta and report."""
     wanted = request(spec, overrides)
     target = out or wanted.default_folder()
-    with busy("starting torch"):
+    with starting():
         from ..api import finished
         from ..disk import check_target
         from ..folder.writing import emit
@@ -115,7 +113,11 @@ def plan(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
     wanted = request(spec, overrides)
     with busy("planning"):
         result = wanted.plan()
-    echo_json(result.to_json()) if as_json else click.echo(str(result))
+        size = wanted.features(result)
+    known = {**result.to_json(), "features": size} if size else result.to_json()
+    echo_json(known) if as_json else click.echo(str(result))
+    if size and not as_json:
+        click.echo(f"features     {megabytes(size['total'])} for {size['images']:,} images")
     raise_all([v.error() for v in result.claims if v.holds is False])
 
 
@@ -142,12 +144,12 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
     results, everything = [], []
     if len(names) > FEW:
         start()
-    for found in checked([_read(name, overrides) for name in names]):
-        errors += found.errors
+    given = [_read(name, overrides) for name in names]
+    told = _tell(given)
+    for found in checked(given):
+        errors += [error for error in found.errors if error not in told]
         results.append(found.to_json())
         everything.append(found)
-        for warning in found.warnings:
-            click.echo(f"warning: {warning.render()}", err=True)
         if not as_json:
             label = "<text>" if is_text(found.name) else found.name
             click.echo(f"{'error' if found.errors else 'ok   '}  {label}")
@@ -165,6 +167,27 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
 
         write_page(papers, everything)
     raise_all(errors)
+    if told:
+        raise click.exceptions.Exit(1)
+
+
+def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
+    """Tells what needs no torch before that is imported; the errors among it."""
+    from ..checking.specs import FEW, Checked
+
+    for each in given:
+        for warning in each.spec.warnings if each.spec else ():
+            click.echo(f"warning: {warning.render()}", err=True)
+    known = [each for each in given if isinstance(each, Checked)]
+    if len(known) == len(given):
+        return []
+    errors = [error for each in known for error in each.errors]
+    for error in errors:
+        click.echo(error.render(shell=True), err=True)
+    if len(given) <= FEW:  # other processes have more
+        with starting():
+            from .. import api  # noqa: F401
+    return errors
 
 
 def _read(name: str, overrides: tuple[str, ...]) -> Wanted | Checked:
@@ -220,66 +243,21 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
 
 
 @cli.command()
-@click.argument("target")
-@_overrides
-@click.option("--compile", "compiled", is_flag=True, help="Also compare torch.compile's code.")
-@_trust
-@_json
-def verify(
-    target: str, overrides: tuple[str, ...], compiled: bool, trust: bool, as_json: bool
-) -> None:
-    """Verifies a folder that vitrewrite wrote, or a spec on its model.
-
-    Of a folder, code runs only if --trust or model=FILE.py:CALLABLE says so.
-    """
-    folder = is_folder(target)
-    wanted = None if folder else request(target, overrides)
-    with busy("starting torch"):
-        from ..verification import verify_rewritten
-        from ..verification.folder import verify_folder
-    with busy(f"verifying {target}"):
-        if wanted is None:
-            allowed = trusted(target, overrides, trust)
-            checks = verify_folder(Path(target), allowed, compiled=compiled)
-        else:
-            checks = verify_rewritten(wanted.apply(), compiled=compiled)
-    if as_json:
-        echo_json(
-            {
-                "ok": all(c.holds is not False for c in checks),
-                "checks": [c.to_json() for c in checks],
-            }
-        )
-    else:
-        for each in checks:
-            click.echo(f"{_MARKS[each.holds]}  {each}")
-    raise_all([c.error() for c in checks if c.holds is False])
-
-
-def _cost(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """A number of MACs such as 8.4G."""
-    if text is None:
-        return None
-    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1.0)
-    try:
-        return round(float(text.rstrip("KMG")) * scale)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"'{text}' is no cost such as 8.4G") from None
-
-
-@cli.command()
 @click.argument("folder", type=PATH)
 @click.argument("overrides", nargs=-1, metavar="[model=FILE.py:CALLABLE]")
 @click.option("--out", type=PATH, required=True)
 @click.option("--undo", is_flag=True, help="Turn a lowered folder back, bit for bit.")
 @click.option("--delta", type=PATH, help="Take this delta, not that of the folder.")
 @click.option("--stitch", type=int, help="Take out this one of several stitched models.")
-@click.option("--macs", callback=_cost, metavar="8.4G", help="Take out the best stitch at a cost.")
+@click.option("--macs", callback=cost, metavar="8.4G", help="Take out the best stitch at a cost.")
+@click.option("--latency", callback=time, metavar="12ms", help="Take out the best at a latency.")
+@click.option("--table", type=PATH, help="The latencies, not those that the run measured.")
 @_trust
 @_json
 def lower(
     folder: Path, overrides: tuple[str, ...], out: Path, undo: bool, delta: Path | None,
-    stitch: int | None, macs: int | None, trust: bool, as_json: bool,
+    stitch: int | None, macs: int | None, latency: float | None, table: Path | None, trust: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Turns a rewritten model into the cheapest equal one, and measures what that changes.
 
@@ -288,12 +266,8 @@ def lower(
     allowed = trusted(str(folder), overrides, trust)
     if undo and delta is not None:
         raise UsageError("VR905", "--undo takes no --delta", suggestion="leave one of them out")
-    if undo and (stitch, macs) != (None, None):
-        name = "--macs" if stitch is None else "--stitch"
-        raise UsageError("VR905", f"--undo takes no {name}", suggestion="leave one of them out")
-    if stitch is not None and macs is not None:
-        raise UsageError("VR905", "--stitch takes no --macs", suggestion="leave one of them out")
-    with busy("starting torch"):
+    expect_one(undo, **{"--stitch": stitch, "--macs": macs, "--latency": latency, "--table": table})
+    with starting():
         from ..api import lower as run
         from ..disk import check_target
         from ..folder.reading import rewritten_folder, unlowered_folder
@@ -301,12 +275,8 @@ def lower(
         from ..report.lowering import lowering_text
         from ..verification.claims import judged
     check_target(out)
-    if macs is not None:
-        from ..folder.lock import Folder
-        from ..report.stitches import TrainedStitches
-
-        report = Folder.open(folder).json("report.json")
-        stitch = TrainedStitches.of(folder, report).at(macs)
+    if macs is not None or latency is not None:
+        stitch = best_at(folder, macs, latency, table)
     if undo:
         with busy(f"restoring {folder}"):
             result = judged(unlowered_folder(folder, allowed))
@@ -345,54 +315,3 @@ def diff(first: str, second: str, as_json: bool) -> None:
         echo_json({"differences": found})
     else:
         click.echo("\n".join(found) if found else "no difference")
-
-
-@cli.command()
-@click.argument("spec")
-@_overrides
-@click.option("--batch", type=_COUNT, default=8, show_default=True, help="Images per step.")
-@click.option("--rounds", type=_COUNT, default=7, show_default=True, help="Interleaved rounds.")
-@click.option("--threads", type=_COUNT, help="Threads of the CPU; default torch's own.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
-    show_default=True, help="Of weights and inputs.",
-)  # fmt: skip
-@click.option("--train/--no-train", default=True, show_default=True, help="Training steps too.")
-@click.option("--compile", is_flag=True, help="The models under torch.compile too.")
-@click.option(
-    "--profiling/--no-profiling", default=None,
-    help="Profiling the base too; by default if the spec has sensitive(...).",
-)  # fmt: skip
-@click.option(
-    "--tuning", type=click.IntRange(min=0), default=0, metavar="STEPS",
-    help="Runs of 'tune' on digits too, beside a plain loop of PyTorch.",
-)  # fmt: skip
-@click.option("--out", type=PATH, help="Write the JSON there too.")
-@click.option("--svg", type=PATH, help="Draw the time ratios there.")
-@_json
-def bench(
-    spec: str, overrides: tuple[str, ...], out: Path | None, svg: Path | None, as_json: bool,
-    **options: Any,
-) -> None:  # fmt: skip
-    """Measures base, rewritten and lowered model side by side.
-
-    Time of a forward and of a training step, peak memory, bytes saved for backward, and MACs.
-    `device=cuda` measures on a GPU. The base trains its head only.
-    """
-    wanted = request(spec, overrides)
-    with busy("starting torch"):
-        from ..bench import BenchSettings, run, table
-        from ..disk import check_file, write_text
-        from ..report.chart import chart
-    check_device(wanted.device)
-    for target in (out, svg):
-        if target:
-            check_file(target)
-    with progress_bar() as progress:
-        progress("rewriting", 0.0)
-        result = run(wanted.apply(), BenchSettings(**options), wanted.device, progress)
-    if out:
-        write_text(out, json.dumps(result, indent=2) + "\n")
-    if svg:
-        write_text(svg, chart(result))
-    echo_json(result) if as_json else click.echo(table(result))

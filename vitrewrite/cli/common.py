@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -62,21 +63,34 @@ class Invocation:
 
     def plan(self) -> Compilation:
         """The plan; imports torch."""
-        from ..api import plan
+        with starting():
+            from ..api import plan
 
         return plan(self.spec, **self.measured)
 
     def compiled(self) -> tuple[nn.Module, Compilation]:
         """The model, and the spec carried out on it."""
-        from ..api import compiled
+        with starting():
+            from ..api import compiled
 
         return compiled(self.spec, **self.measured)
 
-    def apply(self) -> Rewritten:
+    def apply(self, *, judge: bool = True) -> Rewritten:
         """The rewritten model; imports torch."""
-        from ..api import apply
+        from ..api import finished
 
-        return apply(self.spec, delta=self.delta, calibration=self.calibration, **self.measured)
+        original, plan = self.compiled()
+        return finished(plan, original, self.delta, self.calibration, judge=judge)
+
+    def features(self, plan: Compilation) -> dict[str, int]:
+        """What `tune` would keep of all images, if the spec asks for that and there are any."""
+        if not plan.features or self.data is None:
+            return {}
+        from ..data import Preprocessing, open_data
+
+        data = open_data(self.data, Preprocessing.of(plan.base), measured=False)
+        count = len({*data.train.indices, *data.val.indices})
+        return {**plan.features, "images": count, "total": count * plan.features["bytes"]}
 
     @property
     def lacks_measurements(self) -> bool:
@@ -132,9 +146,9 @@ def request(spec: str, overrides: tuple[str, ...]) -> Invocation:
     given = {k: v for k, v in found.items() if k not in others}
     # A spec may have a param of this name, which is no reserved one.
     delta = given.pop("delta", None)
-    parsed = parse_spec(spec, given)
+    parsed = parse_spec(spec, given, models=True)
     if delta is not None and "delta" in parsed.params:
-        parsed, delta = parse_spec(spec, {**given, "delta": delta}), None
+        parsed, delta = parse_spec(spec, {**given, "delta": delta}, models=True), None
     context = click.get_current_context(silent=True)
     if context is not None and (path := context.meta.get(_PROFILE)) is not None:
         arguments["profile"] = path
@@ -220,6 +234,21 @@ def busy(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(what):
         yield
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """While torch and what needs it are imported: none of that is garbage, so none is searched."""
+    first, enabled = "torch" not in sys.modules, gc.isenabled()
+    gc.disable()
+    try:
+        with busy("starting torch"):
+            yield
+    finally:
+        if first:
+            gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

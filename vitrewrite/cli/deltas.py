@@ -10,7 +10,7 @@ import click
 from ..errors import UsageError
 from ..text import plural, shown
 from .commands import _json, _trust, cli
-from .common import PATH, busy, echo_json, echo_written, trusted
+from .common import PATH, busy, echo_json, echo_written, starting, trusted
 
 
 @cli.command()
@@ -31,7 +31,7 @@ def convert(
     """
     allowed = trusted(str(folder), overrides, trust)
     target = out or folder.with_name(f"{folder.name}-{form}")
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_target
         from ..folder.adapter import save_adapter
         from ..folder.reading import rewritten_folder
@@ -65,7 +65,7 @@ def merge(
     sums, not the sum of the products.
     """
     numbers = _weights(deltas, weights)
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, check_target
         from ..folder.merging import merged, merged_folder, save_merged
         from ..folder.reading import Trust

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import catalog
 from ..catalog.explain import explain_code
+from ..catalog.models import known_models
 from ..catalog.signatures import OptionInfo, PassInfo
 from ..disk import replacing_file
 from ..errors import FileError, SpecError, VitrewriteError, raise_all
@@ -67,15 +68,7 @@ def entries(what: str) -> list[tuple[str, str]]:
         return [(n, first_line(catalog.signature(n).doc)) for n in catalog.passes()]
     if what == "specs":
         return [(n, _about_spec(catalog.spec_path(n))) for n in catalog.specs()]
-    import timm
-
-    from ..models import hugging_face
-    from ..models.registry import ALIASES, BASES
-
-    aliases = [(name, f"alias of {full}") for name, full in ALIASES.items()]
-    aliases += [(name, f"{base.name}, {base.about}") for name, base in BASES.items()]
-    shipped = [(name, hugging_face.about(name)) for name in hugging_face.names()]
-    return [*aliases, *shipped, *((name, "") for name in timm.list_models())]
+    return known_models()
 
 
 def first_line(text: str) -> str:
@@ -126,7 +119,8 @@ def option_lines(options: Mapping[str, OptionInfo]) -> list[str]:
         if option.choices:
             limits.append(f"one of {', '.join(map(str, option.choices))}")
         if option.words:
-            limits.append(f"{', '.join(option.words)} or another")
+            words = ", ".join(option.words)
+            limits.append(f"{words} or another" if option.type == "str" else f"or {words}")
         if option.needs:
             limits.append(f"only if {option.needs}")
         if option.rest is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .commands import _json, _trust, cli
-from .common import PATH, busy, echo_json, echo_written, trusted
+from .common import PATH, busy, echo_json, echo_written, starting, trusted
 
 
 @cli.command()
@@ -23,7 +23,7 @@ def pack(folder: Path, overrides: tuple[str, ...], out: Path, trust: bool, as_js
     names nor a header, as the authors of Bi-LoRA write them.
     """
     allowed = trusted(str(folder), overrides, trust)
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file
         from ..folder.delta import save_delta
         from ..folder.packed import PLAIN, encoded, quantised, write_plain

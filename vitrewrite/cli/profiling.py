@@ -10,7 +10,15 @@ import click
 
 from ..errors import UsageError
 from .commands import _COUNT, _json, _overrides, cli
-from .common import PATH, busy, check_device, echo_json, echo_written, progress_bar, request
+from .common import (
+    PATH,
+    check_device,
+    echo_json,
+    echo_written,
+    progress_bar,
+    request,
+    starting,
+)
 
 if TYPE_CHECKING:
     from ..sensitivity.profile import Profile
@@ -38,7 +46,7 @@ def profile(
     wanted = request(spec, overrides)
     if wanted.data is None:
         raise UsageError("VR907", "profile needs images", suggestion="add data=digits, or a folder")
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file
         from ..profiling.activations import Activations
         from ..profiling.run import measure

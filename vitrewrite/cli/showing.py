@@ -15,7 +15,7 @@ from ..folder.lock import Folder
 from ..language import parse_model
 from ..language.load import is_text
 from .commands import Commands, _json, _overrides, _trust, cli
-from .common import PATH, busy, echo_json, echo_written, is_folder, request, trusted
+from .common import PATH, busy, echo_json, echo_written, is_folder, request, starting, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,28 +78,6 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
 
 
 @show.command()
-@click.argument("folder", type=PATH)
-@click.option("--svg", type=PATH, help="Draw it into this file.")
-@_json
-def stitches(folder: Path, svg: Path | None, as_json: bool) -> None:
-    """Shows what each stitch costs and scores, and the best of each interval of costs.
-
-    FOLDER is one that 'tune' wrote of a spec that stitches models.
-    """
-    from ..report.stitches import TrainedStitches
-
-    found = TrainedStitches.of(folder, Folder.open(folder).json("report.json"))
-    if svg is not None:
-        write_text(svg, found.picture())
-    if as_json:
-        echo_json(found.to_json())
-        return
-    click.echo("\n".join(found.lines()))
-    if svg is not None:
-        echo_written(svg)
-
-
-@show.command()
 @click.argument("target")
 @_overrides
 @click.option("--image", type=PATH, help="Default: one of scikit-learn.")
@@ -116,7 +94,7 @@ def segmentation(
     TARGET is a folder that 'apply' or 'tune' wrote, or a spec. The picture shows the semantic map,
     and of one query its mask and its cross-attention in each level, averaged over heads.
     """
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.segmentation import SegmentationPicture, decoder_of, prepared
     check_file(out)
@@ -151,7 +129,7 @@ def tokens(
     Patches in one token have their mean colour and an outline; what was dropped is faded.
     """
     names, overrides = _separated(targets)
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.tokens import TokenMap, cropped, tokens_picture
     check_file(out)
@@ -184,7 +162,7 @@ def rates(
 
     TARGET is a folder that 'apply' or 'tune' wrote, or a spec.
     """
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.rates import RatesPicture
         from ..report.tokens import cropped
@@ -216,7 +194,7 @@ def architecture(
     as it is when it is lowered. A dashed line is the width that the MLP had.
     """
     names, overrides = _separated(targets)
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file
         from ..report.architecture import Architecture, architecture_picture
     check_file(out)
@@ -267,7 +245,7 @@ def attention(
     TARGET is a folder that 'apply' or 'tune' wrote, a spec, or a model. Probabilities are those of
     the softmax; tokens that are no patches, such as the class token, are left out.
     """
-    with busy("starting torch"):
+    with starting():
         from ..disk import check_file, replacing_file
         from ..report.attention import AttentionPicture
         from ..report.tokens import cropped

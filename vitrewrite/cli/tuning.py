@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..language import parse_overrides
 from ..text import giga
 from .commands import _json, _overrides, cli
-from .common import PATH, busy, check_device, echo_json, echo_written, request
+from .common import PATH, busy, check_device, echo_json, echo_written, request, starting
 
 
 @cli.command()
@@ -34,7 +34,7 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
     given = parse_overrides(overrides)
     if "data" not in given:
         raise UsageError("VR907", "tune needs images", suggestion="add data=digits, or a folder")
-    with busy("starting torch"):
+    with starting():
         import torch
 
         from ..disk import RUN

@@ -87,7 +87,7 @@ class Images(Dataset[Any]):
 
     def _forget(self) -> None:
         """Starts with an empty memory: of images as they are measured, and as they lie there."""
-        limit = self.wanted.settings.cache << 20
+        limit = self.wanted.settings.image_bytes
         self.resized, self.decoded = (ImageMemory(len(self.indices), limit) for _ in range(2))
 
     def __len__(self) -> int:

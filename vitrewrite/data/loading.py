@@ -108,7 +108,7 @@ def training_batches(
         fills = workers is None and count and not order.augment and not images.resized.closed
         end = (left.start // order.per_epoch + 1) * order.per_epoch if fills else left.stop
         part = range(left.start, min(end, left.stop))
-        yield from _loaded(images, order.part(part), count)
+        yield from loaded(images, order.part(part), count)
         left = range(part.stop, left.stop)
 
 
@@ -121,7 +121,7 @@ def evaluation_batches(
         DataError: as `training_batches`.
     """
     order = EvaluationOrder(len(images), batch, share or ProcessShare())
-    return _loaded(images, order, automatic(images, drawn=False) if workers is None else workers)
+    return loaded(images, order, automatic(images, drawn=False) if workers is None else workers)
 
 
 def batches(
@@ -134,7 +134,7 @@ def batches(
     """
     order = list(range(len(images))) if seed is None else shuffled(len(images), seed)
     keys = [Key(index) for index in order[:limit]]
-    return _loaded(images, [keys[i : i + batch] for i in range(0, len(keys), batch)], 0)
+    return loaded(images, [keys[i : i + batch] for i in range(0, len(keys), batch)], 0)
 
 
 def automatic(images: Images, *, drawn: bool) -> int:
@@ -149,7 +149,12 @@ def automatic(images: Images, *, drawn: bool) -> int:
     return max(0, min(_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
-def _loaded(images: Images, order: Any, workers: int) -> Iterator[Batch]:
+def loaded(images: Images, order: Any, workers: int) -> Iterator[Batch]:
+    """Batches of images by their keys; of workers that are given up with the iterator.
+
+    Raises:
+        DataError: as `training_batches`.
+    """
     loader = DataLoader(
         images, batch_sampler=order, collate_fn=images.collate, num_workers=workers,
         pin_memory=torch.cuda.is_available(),

@@ -62,6 +62,7 @@ class Insertion:
         through: what x is multiplied with before it is given to a branch beside a layer.
         others: further layers that it stands in front of.
         buffers: values that the pass gave them; those of the others hang on the constructor alone.
+        reads: what it reads of the model in the pass's words, such as `blocks[3].attn`.
     """
 
     pass_name: str
@@ -78,6 +79,7 @@ class Insertion:
     through: Value | None = None
     others: list[Seat] = field(default_factory=list)
     buffers: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    reads: tuple[str, ...] = ()
 
 
 @dataclass

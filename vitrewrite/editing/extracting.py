@@ -60,7 +60,8 @@ def _program(root: nn.Module, paths: Ways, path: Way) -> fx.Graph:
     for name in paths.modules(path):
         x = whole.call_module(name, (x,))
         HINT.put(x, "x")
-    end = ending(_graph(root, path.end), paths.pieces[path.end])
+    bare = None if path.layer is None else paths.left_out.get(path.end)
+    end = ending(_graph(root, path.end), paths.pieces[path.end], bare)
     whole.output(_inlined(whole, end, x, path.end))
     return whole
 

@@ -142,6 +142,11 @@ class Propagation:
         entry = self._entry(path)
         return entry.costs if entry else None
 
+    def outputs_of(self, path: str) -> Any:
+        """What a module yields, on meta, or None if it was not run."""
+        entry = self._entry(path)
+        return entry.outputs if entry else None
+
     def _entry(self, path: str) -> _Entry | None:
         key, left = self.top, path
         while left:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import fx
+
 from ..anatomy.sites import Anatomy, Block
 from ..errors import RewriteError
 from ..text import listing
 from ..tracing.about import tell
-from ..tracing.paths import LineError, Way, Ways, ending, pieces_of
+from ..tracing.paths import Between, LineError, Way, Ways, ending, pieces_of
 from .clause import ClauseRef
 from .editor import Editor, relative
 
@@ -21,6 +23,7 @@ class WantedWay:
     Attributes:
         after: the position of the last block of the front that runs.
         before: that of the first block of the end; behind the last one none of it runs.
+        between: of a third model behind the front: a layer, its name, first and last block.
     """
 
     front: str
@@ -28,6 +31,16 @@ class WantedWay:
     layer: int | None
     end: str
     before: int
+    between: tuple[int, str, int, int] | None = None
+
+    def runs(self, base: str, block: int) -> bool:
+        """Whether it runs a block of a model."""
+        if self.front == base and block <= self.after:
+            return True
+        if self.layer is not None and self.end == base and block >= self.before:
+            return True
+        mid = self.between
+        return mid is not None and mid[1] == base and mid[2] <= block <= mid[3]
 
 
 @dataclass
@@ -36,6 +49,7 @@ class Stitches:
 
     clause: ClauseRef
     samples: int = 100  # images that layers are solved from
+    final_norm: bool = True  # whether a path through two models has that of its end
     wanted: list[WantedWay] = field(default_factory=list)
     taken: int | None = None  # at lowering, the one path that is to stay
 
@@ -47,9 +61,7 @@ def numbers(editor: Editor, base: str, block: int) -> tuple[int, ...]:
     for number, way in enumerate(editor.stitches.wanted):
         if way.layer is None:
             alone += [number] * (way.front == base)
-        elif (way.front == base and block <= way.after) or (
-            way.end == base and block >= way.before
-        ):
+        elif way.runs(base, block):
             joined.append(number)
     return (*alone, *joined)
 
@@ -64,6 +76,7 @@ def settle_paths(editor: Editor, bases: Mapping[str, Anatomy]) -> None:
     if stitches is None:
         return
     pieces: dict[str, tuple[str, ...]] = {}
+    left_out: dict[str, str] = {}
     for name, anatomy in bases.items():
         blocks = [relative(block_path(block, stitches.clause), name) for block in anatomy.blocks]
         unit = editor.unit(name)
@@ -72,10 +85,26 @@ def settle_paths(editor: Editor, bases: Mapping[str, Anatomy]) -> None:
             assert unit.template is not None
             for graph in unit.template.graphs:
                 ending(graph, pieces[name])
+                if not stitches.final_norm:
+                    left_out[name] = _norm(graph, anatomy, name, stitches.clause)
         except LineError as error:
             raise _no_line(stitches.clause, name, str(error), editor) from error
     table = tuple(_path(each, pieces, bases, editor) for each in stitches.wanted)
-    tell(editor.root, paths=Ways(table, pieces), helpers={})
+    tell(editor.root, paths=Ways(table, pieces, left_out), helpers={})
+
+
+def _norm(graph: fx.Graph, anatomy: Anatomy, base: str, clause: ClauseRef) -> str:
+    """The final norm of a model, where its own program calls it.
+
+    Raises:
+        RewriteError: VR511 if it does not.
+    """
+    path = relative(anatomy.norm, base) if anatomy.norm is not None else None
+    found = [n for n in graph.nodes if n.op == "call_module" and n.target == path]
+    if path is None or len(found) != 1 or len(found[0].all_input_nodes) != 1:
+        message = f"'{base}' calls no final norm by itself behind its blocks"
+        raise clause.error("VR511", f"{clause.pass_name}: {message}", "final_norm")
+    return path
 
 
 def block_path(block: Block, clause: ClauseRef) -> str:
@@ -113,4 +142,8 @@ def _path(
     last = wanted.before == count
     start = place(wanted.end, count - 1) + 1 if last else place(wanted.end, wanted.before)
     stop = place(wanted.front, wanted.after) + 1
-    return Way(wanted.front, stop, wanted.layer, wanted.end, start)
+    between = None
+    if wanted.between is not None:
+        layer, base, low, high = wanted.between
+        between = Between(layer, base, place(base, low), place(base, high) + 1)
+    return Way(wanted.front, stop, wanted.layer, wanted.end, start, between)

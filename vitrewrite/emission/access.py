@@ -5,7 +5,7 @@ What is called as nothing can be called after a dot is reached by its name as a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import fx, nn
 
@@ -81,6 +81,18 @@ def child_of(module: nn.Module, path: str) -> nn.Module:
         assert found is not None
         module = found
     return module
+
+
+def children_at(units: Iterable[nn.Module], path: str) -> list[nn.Module]:
+    """The modules at a dotted path below those that have one."""
+    found: list[nn.Module] = []
+    for unit in units:
+        module: nn.Module | None = unit
+        for name in path.split(".") if path else ():
+            module = module and module._modules.get(name)
+        if module is not None:
+            found.append(module)
+    return found
 
 
 def access(module: nn.Module, target: str, owner: str = "self") -> str:

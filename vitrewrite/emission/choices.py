@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import fx
 
-from ..tracing.notes import VALUE
+from ..tracing.notes import CHANGE, EFFECT, VALUE
 from ..tracing.operators import is_impure, is_inplace
 from ..tracing.sizes import by_size
 from .loops.rolls import Roll
@@ -17,7 +19,9 @@ Block = tuple[fx.Node, bool]
 
 def is_choice(node: fx.Node) -> bool:
     """Whether the node is printed as a statement with two ways."""
-    return node.target is by_size and isinstance(VALUE.get(node), torch.Tensor)
+    if node.target is not by_size:
+        return False
+    return isinstance(VALUE.get(node), torch.Tensor) or is_by_presence(node)
 
 
 def blocks(graph: fx.Graph) -> dict[fx.Node, Block]:
@@ -44,11 +48,19 @@ def blocks(graph: fx.Graph) -> dict[fx.Node, Block]:
     return found
 
 
+def is_by_presence(choice: fx.Node) -> bool:
+    """Whether a choice depends on what a module has or is given."""
+    condition = choice.args[0]
+    return isinstance(condition, fx.Node) and condition.target is operator.is_not
+
+
 def _only_for(value: fx.Node, block: Block, found: dict[fx.Node, Block]) -> bool:
     """Whether a value may be put into a block: nothing outside of it reads the value."""
     choice, way = block
     rolled = isinstance(value.target, (Roll, Sweep))
     free = value.op in ("call_function", "call_method") and not rolled
+    if value.op == "call_module":  # some modules of the class do without
+        free = is_by_presence(choice) and not EFFECT.get(value) and not CHANGE.get(value)
     if not free or is_impure(value):
         return False
     own, others = choice.args[1 if way else 2], (choice.args[0], choice.args[2 if way else 1])

@@ -25,9 +25,11 @@ from .effects import holds_tensors
 from .entrances import entered, entrances
 from .implied import drop_implied
 from .inlining import inline_small_calls
-from .literals import Symbol, same
+from .joining import holds_less, join, moved
+from .lengths import is_longer
+from .literals import ANYTHING, Symbol, constant, same
 from .names import NameScope
-from .packs import join, name_tuples, pack_calls, pack_inputs
+from .packs import name_tuples, pack_calls, pack_inputs, rejoin
 from .parameters import Parameters
 from .paths import known_paths, parts, runs_by_id
 from .pre_logits import before_logits
@@ -52,6 +54,7 @@ class Class:
     paths: Ways | None = None  # through the models that the root holds
     checks: tuple[fx.Graph, ...] = ()  # of what the root refuses of its inputs
     odd: str = ""  # why there is no such program, if there was one in the model
+    joined: bool = False  # whether its modules have two programs, which are written as one
     plain: bool = False  # whether its forward is written without loops
     checkpointed: str | None = None  # when it is computed again in backward; "" is always
     packing: Packing = PLAIN  # which inputs are one argument
@@ -71,7 +74,7 @@ class Class:
     def children(self) -> Iterator[tuple[str, list[nn.Module]]]:
         """The children that the class needs, with one module per instance."""
         for name in self.sample._modules:
-            modules = [u._modules[name] for u in self.units]
+            modules = [u._modules.get(name) for u in self.units]
             if any(m is not None and is_made(m, self.used) for m in modules):
                 yield name, modules  # type: ignore[misc]
 
@@ -83,10 +86,12 @@ class Care:
     Attributes:
         plain: without loops and comprehensions.
         alone: as a class of their own.
+        apart: without those of other programs.
     """
 
     plain: set[int] = field(default_factory=set)
     alone: set[int] = field(default_factory=set)
+    apart: set[int] = field(default_factory=set)
 
 
 class Classes:
@@ -105,6 +110,7 @@ class Classes:
         self._by_key: dict[Any, Class] = {}
         self._skeletons: dict[int, Any] = {}
         self._collect(root)
+        self._join()
         self.all = self._ordered()
         self._used: set[int] = set()
         for cls in self.all:
@@ -150,7 +156,50 @@ class Classes:
                 generalise(graph)
             self._skeletons[id(template)] = general, *skeleton(general)
         _, shape, literals = self._skeletons[id(template)]
-        return (shape, names, _lists(unit, template), self.runs.get(id(unit))), literals
+        more = _lists(unit, template), self.runs.get(id(unit)), is_root(unit)
+        return (shape, names, *more), literals
+
+    def _join(self) -> None:
+        """Makes one class of two whose programs can be one with a choice."""
+        for name in dict.fromkeys(cls.name for cls in self.all):
+            alike = [c for c in self.all if c.name == name and self._may_join(c)]
+            alike.sort(key=_length, reverse=True)
+            for i, large in enumerate(alike):
+                for small in alike[i + 1 :]:
+                    if large in self.all and small in self.all and not small.joined:
+                        self._join_two(small, large)
+
+    def _may_join(self, cls: Class) -> bool:
+        plain = cls.template is not None and not cls.plain and not is_root(cls.sample)
+        special = self.care.apart.intersection(map(id, cls.units)) or id(cls.sample) in self.models
+        return plain and not special and id(cls.sample) not in self.runs
+
+    def _join_two(self, small: Class, large: Class) -> bool:
+        """Gives one class the modules of another, if that can be; whether it did."""
+        assert small.template is not None
+        assert large.template is not None
+        if is_longer(large.template, small.template, large.sample, small.sample):
+            large.literals += [{} for _ in small.units]
+            return self._absorb(small, large)
+        if large.joined or not holds_less(small.sample, large.sample):
+            return False
+        found = join(small.template, large.template, small.units, large.units)
+        if found is None:
+            return False
+        _, positions = skeleton(found.template)
+        large.literals = [
+            *(moved(each, found.large, positions) for each in large.literals),
+            *(moved(each, found.small, positions) for each in small.literals),
+        ]
+        large.template = found.template
+        return self._absorb(small, large)
+
+    def _absorb(self, small: Class, large: Class) -> bool:
+        large.joined = True
+        large.units += small.units
+        self.of |= {id(unit): large for unit in small.units}
+        self.all.remove(small)
+        return True
 
     def _ordered(self) -> list[Class]:
         """Children before parents, else as they were found."""
@@ -182,7 +231,7 @@ class Classes:
                 stack += module.children()
             elif cls not in needed:
                 needed.add(cls)
-                stack += [m for _, modules in cls.children() for m in modules]
+                stack += [m for _, modules in cls.children() for m in modules if m is not None]
         return needed
 
     def _name(self) -> None:
@@ -219,7 +268,9 @@ class Classes:
         if (name := self.models.get(id(cls.sample))) is not None and self.ways is not None:
             cls.runs = self.runs[id(cls.sample)]
             programs = [numbered(g) for g in cls.template.graphs]
-            cls.asked = tuple(parts(programs, self.ways.pieces[name]).items())
+            cls.asked = tuple(
+                parts(programs, self.ways.pieces[name], self.ways.left_out.get(name)).items()
+            )
         for graph in cls.programs:
             inline_small_calls(graph, cls.units)
 
@@ -262,7 +313,7 @@ class Classes:
             drop_implied(graph, cls.units)
             pack_inputs(graph, cls.packing)
             pack_calls(graph, lambda target: self._taken_by(cls, target))
-            join(graph)
+            rejoin(graph)
             eliminate_dead_code(graph)
             name_tuples(graph)
         flags = [unit.checkpointing for unit in cls.units]
@@ -274,15 +325,16 @@ class Classes:
 
     def _argument(self, cls: Class, position: Position) -> Symbol | None:
         vector = tuple(found[position] for found in cls.literals)
-        if all(same(v, vector[0]) for v in vector):
-            return None
+        needed = [v for v in vector if v is not ANYTHING]
+        if all(same(v, needed[0]) for v in needed):
+            return Symbol(constant(needed[0])) if len(needed) < len(vector) else None
         name = setting(cls, vector)
-        if name is None and isinstance(vector[0], float):
+        if name is None and isinstance(needed[0], float):
             complement = tuple(_setting_values(cls, k) for k in cls.sample.settings)
             for key, values in zip(cls.sample.settings, complement, strict=True):
                 if values is not None and all(map(same, vector, (1 - v for v in values))):
                     return Symbol(f"1 - {cls.parameters.express(values, key, 'self.')}")
-        fallback = "size" if isinstance(vector[0], int) else "factor"
+        fallback = "size" if isinstance(needed[0], int) else "factor"
         return Symbol(
             cls.parameters.express(vector, name or fallback, "self.", derive=name is None)
         )
@@ -299,11 +351,16 @@ def _used_by(cls: Class) -> set[int]:
     found: set[int] = set()
     for unit in cls.units:
         for name in names:
-            module: nn.Module = unit
+            module: nn.Module | None = unit
             for part in name.split(".") if name else ():
-                module = child_of(module, part)
-                found.add(id(module))
+                module = module and module._modules.get(part)
+                if module is not None:
+                    found.add(id(module))
     return found
+
+
+def _length(cls: Class) -> int:
+    return sum(len(g.nodes) for g in cls.template.graphs) if cls.template else 0
 
 
 def _members(unit: Unit) -> frozenset[str]:
@@ -316,7 +373,7 @@ def _parts(unit: Unit) -> Any:
     hidden = unit._non_persistent_buffers_set
     return (
         unit.kept,
-        tuple((k, m is None) for k, m in unit._modules.items()),
+        tuple(k for k, m in unit._modules.items() if m is not None),
         tuple((k, p.dim(), _special(p)) for k, p in unit._parameters.items() if p is not None),
         tuple(
             (k, b.dim(), k in hidden or (b.dtype,)) for k, b in unit._buffers.items()

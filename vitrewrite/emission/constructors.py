@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -59,7 +60,8 @@ class Constructors:
         out: list[str] = []
         for name, parameter in cls.sample._parameters.items():
             if parameter is not None:
-                made = _parameter(cls.parameters, [u._parameters[name] for u in cls.units])
+                found = [u._parameters.get(name) for u in cls.units]
+                made = _parameter(cls.parameters, found)
                 out.append(set_parameter(cls.sample, name, made))
         for name, buffer in cls.sample._buffers.items():
             if buffer is not None:
@@ -67,19 +69,29 @@ class Constructors:
         return [part for line in (*out, *children) for part in wrap(line, WIDTH - 8)]
 
     def _buffer(self, cls: Class, name: str) -> list[str]:
-        buffers = [b for u in cls.units if (b := u._buffers[name]) is not None]
+        has = [u._buffers.get(name) is not None for u in cls.units]
+        having = list(compress(cls.units, has))
         persistent = name not in cls.sample._non_persistent_buffers_set
+        if all(has):
+            text = self._buffer_of(having, cls.parameters, name, persistent)
+        else:
+            own = cls.parameters.of(has)
+            text = self._buffer_of(having, own, name, persistent)
+            text = cls.parameters.if_there(text, own, has, f"has_{name}")
+        return set_buffer(name, text, persistent=persistent)
+
+    def _buffer_of(
+        self, units: Sequence[Unit], parameters: Parameters, name: str, persistent: bool
+    ) -> str:
+        buffers = [b for u in units if (b := u._buffers[name]) is not None]
         if persistent:
-            shape = _shape(cls.parameters, buffers)
+            shape = _shape(parameters, buffers)
             dtype = buffers[0].dtype
             kind = "" if dtype == torch.float32 else f", dtype={dtype}"
-            return set_buffer(name, f"torch.zeros({shape}{kind})", persistent=True)
-        paths = [f"{self.classes.paths[id(u)]}.{name}".lstrip(".") for u in cls.units]
-        text = self.functions.call(paths, cls.parameters)
-        if text is None:
-            values = [Symbol(table(b)) for b in buffers]
-            text = cls.parameters.express(values, name)
-        return set_buffer(name, text, persistent=False)
+            return f"torch.zeros({shape}{kind})"
+        paths = [f"{self.classes.paths[id(u)]}.{name}".lstrip(".") for u in units]
+        text = self.functions.call(paths, parameters)
+        return text or parameters.express([Symbol(table(b)) for b in buffers], name)
 
     # -- children -------------------------------------------------------------------------------
 
@@ -90,12 +102,23 @@ class Constructors:
             return "None"
         if len(kinds) == 1:
             return self._same_kind(modules, parameters, name)
-        busy = [m for m in modules if not is_nothing(m)]
+        if type(None) in kinds and len(kinds) == 2:
+            return self._absent(modules, parameters, name)
+        busy = [m for m in modules if m is None or not is_nothing(m)]
         if len({self._kind(m) for m in busy}) == 1:
             text = self._optional(modules, busy[0], parameters, name)
             if text:
                 return text
         return parameters.module(name, modules)
+
+    def _absent(self, modules: Sequence[Any], parameters: Parameters, name: str) -> Any:
+        """A child that some modules do without."""
+        has = [m is not None for m in modules]
+        own = parameters.of(has)
+        text = str(self._same_kind(list(compress(modules, has)), own, name))
+        if any(isinstance(v[0], nn.Module) for v in own.vectors.values()):
+            return parameters.module(name, modules)
+        return parameters.if_there(text, own, has, name.partition("_")[0])
 
     def _kind(self, module: nn.Module) -> Any:
         if id(module) in self.classes.of:
@@ -136,12 +159,19 @@ class Constructors:
         cls = self.classes.of[id(modules[0])]
         position = {id(u): i for i, u in enumerate(cls.units)}
         arguments = []
-        for key in cls.parameters.vectors:
+        left_out = False
+        for key in cls.parameters.ordered:
             values = [cls.parameters.value(key, position[id(m)]) for m in modules]
-            if isinstance(values[0], nn.Module):
-                arguments.append(str(self.construct(values, parameters, key)))
+            default = cls.parameters.default(key)
+            if any(isinstance(v, nn.Module) for v in values):
+                text = str(self.construct(values, parameters, key))
             else:
-                arguments.append(parameters.express(values, key))
+                text = parameters.express(values, key)
+            if text == default:
+                left_out = True
+                continue
+            by_name = default is not None and (left_out or key in cls.parameters.switches)
+            arguments.append(f"{key}={text}" if by_name else text)
         return Construction(cls.name, tuple(arguments))
 
     def _optional(
@@ -265,7 +295,9 @@ def _differing(items: list[Any]) -> set[int]:
     if len({(c.callee, len(c.arguments)) for c in items}) > 1:
         return {0, 1}
     columns = enumerate(zip(*(c.arguments for c in items), strict=True))
-    return {i for i, column in columns if len(set(column)) > 1}
+    found = {i: column for i, column in columns if len(set(column)) > 1}
+    calls = any("(" in each for column in found.values() for each in column)
+    return {0, 1} if calls else {*found}  # of calls, a list is easier to read than a loop
 
 
 def _comprehension(items: list[Any]) -> str:

@@ -10,6 +10,7 @@ from ..tracing.notes import CHANGE, EFFECT
 from ..tracing.operators import is_impure, is_inplace
 from ..tracing.template import Template
 from ..tracing.unit import Unit
+from .access import children_at
 from .once import once
 
 _RANDOM_LAYERS = (
@@ -22,7 +23,7 @@ def note_effects(graph: fx.Graph, units: Sequence[nn.Module]) -> None:
     """Notes in calls of children what they do in any of the modules that share the graph."""
     for node in graph.nodes:
         if node.op == "call_module":
-            children = [unit.get_submodule(str(node.target)) for unit in units]
+            children = children_at(units, str(node.target))
             busy = [child for child in children if module_has_effect(child)]
             EFFECT.put(node, bool(busy))
             CHANGE.put(node, any(map(module_changes, busy)))

@@ -32,7 +32,7 @@ _BINARY: dict[Any, tuple[str, int]] = {
     operator.matmul: ("@", TERM), operator.pow: ("**", POWER), operator.and_: ("&", AND),
     operator.or_: ("|", OR), operator.xor: ("^", XOR), operator.eq: ("==", COMPARE),
     operator.ne: ("!=", COMPARE), operator.lt: ("<", COMPARE), operator.le: ("<=", COMPARE),
-    operator.gt: (">", COMPARE), operator.ge: (">=", COMPARE),
+    operator.gt: (">", COMPARE), operator.ge: (">=", COMPARE), operator.is_not: ("is not", COMPARE),
 }  # fmt: skip
 _UNARY: dict[Any, tuple[str, int]] = {
     operator.neg: ("-", UNARY), operator.invert: ("~", UNARY), operator.not_: ("not ", NOT),
@@ -169,7 +169,7 @@ def named_arguments(node: fx.Node) -> dict[str, Any]:
 
 def named(target: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the keyword arguments of a function that are not its defaults."""
-    defaults = _defaults(target)
+    defaults = defaults_of(target)
     return {k: v for k, v in kwargs.items() if not _is(v, defaults.get(k, ...))}
 
 
@@ -178,7 +178,8 @@ def _is(value: Any, default: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=512)
-def _defaults(target: Any) -> Mapping[str, Any]:
+def defaults_of(target: Any) -> Mapping[str, Any]:
+    """The defaults of the arguments of a function, as far as they can be told."""
     if target in _DEFAULTS:
         return _DEFAULTS[target]
     if isinstance(target, str) or not callable(target):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..tracing.guards import check_dtype, check_grid, check_input, for_grid, one
 from ..tracing.nodes import arg, is_size, operand
 from ..tracing.notes import ARITY, HINT, ORIGIN, PLACE, VALUE
 from .access import written
-from .choices import Block
+from .choices import Block, is_by_presence
 from .comprehensions import Comprehension, comprehend
 from .effects import note_effects
 from .expressions import ATOM, CALL, INPLACE, Text, named_arguments, render, structure, subscript
@@ -64,11 +65,11 @@ class Printer:
         self.out: list[str] = []
         self.above: tuple[list[str], list[str], int] | None = None  # origins of the last line
         self.ways: dict[Block, list[str]] = {}  # lines of the ways of choices
-        last_use: dict[fx.Node, int] = {}
+        self.uses: dict[fx.Node, list[int]] = {}
         for number, statement in enumerate(plan.statements):
             for read in self._reads(statement):
-                last_use[read] = number
-        self.names = Names(last_use)
+                self.uses.setdefault(read, []).append(number)
+        self.names = Names({node: numbers[-1] for node, numbers in self.uses.items()})
         self.owned: dict[str, fx.Node] = {}  # names in comprehensions
         self.texts: dict[fx.Node, Text] = {}  # what is written in place of inputs
         placeholders = [n for n in plan.graph.nodes if n.op == "placeholder"]
@@ -163,9 +164,26 @@ class Printer:
         while block is not None:
             depth, block = depth + 1, self.plan.blocks.get(block[0])
         self.width -= 4 * depth
-        getattr(self, f"_{statement.kind}")(statement, number)
+        with self._other_way(statement.block):
+            getattr(self, f"_{statement.kind}")(statement, number)
         self.width += 4 * depth
         self.out = before
+
+    @contextmanager
+    def _other_way(self, block: Block | None) -> Iterator[None]:
+        """In one way of a choice, nothing is needed that only the other way's value reads."""
+        other = block[0].args[2 if block[1] else 1] if block else None
+        numbers = self.uses.get(other, []) if isinstance(other, fx.Node) else []
+        if not isinstance(other, fx.Node) or not numbers or not self._is_last(block, numbers[-1]):
+            yield
+            return
+        self.names.last_use[other] = numbers[-2] if len(numbers) > 1 else -1
+        yield
+        self.names.last_use[other] = numbers[-1]
+
+    def _is_last(self, block: Block | None, number: int) -> bool:
+        """Whether a statement is the choice itself."""
+        return block is not None and self.plan.statements[number].node is block[0]
 
     def _choice(self, statement: Statement, number: int) -> None:
         node = statement.node
@@ -174,11 +192,12 @@ class Printer:
         name = self.names.take(node, _wishes(node), number)
         ways = [self.ways.pop((node, way), []) for way in (True, False)]
         short = f"{name} = {render(node, self.text).code}"
-        if not any(ways) and len(short) <= self.width:
-            self.out.append(short)
+        if not any(ways) and len(short) <= self.width and _is_short(node):
+            self._write(short, node)
             return
         for lines, value in zip(ways, values, strict=True):
             lines += wrap(f"{name} = {value}", self.width - 4) if value != name else []
+        self.out += [line for o in filter(None, (ORIGIN.get(node),)) for line in comment(str(o))]
         head = condition.code if ways[0] else f"not {condition.within(ATOM)}"
         self.out += wrap(f"if {head}:", self.width)
         self.out += [f"    {line}" for line in ways[0] or ways[1]]
@@ -327,6 +346,11 @@ class Printer:
         bare = isinstance(value, tuple) and len(value) > 1 and len(code) < WIDTH - 16
         inside = [n for n in statement.node.all_input_nodes if n in self.plan.inlined]
         self._write(f"return {code[1:-1] if bare else code}", *inside)
+
+
+def _is_short(choice: fx.Node) -> bool:
+    """Whether a choice may be one expression: in an `if`, a variable has a name to capture."""
+    return not is_by_presence(choice) or choice.args[2] is None
 
 
 def _raised(condition: str, sides: list[str], width: int) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..tracing.about import about
+from ..tracing.leaves import is_inserted
 from ..tracing.template import Template
 from ..tracing.undisturbed import default_dtype
 from ..tracing.unit import run_graph
@@ -75,7 +76,8 @@ class Functions:
 def _buffer(root: nn.Module, path: str) -> torch.Tensor | None:
     owner, _, name = path.rpartition(".")
     try:
-        return child_of(root, owner)._buffers.get(name)
+        module = child_of(root, owner)
+        return None if is_inserted(module) else module._buffers.get(name)
     except (KeyError, AssertionError):
         return None
 

@@ -12,6 +12,7 @@ from ..tracing.nodes import operand
 from ..tracing.notes import HINT, copied_without
 from ..tracing.template import Template
 from ..tracing.unit import Unit
+from .access import children_at
 from .effects import holds_tensors, is_nothing, module_has_effect
 from .once import once
 
@@ -24,7 +25,7 @@ def inline_small_calls(graph: fx.Graph, units: Sequence[Unit]) -> None:
     for node in list(graph.nodes):
         if node.op != "call_module":
             continue
-        children = [u.get_submodule(str(node.target)) for u in units]
+        children = children_at(units, str(node.target))
         if all(is_nothing(child) for child in children):
             users = list(node.users)
             node.replace_all_uses_with(node.args[0])

@@ -138,6 +138,17 @@ def _container(value: Any) -> str:
     )
 
 
+class _Anything:
+    """See `ANYTHING`."""
+
+    def __repr__(self) -> str:
+        return "ANYTHING"
+
+
+ANYTHING: Any = _Anything()
+"""Stands for the value that an instance of a class does not need."""
+
+
 def same(first: Any, second: Any) -> bool:
     """Whether two constants are written alike: NaN is itself, -0.0 is not 0.0, nor 1 True."""
     return type(first) is type(second) and constant(first) == constant(second)

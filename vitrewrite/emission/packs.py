@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from ..tracing.notes import ARGUMENT, ARITY, HINT, PART, TAKEN_AS, VALUE, copied
-from ..tracing.packing import Nest, Packing, numbered
+from ..tracing.packing import Nest, Packing, count, numbered
 from .names import plural
 
 
@@ -19,7 +19,7 @@ def pack_inputs(graph: fx.Graph, packing: Packing) -> None:
     last = inputs[-1] if inputs else None
     rest = iter(inputs)
     for nest in packing.arguments:
-        members = [next(rest) for _ in range(_count(nest))]
+        members = [next(rest) for _ in range(count(nest))]
         if nest is None:
             continue
         with graph.inserting_before(members[0]):
@@ -31,10 +31,6 @@ def pack_inputs(graph: fx.Graph, packing: Packing) -> None:
         _read(graph, whole, nest, iter(members), after)
         for member in members:
             graph.erase_node(member)
-
-
-def _count(nest: Nest) -> int:
-    return 1 if nest is None else sum(map(_count, nest))
 
 
 PAIR = ("height", "width")
@@ -71,7 +67,7 @@ def pack_calls(graph: fx.Graph, taken_by: Callable[[str], tuple[Packing, tuple[s
                 TAKEN_AS.put(node, names)
 
 
-def join(graph: fx.Graph) -> None:
+def rejoin(graph: fx.Graph) -> None:
     """Has calls read a tuple, or a part of it, rather than all of its items."""
     for node in list(graph.nodes):
         if node.op.startswith("call") and node.target not in _INDEXING:

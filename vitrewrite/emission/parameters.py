@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .access import is_hidden
-from .literals import constant, same
+from .literals import ANYTHING, Symbol, constant, same
 from .names import identifier
 
 Vector = tuple[Any, ...]
@@ -28,6 +29,7 @@ class Parameters:
     reserved: set[str] = field(default_factory=set)  # names of the file
     members: frozenset[str] = frozenset()  # names of children and tensors
     vectors: dict[str, Vector] = field(default_factory=dict)
+    switches: set[str] = field(default_factory=set)  # those that say whether there is something
     stored: set[str] = field(default_factory=set)  # those that the forward reads from `self`
 
     def express(
@@ -42,8 +44,9 @@ class Parameters:
             derive: whether to write it in terms of another argument where that is possible.
         """
         vector = tuple(vector)
-        if all(same(v, vector[0]) for v in vector):
-            return constant(vector[0])
+        needed = [v for v in vector if v is not ANYTHING]
+        if all(same(v, needed[0]) for v in needed):
+            return constant(needed[0]) if needed else "None"
         found = self._equal(vector) or (self._derived(vector) if derive else None)
         if found is None or (owner and self._is_member(found[0])):
             name = self._new(wish, vector, own=bool(owner))
@@ -57,9 +60,41 @@ class Parameters:
         """A child that differs in kind between instances is handed in by the parent."""
         return self._new(f"layer{name}" if name.isdigit() else name, tuple(modules))
 
+    def of(self, has: Sequence[bool]) -> Parameters:
+        """An empty set of arguments for some instances alone."""
+        return Parameters(sum(has), self.reserved, self.members)
+
+    def if_there(self, text: str, own: Parameters, has: Sequence[bool], wish: str) -> str:
+        """Text for what only some instances have, else None.
+
+        Args:
+            text: what makes it.
+            own: the arguments that the text names.
+            has: which instances have it.
+            wish: the name of an argument that says so, if none does.
+        """
+        made: dict[str, str] = {}
+        for name, vector in own.vectors.items():
+            values = iter(vector)
+            made[name] = self.express([next(values) if h else ANYTHING for h in has], name)
+        text = re.sub(r"(?<!\.)\b\w+\b(?![(=])", lambda m: made.get(m[0], m[0]), text)
+        if text in self.vectors and self.default(text) == "None":
+            return text  # it is handed in
+        return f"{text} if {self.switch(has, wish)} else None"
+
+    def switch(self, vector: Sequence[bool], wish: str) -> str:
+        """A name that is true where `vector` is."""
+        for name, known in self.vectors.items():
+            plain = not any(isinstance(k, (nn.Module, Symbol)) for k in known)
+            if plain and [bool(k) for k in known] == list(vector):
+                return name
+        made = self._new(wish, tuple(vector))
+        self.switches.add(made)
+        return made
+
     def _equal(self, vector: Vector) -> tuple[str, str] | None:
         for name, known in self.vectors.items():
-            if not isinstance(known[0], nn.Module) and all(map(same, known, vector)):
+            if not isinstance(known[0], nn.Module) and all(map(_fits, known, vector)):
                 return name, "{}"
         return None
 
@@ -75,19 +110,42 @@ class Parameters:
         number = 2
         while name in self.vectors or name in self.reserved or (own and self._is_member(name)):
             name, number = f"{stem}{number}", number + 1
-        self.vectors[name] = vector
+        self.vectors[name] = tuple(None if v is ANYTHING else v for v in vector)
         return name
 
     def _is_member(self, name: str) -> bool:
         """Whether `self.name` is something else already."""
         return name in self.members or is_hidden(name)
 
+    @property
+    def ordered(self) -> list[str]:
+        """The arguments as a constructor has them: last those that not every instance needs."""
+        return sorted(self.vectors, key=lambda name: self.default(name) is not None)
+
+    def default(self, name: str) -> str | None:
+        """The default of an argument that not every instance needs."""
+        if any(v is None for v in self.vectors[name]):
+            return "None"
+        return "False" if name in self.switches else None
+
+    @property
+    def head(self) -> list[str]:
+        """The arguments with their defaults."""
+        pairs = [(name, self.default(name)) for name in self.ordered]
+        return [f"{name}={default}" if default else name for name, default in pairs]
+
     def value(self, name: str, instance: int) -> Any:
         """The argument that one instance gets."""
         return self.vectors[name][instance]
 
 
+def _fits(known: Any, value: Any) -> bool:
+    return value is ANYTHING or same(known, value)
+
+
 def _relation(known: Vector, vector: Vector) -> str | None:
+    pairs = [(k, v) for k, v in zip(known, vector, strict=True) if v is not ANYTHING]
+    known, vector = zip(*pairs, strict=True)
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (*known, *vector)):
         return None
     if all(isinstance(v, int) and v for v in (*known, *vector)):

@@ -14,7 +14,7 @@ from .literals import constant
 from .wrap import WIDTH, wrap
 
 TABLE, METHOD = "STITCHES", "stitch"
-BEGIN, RUN, FINISH = "begin", "run", "finish"
+BEGIN, RUN, FINISH, BARE = "begin", "run", "finish", "finish_bare"
 
 
 def known_paths(root: nn.Module) -> Ways | None:
@@ -31,12 +31,23 @@ def runs_by_id(root: nn.Module) -> dict[int, tuple[tuple[str, str], ...]]:
     return {id(unit): tuple(paths.runs(unit, pieces)) for unit, pieces in units}
 
 
-def parts(graphs: Sequence[fx.Graph], pieces: Sequence[str]) -> Mapping[str, tuple[fx.Graph, ...]]:
-    """The programs of a model in front of its pieces and behind them, as methods by name."""
-    return {
+def parts(
+    graphs: Sequence[fx.Graph], pieces: Sequence[str], left_out: str | None
+) -> Mapping[str, tuple[fx.Graph, ...]]:
+    """The programs of a model in front of its pieces and behind them, as methods by name.
+
+    Args:
+        graphs: those of the model.
+        pieces: its pieces.
+        left_out: the norm that stitches which end in it leave out.
+    """
+    found = {
         BEGIN: tuple(paths.beginning(graph, pieces) for graph in graphs),
         FINISH: tuple(paths.ending(graph, pieces) for graph in graphs),
     }
+    if left_out is not None:
+        found[BARE] = tuple(paths.ending(graph, pieces, left_out) for graph in graphs)
+    return found
 
 
 def run_lines(unit: nn.Module, runs: Sequence[tuple[str, str]]) -> list[str]:
@@ -58,8 +69,10 @@ def table_lines(known: Ways) -> list[str]:
             lines.append(line)
             line = ""
         line = f"{line} {row}".lstrip()
-    comment = "# By number: front, how many of its blocks run, layer, end, first block of it."
-    return [comment, f"{TABLE} = (", *(f"    {each}" for each in (*lines, line)), ")"]
+    comment = ["# By number: front, how many of its blocks run, layer, end, first block of it."]
+    if any(path.between for path in known.table):
+        comment.append("# Through three models also: first layer, the one between, from, to.")
+    return [*comment, f"{TABLE} = (", *(f"    {each}" for each in (*lines, line)), ")"]
 
 
 def _begins(table: Sequence[Way], number: int) -> bool:
@@ -68,19 +81,26 @@ def _begins(table: Sequence[Way], number: int) -> bool:
     return (before.front, before.end) != (here.front, here.end) and here.layer is not None
 
 
-def stitch_lines(checked: Sequence[str], root: nn.Module) -> list[str]:
+def stitch_lines(checked: Sequence[str], root: nn.Module, known: Ways) -> list[str]:
     """The method that runs one path, after what the forward checks too.
 
     Args:
         checked: its first lines.
         root: of the tree; modules of it may hang on which path runs.
+        known: the paths.
     """
-    steps = [
-        f"x = front.{RUN}(front.{BEGIN}(x), 0, stop)",
-        "if layer is not None:",
-        f"    x = self.{STITCHES}[layer](x)",
-        f"return end.{FINISH}(end.{RUN}(x, start, None))",
-    ]
+    chains = any(path.between for path in known.table)
+    steps = [f"x = front.{RUN}(front.{BEGIN}(x), 0, stop)"]
+    if chains:
+        steps += [
+            "if between:",
+            "    first, middle, low, high = between",
+            f"    x = getattr(self, middle).{RUN}(self.{STITCHES}[first](x), low, high)",
+        ]
+    steps += ["if layer is not None:", f"    x = self.{STITCHES}[layer](x)"]
+    if known.left_out:
+        steps.append(f"    return end.{BARE}(end.{RUN}(x, start, None))")
+    steps.append(f"return end.{FINISH}(end.{RUN}(x, start, None))")
     if any(told(root)):
         steps = [
             f'told = [module for module in self.modules() if hasattr(module, "{RUNNING}")]',
@@ -94,7 +114,7 @@ def stitch_lines(checked: Sequence[str], root: nn.Module) -> list[str]:
         ]
     body = [
         *checked,
-        f"front, stop, layer, end, start = self.{TABLE}[number]",
+        f"front, stop, layer, end, start{', *between' if chains else ''} = self.{TABLE}[number]",
         "front, end = getattr(self, front), getattr(self, end)",
         *steps,
     ]

@@ -158,8 +158,6 @@ def _node(terms: Terms, node: fx.Node, module: nn.Module, values: Any, training:
     kwargs = fx.node.map_arg(dict(node.kwargs), values.__getitem__)
     if node.op == "call_module":
         child = module.get_submodule(str(node.target))
-        if isinstance(child, Unit) and child.packing:
-            args = child.packing.packed(args)
         return _called(terms, child, args, kwargs, training)
     if node.op == "call_method":
         return _method(terms, str(node.target), args, kwargs)
@@ -205,14 +203,12 @@ def _called(terms: Terms, child: nn.Module, args: Any, kwargs: Any, training: bo
     """The value of a call: that of the child's program, where it may be written inline."""
     if is_nothing(child):
         return args[0]
+    args = _given(child, args)
     if isinstance(child, Unit) and steps(child) <= MAX_STEPS:
         assert child.template is not None
         graph = child.template.graph  # and so the same on both sides
-        flat = child.packing.flat(args) if child.packing else args
-        return terms.freely(lambda: _run(terms, graph, child, flat, training))
+        return terms.freely(lambda: _run(terms, graph, child, args, training))
     effect = module_has_effect(child)
-    if isinstance(child, Unit) and child.packing:  # a list is as good as a tuple
-        args = child.packing.packed(child.packing.flat(args))
     key = ("call", id(child), frozen(args), frozen(kwargs), terms.moment if effect else None)
     terms.moment += effect
     term = terms.of(key, f"a call of {type(child).__name__}")
@@ -221,6 +217,16 @@ def _called(terms: Terms, child: nn.Module, args: Any, kwargs: Any, training: bo
             if isinstance(value, Symbolic):
                 value.memory.version += 1
     return Symbolic(terms, term)
+
+
+def _given(child: nn.Module, args: Any) -> Any:
+    """The arguments of a call but for a last None, which is what is there without it."""
+    if isinstance(child, Unit) and child.printed is not None and child.template is not None:
+        wanted = sum(n.op == "placeholder" for n in child.template.graph.nodes)
+        most = type(child).forward.__code__.co_argcount + child.packing.more
+        if args[wanted:] == (None,) * (len(args) - wanted) and len(args) < most:
+            return args[:wanted]
+    return args
 
 
 # -- what was printed -----------------------------------------------------------------------------
@@ -302,6 +308,8 @@ class _Stand:
         return Symbolic(terms, term, terms.state.setdefault(id(tensor), Storage()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self._module, Unit) and self._module.packing:
+            args = self._module.packing.flat(args)
         return _called(self._terms, self._module, args, kwargs, self._training)
 
     def __getitem__(self, index: Any) -> Any:

@@ -16,6 +16,7 @@ from .generated import made
 from .once import settled
 from .proof import Doubt, find_unproved
 from .source import Source, print_classes
+from .widening import widen
 
 
 def realise(root: nn.Module) -> Source:
@@ -29,6 +30,7 @@ def realise(root: nn.Module) -> Source:
         EmitError: VR812 if a class still computes something else than its graph.
     """
     care = Care()
+    widen(root)
     while True:
         with settled():
             source, table = print_classes(root, care)
@@ -53,7 +55,10 @@ def _retreat(care: Care, table: Classes, wrong: Mapping[int, Doubt]) -> bool:
     again = False
     for cls, doubt in {table.of[unit]: doubt for unit, doubt in wrong.items()}.items():
         alike = {id(each) for each in cls.units}
-        if not alike <= care.alone:
+        if cls.joined and not alike <= care.apart:
+            care.apart |= alike
+            again = True
+        elif not alike <= care.alone:
             care.alone |= alike & care.plain
             care.plain |= alike
             again = True
@@ -76,6 +81,10 @@ def _become(unit: Unit, table: Classes, found: dict[str, type[Unit]]) -> None:
         return
     unit.__class__ = found[cls.name]
     index = next(i for i, u in enumerate(cls.units) if u is unit)
+    for held in ("_modules", "_parameters", "_buffers"):  # of its class, not all have what some do
+        for name in getattr(cls.sample, held):
+            getattr(unit, held).setdefault(name, None)
+    unit._non_persistent_buffers_set |= cls.sample._non_persistent_buffers_set
     for name in cls.parameters.stored:
         unit.__dict__[name] = cls.parameters.value(name, index)
 

@@ -30,14 +30,14 @@ def skeleton(template: Template) -> tuple[Hashable, dict[Position, int | float]]
         number = {node: j for j, node in enumerate(graph.nodes)}
         for node, j in number.items():
             target = "" if node.op == "placeholder" else node.target
-            own = {} if _is_written_out(node) else literals
+            own = {} if is_written_out(node) else literals
             parts = _abstract((node.args, dict(node.kwargs)), (i, j), number, own)
             fixed = tuple(own.items()) if own is not literals else ()
             shape.append((node.op, target, parts, fixed, *_seen(node)))
     return tuple(shape), literals
 
 
-def _is_written_out(node: fx.Node) -> bool:
+def is_written_out(node: fx.Node) -> bool:
     """Whether the literals of a node decide how others are printed, so that all must have them."""
     owner = node.args[0] if node.args else None
     item = node.target is operator.getitem and isinstance(owner, fx.Node) and ARITY.on(owner)

@@ -14,7 +14,7 @@ from ..errors import EmitError
 from ..tracing import walk
 from ..tracing.about import About, about, is_root
 from ..tracing.leaves import is_torch_class, mentioned
-from ..tracing.notes import HINT
+from ..tracing.notes import HINT, OPTIONAL
 from ..tracing.unit import Unit
 from .classes import Care, Class, Classes
 from .constructors import Constructors
@@ -130,10 +130,10 @@ def _class(cls: Class, made: list[str]) -> str:
     if cls.paths is not None:
         lines += [*_indent(table_lines(cls.paths), 1), ""]
     stored = [
-        f"self.{name} = {name}" for name in cls.parameters.vectors if name in cls.parameters.stored
+        f"self.{name} = {name}" for name in cls.parameters.ordered if name in cls.parameters.stored
     ]
     if made or stored:
-        signature = ", ".join(("self", *cls.parameters.vectors))
+        signature = ", ".join(("self", *cls.parameters.head))
         lines += _indent(wrap(f"def __init__({signature}):", WIDTH - 4), 1)
         lines += _indent(["super().__init__()", *stored, *made], 2)
     if cls.sample.kept:
@@ -163,11 +163,12 @@ def _forward(cls: Class) -> list[str]:
     names = _arguments(cls.graphs[0])
     known = about(cls.sample) if is_root(cls.sample) else About(example=None)
     more, checks = fixed_arguments(known.constants, known.example, _NO_ARGUMENT)
-    arguments = ", ".join(("self", *names, *more))
+    heads = _optional(names, cls.graphs[0])
+    arguments = ", ".join(("self", *heads, *more))
     if cls.entries:
         return _composed(cls, arguments, ", ".join((*names, *_passed_on(more))), checks)
     called, checkpointing = _checkpoint(cls, names)
-    own = ", ".join(("self", *names))
+    own = ", ".join(("self", *heads))
     head = wrap(f"def {called}({own if checkpointing else arguments}):", WIDTH - 4)
     body = _body(cls, cls.graphs, names)
     if not checkpointing:
@@ -186,7 +187,8 @@ def _asked(cls: Class) -> list[str]:
     if cls.runs:
         lines += ["", *run_lines(cls.sample, cls.runs)]
     if cls.paths is not None:
-        lines += ["", *stitch_lines(_body(cls, cls.checks, ["x"])[:-1], cls.sample)]
+        checked = _body(cls, cls.checks, ["x"])[:-1]
+        lines += ["", *stitch_lines(checked, cls.sample, cls.paths)]
     return lines
 
 
@@ -194,6 +196,12 @@ def _arguments(graph: fx.Graph) -> list[str]:
     """The names of a program's inputs."""
     nodes = [n for n in graph.nodes if n.op == "placeholder"]
     return _distinct([str(HINT.get(n) or n.name) for n in nodes])
+
+
+def _optional(names: list[str], graph: fx.Graph) -> list[str]:
+    """The inputs as a head has them: some modules are not given the last ones."""
+    nodes = (n for n in graph.nodes if n.op == "placeholder")
+    return [f"{k}=None" if OPTIONAL.get(n) else k for k, n in zip(names, nodes, strict=True)]
 
 
 def _passed_on(more: list[str]) -> list[str]:

@@ -236,6 +236,9 @@ class Layout:
             return False
         named = HINT.get(node) not in (None, "_")
         small = self._depth(node) < MAX_DEPTH and self._expression_length(node) < MAX_LENGTH
+        if is_choice(user) and node is not user.args[0]:  # then it is assigned to that one's name
+            named = named and HINT.get(node) != HINT.get(user)
+            small = self._depth(node) < MAX_DEPTH
         return not named and small and self._reads_stay(node, user)
 
     def _reads_stay(self, node: fx.Node, user: fx.Node) -> bool:

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from ..tracing.nodes import arg, is_size, operand
 from ..tracing.notes import HINT, VALUE, copied
+from .access import children_at
 
 _SAME_SHAPE_LAYERS = (
     nn.LayerNorm, nn.Dropout, nn.Identity, nn.GELU, nn.ReLU, nn.SiLU, nn.BatchNorm2d, nn.GroupNorm,
@@ -144,7 +145,7 @@ def _through_pad(node: fx.Node, dim: int) -> tuple[Any, Any] | None:
 
 def _keeps_shape(node: fx.Node, units: Sequence[nn.Module]) -> bool:
     if node.op == "call_module":
-        children = (unit.get_submodule(str(node.target)) for unit in units)
+        children = children_at(units, str(node.target))
         return all(isinstance(child, _SAME_SHAPE_LAYERS) for child in children)
     if node.op == "call_method":
         return node.target in _SAME_SHAPE_METHODS

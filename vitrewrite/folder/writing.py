@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from ..catalog.models import full_name
 from ..disk import LOCK, MADE_BY, check_target, filling, replacing
 from ..errors import EmitError
 from ..language import Spec
 from ..models import buffers_of
-from ..models.registry import full_name
 from ..storage.hashing import digest_of, hashed_once
 from ..storage.tensors import check_finite, write_tensors
 from ..text import listing

@@ -1,6 +1,6 @@
 """What the parser does at each rule: makes the nodes of `model`, `selectors` and `expressions`.
 
-Called while parsing, so no tree is built in between and nothing here is recursive.
+Lark calls it while it parses, so no tree is built in between and nothing here is recursive.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from lark import Transformer, v_args
 
 from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import did_you_mean, shown
@@ -20,32 +22,12 @@ from .expressions import Expression
 from .factors import Factor
 from .references import ModelRef
 from .selectors import Selector
-from .source import SpecSource
 from .tokens import Lexeme
 from .values import CONSTANTS, read_number, read_string
+from .words import Word
 
 _NOWHERE = Span("", 1, 1, 1, 1)
 ALTERNATIONS = 8  # of + and - in one selector: they nest, while a sum of any length does not
-
-
-class Word(str):
-    """A token as the grammar names it, which knows where it stands."""
-
-    type: str
-    source: SpecSource
-    start: int
-    end: int
-
-    def __new__(cls, type: str, token: Lexeme, source: SpecSource) -> Word:
-        """The word of a token."""
-        word = super().__new__(cls, token.text)
-        word.type, word.source, word.start, word.end = type, source, token.start, token.end
-        return word
-
-    @property
-    def span(self) -> Span:
-        """Its place."""
-        return self.source.span(self.start, self.end)
 
 
 def _join(first: Any, last: Any) -> Span:
@@ -57,7 +39,8 @@ def _pairs(rest: tuple[Any, ...]) -> tuple[tuple[str, Any], ...]:
     return tuple((str(sign), node) for sign, node in zip(rest[::2], rest[1::2], strict=True))
 
 
-class _Expressions:
+@v_args(inline=True)
+class _Expressions(Transformer[Word, Any]):
     def number(self, token: Word) -> expressions.Literal:
         return expressions.Literal(read_number(token, token.span), token.span)
 
@@ -90,6 +73,7 @@ class _Expressions:
     sum = product
 
 
+@v_args(inline=True)
 class _Conditions(_Expressions):
     def compare(self, sign: Word, bound: Expression) -> conditions.Compare:
         return conditions.Compare(str(sign), bound, None, _join(sign, bound))
@@ -112,6 +96,7 @@ class _Conditions(_Expressions):
         return parts[0] if len(parts) == 1 else conditions.Either(parts, _join(parts[0], parts[-1]))
 
 
+@v_args(inline=True)
 class _Selectors(_Conditions):
     def everything(self, star: Word) -> selectors.Slice:
         return selectors.Slice(None, None, None, star.span)
@@ -225,10 +210,11 @@ def _unnamed(name: str, value: Expression) -> SpecError:
     return SpecError("VR115", message, span=value.span)
 
 
+@v_args(inline=True)
 class _Statements(_Selectors):
     def dotted(self, *names: Word) -> Word:
         first, text = names[0], ".".join(names)
-        return Word("NAME", Lexeme("name", text, first.start, names[-1].end), first.source)
+        return Word.of("NAME", Lexeme("name", text, first.start, names[-1].end), first.source)
 
     def use(self, name: Word, options: tuple[selectors.Option, ...] | None) -> nodes.PassUse:
         if name.type != "PASS_FILE":

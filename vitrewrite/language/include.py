@@ -52,11 +52,11 @@ class Expansion:
             self._check(node, _real(path), chain)
             first = len(self.statements)
             self._expand(_read(node, path), (*chain, _real(path)))
-        if len(self._problems.errors) > before:
-            self.incomplete = True
-            return
-        with self._problems.catch():
-            self._set(node, first)
+            if len(self._problems.errors) == before:
+                with self._problems.catch():
+                    self._set(node, first)
+                return
+        self.incomplete = True  # also where the same error was there before, so none was added
 
     def _set(self, node: Include, first: int) -> None:
         """Gives params of an included spec the values that the `include` states."""

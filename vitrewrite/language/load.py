@@ -22,6 +22,7 @@ def parse_spec(
     *,
     catalog: Catalog | None = None,
     folder: Path = Path(),
+    models: bool = False,
 ) -> Spec:
     """Reads and checks a spec, with everything that needs no model.
 
@@ -34,6 +35,7 @@ def parse_spec(
             `seed`, `device`) are the caller's.
         catalog: where to find passes and specs; this installation's by default.
         folder: what the files of passes that a text names are relative to.
+        models: whether to refuse names of models that nobody knows; building one does, too.
 
     Raises:
         VitrewriteError: the error, or an `ErrorList` of all errors, in the order of the spec.
@@ -42,7 +44,11 @@ def parse_spec(
     with all_together() as problems:
         text = open_source(source, catalog, folder)
         expansion = Expansion(text, catalog, problems)
-        return Resolver(expansion, catalog, Overrides(overrides or {}), problems).spec(text)
+        spec = Resolver(expansion, catalog, Overrides(overrides or {}), problems).spec(text)
+        for ref in spec.models if models else ():
+            with problems.catch():
+                ref.refuse_unknown()
+        return spec
 
 
 def open_source(source: str | Path, catalog: Catalog, folder: Path = Path()) -> SpecSource:

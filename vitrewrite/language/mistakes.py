@@ -1,8 +1,8 @@
 """What to say about a malformed statement, driven by a table of malformed examples.
 
-Each example is parsed as a spec would be. Where the parser gives up on it, that is in which state
-and at which kind of token, is the mistake; a spec that fails in the same way gets its message.
-What no example covers gets a message that lists what could stand there.
+Each example is parsed as a spec would be. What Lark's parser could do where it gives up on it, and
+the kind of token that it met there, are the mistake; a spec that fails in the same way gets its
+message. What no example covers gets a message that lists what could stand there.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
+
+from lark import UnexpectedToken
 
 from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import shown
 
-from .parser import UnexpectedError, parse_words, words
+from .parser import END, Failure, failure, parse_tokens
 from .source import SpecSource
 from .tokens import VERBS, WORDS, Lexeme, statements
+from .words import Word
 
 _OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
 _TERMINALS = {
@@ -61,45 +64,46 @@ def _row(lines: list[str]) -> Mistake:
 
 
 _ANY_VERB = ("VR115", "VR116", "VR120")  # options, selectors, expressions
-_Failure: TypeAlias = tuple[int, str]  # the parser's state, and the terminal that it refused
 
 
 @functools.cache
-def _table() -> dict[tuple[str, _Failure], Mistake]:
+def _table() -> dict[tuple[str, Failure], Mistake]:
     """The mistakes by verb and failure, and by failure alone under the verb ""."""
-    table: dict[tuple[str, _Failure], Mistake] = {}
+    table: dict[tuple[str, Failure], Mistake] = {}
     for mistake in mistakes():
         for example in mistake.examples:
-            failure = _fail(example)
-            table.setdefault((example.split()[0], failure), mistake)
+            failed = _fail(example)
+            table.setdefault((example.split()[0], failed), mistake)
             if mistake.code in _ANY_VERB:
-                table.setdefault(("", failure), mistake)
+                table.setdefault(("", failed), mistake)
     return table
 
 
-def _fail(example: str) -> _Failure:
+def _fail(example: str) -> Failure:
     source = SpecSource("<example>", example)
     tokens = next(iter(statements(source))).tokens
     try:
-        parse_words(words(source, tokens, "statement"), "statement")
-    except UnexpectedError as error:
-        return error.failure
+        parse_tokens(source, tokens, "statement")
+    except UnexpectedToken as error:
+        return failure(error)
     message = f"this example of a mistake is none: {example}"
     raise AssertionError(message)
 
 
-def mistake_of(error: UnexpectedError, verb: str, in_brackets: bool) -> Mistake | None:
+def mistake_of(error: UnexpectedToken, verb: str, in_brackets: bool) -> Mistake | None:
     """The row of the table that knows how a statement with this verb failed."""
-    found = _table().get((verb, error.failure)) or _table().get(("", error.failure))
+    failed = failure(error)
+    found = _table().get((verb, failed)) or _table().get(("", failed))
     # The parser's states do not tell `x = 3 4` from `p(x=3 4)`.
     return None if found and found.code == "VR115" and not in_brackets else found
 
 
-def explained(error: UnexpectedError, source: SpecSource, tokens: list[Lexeme]) -> SpecError:
+def explained(error: UnexpectedToken, source: SpecSource, tokens: list[Lexeme]) -> SpecError:
     """The error a user sees for what the parser did not expect."""
-    if error.word is not None:
-        span, token = error.word.span, str(error.word)
-        before = [each.text for each in tokens if each.start < error.word.start]
+    word = error.token
+    if isinstance(word, Word):
+        span, token = word.span, str(word)
+        before = [each.text for each in tokens if each.start < word.start]
     else:  # the place is just behind the last token
         end = tokens[-1].end if tokens else 0
         span, token = source.span(end, end + 1), "the end"
@@ -128,10 +132,10 @@ def _list_meant(place: Span) -> str | None:
     return None
 
 
-def _unforeseen(error: UnexpectedError, token: str, span: Span) -> SpecError:
-    expected = sorted(map(_described, error.expected - {"$END"}))
+def _unforeseen(error: UnexpectedToken, token: str, span: Span) -> SpecError:
+    expected = sorted(map(_described, error.accepts - {END}))
     notes = [f"expected {_either(expected)}"] if 0 < len(expected) <= 8 else []
-    if error.word is None:
+    if error.token.type == END:
         return SpecError("VR113", "the statement is not finished", span=span, notes=notes)
     if token in WORDS | set(VERBS) and "a name" in expected:
         message = f"{shown(token)} is a word of the language and cannot be a name here"

@@ -294,6 +294,11 @@ class Spec:
         return next((c.bases for c in self.clauses if c.verb == "stitch"), {})
 
     @property
+    def models(self) -> tuple[ModelRef, ...]:
+        """The models that it is about."""
+        return (*((self.model,) if self.model else ()), *self.bases.values())
+
+    @property
     def input(self) -> str | None:
         """What any model is called with, if an override states it."""
         return input_of(self.model_overrides)

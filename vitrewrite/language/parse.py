@@ -9,7 +9,6 @@ from vitrewrite.errors import Span, SpecError
 from vitrewrite.text import did_you_mean, listing, shown
 
 from .model import AnyStatement
-from .parser import UnexpectedError, parse_words, words
 from .problems import Problems
 from .source import SpecSource
 from .tokens import VERBS, Lexeme, Sentence, statements, unknown_character
@@ -51,9 +50,13 @@ def parse_statement(statement: Sentence) -> AnyStatement:
 
 
 def _parse(source: SpecSource, tokens: list[Lexeme], start: str) -> Any:
+    from lark import UnexpectedToken  # which only a spec needs
+
+    from .parser import parse_tokens
+
     try:
-        return parse_words(words(source, tokens, start), start)
-    except UnexpectedError as error:
+        return parse_tokens(source, tokens, start)
+    except UnexpectedToken as error:
         from .mistakes import explained  # only a failing run pays for it
 
         raise explained(error, source, tokens) from None

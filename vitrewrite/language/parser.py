@@ -1,137 +1,96 @@
-"""The parser: runs the table of the grammar over the tokens of a statement."""
+"""The parser: Lark, with a lexer that gives it the tokens of one statement.
+
+Importing Lark and building its tables take a tenth of a second, so this module is imported when
+the first statement is parsed, not before.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
-from .build import Build, Word
+from lark import Lark, Token, UnexpectedToken
+from lark.lexer import Lexer
+
+from .build import Build
 from .source import SpecSource
-from .table import JOINED, Rule, Table, load_table
 from .tokens import VERBS, WORDS, Lexeme
+from .words import Word
 
+_GRAMMAR = Path(__file__).with_name("grammar.lark")
+_STARTS = ["statement", "sum", "model_ref"]
 _SIGNS = {"+": "PLUS", "-": "MINUS", "*": "STAR", "/": "SLASH", "//": "DOUBLE_SLASH"} | {
     **{sign: "COMPARE" for sign in ("<=", "<", ">=", ">", "==", "!=")},
     **{":": "COLON", "[": "LSQB", "]": "RSQB"},
 }
-_END = "$END"
+_KINDS = {"model": "MODEL_NAME", "shape": "STRING", "file": "PASS_FILE"}
+END = "$END"  # what Lark calls the end of the tokens
+
+# What the parser could do where it gave up, and the terminal that it met there.
+Failure: TypeAlias = tuple[frozenset[tuple[str, Any]], str]
 
 
-class UnexpectedError(Exception):
-    """A token that cannot stand where it does.
+class _Stretch(NamedTuple):
+    """What is parsed: the tokens of one statement, or of an expression."""
 
-    Attributes:
-        word: the token, or None at the end.
-        failure: the state of the parser and the terminal: what mistakes have in common.
-        expected: the terminals that could stand there.
-    """
-
-    def __init__(self, word: Word | None, state: int, expected: set[str]) -> None:
-        super().__init__(word)
-        self.word = word
-        self.failure = state, word.type if word is not None else _END
-        self.expected = expected
+    source: SpecSource
+    tokens: list[Lexeme]
+    start: str
 
 
-@functools.cache
-def _table() -> tuple[Table, dict[str, str]]:
-    table = load_table()
-    return table, table.words | _SIGNS
+class _Lexer(Lexer):
+    """Names the tokens as the grammar does, and leaves out a comma before a closing bracket."""
 
+    def __init__(self, known: Any) -> None:
+        quoted = {each.pattern.value: each.name for each in known.terminals}
+        self._terminals: dict[str, str] = quoted | _SIGNS
 
-_BUILD = Build()
+    def lex(self, given: Any, _: Any = None) -> Iterator[Token]:
+        tokens = given.tokens
+        around = zip(tokens, [None, *tokens], [*tokens[1:], None], strict=False)
+        for number, (token, before, after) in enumerate(around):
+            if token.text == "," and before and before.text not in "([{," and _closes(after):
+                continue
+            # The name of an option, or a part of a path; what `let` defines is neither.
+            is_option = after is not None and after.text == "=" and number > 1
+            is_name = (before is not None and before.text == ".") or is_option
+            is_verb = number == 0 and given.start == "statement"
+            yield Word.of(self._terminal(token, is_name, is_verb), token, given.source)
 
-
-def parse_words(words: Sequence[Word], start: str) -> Any:
-    """The node that a start rule of the grammar makes of some tokens.
-
-    Raises:
-        UnexpectedError: they do not fit.
-        SpecError: they fit but make no sense together.
-    """
-    table = _table()[0]
-    first, last = table.starts[start]
-    states: list[int] = [first]
-    values: list[Any] = []
-    for word in [*words, None]:
-        terminal = word.type if word is not None else _END
-        while (action := table.actions[states[-1]].get(terminal)) is not None and action < 0:
-            _reduce(table.rules[-1 - action], states, values, table)
-            if word is None and states[-1] == last:
-                return values[-1]
-        if action is None:
-            raise UnexpectedError(word, states[-1], _expected(table, states))
-        states.append(action)
-        values.append(word)
-    raise AssertionError(words)  # the end is never shifted
-
-
-def _reduce(rule: Rule, states: list[int], values: list[Any], table: Table) -> None:
-    taken = values[len(values) - rule.size :]
-    del states[len(states) - rule.size :], values[len(values) - rule.size :]
-    children: list[Any] = []
-    for position in rule.children:
-        if position >= JOINED:
-            repeated = taken[position - JOINED]
-            # Not copied where it comes first: a long repetition grows by one each time.
-            children = [*children, *repeated] if children else repeated
-        else:
-            children.append(taken[position] if position >= 0 else None)
-    if not rule.call:
-        value: Any = children
-    elif rule.single and len(children) == 1:
-        value = children[0]
-    else:
-        value = getattr(_BUILD, rule.call)(*children)
-    states.append(table.actions[states[-1]][rule.origin])
-    values.append(value)
-
-
-def _expected(table: Table, states: list[int]) -> set[str]:
-    return {
-        symbol
-        for symbol in table.actions[states[-1]]
-        if symbol.strip("_$").isupper() and _accepts(table, list(states), symbol)
-    }
-
-
-def _accepts(table: Table, states: list[int], terminal: str) -> bool:
-    """Whether the terminal can be shifted, after the reductions it asks for."""
-    while (action := table.actions[states[-1]].get(terminal)) is not None and action < 0:
-        rule = table.rules[-1 - action]
-        del states[len(states) - rule.size :]
-        states.append(table.actions[states[-1]][rule.origin])
-        if terminal == _END and states[-1] in {last for _, last in table.starts.values()}:
-            return True
-    return action is not None
-
-
-def words(source: SpecSource, tokens: list[Lexeme], start: str) -> list[Word]:
-    """The tokens as the grammar names them, without a comma before a closing bracket."""
-    terminals = _table()[1]
-    found: list[Word] = []
-    for token, before, after in zip(tokens, [None, *tokens], [*tokens[1:], None], strict=False):
-        if token.text == "," and before and before.text not in "([{," and _closes(after):
-            continue
-        # The name of an option, or a part of a path; what `let` defines is neither.
-        is_option = after is not None and after.text == "=" and len(found) > 1
-        is_name = (before is not None and before.text == ".") or is_option
-        verb = start == "statement" and not found
-        found.append(Word(_terminal(token, is_name, verb, terminals), token, source))
-    return found
+    def _terminal(self, token: Lexeme, is_name: bool, is_verb: bool) -> str:
+        if token.kind == "sign":
+            return self._terminals.get(token.text, token.text)
+        if token.kind != "name":
+            return _KINDS.get(token.kind, token.kind.upper())
+        reserved = token.text in VERBS if is_verb else token.text in WORDS and not is_name
+        return self._terminals[token.text] if reserved else "NAME"
 
 
 def _closes(token: Lexeme | None) -> bool:
     return token is not None and token.kind == "sign" and token.text in ")]}"
 
 
-def _terminal(token: Lexeme, is_name: bool, verb: bool, terminals: dict[str, str]) -> str:
-    if token.kind == "sign":
-        return terminals.get(token.text, token.text)
-    if token.kind != "name":
-        return {"model": "MODEL_NAME", "shape": "STRING", "file": "PASS_FILE"}.get(
-            token.kind, token.kind.upper()
-        )
-    reserved = token.text in VERBS if verb else token.text in WORDS and not is_name
-    return terminals[token.text] if reserved else "NAME"
+@functools.cache
+def _lark() -> Lark:
+    text = _GRAMMAR.read_text(encoding="utf-8")
+    # The transformer works while parsing: no tree is built, and nothing here is recursive.
+    return Lark(text, parser="lalr", lexer=_Lexer, start=_STARTS, transformer=Build())
+
+
+def parse_tokens(source: SpecSource, tokens: list[Lexeme], start: str) -> Any:
+    """The node that a start rule of the grammar makes of some tokens.
+
+    Raises:
+        UnexpectedToken: they do not fit.
+        SpecError: they fit but make no sense together.
+    """
+    given: Any = _Stretch(source, tokens, start)  # what a lexer of one's own takes is its affair
+    return _lark().parse(given, start)
+
+
+def failure(error: UnexpectedToken) -> Failure:
+    """What two malformed statements share if the parser gives up on them for the same reason."""
+    choices = error.interactive_parser.choices()  # type: ignore[no-untyped-call]
+    return frozenset(choices.items()), error.token.type

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from vitrewrite.errors import Span
+from vitrewrite.catalog.models import refuse_unknown
+from vitrewrite.errors import MatchError, Span
 
 from .declarations import written
 from .expressions import Literal, literal
@@ -75,6 +76,18 @@ class ModelRef:
         named = [o for o in arguments if re.search(rf"\b{re.escape(o.name)}\b", text)]
         guilty = named or arguments
         return guilty[0].span if len(guilty) == 1 else self.span
+
+    def refuse_unknown(self) -> None:
+        """Refuses a name that nobody knows, without building anything.
+
+        Raises:
+            MatchError: VR310, at this place.
+        """
+        try:
+            refuse_unknown(self.name)
+        except MatchError as error:
+            error.span = self.span
+            raise
 
     @property
     def values(self) -> dict[str, Value]:

@@ -16,10 +16,11 @@ from vitrewrite.catalog.signatures import OptionInfo
 
 # They change how a run is carried out, not what comes out of it: a resumed run may have others.
 FREE = (
-    "workers", "cache", "log_every", "checkpoint_every", "keep", "evaluation_batch",
+    "workers", "cache", "cache_at", "log_every", "checkpoint_every", "keep", "evaluation_batch",
     "checkpoint_gradients", "tracker",
 )  # fmt: skip
 
+FEATURES = "features"
 OPTIMISERS = (
     "adamw", "adam", "nadamw", "nadam", "sgd", "nesterov", "rmsprop", "lamb", "lars", "lion",
     "adan", "adafactor", "adagrad", "adadelta", "adamax", "radam",
@@ -35,12 +36,18 @@ OF_A_SEARCH = (
 )  # fmt: skip
 OF_STITCHES = (
     "stitch_sampling", "stitch_warmup", "stitch_intervals", "stitch_momentum", "stitch_scores",
-    "stitch_temperature", "stitch_start", "stitch_teacher", "stitch_weight",
+    "stitch_temperature", "stitch_start", "stitch_teacher", "stitch_weight", "stitch_by",
+    "stitch_batch", "stitch_rounds", "stitch_table",
+)  # fmt: skip
+OF_AUGMENTATION = (
+    "augment", "crop", "zoom", "flip", "colour", "distort", "auto_augment", "erase",
 )  # fmt: skip
 _SCORES = "stitch_sampling == 'scored'"
+_TIMED = "stitch_by == 'latency'"
 _SEARCHES = "macs is not None"
 _TRAINS = "macs is not None and search in ('gates', 'ranked')"
 _TEACHES = "teacher is not None"
+_KEEPS = "cache == 'features'"
 _MIXES = "mixup > 0 or cutmix > 0"
 
 
@@ -95,8 +102,17 @@ class Settings:
     workers: int | None = option(
         None, minimum=0, help="processes that read images; none: by images and cores"
     )
-    cache: int = option(
-        1024, minimum=0, help="MiB of decoded images in memory, of those trained and measured each"
+    cache: int | str = option(
+        1024, minimum=0, words=(FEATURES,),
+        help="MiB of decoded images in memory, of those trained and measured each; features: what "
+        "the frozen part of the model makes of each image is computed once, and kept on disk",
+    )  # fmt: skip
+    cache_dtype: str = option(
+        "model", choices=("model", "bf16"), needs=_KEEPS,
+        help="what features are kept in: as the model computes them, or bfloat16",
+    )  # fmt: skip
+    cache_at: str | None = option(
+        None, needs=_KEEPS, help="folder of features that several runs share; else in that of a run"
     )
     log_every: int = option(10, minimum=1, help="steps between lines of metrics.jsonl")
     evaluate_every: int = option(1, minimum=1, help="epochs between evaluations")
@@ -247,7 +263,21 @@ class Settings:
         0.1, minimum=0, maximum=1, needs=_SCORES, help="share of the steps with uniform draws first"
     )
     stitch_intervals: int = option(
-        15, minimum=1, maximum=10000, help="of equal width over the MACs; each has its best stitch"
+        15, minimum=1, maximum=10000, help="of equal width over the costs; each has its best stitch"
+    )
+    stitch_by: str = option(
+        "macs", choices=("macs", "latency"),
+        help="what stitches cost: MACs when taken out, or time, measured as the run begins",
+    )  # fmt: skip
+    stitch_batch: int = option(
+        1, minimum=1, maximum=65536, needs=_TIMED, help="images of a timed run"
+    )
+    stitch_rounds: int = option(
+        7, minimum=1, maximum=10000, needs=_TIMED,
+        help="timed runs of each stitch, in turn with the others; the median counts",
+    )  # fmt: skip
+    stitch_table: str | None = option(
+        None, needs=_TIMED, help="a file with the times, in place of measuring them"
     )
     stitch_momentum: float = option(
         0.9, minimum=0, below=1, help="of the moving average of a stitch's score"
@@ -281,6 +311,18 @@ class Settings:
         return rate if self.lr_batch is None else rate * self.batch / self.lr_batch
 
     @property
+    def keeps_features(self) -> bool:
+        """Whether training runs without the frozen part of the model."""
+        return self.cache == FEATURES
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of decoded images in memory."""
+        found = default("cache") if isinstance(self.cache, str) else self.cache
+        assert isinstance(found, int)
+        return found << 20
+
+    @property
     def mixes(self) -> bool:
         """Whether images are mixed with each other."""
         return self.mixup > 0 or self.cutmix > 0
@@ -302,7 +344,8 @@ class Settings:
 
     def binding(self) -> dict[str, Any]:
         """The settings that a resumed run must share."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
+        bound = {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
+        return {**bound, **({"cache": FEATURES} if self.keeps_features else {})}
 
 
 @functools.cache
@@ -319,4 +362,4 @@ def default(name: str) -> object:
 def _info(field: dataclasses.Field[Any]) -> OptionInfo:
     kind, _, rest = str(field.type).partition(" | ")
     details: Any = field.metadata
-    return OptionInfo(field.name, kind, False, bool(rest), False, field.default, **details)
+    return OptionInfo(field.name, kind, False, rest == "None", False, field.default, **details)

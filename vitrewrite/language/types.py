@@ -140,6 +140,9 @@ def is_per_site(value: Value, info: OptionInfo) -> bool:
 
 
 def _item(value: Value, info: OptionInfo, label: str, span: Span) -> Value:
+    if isinstance(value, str) and info.type != "str" and info.words:
+        check_choice(value, info.words, label, span)
+        return value
     check_type(value, info.type, label, span)
     check_range(value, Bounds.of(info), label, span)
     check_choice(value, info.choices, label, span)

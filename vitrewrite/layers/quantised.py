@@ -64,7 +64,7 @@ class Quantised(nn.Module):
         if self.bits not in self.tables:
             count = 2**self.bits if self.bits < 32 else 1
             levels = torch.zeros(count, dtype=torch.float64, device="cpu")
-            for _ in range(500):
+            for _ in range(500 if count > 2 else 1):  # one or two stand still at once
                 inner = torch.special.ndtr((levels[1:] + levels[:-1]) / 2)
                 cells = torch.cat([levels.new_zeros(1), inner, levels.new_ones(1)])
                 levels = torch.special.ndtri((cells[1:] + cells[:-1]) / 2)

@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from ..catalog import is_file
+from ..catalog.models import HUGGING_FACE, full_name, refuse_unknown, with_own
 from ..errors import CaptureError, FileError, MatchError, VitrewriteError
 from ..language.overrides import MODEL_ARGUMENTS
 from ..language.references import ModelRef
 from ..storage.tensors import check_finite, read_tensors
-from ..text import did_you_mean, first_line, shown
+from ..text import did_you_mean, first_line
 from ..tracing.construction import Uninitialised, construct
 from ..tracing.undisturbed import seed as seed_torch
 from . import hugging_face
 from .bounds import refuse_huge
 from .checkpoint import read_checkpoint
 from .fitting import Fitting
-from .registry import ALIASES, BASES, full_name, with_own
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def create(
     state = torch.get_rng_state()
     seed_torch(seed)
     try:
-        if weights == "pretrained" and name.startswith(hugging_face.PREFIX):
+        if weights == "pretrained" and name.startswith(HUGGING_FACE):
             model = hugging_face.pretrained(name, options)
         elif weights == "pretrained":
             model = construct(lambda: _pretrained(name, options))
@@ -132,7 +132,7 @@ _READING = (
 def _build(name: str, options: dict[str, Any]) -> nn.Module:
     if ".py:" in name:
         return _from_file(name, options)
-    if name.startswith(hugging_face.PREFIX):
+    if name.startswith(HUGGING_FACE):
         return hugging_face.build(name, options)
     timm_name = _known(name)
     for key in _READING:
@@ -151,18 +151,10 @@ def _known(name: str) -> str:
     Raises:
         MatchError: VR310 if it knows none.
     """
-    import timm
+    import timm  # noqa: F401 - what code of the user has registered counts, too
 
-    timm_name = full_name(name)
-    # A colon names another source: a repository or a folder.
-    if ":" in timm_name or not timm.is_model(timm_name):
-        known = [*ALIASES, *BASES, *timm.list_models()]
-        raise MatchError(
-            "VR310",
-            f"no model named {shown(name)}",
-            suggestion=did_you_mean(name, known) or "see 'vitrewrite list models'",
-        )
-    return timm_name
+    refuse_unknown(name)
+    return full_name(name)
 
 
 def _created(name: str, timm_name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:

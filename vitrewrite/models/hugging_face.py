@@ -12,27 +12,14 @@ from typing import Any
 
 from torch import nn
 
+from ..catalog.models import HUGGING_FACE, config_of, shipped
 from ..errors import FileError, MatchError
 from ..storage.hashing import parsed, read_bytes
 from ..text import did_you_mean, first_line, listing, shown
 from ..tracing.construction import construct
 from .bounds import refuse_huge
 
-PREFIX = "hf:"
 SUPERVISION = "output_auxiliary_logits"  # as configurations call it
-_FOLDER = Path(__file__).parent / "configs"
-
-
-def names() -> list[str]:
-    """Models whose configuration comes with vitrewrite, so that no network is needed."""
-    return sorted(f"{PREFIX}{path.stem}" for path in _FOLDER.glob("*.json"))
-
-
-def about(name: str) -> str:
-    """One line about a shipped model."""
-    values = _read(_FOLDER / f"{name.removeprefix(PREFIX)}.json", name)
-    backbone = values["backbone_config"]["model_type"]
-    return f"{values['architectures'][0]} on {backbone}, {values['num_labels']} classes"
 
 
 def build(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -170,9 +157,9 @@ def _class(transformers: Any, name: str, config: Any) -> tuple[Any, Any]:
 
 def _values(name: str) -> dict[str, Any]:
     """What the `config.json` of a model says."""
-    short = name.removeprefix(PREFIX)
-    if name in names():
-        return _read(_FOLDER / f"{short}.json", name)
+    short = name.removeprefix(HUGGING_FACE)
+    if name in shipped():
+        return _read(config_of(name), name)
     folder = Path(short).expanduser()
     if folder.is_dir():
         return _read(folder / "config.json", name)
@@ -185,8 +172,8 @@ def _values(name: str) -> dict[str, Any]:
             "VR310",
             f"no model '{name}' here, and its configuration cannot be downloaded: "
             f"{first_line(error)}",
-            notes=[f"without a network: {listing(names())}, or hf: and a folder"],
-            suggestion=did_you_mean(name, names()),
+            notes=[f"without a network: {listing(shipped())}, or hf: and a folder"],
+            suggestion=did_you_mean(name, shipped()),
         ) from error
     return _read(Path(path), name)
 
@@ -203,10 +190,10 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 
 def _weights_folder(name: str) -> Path:
-    short = name.removeprefix(PREFIX)
+    short = name.removeprefix(HUGGING_FACE)
     folder = Path(short).expanduser()
     try:
-        if name in names():
+        if name in shipped():
             raise not_to_be_had(name, "only its configuration is shipped")
         if folder.is_dir():
             if not any(folder.glob("*.safetensors")):

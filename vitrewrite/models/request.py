@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from .. import models
+from ..catalog.models import with_own
 from ..errors import MatchError
 from ..language.model import Spec
 from ..tracing import inputs, trace
 from ..tracing.about import about, tell
 from .records import state
-from .registry import with_own
 
 DROP_PATH = "drop_path_rate"
 """What constructors call the rate of stochastic depth; in recipes it is `drop_path`."""

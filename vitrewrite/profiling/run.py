@@ -19,6 +19,7 @@ from ..emission.realise import realise
 from ..errors import ProfileError
 from ..language.model import Spec
 from ..models.request import Request
+from ..rewrite.passes import method_of
 from ..sensitivity.calls import wanted_by, way
 from ..sensitivity.listing import candidates
 from ..sensitivity.profile import ACTIVATION, SENSITIVITY, Profile
@@ -81,13 +82,16 @@ def measure(
 
 
 def _way(spec: Spec) -> dict[str, Any]:
-    """How a spec wants to be measured.
+    """How a spec wants to be measured: its selectors say so, else its passes.
 
     Raises:
         ProfileError: VR769 if its selectors want it in several ways.
     """
     found = wanted_by(spec)
     first = way(found[0] if found else None)
+    methods = () if found else (method_of(clause) for clause in spec.clauses if clause.use)
+    if most := max((method.measured_on for method in methods), default=0):
+        first["samples"] = most
     for call in found[1:]:
         if way(call) != first:
             raise ProfileError(

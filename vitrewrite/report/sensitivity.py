@@ -101,7 +101,7 @@ class Sensitivity:
         """An SVG: a cell per kind and block, darker where more is sensitive, and both sums."""
         most = max(self.share(k, b) for k in self.kinds for b in self.blocks) or 1.0
         rows = [
-            (kind, [self._cell(kind, block, most) for block in self.blocks], share, _percent(share))
+            (kind, [self._cell(kind, block, most) for block in self.blocks], share, _visible(share))
             for kind, share in zip(self.kinds, self.by_kind, strict=True)
         ]
         return render(
@@ -110,22 +110,22 @@ class Sensitivity:
             bought=self.bought,
             blocks=[_label(block) for block in self.blocks],
             rows=rows,
-            columns=[(share, _percent(share)) for share in self.by_block],
+            columns=[(share, _visible(share)) for share in self.by_block],
             most_of_a_block=max(self.by_block) or 1.0,
             most_of_a_kind=max(self.by_kind) or 1.0,
         )
 
-    def _cell(self, kind: str, block: Block, most: float) -> tuple[str, str, str, str]:
-        """Fill, ink, text and mark of a cell."""
+    def _cell(self, kind: str, block: Block, most: float) -> tuple[str, str, str, str] | None:
+        """Fill, ink, text and mark of a cell; what would be 0.0 is not written."""
         found = self.shares.get((kind, block))
         if found is None:
-            return "#ffffff", "#999999", "", ""
+            return None
         share = self.share(kind, block)
         level = (share / most) ** 0.5
         fill = "#" + "".join(f"{round(255 - level * (255 - c)):02x}" for c in (0, 90, 156))
         marks = {"structured": "■", "vector": "●", "entries": "·"}
         ink = "white" if level > 0.55 else "#333333"
-        return fill, ink, _percent(share), "".join(marks.get(d, "") for d in found.decisions)
+        return fill, ink, _visible(share), "".join(marks.get(d, "") for d in found.decisions)
 
 
 def _stack(block: Block) -> str:
@@ -145,3 +145,9 @@ def _label(block: Block) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def _visible(share: float) -> str:
+    """A share in percent, and nothing in place of 0.0."""
+    told = _percent(share)
+    return "" if told == _percent(0) else told

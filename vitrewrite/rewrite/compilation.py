@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..editing.measure import BrokenError, Propagation
 from ..editing.stream import Stated, Tokens
 from ..errors import RewriteError
 from ..language.model import Spec
+from ..language.settings import FEATURES
 from ..models.request import Request
 from ..sensitivity import Allocation
 from ..sensitivity.profile import Profile
@@ -25,6 +27,7 @@ from .claims import Verdict, judge
 from .conflicts import needed
 from .engine import Rewrite, rewrite
 from .factors import factors_of
+from .frozen import cut_of
 from .measures import Measures, measure
 from .order import Order
 from .reach import refuse_trained, tell_unreached
@@ -148,6 +151,21 @@ class Compilation:
         """Where it counts how many patches a token stands for."""
         return self.result.stream.holding
 
+    @cached_property
+    def features(self) -> dict[str, int]:
+        """What `tune` keeps of an image where the spec asks for that: bytes, and MACs it spares.
+
+        Raises:
+            TuneError: VR550 or VR551 if it could not.
+        """
+        values = self.spec.tune.values
+        if values.get("cache") != FEATURES:
+            return {}
+        cut = cut_of(self.result, self.result.root)
+        width = example_of_one(self.base)[0].dtype.itemsize
+        width = min(width, 2) if values.get("cache_dtype") == "bf16" else width
+        return {"bytes": cut.bytes(width), "macs_spared": cut.spared(self.result.root)}
+
     @property
     def checkpointing(self) -> tuple[str, ...]:
         """Which modules are computed again in backward."""
@@ -170,6 +188,7 @@ class Compilation:
             "claims": [verdict.to_json() for verdict in self.claims],
             "warnings": list(self.warnings),
             **({"checkpointing": list(self.checkpointing)} if self.checkpointing else {}),
+            **({"features": self.features} if self.features else {}),
         }
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import accumulate
+from operator import attrgetter
 
 from torch import nn
 
@@ -24,7 +25,6 @@ from .engine import Rewrite
 from .measures import Measures
 from .parameters import parameters_of, paths_of
 from .patches import beside_patches
-from .stitches import space_of
 
 
 def count(claim: Claim, measures: Measures, result: Rewrite) -> float:
@@ -145,11 +145,10 @@ def _macs_of_stitch(claim: Claim, measures: Measures, result: Rewrite) -> int:
     if claim.excluding is not None or {"mapped", "prefixed"} & convention.weights.keys():
         raise _no_stitch(claim, "a stitch is counted whole, and of no image's maps or patches")
     lowered = claim.metric == "macs_lowered"
-    root = measures.editor_lowered.root if lowered else on_meta(result.root)
-    space = space_of(root, result.example) if lowered else measures.stitches
-    assert space is not None
+    root = on_meta(measures.editor_lowered.root if lowered else result.root)
     choose = min if claim.values["stitches"] == "least" else max
-    chosen = choose(space.stitches, key=lambda stitch: stitch.macs)
+    cost = attrgetter("macs_lowered" if lowered else "macs")
+    chosen = choose(measures.stitches.stitches, key=cost)
     run = Propagation(extracted(root, chosen.number), result.example)
     return round(run.costs.weighed(convention.weights)) * (2 if claim.metric == "flops" else 1)
 

@@ -40,7 +40,7 @@ from .carrying import carry_out
 from .choosing import BlockChoice, Chooser, FoundOptions, found_before
 from .conflicts import needed
 from .dropping import drop_blocks, expect_some
-from .misfits import refuse_misfit
+from .misfits import refuse_misfit, refuse_rows
 from .order import Order, orders
 from .parameters import parameters_of
 from .passes import Methods, method_of, methods_by_site
@@ -154,6 +154,7 @@ def rewrite(
         VitrewriteError: all errors of selection together, else the first one of rewriting.
     """
     anatomy = anatomy or analyse(root, tuple(spec.bases))
+    refuse_rows(spec, anatomy, root)
     example = example_of_one(root, example)
     bases = bases_of(root, anatomy, example)
     result = Rewrite(spec, root, anatomy, example, Editor(root), bases)

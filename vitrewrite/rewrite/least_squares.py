@@ -108,7 +108,7 @@ def solve(rewritten: Rewritten, images: Iterable[torch.Tensor]) -> tuple[Fit, ..
         raise RewriteError(
             "VR512", f"'{rewritten.spec.name}' stitches no models: there is nothing to calibrate"
         )
-    between = [path for path in paths.table if path.layer is not None]
+    between = [path for path in paths.table if path.layer is not None and not path.between]
     sums = _Sums()
     with modes_kept(root):
         root.eval()

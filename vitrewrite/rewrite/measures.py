@@ -84,7 +84,7 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     run = _propagated(meta, rewritten, base)
     _expect_maps(rewritten, run, base)
     _tell_classes(rewritten, run)
-    cheapest, editor = run, rewritten.editor
+    cheapest, editor, twin = run, rewritten.editor, meta
     if rewritten.editor.insertions and not lowered:
         twin = duplicate(meta, lambda p: p, lambda b: b)
         editor = lower_tree(twin, rewritten.editor, rewritten.methods)
@@ -95,7 +95,7 @@ def measure(rewritten: Rewrite, base: Propagation, *, lowered: bool = False) -> 
     places = [b.input for b in blocks] + ends
     tokens = tuple(_tokens(run.shape(p), rewritten.anatomy.stream.layout) for p in places)
     params = count_parameters(root, rewritten.head)
-    space = space_of(meta, rewritten.example, run)
+    space = space_of(meta, rewritten.example, run, twin, cheapest)
     return Measures(params, run, cheapest, editor, base.macs, tokens, space)
 
 

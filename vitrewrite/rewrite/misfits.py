@@ -1,12 +1,45 @@
-"""Inserted modules that fail when the rewritten model runs: told to the author of their pass."""
+"""What no clause can be carried out on, and inserted modules that fail when the model runs.
+
+The latter is told to the author of their pass.
+"""
 
 from __future__ import annotations
 
+import re
+
+from torch import nn
+
+from ..anatomy.sites import Anatomy
+from ..anatomy.twice import rows_beside
 from ..catalog.own_code import file_of, line_in, told
 from ..editing.clause import ClauseRef
 from ..editing.editor import Editor
 from ..editing.inserted import MisfitError
 from ..editing.measure import BrokenError
+from ..errors import RewriteError
+from ..language.model import Spec
+
+_BLOCKS = re.compile(r"\b(blocks|stages|every|sensitive|random)\b")
+"""What names places within blocks, in the text of a clause."""
+
+
+def refuse_rows(spec: Spec, anatomy: Anatomy, root: nn.Module) -> None:
+    """Whether blocks can be told: not where rows pass their layers beside the tokens.
+
+    Raises:
+        RewriteError: VR560 for a clause that is about blocks of such a model.
+    """
+    clause = next((c for c in spec.clauses if c.sites and _BLOCKS.search(str(c))), None)
+    beside = rows_beside(anatomy, root) if clause else None
+    if clause and beside:
+        what, (name, path) = clause.use.name if clause.use else clause.verb, beside
+        raise RewriteError(
+            "VR560",
+            f"{what} finds no blocks: by an earlier rewrite rows of {name} pass the layers of "
+            f"'{path}' too, so that tokens and rows cannot be told apart",
+            span=clause.span,
+            suggestion=f"write it and {name} in one spec, for the model as it was before",
+        )
 
 
 def refuse_misfit(editor: Editor, error: BrokenError, *, only_told: bool = False) -> None:

@@ -11,8 +11,9 @@ from ..editing.clause import ClauseRef
 from ..editing.fitting import modes_kept
 from ..editing.taps import observe
 from ..text import listing, plural
+from ..tracing import walk
 from ..tracing.notes import ORIGIN
-from ..tracing.unit import on_meta
+from ..tracing.unit import Unit, on_meta
 
 if TYPE_CHECKING:
     from .engine import Rewrite
@@ -27,15 +28,17 @@ def tell_unreached(result: Rewrite) -> None:
     by_loss = tuple(f"{path}." for path in result.editor.by_loss)
     trained = (n for n, p in result.root.named_parameters() if p.requires_grad)
     result.unreached = frozenset(n for n in trained if by_loss and n.startswith(by_loss))
-    if not result.editor.stops:
+    stops = result.editor.stops or _earlier(result.root)
+    if not stops:
         return
     vain = _unreached(on_meta(result.root), result.example) - result.unreached
     result.unreached |= vain
     if vain:
-        origins = dict.fromkeys(o for unit in result.editor.stops for o in _origins(result, unit))
+        known = dict.fromkeys(o for unit in stops for o in _origins(result, unit))
+        origins = "; ".join(known) or "an earlier rewrite"
         count = plural(len(vain), "trained tensor")
         result.editor.warnings.append(
-            f"{'; '.join(origins)}: what it reads gets no gradient from it, and {count} from "
+            f"{origins}: what it reads gets no gradient from it, and {count} from "
             f"nothing else: {listing(sorted(vain), 3)}"
         )
 
@@ -84,6 +87,12 @@ def _origins(result: Rewrite, path: str) -> list[str]:
     nodes = template.graph.nodes if template is not None else ()
     readers = (user for node in nodes if _stops(node) for user in node.users)
     return [origin for user in readers if (origin := ORIGIN.get(user))]
+
+
+def _earlier(root: nn.Module) -> list[str]:
+    """The units in which a rewrite reads a value without gradient."""
+    units = ((n, m.template) for n, m in walk.named(root) if isinstance(m, Unit))
+    return [name for name, made in units if made and any(map(_stops, made.graph.nodes))]
 
 
 def _stops(node: fx.Node) -> bool:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import dataclasses
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import nn
 
 from ..editing.extracting import extracted
 from ..editing.measure import BrokenError, Propagation
 from ..errors import RewriteError
-from ..text import giga
+from ..text import giga, table
 from ..tracing.about import about, is_root
-from ..tracing.paths import STITCHES, Way, Ways, told
-from ..tracing.unit import on_meta
+from ..tracing.paths import STITCHES, Between, Way, Ways, told
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True)
@@ -27,24 +29,33 @@ class Stitch:
         number: what it is called by.
         macs: of one image.
         params: of all that runs.
+        macs_lowered: with updates folded into the weights, as it is taken out.
     """
 
     number: int
     path: Way
     macs: int
     params: int
+    macs_lowered: int
 
     @property
     def name(self) -> str:
-        """It in words: `base`, or `small 7 + base 5`, by how many blocks run of each."""
-        return self.path.front if self.path.layer is None else f"{self.path.front}-{self.path.end}"
+        """The models that it runs in words: `base`, or `small-base`."""
+        path = self.path
+        if path.layer is None:
+            return path.front
+        middle = f"-{path.between.model}" if path.between is not None else ""
+        return f"{path.front}{middle}-{path.end}"
 
     def to_json(self) -> dict[str, Any]:
         """It as data."""
-        front, stop, layer, end, start = self.path.row
+        front, stop, layer, end, start, *_ = self.path.row
+        mid = self.path.between
+        more = {} if mid is None else {"between": dataclasses.asdict(mid)}
         return {
             "number": self.number, "front": front, "front_blocks": stop, "layer": layer,
-            "end": end, "first_end_block": start, "macs": self.macs, "params": self.params,
+            "end": end, "first_end_block": start, "macs": self.macs,
+            "macs_lowered": self.macs_lowered, "params": self.params, **more,
         }  # fmt: skip
 
 
@@ -67,6 +78,8 @@ class StitchSpace:
         An edge has `module`, the path of what runs, and where it is a layer its number, `layer`; a
         node has `enters` or `leaves` where paths begin or end. Every stitch is a path of it.
         """
+        import networkx as nx
+
         graph: nx.DiGraph[tuple[str, int]] = nx.DiGraph()
         for base, pieces in self.paths.pieces.items():
             graph.add_node((base, 0), enters=True)
@@ -75,7 +88,7 @@ class StitchSpace:
                 graph.add_edge((base, i), (base, i + 1), module=f"{base}.{piece}")
         for stitch in self.stitches:
             path = stitch.path
-            if path.layer is not None:
+            if path.layer is not None and path.between is None:
                 ends = (path.front, path.stop), (path.end, path.start)
                 module = f"{STITCHES}.{path.layer}"
                 graph.add_edge(*ends, module=module, layer=path.layer, stitch=stitch.number)
@@ -96,35 +109,61 @@ class StitchSpace:
         groups: dict[str, list[Stitch]] = {}
         for stitch in self.stitches:
             groups.setdefault(stitch.name, []).append(stitch)
-        width = max(map(len, groups))
+        folds = any(stitch.macs != stitch.macs_lowered for stitch in self.stitches)
+        rows = []
         for name, found in groups.items():
-            costs = sorted(stitch.macs for stitch in found)
-            cost = giga(costs[0]) if len(found) == 1 else f"{giga(costs[0])} to {giga(costs[-1])}"
             numbers = f"{found[0].number}" + (f"..{found[-1].number}" if len(found) > 1 else "")
-            yield f"stitch      {numbers:<7}  {name:<{width}}  {cost}"
+            cost = _range([stitch.macs for stitch in found])
+            lowered = _range([stitch.macs_lowered for stitch in found])
+            rows.append((numbers, name, cost, *([f"lowered {lowered}"] if folds else [])))
+        return (f"stitch      {line}" for line in table(rows))
+
+
+def _range(costs: Sequence[int]) -> str:
+    """The least and the most of some costs."""
+    low, high = giga(min(costs)), giga(max(costs))
+    return low if low == high else f"{low} to {high}"
+
+
+class OneStitch(nn.Module):
+    """A stitch as a forward, which can be called with other parameters."""
+
+    def __init__(self, model: nn.Module, number: int) -> None:
+        super().__init__()
+        self.model, self.number = model, number
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """The output of the stitch."""
+        return self.model.stitch(images, self.number)  # type: ignore[operator]
 
 
 def space_of(
-    root: nn.Module, example: tuple[torch.Tensor, ...], known: Propagation | None = None
-) -> StitchSpace | None:
+    root: nn.Module, example: tuple[torch.Tensor, ...], run: Propagation, lowered: nn.Module,
+    run_lowered: Propagation,
+) -> StitchSpace | None:  # fmt: skip
     """All ways through the models of a tree with their costs; None if it has one model.
 
     Args:
-        root: the tree.
+        root: the tree, on meta.
         example: what it is called with, on meta.
-        known: a run of it on meta.
+        run: a run of it.
+        lowered: what it lowers to, on meta.
+        run_lowered: a run of that.
     """
     paths = about(root).paths if is_root(root) else None
     if paths is None:
         return None
-    run = known or Propagation(on_meta(root), example)
-    counter = _Counter(on_meta(root), example, run, paths)
-    stitches = (Stitch(i, path, *counter.of(i)) for i, path in enumerate(paths.table))
+    counter = folded = _Counter(root, example, run, paths)
+    if lowered is not root:
+        folded = _Counter(lowered, example, run_lowered, paths)
+    stitches = (
+        Stitch(i, path, *counter.of(i), folded.of(i)[0]) for i, path in enumerate(paths.table)
+    )
     return StitchSpace(tuple(stitches), paths)
 
 
 class _Counter:
-    """Counts paths: of those through one layer only the first is run, the others by its pieces."""
+    """Counts paths: of those that differ in their pieces only the first is run."""
 
     def __init__(
         self, root: nn.Module, example: tuple[torch.Tensor, ...], run: Propagation, paths: Ways
@@ -139,7 +178,10 @@ class _Counter:
         between = (p for p in self.paths.modules(path) if not p.startswith(f"{STITCHES}."))
         pieces = [self._piece(piece) for piece in between]
         inside = sum(macs for macs, _ in pieces), sum(count for _, count in pieces)
-        key = path.front, path.layer, path.end
+        if path.between is not None:
+            around = self._chained(path, path.between)
+            return around[0] + inside[0], around[1] + inside[1]
+        key = path.front, path.end, self._between(path)
         if key not in self.around:
             model = extracted(self.root, number)
             macs = self._run(model, number)
@@ -163,6 +205,35 @@ class _Counter:
                 "VR508", message, notes=notes,
                 suggestion="take models whose stages have the same positions",
             ) from error  # fmt: skip
+
+    def _chained(self, path: Way, mid: Between) -> tuple[int, int]:
+        """Without pieces: what its two halves cost, less beginning and end of the third model.
+
+        All three are paths with smaller numbers, and counted.
+        """
+        one, two = (
+            self.around[way.front, way.end, self._between(way)]
+            for way in (
+                Way(path.front, path.stop, mid.layer, mid.model, mid.start),
+                Way(mid.model, mid.stop, path.layer, path.end, path.start),
+            )
+        )
+        alone = self.around[mid.model, mid.model, None]
+        return one[0] + two[0] - alone[0], one[1] + two[1] - alone[1]
+
+    def _between(self, path: Way) -> Hashable:
+        """What is alike where two paths cost the same between their pieces."""
+        if path.layer is None:
+            return None
+        layer = self.root.get_submodule(f"{STITCHES}.{path.layer}")
+        shapes = tuple((n, p.shape) for n, p in layer.named_parameters() if n != "table")
+        modules = self.paths.modules(path)
+        left = self.run.outputs_of(modules[path.stop - 1])
+        entered = None  # the beginning of the end
+        if path.start:
+            piece = self.paths.pieces[path.end][path.start - 1]
+            entered = self.run.outputs_of(f"{path.end}.{piece}").shape
+        return type(layer), shapes, left.shape, entered
 
     def _piece(self, path: str) -> tuple[int, int]:
         if path not in self.pieces:

@@ -44,8 +44,12 @@ def taken(rewritten: Rewritten, number: int) -> Rewritten:
         extracted(rewritten.module, number),
         lambda p: nn.Parameter(p.detach(), requires_grad=p.requires_grad), lambda b: b.clone(),
     )  # fmt: skip
-    front, stop, layer, end, start = known.table[number].row
+    front, stop, layer, end, start, *_ = known.table[number].row
+    mid = known.table[number].between
     told = f"blocks 0..{stop}, layer {layer}" if layer is not None else "all of it"
+    if mid is not None:
+        through = f"{mid.model} {mid.start}..{mid.stop}"
+        told = f"blocks 0..{stop}, layer {mid.layer}, {through}, layer {layer}"
     note = f"stitch {number} of {rewritten.spec.name}: {front} {told}, then {end} from {start}"
     realise(root)
     spec = parse_spec(f"# {note}\n").renamed(f"{rewritten.spec.name}_stitch_{number}")

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ..sensitivity.text import summary
-from ..text import giga, plural, table
+from ..text import giga, megabytes, plural, table
 
 if TYPE_CHECKING:
     from ..editing.stream import Stated
@@ -35,6 +35,7 @@ def plan_text(plan: Compilation) -> str:
         *allocation_lines(plan.allocations),
         *measure_lines(plan.measures),
         *checkpoint_lines(plan.checkpointing),
+        *feature_lines(plan.features),
         *claim_lines(plan.claims),
         *(f"warning: {warning}" for warning in plan.warnings),
     ]
@@ -72,6 +73,14 @@ def checkpoint_lines(paths: Sequence[str]) -> list[str]:
         return []
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return [f"checkpoints  {paths[0]}{more}: computed again in backward, as in the model"]
+
+
+def feature_lines(features: Mapping[str, int]) -> list[str]:
+    """What `tune` keeps of an image, if it does."""
+    if not features:
+        return []
+    size, macs = megabytes(features["bytes"]), giga(features["macs_spared"])
+    return [f"features     {size} an image on disk; no step computes the {macs} MACs behind it"]
 
 
 def order_lines(orders: Iterable[Order]) -> list[str]:

@@ -339,6 +339,15 @@ class BoundSite(FromModel):
         parent._modules[name] = module
         self.editor.rearranged()
 
+    def reads(self, *names: str) -> None:
+        """Names what the module that was put in last reads of the model, for pictures.
+
+        Args:
+            names: a role with a tap behind it, such as `blocks[3].attn`, or any other word: one for
+                each number that the `weights` of the pass have.
+        """
+        self.editor.insertions[-1].reads = names
+
     @property
     def taken_out(self) -> int | None:
         """At lowering, the number of the one stitch that stays; None where all do."""

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from ..anatomy.sites import Place
+from ..anatomy.twice import rows_beside
 from ..editing import branches
 from ..editing.clause import ClauseRef
 from ..editing.editor import join
@@ -32,7 +33,15 @@ class HeadSite(LinearSite):
 
     @property
     def blocks(self) -> tuple[BlockSite, ...]:
-        """All blocks in front of it, whose points are what a new head may read."""
+        """All blocks in front of it, whose points are what a new head may read.
+
+        Raises:
+            RewriteError: VR410 if an earlier rewrite took rows through them beside the tokens.
+        """
+        if beside := rows_beside(self.context.anatomy, self.editor.root):
+            raise self.unfit(
+                f"by an earlier rewrite rows of {beside[0]} pass the layers of '{beside[1]}' too"
+            )
         return tuple(BlockSite(self.context, block) for block in self.context.anatomy.blocks)
 
     @property

@@ -144,6 +144,24 @@ class BasesSite(BoundSite):
         """
         self._wanted.append(WantedWay(front.name, after, layer, end.name, before))
 
+    def chain(self, first: int, second: int) -> None:
+        """One more path through three models: that of one path, and of another that goes on.
+
+        Args:
+            first: the number of a path to a second model.
+            second: of one from that to a third, which leaves it behind where the first enters it.
+        """
+        one, two = self._wanted[first], self._wanted[second]
+        assert one.layer is not None
+        between = one.layer, one.end, one.before, two.after
+        self._wanted.append(
+            WantedWay(one.front, one.after, two.layer, two.end, two.before, between)
+        )
+
+    def without_norms(self) -> None:
+        """Paths through several models leave out the final norm of the one they end in."""
+        self._stitches.final_norm = False
+
     def alone(self, anchor: Anchor) -> None:
         """One more path: a model by itself."""
         last = anchor.depth

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..catalog.models import HUGGING_FACE
 from ..errors import Span
 from ..language.expressions import Literal
 from ..language.model import Spec
@@ -29,7 +30,7 @@ def supervised(spec: Spec, model: Any = None) -> Spec:
     """
     own = spec.model if model is None else None
     name = own.name if own is not None else model
-    if not isinstance(name, str) or not name.startswith(hugging_face.PREFIX):
+    if not isinstance(name, str) or not name.startswith(HUGGING_FACE):
         return spec
     given = {**(own.values if own is not None else {}), **spec.model_arguments}
     more = [

@@ -86,6 +86,7 @@ CHILD: Note[int] = Note("child")  # of a call in a loop: which child of the turn
 OTHER: Note[Any] = Note("other")  # of a call in a loop over several owners: the first turn's
 TAKEN_AS: Note[tuple[str, ...]] = Note("taken")  # of a call: names of what it is handed there
 ASSIGNED: Note[bool] = Note("assigned")  # printed as a statement of its own
+OPTIONAL: Note[bool] = Note("optional")  # of an input: some modules of the class are not given it
 POSITION: Note[int] = Note("position")  # its number among a skeleton's nodes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -30,30 +30,42 @@ class Packing:
     def __bool__(self) -> bool:
         return any(nest is not None for nest in self.arguments)
 
-    def packed(self, values: Sequence[Any], make: Callable[[tuple[Any, ...]], Any] = tuple) -> Any:
-        """The arguments made of the values of all inputs; `make` makes a tuple of its items."""
-        rest = iter(values)
+    @property
+    def more(self) -> int:
+        """How many more inputs than arguments there are."""
+        return sum(map(count, self.arguments)) - len(self.arguments)
 
-        def nested(nest: Nest) -> Any:
-            return next(rest) if nest is None else make(tuple(map(nested, nest)))
-
-        return (*map(nested, self.arguments), *rest)
+    def packed(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments made of the values of all inputs; the last ones may be left out."""
+        found: list[Any] = []
+        at = 0
+        for nest in self.arguments:
+            if at < len(values):
+                found.append(_nested(nest, iter(values[at : at + count(nest)])))
+            at += count(nest)
+        return (*found, *values[at:])
 
     def flat(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
         """The values of all inputs, given the arguments."""
+        pairs = zip(arguments, self.arguments, strict=False)
+        return tuple(item for value, nest in pairs for item in _items(value, nest))
 
-        def items(value: Any, nest: Nest) -> Iterator[Any]:
-            if nest is None:
-                yield value
-            else:
-                for item, inner in zip(value, nest, strict=True):
-                    yield from items(item, inner)
 
-        return tuple(
-            item
-            for value, nest in zip(arguments, self.arguments, strict=True)
-            for item in items(value, nest)
-        )
+def count(nest: Nest) -> int:
+    """How many values an argument is made of."""
+    return 1 if nest is None else sum(map(count, nest))
+
+
+def _nested(nest: Nest, values: Iterator[Any]) -> Any:
+    return next(values) if nest is None else tuple(_nested(inner, values) for inner in nest)
+
+
+def _items(value: Any, nest: Nest) -> Iterator[Any]:
+    if nest is None:
+        yield value
+        return
+    for item, inner in zip(value, nest, strict=True):
+        yield from _items(item, inner)
 
 
 PLAIN = Packing()

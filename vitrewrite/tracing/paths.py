@@ -7,7 +7,7 @@ the stream and yields it: a block, or what stands between two of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from torch import fx, nn
@@ -35,15 +35,33 @@ class LineError(Exception):
 
 
 @dataclass(frozen=True)
+class Between:
+    """What runs of a third model, between front and end.
+
+    Attributes:
+        layer: the number of the layer in front of it.
+        model: which it is.
+        start: the first of its pieces that runs.
+        stop: the one in front of which it ends.
+    """
+
+    layer: int
+    model: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Way:
     """One way through the models.
 
     Attributes:
         front: the model whose beginning runs.
         stop: how many of its pieces run.
-        layer: the number of the layer behind them; None for a model by itself.
+        layer: the number of the layer in front of the end; None for a model by itself.
         end: the model whose end runs.
         start: the first of its pieces that runs.
+        between: what runs of a third model behind the front, by a layer of its own.
     """
 
     front: str
@@ -51,11 +69,14 @@ class Way:
     layer: int | None
     end: str
     start: int
+    between: Between | None = None
 
     @property
     def row(self) -> tuple[object, ...]:
         """It as a row of a table."""
-        return self.front, self.stop, self.layer, self.end, self.start
+        mid = self.between
+        more = () if mid is None else (mid.layer, mid.model, mid.start, mid.stop)
+        return self.front, self.stop, self.layer, self.end, self.start, *more
 
 
 @dataclass(frozen=True)
@@ -65,17 +86,24 @@ class Ways:
     Attributes:
         table: the paths by number.
         pieces: of each model, as paths of modules below it.
+        left_out: of each model the norm behind its pieces, if ways that end in it leave it out and
+            only the model by itself has it.
     """
 
     table: tuple[Way, ...]
     pieces: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def modules(self, path: Way) -> tuple[str, ...]:
         """Ways of the modules that run in turn between beginning and end."""
         first = (f"{path.front}.{name}" for name in self.pieces[path.front][: path.stop])
-        between = () if path.layer is None else (f"{STITCHES}.{path.layer}",)
+        layer = () if path.layer is None else (f"{STITCHES}.{path.layer}",)
         last = (f"{path.end}.{name}" for name in self.pieces[path.end][path.start :])
-        return (*first, *between, *last)
+        middle: tuple[str, ...] = ()
+        if (mid := path.between) is not None:
+            ran = self.pieces[mid.model][mid.start : mid.stop]
+            middle = f"{STITCHES}.{mid.layer}", *(f"{mid.model}.{name}" for name in ran)
+        return (*first, *middle, *layer, *last)
 
 
 def pieces_of(unit: Unit, blocks: Sequence[str]) -> tuple[str, ...]:
@@ -169,8 +197,13 @@ def beginning(graph: fx.Graph, pieces: Sequence[str]) -> fx.Graph:
     return made
 
 
-def ending(graph: fx.Graph, pieces: Sequence[str]) -> fx.Graph:
+def ending(graph: fx.Graph, pieces: Sequence[str], left_out: str | None = None) -> fx.Graph:
     """The program of a model behind its last piece, as one of its own that takes the stream.
+
+    Args:
+        graph: the program.
+        pieces: those of the model.
+        left_out: a module that does not run there, which takes the stream alone.
 
     Raises:
         LineError: if it hangs on more of the image than the stream.
@@ -193,6 +226,8 @@ def ending(graph: fx.Graph, pieces: Sequence[str]) -> fx.Graph:
                     raise LineError(f"its end reads '{source.name}', which is made in front")
             if node.op == "output":
                 made.output(fx.node.map_arg(node.args[0], mapping.__getitem__))
+            elif left_out is not None and node.op == "call_module" and node.target == left_out:
+                mapping[node] = mapping[node.all_input_nodes[0]]
             else:
                 mapping[node] = _copy(node, made, mapping)
         elif is_impure(node) and not is_guard(node) and mapping.keys() - {last}:

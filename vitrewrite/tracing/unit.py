@@ -298,7 +298,8 @@ def duplicate(
         table = new.__dict__
         table.update(module.__dict__)
         for key in () if sharded else _TABLES:
-            table[key] = table[key].copy()
+            full = table[key]
+            table[key] = full.copy() if full else type(full)()  # to copy nothing is slow, too
         modules[id(module)] = new
         table["_parameters"] = {k: tensor(v, parameter) for k, v in module._parameters.items()}
         table["_buffers"] = {k: tensor(v, buffer) for k, v in module._buffers.items()}

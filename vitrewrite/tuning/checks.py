@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..data import Images
 from ..errors import TuneError
-from ..language.settings import OF_STITCHES, Settings, default
+from ..language.settings import OF_AUGMENTATION, OF_STITCHES, Settings, default
 from ..models.request import DROP_PATH
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
 from ..text import giga
+from .contributions import entry_of
 from .engine import Engine
+from .features import cut_of_run
+from .procedure import Hooks, Phase
+from .run import Run
 from .teachers import OWN
+
+
+def check_phases(run: Run, engine: Engine) -> None:
+    """Whether all phases of a run can be carried out.
+
+    Raises:
+        TuneError: as those below.
+    """
+    for phase in run.phases:
+        settings = run.base_settings.changed(phase.settings)
+        check_settings(settings, run.data.train, run.task, engine)
+        check_drop_path(settings, run.original)
+        check_features(settings, run, phase, engine)
 
 
 def check_settings(settings: Settings, images: Images, task: Task, engine: Engine) -> None:
@@ -57,6 +76,54 @@ def check_cache(settings: Settings, *, varies: bool) -> None:
     else:
         return
     raise TuneError("VR865", f"teacher_cache = true cannot be: {reason}", suggestion="leave it out")
+
+
+def check_features(settings: Settings, run: Run, phase: Phase, engine: Engine) -> None:
+    """Whether training can run on what the frozen part of the model yields.
+
+    Raises:
+        TuneError: VR550 and VR551 if there is no such part, VR552 if images are other ones in every
+            epoch, VR553 for what needs the whole model.
+    """
+    if not settings.keeps_features:
+        return
+    if drawn := next(_drawn(settings, varies=run.data.train.varies), None):
+        raise TuneError(
+            "VR552",
+            f"cache = features sees each image once, and with {drawn} it is another in every epoch",
+            suggestion=f"leave tune.{drawn.split()[0]} out, or tune.cache",
+        )
+    whole = {
+        "shards": engine.sharded,
+        f"teacher = {settings.teacher}": settings.teacher is not None,
+        "a search over structure": settings.macs is not None,
+        "several models": bool(run.original.spec.bases),
+        "label maps": run.data.maps,
+        f"the entry '{entry_of(run.procedures)}'": entry_of(run.procedures) != Hooks.entry,
+        f"the phase '{phase.name}'": _calls_itself(phase),
+    }
+    for what, needed in whole.items():
+        if needed:
+            raise TuneError(
+                "VR553", f"cache = features cannot be with {what}: the whole model is needed",
+                suggestion="leave tune.cache out",
+            )  # fmt: skip
+    if phase is run.phases[0]:
+        cut_of_run(run)
+
+
+def _drawn(settings: Settings, *, varies: bool) -> Iterator[str]:
+    """Settings that have images vary."""
+    for name in (*(OF_AUGMENTATION if varies else ()), "mixup", "cutmix"):
+        value = getattr(settings, name)
+        if value != default(name) and value:
+            yield f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}"
+
+
+def _calls_itself(phase: Phase) -> bool:
+    """Whether a phase says what of the model is called, or on which images."""
+    own = ("output", "predict", "images")
+    return any(getattr(type(phase), name) is not getattr(Phase, name) for name in own)
 
 
 def check_drop_path(settings: Settings, rewritten: Rewritten) -> None:

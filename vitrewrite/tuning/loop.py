@@ -16,6 +16,7 @@ from ..data import Batch, evaluation_batches, training_batches
 from ..data.loading import TrainingOrder
 from ..data.seeding import mixed, seed_all
 from ..errors import TuneError
+from ..features.probe import training_mode
 from ..tracing import walk
 from ..tracing.unit import Unit
 from . import optimisation
@@ -51,7 +52,7 @@ class Objective(nn.Module):
     def forward_of(self, run: Run) -> Callable[[torch.Tensor], Any]:
         """The program of a step: that of the model, or an entry that a procedure asks for."""
         name = entry_of(run.hooks)
-        return self.model if name == "forward" else getattr(self.model, name)
+        return run.program(self.model) if name == "forward" else getattr(self.model, name)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class TrainingLoop:
             mixed(run.seed, "data", run.position), self.engine.share(settings.accumulate),
             augment=images.varies,
         )  # fmt: skip
-        batches = training_batches(images, order, settings.workers)
+        given = training_batches if run.features is None else run.features.training
+        batches = given(images, order, settings.workers)
         if run.steps == 0:
             self._evaluate()
         _training_mode(run)
@@ -233,7 +235,8 @@ class TrainingLoop:
         """What the task counts, over all images and processes."""
         run, engine = self.run, self.engine
         tallies = []
-        batches = evaluation_batches(
+        given = evaluation_batches if run.features is None else run.features.evaluation
+        batches = given(
             run.data.val, run.settings.evaluation_batch, engine.share(), run.settings.workers
         )
         for batch in batches:
@@ -245,10 +248,7 @@ class TrainingLoop:
 
 
 def _training_mode(run: Run) -> None:
-    """Training mode, except for batch norms of the base: their statistics are in no delta."""
-    module = run.module.train()
+    """Training mode, except for batch norms of the base."""
     put = [i for i in run.rewritten.result.editor.insertions if not isinstance(i.module, Unit)]
-    new = {id(m) for i in put for m in walk.modules(module.get_submodule(i.path))}
-    for each in walk.modules(module):
-        if isinstance(each, nn.modules.batchnorm._BatchNorm) and id(each) not in new:
-            each.eval()
+    new = {id(m) for i in put for m in walk.modules(run.module.get_submodule(i.path))}
+    training_mode(run.module, new)

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,24 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         if self.table:
             self.table.stop()
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, float], None]]:
+        """A bar in place of the table; told what is done, and which share of it is."""
+        if self.table is None:
+            yield lambda what, share: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.table.stop()
+        shown = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        try:
+            with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task("", total=1.0)
+                yield lambda what, share: bar.update(task, description=what, completed=share)
+        finally:
+            self.table.start()
 
     def rewind(self, size: int) -> None:
         """Keeps the first bytes, as many as there were at a checkpoint."""

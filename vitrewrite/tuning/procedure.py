@@ -158,7 +158,7 @@ class Phase(Hooks):
 
     def predict(self, run: Run, images: torch.Tensor) -> Any:
         """The output that an evaluation counts, such as class scores (B, classes)."""
-        return run.module(images)
+        return run.program(run.module)(images)
 
     def finish(self, run: Run) -> None:
         """Once, after the last step: `run.rewritten` holds the result, `run.score` is known."""

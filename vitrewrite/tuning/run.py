@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from ..tracing.unit import duplicate
 from .procedure import Hooks, ParameterGroup, Phase, Procedure
 
 if TYPE_CHECKING:
+    from .features import Features
     from .teachers import Teacher
 
 
@@ -42,6 +43,8 @@ class Run:
         results: of the last evaluation.
         recipe: what the settings of the phase add to every step.
         teacher: of the recipe, frozen: called with images it yields class scores, in eval.
+        features: what the frozen part of the phase's model yields, if that was computed before;
+            a batch has them in place of images.
         seconds: spent, in earlier sessions too.
     """
 
@@ -61,6 +64,7 @@ class Run:
     phases: tuple[Phase, ...] = ()
     recipe: tuple[Hooks, ...] = ()
     teacher: Teacher | None = None
+    features: Features | None = field(default=None, repr=False)
     rewritten: Rewritten = field(init=False)
     module: nn.Module = field(init=False)
     per_epoch: int = 1
@@ -106,6 +110,10 @@ class Run:
             return nn.Parameter(old.detach().to(device), requires_grad=False)
 
         return duplicate(root, parameter, lambda b: b.to(device)).eval()
+
+    def program(self, module: nn.Module) -> Callable[[Any], Any]:
+        """What a step calls with the images of a batch: a model, or the trained part of it."""
+        return module if self.features is None else self.features.program(module)
 
     @property
     def score(self) -> float | None:

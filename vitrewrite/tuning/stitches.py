@@ -9,6 +9,7 @@ sum |parameter * gradient of its loss| over what it trains, heads left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +20,14 @@ from torch.func import functional_call
 from ..data import evaluation_batches
 from ..data.loading import ProcessShare
 from ..language.settings import Settings
+from ..profiling.latencies import Latencies
+from ..profiling.latency import latencies_of
+from ..report.palette import Interval, best, intervals
 from ..rewrite.rewritten import Rewritten
+from ..rewrite.stitches import OneStitch
 from ..tasks import logits
 from ..tracing.paths import told
-from .palette import best, draw, intervals
+from .palette import draw
 from .procedure import Phase, Procedure
 from .run import Run
 
@@ -50,18 +55,6 @@ class StitchTraining(Procedure):
         return {"stitches": phase.told(run)}
 
 
-class _One(nn.Module):
-    """A stitch as a forward, which can be called with other parameters."""
-
-    def __init__(self, model: nn.Module, number: int) -> None:
-        super().__init__()
-        self.model, self.number = model, number
-
-    def forward(self, images: torch.Tensor) -> Any:
-        """The output of the stitch."""
-        return self.model.stitch(images, self.number)  # type: ignore[operator]
-
-
 class StitchPhase(Phase):
     """Steps that train one stitch each.
 
@@ -73,10 +66,11 @@ class StitchPhase(Phase):
     def __init__(self, rewritten: Rewritten, settings: Settings) -> None:
         space = rewritten.measures.stitches
         assert space is not None
-        self.costs = [stitch.macs for stitch in space.stitches]
+        self.costs = [stitch.macs_lowered for stitch in space.stitches]
         alone = [s.number for s in space.stitches if s.path.layer is None]
         self.largest = max(alone, key=self.costs.__getitem__)
-        self.parts = intervals(self.costs, settings.stitch_intervals)
+        table = settings.stitch_table
+        self.given = None if table is None else Latencies.read(Path(table), len(self.costs))
         anatomies = rewritten.result.anatomy.bases.values()
         self.heads = tuple(h.weight.rpartition(".")[0] + "." for a in anatomies for h in a.head)
         self.copies: dict[str, torch.Tensor] = {}  # what the largest model's gradients go to
@@ -87,21 +81,35 @@ class StitchPhase(Phase):
         """What a resumed run goes on with."""
         empty = {
             "drawn": 0, "scores": [0.0] * len(self.costs), "counts": [0] * len(self.costs),
-            "measured": {},
+            "measured": {}, "latency": {},
         }  # fmt: skip
         found: dict[str, Any] = run.memory.setdefault(_MEMORY, empty)
         return found
+
+    def parts(self, run: Run) -> tuple[Interval, ...]:
+        """The intervals of costs; times are measured once in a run, before its first step."""
+        settings, known = run.settings, self.memory(run)
+        if settings.stitch_by == "macs":
+            return intervals(self.costs, settings.stitch_intervals)
+        if not known["latency"]:
+            device = next(run.module.parameters()).device
+            found = self.given or latencies_of(
+                run.rewritten, device, batch=settings.stitch_batch, rounds=settings.stitch_rounds
+            )
+            known["latency"] = found.to_json()
+        return intervals(known["latency"]["ms"], settings.stitch_intervals)
 
     # -- a step -----------------------------------------------------------------------------------
 
     def before_step(self, run: Run) -> None:
         """Draws a stitch."""
         known, settings, generator = self.memory(run), run.settings, run.generator("stitch")
+        parts = self.parts(run)
         if settings.stitch_sampling == "uniform" or run.progress < settings.stitch_warmup:
             number = int(torch.randint(len(self.costs), (1,), generator=generator))
         else:
             number = draw(
-                self.parts, known["scores"], generator, temperature=settings.stitch_temperature,
+                parts, known["scores"], generator, temperature=settings.stitch_temperature,
                 normalised=settings.stitch_scores == "maximum",
             )  # fmt: skip
         known["drawn"] = number
@@ -121,7 +129,7 @@ class StitchPhase(Phase):
         if run.settings.stitch_teacher == "none":
             return own
         # On copies of the parameters: the score is of the stitch's gradient alone.
-        said = functional_call(_One(run.module, self.largest), self.copies, (batch.images,))
+        said = functional_call(OneStitch(run.module, self.largest), self.copies, (batch.images,))
         self.labelled = super().loss(run, batch, said)
         weight = run.settings.stitch_weight
         hard = F.cross_entropy(logits(output), logits(said).detach().argmax(1))
@@ -177,7 +185,7 @@ class StitchPhase(Phase):
         known = self.memory(run)
         numbers: Sequence[int] = range(len(self.costs))
         if run.settings.stitch_sampling == "scored":
-            found = (best(part, known["scores"], known["counts"]) for part in self.parts)
+            found = (best(part, known["scores"], known["counts"]) for part in self.parts(run))
             numbers = [number for number in found if number is not None]
         values = _measured(run, numbers)
         known["measured"] = {str(n): value for n, value in zip(numbers, values, strict=True)}
@@ -185,15 +193,18 @@ class StitchPhase(Phase):
     def told(self, run: Run) -> dict[str, Any]:
         """What the report says."""
         known = self.memory(run)
-        rows = [self._row(i, run) for i, part in enumerate(self.parts) if part.stitches]
+        rows = [self._row(part, run) for part in self.parts(run) if part.stitches]
+        latency = {"latency": known["latency"]} if known["latency"] else {}
         return {
-            "metric": run.task.metric, "intervals": rows, "drawn": known["counts"],
-            "scores": known["scores"], "measured": known["measured"],
+            "metric": run.task.metric, "by": run.settings.stitch_by, "intervals": rows,
+            "count": run.settings.stitch_intervals, "sampling": run.settings.stitch_sampling,
+            "drawn": known["counts"], "scores": known["scores"], "measured": known["measured"],
+            **latency,
         }  # fmt: skip
 
-    def _row(self, index: int, run: Run) -> dict[str, Any]:
+    def _row(self, part: Interval, run: Run) -> dict[str, Any]:
         """What an interval is left with."""
-        known, part = self.memory(run), self.parts[index]
+        known = self.memory(run)
         scores, measured = known["scores"], known["measured"]
         if run.settings.stitch_sampling == "scored":
             chosen = best(part, scores, known["counts"])
@@ -201,7 +212,7 @@ class StitchPhase(Phase):
             chosen = max(part.stitches, key=lambda n: measured[str(n)])
         inside = sorted(scores[n] for n in part.stitches)
         return {
-            "from": round(part.low), "to": round(part.high), "stitches": list(part.stitches),
+            "from": part.low, "to": part.high, "stitches": list(part.stitches),
             "best": chosen, "peaked": inside[-1] - inside[len(inside) // 2] > _PEAKED,
         }  # fmt: skip
 

@@ -13,10 +13,11 @@ from ..models.records import state
 from ..rewrite.rewritten import Rewritten
 from ..tasks import task_for
 from .checkpoints import Checkpoints, own_tensors
-from .checks import check_batch, check_drop_path, check_settings, check_stitches
+from .checks import check_batch, check_phases, check_stitches
 from .contributions import contributions, phases
 from .copies import reported, settle
 from .engine import Engine
+from .features import Filling, done_with
 from .folder import RunFolder, identity
 from .loop import TrainingLoop
 from .metrics import Metrics
@@ -70,9 +71,7 @@ def tune(
         check_stitches(rewritten, settings, engine)
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten, settings))
         run.phases = phases(run)
-        for phase in run.phases:
-            check_settings(settings.changed(phase.settings), opened.train, task, engine)
-            check_drop_path(settings.changed(phase.settings), rewritten)
+        check_phases(run, engine)
         run.teacher = teacher_of(run, engine.device)
         wanted = identity(rewritten, opened, settings, seed, run.teacher)
         engine.on_main(lambda: folder.open(wanted, resume=resume))
@@ -80,6 +79,7 @@ def tune(
         with restored(), shown as metrics:
             result = Trainer(run, engine, folder, metrics).train()
         engine.on_main(lambda: folder.finish(result))
+        engine.on_main(lambda: done_with(run, folder.path))
     finally:
         folder.close()
         engine.close()
@@ -120,6 +120,7 @@ class Trainer:
             **reported(run),
             **{k: v for procedure in run.procedures for k, v in procedure.report(run).items()},
             **({"teacher": run.teacher.record} if run.teacher else {}),
+            **({"features": {"bytes": run.features.bytes}} if run.features else {}),
             "images": {"train": len(run.data.train), "val": len(run.data.val)},
             "data": run.data.name,
             "inputs": Preprocessing.of(run.original.base).record,
@@ -137,6 +138,9 @@ class Trainer:
             run.phase.start(run)
         self._measure()
         run.module = engine.place(run)
+        if run.settings.keeps_features:
+            filling = Filling(run, engine, self.folder.path, self.metrics)
+            run.features = filling.features()
         TrainingLoop(run, engine, self.checkpoints, self.metrics, packed).steps()
         self._adopt()
         seed_all(mixed(run.seed, "finish", run.position))

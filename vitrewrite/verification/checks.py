@@ -12,6 +12,7 @@ from ..editing.fitting import modes_kept
 from ..editing.narrowing import piece
 from ..tracing.undisturbed import undisturbed
 from .check import Check
+from .claims import judged
 from .compiled import compiled as compiles
 from .compiled import compiled_gradients, compiled_training, exported, recompiled
 from .numeric import eager, given, lowering_error, over_largest, randomised, sample
@@ -42,7 +43,7 @@ def quick(rewritten: Rewritten) -> list[Check]:
 
 @undisturbed()
 def verify_rewritten(
-    rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True
+    rewritten: Rewritten, *, compiled: bool = False, graphs: bool = True, judge: bool = False
 ) -> list[Check]:
     """All checks.
 
@@ -51,9 +52,16 @@ def verify_rewritten(
         compiled: whether to compare with inductor's code too, which takes minutes on a CPU;
             otherwise only that the model compiles to one graph is checked.
         graphs: whether to export and compile it at all.
+        judge: whether the claims of the spec are yet to be judged; what that runs is not run again.
+
+    Raises:
+        VerifyError: VR501 for every claim that does not hold, together.
     """
     with modes_kept(rewritten.module):
-        return list(_all(Runs(rewritten), compiled=compiled, graphs=graphs))
+        runs = Runs(rewritten)
+        if judge:
+            judged(rewritten, runs.measure)
+        return list(_all(runs, compiled=compiled, graphs=graphs))
 
 
 def _all(runs: Runs, *, compiled: bool, graphs: bool) -> Iterator[Check]:
@@ -91,7 +99,7 @@ def _graphs(rewritten: Rewritten, *, compiled: bool) -> Iterator[Check]:
 def _finite(runs: Runs) -> Check:
     """No tensor and no output is infinite or not a number; buffers may mask with infinities."""
     module = runs.rewritten.module
-    odd = [n for n, p in module.named_parameters() if not bool(p.isfinite().all())]
+    odd = [n for n, p in module.named_parameters() if not _is_finite(p)]
     odd += [n for n, b in module.named_buffers() if b.is_floating_point() and bool(b.isnan().any())]
     made = runs(MODULE, Situation())
     if not odd and not isinstance(made, Exception):
@@ -99,6 +107,13 @@ def _finite(runs: Runs) -> Check:
         odd = [f"output {i}" for i, t in enumerate(made) if not bool(t.isfinite().all())
                and not _same_infinities(t, own, i)]  # fmt: skip
     return Check("weights and outputs are finite", not odd, f"{len(odd)} not", ", ".join(odd[:3]))
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Looks at the least and the largest number: either is nan where one of them all is."""
+    if not tensor.numel() or tensor.is_complex():
+        return bool(tensor.isfinite().all())
+    return all(bool(end.isfinite()) for end in tensor.detach().aminmax())
 
 
 def _same_infinities(made: torch.Tensor, own: Any, index: int) -> bool:
@@ -144,7 +159,7 @@ def _lowering(runs: Runs) -> Iterator[Check]:
     yield from lowerings(runs, LOWERING.get(own, LOOSE))
     for dtype in dict.fromkeys((own, *LOWERING)):
         if dtype == own:
-            error = over_largest(runs.twins_output, runs.lowered_output)
+            error = over_largest(runs.twins_output, runs.stages[-1].output)
         else:
             error = lowering_error(rewritten, dtype)
         name = f"lowered model equal in {str(dtype).removeprefix('torch.')}"
@@ -172,13 +187,11 @@ def _gradients(runs: Runs) -> Check:
     In evaluation; what only training computes, as heads for the loss alone, or reaches, as what
     decides there softly, is looked at there.
     """
-    rewritten, module = runs.rewritten, runs.twin.module.eval()
-    made = list(tensors(module(*sample(rewritten, 1))))
-    runs.twins_output = [t.detach() for t in made]
-    some = _backward(made)
+    rewritten, module = runs.rewritten, runs.twin.module
+    some = _backward(runs.twins_made)
     wrong = [n for n, p in module.named_parameters() if not _gradient_fits(p)]
     left = _wrong_in_training(rewritten) if wrong else set()
-    if not some and left == set(wrong):
+    if not some and left == set(wrong) and not left & rewritten.result.unreached:
         return Check("nothing is trained", not wrong, "no gradient")
     reached = [n for n in wrong if n not in left]
     wrong = [n for n in wrong if n in left]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from ..editing.fitting import modes_kept
 from ..errors import raise_all
@@ -13,8 +15,12 @@ from .lowered import measured
 from .numeric import at_start, measure_claim
 
 
-def judged(rewritten: Rewritten) -> Rewritten:
+def judged(rewritten: Rewritten, numeric: Callable[[str], Any] | None = None) -> Rewritten:
     """The model, in place, with all claims of its spec judged as it starts.
+
+    Args:
+        rewritten: the model.
+        numeric: what measures its claims about numbers, if their runs are shared with other checks.
 
     Those of a lowered model are those of what it was lowered from; where that is not known, what
     takes weights stays open.
@@ -30,7 +36,7 @@ def judged(rewritten: Rewritten) -> Rewritten:
     with modes_kept(rewritten.module, rewritten.base):
         rewritten.claims = judge(
             rewritten.spec, rewritten.measures, rewritten.result,
-            numeric=lambda metric: measure_claim(first(), metric),
+            numeric=numeric or (lambda metric: measure_claim(first(), metric)),
         )  # fmt: skip
     raise_all([v.error() for v in rewritten.claims if v.holds is False])
     return rewritten

@@ -16,7 +16,6 @@ from ..rewrite.rewritten import Rewritten
 from ..storage.tensors import read_tensors, write_tensors
 from .check import Check
 from .checks import verify_rewritten
-from .claims import judged
 from .numeric import sample, tensors
 
 SOURCE = "model.py"
@@ -43,13 +42,16 @@ save_file({f"{i:04}": t.contiguous().float() for i, t in enumerate(outputs)}, sy
 """
 
 
-def verify_folder(path: Path, trust: Trust = NONE, *, compiled: bool = False) -> list[Check]:
+def verify_folder(
+    path: Path, trust: Trust = NONE, *, compiled: bool = False, graphs: bool = True
+) -> list[Check]:
     """All checks of the model in a folder, whose files are what was written.
 
     Args:
         path: the folder.
         trust: what it may do.
         compiled: whether to compare with inductor's code too.
+        graphs: whether to export and compile it at all.
 
     Raises:
         FileError: VR715 for every file that was changed, and what `load_folder` raises: of a
@@ -57,10 +59,10 @@ def verify_folder(path: Path, trust: Trust = NONE, *, compiled: bool = False) ->
     """
     folder = Folder.open(path)
     count = folder.check()
-    rewritten = judged(load_folder(path, trust))
+    rewritten = load_folder(path, trust)
     checks = [Check(f"{count} files as they were written", True, "0 changed")]
     checks += _contents(folder, rewritten)
-    checks += verify_rewritten(rewritten, compiled=compiled)
+    checks += verify_rewritten(rewritten, compiled=compiled, graphs=graphs, judge=True)
     checks += _source(folder, rewritten, trust)
     return checks
 

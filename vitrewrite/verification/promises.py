@@ -9,21 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from ..catalog.signatures import CLAIMS
 from ..rewrite.claims import EXACT
 from ..rewrite.initial import draw
-from ..rewrite.lowering import in_turn, lowered_tree
-from ..tracing.configuration import freeze
-from ..tracing.unit import Unit, duplicate
+from ..tracing.unit import duplicate
 from .check import Check
-from .numeric import given, over_largest, sample
+from .numeric import given, over_largest
 from .reference import START, Runs
-from .runs import Situation, outcome
+from .runs import Situation
+from .stages import image, interpreted
 
 if TYPE_CHECKING:
     from ..editing.clause import ClauseRef
@@ -57,7 +55,7 @@ def identities(runs: Runs) -> Iterator[Check]:
             error = runs.changes[worst.path]
             yield Check(name, error == 0, error, "" if error == 0 else f"at '{worst.path}'")
         elif own:
-            error = over_largest(_image(_without(runs.fresh, clause), runs.rewritten), made)
+            error = over_largest(image(_without(runs.fresh, clause), runs.rewritten), made)
             yield Check(name, error == 0, error, "compared with the model without the clause")
 
 
@@ -75,11 +73,6 @@ def _insertions(rewritten: Rewritten, clause: ClauseRef, claim: str) -> list[Ins
     return [i for i in own if i.site.role not in waived]
 
 
-def _image(module: nn.Module, rewritten: Rewritten) -> list[torch.Tensor]:
-    """What a module makes of one image."""
-    return given(outcome(module, lambda m: m(*sample(rewritten, 1)), Situation()))
-
-
 def _without(rewritten: Rewritten, clause: ClauseRef) -> nn.Module:
     """The model without one clause, all else as it is drawn."""
     from ..rewrite.engine import rewrite
@@ -88,7 +81,7 @@ def _without(rewritten: Rewritten, clause: ClauseRef) -> nn.Module:
     spec = replace(rewritten.spec, clauses=tuple(kept))
     result = rewrite(spec, _copy(rewritten.base), allocations=rewritten.result.known)
     draw(result, rewritten.seed)
-    return _interpreted(result.root)
+    return interpreted(result.root)
 
 
 def _copy(root: nn.Module) -> nn.Module:
@@ -96,14 +89,6 @@ def _copy(root: nn.Module) -> nn.Module:
         return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
     return duplicate(root, own, lambda b: b.clone())
-
-
-def _interpreted(root: nn.Module) -> nn.Module:
-    """Makes units run their graphs instead of printed classes, which takes no printing."""
-    for module in root.modules():
-        if isinstance(module, Unit):
-            module.__class__ = Unit
-    return root
 
 
 # -- exact lowering -------------------------------------------------------------------------------
@@ -118,53 +103,16 @@ def lowerings(runs: Runs, allowed: float = EXACT) -> Iterator[Check]:
     rewritten, before = runs.rewritten, runs.twins_output
     clauses = _claiming(rewritten, "lowers_exactly")
     claiming = {c.number: c for c in clauses if _insertions(rewritten, c, "lowers_exactly")}
-    for number, now, module in _in_turn(runs):
-        if number in claiming:
-            clause = claiming[number]
-            error = over_largest(before, now)
-            left = _unchanged(runs.twin, module, clause)
+    for stage in runs.stages:
+        if stage.clause in claiming:
+            clause = claiming[stage.clause]
+            error = over_largest(before, stage.output)
+            own = {i.path for i in _insertions(runs.twin, clause, "lowers_exactly")}
+            left = [path for path in stage.unchanged if path in own]
             name = f"{clause.origin}: lowers exactly"
             note = f"lowering leaves '{left[0]}' as it is" if left else ""
             yield Check(name, error <= allowed and not left, error, note)
-        before = now
-    runs.lowered_output = before
-
-
-def _in_turn(runs: Runs) -> Iterator[tuple[int, list[torch.Tensor], nn.Module]]:
-    """Each clause, and the model in which that and all before it are lowered, with its output.
-
-    A clause comes where the last of its modules is lowered: one of them may wait for another clause
-    at its layer.
-    """
-    done: list[int] = []
-    turns = [i.clause for i in in_turn(runs.twin.result.editor.insertions)]
-    for number in reversed(dict.fromkeys(reversed(turns))):
-        done.append(number)
-        module = _interpreted(lowered_tree(runs.twin, done)[0])
-        yield number, _image(module, runs.rewritten), module
-
-
-def _unchanged(rewritten: Rewritten, lowered: nn.Module, clause: ClauseRef) -> list[str]:
-    """Paths of modules of a clause that are in a lowered model as they were."""
-    after = dict(lowered.named_modules())
-    own = _insertions(rewritten, clause, "lowers_exactly")
-    return [i.path for i in own if i.path in after and _same(i.module, after[i.path])]
-
-
-def _same(before: nn.Module, after: nn.Module) -> bool:
-    """Whether two modules compute the same in the same way."""
-    if type(before) is not type(after) or _settings(before) != _settings(after):
-        return False
-    first, second = before.state_dict(), after.state_dict()
-    return first.keys() == second.keys() and all(
-        torch.equal(v, second[k]) for k, v in first.items()
-    )
-
-
-def _settings(module: nn.Module) -> Any:
-    hidden = ("training", "template", "example", "constants", "classes")
-    own = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in hidden}
-    return freeze(own)
+        before = stage.output
 
 
 # -- what passes measure themselves ---------------------------------------------------------------

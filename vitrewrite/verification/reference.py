@@ -26,9 +26,18 @@ from ..emission.checked import found_good
 from ..text import listing
 from ..tracing.fused import FUSED, fused_attention
 from .check import Check
-from .numeric import at_start, given, randomised, sample, starts_equal
+from .numeric import (
+    at_start,
+    given,
+    lowering_error,
+    over_largest,
+    randomised,
+    sample,
+    starts_equal,
+)  # fmt: skip
 from .original import call_own, own_model
-from .runs import Outcome, Situation, apart, outcome
+from .runs import Outcome, Situation, apart, outcome, tensors
+from .stages import Stage, stages
 from .watching import changes_watched, errors_watched
 
 if TYPE_CHECKING:
@@ -45,14 +54,12 @@ class Runs:
         made: what they yielded.
         changes: how far the modules that passes put in change values at the start; see `watching`.
         errors: what passes measure of the calls of their modules as they are.
-        lowered_output: what the lowered twin makes of an image, once it is known.
     """
 
     rewritten: Rewritten
     made: dict[Any, Outcome] = field(default_factory=dict)
     changes: dict[str, float] = field(default_factory=dict)
     errors: dict[int, dict[str, float]] = field(default_factory=dict)
-    lowered_output: list[torch.Tensor] = field(default_factory=list)
 
     @cached_property
     def own(self) -> nn.Module | str:
@@ -75,10 +82,32 @@ class Runs:
         return randomised(self.rewritten)
 
     @cached_property
+    def twins_made(self) -> list[torch.Tensor]:
+        """What it makes of one image in eval, with what gradients take."""
+        module = self.twin.module.eval()
+        return list(tensors(module(*sample(self.rewritten, 1))))
+
+    @cached_property
     def twins_output(self) -> list[torch.Tensor]:
-        """What it makes of one image."""
-        inputs = sample(self.rewritten, 1)
-        return given(outcome(self.twin.module, lambda m: m(*inputs), Situation()))
+        """The same without."""
+        return [t.detach() for t in self.twins_made]
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The twin, lowered clause by clause."""
+        return list(stages(self.twin))
+
+    def measure(self, metric: str) -> Any:
+        """The number that `identity`, `lowers` or `max_error` is about, of the model as it starts.
+
+        What is run for other checks, too, is not run again.
+        """
+        if metric == "identity":
+            own = BASE if isinstance(self.own, str) else OWN
+            return apart(*(given(self(which, Situation())) for which in (own, START)))
+        if self.fresh is self.rewritten and self.rewritten.result.editor.insertions:
+            return over_largest(self.twins_output, self.stages[-1].output)
+        return lowering_error(self.fresh)
 
     @cached_property
     def emitted(self) -> nn.Module:

@@ -284,41 +284,9 @@ class ResNetBottleNeckLayer(nn.Module):
 
 
 class ResNetStage(nn.Module):
-    def __init__(self, dim, out_dim, stride):
+    def __init__(self, layers):
         super().__init__()
-        self.layers = nn.Sequential(
-            ResNetBottleNeckLayer(ResNetShortCut(dim, out_dim, stride), dim, out_dim // 4, stride),
-            ResNetBottleNeckLayer(nn.Identity(), out_dim, out_dim // 4, 1),
-            ResNetBottleNeckLayer(nn.Identity(), out_dim, out_dim // 4, 1),
-        )
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-class ResNetStage2(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            ResNetBottleNeckLayer(ResNetShortCut(256, 512, 2), 256, 128, 2),
-            *(ResNetBottleNeckLayer(nn.Identity(), 512, 128, 1) for _ in range(3)),
-        )
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-class ResNetStage3(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            ResNetBottleNeckLayer(ResNetShortCut(512, 1024, 2), 512, 256, 2),
-            *(ResNetBottleNeckLayer(nn.Identity(), 1024, 256, 1) for _ in range(5)),
-        )
+        self.layers = layers
 
     def forward(self, x):
         for layer in self.layers:
@@ -330,7 +298,34 @@ class ResNetEncoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.stages = nn.ModuleList(
-            [ResNetStage(64, 256, 1), ResNetStage2(), ResNetStage3(), ResNetStage(1024, 2048, 2)]
+            [
+                ResNetStage(
+                    nn.Sequential(
+                        ResNetBottleNeckLayer(ResNetShortCut(64, 256, 1), 64, 64, 1),
+                        ResNetBottleNeckLayer(nn.Identity(), 256, 64, 1),
+                        ResNetBottleNeckLayer(nn.Identity(), 256, 64, 1),
+                    )
+                ),
+                ResNetStage(
+                    nn.Sequential(
+                        ResNetBottleNeckLayer(ResNetShortCut(256, 512, 2), 256, 128, 2),
+                        *(ResNetBottleNeckLayer(nn.Identity(), 512, 128, 1) for _ in range(3)),
+                    )
+                ),
+                ResNetStage(
+                    nn.Sequential(
+                        ResNetBottleNeckLayer(ResNetShortCut(512, 1024, 2), 512, 256, 2),
+                        *(ResNetBottleNeckLayer(nn.Identity(), 1024, 256, 1) for _ in range(5)),
+                    )
+                ),
+                ResNetStage(
+                    nn.Sequential(
+                        ResNetBottleNeckLayer(ResNetShortCut(1024, 2048, 2), 1024, 512, 2),
+                        ResNetBottleNeckLayer(nn.Identity(), 2048, 512, 1),
+                        ResNetBottleNeckLayer(nn.Identity(), 2048, 512, 1),
+                    )
+                ),
+            ]
         )
 
     def forward(self, hidden_state):
@@ -575,9 +570,11 @@ class Mask2FormerPixelDecoder(nn.Module):
         super().__init__()
         self.level_embed = nn.Parameter(torch.zeros(3, 256))
         self.input_projections = nn.ModuleList(
-            nn.Sequential(p, nn.GroupNorm(32, 256)) for p in (
-                nn.Conv2d(2048, 256, 1), nn.Conv2d(1024, 256, 1), nn.Conv2d(512, 256, 1)
-            )
+            [
+                nn.Sequential(nn.Conv2d(2048, 256, 1), nn.GroupNorm(32, 256)),
+                nn.Sequential(nn.Conv2d(1024, 256, 1), nn.GroupNorm(32, 256)),
+                nn.Sequential(nn.Conv2d(512, 256, 1), nn.GroupNorm(32, 256)),
+            ]
         )
         self.encoder = Mask2FormerPixelDecoderEncoderOnly()
         self.mask_projection = nn.Conv2d(256, 256, 1)
@@ -825,7 +822,9 @@ class Mask2FormerMaskPredictor(nn.Module):
     def __init__(self):
         super().__init__()
         self.mask_embedder = nn.Sequential(
-            *(nn.Sequential(nn.Linear(256, 256), p) for p in (nn.ReLU(), nn.ReLU(), nn.Identity()))
+            nn.Sequential(nn.Linear(256, 256), nn.ReLU()),
+            nn.Sequential(nn.Linear(256, 256), nn.ReLU()),
+            nn.Sequential(nn.Linear(256, 256), nn.Identity()),
         )
 
     def forward(

@@ -273,7 +273,7 @@ class Quantised(nn.Module):
         if self.bits not in self.tables:
             count = 2**self.bits if self.bits < 32 else 1
             levels = torch.zeros(count, dtype=torch.float64, device="cpu")
-            for _ in range(500):
+            for _ in range(500 if count > 2 else 1):  # one or two stand still at once
                 inner = torch.special.ndtr((levels[1:] + levels[:-1]) / 2)
                 cells = torch.cat([levels.new_zeros(1), inner, levels.new_ones(1)])
                 levels = torch.special.ndtri((cells[1:] + cells[:-1]) / 2)
@@ -300,24 +300,6 @@ class PatchEmbed(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv = nn.Linear(768, 2304)
-        self.proj = nn.Linear(768, 768)
-        self.qkv_lora = LowRank(768, ((0, 768), (1536, 2304)), 8, 1.0, dropout=0.1)
-
-    def forward(self, x):
-        B, N, _ = x.shape
-        # fpet_lora.peft:8: insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
-        qkv = self.qkv_lora(x, self.qkv(x))
-        qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v)
-        x = x.transpose(1, 2).reshape(B, N, 768)
-        return self.proj(x)
-
-
 class Mlp(nn.Module):
     def __init__(self):
         super().__init__()
@@ -331,33 +313,22 @@ class Mlp(nn.Module):
         return self.fc2(x)
 
 
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(768, eps=1e-06)
-        self.attn = Attention()
-        self.norm2 = nn.LayerNorm(768, eps=1e-06)
-        self.mlp = Mlp()
-
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class AttentionWithK(nn.Module):
+class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.qkv = nn.Linear(768, 2304)
         self.proj = nn.Linear(768, 768)
         self.qkv_lora = LowRank(768, ((0, 768), (1536, 2304)), 8, 1.0, dropout=0.1)
 
-    def forward(self, x):
+    def forward(self, x, log_size=None):
         B, N, _ = x.shape
         # fpet_lora.peft:8: insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
         qkv = self.qkv_lora(x, self.qkv(x))
         qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v)
+        # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
+        attn_mask = log_size[:, None, None].type_as(q) if log_size is not None else None
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         x = x.transpose(1, 2).reshape(B, N, 768)
         return self.proj(x), k
 
@@ -366,7 +337,7 @@ class BlockWithMerge(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm1 = nn.LayerNorm(768, eps=1e-06)
-        self.attn = AttentionWithK()
+        self.attn = Attention()
         self.norm2 = nn.LayerNorm(768, eps=1e-06)
         self.mlp = Mlp()
         self.merge = BipartiteMerge((14, 14), 64)
@@ -379,36 +350,17 @@ class BlockWithMerge(nn.Module):
         return x + self.mlp(self.norm2(x)), size.log()
 
 
-class AttentionWithLogSize(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv = nn.Linear(768, 2304)
-        self.proj = nn.Linear(768, 768)
-        self.qkv_lora = LowRank(768, ((0, 768), (1536, 2304)), 8, 1.0, dropout=0.1)
-
-    def forward(self, x, log_size):
-        B, N, _ = x.shape
-        # fpet_lora.peft:8: insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
-        qkv = self.qkv_lora(x, self.qkv(x))
-        qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        y = log_size[:, None, None].type_as(q)
-        # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=y)
-        x = x.transpose(1, 2).reshape(B, N, 768)
-        return self.proj(x)
-
-
-class BlockWithLogSize(nn.Module):
+class Block(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm1 = nn.LayerNorm(768, eps=1e-06)
-        self.attn = AttentionWithLogSize()
+        self.attn = Attention()
         self.norm2 = nn.LayerNorm(768, eps=1e-06)
         self.mlp = Mlp()
 
-    def forward(self, x, log_size):
-        x = x + self.attn(self.norm1(x), log_size)
+    def forward(self, x, log_size=None):
+        y, _ = self.attn(self.norm1(x), log_size)
+        x = x + y
         return x + self.mlp(self.norm2(x))
 
 
@@ -419,11 +371,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 197, 768))
         self.patch_embed = PatchEmbed()
         self.blocks = nn.ModuleList(
-            [
-                *(Block() for _ in range(6)),
-                BlockWithMerge(),
-                *(BlockWithLogSize() for _ in range(5)),
-            ]
+            [*(Block() for _ in range(6)), BlockWithMerge(), *(Block() for _ in range(5))]
         )
         self.norm = nn.LayerNorm(768, eps=1e-06)
         self.head = nn.Linear(768, 1000)

@@ -1,10 +1,19 @@
-"""Short names of models, and the bases that papers start from."""
+"""Names of models: short ones, the bases that papers start from, and what is shipped."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from vitrewrite.catalog.timms import is_timms, timm_models
+from vitrewrite.errors import MatchError
+from vitrewrite.text import did_you_mean, shown
+
+HUGGING_FACE = "hf:"
+_CONFIGS = Path(__file__).parent / "configs"
 
 ALIASES = {
     "vit_tiny": "vit_tiny_patch16_224",
@@ -69,3 +78,46 @@ def full_name(name: str) -> str:
 def with_own(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a constructor, with those that the name stands for."""
     return {**(BASES[name].options if name in BASES else {}), **options}
+
+
+def shipped() -> list[str]:
+    """Models of Hugging Face whose configuration comes with vitrewrite: they need no network."""
+    return sorted(f"{HUGGING_FACE}{path.stem}" for path in _CONFIGS.glob("*.json"))
+
+
+def config_of(name: str) -> Path:
+    """The file of a shipped configuration."""
+    return _CONFIGS / f"{name.removeprefix(HUGGING_FACE)}.json"
+
+
+def known_models() -> list[tuple[str, str]]:
+    """Names of all models that can be had without a file, with a line about some of them."""
+    found = [(name, f"alias of {full}") for name, full in ALIASES.items()]
+    found += [(name, f"{base.name}, {base.about}") for name, base in BASES.items()]
+    found += [(name, _about(config_of(name))) for name in shipped()]
+    return [*found, *((name, "") for name in timm_models())]
+
+
+def _about(config: Path) -> str:
+    values = json.loads(config.read_bytes())
+    backbone = values["backbone_config"]["model_type"]
+    return f"{values['architectures'][0]} on {backbone}, {values['num_labels']} classes"
+
+
+def refuse_unknown(name: str) -> None:
+    """Refuses a name that nobody knows; what a file or Hugging Face has is found out later.
+
+    Raises:
+        MatchError: VR310.
+    """
+    if ".py:" in name or name.startswith(HUGGING_FACE):
+        return
+    full = full_name(name)
+    # A colon names another source: a repository or a folder.
+    if ":" in full or not is_timms(full):
+        raise MatchError(
+            "VR310",
+            f"no model named {shown(name)}",
+            suggestion=did_you_mean(name, [*ALIASES, *BASES, *timm_models()])
+            or "see 'vitrewrite list models'",
+        )
