@@ -19,7 +19,7 @@ from ..tracing.pre_logits import NOT_READ
 from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
-from .access import child_of, is_chain, is_sequence
+from .access import child_of, children_at, is_chain, is_sequence
 from .distinction import distinguish
 from .effects import holds_tensors
 from .entrances import entered, entrances
@@ -293,7 +293,7 @@ class Classes:
 
     def _called(self, cls: Class, target: str) -> set[Class | None]:
         """The classes of what a call may reach, None for what is no unit."""
-        return {self.of.get(id(unit.get_submodule(target))) for unit in cls.units}
+        return {self.of.get(id(child)) for child in children_at(cls.units, target)}
 
     def _taken_by(self, cls: Class, target: str) -> tuple[Packing, tuple[str, ...]]:
         """What a call takes, and what that is called there."""

@@ -197,7 +197,9 @@ class Printer:
             return
         for lines, value in zip(ways, values, strict=True):
             lines += wrap(f"{name} = {value}", self.width - 4) if value != name else []
-        self.out += [line for o in filter(None, (ORIGIN.get(node),)) for line in comment(str(o))]
+        self.out += [
+            line for o in filter(None, (ORIGIN.get(node),)) for line in comment(str(o), self.width)
+        ]
         head = condition.code if ways[0] else f"not {condition.within(ATOM)}"
         self.out += wrap(f"if {head}:", self.width)
         self.out += [f"    {line}" for line in ways[0] or ways[1]]
@@ -211,7 +213,7 @@ class Printer:
     def _write(self, line: str, *nodes: fx.Node) -> None:
         origins = [str(o) for n in nodes if (o := ORIGIN.get(n))]
         if self.above != (origins, self.out, len(self.out)):  # else the comment above is of it too
-            self.out += [line for origin in origins for line in comment(origin)]
+            self.out += [line for origin in origins for line in comment(origin, self.width)]
         self.out += wrap(line, self.width)
         self.above = origins, self.out, len(self.out)
 
@@ -278,7 +280,7 @@ class Printer:
         named = named_arguments(loop.nodes[0]).items()
         extra = "".join(f", {a}" for a in (*given, *(f"{k}={self.text(v).code}" for k, v in named)))
         origins = {str(o) for n in loop.nodes if (o := ORIGIN.get(n)) is not None}
-        self.out += [line for origin in sorted(origins) for line in comment(origin)]
+        self.out += [line for origin in sorted(origins) for line in comment(origin, self.width)]
         owned = fx.Graph().placeholder("owned")  # holds the loop's variable, no value
         variable = self.names.take(owned, [loop.variable], number - 1)
         self.out.append(f"for {variable} in {loop.slice(self.plan.module)}:")
@@ -402,7 +404,13 @@ def _wishes(node: fx.Node) -> list[str | None]:
     if node.target is getattr:
         return [str(node.args[1])]
     own = str(node.target).rpartition(".")[2] if node.op == "call_module" else ""
-    return [HINT.get(node), own if not own.isdigit() else "x", "y", "z"]
+    hint = HINT.get(node)
+    return [
+        None if hint and re.fullmatch(r"getitem(_\d+)?", hint) else hint,
+        own if not own.isdigit() else "x",
+        "y",
+        "z",
+    ]
 
 
 def _size_wishes(node: fx.Node, dim: int) -> list[str | None]:

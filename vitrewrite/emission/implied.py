@@ -13,6 +13,7 @@ from torch import fx, nn
 from ..tracing.guards import check_size
 from ..tracing.nodes import is_size, operand
 from ..tracing.notes import VALUE
+from .access import children_at
 from .tidy import origin
 
 Size = tuple[Any, Any]  # a tensor and a dimension, or a size and None
@@ -100,6 +101,6 @@ def _through(node: fx.Node, dim: int, units: Sequence[nn.Module]) -> Size | None
         one, other = (int(d) % value.dim() for d in node.args[1:])  # type: ignore[arg-type]
         return first, {one: other, other: one}.get(dim, dim)
     if node.op == "call_module" and dim < last:
-        children = [unit.get_submodule(str(node.target)) for unit in units]
+        children = children_at(units, str(node.target))
         return (first, dim) if all(type(c) is nn.Linear for c in children) else None
     return None

@@ -10,6 +10,7 @@ from torch import fx
 
 from ..tracing.notes import ARGUMENT, ARITY, HINT, PART, TAKEN_AS, VALUE, copied
 from ..tracing.packing import Nest, Packing, count, numbered
+from .loops.rolls import spread
 from .names import plural
 
 
@@ -73,6 +74,36 @@ def rejoin(graph: fx.Graph) -> None:
         if node.op.startswith("call") and node.target not in _INDEXING:
             node.args = tuple(_joined(graph, node, value) for value in node.args)
             node.kwargs = {k: _joined(graph, node, value) for k, value in node.kwargs.items()}
+            if node.op == "call_module":
+                node.args = tuple(_starred(graph, node, list(node.args)))
+
+
+MANY = 4
+"""From so many items on, a tuple that is handed on item by item is written `*values[1::3]`."""
+
+
+def _starred(graph: fx.Graph, call: fx.Node, values: list[Any]) -> list[Any]:
+    """Arguments with a part of a tuple in place of its items."""
+    found: list[Any] = []
+    while values:
+        owner, first = _item(values[0])
+        step = _item(values[1])[1] - first if len(values) > 1 else 0
+        count = 1
+        while owner is not None and step > 0 and count < len(values):
+            if _item(values[count]) != (owner, first + count * step):
+                break
+            count += 1
+        if count < MANY or owner is None or owner.op == "call_module":
+            found.append(values.pop(0))
+            continue
+        stop = first + (count - 1) * step + 1
+        end = None if stop + step > ARITY.of(owner) else stop
+        part = slice(first or None, end, None if step == 1 else step)
+        with graph.inserting_before(call):
+            items = graph.call_function(operator.getitem, (owner, part))
+            found.append(graph.call_function(spread, (items,)))
+        values = values[count:]
+    return found
 
 
 def name_tuples(graph: fx.Graph) -> None:

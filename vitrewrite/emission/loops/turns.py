@@ -61,7 +61,9 @@ class _Loop:
         body = self._body([*carried, *texts], carried, others)
         others_called = any(OTHER.on(n) for n in self.roll.graph.nodes)
         head = self._head(counted=bool(cycles) or others_called)
-        origins = [line for origin in self.roll.origins for line in comment(origin)]
+        origins = [
+            line for origin in self.roll.origins for line in comment(origin, self.printer.width)
+        ]
         return [*self.before, *origins, head, *(f"    {line}" for line in body)]
 
     def _head(self, *, counted: bool) -> str:
