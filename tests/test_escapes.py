@@ -163,9 +163,13 @@ def _attentions() -> tuple[nn.Module, Callable[[Any], Any]]:
     transformers = pytest.importorskip("transformers")
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.ViTConfig(
-        **small, intermediate_size=32, image_size=32, patch_size=8, output_attentions=True,
+        **small,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        output_attentions=True,
         attn_implementation="eager",
-    )  # fmt: skip
+    )
     return transformers.ViTForImageClassification(config).eval(), lambda o: o["attentions"]
 
 

@@ -186,9 +186,10 @@ def test_the_docstring_of_a_pass_has_the_fixed_headings(method: str) -> None:
 def test_a_pass_declares_what_it_is(method: str) -> None:
     tree = ast.parse(catalog.signature(method).path.read_text())
     (declared,) = (
-        node for node in tree.body
+        node
+        for node in tree.body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "Pass" for b in node.bases)
-    )  # fmt: skip
+    )
     given = {ast.unparse(n.target) for n in declared.body if isinstance(n, ast.AnnAssign)}
     assert given >= {"verbs", "attaches", "source", "claims"}
     for option in catalog.signature(method).options.values():

@@ -114,10 +114,13 @@ def test_the_pixel_decoder_is_the_original_one() -> None:
     total = sum((x * given[f"probe.feature.{i}"]).sum() for i, x in enumerate(levels))
     (total + (masks[:1, :8] * given["probe.mask_features"]).sum()).backward()
     parameters = dict(captured.named_parameters())
-    compare(golden, {
-        **{n: parameters[n.removeprefix("base.")].grad for n in wanted(golden, "base.")},
-        **{f"res{i}": x.grad for i, x in enumerate(inputs, 2)},
-    })  # fmt: skip
+    compare(
+        golden,
+        {
+            **{n: parameters[n.removeprefix("base.")].grad for n in wanted(golden, "base.")},
+            **{f"res{i}": x.grad for i, x in enumerate(inputs, 2)},
+        },
+    )
 
 
 def wanted(golden: Case, *prefixes: str) -> list[str]:

@@ -58,10 +58,13 @@ class DenseDecoder(nn.Module):
             if i < 5:
                 blocked = blocked * (blocked.sum(-1) != blocked.shape[-1]).unsqueeze(-1)
                 made = decoder.layers[i](
-                    queries, level_index=i % 4, position_embeddings=positions,
-                    query_position_embeddings=bias, encoder_hidden_states=features,
+                    queries,
+                    level_index=i % 4,
+                    position_embeddings=positions,
+                    query_position_embeddings=bias,
+                    encoder_hidden_states=features,
                     encoder_attention_mask=blocked,
-                )  # fmt: skip
+                )
                 queries = made[0] if isinstance(made, tuple) else made
         return classes, masks
 

@@ -159,8 +159,9 @@ def test_a_form_sets_what_is_not_set(
 def test_a_norm_of_its_own_reads_the_stream_first() -> None:
     """Its eps is that of torch's, not that of the model."""
     model = vit().eval()
-    rewritten = fill(vr.apply("insert adaptformer(form=peer, hidden=3) at blocks[1].mlp_branch\n",
-                              model))  # fmt: skip
+    rewritten = fill(
+        vr.apply("insert adaptformer(form=peer, hidden=3) at blocks[1].mlp_branch\n", model)
+    )
     delta = rewritten.delta()
     weight, bias = (delta[f"blocks.1.adaptformer.norm.{n}"] for n in ("weight", "bias"))
     kept: list[torch.Tensor] = []

@@ -106,9 +106,11 @@ def test_golden_losses() -> None:
     rate, weight = about["target_rate"], about["rate_weight"]
     procedure = LOSSES.RateAndCompleteModel(rate, weight, complete=True)
     run: Any = SimpleNamespace(
-        module=module, task=Classification(10), settings=SimpleNamespace(label_smoothing=0.0),
+        module=module,
+        task=Classification(10),
+        settings=SimpleNamespace(label_smoothing=0.0),
         inserted=rewritten.inserted,
-    )  # fmt: skip
+    )
     batch = SimpleNamespace(images=case.tensors["input"], labels=case.tensors["labels"])
     output = getattr(module, procedure.entry)(batch.images)
     found = procedure.terms(run, batch, output)

@@ -101,8 +101,14 @@ def test_rules() -> None:
 class Unified(nn.Module):
     """The layer of the paper around timm's own, position by position."""
 
-    def __init__(self, attention: nn.Module, delta: dict[str, torch.Tensor], kernels: Any,
-                 tau: float, grid: tuple[int, int]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        attention: nn.Module,
+        delta: dict[str, torch.Tensor],
+        kernels: Any,
+        tau: float,
+        grid: tuple[int, int],
+    ) -> None:
         super().__init__()
         self.attention, self.delta, self.kernels = attention, delta, kernels
         self.tau, self.grid, self.opened = tau, grid, len(kernels)
@@ -135,8 +141,17 @@ class Unified(nn.Module):
                 code = code + sum(s[h] * bias[h] for h in range(heads))
                 up = up + sum(s[h] * out[h] for h in range(heads))
         norm = {n: self.delta[f"bn{k}x{k}.{n}"] for n in BATCH_NORMS}
-        code = F.batch_norm(code.movedim(-1, 1), norm["running_mean"], norm["running_var"],
-                            norm["weight"], norm["bias"]).movedim(1, -1).relu()  # fmt: skip
+        code = (
+            F.batch_norm(
+                code.movedim(-1, 1),
+                norm["running_mean"],
+                norm["running_var"],
+                norm["weight"],
+                norm["bias"],
+            )
+            .movedim(1, -1)
+            .relu()
+        )
         made = F.linear(code, up, attention.proj.bias).flatten(1, 2)
         return torch.cat([x[:, :-count], made], 1)
 
@@ -197,10 +212,18 @@ class Convolved(Unified):
 
 def swin() -> Any:
     torch.manual_seed(0)
-    return spread(SwinTransformer(
-        img_size=48, patch_size=4, embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=6,
-        num_classes=5, drop_path_rate=0.1,
-    ))  # fmt: skip
+    return spread(
+        SwinTransformer(
+            img_size=48,
+            patch_size=4,
+            embed_dim=8,
+            depths=(2, 1),
+            num_heads=(2, 4),
+            window_size=6,
+            num_classes=5,
+            drop_path_rate=0.1,
+        )
+    )
 
 
 @pytest.mark.parametrize("windows", ["whole", "inside"])

@@ -207,17 +207,27 @@ def test_tokens_merge_without_the_rows(tmp_path: Path, monkeypatch: pytest.Monke
 def eva() -> Any:
     torch.manual_seed(0)
     return timm.models.eva.Eva(
-        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5,
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=5,
         use_rot_pos_emb=True,
-    )  # fmt: skip
+    )
 
 
 def beit() -> Any:
     torch.manual_seed(0)
     return timm.models.beit.Beit(
-        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5,
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=5,
         use_rel_pos_bias=True,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,14 @@ def eva() -> nn.Module:
 
 def sam() -> nn.Module:
     found: nn.Module = timm.models.vision_transformer_sam.VisionTransformerSAM(
-        **SMALL, patch_size=4, window_size=4, global_attn_indexes=(1,), use_rel_pos=True,
-        use_abs_pos=True, neck_chans=8,
-    )  # fmt: skip
+        **SMALL,
+        patch_size=4,
+        window_size=4,
+        global_attn_indexes=(1,),
+        use_rel_pos=True,
+        use_abs_pos=True,
+        neck_chans=8,
+    )
     return found
 
 

@@ -106,9 +106,17 @@ def test_bf16_is_near_and_clipping_limits_the_step(here: Path) -> None:
 
 def test_a_folder_of_pictures(pictures: Path) -> None:
     result = invoke(
-        "tune", "lora.peft", "data=pictures?val=0.2", "num_classes=2", "in_chans=3", "tune.batch=4",
-        "tune.augment=standard", "--out", "out", "--json",
-    )  # fmt: skip
+        "tune",
+        "lora.peft",
+        "data=pictures?val=0.2",
+        "num_classes=2",
+        "in_chans=3",
+        "tune.batch=4",
+        "tune.augment=standard",
+        "--out",
+        "out",
+        "--json",
+    )
     assert result.status == 0, result.err
     assert result.json["training"]["images"] == {"train": 20, "val": 4}
     assert result.json["training"]["accuracy"] == 1

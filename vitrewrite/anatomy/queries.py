@@ -74,9 +74,14 @@ class Finder:
     """Makes the sites of a decoder from its chain."""
 
     def __init__(
-        self, flow: Flow, chain: QueryChain, attentions: Sequence[Core],
-        residuals: Sequence[Residual], assembler: Assembler, sets: Sets,
-    ) -> None:  # fmt: skip
+        self,
+        flow: Flow,
+        chain: QueryChain,
+        attentions: Sequence[Core],
+        residuals: Sequence[Residual],
+        assembler: Assembler,
+        sets: Sets,
+    ) -> None:
         self.flow, self.chain, self.sets = flow, chain, sets
         self.attentions, self.residuals = attentions, residuals
         self.assembler = assembler
@@ -148,9 +153,11 @@ class Finder:
                 layers.append(number)
                 position = position or _added(key, source)
         embeddings = [
-            p for i in source.inputs if not i.before & self.sets.images
+            p
+            for i in source.inputs
+            if not i.before & self.sets.images
             for p in self._parameters(i.before)
-        ]  # fmt: skip
+        ]
         maps = [i for i in source.inputs if i.before & self.sets.images] or [source]
         grid = grid_of(maps[0])
         if grid is not None and maps[0] is not source and math.prod(grid) not in source.shape:
@@ -276,9 +283,10 @@ class Finder:
         done = [i for i, end in enumerate(self.ends) if op.before & end.bit]
         after = done[-1] if done else None
         masked = [
-            i for i, (core, _) in enumerate(self.chain.links)
+            i
+            for i, (core, _) in enumerate(self.chain.links)
             if core.op.before & op.bit and (after is None or i > after)
-        ]  # fmt: skip
+        ]
         users = [u for u in self.flow.outputs if strip(u) is op or u is op]
         return Prediction(
             role=f"decoder.predictions[{index}]",
