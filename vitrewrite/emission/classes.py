@@ -19,7 +19,7 @@ from ..tracing.pre_logits import NOT_READ
 from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
-from .access import child_of, children_at, is_chain, is_sequence
+from .access import children_at, is_chain
 from .distinction import distinguish
 from .effects import holds_tensors
 from .entrances import entered, entrances
@@ -28,8 +28,9 @@ from .inlining import inline_small_calls
 from .joining import holds_less, join, moved
 from .lengths import is_longer
 from .literals import ANYTHING, Symbol, constant, same
+from .makeup import lists_of, parts_of
 from .names import NameScope
-from .packs import name_tuples, pack_calls, pack_inputs, rejoin
+from .packs import agree, name_tuples, pack_calls, pack_inputs, rejoin
 from .parameters import Parameters
 from .paths import known_paths, parts, runs_by_id
 from .pre_logits import before_logits
@@ -145,7 +146,7 @@ class Classes:
 
     def _key(self, unit: Unit) -> tuple[Any, dict[Position, int | float]]:
         template = unit.template
-        names = _parts(unit)
+        names = parts_of(unit)
         if id(unit) in self.care.plain:
             names = names, "plain", id(unit) if id(unit) in self.care.alone else None
         if template is None:
@@ -156,7 +157,7 @@ class Classes:
                 generalise(graph)
             self._skeletons[id(template)] = general, *skeleton(general)
         _, shape, literals = self._skeletons[id(template)]
-        more = _lists(unit, template), self.runs.get(id(unit)), is_root(unit)
+        more = lists_of(unit, template), self.runs.get(id(unit)), is_root(unit)
         return (shape, names, *more), literals
 
     def _join(self) -> None:
@@ -280,16 +281,14 @@ class Classes:
             found = {packing(graph) for graph in cls.graphs}
             alone = is_root(cls.sample) or cls.entries or self.ways is not None
             cls.packing = found.pop() if len(found) == 1 and not alone else PLAIN
-        again = True
-        while again:
-            again = False
-            for cls in self.all:
-                for node in (n for g in cls.programs for n in g.nodes if n.op == "call_module"):
-                    called = self._called(cls, str(node.target))
-                    if len({c.packing if c else PLAIN for c in called}) > 1:
-                        again = True
-                        for each in filter(None, called):
-                            each.packing = PLAIN
+        calls = [
+            self._called(cls, str(node.target))
+            for cls in self.all
+            for graph in cls.programs
+            for node in graph.nodes
+            if node.op == "call_module"
+        ]
+        agree(calls)
 
     def _called(self, cls: Class, target: str) -> set[Class | None]:
         """The classes of what a call may reach, None for what is no unit."""
@@ -366,41 +365,6 @@ def _length(cls: Class) -> int:
 def _members(unit: Unit) -> frozenset[str]:
     """The names of a module's children, parameters and buffers."""
     return frozenset((*unit._modules, *unit._parameters, *unit._buffers))
-
-
-def _parts(unit: Unit) -> Any:
-    """The children and tensors of a unit, as far as its constructor must be the same."""
-    hidden = unit._non_persistent_buffers_set
-    return (
-        unit.kept,
-        tuple(k for k, m in unit._modules.items() if m is not None),
-        tuple((k, p.dim(), _special(p)) for k, p in unit._parameters.items() if p is not None),
-        tuple(
-            (k, b.dim(), k in hidden or (b.dtype,)) for k, b in unit._buffers.items()
-            if b is not None
-        ),
-    )  # fmt: skip
-
-
-def _special(parameter: nn.Parameter) -> Any:
-    return None if parameter.dtype.is_floating_point else parameter.dtype
-
-
-def _lists(unit: Unit, template: Template) -> Any:
-    """What holds the children of children that the programs call or read, and how many it holds."""
-    targets = {
-        str(n.target)
-        for graph in template.graphs
-        for n in graph.nodes
-        if n.op in ("call_module", "get_attr")
-    }
-    paths = sorted({t.rpartition(".")[0] for t in targets} - {""})
-    found = []
-    for path in paths:
-        owner = child_of(unit, path)
-        held = len(owner._modules) if is_sequence(owner) else type(owner)
-        found.append((path, held))
-    return tuple(found)
 
 
 def is_made(module: nn.Module, used: set[int]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..tracing.guards import check_dtype, check_grid, check_input, for_grid, one_of
+from ..tracing.guards import check_dtype, check_grid, check_input, for_grid
 from ..tracing.nodes import arg, is_size, operand
 from ..tracing.notes import ARITY, HINT, ORIGIN, PLACE, VALUE
 from .access import written
@@ -21,7 +20,7 @@ from .comprehensions import Comprehension, comprehend
 from .effects import note_effects
 from .expressions import ATOM, CALL, INPLACE, Text, named_arguments, render, structure, subscript
 from .grouping import is_nested
-from .literals import comment, constant
+from .literals import comment
 from .loops.filling import sweep_up
 from .loops.rolling import roll_up
 from .loops.rolls import is_item, spread
@@ -29,6 +28,7 @@ from .loops.sweeping import sweep_lines, sweep_text
 from .loops.sweeps import Sweep
 from .loops.turns import roll_lines
 from .names import Names
+from .refusals import dtype_check, input_check, raised
 from .statements import Layout, Statement
 from .wrap import WIDTH, wrap
 
@@ -197,9 +197,8 @@ class Printer:
             return
         for lines, value in zip(ways, values, strict=True):
             lines += wrap(f"{name} = {value}", self.width - 4) if value != name else []
-        self.out += [
-            line for o in filter(None, (ORIGIN.get(node),)) for line in comment(str(o), self.width)
-        ]
+        if origin := ORIGIN.get(node):
+            self.out += comment(origin, self.width)
         head = condition.code if ways[0] else f"not {condition.within(ATOM)}"
         self.out += wrap(f"if {head}:", self.width)
         self.out += [f"    {line}" for line in ways[0] or ways[1]]
@@ -309,12 +308,12 @@ class Printer:
     def _guard(self, statement: Statement, number: int) -> None:
         node = statement.node
         if node.target is check_input:
-            self.out += _input_check(node, self.text)
+            self.out += input_check(node, self.text)
         elif node.target is check_dtype:
-            self.out += _dtype_check(node, self.text)
+            self.out += dtype_check(node, self.text)
         elif node.target is check_grid:
             planned, user = arg(node, 1), str(arg(node, 2))
-            first, *rest = _input_check(node, self.text, for_grid(planned, user))
+            first, *rest = input_check(node, self.text, for_grid(planned, user))
             self._write(first, node)
             self.out += rest
         else:
@@ -322,7 +321,7 @@ class Printer:
             self._write(f"if not {condition.within(ATOM)}:")
             sides = arg(node, 0).args if isinstance(arg(node, 0), fx.Node) else ()
             got = [self.text(side).code for side in sides if isinstance(side, fx.Node)]
-            lines = _raised(self._in_words(node, condition.code), got, self.width - 4)
+            lines = raised(self._in_words(node, condition.code), got, self.width - 4)
             self.out += [f"    {line}" for line in lines]
 
     def _in_words(self, guard: fx.Node, condition: str) -> str:
@@ -353,51 +352,6 @@ class Printer:
 def _is_short(choice: fx.Node) -> bool:
     """Whether a choice may be one expression: in an `if`, a variable has a name to capture."""
     return not is_by_presence(choice) or choice.args[2] is None
-
-
-def _raised(condition: str, sides: list[str], width: int) -> list[str]:
-    """`raise ValueError(...)` with what must be true of the sizes, and what they are."""
-    told = f"captured for sizes where {condition}"
-    got = [c for c in sides if not _UNQUOTABLE & set(c) and len(c) < width - 16]
-    values = " and ".join(f"{{{code}}}" for code in got)
-    whole = f'raise ValueError(f"{told}, got {values}")'
-    if got and len(whole) <= width and not _UNQUOTABLE & set(condition):
-        return [whole]
-    words = textwrap.wrap(f"{told}, got " if got else told, width - 8, drop_whitespace=False)
-    parts = [*map(constant, words), *([f'f"{values}"'] if got else [])]
-    return ["raise ValueError(", *(f"    {part}" for part in parts), ")"]
-
-
-_UNQUOTABLE = set('"\\{}')  # what the braces of an f-string cannot hold
-
-
-def _input_check(
-    node: fx.Node, of: Callable[[Any], Text], what: str = "captured for {want}"
-) -> list[str]:
-    """`if x.shape[2:] != (224, 224): raise ...`."""
-    reads, captured = arg(node, 0), arg(node, 1)
-    sizes = [of(r).code for r in reads]
-    tensor = operand(reads[0])
-    rank = VALUE.of(tensor).dim()
-    owner = of(tensor).code
-    dims = [r.args[1] for r in reads]
-    tail = dims == list(range(rank - len(dims), rank))
-    shape = f"{owner}.shape[{dims[0]}:]" if tail else f"({', '.join(sizes)},)"
-    want = "x".join(map(str, captured))
-    got = "x".join(f"{{{owner}.shape[{d}]}}" for d in dims)
-    literal = f"({', '.join(map(str, captured))}{',' if len(captured) == 1 else ''})"
-    text = what.replace("{want}", want)
-    error = wrap(f'raise ValueError(f"{text}, got {got}")', WIDTH - 12)
-    return [f"if {shape} != {literal}:", *(f"    {line}" for line in error)]
-
-
-def _dtype_check(node: fx.Node, of: Callable[[Any], Text]) -> list[str]:
-    """`if x.dtype != torch.float32: raise ...`."""
-    captured = arg(node, 1)
-    dtype = of(arg(node, 0)).within(CALL)
-    unlike = f"!= {captured[0]}" if len(captured) == 1 else f"not in {of(captured).code}"
-    error = wrap(f'raise ValueError(f"{one_of(captured)}, got {{{dtype}}}")', WIDTH - 12)
-    return [f"if {dtype} {unlike}:", *(f"    {line}" for line in error)]
 
 
 def _wishes(node: fx.Node) -> list[str | None]:

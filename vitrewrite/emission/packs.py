@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import fx
 
 from ..tracing.notes import ARGUMENT, ARITY, HINT, PART, TAKEN_AS, VALUE, copied
-from ..tracing.packing import Nest, Packing, count, numbered
+from ..tracing.packing import PLAIN, Nest, Packing, count, numbered
 from .loops.rolls import spread
 from .names import plural
+
+
+def agree(calls: Sequence[Collection[Any]]) -> None:
+    """Has inputs be arguments of their own where calls reach classes that take others as one.
+
+    Args:
+        calls: the classes that each call may reach, None for what is none.
+    """
+    again = True
+    while again:
+        again = False
+        for called in calls:
+            if len({cls.packing if cls else PLAIN for cls in called}) > 1:
+                again = True
+                for cls in filter(None, called):
+                    cls.packing = PLAIN
 
 
 def pack_inputs(graph: fx.Graph, packing: Packing) -> None:
