@@ -235,7 +235,7 @@ class Printer:
     def _unpack(self, statement: Statement, number: int) -> None:
         code = self._node(statement.node).code
         targets = self._targets(statement.node, number)
-        if len(targets) > self.width - 8:
+        if max(map(len, wrap(f"{targets} = {code}", self.width))) > self.width:
             targets = f"({targets})"
         self._write(f"{targets} = {code}", statement.node)
 
