@@ -369,7 +369,7 @@ def test_a_long_bar_does_not_make_the_others_short() -> None:
     names = {"base": row, "rewritten": late, "lowered": row, "lowered compiled": slow}
     about = {"spec": "a", "model": "b", "device_name": "c", "threads": 1, "batch": 1,
              "dtype": "float32", "torch": "2", "rounds": 7}  # fmt: skip
-    kinds = {kind: {} for kind in KINDS}
+    kinds: dict[str, Any] = {kind: {} for kind in KINDS}
     root = ET.fromstring(chart({**about, **kinds, "forward": names}))
     texts = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "50.00" in texts

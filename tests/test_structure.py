@@ -209,3 +209,15 @@ def test_shipped_specs_are_formatted_and_right(spec: str) -> None:
         return
     assert parsed.model is not None or parsed.bases
     assert parsed.requires or parsed.rows, "a shipped spec carries claims, or stands for rows"
+
+
+# -- the change log -------------------------------------------------------------------------------
+
+
+def test_no_line_of_the_change_log_stands_twice() -> None:
+    """As after a merge of two orders: then take that of main, and add your lines again."""
+    unreleased = text(ROOT / "CHANGELOG.md").partition("\n## ")[2].partition("\n## ")[0]
+    starts = [line for line in unreleased.splitlines() if line.startswith(("- ", "### "))]
+    assert [line for line in starts if starts.count(line) > 1] == []
+    parts = [line for line in starts if line.startswith("### ")]
+    assert parts == ["### Added", "### Changed", "### Fixed"]

@@ -129,10 +129,10 @@ class TwoHeads(VisionTransformer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.extra_head = nn.Linear(16, 5)
-        self.more = nn.ModuleDict({"blocks": nn.Sequential(nn.ModuleDict({}))})
-        self.more.blocks[0]["mlp"] = nn.ModuleDict({"fc1": nn.Linear(5, 5)})
+        mlp = nn.ModuleDict({"fc1": nn.Linear(5, 5)})
+        self.more = nn.ModuleDict({"blocks": nn.Sequential(nn.ModuleDict({"mlp": mlp}))})
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         x = self.forward_head(self.forward_features(x), pre_logits=True)
         return self.head(x) + self.more.blocks[0]["mlp"]["fc1"](self.extra_head(x))
 

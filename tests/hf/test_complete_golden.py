@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,5 +141,5 @@ def compare(golden: Case, gradients: dict[str, torch.Tensor | None]) -> None:
         bound = 1e-3 * float(expected.abs().max()) + 1e-6 * largest
         bound = 1e-5 * largest if f"grad.{name}" in noise else bound
         torch.testing.assert_close(
-            found, expected, rtol=0, atol=bound, msg=lambda m, name=name: f"{name}: {m}"
+            found, expected, rtol=0, atol=bound, msg=partial("{}: {}".format, name)
         )

@@ -132,7 +132,7 @@ def test_queries_from_attention_and_from_the_first_masks() -> None:
     (out * given["probe"]).sum().backward()
     golden.gradients_close(
         {
-            "attention": attention.grad, "kp": kp.grad,
+            "attention": attention.grad, "kp": kp.grad,  # type: ignore[dict-item]
             **{f"mlp.{i}.weight": queries.get_parameter(f"h.{i}.weight").grad for i in (0, 2)},
         }
     )  # fmt: skip

@@ -21,7 +21,7 @@ def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
 def _hf_vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
+    config = ViTConfig(  # type: ignore[call-arg]
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,

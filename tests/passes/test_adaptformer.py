@@ -51,7 +51,8 @@ def adapted(x: torch.Tensor, delta: dict[str, torch.Tensor], path: str, s: float
 def beside_mlp(model: Any, norm: str, delta: dict[str, torch.Tensor], s: float) -> Any:
     """The user's own model: what enters a norm is the stream, what leaves the block is changed."""
     for path in [n.removesuffix(".adaptformer.down") for n in delta if n.endswith(".down")]:
-        block, streams = model.get_submodule(path), []
+        streams: list[Any] = []
+        block = model.get_submodule(path)
         block.get_submodule(norm).register_forward_pre_hook(
             lambda _, args, kept=streams: kept.append(args[0])
         )

@@ -186,7 +186,7 @@ def test_a_rank_for_each_site() -> None:
 def test_blocks_keep_their_columns_when_others_are_dropped() -> None:
     rewritten = vr.apply(f"insert fact(rank=4, form=tk) at {EVERY}\ndrop blocks[1]\n", vit())
     first = [m.first for m in rewritten.inserted("fact") if hasattr(m, "first")]
-    assert sorted(set(first)) == [0, 24]
+    assert sorted(set(first)) == [0, 24]  # type: ignore[type-var]
     assert rewritten.delta()["fact.P"].shape == (4, 36)
     assert not vr.lower(fill(rewritten)).result.editor.insertions
 

@@ -121,7 +121,7 @@ def test_one_hard_match_of_every_other_patch() -> None:
     found = torch.autograd.grad((output * case.tensors["probe"]).sum(), parameters)
     case.gradients_close({f"base.{k}": g for k, g in zip(keys, found, strict=True)})
     (merge,) = (m for m in module.modules() if hasattr(m, "merge_soft"))
-    merge.traced = True
+    merge.traced = True  # type: ignore[assignment]
     with torch.no_grad():
         into = merge(seen["x"], seen["k"])[2]
     assert torch.equal(into, case.tensors["group_of_token"])
@@ -163,7 +163,7 @@ def test_the_gradient_stop() -> None:
     with_matching = gradients()
     (merge,) = (m for m in rewritten.module.modules() if hasattr(m, "merge_soft"))
     match = merge.match
-    merge.match = lambda k: match(k).detach()
+    merge.match = lambda k: match(k).detach()  # type: ignore[assignment]
     assert all(torch.equal(a, b) for a, b in zip(with_matching, gradients(), strict=True))
 
 

@@ -118,7 +118,7 @@ def set_thresholds(rewritten: Rewritten, merge: float, prune: float) -> Rewritte
 def test_one_block_lowers_exactly(options: dict[str, Any]) -> None:
     rewritten = vr.apply(SPEC.replace("*", "1"), vit(**options))
     set_thresholds(rewritten, 0.3, 0.015)
-    x = image(*options.get("img_size", (32, 32)), batch=3)
+    x = image(*options.get("img_size", (32, 32)), batch=3)  # type: ignore[misc]
     lowered, masks = vr.lower(rewritten), watched(rewritten)
     with torch.no_grad():
         y = rewritten.module.eval()(x)

@@ -64,7 +64,7 @@ def test_properties_over_random_vits(data: st.DataObject, seed: int) -> None:
                          "blocks[-1].attn.{qkv, proj}"]))  # fmt: skip
     clause = f"insert repadapter(hidden={hidden}, groups={groups}) at {sites}\n"
     rewritten = vr.apply(clause, model, seed=seed)
-    widths = [i.module.dim for i in rewritten.result.editor.insertions]
+    widths: list[Any] = [i.module.dim for i in rewritten.result.editor.insertions]
     count = sum(hidden * d + hidden + d * (hidden // groups) + d for d in widths)
     assert rewritten.report["params"]["trainable"] == count
     assert dim in widths

@@ -26,11 +26,11 @@ NUMBERS = {"1_2": 6, "2_1": 7, "end_anchor": 1}
 """The stitches of the golden case."""
 
 
-def row(made: Rewritten, place: str, number: int) -> tuple[str, int]:
+def row(made: Any, place: str, number: int) -> tuple[str, int]:
     """The table of a place of the golden case, and the row of a stitch."""
     if place == "stitch":
-        layer = made.module.get_submodule(f"stitches.{made.module.STITCHES[number][2]}")  # type: ignore[index, union-attr]
-        return f"{_path(made, layer)}.snnet.table", layer.stitches.index(number)  # type: ignore[operator, union-attr]
+        layer = made.module.get_submodule(f"stitches.{made.module.STITCHES[number][2]}")
+        return f"{_path(made, layer)}.snnet.table", layer.stitches.index(number)
     found = next(
         m
         for n, m in made.module.named_modules()
@@ -38,7 +38,7 @@ def row(made: Rewritten, place: str, number: int) -> tuple[str, int]:
         and n.endswith("stitch_bias")
         and place.rpartition(".")[2] in n
     )
-    return f"{place}.stitch_bias.table", found.stitches.index(number)  # type: ignore[operator, union-attr]
+    return f"{place}.stitch_bias.table", found.stitches.index(number)
 
 
 def _path(made: Rewritten, module: object) -> str:
@@ -47,7 +47,8 @@ def _path(made: Rewritten, module: object) -> str:
 
 def names(made: Rewritten, tensors: Mapping[str, torch.Tensor], start: str) -> dict[str, Any]:
     """For each name of the golden case below `start` the tensor of the delta, or a row of it."""
-    delta, found = made.delta(), {}
+    delta = made.delta()
+    found: dict[str, tuple[str, Any]] = {}
     for name in (n for n in tensors if n.startswith(start)):
         kind, place = name.removeprefix(start).split(".", 1)
         if kind == "ssb":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def test_golden(name: str) -> None:
     largest = max(float(v.abs().max()) for v in expected.values())
     for key, value in expected.items():
         torch.testing.assert_close(
-            gradients[key], value, rtol=1e-3, atol=1e-6 * largest, msg=lambda m, key=key: key + m
+            gradients[key], value, rtol=1e-3, atol=1e-6 * largest, msg=partial("{}: {}".format, key)
         )
 
 
@@ -103,7 +104,8 @@ def test_queries_by_hand(options: str, kept: tuple[int, ...]) -> None:
     def scale(name: str, path: str) -> Any:
         return 1.0 if options == "scale=1" else delta[f"{path}.{name}"]
 
-    x, found = model.norm_pre(model._pos_embed(model.patch_embed(IMAGES))), []
+    found: list[Any] = []
+    x = model.norm_pre(model._pos_embed(model.patch_embed(IMAGES)))
     for i, block in enumerate(model.blocks):
         if i in kept:
             attn, path = block.attn, f"blocks.{i}.synqt"

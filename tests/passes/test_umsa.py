@@ -130,7 +130,9 @@ class Unified(nn.Module):
             attention.proj.weight.chunk(heads, 1),
         )
         patches = x[:, -count:].unflatten(1, self.grid)
-        edge, code, up = size // 2 - k // 2, 0, 0
+        edge = size // 2 - k // 2
+        code: Any = 0
+        up: Any = 0
         for dy in range(k):
             for dx in range(k):
                 s = share[:, edge + dy + size * (edge + dx)]
@@ -168,7 +170,7 @@ def by_hand(
     return layers
 
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "registers": {"reg_tokens": 2},
     "no class token": {"class_token": False, "global_pool": "avg"},
@@ -204,7 +206,8 @@ class Convolved(Unified):
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         if self.opened < 0:
             return torch.zeros_like(x)
-        shape, self.grid = x.shape, x.shape[1:3] if x.dim() == 4 else self.grid
+        shape = x.shape
+        self.grid = (x.shape[1], x.shape[2]) if x.dim() == 4 else self.grid
         return self.convolved(x.reshape(len(x), -1, x.shape[-1]), self.kernels[self.opened]).view(
             shape
         )

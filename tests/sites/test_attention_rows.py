@@ -77,7 +77,8 @@ class Vqt(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         model = self.model
-        x, seen = model._pos_embed(model.patch_embed(images)), []
+        seen: list[Any] = []
+        x = model._pos_embed(model.patch_embed(images))
         for block, rows in zip(model.blocks, self.rows, strict=True):
             z = torch.cat([rows.expand(len(x), -1, -1), x], 1)
             z = z + self.attend(block.attn, block.norm1(z), rows.shape[1], len(seen))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.cli.invoke import invoke
 from vitrewrite.data import Preprocessing, open_data
 from vitrewrite.errors import VitrewriteError
 from vitrewrite.features import store
-from vitrewrite.tuning import Settings, features, tune
+from vitrewrite.rewrite.frozen import cut_of
+from vitrewrite.tuning import Settings, cached, tune
 from vitrewrite.tuning.loop import TrainingLoop
 
 from .test_resume import without_times
@@ -78,7 +80,7 @@ def test_training_is_the_same_as_with_the_whole_model(name: str, here: Path) -> 
     assert delta.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.allclose(delta[key], value, rtol=1e-4, atol=1e-6), key
-    assert not Path("kept", features.FOLDER).exists()  # nobody else reads it
+    assert not Path("kept", cached.FOLDER).exists()  # nobody else reads it
 
 
 @pytest.mark.slow
@@ -126,8 +128,8 @@ def test_the_commands_take_and_tell_it(here: Path) -> None:
 def test_runs_share_a_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(METHODS["synqt"], "first", cache_at="shared", **KEPT)
     filled = []
-    original = features.Filling._computed
-    monkeypatch.setattr(features.Filling, "_computed", lambda *a: filled.append(1) or original(*a))
+    original = cached.Filling._computed
+    monkeypatch.setattr(cached.Filling, "_computed", lambda *a: filled.append(1) or original(*a))
     other = METHODS["synqt"].replace("count=2", "count=1")
     trained(other, "second", cache_at="shared", seed=0, **{**KEPT, "lr": 0.1})
     assert not filled
@@ -156,7 +158,7 @@ def test_a_run_goes_on_bit_identical(here: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(TrainingLoop, "_update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained(spec, "parts", **settings)
-    assert Path("parts", features.FOLDER, store.INDEX).is_file()
+    assert Path("parts", cached.FOLDER, store.INDEX).is_file()
     again = trained(spec, "parts", resume=True, **settings).delta()
     assert all(torch.equal(again[k], v) for k, v in whole.items())
     assert without_times(here / "parts") == without_times(here / "whole")
@@ -205,7 +207,7 @@ def test_dropout_in_front_of_the_head_is_drawn_as_ever(here: Path) -> None:
 
 
 def test_a_procedure_that_computes_with_images_is_refused(here: Path) -> None:
-    batch: Any = features.CrossingBatch([None], None, 2)
+    batch: Any = cached.CrossingBatch([None], None, 2)
     with pytest.raises(VitrewriteError, match="a procedure of this spec computes with them"):
         rewritten(LINEAR).module(batch)
 
@@ -257,7 +259,7 @@ def test_a_full_disk_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(store.FeatureWriter, "write", full)
         refused("VR556", "it is full", cache_at="shared")
     with monkeypatch.context() as patch:
-        patch.setattr(store.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+        patch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
         refused("VR556", "and 1.0 kB are free", out="other", cache_at="shared")
     assert {p.name for p in here.iterdir()} == {"tiny.py", "lora.peft", "out", "other"}
 
@@ -268,14 +270,14 @@ def test_what_differs_in_training_is_refused(here: Path, monkeypatch: pytest.Mon
         other.norm.weight.data.mul_(2)
         return other
 
-    monkeypatch.setattr(features, "training_mode", doubled)
+    monkeypatch.setattr(cached, "training_mode", doubled)
     refused("VR557", "another value in training than in evaluation")
 
 
 @pytest.mark.slow
 def test_a_value_is_found_by_the_program_that_makes_it(here: Path) -> None:
     cuts = [
-        features.cut_of(made.result, made.module)
+        cut_of(made.result, made.module)
         for made in map(rewritten, (METHODS["synqt"], METHODS["synqt"], METHODS["lst"], LINEAR))
     ]
     names = [{each.digest for each in cut.kept} for cut in cuts]

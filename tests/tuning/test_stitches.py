@@ -308,7 +308,7 @@ def test_a_run_by_macs_is_split_by_latency_afterwards(
 def test_what_is_no_table_of_latencies(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(vr.VitrewriteError, match=f"VR541 .*{why}"):
-        latency.Latencies.read(tmp_path / "t.json", 8)
+        latency.Latencies.read(tmp_path / "t.json", 8)  # type: ignore[attr-defined]
 
 
 def test_stitches_that_are_timed_are_what_is_taken_out() -> None:

@@ -11,9 +11,9 @@ from ..models.request import DROP_PATH
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
 from ..text import giga
+from .cached import cut_of_run
 from .contributions import entry_of
 from .engine import Engine
-from .features import cut_of_run
 from .procedure import Hooks, Phase
 from .run import Run
 from .teachers import OWN
