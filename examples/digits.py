@@ -69,9 +69,15 @@ def vit(seed: int) -> torch.nn.Module:
     """A ViT of 4 blocks for 16x16 images in five classes."""
     torch.manual_seed(seed)
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=64, depth=4, num_heads=4,
-        num_classes=5, in_chans=1,
-    )  # fmt: skip
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=4,
+        embed_dim=64,
+        depth=4,
+        num_heads=4,
+        num_classes=5,
+        in_chans=1,
+    )
 
 
 def trained(spec: str, model: torch.nn.Module, data: str, epochs: int, seed: int) -> Rewritten:
@@ -91,8 +97,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/digits"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--only", action="append", choices=[*METHODS], metavar="METHOD",
-                        help=f"one or more of {', '.join(METHODS)}")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[*METHODS],
+        metavar="METHOD",
+        help=f"one or more of {', '.join(METHODS)}",
+    )
     options = parser.parse_args()
     names = options.only or [*METHODS]
     accuracies: dict[str, list[float]] = {name: [] for name in names}

@@ -41,9 +41,15 @@ def vit(seed: int) -> torch.nn.Module:
     """A ViT of 4 blocks for 16x16 images."""
     torch.manual_seed(seed)
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=64, depth=4, num_heads=4,
-        num_classes=10, in_chans=1,
-    )  # fmt: skip
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=4,
+        embed_dim=64,
+        depth=4,
+        num_heads=4,
+        num_classes=10,
+        in_chans=1,
+    )
 
 
 def trained(spec: str, model: torch.nn.Module, seed: int, **settings: object) -> Rewritten:
@@ -85,14 +91,24 @@ def main() -> None:
         for (what, how), (*_, share, shares, accuracies) in rows.items():
             for draw in range(DRAWS if how == "random" else 1):
                 found = trained(
-                    WAYS[what, how][0], model, seed, epochs=options.again, macs=round(share * macs),
-                    search=how, search_epochs=options.epochs, gate_lr=0.02, search_draw=draw,
-                )  # fmt: skip
+                    WAYS[what, how][0],
+                    model,
+                    seed,
+                    epochs=options.again,
+                    macs=round(share * macs),
+                    search=how,
+                    search_epochs=options.epochs,
+                    gate_lr=0.02,
+                    search_draw=draw,
+                )
                 shares.append(found.measures.macs_lowered / macs)
                 accuracies.append(found.training["accuracy"])
                 sites = found.training["search"]["sites"]
-                print(f"seed {seed}  {what:13} {how:8} {shares[-1]:.3f} {accuracies[-1]:.3f}",
-                      *sites.values(), flush=True)  # fmt: skip
+                print(
+                    f"seed {seed}  {what:13} {how:8} {shares[-1]:.3f} {accuracies[-1]:.3f}",
+                    *sites.values(),
+                    flush=True,
+                )
     text = table([whole, again, *rows.values()], options.seeds)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "search.md").write_text(text)

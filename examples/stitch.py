@@ -55,9 +55,15 @@ def vit(name: str, seed: int) -> torch.nn.Module:
     """A ViT of 5 blocks for 16x16 images in five classes."""
     torch.manual_seed(seed)
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=WIDTHS[name], depth=5,
-        num_heads=4, num_classes=5, in_chans=1,
-    )  # fmt: skip
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=4,
+        embed_dim=WIDTHS[name],
+        depth=5,
+        num_heads=4,
+        num_classes=5,
+        in_chans=1,
+    )
 
 
 def trained(made: Rewritten, data: str, epochs: int, **settings: object) -> Rewritten:
@@ -171,8 +177,9 @@ def table(found: Mapping[str, Sequence[Sequence[tuple[float, ...]]]]) -> str:
     """Means over intervals and seeds in Markdown, and where the score chose worse than chance."""
     lines = [
         "| trained by | by score | by accuracy | any | best there is | largest model | "
-        "score below the mean | peaked |", "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "score below the mean | peaked |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for way, seeds in found.items():
         every = [row for rows in seeds for row in rows]
         cells = []

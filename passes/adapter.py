@@ -134,9 +134,11 @@ class BottleneckAdapter(Pass):
     hidden: int = option(8, minimum=1, help="width of the bottleneck")
     bias: bool = option(True, help="whether its two layers have biases")
     dropout: float | None = option(
-        None, minimum=0, below=1,
+        None,
+        minimum=0,
+        below=1,
         help="of its input, in training only; 0.1 at matrices, none at branches",
-    )  # fmt: skip
+    )
     drop_path: float = option(
         0.1, minimum=0, below=1, help="per sample, in training only, at matrices"
     )
@@ -159,9 +161,10 @@ class BottleneckAdapter(Pass):
             branch.idle("norm", "at a branch that does not end in its norm")
         branch.expect(
             self.norm is not None or not branch.ends_in_norm,
-            "norm", "the branch ends in its norm",
+            "norm",
+            "the branch ends in its norm",
             suggestion="write norm=front or norm=behind, for the adapter's side of it",
-        )  # fmt: skip
+        )
         made = BranchAdapter(branch.dim, self.hidden, self.bias, self.dropout or 0.0, branch.axis)
         branch.wrap(made, inside=True, before_norm=self.norm == "front")
 
@@ -183,9 +186,11 @@ class BottleneckAdapter(Pass):
     def check(self, site: BranchSite | LinearSite, width: int) -> None:
         """The bottleneck must be one."""
         site.expect(
-            self.hidden < width, "hidden", f"{self.hidden} is not below the width {width}",
+            self.hidden < width,
+            "hidden",
+            f"{self.hidden} is not below the width {width}",
             notes=[f"valid: 1..{width - 1}"],
-        )  # fmt: skip
+        )
 
     def lower(self, site: BranchSite | LinearSite, adapter: Adapter | BranchAdapter) -> bool:
         """One that adds exactly nothing is taken out."""

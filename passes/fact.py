@@ -171,9 +171,15 @@ class FactorTuning(Pass):
         parts = tuple(("q", "k", "v") if n == "qkv" else (n,) for n in linear.names)
         first = columns * linear.block.index if columns else None
         update = FactUpdate(
-            dim, self.rank, linear.rows, parts, linear.in_features // dim, self.scale, self.dropout,
+            dim,
+            self.rank,
+            linear.rows,
+            parts,
+            linear.in_features // dim,
+            self.scale,
+            self.dropout,
             first,
-        )  # fmt: skip
+        )
         u, v, *rest = self.factors(linear, dim, columns)
         linear.parallel(update, v, *rest, through=u)
 
@@ -237,9 +243,11 @@ class FactorTuning(Pass):
                 suggestion="write a clause for the blocks of each width",
             )
         linear.expect(
-            self.rank <= dim, "rank", f"rank {self.rank} is above the width {dim}",
+            self.rank <= dim,
+            "rank",
+            f"rank {self.rank} is above the width {dim}",
             notes=[f"valid: 1..{dim}"],
-        )  # fmt: skip
+        )
         for name, part in zip(linear.names, linear.parts, strict=True):
             if why := misfit(name, (part.out_features, part.in_features), dim, linear.block.gated):
                 raise linear.unfit(why, suggestion="leave it out of the clause")

@@ -107,9 +107,11 @@ class Heads(Pass):
     writes: ClassVar[tuple[str, ...]] = ("layers",)
 
     keep: int | tuple[int, ...] | None = option(
-        None, minimum=0, maximum=65536,
+        None,
+        minimum=0,
+        maximum=65536,
         help="heads that stay: how many, or which; none for gates that decide it",
-    )  # fmt: skip
+    )
     skip: bool = option(False, needs="keep is not None", help="whether a site may lose all heads")
     start: float = option(1.5, above=0, needs="keep is None", help="logit of a gate at first")
     temperature: float = option(
@@ -128,8 +130,12 @@ class Heads(Pass):
     def narrow(self, attn: AttentionSite, keep: int | tuple[int, ...]) -> None:
         """Some heads are gone, or all."""
         if keep in (0, ()):
-            attn.expect(self.skip, "keep", "no head would stay",
-                        suggestion="skip=true has every token get the bias of proj")  # fmt: skip
+            attn.expect(
+                self.skip,
+                "keep",
+                "no head would stay",
+                suggestion="skip=true has every token get the bias of proj",
+            )
             attn.silence(EveryToken(attn.dim))
             attn.waive("lowers_exactly", "it is as cheap as it can be")
         else:

@@ -157,9 +157,14 @@ class HighResolutionCrossAttention(Pass):
             decoder.insert_layer(fine[-1], like=decoder.layers[0], name="hrca_layers")
         for (first, _), layer in zip(rounds, fine, strict=True):
             chosen = decoder.call(
-                select, first.cross_attn.weights, keys, positions, decoder.mask_features,
-                name="hrca_cells", results=("keys", "positions"),
-            )  # fmt: skip
+                select,
+                first.cross_attn.weights,
+                keys,
+                positions,
+                decoder.mask_features,
+                name="hrca_cells",
+                results=("keys", "positions"),
+            )
             layer.attend(*chosen)
 
     def fine_layer(self, decoder: DecoderSite, behind: list[LayerSite], own: bool) -> LayerSite:

@@ -106,9 +106,10 @@ class Ia3(Pass):
     claims: ClassVar[tuple[str, ...]] = ("same_output_at_init", "lowers_exactly")
 
     side: str = option(
-        "paper", choices=("paper", "input", "output"),
+        "paper",
+        choices=("paper", "input", "output"),
         help="what is multiplied; in the paper the input of an MLP's last layer, else the output",
-    )  # fmt: skip
+    )
 
     def rewrite(self, linear: LinearSite) -> None:
         """y = factor * (W x + b), or y = W (factor * x) + b."""
@@ -140,7 +141,8 @@ class Ia3(Pass):
             return linear.ends_mlp
         whole = linear.ranges == (((0, linear.out_features),),)
         linear.expect(
-            whole or self.side == "output", "side",
+            whole or self.side == "output",
+            "side",
             "the input of some rows is that of the other rows, too,",
-        )  # fmt: skip
+        )
         return self.side == "input"

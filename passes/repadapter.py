@@ -105,10 +105,11 @@ class Reparameterised(Pass):
         dim = layer.in_features
         for option_, size in (("hidden", self.hidden), ("width", dim)):
             layer.expect(
-                size % self.groups == 0, "groups",
+                size % self.groups == 0,
+                "groups",
                 f"{option_} {size} is not {self.groups} equal groups",
                 notes=[f"valid: {listed(self.hidden, dim)}"],
-            )  # fmt: skip
+            )
         if self.hidden >= dim:
             layer.warn(f"hidden {self.hidden} is no bottleneck of {dim} channels")
         options = self.hidden, self.groups, self.scale, self.dropout

@@ -180,17 +180,20 @@ class ResTuning(Pass):
     )
     zero_up: bool = option(False, help="whether tuners start at zero")
     mix: str = option(
-        "sum", choices=("sum", "weighted"), needs="form == 'bypass'",
+        "sum",
+        choices=("sum", "weighted"),
+        needs="form == 'bypass'",
         help="how the two tuners of a block come together",
-    )  # fmt: skip
+    )
 
     def rewrite(self, site: AttentionSite | MlpSite | BlockSite) -> None:
         """y = part(x) becomes y = part(x) + T(x), or the bypass goes one block further."""
         site.expect(
             max(self.hidden, self.vertical_hidden or 0) < site.dim,
-            "hidden", f"{self.hidden} is not below the width {site.dim}",
+            "hidden",
+            f"{self.hidden} is not below the width {site.dim}",
             notes=[f"valid: 1..{site.dim - 1}"],
-        )  # fmt: skip
+        )
         if self.form == "bypass":
             site.waive("same_output_at_init", "the head reads the bypass")
             if not isinstance(site, BlockSite):
@@ -215,9 +218,14 @@ class ResTuning(Pass):
                 each.expect_kept(block.input)
             before = block.outside(block.input.value.detached(), "bypass")
         tuner = BypassTuner(
-            block.dim, self.hidden, self.vertical_hidden or self.hidden, self.weight, self.zero_up,
-            self.mix == "weighted", block.axis,
-        )  # fmt: skip
+            block.dim,
+            self.hidden,
+            self.vertical_hidden or self.hidden,
+            self.weight,
+            self.zero_up,
+            self.mix == "weighted",
+            block.axis,
+        )
         made = block.aside(tuner, block.leaving.value.detached(), before, name="bypass")
         block.hand_on(made)
         if block.ends:

@@ -94,9 +94,11 @@ class Uffn(Pass):
     writes: ClassVar[tuple[str, ...]] = ("layers",)
 
     keep: int | tuple[int, ...] | None = option(
-        None, minimum=0, maximum=1048576,
+        None,
+        minimum=0,
+        maximum=1048576,
         help="hidden units that stay: how many, or which; none for gates that decide it",
-    )  # fmt: skip
+    )
     start: float = option(1.5, above=0, needs="keep is None", help="logit of a gate at first")
     temperature: float = option(
         1.0, above=0, needs="keep is None", help="T of the draw in training"

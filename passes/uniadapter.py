@@ -111,10 +111,14 @@ class UniAdapter(Pass):
             branch.waive("same_output_at_init", "up_visual is drawn, unless zero_visual=true")
         branch.beside(
             VisualAdapter(
-                branch.dim, self.hidden, self.scale, self.learnable_scale, self.zero_visual,
+                branch.dim,
+                self.hidden,
+                self.scale,
+                self.learnable_scale,
+                self.zero_visual,
                 branch.axis,
             )
-        )  # fmt: skip
+        )
 
     def lower(self, branch: BranchSite, adapter: VisualAdapter) -> bool:
         """up_visual = s * up_visual; nothing is left of it for a fixed s = 0."""

@@ -27,7 +27,7 @@ def reseal(folder: str | Path, **changes: Any) -> None:
 def lock_for(folder: Path) -> None:
     """A lock file for whatever is in a folder."""
     texts = ("spec_name", "spec", "spec_hash", "model", "weights", "base_fingerprint")
-    lock = {
+    lock: dict[str, Any] = {
         "made_by": "vitrewrite", "lowered": False, **dict.fromkeys(texts, ""), "places": [],
         "model_options": {}, "seed": 0, "allocations": {},
         "files": {p.name: content_digest(p.read_bytes()) for p in folder.iterdir() if p.is_file()},

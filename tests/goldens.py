@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,14 @@ class Case:
         largest = max(float(self.tensors[f"grad.{n}"].abs().max()) for n in names)
         for name in names:
             expected = self.tensors[f"grad.{name}"]
-            bounds = {"rtol": 0.0, "atol": 1e-3 * float(expected.abs().max()) + 1e-6 * largest}
+            bounds: dict[str, Any] = {
+                "rtol": 0.0,
+                "atol": 1e-3 * float(expected.abs().max()) + 1e-6 * largest,
+            }
             if not by_tensor:
                 bounds = {"rtol": tolerance["rtol"], "atol": tolerance["atol"] * max(1.0, largest)}
             torch.testing.assert_close(
-                gradients[name], expected, **bounds, msg=lambda m, name=name: f"{name}: {m}"
+                gradients[name], expected, **bounds, msg=partial("{}: {}".format, name)
             )
 
 

@@ -37,9 +37,14 @@ FORMS = {
 
 def swin() -> nn.Module:
     return SwinTransformer(
-        img_size=16, patch_size=2, embed_dim=8, depths=(2, 1), num_heads=(2, 2), window_size=4,
+        img_size=16,
+        patch_size=2,
+        embed_dim=8,
+        depths=(2, 1),
+        num_heads=(2, 2),
+        window_size=4,
         num_classes=5,
-    )  # fmt: skip
+    )
 
 
 def mask2former() -> nn.Module:

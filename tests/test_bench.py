@@ -44,9 +44,14 @@ def tiny(**options: Any) -> VisionTransformer:
 
 def swin() -> SwinTransformer:
     return SwinTransformer(
-        img_size=32, patch_size=4, embed_dim=16, depths=(2, 1), num_heads=(2, 4), window_size=4,
+        img_size=32,
+        patch_size=4,
+        embed_dim=16,
+        depths=(2, 1),
+        num_heads=(2, 4),
+        window_size=4,
         num_classes=5,
-    )  # fmt: skip
+    )
 
 
 def applied(model: nn.Module, spec: str = SPEC.format("*")) -> Rewritten:
@@ -182,8 +187,9 @@ def test_contenders_train_what_the_table_says() -> None:
 
 
 def test_models_of_which_nothing_is_trained_have_no_training_step() -> None:
-    result = bench.run(applied(tiny(num_classes=0), "insert lora(rank=2) at blocks[0].attn.q\n"),
-                       SETTINGS)  # fmt: skip
+    result = bench.run(
+        applied(tiny(num_classes=0), "insert lora(rank=2) at blocks[0].attn.q\n"), SETTINGS
+    )
     assert result["training"].keys() == {"rewritten"}
     assert "ratio" not in result["training"]["rewritten"]
     assert "training step" in bench.table(result)
@@ -363,7 +369,7 @@ def test_a_long_bar_does_not_make_the_others_short() -> None:
     names = {"base": row, "rewritten": late, "lowered": row, "lowered compiled": slow}
     about = {"spec": "a", "model": "b", "device_name": "c", "threads": 1, "batch": 1,
              "dtype": "float32", "torch": "2", "rounds": 7}  # fmt: skip
-    kinds = {kind: {} for kind in KINDS}
+    kinds: dict[str, Any] = {kind: {} for kind in KINDS}
     root = ET.fromstring(chart({**about, **kinds, "forward": names}))
     texts = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "50.00" in texts

@@ -106,8 +106,9 @@ def test_a_batch_size_that_escapes_is_refused_with_the_line(function: Callable[.
         captured(function)
 
 
-@pytest.mark.parametrize("function", [lambda m, x: x + sum(range(x.shape[1])),
-                                      lambda m, x: x * float(f"{x.shape[1]}")])  # fmt: skip
+@pytest.mark.parametrize(
+    "function", [lambda m, x: x + sum(range(x.shape[1])), lambda m, x: x * float(f"{x.shape[1]}")]
+)
 def test_a_length_that_escapes_is_checked(function: Callable[..., Any]) -> None:
     model = captured(function)
     assert torch.equal(model(ONES), function(model, ONES))

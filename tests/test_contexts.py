@@ -236,7 +236,7 @@ def test_what_a_forward_leaves_alone_is_not_touched() -> None:
     before = {m: (m.__dict__, m._parameters, dict(m.__dict__)) for m in model.modules()}
     with preserved(model):
         model.extra = 1  # type: ignore[assignment]
-        model.get_submodule("norm").eps = 3.0
+        model.get_submodule("norm").eps = 3.0  # type: ignore[assignment]
         model._modules["more"] = nn.Identity()
         del model._parameters["pos_embed"]
     for module, (attributes, parameters, content) in before.items():

@@ -61,9 +61,10 @@ def test_patches_are_what_mlps_are_counted_for() -> None:
     attention, mlp = 4 * (n + 1) * c * c + 2 * c * (n + 1) ** 2, 2 * n * c * hidden
     norms = 2 * c * (n + 1)
     patches, without_mlp, without_norm = measured(
-        "macs(convention=patches) == 1", "macs(convention=patches) == 1 excluding blocks[*].mlp",
+        "macs(convention=patches) == 1",
+        "macs(convention=patches) == 1 excluding blocks[*].mlp",
         "macs(convention=patches) == 1 excluding blocks[0].norm1",
-    )  # fmt: skip
+    )
     assert patches == PATCHES + c * CLASSES + DEPTH * (attention + mlp + norms)
     assert without_mlp == patches - DEPTH * mlp
     assert without_norm == patches - c * (n + 1)
@@ -127,9 +128,10 @@ def test_windows_have_no_class_token_to_leave_out() -> None:
 
 def test_modules_are_left_out_once() -> None:
     without_patches, without_block, without_both = measured(
-        'macs == 1 excluding module("patch_embed")', "macs == 1 excluding blocks[1]",
+        'macs == 1 excluding module("patch_embed")',
+        "macs == 1 excluding blocks[1]",
         'macs == 1 excluding blocks[1] + module("blocks.1.attn") + module("patch_embed")',
-    )  # fmt: skip
+    )
     block = (LINEAR - WIDTH * CLASSES + SCORES) // DEPTH
     assert without_patches == LINEAR + SCORES
     assert without_block == PATCHES + LINEAR + SCORES - block

@@ -150,8 +150,9 @@ def test_a_second_rewrite_on_top_of_the_first() -> None:
 @pytest.mark.parametrize("name", ["swin", "distilled"])
 def test_linear_layers_of_other_models(name: str) -> None:
     spec = "insert lora(rank=2) at every linear in blocks"
-    module: Any = vr.apply(spec.replace("blocks", "stages") if name == "swin" else spec,
-                           made(name)).module  # fmt: skip
+    module: Any = vr.apply(
+        spec.replace("blocks", "stages") if name == "swin" else spec, made(name)
+    ).module
     assert is_composed(module, picture(name))
 
 

@@ -70,7 +70,8 @@ class Alternating(Base):
 
 class Collecting(Base):
     def forward(self, x: torch.Tensor) -> Any:
-        states, seen, scale = [x], (), self.levels.sum()
+        states, scale = [x], self.levels.sum()
+        seen: tuple[torch.Tensor, ...] = ()
         for layer in self.layers:
             x, state = layer(x, states[-1], scale)
             states.append(state)

@@ -87,3 +87,16 @@ OTHER_METAS = {"tracing/inputs.py", "emission/captured.py"}  # that of an `fx.Gr
 def test_what_is_known_of_a_node_is_read_through_notes() -> None:
     found = {str(p.relative_to(ROOT / PACKAGE)) for p in files() if KEYS.search(p.read_text())}
     assert found == OTHER_METAS
+
+
+def test_no_name_that_a_package_offers_is_hidden_by_a_file() -> None:
+    """A file takes the place of what `__getattr__` yields under its name, once it is imported."""
+    hidden = []
+    for path in (p for p in files() if p.name == "__init__.py"):
+        body = ast.parse(path.read_text()).body
+        if any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in body):
+            lists = [n.value for n in body if isinstance(n, ast.Assign)]
+            known = (c for n in lists for c in ast.walk(n) if isinstance(c, ast.Constant))
+            offered = {str(c.value) for c in known}
+            hidden += sorted(offered & {p.stem for p in path.parent.iterdir()})
+    assert hidden == []

@@ -188,9 +188,10 @@ def test_the_docstring_of_a_pass_has_the_fixed_headings(method: str) -> None:
 def test_a_pass_declares_what_it_is(method: str) -> None:
     tree = ast.parse(catalog.signature(method).path.read_text())
     (declared,) = (
-        node for node in tree.body
+        node
+        for node in tree.body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "Pass" for b in node.bases)
-    )  # fmt: skip
+    )
     given = {ast.unparse(n.target) for n in declared.body if isinstance(n, ast.AnnAssign)}
     assert given >= {"verbs", "attaches", "source", "claims"}
     for option in catalog.signature(method).options.values():
@@ -210,3 +211,15 @@ def test_shipped_specs_are_formatted_and_right(spec: str) -> None:
         return
     assert parsed.model is not None or parsed.bases
     assert parsed.requires or parsed.rows, "a shipped spec carries claims, or stands for rows"
+
+
+# -- the change log -------------------------------------------------------------------------------
+
+
+def test_no_line_of_the_change_log_stands_twice() -> None:
+    """As after a merge of two orders: then take that of main, and add your lines again."""
+    unreleased = text(ROOT / "CHANGELOG.md").partition("\n## ")[2].partition("\n## ")[0]
+    starts = [line for line in unreleased.splitlines() if line.startswith(("- ", "### "))]
+    assert [line for line in starts if starts.count(line) > 1] == []
+    parts = [line for line in starts if line.startswith("### ")]
+    assert parts == ["### Added", "### Changed", "### Fixed"]

@@ -73,10 +73,16 @@ def capture(model: nn.Module, example: Any = None) -> Captured:
 @undisturbed()
 @without_garbage()
 def plan(
-    spec: Spec | str | Path, model: Given = None, *, example: Any = None,
-    weights: str = "random", seed: int = 0, profile: Profile | str | Path | None = None,
-    captures: Captures | None = None, **overrides: object,
-) -> Compilation:  # fmt: skip
+    spec: Spec | str | Path,
+    model: Given = None,
+    *,
+    example: Any = None,
+    weights: str = "random",
+    seed: int = 0,
+    profile: Profile | str | Path | None = None,
+    captures: Captures | None = None,
+    **overrides: object,
+) -> Compilation:
     """What `spec` would change in `model`; no weight is allocated.
 
     Args:
@@ -104,12 +110,19 @@ def plan(
 
 @undisturbed()
 def apply(
-    spec: Spec | str | Path, model: Given = None, *, example: Any = None,
-    weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
+    spec: Spec | str | Path,
+    model: Given = None,
+    *,
+    example: Any = None,
+    weights: str = "random",
+    seed: int = 0,
+    model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
-    allocations: Mapping[str, Any] | None = None, delta: str | Path | None = None,
-    calibration: Iterable[Tensor] | str | Path | None = None, **overrides: object,
-) -> Rewritten:  # fmt: skip
+    allocations: Mapping[str, Any] | None = None,
+    delta: str | Path | None = None,
+    calibration: Iterable[Tensor] | str | Path | None = None,
+    **overrides: object,
+) -> Rewritten:
     """Rewrites a model; the input model is unchanged and shares its frozen weights.
 
     Args:
@@ -130,19 +143,32 @@ def apply(
         VitrewriteError: everything that is wrong, claims that do not hold included.
     """
     original, made = compiled(
-        spec, model, example=example, weights=weights, seed=seed, model_options=model_options,
-        profile=profile, allocations=allocations, **overrides,
-    )  # fmt: skip
+        spec,
+        model,
+        example=example,
+        weights=weights,
+        seed=seed,
+        model_options=model_options,
+        profile=profile,
+        allocations=allocations,
+        **overrides,
+    )
     return finished(made, original, delta, calibration)
 
 
 @undisturbed()
 def compiled(
-    spec: Spec | str | Path, model: Given = None, *, example: Any = None,
-    weights: str = "random", seed: int = 0, model_options: Mapping[str, Any] | None = None,
+    spec: Spec | str | Path,
+    model: Given = None,
+    *,
+    example: Any = None,
+    weights: str = "random",
+    seed: int = 0,
+    model_options: Mapping[str, Any] | None = None,
     profile: Profile | str | Path | None = None,
-    allocations: Mapping[str, Any] | None = None, **overrides: object,
-) -> tuple[nn.Module, Compilation]:  # fmt: skip
+    allocations: Mapping[str, Any] | None = None,
+    **overrides: object,
+) -> tuple[nn.Module, Compilation]:
     """The model, and the spec carried out on it: what `apply` prints and then gives its weights.
 
     Args and errors are those of `apply`, but for the claims that take weights.
@@ -160,9 +186,13 @@ def compiled(
 
 @undisturbed()
 def finished(
-    made: Compilation, original: nn.Module, delta: str | Path | None = None,
-    calibration: Iterable[Tensor] | str | Path | None = None, *, judge: bool = True,
-) -> Rewritten:  # fmt: skip
+    made: Compilation,
+    original: nn.Module,
+    delta: str | Path | None = None,
+    calibration: Iterable[Tensor] | str | Path | None = None,
+    *,
+    judge: bool = True,
+) -> Rewritten:
     """The rewritten model, with all claims judged, and then the values of a delta, if one is given.
 
     Without `judge` the claims that take a run are left to `verify_rewritten`.
@@ -267,9 +297,12 @@ def load(rewritten: Rewritten, path: str | Path) -> Rewritten:
 
 
 def bank(
-    rewritten: Rewritten, deltas: Mapping[str, Delta] | None = None, *, capacity: int = 16,
+    rewritten: Rewritten,
+    deltas: Mapping[str, Delta] | None = None,
+    *,
+    capacity: int = 16,
     classes: int | None = None,
-) -> Bank:  # fmt: skip
+) -> Bank:
     """Many deltas of one spec in one model: each sample of a batch has a task of its own.
 
     `bank.module(x, tasks)` is given a task for each sample, by name or by slot. In eager mode each

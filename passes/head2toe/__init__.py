@@ -186,8 +186,12 @@ class Head2Toe(Pass):
         if not self.kept:
             return {name: range(count) for name, count in counts.items()}
         total = sum(counts.values())
-        head.expect(max(self.kept) < total, "kept", f"{max(self.kept)} is none of {total} features",
-                    notes=[f"valid: 0..{total - 1}"])  # fmt: skip
+        head.expect(
+            max(self.kept) < total,
+            "kept",
+            f"{max(self.kept)} is none of {total} features",
+            notes=[f"valid: 0..{total - 1}"],
+        )
         head.expect(len({*self.kept}) == len(self.kept), "kept", "a feature is named twice")
         found, start = {}, 0
         for name, count in counts.items():
@@ -219,8 +223,12 @@ class Head2Toe(Pass):
             return 0
         window = int(shape[1] / (self.target / shape[2]))
         most = shape[1] * shape[2]
-        head.expect(window, "target", f"{self.target} are more than {shape[1]} tokens have",
-                    notes=[f"valid: at most {most}"])  # fmt: skip
+        head.expect(
+            window,
+            "target",
+            f"{self.target} are more than {shape[1]} tokens have",
+            notes=[f"valid: at most {most}"],
+        )
         return window
 
     def weights(self, module: TapsHead, given: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -205,14 +205,17 @@ class Lst(Pass):
 
     reduction: int = option(8, minimum=1, maximum=1024, help="how much narrower it is, r")
     init: str = option(
-        "weights", choices=("weights", "fisher", "random"),
+        "weights",
+        choices=("weights", "fisher", "random"),
         help="which rows of the model the side network starts with: the largest, those that matter "
         "most for the task, or none",
-    )  # fmt: skip
+    )
     rows: str = option(
-        "flat", choices=("flat", "per_head"), needs="init != 'random'",
+        "flat",
+        choices=("flat", "per_head"),
+        needs="init != 'random'",
         help="whether rows of attention are chosen among all, or as many in each head",
-    )  # fmt: skip
+    )
     samples: int = option(
         1024, minimum=1, needs="init == 'fisher'", help="images that squared gradients are of"
     )
@@ -235,9 +238,12 @@ class Lst(Pass):
                 each.expect_kept(start)
             before = block.from_frozen(start.value, "x")
         rung = LadderRung(
-            block.dim, block.dim // self.reduction, block.attn.heads,
-            count(block.hidden, self.reduction), block.leads,
-        )  # fmt: skip
+            block.dim,
+            block.dim // self.reduction,
+            block.attn.heads,
+            count(block.hidden, self.reduction),
+            block.leads,
+        )
         x = block.from_frozen(block.leaving.value, "x")
         made = block.aside(rung, x, before, name="h")
         block.hand_on(made)
@@ -254,8 +260,9 @@ class Lst(Pass):
         if not block.pooled:
             block.attn.expect_class()
         patches = block.own_prefix if block.pooled else None
-        head.feed(LadderTop(block.dim // self.reduction, head.in_features, patches), h,
-                  pooled=False)  # fmt: skip
+        head.feed(
+            LadderTop(block.dim // self.reduction, head.in_features, patches), h, pooled=False
+        )
 
     def check(self, block: BlockSite) -> None:
         """Whether blocks are plain, and a narrower one has as many heads."""
@@ -267,23 +274,29 @@ class Lst(Pass):
             r for r in range(1, block.dim + 1) if not block.dim % r and not block.dim // r % heads
         ]
         block.expect(
-            self.reduction in fits, "reduction",
+            self.reduction in fits,
+            "reduction",
             f"{block.dim} / {self.reduction} = {width:g} channels are not those of {heads} heads",
             notes=[f"valid: {', '.join(map(str, fits))}"],
-        )  # fmt: skip
+        )
 
     def check_origin(self, block: BlockSite) -> None:
         """Whether the model's blocks have all layers of plain ones, and heads that can be cut."""
         for each in block.all_blocks:
             plain = len(each.norms) >= 2 and not each.gated and each.hidden and each.attn.plain
-            each.expect(plain, "init", "the block has other layers than a plain one",
-                        suggestion="write init=random")  # fmt: skip
+            each.expect(
+                plain,
+                "init",
+                "the block has other layers than a plain one",
+                suggestion="write init=random",
+            )
         width = block.dim // block.attn.heads
         block.expect(
-            self.rows == "flat" or not width % self.reduction, "rows",
+            self.rows == "flat" or not width % self.reduction,
+            "rows",
             f"{width} rows of a head are no multiple of {self.reduction}",
             suggestion="write rows=flat",
-        )  # fmt: skip
+        )
 
     def inherit(self, site: BlockSite | HeadSite, module: nn.Module, origin: OwnLayers) -> None:
         """Rows and columns of the model's own: those that matter most."""

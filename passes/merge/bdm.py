@@ -188,13 +188,13 @@ class BipartiteDifferentiableMatching(Pass):
     )  # fmt: skip
     scale: float = option(1.0, needs="refine and match == 'bdm'", help="factor of the adapter")
     dropout: float = option(
-        0.1, minimum=0, below=1, needs="refine and match == 'bdm'",
-        help="in it, in training only",
-    )  # fmt: skip
+        0.1, minimum=0, below=1, needs="refine and match == 'bdm'", help="in it, in training only"
+    )
     split: str = option(
-        "checkerboard", choices=("checkerboard", "row"),
+        "checkerboard",
+        choices=("checkerboard", "row"),
         help="which patches merge: every other one of the grid, or of its row-major order (ToMe)",
-    )  # fmt: skip
+    )
     match: str = option(
         "bdm", choices=("bdm", "bsm"), help="differentiable, or (bsm) hard and without gradient"
     )
@@ -221,9 +221,17 @@ class BipartiteDifferentiableMatching(Pass):
         one = "a matrix of one number has no deviation"
         attn.expect(not refine or self.bits == 32 or count > 1, "hidden", one)
         merge = BipartiteMerge(
-            grid, attn.head_dim[0], self.hidden, self.bits, self.scale, self.dropout, self.split,
-            refine, self.stop, hard,
-        )  # fmt: skip
+            grid,
+            attn.head_dim[0],
+            self.hidden,
+            self.bits,
+            self.scale,
+            self.dropout,
+            self.split,
+            refine,
+            self.stop,
+            hard,
+        )
         if hard:
             attn.block.waive("lowers_exactly", "a hard match is as cheap as it can be")
         point.regroup(merge, attn.keys, patches=len(merge.b))
@@ -237,9 +245,16 @@ class BipartiteDifferentiableMatching(Pass):
         if merge.hard:
             return False
         hard = BipartiteMerge(
-            merge.grid, merge.dim, merge.hidden, bits=32, scale=merge.scale, dropout=0.0,
-            split=merge.split, refine=merge.refine, hard=True,
-        )  # fmt: skip
+            merge.grid,
+            merge.dim,
+            merge.hidden,
+            bits=32,
+            scale=merge.scale,
+            dropout=0.0,
+            split=merge.split,
+            refine=merge.refine,
+            hard=True,
+        )
         for name in ("down", "up") if merge.refine else ():
             weight = getattr(merge, name)()
             getattr(hard, name).weight = nn.Parameter(weight, requires_grad=False)

@@ -90,9 +90,13 @@ class TokenMerge(nn.Module):
         return stays.sort(dim=-1).values if self.own else stays, goes, into.gather(1, goes)
 
     def tokens(
-        self, x: torch.Tensor, size: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor,
+        self,
+        x: torch.Tensor,
+        size: torch.Tensor,
+        stays: torch.Tensor,
+        goes: torch.Tensor,
         into: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums of the tokens that merge, weighed by size, over the sums of the sizes."""
         weight = size[..., None]
         both = self.sums(torch.cat([x * weight, weight], dim=2), stays, goes, into)
@@ -126,9 +130,13 @@ class TokenMerge(nn.Module):
         return number.scatter(1, kept, behind).scatter(1, goes, into), kept
 
     def rows(
-        self, x: torch.Tensor, size: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor,
+        self,
+        x: torch.Tensor,
+        size: torch.Tensor,
+        stays: torch.Tensor,
+        goes: torch.Tensor,
         into: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same with what changes only: each token by its share of the new size."""
         batch, count = x.shape[:2]
         number = torch.arange(count, device=x.device).expand(batch, -1)

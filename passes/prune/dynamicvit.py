@@ -99,9 +99,12 @@ class KeepBest(nn.Module):
         self.picking = Picking()
 
     def forward(
-        self, x: torch.Tensor, score: torch.Tensor, first: torch.Tensor,
+        self,
+        x: torch.Tensor,
+        score: torch.Tensor,
+        first: torch.Tensor,
         size: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    ) -> tuple[torch.Tensor, ...]:
         """The tokens that are left, and how many patches each stands for."""
         size = x.new_ones(x.shape[:2]) if size is None else size
         count = score.shape[1]
@@ -197,6 +200,10 @@ class DynamicTokens(Pass):
         from vitrewrite.authoring import KeptTokens
 
         return KeptTokens(
-            "prune.dynamicvit", self.rate_loss, self.teacher_loss, self.token_loss,
-            self.token_distance, self.backbone_lr,
-        )  # fmt: skip
+            "prune.dynamicvit",
+            self.rate_loss,
+            self.teacher_loss,
+            self.token_loss,
+            self.token_distance,
+            self.backbone_lr,
+        )

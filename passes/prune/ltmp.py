@@ -92,9 +92,13 @@ class Matched(nn.Module):
         return torch.cat([importance[:, :prefix], a, b], dim=1)
 
     def merged(
-        self, x: torch.Tensor, size: torch.Tensor, goes: torch.Tensor, into: torch.Tensor,
+        self,
+        x: torch.Tensor,
+        size: torch.Tensor,
+        goes: torch.Tensor,
+        into: torch.Tensor,
         prefix: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [B, T, C] and sizes in the new order; those that go are still there."""
         weight = size[..., None]
         both = torch.cat([x * weight, weight], dim=2)
@@ -120,9 +124,14 @@ class LearnedThresholds(nn.Module):
     inserted_by = "prune.ltmp"
 
     def __init__(
-        self, prefix: int, own: int, dim: int, tau: float = 0.1, merge: float = 0.9,
+        self,
+        prefix: int,
+        own: int,
+        dim: int,
+        tau: float = 0.1,
+        merge: float = 0.9,
         prune: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.prefix, self.own, self.dim = prefix, own, dim
         self.tau, self.merge, self.prune = tau, merge, prune
@@ -137,9 +146,12 @@ class LearnedThresholds(nn.Module):
         nn.init.constant_(self.prune_threshold, self.prune)
 
     def forward(
-        self, x: torch.Tensor, k: torch.Tensor, weights: torch.Tensor,
+        self,
+        x: torch.Tensor,
+        k: torch.Tensor,
+        weights: torch.Tensor,
         there: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """M, what merges, and into what."""
         count, matched = x.shape[1], self.matched
         there = x.new_ones(x.shape[:2]) if there is None else there
@@ -177,9 +189,14 @@ class LearnedMerge(nn.Module):
         self.matched = Matched(own)
 
     def forward(
-        self, x: torch.Tensor, k: torch.Tensor, weights: torch.Tensor, goes: torch.Tensor,
-        into: torch.Tensor, size: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        self,
+        x: torch.Tensor,
+        k: torch.Tensor,
+        weights: torch.Tensor,
+        goes: torch.Tensor,
+        into: torch.Tensor,
+        size: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
         """The tokens, and how many patches each stands for."""
         size = x.new_ones(x.shape[:2]) if size is None else size
         y, count = self.matched.merged(x, size, goes, into, self.prefix)
@@ -221,9 +238,12 @@ class LearnedReduction(nn.Module):
         nn.init.constant_(self.prune_threshold, 0.0)
 
     def forward(
-        self, x: torch.Tensor, k: torch.Tensor, weights: torch.Tensor,
+        self,
+        x: torch.Tensor,
+        k: torch.Tensor,
+        weights: torch.Tensor,
         size: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    ) -> tuple[torch.Tensor, ...]:
         """The tokens that are left, and how many patches each stands for; 0 for none."""
         size = x.new_ones(x.shape[:2]) if size is None else size
         matched, there = self.matched, (size > 0).to(weights.dtype)
@@ -252,9 +272,13 @@ class LearnedReduction(nn.Module):
         return kept, left.gather(1, kept)
 
     def trace(
-        self, x: torch.Tensor, goes: torch.Tensor, into: torch.Tensor, kept: torch.Tensor,
+        self,
+        x: torch.Tensor,
+        goes: torch.Tensor,
+        into: torch.Tensor,
+        kept: torch.Tensor,
         stays: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Where each token is now, [B, T], or -1, and whose position each takes that is left."""
         old, start = self.matched.order(x, self.prefix), self.prefix + goes.shape[1]
         place = torch.arange(kept.shape[1], device=x.device).expand_as(kept)

@@ -82,9 +82,15 @@ class PupHead(nn.Module):
     """
 
     def __init__(
-        self, dim: int, width: int, classes: int, factors: tuple[int, ...], last: int,
-        biased: bool, folded: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        width: int,
+        classes: int,
+        factors: tuple[int, ...],
+        last: int,
+        biased: bool,
+        folded: bool = False,
+    ) -> None:
         super().__init__()
         self.last = last
         inputs = (dim, *(width for _ in factors[1:]))
@@ -115,9 +121,15 @@ class SetrHeads(nn.Module):
     inserted_by = "setr"
 
     def __init__(
-        self, dim: int, width: int, classes: int, taps: int, kind: str | None, side: int,
+        self,
+        dim: int,
+        width: int,
+        classes: int,
+        taps: int,
+        kind: str | None,
+        side: int,
         folded: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.dim, self.width, self.classes = dim, width, classes
         self.taps, self.kind, self.side, self.folded = taps, kind, side, folded
@@ -219,9 +231,11 @@ class Setr(Pass):
         default = sorted({max(0, round(i / PUBLISHED[-1] * depth) - 1) for i in PUBLISHED})
         taps = self.taps or tuple(default)
         head.expect(
-            all(0 <= i < depth for i in taps), "taps", f"{max(taps)} is none of {depth} blocks",
+            all(0 <= i < depth for i in taps),
+            "taps",
+            f"{max(taps)} is none of {depth} blocks",
             notes=[f"valid: 0..{depth - 1}"],
-        )  # fmt: skip
+        )
         increasing = all(a < b for a, b in pairwise(taps))
         head.expect(increasing, "taps", f"blocks {taps} are not in increasing order")
         return taps

@@ -72,8 +72,10 @@ class Sls(Pass):
         if block.pooled:
             raise block.unfit("the head reads patches, and clusters are those of a class token")
         if not block.reaches_end:
-            raise block.unfit("the last blocks go, and the clause does not end with them",
-                              suggestion="drop blocks[*] by sls(), or blocks[4:]")  # fmt: skip
+            raise block.unfit(
+                "the last blocks go, and the clause does not end with them",
+                suggestion="drop blocks[*] by sls(), or blocks[4:]",
+            )
 
     def procedure(self) -> object:
         """Train, choose, cut, train again."""

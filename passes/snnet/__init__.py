@@ -95,14 +95,17 @@ class Snnet(Pass):
     kernel: int = option(2, minimum=1, maximum=64, help="blocks in the window, at equal depth")
     stride: int = option(1, minimum=1, maximum=64, help="blocks by which the window slides")
     offset: int | None = option(
-        None, minimum=0, maximum=1,
+        None,
+        minimum=0,
+        maximum=1,
         help="end blocks behind the paired one run from it (0) or from the next (1); "
         "0 at equal depth and 1 at unequal by default, 0 in stages",
-    )  # fmt: skip
+    )
     ends: str = option(
-        "all", choices=("all", "inner"),
+        "all",
+        choices=("all", "inner"),
         help="whether all pairs count, or those that leave out a part of both models",
-    )  # fmt: skip
+    )
     unequal: str = option(
         "nearest", choices=("nearest", "multiple"), help="the rule for models of unequal depth"
     )
@@ -111,13 +114,17 @@ class Snnet(Pass):
         100, minimum=1, maximum=1_000_000, help="images of data= that layers are solved from"
     )
     layers: str = option(
-        "full", choices=("full", "lora"),
+        "full",
+        choices=("full", "lora"),
         help="whether the layers between models train, or a low-rank update of them (ESTA)",
-    )  # fmt: skip
+    )
     rank: int | None = option(
-        None, minimum=1, maximum=65536, needs="layers == 'lora'",
+        None,
+        minimum=1,
+        maximum=65536,
+        needs="layers == 'lora'",
         help="of the update; a quarter of the front's width by default",
-    )  # fmt: skip
+    )
     biases: bool = option(False, help="whether each stitch has a bias of its own at them (ESTA)")
     descending: bool = option(False, help="whether a front may be wider than its end")
     nearest: bool = option(

@@ -70,9 +70,13 @@ class Squeeze(nn.Module):
         self.flat, self.picking = flat, Picking()
 
     def into(
-        self, x: torch.Tensor, size: torch.Tensor, kept: torch.Tensor, gone: torch.Tensor,
+        self,
+        x: torch.Tensor,
+        size: torch.Tensor,
+        kept: torch.Tensor,
+        gone: torch.Tensor,
         start: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The tokens [B, T, C] that are kept, sizes, and in which of these each is that goes."""
         if not gone.shape[1]:
             return x, size, gone
@@ -185,9 +189,13 @@ class SqueezedTokens(nn.Module):
         self.picking, self.squeeze = Picking(), Squeeze(flat=hard)
 
     def forward(
-        self, x: torch.Tensor, score: torch.Tensor, first: torch.Tensor, before: torch.Tensor,
+        self,
+        x: torch.Tensor,
+        score: torch.Tensor,
+        first: torch.Tensor,
+        before: torch.Tensor,
         size: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    ) -> tuple[torch.Tensor, ...]:
         """The tokens that are left, and how many patches each stands for."""
         size = x.new_ones(x.shape[:2]) if size is None else size
         count, start, now = score.shape[1], self.prefix, self.hard or not self.training
@@ -363,6 +371,10 @@ class PruneAndSqueeze(Pass):
         if self.schedule == "cosine":
             return FallingKeep("squeeze.tps", self.start, self.length)
         return KeptTokens(
-            "squeeze.tps", self.rate_loss, self.teacher_loss, self.token_loss,
-            self.token_distance, self.backbone_lr,
-        )  # fmt: skip
+            "squeeze.tps",
+            self.rate_loss,
+            self.teacher_loss,
+            self.token_loss,
+            self.token_distance,
+            self.backbone_lr,
+        )

@@ -96,9 +96,10 @@ class SynQt(Pass):
         None, help="a number that the three scales are, in place of parameters"
     )
     kem: str = option(
-        "frozen", choices=("frozen", "trained"),
+        "frozen",
+        choices=("frozen", "trained"),
         help="whether queries pass the frozen layers of the model, or copies of them that train",
-    )  # fmt: skip
+    )
     dropout: float = option(0.1, minimum=0, below=1, help="in training")
     drop_path: float = option(
         0.3, minimum=0, below=1, help="how often all features but the first are dropped in training"
@@ -124,9 +125,16 @@ class SynQt(Pass):
         if before is not None and self.scale is None:
             given += (block.shared("feat_scale", lambda: FeatureScale(self.feat_scale)),)
         synthesis = QuerySynthesis(
-            self.count, block.dim, self.hidden, self.narrow, before is None,
-            self.attn_scale, self.ffn_scale, self.scale, self.dropout,
-        )  # fmt: skip
+            self.count,
+            block.dim,
+            self.hidden,
+            self.narrow,
+            before is None,
+            self.attn_scale,
+            self.ffn_scale,
+            self.scale,
+            self.dropout,
+        )
         if self.kem == "frozen":
             return block.attn.ask(synthesis, *given)
         keys, values = block.attn.asked()
@@ -151,13 +159,21 @@ class SynQt(Pass):
             raise block.unfit("its blocks are not all over tokens of one width")
         for name in ("hidden", "narrow"):
             value = getattr(self, name)
-            block.expect(value <= block.dim, name, f"{value} units are more than {block.dim} "
-                         "channels", notes=[f"valid: 1..{block.dim}"])  # fmt: skip
+            block.expect(
+                value <= block.dim,
+                name,
+                f"{value} units are more than {block.dim} channels",
+                notes=[f"valid: 1..{block.dim}"],
+            )
         if block.leads:
             self.check_model(block)
         if self.kem == "trained":
-            block.expect(block.plain, "kem", "the block has other layers than a "
-                         "plain one", suggestion="write kem=frozen")  # fmt: skip
+            block.expect(
+                block.plain,
+                "kem",
+                "the block has other layers than a plain one",
+                suggestion="write kem=frozen",
+            )
 
     def check_model(self, block: BlockSite) -> None:
         """Whether there is one head, and a norm that the new one can start as."""

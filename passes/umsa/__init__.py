@@ -75,30 +75,35 @@ class Umsa(Pass):
 
     kernels: tuple[int, ...] = option((1, 3), help="sides of the convolutions, odd and increasing")
     rule: str = option(
-        "prefix", choices=("prefix", "complex"),
+        "prefix",
+        choices=("prefix", "complex"),
         help="whether a gate needs all simpler ones open, or the most complex open one decides",
-    )  # fmt: skip
+    )
     tau: float | None = option(
         None, above=0, help="temperature of the heads' shares; 0.01, in windows 100 by default"
     )
     paths: str = option(
-        "single", choices=("single", "multi"),
+        "single",
+        choices=("single", "multi"),
         help="whether convolutions are mixed out of the heads, or have weights of their own",
-    )  # fmt: skip
+    )
     windows: str = option(
-        "whole", choices=("whole", "inside"),
+        "whole",
+        choices=("whole", "inside"),
         help="in windows: whether convolutions see the whole map, as once they are lowered, or in "
         "the search the (shifted) window alone, as in the authors' code",
-    )  # fmt: skip
+    )
     state: str = option(
-        "search", words=("search", "skip", "msa"),
+        "search",
+        words=("search", "skip", "msa"),
         help='what it is: all of it, decided by gates, or one branch, such as "3x3"',
-    )  # fmt: skip
+    )
     skip: str = option(
-        "zero", choices=("zero", "identity"),
+        "zero",
+        choices=("zero", "identity"),
         help="what an attention that is skipped adds, once it is lowered or where the state says "
         "so: nothing, as in the search, or the norm of the stream, as in the authors' code",
-    )  # fmt: skip
+    )
     start: float = option(1.5, help="what the logits of the gates start as")
     temperature: float = option(1.0, above=0, help="of the draw of the gates in training")
 
@@ -212,21 +217,26 @@ class Umsa(Pass):
         sides = list(self.kernels)
         increasing = bool(sides) and all(a < b for a, b in pairwise([0, *sides]))
         attn.expect(
-            increasing and all(k % 2 for k in sides), "kernels", f"{_told(sides)} cannot be",
+            increasing and all(k % 2 for k in sides),
+            "kernels",
+            f"{_told(sides)} cannot be",
             suggestion="write odd numbers in increasing order, such as kernels=[1, 3]",
-        )  # fmt: skip
+        )
         known = ["search", *self.states]
         attn.expect(
-            self.state in known, "state", f"'{self.state}' is none of its states",
+            self.state in known,
+            "state",
+            f"'{self.state}' is none of its states",
             suggestion=f"write one of {', '.join(known)}",
-        )  # fmt: skip
+        )
         if self.state in ("skip", "msa"):
             return
         height, width = attn.branch.patches
         attn.expect(
-            sides[-1] <= min(height, width), "kernels",
+            sides[-1] <= min(height, width),
+            "kernels",
             f"a kernel of {sides[-1]}x{sides[-1]} is larger than {height}x{width} patches",
-        )  # fmt: skip
+        )
         attn.expect_whole()
         if attn.over != "tokens":
             raise attn.unfit("it attends over channels")
@@ -234,9 +244,12 @@ class Umsa(Pass):
             attn.idle("windows", "where nothing attends within windows")
 
     def prices(
-        self, attn: AttentionSite, module: UnifiedAttention | SeparatePaths, *,
+        self,
+        attn: AttentionSite,
+        module: UnifiedAttention | SeparatePaths,
+        *,
         patches_only: bool = False,
-    ) -> list[float]:  # fmt: skip
+    ) -> list[float]:
         """Of each branch alone, or with `rule=prefix` what it costs more than the one before.
 
         The attention is over all tokens whatever `patches_only` says, as the paper has it.

@@ -17,9 +17,14 @@ class HeadConvolution(nn.Module):
     changes = (0,)
 
     def __init__(
-        self, hidden: int, heads: int, tau: float, kernel: int, size: int,
+        self,
+        hidden: int,
+        heads: int,
+        tau: float,
+        kernel: int,
+        size: int,
         grid: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.hidden, self.heads, self.tau = hidden, heads, tau
         self.kernel, self.size, self.grid = kernel, size, grid
@@ -28,9 +33,15 @@ class HeadConvolution(nn.Module):
         self.patches = PatchMap(grid)
 
     def forward(
-        self, x: torch.Tensor, v: torch.Tensor, v_bias: torch.Tensor | None, proj: torch.Tensor,
-        proj_bias: torch.Tensor | None, height: int = 0, width: int = 0,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        x: torch.Tensor,
+        v: torch.Tensor,
+        v_bias: torch.Tensor | None,
+        proj: torch.Tensor,
+        proj_bias: torch.Tensor | None,
+        height: int = 0,
+        width: int = 0,
+    ) -> torch.Tensor:
         """The convolution of the patches of x; its other tokens stay as they are."""
         weight, bias, up = self.mixture(self.kernel, v, v_bias, proj)
         code = F.conv2d(self.patches(x, height, width), weight, bias, padding=self.kernel // 2)
@@ -49,9 +60,14 @@ class ConvBottleneck(nn.Module):
     changes = (0,)
 
     def __init__(
-        self, width: int, hidden: int, kernel: int, grid: tuple[int, int] | None = None,
-        normed: bool = False, biased: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        hidden: int,
+        kernel: int,
+        grid: tuple[int, int] | None = None,
+        normed: bool = False,
+        biased: bool = True,
+    ) -> None:
         super().__init__()
         self.width, self.hidden, self.kernel = width, hidden, kernel
         self.grid, self.normed, self.biased = grid, normed, biased

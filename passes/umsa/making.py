@@ -27,9 +27,11 @@ def bottleneck(
 
 
 def folded_mixture(
-    mixed: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor], norm: nn.Module,
-    up_bias: torch.Tensor | None, grid: tuple[int, int] | None,
-) -> ConvBottleneck:  # fmt: skip
+    mixed: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor],
+    norm: nn.Module,
+    up_bias: torch.Tensor | None,
+    grid: tuple[int, int] | None,
+) -> ConvBottleneck:
     """The same of what heads mix, [d, C, k, k], [d] and [C, d], and a batch norm."""
     weight, bias, up = mixed
     hidden, width, kernel = weight.shape[:3]

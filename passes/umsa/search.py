@@ -101,9 +101,16 @@ class UnifiedAttention(nn.Module):
     changes = (1,)
 
     def __init__(
-        self, hidden: int, heads: int, tau: float, kernels: tuple[int, ...], rule: str = "prefix",
-        grid: tuple[int, int] | None = None, start: float = 1.5, temperature: float = 1.0,
-    ) -> None:  # fmt: skip
+        self,
+        hidden: int,
+        heads: int,
+        tau: float,
+        kernels: tuple[int, ...],
+        rule: str = "prefix",
+        grid: tuple[int, int] | None = None,
+        start: float = 1.5,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.hidden, self.heads, self.kernels, self.tau = hidden, heads, kernels, tau
         self.rule, self.grid, self.start, self.temperature = rule, grid, start, temperature
@@ -119,10 +126,17 @@ class UnifiedAttention(nn.Module):
         return self.gates.logits
 
     def forward(
-        self, x: torch.Tensor, y: torch.Tensor, v: torch.Tensor, v_bias: torch.Tensor | None,
-        proj: torch.Tensor, proj_bias: torch.Tensor | None, height: int = 0, width: int = 0,
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        v: torch.Tensor,
+        v_bias: torch.Tensor | None,
+        proj: torch.Tensor,
+        proj_bias: torch.Tensor | None,
+        height: int = 0,
+        width: int = 0,
         uniforms: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """What is there, in place of what attention makes of x, y."""
         share = self.weighed(self.gates(uniforms)).to(y.dtype)
         maps = self.patches(x, height, width)
@@ -147,9 +161,15 @@ class SeparatePaths(nn.Module):
     changes = (1,)
 
     def __init__(
-        self, width: int, hidden: int, kernels: tuple[int, ...], rule: str = "prefix",
-        grid: tuple[int, int] | None = None, start: float = 1.5, temperature: float = 1.0,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        hidden: int,
+        kernels: tuple[int, ...],
+        rule: str = "prefix",
+        grid: tuple[int, int] | None = None,
+        start: float = 1.5,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.width, self.hidden, self.kernels = width, hidden, kernels
         self.rule, self.grid, self.start, self.temperature = rule, grid, start, temperature
@@ -168,9 +188,13 @@ class SeparatePaths(nn.Module):
         return self.gates.logits
 
     def forward(
-        self, x: torch.Tensor, y: torch.Tensor, height: int = 0, width: int = 0,
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        height: int = 0,
+        width: int = 0,
         uniforms: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """What is there, in place of what attention makes of x, y."""
         share = self.weighed(self.gates(uniforms)).to(y.dtype)
         maps = self.patches(x, height, width)

@@ -183,14 +183,16 @@ class Vqt(Pass):
         """O = the rows behind the block; at the last one, logits = W [x; O_1; ..; O_L] + b."""
         block.expect(
             self.readout != "class" or not block.pooled,
-            "readout", "the head reads no class token alone",
+            "readout",
+            "the head reads no class token alone",
             suggestion="write readout=pooled: the first piece is what it pools",
-        )  # fmt: skip
+        )
         block.expect(
             self.readout != "pooled" or block.pooled,
-            "readout", "the head does not pool: it reads tokens in front",
+            "readout",
+            "the head does not pool: it reads tokens in front",
             suggestion="write readout=class",
-        )  # fmt: skip
+        )
         bound = math.sqrt(6 / (block.patch_features + block.dim))
         queries = SummaryQueries(self.count, block.dim, bound, self.dropout)
         block.collect(block.attn.extend_q(queries))

@@ -159,8 +159,10 @@ def test_gate_is_what_is_activated() -> None:
     mlp = _analysed(mlp=Gated).blocks[0].mlp
     assert mlp is not None
     assert [s and s.path.rpartition(".")[2] for s in (mlp.gate, mlp.fc1, mlp.fc2)] == [
-        "one", "two", "three",
-    ]  # fmt: skip
+        "one",
+        "two",
+        "three",
+    ]
 
 
 def test_rows_that_heads_take_in_turns() -> None:

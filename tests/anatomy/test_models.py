@@ -322,7 +322,7 @@ def test_windows(name: str, windows: list[Any], anatomy: Analyse) -> None:
 
 def test_blocks_of_one_sum(anatomy: Analyse) -> None:
     for block in anatomy("convnext_tiny").blocks:
-        assert block.attn is block.mid is None
+        assert block.attn is None is block.mid
         assert block.mlp is not None
         assert block.norm1 == f"{block.unit}.norm"
     first = anatomy("maxvit_tiny_tf_224").blocks[0]

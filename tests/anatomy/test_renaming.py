@@ -66,7 +66,8 @@ def _walk(
         module, (nn.Sequential, nn.ModuleList)
     )
     names: dict[str, str] = {}
-    for store in (module._parameters, module._buffers, module._modules):
+    stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
+    for store in stores:
         for name, value in list(store.items()):
             word = name if fixed else known.setdefault((type(module), name), words.new())
             names[name] = word
@@ -84,7 +85,7 @@ def _walk(
     return found
 
 
-def _class(base: type, names: dict[str, str], words: _Words) -> type:
+def _class(base: Any, names: dict[str, str], words: _Words) -> type:
     def look_up(self: nn.Module, name: str) -> Any:
         for store in ("_parameters", "_buffers", "_modules"):
             if names.get(name) in self.__dict__[store]:

@@ -48,9 +48,11 @@ def deltas(rewritten: Rewritten, names: str = "abcd") -> dict[str, dict[str, tor
 
 @torch.no_grad()
 def alone(
-    rewritten: Rewritten, held: Mapping[str, Mapping[str, torch.Tensor]], x: torch.Tensor,
+    rewritten: Rewritten,
+    held: Mapping[str, Mapping[str, torch.Tensor]],
+    x: torch.Tensor,
     tasks: list[str],
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Each sample as the rewritten model computes it in this batch with the delta of its task."""
     before = {k: v.clone() for k, v in rewritten.delta().items()}
     rows = []

@@ -35,8 +35,9 @@ def test_apply_writes_the_files_of_the_contract(made: Path) -> None:
     assert head["sites"] == ["head"]
     claims = {c["claim"]: (c["measured"], c["holds"]) for c in report["claims"]}
     assert claims == {
-        "trainable == 1024 excluding head": (1024, True), "identity at init": (0.0, True),
-    }  # fmt: skip
+        "trainable == 1024 excluding head": (1024, True),
+        "identity at init": (0.0, True),
+    }
 
 
 def test_the_macs_of_the_report_are_those_of_the_arithmetic(made: Path) -> None:

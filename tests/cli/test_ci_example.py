@@ -87,9 +87,13 @@ def run(script: str, project: Path) -> tuple[int, str]:
     path.write_text(script)
     paths = os.pathsep.join([str(project / "bin"), os.environ["PATH"]])
     done = subprocess.run(
-        ["bash", "-e", str(path)], cwd=project, capture_output=True, text=True, check=False,
+        ["bash", "-e", str(path)],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PATH": paths},
-    )  # fmt: skip
+    )
     return done.returncode, done.stdout + done.stderr
 
 

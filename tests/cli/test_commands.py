@@ -205,9 +205,10 @@ def test_lower(inside: Path) -> None:
     assert invoke("lower", "low", "--out", "lower").codes == ["VR705"]
     assert {p.name for p in (inside / "low").iterdir()} == FILES | {"originals.safetensors"}
     assert set(load_file("low/originals.safetensors")) == {
-        f"blocks.{i}.attn.{name}" for i in range(2)
+        f"blocks.{i}.attn.{name}"
+        for i in range(2)
         for name in ("qkv.weight", "qkv_lora.down", "qkv_lora.up")
-    }  # fmt: skip
+    }
     result = invoke("lower", "out", "--out", "low")
     assert (result.status, result.err) == (0, "")
     assert re.search(r"modules +float32 +bfloat16 +float16\n", result.out)
@@ -316,8 +317,9 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 def test_an_output_that_is_full_is_no_bug_of_ours() -> None:
     done = process("vitrewrite explain lora > /dev/full")
     assert (done.returncode, done.stderr) == (
-        1, "VR700 cannot use a file: no space left on device\n",
-    )  # fmt: skip
+        1,
+        "VR700 cannot use a file: no space left on device\n",
+    )
 
 
 def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:

@@ -45,8 +45,10 @@ def test_every_command_line_gets_an_answer(here: Path) -> None:
             raise AssertionError(f"{argv}\n{case!r}") from error
         seen[result.status] += 1
     assert {p.name for p in here.iterdir()} - {"__pycache__"} == {
-        "tiny.py", "lora.peft", "fuzzed.peft",
-    }  # fmt: skip
+        "tiny.py",
+        "lora.peft",
+        "fuzzed.peft",
+    }
     assert seen[0] > COUNT // 50, seen
     assert seen[1] > COUNT // 4, seen
 

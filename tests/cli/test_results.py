@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.folders import reseal
+from vitrewrite.errors import VerifyError
 from vitrewrite.folder.reading import load_folder
 from vitrewrite.folder.usage import Usage
 from vitrewrite.interchange import exported
@@ -136,10 +137,10 @@ def test_the_size_of_images_is_dynamic_where_the_model_takes_several() -> None:
 
 def test_what_deviates_is_no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exported, "_apart", lambda expected, found: 2e-4)
-    with pytest.raises(exported.VerifyError) as caught:
+    with pytest.raises(VerifyError) as caught:
         exported.export(torch.nn.Conv2d(3, 2, 3), "pt2", (3, 8, 8), fixed=True, about={})
     assert caught.value.code == "VR599"
-    with pytest.raises(exported.VerifyError) as caught:
+    with pytest.raises(VerifyError) as caught:
         exported.export(Breaks(), "pt2", (3, 8, 8), fixed=True, about={})
     assert caught.value.code == "VR598"
 

@@ -32,9 +32,10 @@ def test_an_angle_is_that_of_what_two_stitches_share() -> None:
         module.zero_grad()
         F.cross_entropy(module.stitch(images, number), labels).backward()
         gradients[number] = {
-            n: p.grad.clone() for n, p in module.named_parameters()
+            n: p.grad.clone()
+            for n, p in module.named_parameters()
             if n.endswith("qkv.weight") and p.grad is not None
-        }  # fmt: skip
+        }
     for i, j in ((0, 2), (2, 7)):
         shared = gradients[i].keys() & gradients[j].keys()
         one, other = (

@@ -124,9 +124,18 @@ def test_folders_specs_and_models_side_by_side(
     vr.emit(vr.apply("few.peft"), "made")
     vr.emit(vr.lower(vr.apply("few.peft")), "low")
     done = invoke(
-        "show", "architecture", "few.peft", "made", "low", TINY, "--across", "2",
-        "--out", "a.svg", "--json",
-    )  # fmt: skip
+        "show",
+        "architecture",
+        "few.peft",
+        "made",
+        "low",
+        TINY,
+        "--across",
+        "2",
+        "--out",
+        "a.svg",
+        "--json",
+    )
     models = json.loads(done.out)["models"]
     assert [m["title"].partition(" ")[0] for m in models[:3]] == ["few"] * 3
     assert models[0]["blocks"] == models[1]["blocks"] == models[2]["blocks"]

@@ -146,9 +146,19 @@ def test_the_command_takes_a_folder_of_images(
     Image.new("RGB", (60, 90), (20, 20, 200)).save("photos/b.png")
     vr.emit(vr.apply(f"model {TINY}\n"), "made")
     done = invoke(
-        "show", "attention", "made", "--image", "photos", "--block", "0,3", "--query", "0,3",
-        "--out", "a.png", "--json",
-    )  # fmt: skip
+        "show",
+        "attention",
+        "made",
+        "--image",
+        "photos",
+        "--block",
+        "0,3",
+        "--query",
+        "0,3",
+        "--out",
+        "a.png",
+        "--json",
+    )
     told = json.loads(done.out)
     assert told["images"] == 2
     assert [block["block"] for block in told["blocks"]] == [0, 3]

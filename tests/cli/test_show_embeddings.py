@@ -36,9 +36,13 @@ def test_the_head_is_made_of_what_is_drawn(clause: str) -> None:
     assert len(found.vectors) == 12
     with torch.no_grad():
         logits = made.module.eval()(batch().images)
-    matrices = [p for n, p in made.module.named_parameters()
-                if p.dim() == 2 and p.shape == (logits.shape[1], found.vectors.shape[1])
-                and n in made.result.head]  # fmt: skip
+    matrices = [
+        p
+        for n, p in made.module.named_parameters()
+        if p.dim() == 2
+        and p.shape == (logits.shape[1], found.vectors.shape[1])
+        and n in made.result.head
+    ]
     assert any(
         torch.allclose((found.vectors @ m.T - logits).std(0), torch.zeros(()), atol=1e-4)
         for m in matrices

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(folder: Path) -> Iterator[Any]:
+def ours(folder: Path) -> Any:
     """The rewritten model, with a delta that acts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -59,7 +58,7 @@ IMAGE = "data/images/training/00.png"
 
 def test_attention_is_that_of_transformers() -> None:
     model = models.create("hf:tiny", seed=0).eval()
-    expected = {}
+    expected: dict[int, Any] = {}
     for index, layer in enumerate(model.model.transformer_module.decoder.layers):
         layer.cross_attn.register_forward_hook(
             lambda *given, i=index: expected.__setitem__(i, given[-1][1])

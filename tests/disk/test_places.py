@@ -115,9 +115,11 @@ def test_what_lies_on_another_file_system_is_not_touched(
 
     def elsewhere(path: Path) -> Any:
         found = lstat(path)
-        return os.stat_result((*found[:2], found.st_dev + 1, *found[3:])) if (
-            path.name == "mounted"
-        ) else found  # fmt: skip
+        return (
+            os.stat_result((*found[:2], found.st_dev + 1, *found[3:]))
+            if (path.name == "mounted")
+            else found
+        )
 
     monkeypatch.setattr(Path, "lstat", elsewhere)
     with pytest.raises(FileError, match=r"VR734 cannot keep .*mounted.* another file system"):

@@ -59,9 +59,14 @@ def test_a_size_may_be_read_after_the_check(kind: Any, training: bool) -> None:
 def test_levels_of_features() -> None:
     torch.manual_seed(0)
     model = timm.create_model(
-        "vit_tiny_patch16_224", features_only=True, img_size=64, out_indices=(0, 2), depth=3,
-        embed_dim=48, num_heads=3,
-    ).eval()  # fmt: skip
+        "vit_tiny_patch16_224",
+        features_only=True,
+        img_size=64,
+        out_indices=(0, 2),
+        depth=3,
+        embed_dim=48,
+        num_heads=3,
+    ).eval()
     x = torch.randn(2, 3, 64, 64)
     found = vr.capture(model, x)(x)
     assert [*map(torch.equal, found, model(x))] == [True, True]
@@ -69,9 +74,14 @@ def test_levels_of_features() -> None:
 
 def test_lora_in_levels_of_features() -> None:
     model = timm.create_model(
-        "vit_tiny_patch16_224", features_only=True, img_size=64, out_indices=(0, 1), depth=2,
-        embed_dim=48, num_heads=3,
-    )  # fmt: skip
+        "vit_tiny_patch16_224",
+        features_only=True,
+        img_size=64,
+        out_indices=(0, 1),
+        depth=2,
+        embed_dim=48,
+        num_heads=3,
+    )
     x = torch.randn(2, 3, 64, 64)
     spec = "insert lora(rank=2) at blocks[*].attn.{q, v}"
     rewritten = vr.apply(spec, model, example=x)

@@ -163,7 +163,13 @@ def test_names_of_files_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_xml_and_templates() -> None:
     assert xml("a\x00b\ud800c\x85") == "a\\x00b\\ud800c\\x85"
     drawn = render(
-        "graph.svg.jinja", columns=[], legend=[("#000000", "</text>--><&\x00")], head=None, tall=0,
-        layers=[], layers_tall=0, title="\x1b<",
-    )  # fmt: skip
+        "graph.svg.jinja",
+        columns=[],
+        legend=[("#000000", "</text>--><&\x00")],
+        head=None,
+        tall=0,
+        layers=[],
+        layers_tall=0,
+        title="\x1b<",
+    )
     assert ElementTree.fromstring(drawn) is not None

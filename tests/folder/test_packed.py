@@ -111,8 +111,10 @@ def test_the_command(tmp_path: Path) -> None:
         command("lower", tmp_path / "out", "--delta", tmp_path / name, "--out", low)
     assert (tmp_path / "task.bin").stat().st_size == 456 + 4 * (48 * 5 + 5)
     command("lower", tmp_path / "out", "--out", tmp_path / "low")
-    weights = [load_file(tmp_path / n / "weights.safetensors") for n in
-               ("low", "lowtask.safetensors", "lowtask.bin")]  # fmt: skip
+    weights = [
+        load_file(tmp_path / n / "weights.safetensors")
+        for n in ("low", "lowtask.safetensors", "lowtask.bin")
+    ]
     assert equal(weights[0], weights[1])
     assert equal(weights[0], weights[2])
 

@@ -129,10 +129,10 @@ class TwoHeads(VisionTransformer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.extra_head = nn.Linear(16, 5)
-        self.more = nn.ModuleDict({"blocks": nn.Sequential(nn.ModuleDict({}))})
-        self.more.blocks[0]["mlp"] = nn.ModuleDict({"fc1": nn.Linear(5, 5)})
+        mlp = nn.ModuleDict({"fc1": nn.Linear(5, 5)})
+        self.more = nn.ModuleDict({"blocks": nn.Sequential(nn.ModuleDict({"mlp": mlp}))})
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         x = self.forward_head(self.forward_features(x), pre_logits=True)
         return self.head(x) + self.more.blocks[0]["mlp"]["fc1"](self.extra_head(x))
 
@@ -157,10 +157,14 @@ def test_names_that_end_alike(tmp_path: Path) -> None:
 def test_what_was_trained_in_peft_is_read(tmp_path: Path) -> None:
     model = tiny()
     config = peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules=["qkv"], modules_to_save=["head"],
-        rank_pattern={r"blocks\.1\.attn\.qkv": 2}, alpha_pattern={"1.attn.qkv": 3},
+        r=4,
+        lora_alpha=8,
+        target_modules=["qkv"],
+        modules_to_save=["head"],
+        rank_pattern={r"blocks\.1\.attn\.qkv": 2},
+        alpha_pattern={"1.attn.qkv": 3},
         init_lora_weights=False,
-    )  # fmt: skip
+    )
     made = peft.get_peft_model(copy.deepcopy(model), config)
     spread(made.base_model.model.head.modules_to_save)
     made.save_pretrained(tmp_path)

@@ -178,9 +178,7 @@ def test_what_is_code_has_no_program(tmp_path: Path) -> None:
     rewritten = vr.apply("insert lora(rank=2) at blocks[*].attn.{q, v}\n", tiny())
     with pytest.raises(ProgramError, match="which is code"):
         write_program(trace(rewritten.module, torch.zeros(1, 3, 32, 32)))
-    again_ = vr.apply(
-        "train head\n", rewritten.module, example=torch.zeros(1, 3, 32, 32)
-    )  # fmt: skip
+    again_ = vr.apply("train head\n", rewritten.module, example=torch.zeros(1, 3, 32, 32))
     vr.emit(again_, tmp_path / "out")
     assert not (tmp_path / "out" / "program.json").exists()
     lock = json.loads((tmp_path / "out" / "lock.json").read_text())

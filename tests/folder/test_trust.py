@@ -84,8 +84,9 @@ def test_code_runs_where_it_is_needed_and_named(inside: Path) -> None:
     Path("tiny.py").rename("mine.py")
     assert invoke("lower", "bare", "model=mine.py:build", "--out", "new").status == 0
     assert ran()
-    assert (Path("new/weights.safetensors").read_bytes()
-            == Path("low/weights.safetensors").read_bytes())  # fmt: skip
+    assert (
+        Path("new/weights.safetensors").read_bytes() == Path("low/weights.safetensors").read_bytes()
+    )
     assert invoke("lower", "out", "model=mine.py:build", "--out", "other").status == 0
     assert ran()
     assert snapshot(Path("other")) == snapshot(Path("low"))

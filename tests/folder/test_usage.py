@@ -30,7 +30,8 @@ def tiny(**options: Any) -> VisionTransformer:
     torch.manual_seed(0)
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     model = VisionTransformer(**{**small, "num_classes": 3, **options})
-    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.875}
+    record: Any = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "crop_pct": 0.875}
+    model.pretrained_cfg = record
     return model
 
 
@@ -67,9 +68,8 @@ def test_the_python_of_the_readme_runs(written: Path, monkeypatch: pytest.Monkey
     code = (written / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     monkeypatch.chdir(written)
     image = photo(50, 40)
-    opened = type("Opened", (), {"open": staticmethod(lambda name: image)})
     monkeypatch.syspath_prepend(str(written))
-    monkeypatch.setattr(Image, "open", opened.open)
+    monkeypatch.setattr(Image, "open", lambda name: image)
     space: dict[str, Any] = {}
     exec(code, space)  # what a user would type
     rewritten = load_folder(written)

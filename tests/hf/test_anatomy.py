@@ -9,6 +9,7 @@ import torch
 
 import vitrewrite as vr
 from tests.cli.invoke import invoke
+from tests.hf.planned import planned
 from tests.hf.zoo import ZOO
 from vitrewrite.anatomy import Anatomy, analyse
 from vitrewrite.anatomy.decoder import Decoder, PixelDecoder
@@ -163,22 +164,24 @@ def test_sites_are_printed() -> None:
         ("decoder.layers[0:3].self_attn.q + decoder.layers[3].ffn.{fc1, fc2}", 5),
         ("every linear in decoder.layers[4]", 10),
         ("decoder.mask_head", 3),
-        ("decoder.class_head", 1),
         ("pixel_decoder.layers[*].mlp.fc1", 2),
     ],
 )
 def test_selectors(selector: str, count: int) -> None:
-    member = ZOO["mask2former-r50"]
-    example = torch.zeros(1, 3, *member.sizes[0])
-    plan = vr.plan(f"insert lora(rank=2) at {selector}\n", member.build(), example=example)
+    plan = planned(f"insert lora(rank=2) at {selector}\n")
     assert len(plan.steps[0].sites) == count
 
 
-def test_a_layer_that_is_not_there() -> None:
+def test_the_selector_of_the_class_head() -> None:
     member = ZOO["mask2former-r50"]
     example = torch.zeros(1, 3, *member.sizes[0])
+    spec = "insert lora(rank=2) at decoder.class_head\n"
+    assert len(vr.plan(spec, member.build(), example=example).steps[0].sites) == 1
+
+
+def test_a_layer_that_is_not_there() -> None:
     for selector, code in (("decoder.layers[9].ffn.fc1", "VR304"), ("decoder.layer.ffn", "VR301")):
         with pytest.raises(vr.VitrewriteError, match=code):
-            vr.plan(f"insert lora(rank=2) at {selector}\n", member.build(), example=example)
+            planned(f"insert lora(rank=2) at {selector}\n")
     with pytest.raises(vr.VitrewriteError, match="VR406"):
-        vr.plan("insert lora(rank=2) at decoder.queries\n", member.build(), example=example)
+        planned("insert lora(rank=2) at decoder.queries\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,10 +115,13 @@ def test_the_pixel_decoder_is_the_original_one() -> None:
     total = sum((x * given[f"probe.feature.{i}"]).sum() for i, x in enumerate(levels))
     (total + (masks[:1, :8] * given["probe.mask_features"]).sum()).backward()
     parameters = dict(captured.named_parameters())
-    compare(golden, {
-        **{n: parameters[n.removeprefix("base.")].grad for n in wanted(golden, "base.")},
-        **{f"res{i}": x.grad for i, x in enumerate(inputs, 2)},
-    })  # fmt: skip
+    compare(
+        golden,
+        {
+            **{n: parameters[n.removeprefix("base.")].grad for n in wanted(golden, "base.")},
+            **{f"res{i}": x.grad for i, x in enumerate(inputs, 2)},
+        },
+    )
 
 
 def wanted(golden: Case, *prefixes: str) -> list[str]:
@@ -137,5 +141,5 @@ def compare(golden: Case, gradients: dict[str, torch.Tensor | None]) -> None:
         bound = 1e-3 * float(expected.abs().max()) + 1e-6 * largest
         bound = 1e-5 * largest if f"grad.{name}" in noise else bound
         torch.testing.assert_close(
-            found, expected, rtol=0, atol=bound, msg=lambda m, name=name: f"{name}: {m}"
+            found, expected, rtol=0, atol=bound, msg=partial("{}: {}".format, name)
         )

@@ -149,7 +149,7 @@ def test_the_delta_is_all_that_was_put_in(faseg: vr.Rewritten) -> None:
 @pytest.mark.slow
 def test_a_backbone_of_timm() -> None:
     """Through the same graph: transformers wraps it, and the wrapper is traced like all else."""
-    backbone = hf.TimmBackboneConfig(
+    backbone = hf.TimmBackboneConfig(  # type: ignore[call-arg]
         backbone="resnet18", use_pretrained_backbone=False, out_indices=(1, 2, 3, 4)
     )
     torch.manual_seed(0)

@@ -58,10 +58,13 @@ class DenseDecoder(nn.Module):
             if i < 5:
                 blocked = blocked * (blocked.sum(-1) != blocked.shape[-1]).unsqueeze(-1)
                 made = decoder.layers[i](
-                    queries, level_index=i % 4, position_embeddings=positions,
-                    query_position_embeddings=bias, encoder_hidden_states=features,
+                    queries,
+                    level_index=i % 4,
+                    position_embeddings=positions,
+                    query_position_embeddings=bias,
+                    encoder_hidden_states=features,
                     encoder_attention_mask=blocked,
-                )  # fmt: skip
+                )
                 queries = made[0] if isinstance(made, tuple) else made
         return classes, masks
 
@@ -129,7 +132,7 @@ def test_queries_from_attention_and_from_the_first_masks() -> None:
     (out * given["probe"]).sum().backward()
     golden.gradients_close(
         {
-            "attention": attention.grad, "kp": kp.grad,
+            "attention": attention.grad, "kp": kp.grad,  # type: ignore[dict-item]
             **{f"mlp.{i}.weight": queries.get_parameter(f"h.{i}.weight").grad for i in (0, 2)},
         }
     )  # fmt: skip

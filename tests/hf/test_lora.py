@@ -81,8 +81,9 @@ def test_queries_can_be_trained() -> None:
     rewritten = applied("mask2former-r50", "train decoder.queries\n")
     trained = {n for n, p in rewritten.module.named_parameters() if p.requires_grad}
     assert {n.rpartition(".")[0].rpartition(".")[2] for n in trained} == {
-        "queries_features", "queries_embedder",
-    }  # fmt: skip
+        "queries_features",
+        "queries_embedder",
+    }
 
 
 @pytest.mark.slow

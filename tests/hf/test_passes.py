@@ -18,9 +18,14 @@ def test_all_passes_together() -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
-        image_size=32, patch_size=8, num_labels=5,
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
+    )
     model = transformers.ViTForImageClassification(config).eval()
     rewritten = vr.apply(SPEC, model, example=torch.zeros(1, 3, 32, 32))
     assert rewritten.report["tokens"] == [17, 20, 12, 12]

@@ -16,9 +16,14 @@ from tests.sites.test_positions import keys
 def build() -> Any:
     torch.manual_seed(0)
     config = transformers.DINOv3ViTConfig(
-        image_size=64, patch_size=16, hidden_size=24, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=3, num_register_tokens=2,
-    )  # fmt: skip
+        image_size=64,
+        patch_size=16,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_register_tokens=2,
+    )
     return spread(transformers.DINOv3ViTModel(config)).eval()
 
 
@@ -33,9 +38,7 @@ def reference(model: Any, pixels: torch.Tensor, r: int, prefix: int = 3) -> torc
         rows = tuple(torch.stack([table[p] for p in places])[:, None] for table in tables)
         bias = sizes.log()[:, None, None].expand(-1, -1, x.shape[1], -1)
         with keys() as seen:
-            made = layer.attention(
-                layer.norm1(x), attention_mask=bias, position_embeddings=rows
-            )[0]  # fmt: skip
+            made = layer.attention(layer.norm1(x), attention_mask=bias, position_embeddings=rows)[0]
         x, found = x + layer.layer_scale1(made), []
         for tokens, m, size, place in zip(x, seen[0].mean(1), sizes, places, strict=True):
             first = torch.tensor([g[0] - prefix for g in groups(m, r, prefix)[prefix:]])

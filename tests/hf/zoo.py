@@ -29,7 +29,7 @@ def _swin(**more: Any) -> Any:
 
 
 def _resnet() -> Any:
-    return hf.ResNetConfig(
+    return hf.ResNetConfig(  # type: ignore[call-arg]
         embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1], hidden_act="relu",
         layer_type="bottleneck", out_features=STAGES,
     )  # fmt: skip
@@ -73,7 +73,7 @@ ZOO = {
     ),
     "segformer": Member(
         lambda: hf.SegformerForSemanticSegmentation(
-            hf.SegformerConfig(
+            hf.SegformerConfig(  # type: ignore[call-arg]
                 hidden_sizes=[8, 16, 24, 32], depths=[2, 1, 1, 1], decoder_hidden_size=16,
                 num_attention_heads=[1, 2, 2, 4], drop_path_rate=0.3, image_size=64,
             )

@@ -18,8 +18,9 @@ def parse(text: str, **overrides: object) -> Spec:
 def test_names() -> None:
     named = parse(STITCH)
     assert {name: ref.name for name, ref in named.bases.items()} == {
-        "small": "vit_small", "base": "vit_base",
-    }  # fmt: skip
+        "small": "vit_small",
+        "base": "vit_base",
+    }
     assert str(parse(str(named))) == str(named)
     assert list(parse("stitch m, n, x.py:f with stitch.snnet()\n").bases) == ["a", "b", "c"]
     assert list(parse("stitch m, large=n with stitch.snnet()\n").bases) == ["a", "large"]
@@ -74,5 +75,6 @@ def test_overrides_of_models() -> None:
         parse(STITCH, model="vit_tiny")
     spec = parse(STITCH, num_classes=7)
     assert {str(ref) for ref in spec.bases.values()} == {
-        "small=vit_small(num_classes=7)", "base=vit_base(depth=3, num_classes=7)",
-    }  # fmt: skip
+        "small=vit_small(num_classes=7)",
+        "base=vit_base(depth=3, num_classes=7)",
+    }

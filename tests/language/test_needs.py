@@ -72,8 +72,12 @@ def test_what_depends_on_the_site_is_a_warning() -> None:
         ("insert merge.bdm(prop_attn=false) after blocks[1].attn", "merge.bdm.prop_attn has no"),
     ):
         assert any(message in w for w in vr.plan(f"{tiny}{clause}\n").warnings)
-        assert not any("no effect" in w for w in vr.plan(tiny + clause.split("(")[0] + "()"
-                       + clause.split(")")[1] + "\n").warnings)  # fmt: skip
+        assert not any(
+            "no effect" in w
+            for w in vr.plan(
+                tiny + clause.split("(")[0] + "()" + clause.split(")")[1] + "\n"
+            ).warnings
+        )
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_the_authors_bytes(name: str) -> None:
     stems = [k.removeprefix("packed.") for k in tensors if k.startswith("packed.")]
     assert stems
     for stem in stems:
-        matrix = Quantised(*tensors[f"method.{stem}"].shape, bits=1)
+        matrix = Quantised(*tensors[f"method.{stem}"].shape, bits=1)  # type: ignore[misc]
         matrix.weight.data = tensors[f"method.{stem}"]
         raw, scale = pack(matrix)
         assert torch.equal(raw, tensors[f"packed.{stem}"])

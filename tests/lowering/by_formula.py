@@ -21,7 +21,7 @@ def weight_of(model: nn.Module, owner: str) -> torch.Tensor:
     """The rows of a weight that a name such as `blocks.0.attn.q` stands for."""
     path, _, name = owner.rpartition(".")
     if name not in ROWS or hasattr(model.get_submodule(path), name):
-        return model.get_submodule(owner).weight.data
+        return model.get_submodule(owner).get_parameter("weight").data
     whole = model.get_submodule(path).qkv.weight.data
     first, last = ROWS[name]
     return whole[first * whole.shape[1] : last * whole.shape[1]]

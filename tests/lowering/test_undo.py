@@ -90,7 +90,7 @@ def test_the_unlowered_model_stays_in_the_result(name: str) -> None:
             buffer.add_(1)
     assert equal(state(rewritten), before)
     # What is kept is what it takes, and no more.
-    kept = originals.originals(lowered)
+    kept = originals.originals(lowered)  # type: ignore[attr-defined]
     now = lowered.module.state_dict()
     assert equal({**{k: v for k, v in now.items() if k in before}, **kept}, before)
     assert not any(k in now and same_bits(v, now[k]) for k, v in kept.items())

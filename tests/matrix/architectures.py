@@ -21,20 +21,31 @@ def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
 def _hf_vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
-        image_size=32, patch_size=8, num_labels=CLASSES,
-    )  # fmt: skip
+    config = ViTConfig(  # type: ignore[call-arg]
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        image_size=32,
+        patch_size=8,
+        num_labels=CLASSES,
+    )
     return ViTForImageClassification(config)
 
 
 def _hf_clip() -> nn.Module:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    return CLIPVisionModel(CLIPVisionConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
-        image_size=32, patch_size=8,
-    ))  # fmt: skip
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=128,
+            image_size=32,
+            patch_size=8,
+        )
+    )
 
 
 ARCHITECTURES: Mapping[str, Callable[[], nn.Module]] = {

@@ -92,9 +92,12 @@ def _reach(
 
 
 def _verdicts(
-    options: argparse.Namespace, mutants: Sequence[Mutant], copies: Sequence[Path], known: Path,
+    options: argparse.Namespace,
+    mutants: Sequence[Mutant],
+    copies: Sequence[Path],
+    known: Path,
     outside: set[int],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     shares = [list(range(k, len(mutants), len(copies))) for k in range(len(copies))]
     with ProcessPoolExecutor(len(copies), multiprocessing.get_context("fork")) as pool:
@@ -110,9 +113,13 @@ def _verdicts(
 
 
 def _share(
-    numbers: Sequence[int], mutants: Sequence[Mutant], copy: Path, known: Path, outside: set[int],
+    numbers: Sequence[int],
+    mutants: Sequence[Mutant],
+    copy: Path,
+    known: Path,
+    outside: set[int],
     seconds: float,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """What becomes of some mutants, one after the other in one copy."""
     return [_verdict(n, mutants[n], copy, known, n in outside, seconds) for n in numbers]
 

@@ -91,9 +91,14 @@ def test_on_a_model_of_hugging_face() -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        image_size=32, patch_size=8, num_labels=5,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
+    )
     model = spread(transformers.ViTForImageClassification(config)).eval()
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     other = "insert adaptformer(hidden=2, dropout=0) at every branch\n"
@@ -199,7 +204,13 @@ def test_every_order_is_the_same_model() -> None:
 @pytest.mark.slow
 def test_it_verifies() -> None:
     model = VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=5,
-        init_values=0.1, drop_path_rate=0.3,
-    )  # fmt: skip
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=3,
+        num_heads=2,
+        num_classes=5,
+        init_values=0.1,
+        drop_path_rate=0.3,
+    )
     vr.verify(fill(vr.apply("\n".join(CLAUSES) + "\n", model)))

@@ -51,7 +51,8 @@ def adapted(x: torch.Tensor, delta: dict[str, torch.Tensor], path: str, s: float
 def beside_mlp(model: Any, norm: str, delta: dict[str, torch.Tensor], s: float) -> Any:
     """The user's own model: what enters a norm is the stream, what leaves the block is changed."""
     for path in [n.removesuffix(".adaptformer.down") for n in delta if n.endswith(".down")]:
-        block, streams = model.get_submodule(path), []
+        streams: list[Any] = []
+        block = model.get_submodule(path)
         block.get_submodule(norm).register_forward_pre_hook(
             lambda _, args, kept=streams: kept.append(args[0])
         )
@@ -159,8 +160,9 @@ def test_a_form_sets_what_is_not_set(
 def test_a_norm_of_its_own_reads_the_stream_first() -> None:
     """Its eps is that of torch's, not that of the model."""
     model = vit().eval()
-    rewritten = fill(vr.apply("insert adaptformer(form=peer, hidden=3) at blocks[1].mlp_branch\n",
-                              model))  # fmt: skip
+    rewritten = fill(
+        vr.apply("insert adaptformer(form=peer, hidden=3) at blocks[1].mlp_branch\n", model)
+    )
     delta = rewritten.delta()
     weight, bias = (delta[f"blocks.1.adaptformer.norm.{n}"] for n in ("weight", "bias"))
     kept: list[torch.Tensor] = []

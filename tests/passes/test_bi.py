@@ -93,7 +93,8 @@ def by_hand(model: Any, delta: dict[str, torch.Tensor], scale: float, bits: int)
             qkv.weight.data[start : start + width] += scale * up @ down
         else:
             biases = [delta[f"{stem}.bi.{kind}.{n}_bias"] for n in ("down", "up")]
-            block, streams = model.get_submodule(stem), []
+            streams: list[Any] = []
+            block = model.get_submodule(stem)
             block.norm2.register_forward_pre_hook(lambda _, a, kept=streams: kept.append(a[0]))
             block.register_forward_hook(
                 lambda _, a, y, kept=streams, down=down, up=up, b=biases: (

@@ -128,9 +128,14 @@ def test_the_grid_follows_the_size_where_the_model_takes_any() -> None:
 def test_the_drop_path_draws_anew_for_the_bypass() -> None:
     """Of a sample whose branch is dropped the bypass may stay, and the other way round."""
     model = VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5,
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=5,
         drop_path_rate=0.5,
-    )  # fmt: skip
+    )
     rewritten = fill(vr.apply(SPEC, model))
     last: Any = rewritten.module.get_submodule("blocks.1")
     draws: list[torch.Tensor] = []

@@ -106,9 +106,11 @@ def test_golden_losses() -> None:
     rate, weight = about["target_rate"], about["rate_weight"]
     procedure = LOSSES.RateAndCompleteModel(rate, weight, complete=True)
     run: Any = SimpleNamespace(
-        module=module, task=Classification(10), settings=SimpleNamespace(label_smoothing=0.0),
+        module=module,
+        task=Classification(10),
+        settings=SimpleNamespace(label_smoothing=0.0),
         inserted=rewritten.inserted,
-    )  # fmt: skip
+    )
     batch = SimpleNamespace(images=case.tensors["input"], labels=case.tensors["labels"])
     output = getattr(module, procedure.entry)(batch.images)
     found = procedure.terms(run, batch, output)
@@ -317,7 +319,7 @@ def test_costs_of_images_are_those_of_a_table() -> None:
         order = [insertion.path for insertion, _ in gates_of(rewritten.result.editor)]
         rows = {i.path: m for i, m in gates_of(lowered.result.editor.on(root))}
         for path, count in zip(order, gates_of_image, strict=True):
-            rows[path].number, rows[path].rate = 0, (count + 0.5) / 16
+            rows[path].number, rows[path].rate = 0, (count + 0.5) / 16  # type: ignore[assignment]
         table.append(Propagation(root, rewritten.result.example).macs)
     assert found[:1].tolist() == table
 

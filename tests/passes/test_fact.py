@@ -55,10 +55,17 @@ def test_golden_outputs_merged_weights_and_gradients() -> None:
 def test_the_forward_is_that_of_the_card(form: str, ratio: int) -> None:
     def model() -> Any:
         torch.manual_seed(0)
-        return spread(VisionTransformer(
-            img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=5,
-            mlp_ratio=ratio,
-        )).eval()  # fmt: skip
+        return spread(
+            VisionTransformer(
+                img_size=16,
+                patch_size=8,
+                embed_dim=16,
+                depth=3,
+                num_heads=2,
+                num_classes=5,
+                mlp_ratio=ratio,
+            )
+        ).eval()
 
     rewritten = fill(vr.apply(f"insert fact(rank=5, form={form}, scale=0.3) at {EVERY}\n", model()))
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -179,7 +186,7 @@ def test_a_rank_for_each_site() -> None:
 def test_blocks_keep_their_columns_when_others_are_dropped() -> None:
     rewritten = vr.apply(f"insert fact(rank=4, form=tk) at {EVERY}\ndrop blocks[1]\n", vit())
     first = [m.first for m in rewritten.inserted("fact") if hasattr(m, "first")]
-    assert sorted(set(first)) == [0, 24]
+    assert sorted(set(first)) == [0, 24]  # type: ignore[type-var]
     assert rewritten.delta()["fact.P"].shape == (4, 36)
     assert not vr.lower(fill(rewritten)).result.editor.insertions
 

@@ -69,7 +69,8 @@ def test_properties_over_random_vits(data: st.DataObject) -> None:
         )
     )  # fmt: skip
     rewritten = vr.apply(f"insert ia3() at {sites}\n", model)
-    parts = [(i.site, p) for i in rewritten.result.editor.insertions for p in i.site.parts]
+    seats: list[Any] = [i.site for i in rewritten.result.editor.insertions]
+    parts = [(seat, p) for seat in seats for p in seat.parts]
     count = sum(p.in_features if site.ends_mlp else p.out_features for site, p in parts)
     assert rewritten.report["params"]["trainable"] == count
     assert all(tensor.eq(1).all() for tensor in rewritten.delta().values())

@@ -98,7 +98,8 @@ def test_properties_over_random_vits(data: st.DataObject, seed: int) -> None:
     if "head" in sites:
         width = min(width, model.num_classes - 1)  # a rank stays below the size of the matrix
     rewritten = vr.apply(f"insert lora(rank={width}) at {sites}\n", model, seed=seed)
-    chosen = [i.site.parts for i in rewritten.result.editor.insertions]
+    seats: list[Any] = [i.site for i in rewritten.result.editor.insertions]
+    chosen = [seat.parts for seat in seats]
     count = sum(width * (s.in_features + s.out_features) for group in chosen for s in group)
     assert rewritten.report["params"]["trainable"] == count
     vr.verify(rewritten, graphs=False)

@@ -172,8 +172,9 @@ def test_training_and_inference_agree_where_a_gradient_is_asked_for(name: str) -
     found.sum().backward()
     assert all(
         p.grad is not None and bool(p.grad.abs().sum() > 0)
-        for n, p in module.named_parameters() if p.requires_grad and n.endswith("up")
-    )  # fmt: skip
+        for n, p in module.named_parameters()
+        if p.requires_grad and n.endswith("up")
+    )
     vr.verify(rewritten, graphs=False)
 
 
@@ -187,6 +188,11 @@ def test_passes_that_know_one_range_are_refused_by_name() -> None:
     )
     model, x = build("visformer")
     with pytest.raises(vr.VitrewriteError) as caught:
-        vr.plan("insert adapter(hidden=4) at every block.attn.proj\n".replace(
-            "every block", "blocks[1]"), model, example=x)  # fmt: skip
+        vr.plan(
+            "insert adapter(hidden=4) at every block.attn.proj\n".replace(
+                "every block", "blocks[1]"
+            ),
+            model,
+            example=x,
+        )
     assert "it works on the last axis, and the layer is a 1x1 convolution" in str(caught.value)

@@ -121,7 +121,7 @@ def test_one_hard_match_of_every_other_patch() -> None:
     found = torch.autograd.grad((output * case.tensors["probe"]).sum(), parameters)
     case.gradients_close({f"base.{k}": g for k, g in zip(keys, found, strict=True)})
     (merge,) = (m for m in module.modules() if hasattr(m, "merge_soft"))
-    merge.traced = True
+    merge.traced = True  # type: ignore[assignment]
     with torch.no_grad():
         into = merge(seen["x"], seen["k"])[2]
     assert torch.equal(into, case.tensors["group_of_token"])
@@ -163,14 +163,18 @@ def test_the_gradient_stop() -> None:
     with_matching = gradients()
     (merge,) = (m for m in rewritten.module.modules() if hasattr(m, "merge_soft"))
     match = merge.match
-    merge.match = lambda k: match(k).detach()
+    merge.match = lambda k: match(k).detach()  # type: ignore[assignment]
     assert all(torch.equal(a, b) for a, b in zip(with_matching, gradients(), strict=True))
 
 
 @given(
-    height=st.integers(2, 7), width=st.integers(2, 7), prefix=st.integers(0, 5),
-    bits=st.sampled_from([1, 4, 32]), sized=st.booleans(), seed=st.integers(0, 99),
-)  # fmt: skip
+    height=st.integers(2, 7),
+    width=st.integers(2, 7),
+    prefix=st.integers(0, 5),
+    bits=st.sampled_from([1, 4, 32]),
+    sized=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_mass_and_means_are_conserved(
     height: int, width: int, prefix: int, bits: int, sized: bool, seed: int
 ) -> None:
@@ -352,8 +356,9 @@ class NarrowKeys(torch.nn.Module):
         self.v, self.proj = torch.nn.Linear(dim, dim), torch.nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        q, k, v = (m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for m in (self.q, self.k, self.v))  # fmt: skip
+        q, k, v = (
+            m(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for m in (self.q, self.k, self.v)
+        )
         y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         return self.proj(y.transpose(1, 2).flatten(2))
 

@@ -173,7 +173,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_what_the_equations_say(name: str) -> None:
     model = vit(**MODELS[name]).eval()
-    x = image(*model.patch_embed.img_size, batch=3)
+    x = image(*model.patch_embed.img_size, batch=3)  # type: ignore[misc]
     rewritten = vr.apply(TOME, model)
     expected = reference(model, x, 8)
     for module in (rewritten.module, vr.lower(rewritten).module):

@@ -61,8 +61,10 @@ def test_it_is_the_users_own_mlp(layers: int) -> None:
 
 
 def test_counts_of_the_card() -> None:
-    plan = vr.plan("replace head with mlp_head()\ntrain head\n"
-                   "require trainable(head=0) == 1184256\n", "vit_base_patch16_224")  # fmt: skip
+    plan = vr.plan(
+        "replace head with mlp_head()\ntrain head\nrequire trainable(head=0) == 1184256\n",
+        "vit_base_patch16_224",
+    )
     head = 768 * 1000 + 1000
     assert plan.to_json()["params"]["trainable"] == 1_184_256 + head
     assert plan.to_json()["params"]["total"] == 85_798_656 + 1_184_256 + head
@@ -73,8 +75,11 @@ def test_gradients_reach_the_head_alone() -> None:
     rewritten.module.train()(IMAGES).square().sum().backward()
     reached = {n for n, p in rewritten.module.named_parameters() if p.grad is not None}
     assert reached == {n for n, _ in rewritten.module.named_parameters() if n.startswith("head.")}
-    assert all(p.grad.abs().sum() > 0 for n, p in rewritten.module.named_parameters()
-               if p.grad is not None and "hidden" not in n)  # fmt: skip
+    assert all(
+        p.grad.abs().sum() > 0
+        for n, p in rewritten.module.named_parameters()
+        if p.grad is not None and "hidden" not in n
+    )
 
 
 def test_norms_fold_into_the_layers_behind_them() -> None:
@@ -97,9 +102,14 @@ def test_a_delta_has_the_statistics_of_the_norms(tmp_path: Path) -> None:
 
 def test_both_heads_of_a_distilled_model() -> None:
     model = timm.create_model(
-        "deit_tiny_distilled_patch16_224", img_size=16, patch_size=4, embed_dim=16, depth=2,
-        num_heads=2, num_classes=4,
-    )  # fmt: skip
+        "deit_tiny_distilled_patch16_224",
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=4,
+    )
     rewritten = vr.apply(SPEC.format(2), model)
     assert {n.split(".")[0] for n in rewritten.delta()} == {"head", "head_dist"}
     assert rewritten.module.eval()(IMAGES).shape == (5, 4)

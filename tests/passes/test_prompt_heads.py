@@ -128,8 +128,9 @@ def test_class_token_that_joins_late() -> None:
     rewritten = vr.apply(DEEP, base)
     prompts = prompts_of(rewritten, 2)
     assert [k for k in rewritten.delta() if "prompt" in k] == [
-        "blocks.0.prompt.prompt", "blocks.1.prompt.prompt",
-    ]  # fmt: skip
+        "blocks.0.prompt.prompt",
+        "blocks.1.prompt.prompt",
+    ]
     assert any(
         "'blocks[2]': its stream is the class token alone" in w for w in rewritten.result.warnings
     )
@@ -274,9 +275,11 @@ def test_projection() -> None:
     assert float(weight.std()) == pytest.approx((2 / 48) ** 0.5, rel=0.15)
     assert not delta["blocks.0.prompt.project.bias"].any()
     prompts = [
-        torch.nn.functional.linear(*(delta[f"blocks.{i}.prompt.{n}"] for n in (
-            "prompt", "project.weight", "project.bias"))).detach() for i in range(2)
-    ]  # fmt: skip
+        torch.nn.functional.linear(
+            *(delta[f"blocks.{i}.prompt.{n}"] for n in ("prompt", "project.weight", "project.bias"))
+        ).detach()
+        for i in range(2)
+    ]
     by_hooks(base, list(base.blocks), prompts, 1)  # type: ignore[arg-type]
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

@@ -73,8 +73,11 @@ def test_deep_prompts_lower_to_constant_keys_and_values(name: str) -> None:
         case.close(lowered.module(case.tensors["input"]), "output")
     assert lowered.report["tokens"] == [65] * 5
     assert lowered.report["macs"] < rewritten.report["macs"]
-    assert not any(p.requires_grad for n, p in lowered.module.named_parameters() if "prompt." in n
-                   and "kv_prompt" not in n)  # fmt: skip
+    assert not any(
+        p.requires_grad
+        for n, p in lowered.module.named_parameters()
+        if "prompt." in n and "kv_prompt" not in n
+    )
     vr.verify(lowered, graphs=name == "e2vpt-vit-before")
 
 

@@ -203,9 +203,14 @@ def test_initial_values_go_by_the_stem() -> None:
 def test_swin_v2() -> None:
     torch.manual_seed(0)
     model = timm.models.swin_transformer_v2.SwinTransformerV2(
-        img_size=32, patch_size=2, window_size=4, embed_dim=8, depths=(2, 2), num_heads=(1, 2),
+        img_size=32,
+        patch_size=2,
+        window_size=4,
+        embed_dim=8,
+        depths=(2, 2),
+        num_heads=(1, 2),
         num_classes=5,
-    )  # fmt: skip
+    )
     rewritten = fill(vr.apply(DEEP, spread(model).eval()))
     with torch.no_grad():
         whole, alone = rewritten.module(X), [rewritten.module(x[None]) for x in X]

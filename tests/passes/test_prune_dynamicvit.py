@@ -43,8 +43,12 @@ def fill_case(rewritten: Rewritten, case: goldens.Case, name: str, own: str) -> 
             tensor.copy_(case.tensors["method." + key.replace(name, own)])
 
 
-def golden(spec: str = ALL, case: str = "dynamicvit", name: str = "prune.dynamicvit",
-           own: str = "dynamicvit") -> tuple[goldens.Case, Rewritten]:  # fmt: skip
+def golden(
+    spec: str = ALL,
+    case: str = "dynamicvit",
+    name: str = "prune.dynamicvit",
+    own: str = "dynamicvit",
+) -> tuple[goldens.Case, Rewritten]:
     found = goldens.case(case)
     rewritten = vr.apply(spec, found.base())
     fill_case(rewritten, found, name, own)
@@ -102,9 +106,11 @@ def test_golden_losses() -> None:
     procedure: Any = method.procedure()
     modules = [i.module for i in rewritten.result.editor.insertions]
     run: Any = SimpleNamespace(
-        module=rewritten.module.train(), rewritten=rewritten, base=rewritten.base.eval(),
+        module=rewritten.module.train(),
+        rewritten=rewritten,
+        base=rewritten.base.eval(),
         inserted=lambda name: modules,
-    )  # fmt: skip
+    )
     procedure.before_step(run)
     x, labels = case.tensors["input"], case.tensors["labels"]
     output = run.module(x)

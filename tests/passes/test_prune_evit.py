@@ -161,6 +161,7 @@ def test_sizes_and_traces() -> None:
 def test_a_share_that_falls_is_for_training() -> None:
     spec = SPEC.replace("()", "(schedule=cosine, start=0, length=2)")
     rewritten = vr.apply(spec, vit())
+    procedure: Any
     (procedure,) = [m.procedure() for m in rewritten.result.methods.values()]
     modules = prunes(rewritten)
     for epoch, tokens in ((0.0, 65), (1.0, 57), (2.0, 47)):

@@ -118,7 +118,7 @@ def set_thresholds(rewritten: Rewritten, merge: float, prune: float) -> Rewritte
 def test_one_block_lowers_exactly(options: dict[str, Any]) -> None:
     rewritten = vr.apply(SPEC.replace("*", "1"), vit(**options))
     set_thresholds(rewritten, 0.3, 0.015)
-    x = image(*options.get("img_size", (32, 32)), batch=3)
+    x = image(*options.get("img_size", (32, 32)), batch=3)  # type: ignore[misc]
     lowered, masks = vr.lower(rewritten), watched(rewritten)
     with torch.no_grad():
         y = rewritten.module.eval()(x)
@@ -179,8 +179,10 @@ def test_traces() -> None:
 
 
 def test_with_rows_beside_keys_and_prompts() -> None:
-    for other in ("prepend kv_prompt(n=2) to blocks[*].attn\n",
-                  "prepend prompt(count=3) to blocks[*]\n"):  # fmt: skip
+    for other in (
+        "prepend kv_prompt(n=2) to blocks[*].attn\n",
+        "prepend prompt(count=3) to blocks[*]\n",
+    ):
         found = []
         for spec in (SPEC + other, other + SPEC):
             rewritten = fill(vr.apply(spec, vit()))
@@ -238,12 +240,22 @@ def test_thresholds_reach_the_target_on_digits(seed: int, tmp_path: Path) -> Non
     options = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 4}
     model = timm.create_model("vit_tiny_patch16_224", **options, num_classes=10, in_chans=1)
     full = Settings(batch=32, lr=1e-3, epochs=4, warmup_epochs=1.0)
-    whole = tune(vr.apply("train every parameter\n", model), "digits", full,
-                 out=tmp_path / "whole", seed=seed)  # fmt: skip
+    whole = tune(
+        vr.apply("train every parameter\n", model),
+        "digits",
+        full,
+        out=tmp_path / "whole",
+        seed=seed,
+    )
     spec = "insert prune.ltmp(target=0.75, prune_lr=1e-3, merge_lr=1e-2) after blocks[*].attn\n"
     settings = Settings(batch=32, lr=1e-3, epochs=6, warmup_epochs=0.0)
-    tuned = tune(vr.apply(spec, whole.module, example=torch.zeros(1, 1, 16, 16)), "digits",
-                 settings, out=tmp_path / "run", seed=seed)  # fmt: skip
+    tuned = tune(
+        vr.apply(spec, whole.module, example=torch.zeros(1, 1, 16, 16)),
+        "digits",
+        settings,
+        out=tmp_path / "run",
+        seed=seed,
+    )
     from vitrewrite.data import Preprocessing, batches, open_data
 
     masks, shares = watched(tuned), list[torch.Tensor]()

@@ -64,7 +64,7 @@ def test_properties_over_random_vits(data: st.DataObject, seed: int) -> None:
                          "blocks[-1].attn.{qkv, proj}"]))  # fmt: skip
     clause = f"insert repadapter(hidden={hidden}, groups={groups}) at {sites}\n"
     rewritten = vr.apply(clause, model, seed=seed)
-    widths = [i.module.dim for i in rewritten.result.editor.insertions]
+    widths: list[Any] = [i.module.dim for i in rewritten.result.editor.insertions]
     count = sum(hidden * d + hidden + d * (hidden // groups) + d for d in widths)
     assert rewritten.report["params"]["trainable"] == count
     assert dim in widths
@@ -205,9 +205,14 @@ def test_a_norm_in_the_same_module_is_scaled_before_it() -> None:
     for order in (clauses, clauses[::-1]):
         torch.manual_seed(0)
         model = VisionTransformer(
-            img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5,
+            img_size=16,
+            patch_size=8,
+            embed_dim=16,
+            depth=2,
+            num_heads=2,
+            num_classes=5,
             block_fn=ParallelScalingBlock,
-        )  # fmt: skip
+        )
         lowered = lowers(model, "\n".join(order) + "\n")
         assert not lowered.result.editor.insertions
         found.append(lowered.module(torch.ones(1, 3, 16, 16)))
@@ -216,14 +221,17 @@ def test_a_norm_in_the_same_module_is_scaled_before_it() -> None:
 
 def test_where_something_beside_it_stays_it_stays_too() -> None:
     """The adapter of `proj` reads what RepAdapter yields; folded, only what it reads is there."""
-    clauses = ("insert adapter(hidden=3) at blocks[0].attn.proj",
-               "insert repadapter() at blocks[0].attn.proj")  # fmt: skip
+    clauses = (
+        "insert adapter(hidden=3) at blocks[0].attn.proj",
+        "insert repadapter() at blocks[0].attn.proj",
+    )
     for order in (clauses, clauses[::-1]):
         lowered = lowers(vit(), "\n".join(order) + "\n")
         assert {i.pass_name for i in lowered.result.editor.insertions} == {"adapter", "repadapter"}
         waived = [step.waived.get("lowers_exactly") for step in lowered.result.steps]
-        assert {"blocks[0].attn.proj": "'blocks.0.attn.proj_adapter' is beside the layer, and "
-                "stays"} in waived  # fmt: skip
+        assert {
+            "blocks[0].attn.proj": "'blocks.0.attn.proj_adapter' is beside the layer, and stays"
+        } in waived
 
 
 def test_the_printed_model_calls_it_in_front_of_the_layer() -> None:

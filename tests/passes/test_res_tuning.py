@@ -21,9 +21,10 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 def test_golden() -> None:
     spec = "insert res_tuning(form=bypass, hidden=5, vertical_hidden=3) at blocks[*]\n"
     rewritten = golden(
-        "res-tuning-bypass", f"{spec}train norm\ntrain head\n",
+        "res-tuning-bypass",
+        f"{spec}train norm\ntrain head\n",
         lambda name: name.replace("res_tuning", "restuning"),
-    )  # fmt: skip
+    )
     reached = {n for n, p in rewritten.module.named_parameters() if p.grad is not None}
     assert {n for n in reached if "res_tuning" not in n} == {
         "norm.weight", "norm.bias", "head.weight", "head.bias",
@@ -125,8 +126,9 @@ def test_what_it_cuts_off_is_told() -> None:
     assert "8 trained tensors from nothing else: blocks.0.attn.qkv_lora.down, " in told
     cut = rewritten.result.unreached
     assert {name for name in cut if "lora" not in name} == {
-        "blocks.2.mlp.fc2.weight", "blocks.2.mlp.fc2.bias"
-    }  # fmt: skip
+        "blocks.2.mlp.fc2.weight",
+        "blocks.2.mlp.fc2.bias",
+    }
     (reached,) = [c for c in vr.verify(rewritten, graphs=False) if "gradients reach" in c.name]
     assert reached.note == "8 more are in front of what is read without gradient"
     assert not vr.apply(f"{BYPASS}train norm\n", vit()).result.unreached
@@ -253,8 +255,14 @@ def test_applying_twice_is_detected() -> None:
 @pytest.mark.slow
 def test_it_verifies() -> None:
     model = VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=16, depth=4, num_heads=2, num_classes=5,
-        init_values=0.1, drop_path_rate=0.3,
-    )  # fmt: skip
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=4,
+        num_heads=2,
+        num_classes=5,
+        init_values=0.1,
+        drop_path_rate=0.3,
+    )
     vr.verify(fill(vr.apply(BYPASS, model)))
     vr.verify(fill(vr.apply(BASE, model)))

@@ -36,9 +36,13 @@ class SequenceFirst(nn.Module):
 def swin(image: int = 56) -> nn.Module:
     """Two stages: 4 windows of 7x7 in the first, one in the second; the second block shifts."""
     return timm.create_model(
-        "swin_tiny_patch4_window7_224", depths=(2, 1), embed_dim=16, num_heads=(2, 2),
-        img_size=image, num_classes=3,
-    )  # fmt: skip
+        "swin_tiny_patch4_window7_224",
+        depths=(2, 1),
+        embed_dim=16,
+        num_heads=(2, 2),
+        img_size=image,
+        num_classes=3,
+    )
 
 
 def convnext() -> nn.Module:

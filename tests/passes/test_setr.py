@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,7 +82,7 @@ def test_golden_outputs_losses_and_gradients(name: str) -> None:
         if f"grad.{key}" not in noise:
             bound = 1e-3 * float(expected.abs().max()) + 1e-6 * largest
         torch.testing.assert_close(
-            gradients[key], expected, rtol=0, atol=bound, msg=lambda m, k=key: f"{k}: {m}"
+            gradients[key], expected, rtol=0, atol=bound, msg=partial("{}: {}".format, key)
         )
     for key, expected in given.items():
         if key.startswith("after_step."):

@@ -39,7 +39,8 @@ def tuned(out: Path, rule: str = RAW, settings: Settings = SETTINGS, **more: Any
 
 def by_hand(host: Rewritten) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Class tokens behind each block of the tuned host."""
-    module, found, labels = host.module.eval(), {}, []
+    module, labels = host.module.eval(), []
+    found: dict[str, list[torch.Tensor]] = {}
     for i in range(4):
         rows = found.setdefault(f"blocks[{i}]", [])
         block = module.get_submodule(f"blocks.{i}")

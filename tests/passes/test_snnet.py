@@ -101,8 +101,11 @@ def test_gradients_are_those_of_the_authors() -> None:
     for name in (n for n in tensors if n.startswith("grad.")):
         _, pair, _, layer, kind = name.split(".")
         j, k = map(int, pair.split("_"))
-        number = next(s["id"] for s in about["stitches"]
-                      if (s["front_last_block"], s["end_first_block"]) == (j, k))  # fmt: skip
+        number = next(
+            s["id"]
+            for s in about["stitches"]
+            if (s["front_last_block"], s["end_first_block"]) == (j, k)
+        )
         made.zero_grad()
         (made.stitch(tensors["input"], number) * tensors["probe"]).sum().backward()
         found = made.stitches[int(layer)].get_parameter(kind).grad

@@ -77,9 +77,10 @@ def test_golden(name: str) -> None:
     case = goldens.case(name)
     spec = SPT.format(structured=STRUCTURED[name])
     rewritten = vr.apply(spec, case.base(), profile=profile())
-    assert rewritten.report["allocations"][CALL.replace("4K", "4000").replace("10K", "10000")][
-        "total"
-    ] == case.about["declared_total_params"]  # fmt: skip
+    assert (
+        rewritten.report["allocations"][CALL.replace("4K", "4000").replace("10K", "10000")]["total"]
+        == case.about["declared_total_params"]
+    )
     names = load(rewritten, case)
     module, x = rewritten.module, case.tensors["input"]
     with torch.no_grad():

@@ -174,16 +174,21 @@ def test_applying_twice_is_detected() -> None:
 @torch.no_grad()
 def test_a_layer_without_bias_gets_one(sites: str) -> None:
     torch.manual_seed(0)
-    model = spread(timm.models.vision_transformer.VisionTransformer(
-        img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5,
-        qkv_bias=False,
-    )).eval()  # fmt: skip
+    model = spread(
+        timm.models.vision_transformer.VisionTransformer(
+            img_size=16,
+            patch_size=8,
+            embed_dim=16,
+            depth=2,
+            num_heads=2,
+            num_classes=5,
+            qkv_bias=False,
+        )
+    ).eval()
     rewritten = fill(vr.apply(f"insert ssf() at {sites}\n", model))
     lowered = vr.lower(rewritten)
     x = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(
-        lowered.module(x), rewritten.module.eval()(x), rtol=1e-4, atol=1e-5
-    )  # fmt: skip
+    torch.testing.assert_close(lowered.module(x), rewritten.module.eval()(x), rtol=1e-4, atol=1e-5)
     assert "blocks.0.attn.qkv.bias" in lowered.module.state_dict()
     keys = lowered.report["keys"]
     owner = "blocks.0.attn.qkv"

@@ -26,17 +26,19 @@ NUMBERS = {"1_2": 6, "2_1": 7, "end_anchor": 1}
 """The stitches of the golden case."""
 
 
-def row(made: Rewritten, place: str, number: int) -> tuple[str, int]:
+def row(made: Any, place: str, number: int) -> tuple[str, int]:
     """The table of a place of the golden case, and the row of a stitch."""
     if place == "stitch":
-        layer = made.module.get_submodule(f"stitches.{made.module.STITCHES[number][2]}")  # type: ignore[index, union-attr]
-        return f"{_path(made, layer)}.snnet.table", layer.stitches.index(number)  # type: ignore[operator, union-attr]
+        layer = made.module.get_submodule(f"stitches.{made.module.STITCHES[number][2]}")
+        return f"{_path(made, layer)}.snnet.table", layer.stitches.index(number)
     found = next(
-        m for n, m in made.module.named_modules()
-        if n.startswith(place.rpartition(".")[0]) and n.endswith("stitch_bias")
+        m
+        for n, m in made.module.named_modules()
+        if n.startswith(place.rpartition(".")[0])
+        and n.endswith("stitch_bias")
         and place.rpartition(".")[2] in n
-    )  # fmt: skip
-    return f"{place}.stitch_bias.table", found.stitches.index(number)  # type: ignore[operator, union-attr]
+    )
+    return f"{place}.stitch_bias.table", found.stitches.index(number)
 
 
 def _path(made: Rewritten, module: object) -> str:
@@ -45,7 +47,8 @@ def _path(made: Rewritten, module: object) -> str:
 
 def names(made: Rewritten, tensors: Mapping[str, torch.Tensor], start: str) -> dict[str, Any]:
     """For each name of the golden case below `start` the tensor of the delta, or a row of it."""
-    delta, found = made.delta(), {}
+    delta = made.delta()
+    found: dict[str, tuple[str, Any]] = {}
     for name in (n for n in tensors if n.startswith(start)):
         kind, place = name.removeprefix(start).split(".", 1)
         if kind == "ssb":
@@ -183,9 +186,11 @@ def test_source_runs_alone_and_says_which_stitch_runs(made: Rewritten, case: Any
     for number in NUMBERS.values():
         module: Any = made.module
         torch.testing.assert_close(
-            twin.stitch(tensors["input"], number), module.stitch(tensors["input"], number),
-            rtol=0, atol=0,
-        )  # fmt: skip
+            twin.stitch(tensors["input"], number),
+            module.stitch(tensors["input"], number),
+            rtol=0,
+            atol=0,
+        )
 
 
 def test_a_stitch_is_compiled_once(made: Rewritten, case: Any) -> None:
@@ -209,9 +214,10 @@ insert stitch_bias() at every base.blocks[*].attn.{qkv, proj}
     delta = {n: p.numel() for n, p in made.result.root.named_parameters() if p.requires_grad}
     tables = sum(count for name, count in delta.items() if name.endswith("table"))
     between = sum(
-        count for name, count in delta.items()
+        count
+        for name, count in delta.items()
         if name.startswith("stitches") and not name.endswith("table")
-    )  # fmt: skip
+    )
     assert tables == 1_440_000
     assert between == 1_520_640
     assert sum(delta.values()) == 1_440_000 + 1_520_640 + 3 * 442_368

@@ -131,8 +131,10 @@ def test_weights_of_each_base(tmp_path: Any) -> None:
 def test_a_role_starts_at_its_base() -> None:
     plan = vr.plan(f"{STITCH})\ntrain every base.blocks[0].attn.proj + front.cls_token\n")
     assert plan.steps[-1].sites == (
-        "front.blocks[0].attn.proj", "end.blocks[0].attn.proj", "front.cls_token",
-    )  # fmt: skip
+        "front.blocks[0].attn.proj",
+        "end.blocks[0].attn.proj",
+        "front.cls_token",
+    )
     assert list(plan.base_anatomies) == ["front", "end"]
     assert plan.base_anatomies["end"].blocks[3].role == "end.blocks[3]"
 

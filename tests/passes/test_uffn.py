@@ -126,8 +126,11 @@ def test_other_models_are_narrowed_by_their_gates(name: str) -> None:
 
 
 def test_lora_goes_into_the_weights_before_units_go() -> None:
-    clauses = [SEARCH, "insert lora(rank=2) at blocks[*].mlp.{fc1, fc2}\n",
-               "insert ssf() at blocks[*].mlp.fc1\n"]  # fmt: skip
+    clauses = [
+        SEARCH,
+        "insert lora(rank=2) at blocks[*].mlp.{fc1, fc2}\n",
+        "insert ssf() at blocks[*].mlp.fc1\n",
+    ]
     for order in (clauses, clauses[::-1]):
         rewritten = closed(vr.apply("".join(order), tiny()))
         vr.verify(rewritten, graphs=False)
@@ -155,8 +158,9 @@ def test_named_units_stay() -> None:
     assert own.keys() == model.state_dict().keys()
     assert torch.equal(own["blocks.1.mlp.fc1.bias"], model.blocks[1].mlp.fc1.bias[[1, 3]])
     assert {k: v.shape[-1] for k, v in rewritten.delta().items() if "fc2" in k} == {
-        "blocks.0.mlp.fc2.weight": 3, "blocks.1.mlp.fc2.weight": 2,
-    }  # fmt: skip
+        "blocks.0.mlp.fc2.weight": 3,
+        "blocks.1.mlp.fc2.weight": 2,
+    }
     vr.verify(rewritten, graphs=False)
 
 

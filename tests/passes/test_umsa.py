@@ -101,8 +101,14 @@ def test_rules() -> None:
 class Unified(nn.Module):
     """The layer of the paper around timm's own, position by position."""
 
-    def __init__(self, attention: nn.Module, delta: dict[str, torch.Tensor], kernels: Any,
-                 tau: float, grid: tuple[int, int]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        attention: nn.Module,
+        delta: dict[str, torch.Tensor],
+        kernels: Any,
+        tau: float,
+        grid: tuple[int, int],
+    ) -> None:
         super().__init__()
         self.attention, self.delta, self.kernels = attention, delta, kernels
         self.tau, self.grid, self.opened = tau, grid, len(kernels)
@@ -124,7 +130,9 @@ class Unified(nn.Module):
             attention.proj.weight.chunk(heads, 1),
         )
         patches = x[:, -count:].unflatten(1, self.grid)
-        edge, code, up = size // 2 - k // 2, 0, 0
+        edge = size // 2 - k // 2
+        code: Any = 0
+        up: Any = 0
         for dy in range(k):
             for dx in range(k):
                 s = share[:, edge + dy + size * (edge + dx)]
@@ -135,8 +143,17 @@ class Unified(nn.Module):
                 code = code + sum(s[h] * bias[h] for h in range(heads))
                 up = up + sum(s[h] * out[h] for h in range(heads))
         norm = {n: self.delta[f"bn{k}x{k}.{n}"] for n in BATCH_NORMS}
-        code = F.batch_norm(code.movedim(-1, 1), norm["running_mean"], norm["running_var"],
-                            norm["weight"], norm["bias"]).movedim(1, -1).relu()  # fmt: skip
+        code = (
+            F.batch_norm(
+                code.movedim(-1, 1),
+                norm["running_mean"],
+                norm["running_var"],
+                norm["weight"],
+                norm["bias"],
+            )
+            .movedim(1, -1)
+            .relu()
+        )
         made = F.linear(code, up, attention.proj.bias).flatten(1, 2)
         return torch.cat([x[:, :-count], made], 1)
 
@@ -153,7 +170,7 @@ def by_hand(
     return layers
 
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "registers": {"reg_tokens": 2},
     "no class token": {"class_token": False, "global_pool": "avg"},
@@ -189,7 +206,8 @@ class Convolved(Unified):
     def forward(self, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         if self.opened < 0:
             return torch.zeros_like(x)
-        shape, self.grid = x.shape, x.shape[1:3] if x.dim() == 4 else self.grid
+        shape = x.shape
+        self.grid = (x.shape[1], x.shape[2]) if x.dim() == 4 else self.grid
         return self.convolved(x.reshape(len(x), -1, x.shape[-1]), self.kernels[self.opened]).view(
             shape
         )
@@ -197,10 +215,18 @@ class Convolved(Unified):
 
 def swin() -> Any:
     torch.manual_seed(0)
-    return spread(SwinTransformer(
-        img_size=48, patch_size=4, embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=6,
-        num_classes=5, drop_path_rate=0.1,
-    ))  # fmt: skip
+    return spread(
+        SwinTransformer(
+            img_size=48,
+            patch_size=4,
+            embed_dim=8,
+            depths=(2, 1),
+            num_heads=(2, 4),
+            window_size=6,
+            num_classes=5,
+            drop_path_rate=0.1,
+        )
+    )
 
 
 @pytest.mark.parametrize("windows", ["whole", "inside"])

@@ -142,8 +142,14 @@ def test_search_is_hardened_is_lowered(make: Any, options: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("make", [plain, swin], ids=["plain", "windows"])
 def test_what_is_closed_is_gone(make: Any, tmp_path: Path) -> None:
-    hard = vr.apply(UMSA.format('state=["1x1", "skip", "msa", "msa"]' if make is plain else
-                                'state=["1x1", "skip", "msa"]'), make())  # fmt: skip
+    hard = vr.apply(
+        UMSA.format(
+            'state=["1x1", "skip", "msa", "msa"]'
+            if make is plain
+            else 'state=["1x1", "skip", "msa"]'
+        ),
+        make(),
+    )
     path, other = (
         ("blocks.0", "blocks.1") if make is plain else ("layers.0.blocks.0", "layers.0.blocks.1")
     )

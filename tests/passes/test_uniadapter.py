@@ -141,7 +141,13 @@ def test_bad_input_is_one_clear_error() -> None:
 @pytest.mark.slow
 def test_it_verifies() -> None:
     model = VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=5,
-        init_values=0.1, drop_path_rate=0.3,
-    )  # fmt: skip
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=3,
+        num_heads=2,
+        num_classes=5,
+        init_values=0.1,
+        drop_path_rate=0.3,
+    )
     vr.verify(fill(vr.apply(SPEC, model)))

@@ -49,7 +49,7 @@ def test_every_patch_is_the_token_that_it_is_in(options: dict[str, Any]) -> None
     into = belongs(watched(short, x), 8, prefix)
     modules = [each.module.eval() for each in (short, whole, vr.lower(whole))]
     for module in modules:
-        module.blocks[3] = Passing()
+        module.blocks[3] = Passing()  # type: ignore[assignment]
     y = modules[0](x)
     expected = y.gather(1, into[..., None].expand(-1, -1, 5))
     for module in modules[1:]:

@@ -174,8 +174,10 @@ def test_selection_of_features(tmp_path: Path) -> None:
     rewritten = vr.apply(VQT.format("keep=0.25"), model)
     result = tune(rewritten, DATA, Settings(steps=1, batch=16, lr=1e-2), out=tmp_path / "run")
     assert list(result.training["phases"]) == [
-        "train", "train with penalty on the head's columns", "train a head on what is kept",
-    ]  # fmt: skip
+        "train",
+        "train with penalty on the head's columns",
+        "train a head on what is kept",
+    ]
     delta = result.delta()
     assert int(delta["head.vqt.kept"].sum()) == 16 * 4 // 4
     assert vr.lower(result).delta()["head.vqt.weight"].shape == (10, 16)

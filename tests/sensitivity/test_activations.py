@@ -83,8 +83,9 @@ def test_rows_of_a_fused_layer() -> None:
 def test_what_leaves_a_block_is_kept_once() -> None:
     found = profile("blocks[*]", tiny())
     assert set(found.tensors) == {
-        "activation.blocks[0].input", *(f"activation.blocks[{i}].output" for i in range(3)),
-    }  # fmt: skip
+        "activation.blocks[0].input",
+        *(f"activation.blocks[{i}].output" for i in range(3)),
+    }
     assert found.activation("blocks[2]", "input") is found.activation("blocks[1]")
     assert found.tensors["activation.blocks[0].input"].shape == (5, 17, 16)
 

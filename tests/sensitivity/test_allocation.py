@@ -95,9 +95,11 @@ def test_measured_sensitivities_are_those_of_the_authors(rule: str, batch: int) 
     names = [k.removeprefix(f"sens.{rule}.") for k in CASE.tensors if k.startswith(f"sens.{rule}.")]
     names = [n for n in names if n.startswith(("blocks", "norm"))]
     found = squared_gradients(
-        CASE.base(), zip(x.split(batch), y.split(batch), strict=True),
-        per_sample=rule == "persample", names=names,
-    )  # fmt: skip
+        CASE.base(),
+        zip(x.split(batch), y.split(batch), strict=True),
+        per_sample=rule == "persample",
+        names=names,
+    )
     for name in names:
         expected = CASE.tensors[f"sens.{rule}.{name}"]
         torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-7)
@@ -144,9 +146,11 @@ def test_bad_measurements(code: str, batches: list[Any] | None) -> None:
     x, y = CASE.tensors["input"], CASE.tensors["labels"].long()
     with pytest.raises(vr.VitrewriteError, match=code):
         squared_gradients(
-            CASE.base(), [(x * float("inf"), y)] if batches is None else batches,
-            per_sample=False, names=["norm.weight"],
-        )  # fmt: skip
+            CASE.base(),
+            [(x * float("inf"), y)] if batches is None else batches,
+            per_sample=False,
+            names=["norm.weight"],
+        )
 
 
 def test_measuring_leaves_the_model_as_it_was() -> None:

@@ -29,9 +29,15 @@ LORA, ADAPTER = "lora(rank=1, convention=spt)", "adapter(hidden=1)"
 
 def swin() -> nn.Module:
     return timm.create_model(
-        "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(2, 1),
-        num_heads=(2, 4), in_chans=1, num_classes=10,
-    )  # fmt: skip
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=4,
+        embed_dim=16,
+        depths=(2, 1),
+        num_heads=(2, 4),
+        in_chans=1,
+        num_classes=10,
+    )
 
 
 def convnext() -> nn.Module:
@@ -69,8 +75,9 @@ def test_candidates_of_convnext() -> None:
     between = {f"stages.{i}.downsample.{part}" for i in (1, 2, 3) for part in parts}
     # Of a convolution's bias, a layer scale and a norm over channels no single entries are trained.
     assert whole == {f"{b}.{k}" for b in blocks for k in ("gamma", "conv_dw.bias")} | between | {
-        "head.norm.weight", "head.norm.bias",
-    }  # fmt: skip
+        "head.norm.weight",
+        "head.norm.bias",
+    }
     # Two biases and a norm of each block besides.
     assert len(found) == len(matrices) + len(whole) + 4 * 4
     assert not any(name.startswith(("stem", "head.fc")) for name in found)

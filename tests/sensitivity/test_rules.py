@@ -172,9 +172,12 @@ def measured(draw: Any) -> tuple[Sequence[Candidate], dict[str, torch.Tensor]]:
 
 @settings(deadline=None)
 @given(
-    data=measured(), rank=st.integers(1, 3), budget=st.integers(1, 400), extra=st.integers(0, 9),
+    data=measured(),
+    rank=st.integers(1, 3),
+    budget=st.integers(1, 400),
+    extra=st.integers(0, 9),
     vectors=st.booleans(),
-)  # fmt: skip
+)
 def test_the_published_rule_keeps_to_tau(
     data: Any, rank: int, budget: int, extra: int, vectors: bool
 ) -> None:
@@ -194,8 +197,9 @@ def check(allocation: Allocation, sensitivities: Mapping[str, torch.Tensor]) -> 
     """Whatever is not sensitive is at most as large as what is."""
     least = min(
         float(sensitivities[d.candidate.name].flatten().sort(descending=True).values[d.count - 1])
-        for d in allocation.decisions if d.count
-    )  # fmt: skip
+        for d in allocation.decisions
+        if d.count
+    )
     for decision in allocation.decisions:
         values = sensitivities[decision.candidate.name].flatten()
         assert int((values > least).sum()) <= decision.count

@@ -92,9 +92,16 @@ def vit(**options: Any) -> Any:
 def swin() -> Any:
     torch.manual_seed(0)
     model = timm.models.swin_transformer.SwinTransformer(
-        img_size=32, patch_size=4, window_size=4, embed_dim=8, depths=(2,), num_heads=(2,),
-        num_classes=5, attn_drop_rate=0.3, drop_path_rate=0.0,
-    )  # fmt: skip
+        img_size=32,
+        patch_size=4,
+        window_size=4,
+        embed_dim=8,
+        depths=(2,),
+        num_heads=(2,),
+        num_classes=5,
+        attn_drop_rate=0.3,
+        drop_path_rate=0.0,
+    )
     return spread(model)
 
 

@@ -77,9 +77,11 @@ class ByHand(nn.Module):
 def test_masks_of_booleans_stay_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under weights that are read, and under a bias that is added."""
     install(
-        monkeypatch, tmp_path, veiled=RECEIVED.format(name="veiled", tap="weights"),
+        monkeypatch,
+        tmp_path,
+        veiled=RECEIVED.format(name="veiled", tap="weights"),
         vpairs=PAIRS.replace("{name}", "vpairs"),
-    )  # fmt: skip
+    )
     read = "insert veiled() at blocks[*].attn"
     pairs = "insert vpairs(queries=16, keys=16) at blocks[1].attn"
     for spec in (f"{read}\n{pairs}\n", f"{pairs}\n{read}\n"):
@@ -104,9 +106,11 @@ def test_causal_attention_is_refused(
     clause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(
-        monkeypatch, tmp_path, cread=RECEIVED.format(name="cread", tap="weights"),
+        monkeypatch,
+        tmp_path,
+        cread=RECEIVED.format(name="cread", tap="weights"),
         cpairs=PAIRS.replace("{name}", "cpairs"),
-    )  # fmt: skip
+    )
     with pytest.raises(
         vr.VitrewriteError, match=r"VR410 .* each query sees the keys in front of it"
     ):

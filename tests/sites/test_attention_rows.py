@@ -77,7 +77,8 @@ class Vqt(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         model = self.model
-        x, seen = model._pos_embed(model.patch_embed(images)), []
+        seen: list[Any] = []
+        x = model._pos_embed(model.patch_embed(images))
         for block, rows in zip(model.blocks, self.rows, strict=True):
             z = torch.cat([rows.expand(len(x), -1, -1), x], 1)
             z = z + self.attend(block.attn, block.norm1(z), rows.shape[1], len(seen))
@@ -207,17 +208,27 @@ def test_tokens_merge_without_the_rows(tmp_path: Path, monkeypatch: pytest.Monke
 def eva() -> Any:
     torch.manual_seed(0)
     return timm.models.eva.Eva(
-        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5,
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=5,
         use_rot_pos_emb=True,
-    )  # fmt: skip
+    )
 
 
 def beit() -> Any:
     torch.manual_seed(0)
     return timm.models.beit.Beit(
-        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5,
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=5,
         use_rel_pos_bias=True,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

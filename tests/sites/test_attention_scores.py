@@ -148,9 +148,11 @@ def test_a_bias_of_pairs_grows_with_prompts(
 def test_an_own_softmax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DynamicViT's, read by a tap."""
     install(
-        monkeypatch, tmp_path, masked=MASKED.replace("{name}", "masked"),
+        monkeypatch,
+        tmp_path,
+        masked=MASKED.replace("{name}", "masked"),
         told=RECEIVED.format(name="told", tap="weights"),
-    )  # fmt: skip
+    )
     clauses = ["insert masked() at blocks[*].attn", "insert told() at blocks[*].attn"]
     outputs = []
     for order in (clauses, clauses[::-1]):

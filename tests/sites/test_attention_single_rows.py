@@ -43,9 +43,14 @@ def fused(rewritten: Any) -> int:
 def beit() -> Any:
     torch.manual_seed(0)
     model = timm.models.beit.Beit(
-        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5,
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=5,
         use_rel_pos_bias=True,
-    )  # fmt: skip
+    )
     return spread(model)
 
 

@@ -59,9 +59,16 @@ def test_weights_with_rotary_positions(tmp_path: Path, monkeypatch: pytest.Monke
     def eva() -> Any:
         torch.manual_seed(0)
         model = timm.models.eva.Eva(
-            img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=5,
-            use_rot_pos_emb=True, swiglu_mlp=True, attn_drop_rate=0.3,
-        )  # fmt: skip
+            img_size=16,
+            patch_size=4,
+            embed_dim=16,
+            depth=2,
+            num_heads=2,
+            num_classes=5,
+            use_rot_pos_emb=True,
+            swiglu_mlp=True,
+            attn_drop_rate=0.3,
+        )
         return spread(model)
 
     install(monkeypatch, tmp_path, turned=RECEIVED.format(name="turned", tap="weights"))

@@ -98,9 +98,15 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def by_hand(model: Any, delta: dict[str, torch.Tensor], options: str) -> Any:
     """The user's model with hooks at its first and last block, and at its heads."""
     model.load_state_dict({n: v for n, v in delta.items() if "tapping" not in n}, strict=False)
-    blocks = list(model.blocks) if hasattr(model, "blocks") else [
-        b for s in (model.layers if hasattr(model, "layers") else model.stages) for b in s.blocks
-    ]  # fmt: skip
+    blocks = (
+        list(model.blocks)
+        if hasattr(model, "blocks")
+        else [
+            b
+            for s in (model.layers if hasattr(model, "layers") else model.stages)
+            for b in s.blocks
+        ]
+    )
     channels_first = hasattr(model, "stages")
     seen: dict[int, torch.Tensor] = {}
     for i in (0, -1):
@@ -109,8 +115,11 @@ def by_hand(model: Any, delta: dict[str, torch.Tensor], options: str) -> Any:
     def mean(x: torch.Tensor) -> torch.Tensor:
         return x.flatten(2).mean(2) if channels_first else x.flatten(1, -2).mean(1)
 
-    layers = {n: m for n, m in model.named_modules() if n in ("head", "head_dist", "head.fc")
-              and isinstance(m, nn.Linear)}  # fmt: skip
+    layers = {
+        n: m
+        for n, m in model.named_modules()
+        if n in ("head", "head_dist", "head.fc") and isinstance(m, nn.Linear)
+    }
     for name, layer in layers.items():
         weight, bias = (delta[f"{name}.tapping.out.{n}"] for n in ("weight", "bias"))
 
@@ -187,8 +196,12 @@ def test_verified_and_counted(name: str) -> None:
 
 @pytest.mark.usefixtures("passes")
 def test_gradients_reach_the_head_and_its_taps() -> None:
-    rewritten = fill(vr.apply("insert lora(rank=2) at blocks[0].mlp.fc2\n"
-                              "replace head with tapping(pooled=false)\n", made()))  # fmt: skip
+    rewritten = fill(
+        vr.apply(
+            "insert lora(rank=2) at blocks[0].mlp.fc2\nreplace head with tapping(pooled=false)\n",
+            made(),
+        )
+    )
     rewritten.module.eval()(images(2)).square().sum().backward()
     grads = {n: p.grad for n, p in rewritten.module.named_parameters() if p.requires_grad}
     assert {n.partition(".")[0] for n in grads} == {"blocks", "head"}

@@ -50,7 +50,7 @@ def keys() -> Iterator[list[torch.Tensor]]:
         seen.append(k)
         return attend(q, k, *args, **kwargs)
 
-    F.scaled_dot_product_attention = noted
+    F.scaled_dot_product_attention = noted  # type: ignore[assignment]
     try:
         yield seen
     finally:

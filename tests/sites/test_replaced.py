@@ -157,9 +157,7 @@ def bottleneck(attn: Any, logits: torch.Tensor) -> None:
         v = attn.qkv.weight.chunk(3)[2].chunk(heads)
         bias = attn.qkv.bias.chunk(3)[2].chunk(heads)
         out = attn.proj.weight.chunk(heads, 1)
-        down, b, up = (
-            sum(s[h] * each[h] for h in range(heads)) for each in (v, bias, out)
-        )  # fmt: skip
+        down, b, up = (sum(s[h] * each[h] for h in range(heads)) for each in (v, bias, out))
         return F.linear(F.linear(x, down, b).relu(), up, attn.proj.bias)
 
     attn.forward = MethodType(forward, attn)
@@ -197,10 +195,14 @@ def test_clauses_about_what_is_done_no_more(
     other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "heads_two"
-    install(monkeypatch, tmp_path, **{
-        name: UMSA.replace("{name}", name),
-        "taken": RECEIVED.format(name="taken", tap="weights"),
-    })  # fmt: skip
+    install(
+        monkeypatch,
+        tmp_path,
+        **{
+            name: UMSA.replace("{name}", name),
+            "taken": RECEIVED.format(name="taken", tap="weights"),
+        },
+    )
     mine = f"insert {name}() at blocks[*].attn"
     other = "insert taken() at blocks[*].attn" if other == "received" else other
     for spec in (f"{mine}\n{other}\n", f"{other}\n{mine}\n"):
@@ -268,9 +270,15 @@ def test_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def eva() -> Any:
     torch.manual_seed(0)
     return timm.models.eva.Eva(
-        img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=5,
-        use_rot_pos_emb=True, swiglu_mlp=True,
-    )  # fmt: skip
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        num_classes=5,
+        use_rot_pos_emb=True,
+        swiglu_mlp=True,
+    )
 
 
 def test_without_some_biases_and_with_norms_of_q_and_k(

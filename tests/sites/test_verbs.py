@@ -54,11 +54,18 @@ class {cls}(Pass):
 """
 
 
-def scaled(name: str, kind: str, verb: str, changes: str = "(0,)", args: str = "x: torch.Tensor",
-           result: str = "x * self.gain") -> str:  # fmt: skip
+def scaled(
+    name: str,
+    kind: str,
+    verb: str,
+    changes: str = "(0,)",
+    args: str = "x: torch.Tensor",
+    result: str = "x * self.gain",
+) -> str:
     cls = name.capitalize()
-    return SCALED.format(name=name, cls=cls, kind=kind, verb=verb, changes=changes, args=args,
-                         result=result)  # fmt: skip
+    return SCALED.format(
+        name=name, cls=cls, kind=kind, verb=verb, changes=changes, args=args, result=result
+    )
 
 
 @torch.no_grad()
@@ -117,8 +124,9 @@ def test_what_stands_at_a_branch_is_in_the_order_of_the_spec(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """g (y + x) is another thing than g y + x."""
-    added = scaled("added", "branch", "beside", "(1,)", "x: torch.Tensor, y: torch.Tensor",
-                   "y + x * self.gain")  # fmt: skip
+    added = scaled(
+        "added", "branch", "beside", "(1,)", "x: torch.Tensor, y: torch.Tensor", "y + x * self.gain"
+    )
     install(monkeypatch, tmp_path, added=added, gated=scaled("gated", "branch", "wrap"))
 
     def reference(first: str) -> Any:
@@ -186,8 +194,9 @@ GONE = "insert lost() at blocks[1].mlp_branch"
 def test_what_is_about_a_branch_that_is_gone_shows_both(
     clause: str, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, tmp_path, lost=DROP.format(cls="Lost"),
-            kept=scaled("kept", "branch", "wrap"))  # fmt: skip
+    install(
+        monkeypatch, tmp_path, lost=DROP.format(cls="Lost"), kept=scaled("kept", "branch", "wrap")
+    )
     with pytest.raises(vr.VitrewriteError) as got:
         vr.plan(f"{GONE}\n{clause}\n", vit())
     assert (got.value.code, got.value.span and got.value.span.line) == ("VR401", 2)

@@ -68,7 +68,7 @@ def test_a_capture_is_called_as_the_model_is(example: Any) -> None:
     for one, other in zip(_parts(want), _parts(got), strict=True):
         assert torch.equal(one, other)
     again = vr.capture(captured, tuple(v for v in (A, B)))
-    assert again.printed.text == captured.printed.text  # type: ignore[union-attr]
+    assert again.printed.text == captured.printed.text  # type: ignore[attr-defined]
 
 
 def _parts(value: Any) -> list[torch.Tensor]:

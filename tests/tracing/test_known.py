@@ -158,8 +158,9 @@ def test_an_index_beyond_a_table_is_a_guard(way: str) -> None:
 def test_mvitv2_is_fixed_where_its_tables_end() -> None:
     model = timm.models.mvitv2.MultiScaleVit(
         timm.models.mvitv2.MultiScaleVitCfg(depths=(1, 1), embed_dim=24, num_heads=1),
-        img_size=(64, 64), num_classes=3,
-    ).eval()  # fmt: skip
+        img_size=(64, 64),
+        num_classes=3,
+    ).eval()
     captured = vr.capture(model, torch.zeros(1, 3, 64, 64))
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(captured(x), model(x))
@@ -174,11 +175,19 @@ def test_detr_whose_mask_counts_all_pixels() -> None:
         embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=[1] * 4, out_features=["stage4"]
     )
     config = transformers.DetrConfig(
-        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
-        backbone_config=backbone, d_model=32, encoder_layers=1, decoder_layers=2,
-        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=32,
-        decoder_ffn_dim=32, num_queries=5,
-    )  # fmt: skip
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=5,
+    )
     model = transformers.DetrForObjectDetection(config).eval()
     captured = vr.capture(model, torch.zeros(1, 3, 64, 64))
     for size in ((2, 3, 64, 64), (1, 3, 96, 64)):

@@ -172,9 +172,14 @@ def eva() -> nn.Module:
 
 def sam() -> nn.Module:
     found: nn.Module = timm.models.vision_transformer_sam.VisionTransformerSAM(
-        **SMALL, patch_size=4, window_size=4, global_attn_indexes=(1,), use_rel_pos=True,
-        use_abs_pos=True, neck_chans=8,
-    )  # fmt: skip
+        **SMALL,
+        patch_size=4,
+        window_size=4,
+        global_attn_indexes=(1,),
+        use_rel_pos=True,
+        use_abs_pos=True,
+        neck_chans=8,
+    )
     return found
 
 
@@ -215,7 +220,7 @@ def test_a_rewritten_model_takes_every_size() -> None:
 
 def test_a_choice_is_a_statement_and_a_fixed_point() -> None:
     captured = vr.capture(Resized(by_count).eval(), torch.zeros(1, 3, 32, 32))
-    text = captured.printed.text  # type: ignore[union-attr]
+    text = captured.printed.text  # type: ignore[attr-defined]
     lines = [
         "        if h * w == self.table[0, 0].numel() and h == w:",
         "            table = self.table",
@@ -226,4 +231,4 @@ def test_a_choice_is_a_statement_and_a_fixed_point() -> None:
     assert lines[3] in text
     assert " and h == w:" in text
     again = vr.capture(captured, torch.zeros(1, 3, 32, 32))
-    assert again.printed.text == text  # type: ignore[union-attr]
+    assert again.printed.text == text  # type: ignore[attr-defined]

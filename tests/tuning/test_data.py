@@ -10,7 +10,8 @@ import torch
 
 import vitrewrite as vr
 from vitrewrite.data import Data, Preprocessing, batches, evaluation_batches, open_data
-from vitrewrite.data.loading import Batch, ProcessShare, TrainingOrder, training_batches
+from vitrewrite.data.batch import Batch
+from vitrewrite.data.loading import ProcessShare, TrainingOrder, training_batches
 from vitrewrite.errors import DataError
 from vitrewrite.tuning import Settings
 

@@ -36,9 +36,14 @@ def launch(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True,
-        text=True, check=False, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -111,10 +116,12 @@ def test_the_command_under_torchrun(folder: Path) -> None:
         patch.chdir(folder)
         assert invoke("tune", *given, "--out", "alone").status == 0
     one, two = (
-        [line.split('"loss": ')[1].split(",")[0] for line in (folder / name / "metrics.jsonl")
-         .read_text().splitlines()]
+        [
+            line.split('"loss": ')[1].split(",")[0]
+            for line in (folder / name / "metrics.jsonl").read_text().splitlines()
+        ]
         for name in ("alone", "command")
-    )  # fmt: skip
+    )
     assert [float(a) for a in two] == pytest.approx([float(a) for a in one], abs=1e-4)
 
 

@@ -276,5 +276,7 @@ def test_a_limit_that_the_user_lifts(folder: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(DataError, match=r"more pixels than the 23"):
         open_data(f"{folder}?val=0.5", wanted(3))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert torch.equal(next(batches(open_data(f"{folder}?val=0.5", wanted(3)).train, 1)).images,
-                       torch.zeros(1, 3, 4, 6))  # fmt: skip
+    assert torch.equal(
+        next(batches(open_data(f"{folder}?val=0.5", wanted(3)).train, 1)).images,
+        torch.zeros(1, 3, 4, 6),
+    )

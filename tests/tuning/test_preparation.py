@@ -55,7 +55,7 @@ def drawn(data: Data, seed: int) -> torch.Tensor:
 
 
 def first(data: Data) -> Image.Image:
-    return converted(read_image(data.train.source.files[data.train.indices[0]]), "RGB")
+    return converted(read_image(vars(data.train.source)["files"][data.train.indices[0]]), "RGB")
 
 
 # -- timm's own -----------------------------------------------------------------------------------

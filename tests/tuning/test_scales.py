@@ -30,9 +30,16 @@ def run_of(spec: str, model: Any, **settings: Any) -> Any:
     rewritten = vr.apply(spec, model)
     found = Settings().changed({**rewritten.spec.tune.values, **settings})
     return SimpleNamespace(
-        settings=found, module=rewritten.module, rewritten=rewritten, groups=[],
-        phase=SimpleNamespace(name="train"), per_epoch=4, steps=20, step=5, memory={},
-    )  # fmt: skip
+        settings=found,
+        module=rewritten.module,
+        rewritten=rewritten,
+        groups=[],
+        phase=SimpleNamespace(name="train"),
+        per_epoch=4,
+        steps=20,
+        step=5,
+        memory={},
+    )
 
 
 def test_decay_by_layer_is_timms() -> None:

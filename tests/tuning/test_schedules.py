@@ -20,10 +20,16 @@ def run_of(*groups: ParameterGroup, **settings: Any) -> Any:
     """What a schedule sees of a run of 20 steps, 4 to an epoch."""
     plain = SimpleNamespace(spec=vr.parse("train head\n"))
     return SimpleNamespace(
-        module=torch.nn.Linear(2, 2), groups=list(groups), settings=Settings(**settings),
-        phase=Phase(), per_epoch=4, steps=20, step=0, memory={},
+        module=torch.nn.Linear(2, 2),
+        groups=list(groups),
+        settings=Settings(**settings),
+        phase=Phase(),
+        per_epoch=4,
+        steps=20,
+        step=0,
+        memory={},
         rewritten=SimpleNamespace(result=plain),
-    )  # fmt: skip
+    )
 
 
 def rates_of(run: Any, name: str = "weights", scores: tuple[float, ...] = ()) -> list[float]:

@@ -26,9 +26,15 @@ UNITS = "replace blocks[*].mlp with uffn()\ntrain every parameter\n"
 KINDS = "replace blocks[*].mlp with mlp_kinds()\ntrain every parameter\n"
 DATA = "digits:0-2?images=60"
 SETTINGS = Settings(
-    epochs=1, batch=20, lr=2e-3, search_steps=4, gate_lr=0.3, log_every=1, checkpoint_every=1,
+    epochs=1,
+    batch=20,
+    lr=2e-3,
+    search_steps=4,
+    gate_lr=0.3,
+    log_every=1,
+    checkpoint_every=1,
     keep=20,
-)  # fmt: skip
+)
 
 
 def vit(**options: Any) -> Any:
@@ -43,9 +49,11 @@ def vit(**options: Any) -> Any:
 def passes(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         install(
-            patch, tmp_path_factory.mktemp("passes"),
-            mlp_kinds=kinds("mlp_kinds", "MlpKinds"), mlp_dear=kinds("mlp_dear", "MlpDear", " + 1"),
-        )  # fmt: skip
+            patch,
+            tmp_path_factory.mktemp("passes"),
+            mlp_kinds=kinds("mlp_kinds", "MlpKinds"),
+            mlp_dear=kinds("mlp_dear", "MlpDear", " + 1"),
+        )
         yield
 
 
@@ -101,8 +109,9 @@ def test_the_papers_table() -> None:
     assert plain is not None
     assert paper is not None
     norms, left = 3 * 2 * 16 * 17, 2 * 16 * 64
-    searched = sum(a.cost(a.ends[1]) - b.cost(b.ends[1])
-                   for a, b in zip(plain.parts, paper.parts, strict=True))  # fmt: skip
+    searched = sum(
+        a.cost(a.ends[1]) - b.cost(b.ends[1]) for a, b in zip(plain.parts, paper.parts, strict=True)
+    )
     assert searched == 2 * left
     assert paper.ends[1] - plain.ends[1] == norms - left - searched
 
@@ -233,9 +242,12 @@ class StoppedError(Exception):
     ],
 )
 def test_it_goes_on_where_it_was_stopped(
-    done: tuple[Path, Rewritten], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str,
+    done: tuple[Path, Rewritten],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
     step: int,
-) -> None:  # fmt: skip
+) -> None:
     def stop(_self: Any, run: Any) -> None:
         if run.step == step:
             raise StoppedError
@@ -274,8 +286,14 @@ def test_salience_is_the_gradient_of_the_gates(
 
     after = search.SalienceSearch.after_backward
     monkeypatch.setattr(search.SalienceSearch, "after_backward", look)
-    monkeypatch.setattr(search, "bordered", lambda s, scores, t: (found.extend(scores), [
-        [1.0 - 2 * (i % 2) for i in range(part.count)] for part in s.parts])[1])  # fmt: skip
+    monkeypatch.setattr(
+        search,
+        "bordered",
+        lambda s, scores, t: (
+            found.extend(scores),
+            [[1.0 - 2 * (i % 2) for i in range(part.count)] for part in s.parts],
+        )[1],
+    )
     found: list[torch.Tensor] = []
     tuned(tmp_path / "run", more={"search": "salience", "search_steps": 2})
     for i, score in enumerate(found):

@@ -27,9 +27,15 @@ HEADS = "replace blocks[*].mlp with uffn()\nreplace blocks[*].attn with heads()\
 def vit() -> Any:
     torch.manual_seed(0)
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2,
-        num_classes=3, in_chans=1,
-    )  # fmt: skip
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=4,
+        embed_dim=16,
+        depth=3,
+        num_heads=2,
+        num_classes=3,
+        in_chans=1,
+    )
 
 
 def space(spec: str, model: Any, *, patches: bool = False) -> Space:
@@ -86,8 +92,10 @@ def test_a_search_from_images_to_a_folder(spec: str, tmp_path: Path) -> None:
     lowered = vr.lower(load_folder(tmp_path / "run"))
     assert lowered.measures.macs == result.training["search"]["reached"]
     images = torch.randn(2, 1, 16, 16)
-    again = vr.load(vr.apply(tmp_path / "run" / "architecture.peft", vit()),
-                    tmp_path / "run" / "delta.safetensors")  # fmt: skip
+    again = vr.load(
+        vr.apply(tmp_path / "run" / "architecture.peft", vit()),
+        tmp_path / "run" / "delta.safetensors",
+    )
     given = [each.module.eval()(images) for each in (result, again, lowered)]
     assert torch.equal(given[0], given[1])
     torch.testing.assert_close(given[0], given[2], rtol=1e-4, atol=1e-5)
@@ -96,9 +104,13 @@ def test_a_search_from_images_to_a_folder(spec: str, tmp_path: Path) -> None:
 def test_costs_of_stages() -> None:
     """Blocks of all stages share graphs, and not the number of their patches."""
     model = timm.create_model(
-        "swin_tiny_patch4_window7_224", img_size=112, embed_dim=16, depths=(1, 1, 1),
-        num_heads=(1, 2, 4), num_classes=3,
-    )  # fmt: skip
+        "swin_tiny_patch4_window7_224",
+        img_size=112,
+        embed_dim=16,
+        depths=(1, 1, 1),
+        num_heads=(1, 2, 4),
+        num_classes=3,
+    )
     known = space(SPEC.replace("blocks", "stages[*].blocks"), model)
     found = drawn(known, sum(known.ends) / 2, torch.Generator().manual_seed(0))
     built = recompiled(known.rewritten, known.found(found.opened)).measures.macs_lowered

@@ -82,9 +82,13 @@ def test_a_step_is_that_of_the_reference(stitch: str) -> None:
             delta[tensor][index] = tensors[name]
     phase, number = StitchPhase(made, SCORED), NUMBERS[stitch]
     run: Any = SimpleNamespace(
-        module=made.module.eval(), settings=SCORED, memory={}, progress=0.0,
-        generator=lambda _: torch.Generator().manual_seed(0), task=Classification(10),
-    )  # fmt: skip
+        module=made.module.eval(),
+        settings=SCORED,
+        memory={},
+        progress=0.0,
+        generator=lambda _: torch.Generator().manual_seed(0),
+        task=Classification(10),
+    )
     phase.before_step(run)
     phase.memory(run)["drawn"] = number
     batch = Batch(tensors["input"], tensors["labels"].long())
@@ -162,10 +166,19 @@ def test_uniform_draws_measure_all(tmp_path: Path) -> None:
 
 def test_a_resumed_run_ends_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(
-        steps=8, batch=8, checkpoint_every=3, stitch_sampling="scored", stitch_teacher="anchor",
-        stitch_warmup=0.2, stitch_intervals=3, stitch_start="score", stitch_scores="maximum",
-        stitch_momentum=0.5, stitch_temperature=0.5, stitch_weight=0.3,
-    )  # fmt: skip
+        steps=8,
+        batch=8,
+        checkpoint_every=3,
+        stitch_sampling="scored",
+        stitch_teacher="anchor",
+        stitch_warmup=0.2,
+        stitch_intervals=3,
+        stitch_start="score",
+        stitch_scores="maximum",
+        stitch_momentum=0.5,
+        stitch_temperature=0.5,
+        stitch_weight=0.3,
+    )
 
     def run(out: str, *, resume: bool = False) -> tuple[dict[str, torch.Tensor], Any]:
         made = vr.apply(f"{STITCH}{OPTIONS}, ends=inner)\n{ESTA}train every base.head\n")
@@ -295,7 +308,7 @@ def test_a_run_by_macs_is_split_by_latency_afterwards(
 def test_what_is_no_table_of_latencies(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(vr.VitrewriteError, match=f"VR541 .*{why}"):
-        latency.Latencies.read(tmp_path / "t.json", 8)
+        latency.Latencies.read(tmp_path / "t.json", 8)  # type: ignore[attr-defined]
 
 
 def test_stitches_that_are_timed_are_what_is_taken_out() -> None:

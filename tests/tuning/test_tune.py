@@ -37,8 +37,8 @@ def largest_difference(first: str, second: str) -> float:
 
 @pytest.mark.usefixtures("without_graphs")
 def test_a_model_learns_digits_and_the_folder_is_whole(here: Path) -> None:
-    given = ("data=digits:0-4", "num_classes=5", "lora.dropout=0", "tune.keep=3")
-    given += ("tune.epochs=12", "tune.warmup_epochs=1", "tune.lr=5e-3")
+    given = ["data=digits:0-4", "num_classes=5", "lora.dropout=0", "tune.keep=3"]
+    given += ["tune.epochs=12", "tune.warmup_epochs=1", "tune.lr=5e-3"]
     result = invoke("tune", "lora.peft", *given, "--out", "out")
     assert result.status == 0, result.err
     assert result.err == ""
@@ -106,9 +106,17 @@ def test_bf16_is_near_and_clipping_limits_the_step(here: Path) -> None:
 
 def test_a_folder_of_pictures(pictures: Path) -> None:
     result = invoke(
-        "tune", "lora.peft", "data=pictures?val=0.2", "num_classes=2", "in_chans=3", "tune.batch=4",
-        "tune.augment=standard", "--out", "out", "--json",
-    )  # fmt: skip
+        "tune",
+        "lora.peft",
+        "data=pictures?val=0.2",
+        "num_classes=2",
+        "in_chans=3",
+        "tune.batch=4",
+        "tune.augment=standard",
+        "--out",
+        "out",
+        "--json",
+    )
     assert result.status == 0, result.err
     assert result.json["training"]["images"] == {"train": 20, "val": 4}
     assert result.json["training"]["accuracy"] == 1
@@ -119,7 +127,7 @@ def test_batch_norms_keep_their_statistics(clauses: str, here: Path) -> None:
     import timm
 
     model = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), in_chans=1, num_classes=10)
-    model.stem[1] = torch.nn.BatchNorm2d(model.stem[0].out_channels)
+    model.stem[1] = torch.nn.BatchNorm2d(model.stem[0].out_channels)  # type: ignore[assignment]
     changed = vr.apply(clauses, model, example=torch.zeros(1, 1, 32, 32))
     tune(changed, "digits", Settings(steps=2), out="out")
     assert torch.equal(changed.module.stem[1].running_mean, model.stem[1].running_mean)

@@ -111,7 +111,7 @@ def interrupted(out: str, updates: int) -> None:
             raise KeyboardInterrupt
         original(loop, sums)
 
-    TrainingLoop._update = update  # type: ignore[method-assign]
+    TrainingLoop._update = update  # type: ignore[assignment, method-assign]
     try:
         run(out, None, settings=AVERAGED, dropout=0.1)
     except KeyboardInterrupt:

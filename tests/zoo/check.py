@@ -109,9 +109,15 @@ def _compare(subject: Subject, model: nn.Module, found: Found, clean: Clean | No
 
 
 def _same(
-    model: nn.Module, others: dict[str, nn.Module], inputs: Inputs, found: Found, what: str,
-    allowed: float, *, training: bool = False,
-) -> None:  # fmt: skip
+    model: nn.Module,
+    others: dict[str, nn.Module],
+    inputs: Inputs,
+    found: Found,
+    what: str,
+    allowed: float,
+    *,
+    training: bool = False,
+) -> None:
     wanted = _output(model, inputs, training=training)
     for name, other in others.items():
         got = _output(other, inputs, training=training)
@@ -134,9 +140,12 @@ def _output(model: nn.Module, inputs: Inputs, *, training: bool = False) -> dict
 
 
 def _equal(
-    wanted: dict[str, torch.Tensor], got: dict[str, torch.Tensor], found: Found, what: str,
+    wanted: dict[str, torch.Tensor],
+    got: dict[str, torch.Tensor],
+    found: Found,
+    what: str,
     allowed: float,
-) -> None:  # fmt: skip
+) -> None:
     if list(wanted) != list(got):
         raise _WrongError(f"{what}: returns {list(got)[:6]}, not {list(wanted)[:6]}")
     for name, tensor in wanted.items():

@@ -122,7 +122,7 @@ def _config(name: str, divisor: int, side: int | None, most: int) -> Any:
 
 def _resnet() -> Any:
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    return hf.ResNetConfig(
+    return hf.ResNetConfig(  # type: ignore[call-arg]
         embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=stages[3:]
     )
 

@@ -68,8 +68,10 @@ def _torchvision() -> dict[str, Callable[[], nn.Module]]:
 
     swin = {"patch_size": [4, 4], "embed_dim": 24, "depths": [1, 2], "num_heads": [2, 4],
             "window_size": [4, 4], "num_classes": 7, "dropout": 0.1}  # fmt: skip
-    second = {"block": swin_transformer.SwinTransformerBlockV2,
-              "downsample_layer": swin_transformer.PatchMergingV2}  # fmt: skip
+    second = {
+        "block": swin_transformer.SwinTransformerBlockV2,
+        "downsample_layer": swin_transformer.PatchMergingV2,
+    }
     return {
         "VisionTransformer": lambda: vision_transformer.VisionTransformer(
             64, 16, 2, 3, 48, 96, dropout=0.1, num_classes=7
@@ -86,9 +88,15 @@ def _open_clip() -> dict[str, Callable[[], nn.Module]]:
             from open_clip.transformer import VisionTransformer
 
             made: nn.Module = VisionTransformer(
-                image_size=64, patch_size=16, width=48, layers=2, heads=3, mlp_ratio=2.0,
-                output_dim=24, **more,
-            )  # fmt: skip
+                image_size=64,
+                patch_size=16,
+                width=48,
+                layers=2,
+                heads=3,
+                mlp_ratio=2.0,
+                output_dim=24,
+                **more,
+            )
             return made
 
         return build
@@ -106,9 +114,16 @@ def _segment_anything() -> dict[str, Callable[[], nn.Module]]:
         from segment_anything.modeling import ImageEncoderViT
 
         made: nn.Module = ImageEncoderViT(
-            img_size=64, patch_size=8, embed_dim=48, depth=2, num_heads=3, out_chans=16,
-            use_rel_pos=True, window_size=3, global_attn_indexes=(1,),
-        )  # fmt: skip
+            img_size=64,
+            patch_size=8,
+            embed_dim=48,
+            depth=2,
+            num_heads=3,
+            out_chans=16,
+            use_rel_pos=True,
+            window_size=3,
+            global_attn_indexes=(1,),
+        )
         return made
 
     return {"ImageEncoderViT": build}

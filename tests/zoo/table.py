@@ -42,9 +42,10 @@ what it should, and lowers. A number is a refusal, with its reason below.
 
 
 def write(
-    folder: Path, models: list[dict[str, Any]] | None = None,
+    folder: Path,
+    models: list[dict[str, Any]] | None = None,
     cells: list[dict[str, str]] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Writes both files; what is not given stays as it is there.
 
     Args:
@@ -86,8 +87,11 @@ def _page(data: dict[str, Any]) -> str:
 
 
 def _totals(found: list[dict[str, Any]]) -> str:
-    lines = ["## Totals\n", "| library | models | exact | refused | wrong | any size | guarded |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "## Totals\n",
+        "| library | models | exact | refused | wrong | any size | guarded |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for library in LIBRARIES:
         own = [f for f in found if _library(f) == library and f["outcome"] in _OUTCOMES]
         if not own:
@@ -135,8 +139,11 @@ def _models(library: str, found: list[dict[str, Any]]) -> str:
     exact = [f for f in found if f["outcome"] == "exact"]
     if not exact:
         return ""
-    lines = [f"## {library}: exact\n", "| model | sizes | largest difference | notes |",
-             "|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"## {library}: exact\n",
+        "| model | sizes | largest difference | notes |",
+        "|---|---|---|---|",
+    ]
     for each in exact:
         name = each["key"].partition(":")[2]
         notes = _cell("; ".join(each["notes"]))

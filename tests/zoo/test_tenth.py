@@ -17,10 +17,12 @@ from tests.zoo.lists import subject
 COVERAGE = json.loads((Path(__file__).parents[2] / "docs" / "coverage.json").read_text())
 LIBRARIES = ("timm", "transformers", "torchvision")  # those that tests may import
 TENTH = [
-    found for found in COVERAGE["models"]
-    if found["key"].partition(":")[0] in LIBRARIES and subject(found["key"]).in_ci
+    found
+    for found in COVERAGE["models"]
+    if found["key"].partition(":")[0] in LIBRARIES
+    and subject(found["key"]).in_ci
     and found["outcome"] != "does not run"
-]  # fmt: skip
+]
 # A minute and more each.
 COSTLY = (
     "timm:sam2_hiera_tiny", "timm:gemma4_vit_167m", "timm:coatnet_rmlp_1_rw_224",

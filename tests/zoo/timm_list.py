@@ -97,9 +97,10 @@ def configuration(model: nn.Module) -> Hashable:
 
 def _kind(module: nn.Module) -> Hashable:
     switches = tuple(
-        (name, value) for name, value in sorted(module.__dict__.items())
+        (name, value)
+        for name, value in sorted(module.__dict__.items())
         if (value is None or isinstance(value, (bool, str))) and name != "training"
-    )  # fmt: skip
+    )
     state = (*module._parameters.items(), *module._buffers.items())
     tensors = tuple((name, tensor is None) for name, tensor in state)
     return (type(module).__qualname__, type(module).__module__, switches, tensors)

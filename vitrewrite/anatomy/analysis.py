@@ -123,9 +123,11 @@ def _final_norm(flow: Flow, trunk: Trunk, assembler: Assembler, notes: Notes) ->
 
 
 def _known(
-    blocks: tuple[Block, ...], head: tuple[Linear, ...], pixels: PixelDecoder | None,
+    blocks: tuple[Block, ...],
+    head: tuple[Linear, ...],
+    pixels: PixelDecoder | None,
     decoder: Decoder | None,
-) -> dict[Any, Linear]:  # fmt: skip
+) -> dict[Any, Linear]:
     """The matrices that have a role, by weight and rows."""
     found = [*head, *(s for b in blocks for s in b.linears)]
     for part in (pixels, decoder):

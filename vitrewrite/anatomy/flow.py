@@ -4,6 +4,10 @@ One `Op` per tensor-valued node of each unit instance. Calls of units vanish: th
 results (also inside tuples) are followed to the operation that makes them. Only tensors flow
 here; sizes are read off `Op.shape`, so that a path of edges is always a path of activations or
 parameters.
+
+A set of ops is an integer with a bit for each, so that what lies between two ops is one `&`, and
+anatomy can ask for it thousands of times. It relies on ops being numbered as they run, and for
+good.
 """
 
 from __future__ import annotations
@@ -204,7 +208,7 @@ class _Builder:
 
     def call(self, unit: Unit, path: str, parent: FlowFrame | None, args: tuple[Any, ...]) -> Any:
         assert unit.template is not None, "a container is never called"
-        frame = FlowFrame(unit, unit.template.graph, path, parent)
+        frame = FlowFrame(unit, unit.template.graph, path, parent)  # what a place is, is so in eval
         self.flow.frames.append(frame)
         supplied = iter(args)
         for step in self._steps(frame.graph):
@@ -249,8 +253,10 @@ class _Builder:
                 sources = tuple(step.node.args[i] for i in known)
             if changed is not None:
                 original = _resolve(frame.env, step.node.args[changed])
+                # A changed form of an argument stands for it: what a pass put in hides no sum, norm
+                # or layer of the model from the next clause, or the next rewrite.
                 if isinstance(original, Op) and _same_shape(node, original):
-                    found.append(original)  # a changed form of an argument stands for it
+                    found.append(original)
                     continue
                 sources = (step.node.args[changed],)  # type: ignore[assignment]
             op = self._add(frame, step._replace(node=node, inputs=sources), type(module).__name__)

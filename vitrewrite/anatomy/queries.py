@@ -1,4 +1,10 @@
-"""Finds a query decoder: cross-attentions in a chain whose first queries are parameters."""
+"""Finds a query decoder: cross-attentions in a chain whose first queries are parameters.
+
+What tells a decoder from a trunk is where its stream starts: the stream of a trunk comes from the
+image, that of a decoder from parameters, and only keys and values come from the image. Attention of
+the queries among themselves is no link: its values have no image in them before the first
+cross-attention, and the chain's start after it.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +56,7 @@ def find_chain(
             continue
         if chain is None and not first.point.before & sets.images:
             if core.query.before & sets.images and not _is_placed(core, first.point):
-                continue
+                continue  # what asks is more of the image than positions
             chain = QueryChain(first.point, [(core, first)])
         elif chain is not None and _goes_on(chain, core, first):
             chain.links.append((core, first))
@@ -74,9 +80,14 @@ class Finder:
     """Makes the sites of a decoder from its chain."""
 
     def __init__(
-        self, flow: Flow, chain: QueryChain, attentions: Sequence[Core],
-        residuals: Sequence[Residual], assembler: Assembler, sets: Sets,
-    ) -> None:  # fmt: skip
+        self,
+        flow: Flow,
+        chain: QueryChain,
+        attentions: Sequence[Core],
+        residuals: Sequence[Residual],
+        assembler: Assembler,
+        sets: Sets,
+    ) -> None:
         self.flow, self.chain, self.sets = flow, chain, sets
         self.attentions, self.residuals = attentions, residuals
         self.assembler = assembler
@@ -113,12 +124,14 @@ class Finder:
     # -- queries and levels --------------------------------------------------------------------
 
     def _queries(self) -> Queries:
+        # Content is what the stream starts as. What the first attention asks with is made of that,
+        # of weights (its own, or its layer's), and of what is left: positions.
         core, _ = self.chain.links[0]
         content = self._parameters(self.chain.start.before)
         both = self._parameters(core.query.before)
         own = union(p for p in both if p.path.rpartition(".")[0] == core.op.frame.path)
         layer = self._frame(0)
-        inside = f"{layer.path}." if layer is not None else "\0"
+        inside = f"{layer.path}." if layer is not None else "\0"  # which no path starts with
         position = [
             p
             for p in both
@@ -148,9 +161,11 @@ class Finder:
                 layers.append(number)
                 position = position or _added(key, source)
         embeddings = [
-            p for i in source.inputs if not i.before & self.sets.images
+            p
+            for i in source.inputs
+            if not i.before & self.sets.images
             for p in self._parameters(i.before)
-        ]  # fmt: skip
+        ]
         maps = [i for i in source.inputs if i.before & self.sets.images] or [source]
         grid = grid_of(maps[0])
         if grid is not None and maps[0] is not source and math.prod(grid) not in source.shape:
@@ -183,7 +198,7 @@ class Finder:
         frame = self._frame(index)
         if frame is not None:
             return [o for o in self.flow.ops if frame in o.frame.lineage()]
-        links = self.chain.links
+        links = self.chain.links  # decoders written out in one forward have no unit for a layer
         stop = links[index + 1][0].op.before if index + 1 < len(links) else ~0
         ours = links[index][1].point.after & stop
         return [o for o in self.flow.members(ours & ((1 << len(self.flow.ops)) - 1))]
@@ -276,9 +291,10 @@ class Finder:
         done = [i for i, end in enumerate(self.ends) if op.before & end.bit]
         after = done[-1] if done else None
         masked = [
-            i for i, (core, _) in enumerate(self.chain.links)
+            i
+            for i, (core, _) in enumerate(self.chain.links)
             if core.op.before & op.bit and (after is None or i > after)
-        ]  # fmt: skip
+        ]
         users = [u for u in self.flow.outputs if strip(u) is op or u is op]
         return Prediction(
             role=f"decoder.predictions[{index}]",

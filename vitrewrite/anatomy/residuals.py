@@ -27,11 +27,16 @@ def _branches(block: Block, group: BlockGroup) -> Iterator[Branch]:
             owner = block.path if residual is group.last else f"{block.path}.{name}"
             axis = channel_axis(residual.sum, block.dim)
             yield Branch(
-                f"{block.role}.{name}", owner, place(residual.sum), index, block.dim, axis,
+                f"{block.role}.{name}",
+                owner,
+                place(residual.sum),
+                index,
+                block.dim,
+                axis,
                 strip(residual.stream) is residual.point,
                 first_norm=_place(following_norm(residual.point, residual.region)),
                 last_norm=_place(_last_norm(residual)),
-            )  # fmt: skip
+            )
 
 
 def _last_norm(residual: Residual) -> Op | None:

@@ -62,13 +62,17 @@ def find_stream(flow: Flow, groups: list[BlockGroup], stem: Stem, width: int | N
         grid = None if patches is None else (patches.shape[2], patches.shape[3])
     read = reads(groups[-1].last.sum, flow.outputs)
     return StreamFacts(
-        layout, tuple(p for p, _ in stem.prefix), tokens, grid,
+        layout,
+        tuple(p for p, _ in stem.prefix),
+        tokens,
+        grid,
         prefix_tokens=sum(n for _, n in stem.prefix),
         suffix_tokens=sum(n for _, n in stem.suffix),
-        readout=None if read.others else read.tokens, bounds=read.bounds,
+        readout=None if read.others else read.tokens,
+        bounds=read.bounds,
         patches=None if patches is None else place(patches),
         **(pooling(groups[-1].last.sum) if layout == "sequence" else {}),
-    )  # fmt: skip
+    )
 
 
 class Reads(NamedTuple):

@@ -3,6 +3,10 @@
 A sum is residual if the stream (seen through views) is something its branch was computed from.
 Where a block changes width or length the stream goes through layers of its own; such a sum is
 residual if all flow from input to output passes it, that is if it is on the dominator chain.
+
+Sums of one block are told from sums over several by what is inside of them: a region with another
+residual sum in it is a skip connection. A block is a sum, mostly with an attention in its region,
+and the sum behind it if that has none.
 """
 
 from __future__ import annotations
@@ -170,6 +174,7 @@ def _is_placed(op: Op, sets: Sets) -> bool:
 
 
 def _residual(op: Op) -> Residual | None:
+    """The usual one: of two addends, the branch is the one that was computed from the other."""
     a, b = op.inputs
     for stream, branch in ((a, b), (b, a)):
         point = strip(stream)
@@ -192,6 +197,11 @@ def _parallel(op: Op, found: dict[Op, Residual]) -> Residual | None:
 
 
 def _projected(op: Op, chain: dict[Op, Op], sets: Sets) -> Residual | None:
+    """One whose stream has layers of its own: neither addend was computed from the other.
+
+    What both come from is the point that all flow passed last. The branch is the addend with the
+    attention; where neither has one, the addend that takes more ops.
+    """
     a, b = op.inputs
     if op not in chain:
         return None
@@ -212,7 +222,11 @@ def _depth(op: Op, point: Op) -> int:
 
 
 def dominators(flow: Flow) -> dict[Op, Op]:
-    """The ops that all flow from image to output passes, each with the one before it."""
+    """The ops that all flow from image to output passes, each with the one before it.
+
+    One pass finds immediate dominators, as ops are in topological order and have no cycles. What is
+    made of parameters alone is on no way from the image, and left out.
+    """
     immediate: dict[Op, Op | None] = dict.fromkeys(flow.images)
     depth: dict[Op, int] = dict.fromkeys(flow.images, 0)
     for op in flow.ops:
@@ -273,7 +287,7 @@ def _grouped(residuals: list[Residual], cores: Sequence[Core], sets: Sets) -> li
 
 def _continues(group: BlockGroup, residual: Residual, sets: Sets) -> bool:
     """Whether a sum is the feed-forward part of a block that has its token mixing already."""
-    if len(group.sums) > 1:
+    if len(group.sums) > 1:  # what follows the feed-forward part is a block by itself
         return False
     if not (residual.point.before | residual.stream.before) & group.last.sum.bit:
         return False
@@ -283,7 +297,11 @@ def _continues(group: BlockGroup, residual: Residual, sets: Sets) -> bool:
 
 
 def _find_units(groups: list[BlockGroup], flow: Flow, sets: Sets) -> None:
-    """Gives each group the smallest unit around it, unless that holds other blocks too."""
+    """Gives each group the smallest unit around it, unless that holds other blocks too.
+
+    A model may write all its blocks into one forward; then they have no unit, and places in that of
+    the model.
+    """
     seen: dict[FlowFrame, int] = {}
     candidates = []
     for group in groups:

@@ -83,9 +83,11 @@ class BankModule(nn.Module):
             return self.names.index(task)
         known = [f"{name} ({i})" for i, name in enumerate(self.names) if name is not None]
         raise UsageError(
-            "VR774", f"no task {shown(task)} in the bank", notes=[f"tasks: {listing(known)}"],
+            "VR774",
+            f"no task {shown(task)} in the bank",
+            notes=[f"tasks: {listing(known)}"],
             suggestion=did_you_mean(str(task), [n for n in self.names if n is not None]),
-        )  # fmt: skip
+        )
 
 
 class Bank:
@@ -128,9 +130,10 @@ class Bank:
             raise UsageError("VR775", f"{shown(name)} {why}")
         if None not in self.module.names:
             raise UsageError(
-                "VR775", f"the bank is full: it has room for {plural(self.capacity, 'task')}",
+                "VR775",
+                f"the bank is full: it has room for {plural(self.capacity, 'task')}",
                 suggestion="remove one, or make the bank with a larger capacity",
-            )  # fmt: skip
+            )
         self._fill(name, self._filler.read(delta), slot := self.module.names.index(None))
         return slot
 
@@ -138,9 +141,10 @@ class Bank:
         count = self._filler.classes(tensors)
         if count is not None and self.classes is not None and count > self.classes:
             raise UsageError(
-                "VR776", f"{shown(name)} has {count} classes, the bank has room for {self.classes}",
+                "VR776",
+                f"{shown(name)} has {count} classes, the bank has room for {self.classes}",
                 suggestion=f"make it with classes={count}",
-            )  # fmt: skip
+            )
         for path, held in self._filler.of_modules(tensors).items():
             self._slots(path).fill(slot, held)
         self.module.names[slot] = name

@@ -38,9 +38,14 @@ class TaskSlots(nn.Module):
     sizes: torch.Tensor
 
     def __init__(
-        self, module: nn.Module, stacked: Mapping[str, torch.Tensor], capacity: int,
-        inputs: Sequence[Lay | None], outputs: Sequence[Lay], classes: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        module: nn.Module,
+        stacked: Mapping[str, torch.Tensor],
+        capacity: int,
+        inputs: Sequence[Lay | None],
+        outputs: Sequence[Lay],
+        classes: int | None = None,
+    ) -> None:
         super().__init__()
         self.module = module
         self.inputs, self.outputs, self.classes = tuple(inputs), tuple(outputs), classes

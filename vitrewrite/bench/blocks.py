@@ -77,9 +77,10 @@ class BlockMemory:
         }
         if not found:
             raise UsageError(
-                "VR574", f"no clause of '{self.rewritten.spec.name}' is about blocks",
+                "VR574",
+                f"no clause of '{self.rewritten.spec.name}' is about blocks",
                 suggestion="give a spec with a clause such as: insert lora() at blocks[*].attn.q",
-            )  # fmt: skip
+            )
         return found
 
     def _only(self, role: str) -> Spec:
@@ -125,10 +126,10 @@ class BlockMemory:
         known = self.rewritten
         request = Request(
             spec, known.model_name, known.weights_request, known.seed, known.model_options
-        )  # fmt: skip
+        )
         made = Compilation.of(
             request, known.base, original=known.cost, allocations=known.result.known
-        )  # fmt: skip
+        )
         return weighted(made)
 
 

@@ -60,8 +60,11 @@ def _first_adapted(
 def _updates(unit: Unit, layer: nn.Module, branch: nn.Module) -> bool:
     """Whether a graph calls `branch(x, layer(x))`."""
     assert unit.template is not None
-    called = {n: unit.get_submodule(str(n.target)) for n in unit.template.graph.nodes
-              if n.op == "call_module"}  # fmt: skip
+    called = {
+        n: unit.get_submodule(str(n.target))
+        for n in unit.template.graph.nodes
+        if n.op == "call_module"
+    }
     return any(
         called[node] is branch and len(node.args) == 2 and called.get(node.args[1]) is layer
         for node in called

@@ -66,9 +66,12 @@ def _changes(step: Step) -> list[int]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
-        with _quiet(), torch.profiler.profile(
-            activities=activities, profile_memory=True, acc_events=True
-        ) as profile:  # fmt: skip
+        with (
+            _quiet(),
+            torch.profiler.profile(
+                activities=activities, profile_memory=True, acc_events=True
+            ) as profile,
+        ):
             step()
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]

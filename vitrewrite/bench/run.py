@@ -54,9 +54,11 @@ class BenchSettings:
 
 
 def run(
-    rewritten: Rewritten, settings: BenchSettings, device: str = "cpu",
+    rewritten: Rewritten,
+    settings: BenchSettings,
+    device: str = "cpu",
     progress: Progress = lambda what, share: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Measures time, memory and arithmetic of base, rewritten and lowered model.
 
     What the passes added is random, so that no branch is zero.
@@ -77,9 +79,11 @@ def run(
 
 
 def run_by_block(
-    rewritten: Rewritten, settings: BenchSettings, device: str = "cpu",
+    rewritten: Rewritten,
+    settings: BenchSettings,
+    device: str = "cpu",
     progress: Progress = lambda what, share: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Measures the memory of training with what the spec does in one block, for each of them.
 
     Args and errors are those of `run`; of the settings `batch`, `threads` and `dtype` count.
@@ -216,9 +220,12 @@ class _Bench:
         return {name: summary(each, times["base"]) for name, each in times.items()}
 
     def _compared(
-        self, what: str, steps: Mapping[str, Step], facts: Mapping[str, Mapping[str, Any]],
+        self,
+        what: str,
+        steps: Mapping[str, Step],
+        facts: Mapping[str, Mapping[str, Any]],
         rounds: int = 0,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Timings of steps with what else is known of them; ratios are to `base`."""
         rounds = rounds or self.settings.rounds
         times = timed(steps, rounds, self.device, lambda: self._tick(f"{what}: rounds"))

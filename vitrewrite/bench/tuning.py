@@ -62,9 +62,11 @@ def tuning(
 
 
 def timed_runs(
-    runs: Mapping[str, Callable[[], Prepared]], rounds: int, device: torch.device,
+    runs: Mapping[str, Callable[[], Prepared]],
+    rounds: int,
+    device: torch.device,
     tick: Callable[[], None],
-) -> dict[str, list[float]]:  # fmt: skip
+) -> dict[str, list[float]]:
     """Seconds of each run in each round, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):

@@ -114,8 +114,12 @@ class Catalog:
             raise SpecError("VR201", f"there is no file {shown(file)} with a pass")
         if path.stem in self.passes():
             message = f"two passes are named {shown(path.stem)}"
-            raise SpecError("VR241", message, notes=[f"{file} and one that is installed"],
-                            suggestion="give the file another name")  # fmt: skip
+            raise SpecError(
+                "VR241",
+                message,
+                notes=[f"{file} and one that is installed"],
+                suggestion="give the file another name",
+            )
         return read_signature(path.stem, "", path, class_name)
 
     def load(self, name: str) -> type[Pass]:

@@ -33,9 +33,12 @@ def own_code(owner: type, name: str, doing: str, span: Span | None = None) -> It
         raise
     except Exception as error:
         raise RewriteError(
-            "VR420", f"pass {name} fails in {doing}: {told(error)}", span=span,
-            notes=line_in(owner, error), suggestion=_meant(error),
-        ) from error  # fmt: skip
+            "VR420",
+            f"pass {name} fails in {doing}: {told(error)}",
+            span=span,
+            notes=line_in(owner, error),
+            suggestion=_meant(error),
+        ) from error
 
 
 def told(error: BaseException) -> str:

@@ -25,8 +25,10 @@ def bounded() -> Iterator[None]:
         nonlocal made
         made += parameter is not None
         if made > MOST:
-            raise ValueError(f"over {MOST} parameters are made: an option that counts modules "
-                             "takes a maximum, option(..., maximum=64)")  # fmt: skip
+            raise ValueError(
+                f"over {MOST} parameters are made: an option that counts modules "
+                "takes a maximum, option(..., maximum=64)"
+            )
 
     handle = register_module_parameter_registration_hook(count)
     try:

@@ -169,8 +169,12 @@ def _trainable(rewritten: Rewritten) -> Check:
         moved, anywhere = _gradients(module), _gradients(randomised(rewritten).module)
         stuck = [n for n in stuck if not moved[n].any() and anywhere[n].any()]
     names = f"{listing(stuck[:2])} start as zero, and no gradient moves them"
-    return Check("what starts as zero can be trained", not stuck, f"{len(stuck)} stuck",
-                 names if stuck else "")  # fmt: skip
+    return Check(
+        "what starts as zero can be trained",
+        not stuck,
+        f"{len(stuck)} stuck",
+        names if stuck else "",
+    )
 
 
 @undisturbed()

@@ -8,10 +8,8 @@ all of them to be busy until the end.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,8 @@ from ..errors import VitrewriteError
 from ..language.model import Spec
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from ..rewrite.captures import Captures
     from ..rewrite.claims import Verdict
 
@@ -83,6 +83,8 @@ def check(given: Sequence[Wanted | Checked], processes: int | None = None) -> It
         yield from (_check(each) if isinstance(each, Wanted) else each for each in given)
         return
     start()
+    from concurrent.futures import ProcessPoolExecutor  # several specs pay for it
+
     with ProcessPoolExecutor(count, mp_context=_context()) as pool:
         places: dict[int, tuple[Future[list[Checked]], int]] = {}
         for run in runs:
@@ -102,6 +104,8 @@ def _cores() -> int:
 
 def start() -> None:
     """Has torch imported in the background, while specs are read; where there is a way to."""
+    import multiprocessing
+
     if "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver
 
@@ -111,6 +115,8 @@ def start() -> None:
 
 def _context() -> Any:
     """Processes that start with torch imported, where there is a way to."""
+    import multiprocessing
+
     many = "forkserver" in multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("forkserver" if many else "spawn")
 

@@ -19,30 +19,43 @@ from .common import PATH, check_device, echo_json, progress_bar, request, starti
 @click.option("--rounds", type=_COUNT, default=7, show_default=True, help="Interleaved rounds.")
 @click.option("--threads", type=_COUNT, help="Threads of the CPU; default torch's own.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
-    show_default=True, help="Of weights and inputs.",
-)  # fmt: skip
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of weights and inputs.",
+)
 @click.option("--train/--no-train", default=True, show_default=True, help="Training steps too.")
 @click.option("--compile", is_flag=True, help="The models under torch.compile too.")
 @click.option(
-    "--profiling/--no-profiling", default=None,
+    "--profiling/--no-profiling",
+    default=None,
     help="Profiling the base too; by default if the spec has sensitive(...).",
-)  # fmt: skip
+)
 @click.option(
-    "--tuning", type=click.IntRange(min=0), default=0, metavar="STEPS",
+    "--tuning",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="STEPS",
     help="Runs of 'tune' on digits too, beside a plain loop of PyTorch.",
-)  # fmt: skip
+)
 @click.option(
-    "--by-block", is_flag=True,
+    "--by-block",
+    is_flag=True,
     help="Only the memory of training, with what the spec does in one block, for each of them.",
-)  # fmt: skip
+)
 @click.option("--out", type=PATH, help="Write the JSON there too.")
 @click.option("--svg", type=PATH, help="Draw the time ratios, or the memory by block, there.")
 @_json
 def bench(
-    spec: str, overrides: tuple[str, ...], by_block: bool, out: Path | None, svg: Path | None,
-    as_json: bool, **options: Any,
-) -> None:  # fmt: skip
+    spec: str,
+    overrides: tuple[str, ...],
+    by_block: bool,
+    out: Path | None,
+    svg: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Measures base, rewritten and lowered model side by side.
 
     Time of a forward and of a training step, peak memory, bytes saved for backward, and MACs.

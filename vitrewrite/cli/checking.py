@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 @_trust
 @_json
 def verify(
-    target: str, overrides: tuple[str, ...], compiled: bool, no_graphs: bool, trust: bool,
+    target: str,
+    overrides: tuple[str, ...],
+    compiled: bool,
+    no_graphs: bool,
+    trust: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Verifies a folder that vitrewrite wrote, or a spec on its model.
 
     Of a folder, code runs only if --trust or model=FILE.py:CALLABLE says so.

@@ -51,9 +51,12 @@ def _overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     """KEY=VALUE arguments, and the file of measurements that `sensitive(...)` uses."""
     command = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
     return click.option(
-        "--profile", type=PATH, expose_value=False, callback=keep_profile,
+        "--profile",
+        type=PATH,
+        expose_value=False,
+        callback=keep_profile,
         help="Measurements of 'vitrewrite profile'; without, 'sensitive(...)' runs data=DATA.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 _MARKS = {True: "ok   ", False: "FAILS", None: "open "}
@@ -255,10 +258,18 @@ def fmt(files: tuple[str, ...], only_check: bool) -> None:
 @_trust
 @_json
 def lower(
-    folder: Path, overrides: tuple[str, ...], out: Path, undo: bool, delta: Path | None,
-    stitch: int | None, macs: int | None, latency: float | None, table: Path | None, trust: bool,
+    folder: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    undo: bool,
+    delta: Path | None,
+    stitch: int | None,
+    macs: int | None,
+    latency: float | None,
+    table: Path | None,
+    trust: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Turns a rewritten model into the cheapest equal one, and measures what that changes.
 
     The originals of what it changes are kept in the folder, so that --undo gives back every bit.

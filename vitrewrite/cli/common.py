@@ -192,9 +192,10 @@ def trusted(target: str, overrides: tuple[str, ...], trust: bool) -> Trust:
     model = given.get("model")
     if model is not None and ".py:" not in model:
         raise UsageError(
-            "VR903", f"model must be FILE.py:CALLABLE for a folder, got {shown(model)}",
+            "VR903",
+            f"model must be FILE.py:CALLABLE for a folder, got {shown(model)}",
             suggestion="leave it out: a folder has its model in it",
-        )  # fmt: skip
+        )
     return Trust(trust, model)
 
 

@@ -21,9 +21,13 @@ from .common import PATH, busy, echo_json, echo_written, starting, trusted
 @_trust
 @_json
 def convert(
-    folder: Path, overrides: tuple[str, ...], form: str, out: Path | None, trust: bool,
+    folder: Path,
+    overrides: tuple[str, ...],
+    form: str,
+    out: Path | None,
+    trust: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Writes the delta of a folder as an adapter that the library peft loads.
 
     The other way round, a folder of PEFT is given wherever a delta is: 'lower DIR --delta FOLDER',
@@ -105,7 +109,8 @@ def _weights(deltas: tuple[Path, ...], text: str | None) -> list[float]:
         found = []
     if len(found) != len(deltas) or not all(map(math.isfinite, found)):
         raise UsageError(
-            "VR778", f"--weights {shown(text)} are not {len(deltas)} numbers, one for each delta",
+            "VR778",
+            f"--weights {shown(text)} are not {len(deltas)} numbers, one for each delta",
             suggestion=f"write --weights {','.join(['0.5'] * len(deltas))}",
-        )  # fmt: skip
+        )
     return found

@@ -27,9 +27,15 @@ _COUNT = click.IntRange(1)
 @_trust
 @_json
 def stitches(
-    folder: Path, svg: Path | None, latency: Path | None, batch: int, rounds: int, device: str,
-    trust: bool, as_json: bool,
-) -> None:  # fmt: skip
+    folder: Path,
+    svg: Path | None,
+    latency: Path | None,
+    batch: int,
+    rounds: int,
+    device: str,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Shows what each stitch costs and scores, and the best of each interval of costs.
 
     FOLDER is one that 'tune' wrote of a spec that stitches models. With --latency the intervals are
@@ -82,9 +88,15 @@ def _measure(folder: Path, out: Path, batch: int, rounds: int, device: str, trus
 @_trust
 @_json
 def angles(
-    targets: tuple[str, ...], data: tuple[str, ...], batch: int, seed: int, device: str, out: Path,
-    trust: bool, as_json: bool,
-) -> None:  # fmt: skip
+    targets: tuple[str, ...],
+    data: tuple[str, ...],
+    batch: int,
+    seed: int,
+    device: str,
+    out: Path,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Draws the angles between the gradients of stitches: above 90 degrees they are at odds.
 
     Each TARGET is a folder that 'tune' wrote of a spec that stitches models, or such a spec. The

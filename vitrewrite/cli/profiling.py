@@ -40,8 +40,8 @@ def profile(
     """Measures a model on data=DATA: which parameters it is sensitive in.
 
     How many samples, and whether each is a step of its own, is what the spec's 'sensitive(...)'
-    says; 800, each for itself, without one. With --activations 'blocks[*]' it keeps what flows
-    through the model there; nothing else if the spec has no 'sensitive(...)'.
+    says; without one what its passes do, or 800, each for itself. With --activations 'blocks[*]'
+    it keeps what flows through the model there; nothing else if the spec has no 'sensitive(...)'.
     """
     wanted = request(spec, overrides)
     if wanted.data is None:

@@ -62,9 +62,10 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
         raise FileError("VR703", f"'{folder}' has no report of vitrewrite") from error
     if not found:
         raise FileError(
-            "VR703", f"the spec of '{folder}' has no sensitive(...)",
+            "VR703",
+            f"the spec of '{folder}' has no sensitive(...)",
             suggestion="apply a spec such as spt_lora",
-        )  # fmt: skip
+        )
     if as_json:
         echo_json(found)
         return
@@ -86,9 +87,14 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
 @_trust
 @_json
 def segmentation(
-    target: str, overrides: tuple[str, ...], image: Path | None, query: int | None, out: Path,
-    trust: bool, as_json: bool,
-) -> None:  # fmt: skip
+    target: str,
+    overrides: tuple[str, ...],
+    image: Path | None,
+    query: int | None,
+    out: Path,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Paints an image with the classes that a model sees in it, and what one query looks at.
 
     TARGET is a folder that 'apply' or 'tune' wrote, or a spec. The picture shows the semantic map,
@@ -109,8 +115,10 @@ def segmentation(
         picture.save(temporary, "png")
     shares = found.to_json()["classes"].items()
     belief = f"{found.names[found.belief[0]]}, {found.belief[1]:.2%}"
-    lines = [*(f"{share:7.2%}   {name}" for name, share in shares),
-             f"query     {found.query}: {belief}"]  # fmt: skip
+    lines = [
+        *(f"{share:7.2%}   {name}" for name, share in shares),
+        f"query     {found.query}: {belief}",
+    ]
     _tell(out, found.to_json(), lines, as_json)
 
 
@@ -155,9 +163,13 @@ def tokens(
 @_trust
 @_json
 def rates(
-    target: str, overrides: tuple[str, ...], image: Path | None, out: Path, trust: bool,
+    target: str,
+    overrides: tuple[str, ...],
+    image: Path | None,
+    out: Path,
+    trust: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Shows which patches of an image pass the gated parts of a model, layer by layer.
 
     TARGET is a folder that 'apply' or 'tune' wrote, or a spec.
@@ -237,9 +249,15 @@ def architecture(
 @_trust
 @_json
 def attention(
-    target: str, overrides: tuple[str, ...], images: tuple[Path, ...],
-    blocks: list[int] | None, query: tuple[int, int] | None, out: Path, trust: bool, as_json: bool,
-) -> None:  # fmt: skip
+    target: str,
+    overrides: tuple[str, ...],
+    images: tuple[Path, ...],
+    blocks: list[int] | None,
+    query: tuple[int, int] | None,
+    out: Path,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Shows where one patch of an image looks: the attention of each head in some blocks.
 
     TARGET is a folder that 'apply' or 'tune' wrote, a spec, or a model. Probabilities are those of
@@ -320,9 +338,10 @@ def opened_image(path: Path | None) -> Image:
             from sklearn.datasets import load_sample_image
         except ImportError as error:
             raise DataError(
-                "VR745", "the picture to start with comes with scikit-learn",
+                "VR745",
+                "the picture to start with comes with scikit-learn",
                 suggestion="give one of your own with --image, or pip install 'vitrewrite[demo]'",
-            ) from error  # fmt: skip
+            ) from error
         return Image.fromarray(load_sample_image("china.jpg"))
     from ..data.pictures import UnreadableError, converted, read_image, refused
 

@@ -23,16 +23,23 @@ if TYPE_CHECKING:
 @click.argument("target")
 @_overrides
 @click.option(
-    "--images", type=_COUNT, default=50, show_default=True,
+    "--images",
+    type=_COUNT,
+    default=50,
+    show_default=True,
     help="How many of data=DATA, for weights that hang on the image.",
-)  # fmt: skip
+)
 @click.option("--svg", type=PATH, help="Draw it into this file.")
 @_trust
 @_json
 def features(
-    target: str, overrides: tuple[str, ...], images: int, svg: Path | None, trust: bool,
+    target: str,
+    overrides: tuple[str, ...],
+    images: int,
+    svg: Path | None,
+    trust: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Shows how much each feature counts that a head reads of a model, by tap and block.
 
     TARGET is a folder that 'apply', 'lower' or 'tune' wrote, or a spec: of synqt, vqt, head2toe,
@@ -73,9 +80,16 @@ def features(
 @_trust
 @_json
 def embeddings(
-    target: str, overrides: tuple[str, ...], images: int, tsne: bool, perplexity: float | None,
-    seed: int, svg: Path | None, trust: bool, as_json: bool,
-) -> None:  # fmt: skip
+    target: str,
+    overrides: tuple[str, ...],
+    images: int,
+    tsne: bool,
+    perplexity: float | None,
+    seed: int,
+    svg: Path | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Draws what the head of a model reads of images, each with the colour of its class.
 
     TARGET is a folder that 'apply', 'lower' or 'tune' wrote, or a spec. The images are those that
@@ -93,14 +107,13 @@ def embeddings(
         )
     data = _opened(name, rewritten)
     with busy("looking at the images"):
-        found = Embeddings.of(
-            rewritten, batches(data.val, 32, seed=0, limit=images), data.classes
-        )  # fmt: skip
+        found = Embeddings.of(rewritten, batches(data.val, 32, seed=0, limit=images), data.classes)
     with busy("drawing"):
         shown = (
-            EmbeddingsPicture.by_neighbours(found, seed, perplexity) if tsne
+            EmbeddingsPicture.by_neighbours(found, seed, perplexity)
+            if tsne
             else EmbeddingsPicture.by_components(found)
-        )  # fmt: skip
+        )
     if svg is not None:
         write_text(svg, shown.picture())
     if as_json:
@@ -146,7 +159,8 @@ def _opened(name: str, rewritten: Rewritten) -> Data:
         found = open_data(name, Preprocessing.of(rewritten.base))
     if found.maps:
         raise MatchError(
-            "VR572", f"the images of '{name}' have maps of labels, and no label each",
+            "VR572",
+            f"the images of '{name}' have maps of labels, and no label each",
             suggestion="give a folder with a subfolder per class",
-        )  # fmt: skip
+        )
     return found

@@ -75,9 +75,10 @@ def of_hugging_face(name: str) -> Found:
         import datasets
     except ImportError as error:
         raise DataError(
-            "VR745", f"{shown(name)} needs the library datasets",
+            "VR745",
+            f"{shown(name)} needs the library datasets",
             suggestion="pip install 'vitrewrite[datasets]'",
-        ) from error  # fmt: skip
+        ) from error
     folder = name.removeprefix("hf:")
     try:
         found: Any = datasets.load_from_disk(folder)

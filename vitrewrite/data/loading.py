@@ -156,10 +156,13 @@ def loaded(images: Images, order: Any, workers: int) -> Iterator[Batch]:
         DataError: as `training_batches`.
     """
     loader = DataLoader(
-        images, batch_sampler=order, collate_fn=images.collate, num_workers=workers,
+        images,
+        batch_sampler=order,
+        collate_fn=images.collate,
+        num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise starting it draws from the global one
-    )  # fmt: skip
+    )
     for found in loader:
         if isinstance(found, list):
             raise_together(found)

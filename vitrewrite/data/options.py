@@ -54,9 +54,11 @@ def parsed(name: str) -> tuple[str, Choice]:
         key, _, value = pair.partition("=")
         if key not in _KINDS:
             raise DataError(
-                "VR750", f"data has no option {shown(key)}",
-                notes=[f"options: {listing(_KINDS)}"], suggestion=did_you_mean(key, _KINDS),
-            )  # fmt: skip
+                "VR750",
+                f"data has no option {shown(key)}",
+                notes=[f"options: {listing(_KINDS)}"],
+                suggestion=did_you_mean(key, _KINDS),
+            )
         if key in values:
             raise DataError("VR750", f"the option '{key}' of data is given twice")
         values[key] = _value(key, value)

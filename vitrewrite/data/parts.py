@@ -70,9 +70,11 @@ def divided(
     elif val is None and measured:
         notes = [found.without] if found.without else []
         raise DataError(
-            "VR749", f"the data {shown(name)} has no validation part, and none is stated",
-            notes=notes, suggestion=_STATE.format(name, name),
-        )  # fmt: skip
+            "VR749",
+            f"the data {shown(name)} has no validation part, and none is stated",
+            notes=notes,
+            suggestion=_STATE.format(name, name),
+        )
     if choice.shots is not None:
         train = _few(name, found, train, choice.shots, choice.draw)
     return train, val if val is not None else ()
@@ -132,9 +134,10 @@ def _folded(
 def _left_empty(found: Found, label: int, count: int, what: str) -> DataError:
     of = f"{_called(found, label)}, which has" if found.labels else "the"
     return DataError(
-        "VR752", f"{what} leaves nothing to measure on of {of} {plural(count, 'image')}",
+        "VR752",
+        f"{what} leaves nothing to measure on of {of} {plural(count, 'image')}",
         suggestion="take a larger share, or fewer folds",
-    )  # fmt: skip
+    )
 
 
 def _few(name: str, found: Found, images: Iterable[int], shots: int, draw: int) -> list[int]:

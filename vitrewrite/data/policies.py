@@ -23,9 +23,10 @@ def check_policy(policy: str) -> None:
         library.create_transform(32, is_training=True, auto_augment=policy)
     except Exception as error:  # timm asserts, or fails on what it parses
         raise DataError(
-            "VR755", f"timm knows no policy {shown(policy)}",
+            "VR755",
+            f"timm knows no policy {shown(policy)}",
             notes=["valid: rand-m9-mstd0.5-inc1 and the like, original, v0, 3a, augmix-m3-w3"],
-        ) from error  # fmt: skip
+        ) from error
 
 
 def mend(transforms: Any) -> None:

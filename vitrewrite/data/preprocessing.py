@@ -88,10 +88,13 @@ class Preprocessing:
     def random(self, chosen: Augmentation, *, whole: bool) -> Transform:
         """The transform of training, to 8 bits too; without a random crop it begins as `plain`."""
         made = self._create(
-            True, scale=(chosen.crop or 1.0, 1.0), ratio=(1 / chosen.ratio, chosen.ratio),
-            hflip=chosen.flip, color_jitter=chosen.colour or None,
+            True,
+            scale=(chosen.crop or 1.0, 1.0),
+            ratio=(1 / chosen.ratio, chosen.ratio),
+            hflip=chosen.flip,
+            color_jitter=chosen.colour or None,
             auto_augment=chosen.auto_augment,
-        )  # fmt: skip
+        )
         mend(made.transforms)
         if chosen.crop is None:
             geometry: Any = self.plain(whole=whole)

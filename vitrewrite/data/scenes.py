@@ -185,22 +185,28 @@ def open_scenes(name: str) -> Found:
     maps = _maps(root)
     if maps is None or not (root / "images").is_dir():
         raise DataError(
-            "VR740", f"no data {shown(name)}: it is no folder with 'images' and 'annotations'",
+            "VR740",
+            f"no data {shown(name)}: it is no folder with 'images' and 'annotations'",
             suggestion="put images/training/a.jpg beside annotations/training/a.png",
-        )  # fmt: skip
+        )
     training = _split(name, root / "images", maps, _TRAINING)
     held = None if training is None else _split(name, root / "images", maps, _VALIDATION)
     if training is None:
         training = tuple(_paired(name, root / "images", maps))
     first = int(name.startswith(ADE20K))
-    return _checked(name, root / "images", training, held, Numbering(first, _named(root)),
-                    _classes(root))  # fmt: skip
+    return _checked(
+        name, root / "images", training, held, Numbering(first, _named(root)), _classes(root)
+    )
 
 
 def _checked(
-    name: str, images: Path, training: tuple[Scene, ...], held: tuple[Scene, ...] | None,
-    numbering: Numbering, classes: tuple[str, ...],
-) -> Found:  # fmt: skip
+    name: str,
+    images: Path,
+    training: tuple[Scene, ...],
+    held: tuple[Scene, ...] | None,
+    numbering: Numbering,
+    classes: tuple[str, ...],
+) -> Found:
     """The scenes, if the heads of their files can be read."""
     if not training:
         message = f"the data {shown(name)} is empty: no image in '{images}'"
@@ -231,9 +237,10 @@ def _scene(name: str, image: Path, *places: Path) -> Scene:
     labels = next((place for place in places if place.is_file()), None)
     if labels is None:
         raise DataError(
-            "VR747", f"the image {shown(image, 200)} of {shown(name)} has no label map",
+            "VR747",
+            f"the image {shown(image, 200)} of {shown(name)} has no label map",
             suggestion=f"put it at '{places[0]}', or remove the image",
-        )  # fmt: skip
+        )
     return Scene(image, labels)
 
 
@@ -265,14 +272,16 @@ def _cityscapes(name: str, root: Path) -> Found:
     images, maps = (root / each for each in _CITYSCAPES)
     if not (images / "train").is_dir() or not maps.is_dir():
         raise DataError(
-            "VR740", f"no data {shown(name)}: it has no 'leftImg8bit/train' and 'gtFine'",
+            "VR740",
+            f"no data {shown(name)}: it has no 'leftImg8bit/train' and 'gtFine'",
             suggestion="give the folder that both lie in",
-        )  # fmt: skip
+        )
     parts = [
         tuple(_scene(name, path, *_places(path, images, maps)) for path in image_files(folder))
-        if (folder := images / split).is_dir() else None
+        if (folder := images / split).is_dir()
+        else None
         for split in ("train", "val")
-    ]  # fmt: skip
+    ]
     known = Cityscapes.classes
     table = {c.id: c.train_id if not c.ignore_in_eval else IGNORED for c in known if c.id >= 0}
     names = {c.train_id: c.name for c in known if not c.ignore_in_eval}

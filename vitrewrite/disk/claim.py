@@ -113,10 +113,11 @@ def _patiently(attempt: Callable[[], T], target: Path, patience: float, home: Pa
             return attempt()
         if time.monotonic() >= deadline:
             raise FileError(
-                "VR735", f"another process is writing {shown(target, 200)} at this moment",
+                "VR735",
+                f"another process is writing {shown(target, 200)} at this moment",
                 notes=_owner(home),
                 suggestion="wait until it is done, or give another place with --out",
-            )  # fmt: skip
+            )
         time.sleep(_PAUSE)
 
 
@@ -140,9 +141,10 @@ def _entered(home: Path) -> tuple[int | None]:
     try:
         if not is_left(home):
             raise FileError(
-                "VR736", f"{shown(home, 200)} is in the way, and was not made by vitrewrite",
+                "VR736",
+                f"{shown(home, 200)} is in the way, and was not made by vitrewrite",
                 suggestion="give it another name, or remove it",
-            )  # fmt: skip
+            )
         descriptor = _locked(home)
         if descriptor is None and not made and not _taken_over(home):
             raise BlockingIOError

@@ -32,17 +32,19 @@ def keep(old: Path, new: Path) -> None:
     for path in strangers(old):
         if os.path.lexists(new / path.name):
             raise FileError(
-                "VR734", f"{shown(path, 200)} is not ours, and would be overwritten",
+                "VR734",
+                f"{shown(path, 200)} is not ours, and would be overwritten",
                 suggestion="move it, or give another folder with --out",
-            )  # fmt: skip
+            )
         try:
             _link(path, new / path.name, old.stat().st_dev)
         except OSError as error:
             reason = error.strerror or error
             raise FileError(
-                "VR734", f"cannot keep {shown(path, 200)}, which is not ours: {reason}",
+                "VR734",
+                f"cannot keep {shown(path, 200)}, which is not ours: {reason}",
                 suggestion="move it, or give another folder with --out",
-            ) from error  # fmt: skip
+            ) from error
 
 
 def _link(path: Path, new: Path, device: int) -> None:

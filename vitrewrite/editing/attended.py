@@ -331,9 +331,10 @@ def gather(editor: Editor, place: Place, tokens: Callable[[fx.Node], fx.Node]) -
         if written.dropped:
             kwargs["dropout_p"] = _rate(dropped)
         core = graph.call_function(
-            F.scaled_dot_product_attention, (scaled.args[0], key, value),
+            F.scaled_dot_product_attention,
+            (scaled.args[0], key, value),
             {**kwargs, "scale": scaled.args[1]},
-        )  # fmt: skip
+        )
     copied(result, core)
     WRITTEN.drop(core)
     result.replace_all_uses_with(core)
@@ -363,9 +364,12 @@ def take_back(editor: Editor, place: Place, tokens: Callable[[fx.Node], fx.Node]
 
 
 def _stand_again(
-    editor: Editor, unit: str, core: fx.Node, rows: Mapping[int, str],
+    editor: Editor,
+    unit: str,
+    core: fx.Node,
+    rows: Mapping[int, str],
     tokens: Callable[[fx.Node], fx.Node],
-) -> None:  # fmt: skip
+) -> None:
     nodes = {n.name: n for n in core.graph.nodes}
     for token, name in rows.items():
         if name in nodes:

@@ -59,7 +59,7 @@ def stacked(editor: Editor, unit: str, layer: fx.Node) -> list[Insertion]:
 
 def last(
     editor: Editor, unit: str, layer: fx.Node, *, folding: bool, behind: bool = False
-) -> fx.Node:  # fmt: skip
+) -> fx.Node:
     """What a new module at a layer changes: the layer's output, or that of a module there.
 
     Args:

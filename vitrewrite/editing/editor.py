@@ -150,11 +150,18 @@ class Editor:
         known = list(self.warnings), dict(self.moved), dict(self.removed)
         stacks = {k: [new[id(i)] for i in v if id(i) in new] for k, v in self.stacks.items()}
         return Editor(
-            root, list(new.values()), set(), *known, stacks=stacks, waived=self.waived,
-            helpers=list(self.helpers), again={k: list(v) for k, v in self.again.items()},
+            root,
+            list(new.values()),
+            set(),
+            *known,
+            stacks=stacks,
+            waived=self.waived,
+            helpers=list(self.helpers),
+            again={k: list(v) for k, v in self.again.items()},
             stitches=self.stitches,
-            narrowed={k: list(v) for k, v in self.narrowed.items()}, origins=dict(self.origins),
-        )  # fmt: skip
+            narrowed={k: list(v) for k, v in self.narrowed.items()},
+            origins=dict(self.origins),
+        )
 
     def unit(self, path: str) -> Unit:
         """The unit at `path`."""

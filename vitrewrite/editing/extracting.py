@@ -39,10 +39,12 @@ def extracted(root: nn.Module, number: int) -> nn.Module:
     write(
         made,
         About(
-            example=known.example, notes=known.notes, pretrained_cfg=known.pretrained_cfg,
+            example=known.example,
+            notes=known.notes,
+            pretrained_cfg=known.pretrained_cfg,
             config=known.config,
         ),
-    )  # fmt: skip
+    )
     return made
 
 

@@ -65,9 +65,13 @@ def _source(root: nn.Module, layer: Linear) -> Place | None:
 
 
 def _read(
-    root: nn.Module, block: Block, start: Place, source: Place | None, layer: Linear,
+    root: nn.Module,
+    block: Block,
+    start: Place,
+    source: Place | None,
+    layer: Linear,
     inputs: tuple[Any, ...],
-) -> Located | None:  # fmt: skip
+) -> Located | None:
     assert source is not None
     shapes: list[torch.Size] = []
 

@@ -18,7 +18,7 @@ from ..tracing.notes import VALUE
 from ..tracing.numbers import plain
 from ..tracing.operators import is_repeatable
 from ..tracing.recipes import remembered
-from ..tracing.unit import Unit, run_node
+from ..tracing.unit import Unit, on_meta, run_node
 from . import costs
 from .costs import Costs
 from .inserted import run_inserted
@@ -52,9 +52,12 @@ class BrokenError(Exception):
     """
 
     def __init__(
-        self, path: str, operation: str, shapes: tuple[Shape, ...] = (),
+        self,
+        path: str,
+        operation: str,
+        shapes: tuple[Shape, ...] = (),
         numbers: tuple[int, ...] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(f"{operation} in '{path}'")
         self.path, self.operation, self.shapes, self.numbers = path, operation, shapes, numbers
 
@@ -99,9 +102,13 @@ class Propagation:
     """
 
     def __init__(
-        self, root: nn.Module, inputs: tuple[torch.Tensor, ...], known: Propagation | None = None,
-        *, note: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        root: nn.Module,
+        inputs: tuple[Any, ...],
+        known: Propagation | None = None,
+        *,
+        note: bool = False,
+    ) -> None:
         self.note, self.noted = note, set[int]()
         self.spared = Costs()  # of operations that were not run again
         self.entries: dict[Hashable, _Entry] = known.entries if known else {}
@@ -112,7 +119,7 @@ class Propagation:
         counter.mod_tracker = tracker
         with counter as self.counter, torch.no_grad(), torch.device("meta"):
             # The tree computes in float32, whatever the model it stands for does.
-            floats = tuple(v.float() if v.is_floating_point() else v for v in inputs)
+            floats = tuple(v.float() if _is_floating(v) else v for v in inputs)
             self.top = self._run(root, floats)
         del self.counter  # it cannot be pickled, and has counted
         self.costs = self.entries[self.top].costs
@@ -136,6 +143,17 @@ class Propagation:
         """What a unit is called with, or None if it was not run."""
         entry = self._entry(path)
         return entry.values[:count] if entry and len(entry.values) >= count else None
+
+    def within(self, unit: Unit, given: tuple[Any, ...]) -> dict[fx.Node, Any]:
+        """What each node of a unit yields, as it is by now; of equal units only one is run.
+
+        Args:
+            unit: in any tree.
+            given: what it is called with, as `given` has it.
+        """
+        assert unit.template is not None
+        run = Propagation(on_meta(unit), given, self)
+        return dict(zip(unit.template.graph.nodes, run.entries[run.top].values, strict=True))
 
     def costs_of(self, path: str) -> Costs | None:
         """What a module computes, or None if it was not run."""
@@ -187,9 +205,12 @@ class Propagation:
         )  # fmt: skip
 
     def _spared(
-        self, function: Callable[[Any], Any], given: Any, key: Hashable,
+        self,
+        function: Callable[[Any], Any],
+        given: Any,
+        key: Hashable,
         worth: Callable[[tuple[Any, Costs]], bool],
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """The result of a function, run only if no equal one was run before."""
         before = self._counted()
 
@@ -301,6 +322,10 @@ _NO_SETTING = vars(nn.Module()).keys() - {"training"}
 
 def _is_one_tensor(made: tuple[Any, Costs]) -> bool:
     return _is_meta(made[0])
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _is_meta(value: Any) -> bool:

@@ -354,20 +354,29 @@ def _line(numbers: torch.Tensor, axis: int) -> torch.Tensor:
 def _constant(numbers: torch.Tensor, axis: int) -> bool:
     if numbers.shape[axis] < 2 or numbers.stride(axis) == 0:
         return True
-    return bool((numbers == numbers.narrow(axis, 0, 1)).all())
+    small = _once(numbers)
+    return bool((small == small.narrow(axis, 0, 1)).all())
+
+
+def _once(numbers: torch.Tensor) -> torch.Tensor:
+    """The same with one number wherever it is told that all along an axis are one."""
+    for axis, (length, stride) in enumerate(zip(numbers.shape, numbers.stride(), strict=True)):
+        if stride == 0 and length > 1:
+            numbers = numbers.narrow(axis, 0, 1)
+    return numbers
 
 
 def _merged(pieces: list[torch.Tensor], shape: Any, node: fx.Node) -> torch.Tensor:
     """The numbers of what is made of several values, number by number."""
-    result = torch.full((), NONE, dtype=torch.int16, device="cpu").expand(shape)
+    result = torch.full((), NONE, dtype=torch.int16, device="cpu")
     for piece in pieces:
-        if axis_of(piece) is None and bool((piece == NONE).all()):
+        other = _once(piece)
+        if axis_of(other) is None and bool((other == NONE).all()):
             continue
-        other = piece.expand(shape)
         if bool(((result != NONE) & (other != NONE) & (result != other)).any()):
             raise MixedError(f"'{node.name}' mixes them")
         result = torch.maximum(result, other)
-    return result
+    return result.expand(shape)
 
 
 def _lengths(numbers: torch.Tensor) -> int:

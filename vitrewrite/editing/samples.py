@@ -55,10 +55,13 @@ class Batches:
         args, kwargs = inputs.as_arguments(known)
         batch = inputs.batch_of(known)
         return tuple(
-            torch.empty([count if n == batch and i == 0 else n for i, n in enumerate(v.shape)],
-                        dtype=v.dtype, device="meta")
+            torch.empty(
+                [count if n == batch and i == 0 else n for i, n in enumerate(v.shape)],
+                dtype=v.dtype,
+                device="meta",
+            )
             for v in (*args, *kwargs.values())
-        )  # fmt: skip
+        )
 
     @cached_property
     def flow(self) -> Flow:

@@ -122,15 +122,19 @@ def _no_line(clause: ClauseRef, name: str, why: str, editor: Editor) -> RewriteE
     others = {i.site.clause.origin for i in editor.insertions if i.clause != clause.number}
     notes = [f"other clauses: {listing(sorted(others), 3)}"] if others else []
     return clause.error(
-        "VR509", f"{clause.pass_name}: the blocks of '{name}' cannot be cut: {why}", notes=notes,
+        "VR509",
+        f"{clause.pass_name}: the blocks of '{name}' cannot be cut: {why}",
+        notes=notes,
         suggestion="stitch models whose blocks take the stream alone, and change them inside",
-    )  # fmt: skip
+    )
 
 
 def _path(
-    wanted: WantedWay, pieces: Mapping[str, tuple[str, ...]], bases: Mapping[str, Anatomy],
+    wanted: WantedWay,
+    pieces: Mapping[str, tuple[str, ...]],
+    bases: Mapping[str, Anatomy],
     editor: Editor,
-) -> Way:  # fmt: skip
+) -> Way:
     """A path by pieces."""
 
     def place(base: str, number: int) -> int:

@@ -176,9 +176,14 @@ class Stream:
         return fact != "prefix" and any(position < place <= where for place in back)
 
     def regroup(
-        self, position: int, clause: ClauseRef, made: Insertion, size: Value, patches: int | None,
+        self,
+        position: int,
+        clause: ClauseRef,
+        made: Insertion,
+        size: Value,
+        patches: int | None,
         grid: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """From a position on there are fewer tokens, this grid or none, and these sizes.
 
         Raises:

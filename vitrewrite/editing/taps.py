@@ -18,9 +18,11 @@ Change: TypeAlias = Callable[[Any], Any]
 
 
 def observe(
-    root: nn.Module, inputs: tuple[Any, ...], places: Collection[Place],
+    root: nn.Module,
+    inputs: tuple[Any, ...],
+    places: Collection[Place],
     changes: Mapping[Place, Change] | None = None,
-) -> tuple[Any, dict[Place, Any]]:  # fmt: skip
+) -> tuple[Any, dict[Place, Any]]:
     """Runs a tree of units by its graphs, and keeps the values at some places.
 
     What classes were made of the units does not count: of a tree that was edited since they do not
@@ -41,9 +43,13 @@ def observe(
 
 
 def _run(
-    module: nn.Module, path: str, args: tuple[Any, ...], places: frozenset[Place],
-    seen: dict[Place, Any], changes: Mapping[Place, Change],
-) -> Any:  # fmt: skip
+    module: nn.Module,
+    path: str,
+    args: tuple[Any, ...],
+    places: frozenset[Place],
+    seen: dict[Place, Any],
+    changes: Mapping[Place, Change],
+) -> Any:
     inside = {p for p in places if not path or p.unit == path or p.unit.startswith(f"{path}.")}
     if not isinstance(module, Unit) or module.template is None:
         return module(*args)

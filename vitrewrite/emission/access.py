@@ -18,10 +18,13 @@ from .names import is_name
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Attributes that every module has, and those that our own modules have besides.
-_HIDDEN = frozenset({
-    *dir(nn.Module()), *(n for c in (Captured, Unit) for n in (*vars(c), *c.__annotations__)),
-    "about",
-})  # fmt: skip
+_HIDDEN = frozenset(
+    {
+        *dir(nn.Module()),
+        *(n for c in (Captured, Unit) for n in (*vars(c), *c.__annotations__)),
+        "about",
+    }
+)
 
 
 def is_hidden(name: str, owner: nn.Module | None = None) -> bool:

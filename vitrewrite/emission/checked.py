@@ -52,9 +52,10 @@ def check_text(text: str, module: nn.Module, example: Sequence[Any]) -> None:
 
 def _differs(how: str) -> EmitError:
     return EmitError(
-        "VR808", f"the source that was printed {how}",
+        "VR808",
+        f"the source that was printed {how}",
         suggestion="nothing was written; please report the model and the spec",
-    )  # fmt: skip
+    )
 
 
 def _other_setting(module: nn.Module, twin: nn.Module) -> str:

@@ -43,11 +43,13 @@ class Constructors:
     """Writes constructors; each may add arguments to its class, which the parent then passes."""
 
     def __init__(
-        self, classes: Classes, functions: Functions, inserted: Mapping[type[nn.Module], str]
-    ) -> None:
+        self, classes: Classes, functions: Functions, inserted: Mapping[type[nn.Module], str],
+        arguments: Mapping[type[nn.Module], set[str]],
+    ) -> None:  # fmt: skip
         self.classes = classes
         self.functions = functions
         self.inserted = inserted
+        self.arguments = arguments  # of the constructors of inserted classes, as they are printed
 
     def lines(self, cls: Class) -> list[str]:
         """The statements after `super().__init__()` that make parameters, buffers and children."""
@@ -143,7 +145,8 @@ class Constructors:
         found = [layers.arguments(m) for m in modules]
         plain = layers.positional(modules[0])
         arguments: list[str] = []
-        for key in dict.fromkeys(k for f in found for k in f):
+        left = self.arguments.get(type(modules[0]))
+        for key in dict.fromkeys(k for f in found for k in f if left is None or k in left):
             default = layers.default(type(modules[0]), key)
             text = parameters.express([f.get(key, default) for f in found], layers.wish(key))
             arguments.append(text if key in plain else f"{key}={text}")

@@ -85,9 +85,9 @@ def function_name(function: Callable[..., Any]) -> str:
     if where.partition(".")[0] == "torch" and getattr(module, name, None) is function:
         return f"{where}.{name}"
     raise EmitError(
-        "VR804", f"{shown(f'{where}.{name}'.strip('.'))} cannot be called in a file that imports "
-        "torch only",
-    )  # fmt: skip
+        "VR804",
+        f"{shown(f'{where}.{name}'.strip('.'))} cannot be called in a file that imports torch only",
+    )
 
 
 def render(node: fx.Node, of: Callable[[Any], Text]) -> Text:

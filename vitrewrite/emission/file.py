@@ -6,7 +6,7 @@ import ast
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from typing import Any
 
@@ -15,8 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 
 from .access import repeated, tie
+from .copied import records
 from .literals import constant, docstring, one_line, quoted, xml
 from .source import Source
+from .wrap import WIDTH, wrap
 
 _IMPORTS = {
     "base64": "import base64", "math": "import math", "zlib": "import zlib",
@@ -68,11 +70,28 @@ def model_file(
         imports=[*standard, *([""] if standard else []), *torch_imports, "from torch import nn",
                  *after],
         packed=packed, classes=text, root=source.root, rest=rest, cast=cast,
-        others=[(quoted(pattern), str(dtype)) for pattern, dtype in others],
-        stated=quoted(stated) if stated else "",
-        trainable=constant(trainable) if trainable else "", frozen=trainable == (),
+        others=bool(others), frozen=trainable == (), trainable=bool(trainable),
+        constants="\n".join(_constants(source, stated, trainable, others)),
         ties=[tie(root, *pair) for pair in repeated(root, source.made)],
     )  # fmt: skip
+
+
+def _constants(
+    source: Source, stated: str | None, trainable: tuple[str, ...] | None,
+    others: list[tuple[str, torch.dtype]],
+) -> Iterator[str]:  # fmt: skip
+    """The lines of what the file says of its model."""
+    told = records(source.inserted)
+    if told:
+        yield "# What passes put in, for vitrewrite to know it again."
+        yield from told
+    if stated:
+        yield from wrap(f"INPUT = {quoted(stated)}", WIDTH)
+    if trainable:
+        yield from wrap(f"TRAINABLE = {constant(trainable)}", WIDTH)
+    if others:
+        pairs = ", ".join(f"{quoted(pattern)}: {dtype}" for pattern, dtype in others)
+        yield from wrap(f"DTYPES = {{{pairs}}}", WIDTH)
 
 
 def _dtypes(root: nn.Module) -> tuple[str, bool, list[tuple[str, torch.dtype]]]:

@@ -219,9 +219,8 @@ class _Join:
                 raise _ApartError
         given = [n for n in self.only_large if n.op == "placeholder"]
         held = [
-            n for n in self.only_large
-            if n.op in ("get_attr", "call_module") and self._is_absent(n)
-        ]  # fmt: skip
+            n for n in self.only_large if n.op in ("get_attr", "call_module") and self._is_absent(n)
+        ]
         if not given and not held:
             raise _ApartError
         with self.graph.inserting_before(place):
@@ -251,8 +250,9 @@ def _parts(node: fx.Node) -> Any:
 def holds_less(small: Unit, large: Unit) -> bool:
     """Whether a module has what another one has, or less of it, and nothing else."""
     for table in ("_modules", "_parameters", "_buffers"):
-        few, many = ({k: v for k, v in getattr(u, table).items() if v is not None}
-                     for u in (small, large))  # fmt: skip
+        few, many = (
+            {k: v for k, v in getattr(u, table).items() if v is not None} for u in (small, large)
+        )
         if not few.keys() <= many.keys() or (table == "_parameters" and len(few) < len(many)):
             return False
         if list(few) != [k for k in many if k in few]:
@@ -293,9 +293,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def moved(
-    literals: Mapping[Position, int | float], numbers: Sequence[Mapping[int, int]],
+    literals: Mapping[Position, int | float],
+    numbers: Sequence[Mapping[int, int]],
     positions: Iterable[Position],
-) -> dict[Position, Any]:  # fmt: skip
+) -> dict[Position, Any]:
     """The literals of a module at the positions of a joined program.
 
     Args:

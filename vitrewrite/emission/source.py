@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import linecache
-import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..catalog.own_code import classes_in
 from ..errors import EmitError
 from ..tracing import walk
 from ..tracing.about import About, about, is_root
@@ -18,12 +15,15 @@ from ..tracing.notes import HINT, OPTIONAL
 from ..tracing.unit import Unit
 from .classes import Care, Class, Classes
 from .constructors import Constructors
+from .copied import Copies
 from .fixed import fixed_arguments
 from .forward import body_lines
 from .functions import Functions
-from .literals import quoted
+from .literals import docstring, quoted
 from .names import CALLED, IMPORTED, RESERVED, NameScope, identifier, is_name
 from .paths import run_lines, stitch_lines, table_lines
+from .saying import told
+from .unread import Agreed
 from .wrap import WIDTH, wrap
 
 
@@ -64,48 +64,17 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
     scope = NameScope(inserted.values())
     table = Classes(root, scope, care)
     functions = Functions(root, scope)
-    constructors = Constructors(table, functions, inserted)
+    asked = {name for cls in inserted for name in vars(cls)} if table.ways else set()
+    copies = Copies(_known(root, inserted), asked)
+    constructors = Constructors(table, functions, inserted, copies.arguments)
     texts = []
     for cls in table.all:
-        texts.append(_class(cls, constructors.lines(cls)))
-    sources = tuple(class_source(c, _names_beside(c, inserted)) for c in inserted)
+        said = told(cls.units, [table.paths[id(u)] for u in cls.units])
+        texts.append(_class(cls, constructors.lines(cls), said))
+    sources = copies.texts(inserted)
     parts = (*(f.text for f in functions.all), *sources, *texts)
     made = frozenset(id(m) for m in walk.modules(root) if table.makes(m))
     return Source(parts, table.of[id(root)].name, inserted, made), table
-
-
-def class_source(cls: type[nn.Module], names: Mapping[str, str]) -> str:
-    """The text of a class, from the file that defines its forward, with other names for classes.
-
-    Unlike `inspect.getsource` this also finds classes of modules that `sys.modules` does not know,
-    which is how emitted files are often imported.
-    """
-    lines = linecache.getlines(cls.forward.__code__.co_filename)
-    node = classes_in("".join(lines)).get(cls.__name__)
-    if node is None:
-        raise EmitError("VR801", f"the source of {cls.__name__} cannot be read")
-    return _renamed("".join(lines[node.lineno - 1 : node.end_lineno]).rstrip(), names)
-
-
-def _names_beside(cls: type[nn.Module], inserted: Mapping[type[nn.Module], str]) -> dict[str, str]:
-    """What a class and those that its file has or imports, and may hold, are called here."""
-    space = {**cls.forward.__globals__, cls.__name__: cls}
-    classes = {name: c for name, c in space.items() if isinstance(c, type)}
-    return {name: inserted[c] for name, c in classes.items() if c in inserted}
-
-
-def _renamed(text: str, names: Mapping[str, str]) -> str:
-    """The text of a class with other names for classes; attributes of those names stay."""
-    if all(old == new for old, new in names.items()):
-        return text
-    lines = text.splitlines(keepends=True)
-    tokens = list(tokenize.generate_tokens(iter(lines).__next__))
-    for before, token in reversed(list(zip([tokens[0], *tokens], tokens, strict=False))):
-        if token.type == tokenize.NAME and token.string in names and before.string != ".":
-            row, column = token.start
-            line, old = lines[row - 1], token.string
-            lines[row - 1] = line[:column] + names[old] + line[column + len(old) :]
-    return "".join(lines)
 
 
 def _inserted(root: nn.Module) -> dict[type[nn.Module], str]:
@@ -125,8 +94,31 @@ def _inserted(root: nn.Module) -> dict[type[nn.Module], str]:
     return found
 
 
-def _class(cls: Class, made: list[str]) -> str:
+def _known(root: nn.Module, inserted: Iterable[type[nn.Module]]) -> dict[type[nn.Module], Agreed]:
+    """What is known of the modules of each class that passes insert."""
+    modules = walk.modules(root)
+    made: dict[type[nn.Module], Agreed] = {cls: Agreed([]) for cls in inserted}
+    for module in modules:
+        if type(module) in made:
+            made[type(module)].modules.append(module)
+    counts: dict[int, list[int | None]] = {}
+    for unit in modules:
+        graphs = unit.template.graphs if isinstance(unit, Unit) and unit.template else ()
+        for node in (n for graph in graphs for n in graph.nodes if n.op == "call_module"):
+            child = unit.get_submodule(str(node.target))
+            counts.setdefault(id(child), []).append(None if node.kwargs else len(node.args))
+    for known in made.values():
+        found = [n for m in known.modules for n in counts.get(id(m), [None])]
+        told = not any(hasattr(m, "enters") or hasattr(m, "stitches") for m in known.modules)
+        if found and None not in found and told:
+            known.given = max(n for n in found if n is not None)
+    return made
+
+
+def _class(cls: Class, made: list[str], said: str) -> str:
     lines = [f"class {cls.name}(nn.Module):"]
+    if said:
+        lines += [*_indent([docstring(said)], 1), ""]
     if cls.paths is not None:
         lines += [*_indent(table_lines(cls.paths), 1), ""]
     stored = [
@@ -252,7 +244,14 @@ def _with_pre_logits(cls: Class, names: list[str], body: list[str]) -> list[str]
     name, _, assigned = body[count].partition(" = ") if count < len(body) else ("", "", "")
     if body[:count] == lines and is_name(name) and assigned == value and value != last:
         asked = ["if pre_logits:", f"    return {name}"]
-        return [*body[: count + 1], *asked, *body[count + 1 :]]
+        after = body[count + 1 :]
+        if len(after) == 1 and after[0].startswith("return "):
+            return [*body[: count + 1], f"return {name} if pre_logits else {after[0][7:]}"]
+        return [*body[: count + 1], *asked, *after]
+    if not lines and len(body) == 1:
+        short = f"{last} if pre_logits else {body[0].removeprefix('return ')}"
+        if len(short) <= WIDTH - 8:
+            return [short]
     return ["if pre_logits:", *_indent([*lines, last], 1), *body]
 
 

@@ -25,6 +25,9 @@ from .loops.runs import Loop, find_loops
 MAX_DEPTH = 5
 MAX_LENGTH = 80  # estimated characters of an expression that is written inside another
 
+MAX_CHAIN = 80
+"""The same, where the source gave the value a name before it returned what it made of it."""
+
 
 @dataclass
 class Statement:
@@ -227,7 +230,35 @@ class Layout:
         if is_choice(user) and node is not user.args[0]:  # then it is assigned to that one's name
             named = named and HINT.get(node) != HINT.get(user)
             small = self._depth(node) < MAX_DEPTH
+        if named and self._is_passed_out(node):
+            named = self._expression_length(node) >= MAX_CHAIN
         return not named and small and self._reads_stay(node, user)
+
+    def _is_passed_out(self, node: fx.Node) -> bool:
+        """Whether a variable is one that is set again, until it is returned: `x = f(x)`."""
+        name, user = HINT.get(node), node
+        if name not in self._names_in(node):
+            return False
+        for _ in range(MAX_DEPTH):
+            if len(user.users) != 1:
+                return False
+            (user,) = user.users
+            if user.op == "output":
+                return isinstance(user.args[0], fx.Node)
+            if HINT.get(user) not in (None, name) or user.op == "call_function":
+                return False
+        return False
+
+    def _names_in(self, node: fx.Node) -> set[Any]:
+        """The variables in the expression for a node."""
+        found: set[Any] = set()
+        stack = list(node.all_input_nodes)
+        while stack:
+            read = stack.pop()
+            bare = HINT.get(read) is None and read.op.startswith("call") and not is_size(read)
+            stack += read.all_input_nodes if bare else []
+            found |= set() if bare else {HINT.get(read) or read.name}
+        return found
 
     def _reads_stay(self, node: fx.Node, user: fx.Node) -> bool:
         """No in-place operation may change what `node` reads before `user` is evaluated."""

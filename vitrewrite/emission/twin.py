@@ -58,10 +58,11 @@ def running(text: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever running a file can raise
         raise EmitError(
-            "VR806", f"the source that was printed does not run: {first_line(error)}",
+            "VR806",
+            f"the source that was printed does not run: {first_line(error)}",
             notes=_place(error, text),
             suggestion="nothing was written; please report the model and the spec",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _place(error: Exception, text: str) -> list[str]:
@@ -121,5 +122,6 @@ def _buffer(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 _TABLES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "_parameters": _parameter, "_buffers": _buffer,
-}  # fmt: skip
+    "_parameters": _parameter,
+    "_buffers": _buffer,
+}

@@ -30,6 +30,8 @@ def _inside(inner: str, width: int) -> list[str]:
     if len(inner) <= width:
         return [f"    {inner}"]
     items = _items(inner)
+    if len(items) == 1 and len(parts := _at_loops(inner)) > 1:
+        return [f"    {line}" for part in parts for line in wrap(part, width)]
     if len(items) == 1:
         parts = wrap(inner, width)
         parts = parts if max(map(len, parts)) <= width else _at_operators(inner)
@@ -55,6 +57,15 @@ def _at_loop(line: str) -> tuple[str, str, str]:
         if depth == 0 and line.startswith(" for ", i):
             return line[:i], "for ", line[i + 5 :]
     return line, "", ""
+
+
+def _at_loops(text: str) -> list[str]:
+    """What is made, and each of the loops that make it."""
+    first, loop, rest = _at_loop(text)
+    if not loop:
+        return [text]
+    following = _at_loops(rest)
+    return [first, loop + following[0], *following[1:]]
 
 
 def _brackets(line: str) -> list[tuple[int, int]]:

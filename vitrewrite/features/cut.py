@@ -87,9 +87,12 @@ class FeatureCut:
 
     @classmethod
     def of(
-        cls, root: Unit, example: Sequence[torch.Tensor], trained: Collection[str],
+        cls,
+        root: Unit,
+        example: Sequence[torch.Tensor],
+        trained: Collection[str],
         changed: Collection[str] = (),
-    ) -> FeatureCut:  # fmt: skip
+    ) -> FeatureCut:
         """Cuts the program of a tree.
 
         Args:
@@ -133,9 +136,12 @@ class FeatureCut:
         return self._run(root, self.frozen, images, self.kept)
 
     def _run(
-        self, root: nn.Module, steps: Sequence[fx.Node], images: torch.Tensor,
+        self,
+        root: nn.Module,
+        steps: Sequence[fx.Node],
+        images: torch.Tensor,
         wanted: Sequence[Crossing],
-    ) -> dict[Crossing, torch.Tensor]:  # fmt: skip
+    ) -> dict[Crossing, torch.Tensor]:
         last = {n: step for step in steps for n in step.all_input_nodes}
         named = {each.node: each for each in wanted}
         values: dict[fx.Node, Any] = {}
@@ -192,10 +198,15 @@ class _Cutter:
             read = any(user is output or node in self.probe.reads[user] for user in readers[node])
             found.append(
                 Crossing(
-                    node, self._name(node), self.probe.shapes[node], self.probe.dtypes[node],
-                    names.of(node), read, node.op == "placeholder",
+                    node,
+                    self._name(node),
+                    self.probe.shapes[node],
+                    self.probe.dtypes[node],
+                    names.of(node),
+                    read,
+                    node.op == "placeholder",
                 )
-            )  # fmt: skip
+            )
         trained = tuple(n for n in self.graph.nodes if n in late)
         frozen = tuple(_behind([each.node for each in found if each.kept]))
         return FeatureCut(self.graph, self.example, tuple(found), frozen, trained, output.args[0])

@@ -45,9 +45,10 @@ class ValueNames:
         """A module by its path and what it was made with."""
         module = self.root.get_submodule(path)
         plain = {
-            k: v for k, v in sorted(vars(module).items())
+            k: v
+            for k, v in sorted(vars(module).items())
             if not k.startswith("_") and k not in ("training", "template") and _is_plain(v)
-        }  # fmt: skip
+        }
         return f"{path} {type(module).__qualname__} {plain}"
 
     def _shown(self, value: Any) -> Any:

@@ -104,10 +104,11 @@ class FeatureStore:
         if odd:
             first = min(odd)
             raise FileError(
-                "VR554", f"the features in {shown(self.folder, 200)} are of other {first}",
+                "VR554",
+                f"the features in {shown(self.folder, 200)} are of other {first}",
                 notes=[f"{k} was {shown(was.get(k))}, is {shown(now.get(k))}" for k in sorted(odd)],
                 suggestion=_SUGGESTION,
-            )  # fmt: skip
+            )
 
     def _expect_whole(self, path: Path, size: int) -> None:
         try:
@@ -219,9 +220,10 @@ def _expect_room(place: Path, size: int) -> None:
 
 def _full(folder: Path, reason: str) -> FileError:
     return FileError(
-        "VR556", f"no room for the features in {shown(folder, 200)}: {reason}",
+        "VR556",
+        f"no room for the features in {shown(folder, 200)}: {reason}",
         suggestion="give another folder with tune.cache_at, or take tune.cache_dtype=bf16",
-    )  # fmt: skip
+    )
 
 
 def stored(crossing: Crossing, computed: torch.dtype, *, halved: bool) -> Stored:

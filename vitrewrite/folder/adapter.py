@@ -66,9 +66,10 @@ def read_adapter(rewritten: Rewritten, path: Path) -> dict[str, torch.Tensor]:
         raise FileError("VR771", f"cannot read '{path / SETTINGS}': {error}") from error
     if found.metadata.get(BASE) not in (None, fingerprint(rewritten)):
         raise FileError(
-            "VR720", f"the adapter '{path}' was made on other base weights",
+            "VR720",
+            f"the adapter '{path}' was made on other base weights",
             suggestion="apply the spec to the weights that it was trained on",
-        )  # fmt: skip
+        )
     return delta
 
 

@@ -71,9 +71,10 @@ def leave_folders(path: Path) -> None:
         return
     if path.name in files:
         raise FileError(
-            "VR717", f"'{path}' belongs to a folder, whose weights would no longer fit",
+            "VR717",
+            f"'{path}' belongs to a folder, whose weights would no longer fit",
             suggestion=f"vitrewrite.emit(rewritten, '{path.parent}') writes the whole folder",
-        )  # fmt: skip
+        )
 
 
 def load_delta(rewritten: Rewritten, path: str | Path, digest: str | None = None) -> None:
@@ -140,9 +141,10 @@ def read_delta(
     tensors, scales = _fitting(rewritten, path, None, heads)
     if scales:
         raise FileError(
-            "VR722", f"the delta '{path}' is packed, and not what was trained",
+            "VR722",
+            f"the delta '{path}' is packed, and not what was trained",
             suggestion="save it without packing",
-        )  # fmt: skip
+        )
     return dict(tensors)
 
 

@@ -124,10 +124,12 @@ def _is_lock(lock: Mapping[str, Any]) -> bool:
     if not isinstance(lock.get("spec_folder", ""), str):
         return False
     return 0 <= lock["seed"] < 1 << 64 and all(
-        _NAME.fullmatch(name) and name != LOCK
-        and isinstance(digest, str) and _HASH.fullmatch(digest)
+        _NAME.fullmatch(name)
+        and name != LOCK
+        and isinstance(digest, str)
+        and _HASH.fullmatch(digest)
         for name, digest in lock["files"].items()
-    )  # fmt: skip
+    )
 
 
 def _is_input(stated: Any) -> bool:

@@ -79,9 +79,10 @@ def _check_alike(one: Path, first: Content, two: Path, other: Content) -> None:
             names = [f"{p}: {c.metadata['spec']} on {c.metadata['model']}"
                      for p, c in ((one, first), (two, other))]  # fmt: skip
             raise FileError(
-                "VR777", f"'{one}' and '{two}' are of different {what}",
+                "VR777",
+                f"'{one}' and '{two}' are of different {what}",
                 notes=[*names, "a sum is of deltas of one spec over one base"],
-            )  # fmt: skip
+            )
     check_shapes(first.tensors, other.tensors, two)
 
 
@@ -93,7 +94,8 @@ def _sum(tensors: Sequence[torch.Tensor], weights: Sequence[float], name: str) -
         return total.to(first.dtype)
     if any(not torch.equal(first, tensor) for tensor in tensors[1:]):
         raise FileError(
-            "VR777", f"'{name}' is of whole numbers, which are not the same in all deltas",
+            "VR777",
+            f"'{name}' is of whole numbers, which are not the same in all deltas",
             notes=["single entries that were chosen otherwise cannot be added up"],
-        )  # fmt: skip
+        )
     return first

@@ -50,9 +50,7 @@ def unlowered_state(folder: Folder) -> dict[str, torch.Tensor]:
     path = folder.path / ORIGINALS
     if not folder.has(ORIGINALS):
         raise FileError("VR713", f"'{path}' is gone, which it takes to turn the folder back")
-    found = read_tensors(
-        path, digest=folder.digest(ORIGINALS), code="VR713", what="the originals"
-    )  # fmt: skip
+    found = read_tensors(path, digest=folder.digest(ORIGINALS), code="VR713", what="the originals")
     if found.metadata.get("format") != FORMAT or not {"added", "state_hash"} <= (
         found.metadata.keys()
     ):

@@ -85,9 +85,10 @@ def check_spread(name: str, values: torch.Tensor) -> None:
     """Raises VR445 unless the numbers of a quantised matrix differ."""
     if is_flat(values):
         raise RewriteError(
-            "VR445", f"all numbers of the quantised matrix '{name}' are {values.flatten()[0]:g}",
+            "VR445",
+            f"all numbers of the quantised matrix '{name}' are {values.flatten()[0]:g}",
             suggestion="levels lie around a mean, as far apart as the numbers vary",
-        )  # fmt: skip
+        )
 
 
 def _fits(matrix: Quantised, codes: torch.Tensor, scale: torch.Tensor) -> bool:
@@ -105,17 +106,19 @@ def _packed(name: str, matrix: Quantised) -> tuple[torch.Tensor, torch.Tensor]:
         return pack(matrix)
     except ValueError as error:
         raise RewriteError(
-            "VR446", f"the quantised matrix '{name}' cannot be packed: {error}",
+            "VR446",
+            f"the quantised matrix '{name}' cannot be packed: {error}",
             suggestion="train on from a delta with latent numbers, as vitrewrite.save writes it",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _nothing(rewritten: Rewritten) -> RewriteError:
     known = "see 'vitrewrite explain bi.lora'"
     return RewriteError(
-        "VR448", "the model has no matrix of few bits to pack",
+        "VR448",
+        "the model has no matrix of few bits to pack",
         suggestion="pack it before it is lowered" if rewritten.lowered else known,
-    )  # fmt: skip
+    )
 
 
 # -- plain bytes ----------------------------------------------------------------------------------

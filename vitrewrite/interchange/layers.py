@@ -102,6 +102,8 @@ def _layer(rewritten: Rewritten, weight: str, shares: Sequence[RowShare]) -> Ada
 def unsaid(what: str, *notes: str) -> FileError:
     """VR770, for what PEFT has no words for."""
     return FileError(
-        "VR770", f"{what} cannot be said in PEFT", notes=notes,
+        "VR770",
+        f"{what} cannot be said in PEFT",
+        notes=notes,
         suggestion="'vitrewrite lower' folds it into weights, where it can be folded",
-    )  # fmt: skip
+    )

@@ -18,9 +18,7 @@ from .adapters import Tensors, of_input, pairs, places
 from .layers import AdaptedLayer, layers_of
 from .settings import PREFIX, value_for
 
-_KINDS: dict[str, type[LowRankUpdate] | type[Rescaling]] = {
-    "LORA": LowRankUpdate, "IA3": Rescaling,
-}  # fmt: skip
+_KINDS: dict[str, type[LowRankUpdate] | type[Rescaling]] = {"LORA": LowRankUpdate, "IA3": Rescaling}
 _OTHERWISE = ("use_dora", "use_qalora", "fan_in_fan_out", "lora_bias", "velora_config")
 """Settings with which a layer computes something else."""
 
@@ -45,9 +43,10 @@ def read(
     if kind not in _KINDS or wanted != {_KINDS[kind]}:
         others = sorted(name for name, made in _KINDS.items() if made in wanted)
         raise FileError(
-            "VR771", f"an adapter of the kind {kind!r} is none that the spec makes",
+            "VR771",
+            f"an adapter of the kind {kind!r} is none that the spec makes",
             notes=[f"its own would be {' and '.join(others) or 'none'}"],
-        )  # fmt: skip
+        )
     odd = [name for name in _OTHERWISE if settings.get(name)]
     if odd:
         raise FileError("VR771", f"an adapter with {listing(odd)} does something else than {kind}")

@@ -55,9 +55,10 @@ def _refuse_adapted(module: str, found: Sequence[str], layers: Sequence[str]) ->
     """No adapter may stand in what is kept whole: PEFT leaves it out."""
     like = re.compile(rf"(?:.*\.)?{re.escape(module)}(?:\..*)?")
     inside = (
-        layer for layer in layers
+        layer
+        for layer in layers
         if like.fullmatch(layer) or f"{layer}.".startswith(tuple(f"{name}." for name in found))
-    )  # fmt: skip
+    )
     if (layer := next(inside, None)) is not None:
         raise unsaid(
             f"an adapter at '{layer}' while '{module}' is trained",

@@ -49,9 +49,11 @@ def _labelled(models: Sequence[ModelRef]) -> Iterator[tuple[str, ModelRef]]:
 
 
 def check_starts(
-    bases: Mapping[str, ModelRef], clauses: Iterable[Clause], requires: Iterable[Require],
+    bases: Mapping[str, ModelRef],
+    clauses: Iterable[Clause],
+    requires: Iterable[Require],
     factors: Iterable[Factor],
-) -> Iterator[SpecError]:  # fmt: skip
+) -> Iterator[SpecError]:
     """What is wrong with where the selectors of a spec start."""
     found: list[Selector | None] = [clause.sites for clause in clauses]
     found += [part for each in requires for part in (each.claim.site, each.claim.excluding)]

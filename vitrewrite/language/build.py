@@ -324,9 +324,11 @@ class _Statements(_Selectors):
         return name, options or ()
 
     def measured(
-        self, metric: tuple[Word, tuple[selectors.Option, ...]], compare: Any,
+        self,
+        metric: tuple[Word, tuple[selectors.Option, ...]],
+        compare: Any,
         excluding: Selector | None,
-    ) -> nodes.Claim:  # fmt: skip
+    ) -> nodes.Claim:
         name, options = metric
         return nodes.Claim(str(name), None, compare, excluding, name.span, options)
 

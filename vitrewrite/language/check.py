@@ -19,9 +19,13 @@ from .values import PerSite, Value
 
 
 def check_options(
-    options: tuple[Option, ...], known: Mapping[str, OptionInfo], owner: str, problems: Problems,
-    *, sited: bool = False,
-) -> tuple[Option, ...]:  # fmt: skip
+    options: tuple[Option, ...],
+    known: Mapping[str, OptionInfo],
+    owner: str,
+    problems: Problems,
+    *,
+    sited: bool = False,
+) -> tuple[Option, ...]:
     """The options with their types; what is wrong with them goes to `problems`.
 
     Where they are those of a clause with sites (`sited`), one may be a list of values, one by site.

@@ -31,24 +31,46 @@ def _options(*infos: OptionInfo) -> Mapping[str, OptionInfo]:
 
 
 _CONVENTION = OptionInfo(
-    "convention", "str", False, False, False, "plain", choices=tuple(CONVENTIONS),
+    "convention",
+    "str",
+    False,
+    False,
+    False,
+    "plain",
+    choices=tuple(CONVENTIONS),
     help="what is counted",
-)  # fmt: skip
+)
 _HEAD = OptionInfo(
-    "head", "float", False, True, False, None, minimum=0,
+    "head",
+    "float",
+    False,
+    True,
+    False,
+    None,
+    minimum=0,
     help="classes that the head is counted for, such as the mean of several tasks",
-)  # fmt: skip
+)
 _OF = OptionInfo(
-    "of", "str", False, False, False, "base", choices=("base", "base_and_head", "all"),
+    "of",
+    "str",
+    False,
+    False,
+    False,
+    "base",
+    choices=("base", "base_and_head", "all"),
     help="the base without its head, with the head, or with all that was added",
-)  # fmt: skip
-_TASKS = OptionInfo(
-    "tasks", "int", False, False, True, minimum=1, help="tasks that share the base"
-)  # fmt: skip
+)
+_TASKS = OptionInfo("tasks", "int", False, False, True, minimum=1, help="tasks that share the base")
 _STITCHES = OptionInfo(
-    "stitches", "str", False, True, False, None, choices=("least", "most"),
+    "stitches",
+    "str",
+    False,
+    True,
+    False,
+    None,
+    choices=("least", "most"),
     help="of the stitch that costs least or most, where models are stitched",
-)  # fmt: skip
+)
 
 METRICS: Mapping[str, Metric] = {
     "params": Metric(excluding=True, options=_options(_HEAD)),

@@ -44,10 +44,12 @@ def checked(factor: Factor) -> Factor:
     """
     if factor.name not in KNOWN:
         raise SpecError(
-            "VR234", f"{shown(factor.name)} is one for the whole model", span=factor.span,
+            "VR234",
+            f"{shown(factor.name)} is one for the whole model",
+            span=factor.span,
             notes=[f"can differ by part: {listing(KNOWN)}"],
             suggestion=did_you_mean(factor.name, KNOWN),
-        )  # fmt: skip
+        )
     if not isinstance(factor.value, Literal):
         return factor
     info = OptionInfo(factor.name, "float", False, False, True, minimum=0)

@@ -35,6 +35,8 @@ def teacher_ref(text: str, span: Span | None = None) -> ModelRef:
         return map_expressions(statement.ref, value)
     except SpecError as error:
         raise SpecError(
-            "VR233", f"{shown(text)} names no teacher: {error.message}", span=span,
+            "VR233",
+            f"{shown(text)} names no teacher: {error.message}",
+            span=span,
             suggestion="write 'base', an entry of the model, or NAME(weights=pretrained)",
-        ) from error  # fmt: skip
+        ) from error

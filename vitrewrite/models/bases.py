@@ -43,9 +43,10 @@ def example_of(bases: nn.Module, text: str | None) -> Any:
     if len(set(sizes.values())) > 1:
         said = listing(f"{name} {size}" for name, size in sizes.items())
         raise MatchError(
-            "VR508", f"the bases take different images: {said}",
+            "VR508",
+            f"the bases take different images: {said}",
             suggestion="give them one size, such as img_size=224 in each, or input=1x3x224x224",
-        )  # fmt: skip
+        )
     return next(iter(found.values()))
 
 
@@ -62,7 +63,8 @@ def per_base(text: str, names: Mapping[str, Any]) -> dict[str, str]:
     if set(found) != set(names) or not all(found.values()):
         wanted = ",".join(f"{name}=FILE" for name in names)
         raise MatchError(
-            "VR508", f"weights={text} does not say where those of {listing(names)} come from",
+            "VR508",
+            f"weights={text} does not say where those of {listing(names)} come from",
             suggestion=f"write weights=pretrained for all, or weights={wanted}",
-        )  # fmt: skip
+        )
     return found

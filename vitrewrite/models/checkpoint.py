@@ -78,9 +78,10 @@ def _in_folder(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileError(
-        "VR711", f"the folder '{folder}' has no weights in it",
+        "VR711",
+        f"the folder '{folder}' has no weights in it",
         suggestion=f"one of {listing(_FILES)} is looked for",
-    )  # fmt: skip
+    )
 
 
 def _parts(index: Path) -> list[Path]:
@@ -140,12 +141,13 @@ def _program(file: Path) -> FileError:
     except Exception:  # of old files torch cannot tell
         named = []
     return FileError(
-        "VR711", f"'{file}' holds more than tensors: reading it would run code"
+        "VR711",
+        f"'{file}' holds more than tensors: reading it would run code"
         + (f" ({listing(sorted(named), 3)})" if named else ""),
-        suggestion="if you trust it, convert it once, apart from vitrewrite: python -c \"import "
+        suggestion='if you trust it, convert it once, apart from vitrewrite: python -c "import '
         "torch, safetensors.torch as s; x = torch.load('FILE', weights_only=False); "
         "s.save_file((x if isinstance(x, dict) else x.state_dict()), 'FILE.safetensors')\"",
-    )  # fmt: skip
+    )
 
 
 def _innermost(value: Any, file: Path) -> tuple[dict[str, torch.Tensor], str]:

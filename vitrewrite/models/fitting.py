@@ -205,9 +205,11 @@ class Fitting:
 
         told = looks_like(self.given)
         return FileError(
-            "VR712", f"the weights in '{self.source}' do not fit the model", notes=list(notes),
+            "VR712",
+            f"the weights in '{self.source}' do not fit the model",
+            notes=list(notes),
             suggestion=f"they look like {told}" if told else None,
-        )  # fmt: skip
+        )
 
 
 def _prefixes(names: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

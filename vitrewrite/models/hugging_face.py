@@ -60,9 +60,13 @@ def pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
     with _quiet():
         try:
             loaded, report = cls.from_pretrained(
-                folder, config=config, use_safetensors=True, local_files_only=True,
-                ignore_mismatched_sizes="num_labels" in options, output_loading_info=True,
-            )  # fmt: skip
+                folder,
+                config=config,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes="num_labels" in options,
+                output_loading_info=True,
+            )
         except Exception as error:  # the library raises many kinds
             raise FileError(
                 "VR711", f"cannot read the weights in '{folder}': {first_line(error)}"
@@ -71,9 +75,10 @@ def pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
     if missing and "num_labels" not in options:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise FileError(
-            "VR712", f"the weights of '{name}' do not fit the model",
+            "VR712",
+            f"the weights of '{name}' do not fit the model",
             notes=[f"missing: {missing[0]}{more}"],
-        )  # fmt: skip
+        )
     model.load_state_dict(loaded.state_dict())
     return model
 
@@ -209,9 +214,10 @@ def _weights_folder(name: str) -> Path:
 def not_to_be_had(name: str, reason: str) -> FileError:
     """VR710, for any model."""
     return FileError(
-        "VR710", f"no pretrained weights of '{name}': {reason}",
+        "VR710",
+        f"no pretrained weights of '{name}': {reason}",
         suggestion="download them elsewhere and give weights=FILE.safetensors",
-    )  # fmt: skip
+    )
 
 
 def download(repository: str, file: str) -> str:

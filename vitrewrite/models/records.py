@@ -66,7 +66,9 @@ def _written(text: str, span: Span | None) -> tuple[tuple[float, ...], tuple[flo
     except ValueError:
         pass
     raise DataError(
-        "VR755", f"inputs {shown(text)} is neither a name nor MEAN/STD", span=span,
+        "VR755",
+        f"inputs {shown(text)} is neither a name nor MEAN/STD",
+        span=span,
         notes=[f"valid: {', '.join(INPUTS)}, '0.5/0.5', '0.485,0.456,0.406/0.229,0.224,0.225'"],
         suggestion=did_you_mean(text, INPUTS),
-    )  # fmt: skip
+    )

@@ -23,9 +23,13 @@ class Request:
     """Which model to rewrite: an object, or a name with constructor arguments and weights."""
 
     def __init__(
-        self, spec: Spec, model: nn.Module | str | None, weights: str, seed: int,
+        self,
+        spec: Spec,
+        model: nn.Module | str | None,
+        weights: str,
+        seed: int,
         options: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.spec = spec
         self.module = model if isinstance(model, nn.Module) else None
         self.options = {**(options or {}), **spec.model_arguments}
@@ -91,9 +95,13 @@ class Request:
         self.told.clear()
         try:
             return models.create(
-                self.name, self.options, weights=self.weights, seed=self.seed, meta=meta,
+                self.name,
+                self.options,
+                weights=self.weights,
+                seed=self.seed,
+                meta=meta,
                 told=self.told,
-            )  # fmt: skip
+            )
         except MatchError as error:
             unknown = error.message.partition(": ")[2]  # what the constructor says
             if error.code != "VR311" or not self._recipe or f"'{DROP_PATH}'" not in unknown:
@@ -104,9 +112,11 @@ class Request:
         rate = next(s for s in self.spec.tune.settings if s.name == "drop_path")
         message = f"tune.drop_path = {rate.value} is for models that take {DROP_PATH}"
         return MatchError(
-            "VR311", f"{message}, and '{self.name}' does not", span=rate.span,
+            "VR311",
+            f"{message}, and '{self.name}' does not",
+            span=rate.span,
             suggestion="leave it out",
-        )  # fmt: skip
+        )
 
     @property
     def key(self) -> Hashable:

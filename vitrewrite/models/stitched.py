@@ -33,9 +33,10 @@ def requested(
         return StitchedRequest(spec, model, weights, seed)
     if isinstance(model, Mapping):
         raise MatchError(
-            "VR507", f"{len(model)} models are given by name, and the spec stitches none",
+            "VR507",
+            f"{len(model)} models are given by name, and the spec stitches none",
             suggestion="give one model",
-        )  # fmt: skip
+        )
     return Request(spec, model, weights, seed, options)
 
 
@@ -106,8 +107,9 @@ def _given(spec: Spec, model: nn.Module | Mapping[str, nn.Module]) -> nn.Module:
         found, model = tuple(model), Bases(model)
     if found != tuple(spec.bases):
         raise MatchError(
-            "VR507", f"the models that are given are {listing(found) or 'one without parts'}, and "
+            "VR507",
+            f"the models that are given are {listing(found) or 'one without parts'}, and "
             f"the spec stitches {listing(spec.bases)}",
             suggestion=f"give a dict with the keys {listing(spec.bases)}, in this order",
-        )  # fmt: skip
+        )
     return model

@@ -83,9 +83,10 @@ def _points(site: Site) -> dict[str, TapPoint]:
     if isinstance(site, ChannelLayer) or (isinstance(site, Named) and site.kind == "module"):
         return {"input": TapPoint(site.path, True), "output": TapPoint(site.path)}
     raise ProfileError(
-        "VR767", f"no one value flows in and out of '{site.role}'",
+        "VR767",
+        f"no one value flows in and out of '{site.role}'",
         notes=["valid: blocks, attentions, MLPs, linear layers, modules by name"],
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -222,6 +223,7 @@ def _check_size(values: Sequence[torch.Tensor], wanted: Activations) -> None:
     size = 4 * wanted.samples * sum(rows)
     if size > LIMIT:
         raise ProfileError(
-            "VR768", f"the activations take {size / 2**30:.1f} GiB, and {LIMIT / 2**30:g} can be "
-            "kept", suggestion="keep fewer tokens or images (--tokens, --samples), or fewer sites",
-        )  # fmt: skip
+            "VR768",
+            f"the activations take {size / 2**30:.1f} GiB, and {LIMIT / 2**30:g} can be kept",
+            suggestion="keep fewer tokens or images (--tokens, --samples), or fewer sites",
+        )

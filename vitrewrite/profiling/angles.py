@@ -80,9 +80,10 @@ def expect_stitches(rewritten: Rewritten) -> None:
     """Raises VR542 for what has no stitches."""
     if rewritten.measures.stitches is None:
         raise ProfileError(
-            "VR542", f"'{rewritten.spec.name}' stitches no models: no two gradients can be at odds",
+            "VR542",
+            f"'{rewritten.spec.name}' stitches no models: no two gradients can be at odds",
             suggestion="give a spec such as esta_angles, or a folder that 'tune' wrote of it",
-        )  # fmt: skip
+        )
 
 
 def angles_of(rewritten: Rewritten, images: torch.Tensor, labels: torch.Tensor) -> Angles:
@@ -121,9 +122,12 @@ def input_weights(bases: Mapping[str, Anatomy]) -> list[str]:
 
 
 def _gradients(
-    entry: OneStitch, parameters: Mapping[str, nn.Parameter], names: list[str],
-    images: torch.Tensor, labels: torch.Tensor,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    entry: OneStitch,
+    parameters: Mapping[str, nn.Parameter],
+    names: list[str],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> dict[str, torch.Tensor]:
     """Of the loss of a stitch, by the weights that it runs."""
     copies = {n: parameters[n].detach().requires_grad_() for n in names}
     output = functional_call(entry, {f"model.{n}": p for n, p in copies.items()}, (images,))

@@ -70,6 +70,7 @@ class Latencies:
     @staticmethod
     def _wrong(source: str, why: str) -> FileError:
         return FileError(
-            "VR541", f"'{source}' is no table of latencies of these stitches: {why}",
+            "VR541",
+            f"'{source}' is no table of latencies of these stitches: {why}",
             suggestion="'vitrewrite show stitches DIR --latency FILE' measures and writes one",
-        )  # fmt: skip
+        )

@@ -23,9 +23,13 @@ Progress = Callable[[str, float], None]
 
 @torch.no_grad()
 def latencies_of(
-    rewritten: Rewritten, device: torch.device, *, batch: int, rounds: int,
+    rewritten: Rewritten,
+    device: torch.device,
+    *,
+    batch: int,
+    rounds: int,
     progress: Progress = lambda what, share: None,
-) -> Latencies:  # fmt: skip
+) -> Latencies:
     """Runs all stitches of a model in turn, and takes the median of each.
 
     Args:

@@ -95,10 +95,12 @@ def _way(spec: Spec) -> dict[str, Any]:
     for call in found[1:]:
         if way(call) != first:
             raise ProfileError(
-                "VR769", "two selectors of the spec want to be measured in different ways",
-                span=call.span, notes=[f"the first: {found[0]}"],
+                "VR769",
+                "two selectors of the spec want to be measured in different ways",
+                span=call.span,
+                notes=[f"the first: {found[0]}"],
                 suggestion="give them the same samples= and per=",
-            )  # fmt: skip
+            )
     return first
 
 
@@ -144,11 +146,12 @@ class _Job:
             names |= dict.fromkeys(f"{path}.weight" for path in convs)
         left = dict(model.named_parameters())
         sums = squared_gradients(
-            model, self._batches(images, samples, "gradients"),
+            model,
+            self._batches(images, samples, "gradients"),
             per_sample=options["per"] == "sample",
             names=[name for name in names if name in left],
             loss=lambda output, labels, done: task.loss(output, labels, seed=done),
-        )  # fmt: skip
+        )
         for name in names.keys() - left.keys():  # a norm that the new head does not read
             sums[name] = torch.zeros_like(self.base.get_parameter(name), dtype=torch.float32)
         tensors = {f"{SENSITIVITY}{k}": v.cpu() for k, v in sums.items()}

@@ -139,10 +139,12 @@ def layers() -> dict[str, type[nn.Module]]:
     return {
         name: cls
         for name, cls in vars(nn).items()
-        if isinstance(cls, type) and issubclass(cls, nn.Module)
+        if isinstance(cls, type)
+        and issubclass(cls, nn.Module)
         and cls.__module__.startswith("torch.nn.modules.")
-        and not name.startswith("Lazy") and cls is not nn.Module
-    }  # fmt: skip
+        and not name.startswith("Lazy")
+        and cls is not nn.Module
+    }
 
 
 CONTAINERS: dict[str, type[nn.Module]] = {

@@ -162,19 +162,29 @@ def architecture_picture(shown: Sequence[Architecture], across: int = 1) -> str:
     widths = [max(_LEAST, _width(each)) for each in shown]
     tall = _ABOVE + _MARK + BARS + _BELOW
     panels = [
-        _panel(each, _MARGIN + (i % across) * (max(widths) + _PANEL),
-               _MARGIN + i // across * (tall + _PANEL))
+        _panel(
+            each,
+            _MARGIN + (i % across) * (max(widths) + _PANEL),
+            _MARGIN + i // across * (tall + _PANEL),
+        )
         for i, each in enumerate(shown)
-    ]  # fmt: skip
+    ]
     rows = -(-len(shown) // across)
     columns = min(across, len(shown))
     width = 2 * _MARGIN + columns * (max(widths) + _PANEL) - _PANEL
     legend = _legend(shown, width)
     return render(
-        "architecture.svg.jinja", panels=panels, legend=legend, mark=_MARK, bars=BARS,
-        above=_ABOVE, step=STEP, width=width, below=_MARGIN + rows * (tall + _PANEL),
+        "architecture.svg.jinja",
+        panels=panels,
+        legend=legend,
+        mark=_MARK,
+        bars=BARS,
+        above=_ABOVE,
+        step=STEP,
+        width=width,
+        below=_MARGIN + rows * (tall + _PANEL),
         last=legend[-1][-1] + 24 if legend else 0,
-    )  # fmt: skip
+    )
 
 
 def _panel(shown: Architecture, left: int, top: int) -> Sheet:

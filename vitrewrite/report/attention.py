@@ -74,9 +74,12 @@ class AttentionPicture:
 
     @classmethod
     def of(
-        cls, rewritten: Rewritten, images: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        blocks: Sequence[int] | None = None, query: tuple[int, int] | None = None,
-    ) -> AttentionPicture:  # fmt: skip
+        cls,
+        rewritten: Rewritten,
+        images: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        blocks: Sequence[int] | None = None,
+        query: tuple[int, int] | None = None,
+    ) -> AttentionPicture:
         """Runs a model in evaluation.
 
         Args:
@@ -196,9 +199,10 @@ class _Looking:
         own = int(groups.view(self.grid)[self.query])
         if own == DROPPED:
             raise UsageError(
-                "VR492", f"patch {_said(self.query)} was dropped before {self.block.role}",
+                "VR492",
+                f"patch {_said(self.query)} was dropped before {self.block.role}",
                 suggestion="give another one with --query",
-            )  # fmt: skip
+            )
         there = groups.clamp(min=0)
         row = weights[:, prefix + own, prefix:] / torch.bincount(there).clamp(min=1)[:, None].T
         found = row[:, there] * (groups != DROPPED)
@@ -240,10 +244,11 @@ class _Looking:
     def _refused(self, weights: torch.Tensor) -> MatchError:
         queries, keys = weights.shape[-2:]
         return MatchError(
-            "VR491", f"the attention of {self.block.role} is from {queries} values to {keys} that "
+            "VR491",
+            f"the attention of {self.block.role} is from {queries} values to {keys} that "
             "are not the tokens of the image",
             suggestion="give another block with --block",
-        )  # fmt: skip
+        )
 
 
 def _attending(rewritten: Rewritten, wanted: Sequence[int] | None) -> list[Block]:
@@ -272,9 +277,10 @@ def _attending(rewritten: Rewritten, wanted: Sequence[int] | None) -> list[Block
 def _expect_patch(query: tuple[int, int], grid: tuple[int, int]) -> None:
     if not all(0 <= q < g for q, g in zip(query, grid, strict=True)):
         raise UsageError(
-            "VR492", f"there is no patch {_said(query)}",
+            "VR492",
+            f"there is no patch {_said(query)}",
             notes=[f"rows: 0..{grid[0] - 1}", f"columns: 0..{grid[1] - 1}"],
-        )  # fmt: skip
+        )
 
 
 def _said(patch: tuple[int, int]) -> str:

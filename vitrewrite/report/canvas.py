@@ -31,9 +31,14 @@ class Canvas:
         self.draw: Any = ImageDraw.Draw(self.page)
 
     def text(
-        self, at: tuple[int, int], text: str, *, size: int = 15, ink: tuple[int, ...] = INK,
+        self,
+        at: tuple[int, int],
+        text: str,
+        *,
+        size: int = 15,
+        ink: tuple[int, ...] = INK,
         width: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A line, its top left corner at a place; cut to a width."""
         from PIL import ImageFont
 

@@ -43,8 +43,14 @@ class Bar:
     def within(self, end: float) -> Bar:
         """What an axis has room for; it is `cut` without its median, `far` without its largest."""
         macs = None if self.macs is None else min(self.macs, end)
-        return replace(self, low=min(self.low, end), high=min(self.high, end), macs=macs,
-                       cut=self.median > end, far=self.high > end)  # fmt: skip
+        return replace(
+            self,
+            low=min(self.low, end),
+            high=min(self.high, end),
+            macs=macs,
+            cut=self.median > end,
+            far=self.high > end,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,15 @@ def chart(result: Mapping[str, Any]) -> str:
     end = count * step
     groups = [BarGroup(g.title, tuple(bar.within(end) for bar in g.bars)) for g in groups]
     return render(
-        "bench.svg.jinja", groups=groups, end=end,
+        "bench.svg.jinja",
+        groups=groups,
+        end=end,
         ticks=[(i * step, f"{i * step:g}") for i in range(count + 1)],
         title=f"{result['spec']} on {result['model']}",
         subtitle=f"{result['device_name']}, {plural(result['threads'], 'thread')}, "
         f"batch {result['batch']}, {result['dtype']}, torch {result['torch']}, "
         f"{plural(result['rounds'], 'round')}",
-    )  # fmt: skip
+    )
 
 
 def _ticks(bars: Sequence[Bar]) -> tuple[float, int]:
@@ -100,6 +108,12 @@ def _bar(name: str, row: Mapping[str, Any]) -> Bar:
     known = {"base": "#888888", "rewritten": COLOURS[0], "lowered": COLOURS[2]}
     colour = known.get(kind, COLOURS[1])
     return Bar(
-        name, row["ratio"], row["ratio_min"], row["ratio_max"], row.get("macs_ratio"), colour,
-        kind != name, f"{row['median_ms']:.3g} ms",
-    )  # fmt: skip
+        name,
+        row["ratio"],
+        row["ratio_min"],
+        row["ratio_max"],
+        row.get("macs_ratio"),
+        colour,
+        kind != name,
+        f"{row['median_ms']:.3g} ms",
+    )

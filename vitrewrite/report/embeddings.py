@@ -68,9 +68,10 @@ class Embeddings:
         count = sum(map(len, labels))
         if count < LEAST:
             raise DataError(
-                "VR573", f"a picture of embeddings needs {LEAST} images, and there are {count}",
+                "VR573",
+                f"a picture of embeddings needs {LEAST} images, and there are {count}",
                 suggestion="give more with --images, or other data",
-            )  # fmt: skip
+            )
         found = torch.cat(vectors)
         if not found.isfinite().all():
             raise MatchError("VR572", f"what the head of '{title}' reads is not finite")
@@ -111,9 +112,11 @@ class Embeddings:
         most = (count - 1) / 3
         if perplexity is not None and not 1 <= perplexity <= most:
             raise DataError(
-                "VR573", f"t-SNE of {count} images cannot have a perplexity of {perplexity:g}",
-                notes=[f"valid: 1 to {most:.4g}"], suggestion="give more images with --images",
-            )  # fmt: skip
+                "VR573",
+                f"t-SNE of {count} images cannot have a perplexity of {perplexity:g}",
+                notes=[f"valid: 1 to {most:.4g}"],
+                suggestion="give more images with --images",
+            )
         try:
             from sklearn.manifold import TSNE
         except ImportError as error:
@@ -261,6 +264,7 @@ def _without(title: str, count: int) -> MatchError:
     """VR572."""
     why = "reads no vector" if count < 2 else f"is {count} layers"
     return MatchError(
-        "VR572", f"the head of {shown(title)} {why}, so there is nothing to draw",
+        "VR572",
+        f"the head of {shown(title)} {why}, so there is nothing to draw",
         suggestion="give a classifier with one linear head",
-    )  # fmt: skip
+    )

@@ -112,9 +112,10 @@ class FeaturesPicture:
             for measure, values in _weights(rewritten, insertion, given).items():
                 if values is None:
                     raise DataError(
-                        "VR571", f"the weights of '{insertion.pass_name}' hang on the image",
+                        "VR571",
+                        f"the weights of '{insertion.pass_name}' hang on the image",
                         suggestion="add data=digits, or a folder of images",
-                    )  # fmt: skip
+                    )
                 names, parts = found.setdefault(f"{insertion.pass_name}, {measure}", ([], []))
                 names += insertion.reads or (insertion.site.role,)
                 parts.append(values.detach().float().cpu().reshape(-1, values.shape[-1]))
@@ -234,9 +235,11 @@ def _without(rewritten: Rewritten) -> MatchError:
     passes = list(dict.fromkeys(i.pass_name for i in rewritten.result.editor.insertions))
     has = f"its passes: {listing(passes)}" if passes else "no clause of it has a pass"
     return MatchError(
-        "VR570", f"'{rewritten.spec.name}' weighs no features", notes=[has],
+        "VR570",
+        f"'{rewritten.spec.name}' weighs no features",
+        notes=[has],
         suggestion="show a model of a spec such as synqt, vqt, head2toe, lst or side_tuning",
-    )  # fmt: skip
+    )
 
 
 def _number(value: float) -> float:

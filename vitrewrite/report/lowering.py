@@ -46,8 +46,9 @@ def _cells(error: dict[str, Any], dtypes: list[str], kind: str = "relative") -> 
 
 def _worst(folds: list[dict[str, Any]], dtypes: list[str]) -> list[str]:
     found = [[f["error"].get(d, {}).get("relative") for f in folds] for d in dtypes]
-    return [_number(max(known)) if (known := [v for v in vs if v is not None]) else ""
-            for vs in found]  # fmt: skip
+    return [
+        _number(max(known)) if (known := [v for v in vs if v is not None]) else "" for vs in found
+    ]
 
 
 def _cut(text: str) -> str:

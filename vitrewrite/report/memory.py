@@ -11,9 +11,7 @@ from .plot import INK, PALE, Axis, Plot
 
 KINDS = {"saved_bytes": "saved for backward", "peak_bytes": "peak of a training step"}
 """What is measured, as in the JSON and in words."""
-LINES = {
-    "all": ("all of the spec", COLOURS[1]), "none": ("without what is in blocks", COLOURS[2]),
-}  # fmt: skip
+LINES = {"all": ("all of the spec", COLOURS[1]), "none": ("without what is in blocks", COLOURS[2])}
 """What the blocks are compared with."""
 _WIDTH, _LEFT, _RIGHT, _TOP, _TALL, _GAP = 860, 70, 640, 96, 200, 76
 
@@ -23,13 +21,18 @@ def memory_chart(result: Mapping[str, Any]) -> str:
     rows: Mapping[str, Mapping[str, Any]] = result["by_block"]
     kinds = [k for k in KINDS if all(row.get(k) is not None for row in rows.values())]
     plot = Plot(_WIDTH, _TOP + len(kinds) * (_TALL + _GAP))
-    plot.text(20, 30, f"{result['spec']} on {result['model']}, one block at a time", size=17,
-              bold=True)  # fmt: skip
+    plot.text(
+        20, 30, f"{result['spec']} on {result['model']}, one block at a time", size=17, bold=True
+    )
     told = f"{result['device_name']}, batch {result['batch']}, {result['dtype']}"
     plot.text(20, 52, f"{told}, torch {result['torch']}; without weights and inputs", ink=PALE)
     for place, kind in enumerate(kinds):
-        _panel(plot, {n: row[kind] / 2**20 for n, row in rows.items()}, KINDS[kind],
-               _TOP + place * (_TALL + _GAP))  # fmt: skip
+        _panel(
+            plot,
+            {n: row[kind] / 2**20 for n, row in rows.items()},
+            KINDS[kind],
+            _TOP + place * (_TALL + _GAP),
+        )
     return plot.svg
 
 
@@ -50,8 +53,9 @@ def _panel(plot: Plot, values: Mapping[str, float], title: str, top: int) -> Non
         if number % every == 0:
             plot.text(middle, bottom + 15, name, size=11, ink=PALE, anchor="middle")
     plot.line(_LEFT, bottom, _RIGHT, bottom, ink=INK)
-    plot.text((_LEFT + _RIGHT) / 2, bottom + 34, "the one block", size=11, ink=PALE,
-              anchor="middle")  # fmt: skip
+    plot.text(
+        (_LEFT + _RIGHT) / 2, bottom + 34, "the one block", size=11, ink=PALE, anchor="middle"
+    )
     _lines(plot, values, axis)
 
 

@@ -62,10 +62,15 @@ def picture(rewritten: Rewritten) -> str:
     head = next((c[0] for r, c in touched.items() if r.startswith("head")), None)
     layers = list(_layers(rewritten, touched))
     return render(
-        "graph.svg.jinja", columns=columns, legend=legend, head=head, tall=_tall(columns),
-        layers=layers, layers_tall=_tall(layers),
+        "graph.svg.jinja",
+        columns=columns,
+        legend=legend,
+        head=head,
+        tall=_tall(columns),
+        layers=layers,
+        layers_tall=_tall(layers),
         title=f"{rewritten.model_name}: {rewritten.spec.name}",
-    )  # fmt: skip
+    )
 
 
 def _layers(rewritten: Rewritten, touched: Mapping[str, tuple[str, ...]]) -> Iterator[Column]:

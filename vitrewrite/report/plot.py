@@ -54,9 +54,17 @@ class Plot:
         self.parts: list[str] = []
 
     def text(
-        self, x: float, y: float, text: str, *, size: int = 12, ink: str = INK,
-        anchor: str = "start", bold: bool = False, turned: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: int = 12,
+        ink: str = INK,
+        anchor: str = "start",
+        bold: bool = False,
+        turned: bool = False,
+    ) -> None:
         """A line of text on a base line; turned it runs upwards."""
         more = ' font-weight="bold"' if bold else ""
         more += f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
@@ -66,9 +74,16 @@ class Plot:
         )
 
     def line(
-        self, x: float, y: float, to_x: float, to_y: float, *, ink: str = LINE, dash: str = "",
+        self,
+        x: float,
+        y: float,
+        to_x: float,
+        to_y: float,
+        *,
+        ink: str = LINE,
+        dash: str = "",
         width: float = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A straight line."""
         more = f' stroke-dasharray="{dash}"' if dash else ""
         self.parts.append(

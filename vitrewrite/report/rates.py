@@ -64,9 +64,10 @@ class RatesPicture:
             module(pixels[None])
         if not gates:
             raise MatchError(
-                "VR301", f"'{title}' has no gates for tokens",
+                "VR301",
+                f"'{title}' has no gates for tokens",
                 suggestion="add a clause such as: insert dispatch() at blocks[*].mlp_branch",
-            )  # fmt: skip
+            )
         grid = grid_of(rewritten, pixels.shape[-2:])
         layers = [_layer(rewritten, *gate, steps, grid) for gate in gates]
         return cls(f"{title} on {rewritten.model_name}", image, tuple(layers))
@@ -120,9 +121,13 @@ class RatesPicture:
 
 
 def _layer(
-    rewritten: Rewritten, name: str, gate: torch.Tensor, changes: int,
-    steps: Sequence[torch.Tensor], grid: tuple[int, int],
-) -> Layer:  # fmt: skip
+    rewritten: Rewritten,
+    name: str,
+    gate: torch.Tensor,
+    changes: int,
+    steps: Sequence[torch.Tensor],
+    grid: tuple[int, int],
+) -> Layer:
     """A gate [tokens] as a map of the patches, behind some of the changes of tokens."""
     groups = composed(rewritten, [into[0] for into in steps[:changes]])
     count = int(groups.max()) + 1

@@ -50,15 +50,17 @@ class TrainedStitches:
             found, all_ = report["training"]["stitches"], report["stitches"]
         except (KeyError, TypeError) as error:
             raise FileError(
-                "VR538", f"'{folder}' has no stitches that were trained",
+                "VR538",
+                f"'{folder}' has no stitches that were trained",
                 suggestion="give a folder that 'tune' wrote of a spec such as esta",
-            ) from error  # fmt: skip
+            ) from error
         names = (
-            s["front"] if s["layer"] is None
+            s["front"]
+            if s["layer"] is None
             else f"{s['front']} {s['front_blocks']}{_middle(s)}, {s['end']} from "
             f"{s['first_end_block']}"
             for s in all_
-        )  # fmt: skip
+        )
         macs = (s.get("macs_lowered", s["macs"]) for s in all_)
         return cls(folder.name, tuple(macs), tuple(names), found)
 
@@ -110,10 +112,11 @@ class TrainedStitches:
             return self.split(Latencies.read(table, len(self.macs)))
         if "latency" not in self.found:
             raise RewriteError(
-                "VR540", f"no latency of the stitches of '{self.title}' was measured",
+                "VR540",
+                f"no latency of the stitches of '{self.title}' was measured",
                 suggestion="'show stitches DIR --latency FILE' measures; then give --table FILE, "
                 "or train with stitch_by = latency",
-            )  # fmt: skip
+            )
         return self.split(Latencies.of(self.found["latency"], len(self.macs), self.title))
 
     @property
@@ -136,9 +139,11 @@ class TrainedStitches:
         rows = (r for r in known if r["best"] is not None)
         valid = ", ".join(f"{self._told(r['from'])} to {self._told(r['to'])}" for r in rows)
         raise RewriteError(
-            "VR539", f"no stitch was chosen in the interval of {self._told(cost)}",
-            notes=[f"there are some in {valid}"], suggestion="give another cost",
-        )  # fmt: skip
+            "VR539",
+            f"no stitch was chosen in the interval of {self._told(cost)}",
+            notes=[f"there are some in {valid}"],
+            suggestion="give another cost",
+        )
 
     def _told(self, cost: float) -> str:
         return giga(round(cost)) if self.by == "macs" else f"{cost:.4g} ms"

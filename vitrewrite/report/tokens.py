@@ -56,9 +56,10 @@ class TokenMap:
             rewritten.module(pixels[None])
         if not seen:
             raise MatchError(
-                "VR301", f"'{title}' merges and drops no tokens",
+                "VR301",
+                f"'{title}' merges and drops no tokens",
                 suggestion="add a clause such as: insert merge.bdm() after blocks[6].attn",
-            )  # fmt: skip
+            )
         height, width = grid_of(rewritten, pixels.shape[-2:])
         groups = composed(rewritten, [into[0] for into in seen]).view(height, width)
         counts = (seen[0].shape[1], *(int(into[0].max()) + 1 for into in seen))

@@ -80,9 +80,11 @@ def met(
     if len(aiming) > 1:
         first, second = (spec.clauses[i] for i in aiming[:2])
         raise RewriteError(
-            "VR470", f"'{second}' and '{first}' both aim at a cost of the model", span=second.span,
+            "VR470",
+            f"'{second}' and '{first}' both aim at a cost of the model",
+            span=second.span,
             suggestion="state the options of one of them",
-        )  # fmt: skip
+        )
     (number,) = aiming
     clause = spec.clauses[number]
     assert clause.sites is not None

@@ -39,9 +39,15 @@ class Allocations:
     """
 
     def __init__(
-        self, spec: Spec, root: nn.Module, anatomy: Anatomy, profile: Profile | None, extra: int,
-        known: Mapping[str, Any] | None = None, added: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        spec: Spec,
+        root: nn.Module,
+        anatomy: Anatomy,
+        profile: Profile | None,
+        extra: int,
+        known: Mapping[str, Any] | None = None,
+        added: Sequence[str] = (),
+    ) -> None:
         self.spec, self.root, self.anatomy = spec, root, anatomy
         self.profile, self.extra, self.known = profile, extra, known or {}
         self.added = tuple(f"{path}." for path in added)
@@ -73,9 +79,11 @@ class Allocations:
             return self.made.setdefault(str(call), stored)
         if self.profile is None:
             raise MatchError(
-                "VR306", f"'{call.name}' needs measurements, and none are given", span=call.span,
+                "VR306",
+                f"'{call.name}' needs measurements, and none are given",
+                span=call.span,
                 suggestion="give data=..., or run 'vitrewrite profile' and give its file",
-            )  # fmt: skip
+            )
         with caused_at(call.span):
             made = self._allocate(call, listed, self.profile)
         return self.made.setdefault(str(call), made)

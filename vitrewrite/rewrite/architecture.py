@@ -30,16 +30,19 @@ def architecture(result: Rewrite) -> Spec:
     ]
     settings = tuple(each for each in spec.tune.settings if each.name not in OF_A_SEARCH)
     return replace(
-        spec, clauses=tuple(clause for clause, _ in pairs),
+        spec,
+        clauses=tuple(clause for clause, _ in pairs),
         defaults=tuple(defaults for _, defaults in pairs),
         tune=replace(spec.tune, settings=settings),
-    )  # fmt: skip
+    )
 
 
 def _stated(
-    clause: Clause, defaults: Mapping[str, Value], roles: Sequence[str],
+    clause: Clause,
+    defaults: Mapping[str, Value],
+    roles: Sequence[str],
     known: Mapping[str, FoundOptions],
-) -> tuple[Clause, Mapping[str, Value]]:  # fmt: skip
+) -> tuple[Clause, Mapping[str, Value]]:
     """A clause with what was found at its sites, and the defaults of what it still leaves out."""
     found = known.get(clause.use.name) if clause.use else None
     if clause.use is None or found is None or not roles:
@@ -56,9 +59,12 @@ def _stated(
 
 
 def _values(
-    name: str, own: Mapping[str, Any], defaults: Mapping[str, Any], roles: Sequence[str],
+    name: str,
+    own: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    roles: Sequence[str],
     found: FoundOptions,
-) -> PerSite:  # fmt: skip
+) -> PerSite:
     """An option at each site of a clause, none where the clause puts nothing."""
     lists = [values for values in own.values() if isinstance(values, PerSite)]
     count = max(map(len, lists), default=len(roles))

@@ -66,9 +66,11 @@ def refuse_drops(spec: Spec) -> None:
     dropped = next((c for c in spec.clauses if c.verb == "drop"), None)
     if spec.bases and dropped is not None:
         raise RewriteError(
-            "VR513", f"'{dropped}' in a spec that stitches models: blocks are left out by paths",
-            span=dropped.span, suggestion="build the models with fewer blocks, such as depth=10",
-        )  # fmt: skip
+            "VR513",
+            f"'{dropped}' in a spec that stitches models: blocks are left out by paths",
+            span=dropped.span,
+            suggestion="build the models with fewer blocks, such as depth=10",
+        )
 
 
 def refuse_tokens(bases: Sequence[BaseState], editor: Editor) -> None:
@@ -100,6 +102,7 @@ def _often(clause: ClauseRef, base: str, editor: Editor) -> bool:
 
 def _lost(clause: ClauseRef, base: str, why: str) -> RewriteError:
     return clause.error(
-        "VR509", f"{clause.pass_name} changes the tokens of '{base}', which is stitched: {why}",
+        "VR509",
+        f"{clause.pass_name} changes the tokens of '{base}', which is stitched: {why}",
         suggestion="leave it out, or do it to one stitch: 'lower --stitch N' takes it out",
-    )  # fmt: skip
+    )

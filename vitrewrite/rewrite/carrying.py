@@ -53,10 +53,19 @@ def _carry_out_in(base: BaseState, job: Job, sites: Sequence[Site], result: Rewr
     )
     anatomy = replace(base.anatomy, stream=watched(base.anatomy.stream, reader))
     context = Context(
-        result.editor, job.clause, anatomy, base.stream, scope, roles, folds=folds,
-        batches=result.batches, checked=result.checked,
-        profile=result.profile, again=result.again, bases=result.anatomy.bases,
-    )  # fmt: skip
+        result.editor,
+        job.clause,
+        anatomy,
+        base.stream,
+        scope,
+        roles,
+        folds=folds,
+        batches=result.batches,
+        checked=result.checked,
+        profile=result.profile,
+        again=result.again,
+        bases=result.anatomy.bases,
+    )
     base.stream.reader, own = reader, {id(site) for site in sites}
     for method, chosen in job.groups():
         known = len(result.editor.insertions)

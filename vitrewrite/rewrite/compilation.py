@@ -60,10 +60,15 @@ class Compilation:
 
     @classmethod
     def of(
-        cls, request: Request, base: nn.Module, *, profile: Profile | None = None,
-        allocations: Mapping[str, Any] | None = None, original: Propagation | None = None,
+        cls,
+        request: Request,
+        base: nn.Module,
+        *,
+        profile: Profile | None = None,
+        allocations: Mapping[str, Any] | None = None,
+        original: Propagation | None = None,
         anatomy: Anatomy | None = None,
-    ) -> Compilation:  # fmt: skip
+    ) -> Compilation:
         """Carries out the spec of a request on its captured model, which stays as it is.
 
         Args:
@@ -83,16 +88,21 @@ class Compilation:
             root, pairs = bare(base)
             with torch.device("meta"):
                 result = rewrite(
-                    spec, root, profile=profile, allocations=allocations, original=original,
+                    spec,
+                    root,
+                    profile=profile,
+                    allocations=allocations,
+                    original=original,
                     anatomy=anatomy,
-                )  # fmt: skip
+                )
             return result, pairs
 
         spec, aims = met(
-            request.spec, base,
+            request.spec,
+            base,
             lambda: anatomy or analyse(bare(base)[0], tuple(request.spec.bases)),
             lambda spec: measure(carried(spec)[0], original).macs,
-        )  # fmt: skip
+        )
         result, pairs = carried(spec)
         refuse_trained(result)
         factors_of(result)  # what a recipe says of parts is wrong before anything is trained

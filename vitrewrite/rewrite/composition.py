@@ -115,9 +115,12 @@ class _BlockReader:
         else:
             kind = OTHER if other or any(map(_opaque, modules)) else SKIP
         return Composition(
-            block, kind, self._heads(block, modules) if attends else None, self._hidden(block),
+            block,
+            kind,
+            self._heads(block, modules) if attends else None,
+            self._hidden(block),
             _before(block),
-        )  # fmt: skip
+        )
 
     def _branch(self, branch: Branch) -> list[Op]:
         """What a residual sum adds, without what its stream is made of; nothing if it is gone."""

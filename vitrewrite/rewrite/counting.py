@@ -155,9 +155,11 @@ def _macs_of_stitch(claim: Claim, measures: Measures, result: Rewrite) -> int:
 
 def _no_stitch(claim: Claim, message: str) -> VerifyError:
     return VerifyError(
-        "VR502", f"'{claim}' has no value: {message}", span=claim.span,
+        "VR502",
+        f"'{claim}' has no value: {message}",
+        span=claim.span,
         suggestion="leave out 'stitches'",
-    )  # fmt: skip
+    )
 
 
 def _map(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
@@ -170,9 +172,11 @@ def _map(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
     scores = output.get(CLASSES) if isinstance(output, Mapping) else None
     if scores is None:
         raise VerifyError(
-            "VR502", f"'{claim}' counts a map of queries, and the model yields none",
-            span=claim.span, suggestion="take convention=norms",
-        )  # fmt: skip
+            "VR502",
+            f"'{claim}' counts a map of queries, and the model yields none",
+            span=claim.span,
+            suggestion="take convention=norms",
+        )
     (queries, classes), pixels = scores.shape[-2:], math.prod(result.example[0].shape[-2:])
     return Costs(mapped=queries * (classes - 1) * pixels, resized=queries * pixels)
 
@@ -186,9 +190,10 @@ def _excluded(claim: Claim, run: Propagation, result: Rewrite) -> Costs:
         assert claim.excluding is not None
         if (own := run.costs_of(path)) is None:
             raise VerifyError(
-                "VR502", f"'{path}' is not called as a module: it has no MACs of its own",
+                "VR502",
+                f"'{path}' is not called as a module: it has no MACs of its own",
                 span=claim.excluding.span,
-            )  # fmt: skip
+            )
         costs += own
     return costs
 
@@ -211,9 +216,10 @@ def _tokens(claim: Claim, measures: Measures, result: Rewrite) -> int:
     found = {measures.tokens[place] for place in places}
     if len(found) != 1 or None in found:
         raise VerifyError(
-            "VR502", f"'{claim.site}' has no single token count: {sorted(map(str, found))}",
+            "VR502",
+            f"'{claim.site}' has no single token count: {sorted(map(str, found))}",
             span=claim.site.span,
-        )  # fmt: skip
+        )
     return found.pop() or 0
 
 

@@ -43,9 +43,12 @@ def recompiled(
     """What the spec changes, with what was chosen: no weight is allocated."""
     made = {name: choice.to_json() for name, choice in choices.items()}
     request = Request(
-        rewritten.spec, rewritten.model_name, rewritten.weights_request, rewritten.seed,
+        rewritten.spec,
+        rewritten.model_name,
+        rewritten.weights_request,
+        rewritten.seed,
         rewritten.model_options,
-    )  # fmt: skip
+    )
     known = {**rewritten.result.known, **made}
     return Compilation.of(request, rewritten.base, allocations=known)
 

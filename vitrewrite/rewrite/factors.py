@@ -38,6 +38,8 @@ def factors_of(result: Rewrite) -> tuple[tuple[Factor, frozenset[str]], ...]:
 def _idle(factor: Factor, taken: bool) -> RewriteError:
     what = "all of it has the factor of an earlier one" if taken else "nothing there is trained"
     return RewriteError(
-        "VR432", f"'{factor.name}({factor.sites})' changes nothing: {what}", span=factor.span,
+        "VR432",
+        f"'{factor.name}({factor.sites})' changes nothing: {what}",
+        span=factor.span,
         suggestion="take it out" if taken else "add a clause such as 'train SITES', or take it out",
-    )  # fmt: skip
+    )

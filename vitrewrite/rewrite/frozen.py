@@ -70,12 +70,13 @@ def _random(result: Rewrite, path: str) -> TuneError:
     options = {o.name: o.value for o in (result.spec.model.options if result.spec.model else ())}
     named = next((n for n in options if "drop" in n), None)
     if tuned:
-        why, what = f"drop_path = {tuned:g}", "leave tune.drop_path out"
+        why, instead = f"drop_path = {tuned:g}", "leave tune.drop_path out"
+    elif "drop_path" in path:  # many models have a rate of their own
+        why, instead = f"the model's {named or 'drop path'}", "write tune.drop_path=0"
     else:
-        why = f"the model's {named}" if named else "the model was built so"
-        what = f"build the model without {named or 'dropout'}"
+        why, instead = f"the model's {named or 'dropout'}", f"build it without {named or 'dropout'}"
     return TuneError(
         "VR551", f"{_SETTING} keeps what is the same in every epoch, and '{path}' is drawn anew in "
         f"each step of training: {why}",
-        suggestion=f"{what}, or leave tune.cache out",
+        suggestion=f"{instead}, or leave tune.cache out",
     )  # fmt: skip

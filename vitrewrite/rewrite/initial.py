@@ -63,10 +63,11 @@ def _initialise(method: Pass, insertion: Insertion, generator: torch.Generator) 
     _check_spread(insertion)
     if not torch.equal(before, torch.get_rng_state()) or python != random.getstate():
         raise insertion.site.clause.error(
-            "VR428", f"pass {insertion.pass_name} draws from the global generator in {where}",
+            "VR428",
+            f"pass {insertion.pass_name} draws from the global generator in {where}",
             notes=[f"in {file_of(type(insertion.module))}"],
             suggestion="give what draws the generator: nn.init.normal_(w, generator=generator)",
-        )  # fmt: skip
+        )
 
 
 def _check_spread(insertion: Insertion) -> None:
@@ -75,6 +76,7 @@ def _check_spread(insertion: Insertion) -> None:
         if isinstance(matrix, Quantised) and matrix.bits < 32 and is_flat(matrix.weight):
             where = f"'{name}' of {insertion.pass_name} at '{insertion.site.role}'"
             raise insertion.site.clause.error(
-                "VR445", f"all numbers of the quantised matrix {where} are equal at first",
+                "VR445",
+                f"all numbers of the quantised matrix {where} are equal at first",
                 suggestion="levels lie around a mean, as far apart as the numbers vary",
-            )  # fmt: skip
+            )

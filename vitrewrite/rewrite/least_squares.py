@@ -119,9 +119,10 @@ def solve(rewritten: Rewritten, images: Iterable[torch.Tensor]) -> tuple[Fit, ..
             sums.rows += len(next(iter(points.values())))
     if not sums.images:
         raise RewriteError(
-            "VR512", "least squares need images, and there are none",
+            "VR512",
+            "least squares need images, and there are none",
             suggestion="give some, such as data=digits, or leave the layers as they are drawn",
-        )  # fmt: skip
+        )
     fits = tuple(_solved(root, between, sums))
     _tell(rewritten, fits, sums)
     return fits

@@ -22,6 +22,11 @@ def lowered(rewritten: Rewritten, stitch: int | None = None) -> Rewritten:
     result = replace(rewritten.result, root=root, editor=editor, base_trained=there)
     measures = measure(result, rewritten.cost, lowered=True)
     return replace(
-        rewritten, module=root, result=result, source=realise(root), measures=measures,
-        lowered=True, unlowered=rewritten,
-    )  # fmt: skip
+        rewritten,
+        module=root,
+        result=result,
+        source=realise(root),
+        measures=measures,
+        lowered=True,
+        unlowered=rewritten,
+    )

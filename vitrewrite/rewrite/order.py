@@ -27,8 +27,9 @@ class Order:
     reason: str
 
     def __str__(self) -> str:
-        names = (f"{c.pass_name} (line {c.span.line})" if c.span else c.pass_name
-                 for c in self.clauses)  # fmt: skip
+        names = (
+            f"{c.pass_name} (line {c.span.line})" if c.span else c.pass_name for c in self.clauses
+        )
         more = f" and {len(self.sites) - 1} more" if len(self.sites) > 1 else ""
         why = f"not as in the spec: {self.reason}" if self.reason else "as in the spec"
         return f"{self.sites[0]}{more}: {', then '.join(names)}; {why}"

@@ -67,10 +67,13 @@ def methods_by_site(
         if len(values) != len(roles):
             more = ", ..." if len(roles) > 8 else ""
             raise described.error(
-                "VR403", f"{clause.use.name}.{name} has {len(values)} values, and there are "
-                f"{len(roles)} sites", name, notes=[f"sites: {', '.join(roles[:8])}{more}"],
+                "VR403",
+                f"{clause.use.name}.{name} has {len(values)} values, and there are "
+                f"{len(roles)} sites",
+                name,
+                notes=[f"sites: {', '.join(roles[:8])}{more}"],
                 suggestion="one value holds for all of them",
-            )  # fmt: skip
+            )
     made: dict[str, Pass] = {}
     methods: list[Pass | None] = []
     for place, role in enumerate(roles):

@@ -78,7 +78,7 @@ def _trained(result: Rewrite, clause: ClauseRef, names: list[str]) -> Exception:
         notes=[f"the other clause: {origin}" for origin in by],
         suggestion="leave the other clause out, or lower it first: what is folded into the "
         "weights is frozen",
-    )  # fmt: skip
+    )
 
 
 def _origins(result: Rewrite, path: str) -> list[str]:
@@ -104,8 +104,10 @@ def _unreached(root: nn.Module, example: tuple[torch.Tensor, ...]) -> frozenset[
     left = {n: p for n, p in root.named_parameters() if p.requires_grad}
     with modes_kept(root), torch.device("meta"), torch.enable_grad():
         for training in (False, True):
+            if not left:
+                break  # a run of a whole model with gradients takes long, on meta too
             outputs = [t for t in _outputs(root.train(training), example) if t.requires_grad]
-            if left and outputs:
+            if outputs:
                 total = torch.stack([t.sum() for t in outputs]).sum()
                 found = torch.autograd.grad(total, list(left.values()), allow_unused=True)
                 left = {n: left[n] for n, g in zip(list(left), found, strict=True) if g is None}

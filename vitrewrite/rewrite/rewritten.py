@@ -137,10 +137,12 @@ class Rewritten:
                 found = list(method.delta(module))
             if len(found) != len(insertion.owners):
                 raise clause.error(
-                    "VR429", f"pass {name}: {where} has tensors of {len(found)} sites, and the "
-                    f"module is at {len(insertion.owners)}", notes=[f"in {file_of(type(method))}"],
+                    "VR429",
+                    f"pass {name}: {where} has tensors of {len(found)} sites, and the "
+                    f"module is at {len(insertion.owners)}",
+                    notes=[f"in {file_of(type(method))}"],
                     suggestion="let delta(module) yield a dict for each",
-                )  # fmt: skip
+                )
             for owner, tensors in zip(insertion.owners, found, strict=True):
                 for key, tensor in tensors.items():
                     yield join(owner, called, key), tensor.detach()

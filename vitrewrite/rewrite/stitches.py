@@ -138,9 +138,12 @@ class OneStitch(nn.Module):
 
 
 def space_of(
-    root: nn.Module, example: tuple[torch.Tensor, ...], run: Propagation, lowered: nn.Module,
+    root: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    run: Propagation,
+    lowered: nn.Module,
     run_lowered: Propagation,
-) -> StitchSpace | None:  # fmt: skip
+) -> StitchSpace | None:
     """All ways through the models of a tree with their costs; None if it has one model.
 
     Args:
@@ -202,9 +205,11 @@ class _Counter:
             message = f"stitch {number}, from '{path.front}' to '{path.end}', does not run"
             notes = [f"{error.operation} in '{error.path}' of {list(map(list, error.shapes))}"]
             raise RewriteError(
-                "VR508", message, notes=notes,
+                "VR508",
+                message,
+                notes=notes,
                 suggestion="take models whose stages have the same positions",
-            ) from error  # fmt: skip
+            ) from error
 
     def _chained(self, path: Way, mid: Between) -> tuple[int, int]:
         """Without pieces: what its two halves cost, less beginning and end of the third model.

@@ -31,19 +31,22 @@ def taken(rewritten: Rewritten, number: int) -> Rewritten:
     known = about(rewritten.module).paths if is_root(rewritten.module) else None
     if known is None:
         raise RewriteError(
-            "VR510", f"'{rewritten.spec.name}' stitches no models, so it has no stitch {number}",
+            "VR510",
+            f"'{rewritten.spec.name}' stitches no models, so it has no stitch {number}",
             suggestion="leave the number out",
-        )  # fmt: skip
+        )
     count = len(known.table)
     if not 0 <= number < count:
         raise RewriteError(
-            "VR510", f"there is no stitch {number}: '{rewritten.spec.name}' has {count}",
+            "VR510",
+            f"there is no stitch {number}: '{rewritten.spec.name}' has {count}",
             suggestion=f"give a number from 0 to {count - 1}; plan and report list them",
-        )  # fmt: skip
+        )
     root = duplicate(
         extracted(rewritten.module, number),
-        lambda p: nn.Parameter(p.detach(), requires_grad=p.requires_grad), lambda b: b.clone(),
-    )  # fmt: skip
+        lambda p: nn.Parameter(p.detach(), requires_grad=p.requires_grad),
+        lambda b: b.clone(),
+    )
     front, stop, layer, end, start, *_ = known.table[number].row
     mid = known.table[number].between
     told = f"blocks 0..{stop}, layer {layer}" if layer is not None else "all of it"

@@ -57,8 +57,9 @@ def _heirs(step: Lowered, lowered: Rewritten, added: Collection[str]) -> list[st
     """The tensors that an inserted module went into."""
     steps = [step]
     if not (step.made or step.folds):  # shared by all sites of the clause, such as masks
-        steps = [s for s in lowered.result.editor.lowered
-                 if s.insertion.clause == step.insertion.clause]  # fmt: skip
+        steps = [
+            s for s in lowered.result.editor.lowered if s.insertion.clause == step.insertion.clause
+        ]
     paths = tuple(f"{insertion.path}." for s in steps for insertion in s.made)
     folded = {name for s in steps for fold in s.folds for name in fold.names}
     return sorted([*folded, *(name for name in added if name.startswith(paths))])

@@ -28,10 +28,19 @@ def weighted(compilation: Compilation) -> Rewritten:
     draw(result, request.seed)
     realise(base)
     return Rewritten(
-        root, base, result, realise(root), request.name, request.described, compilation.measures,
-        claims=compilation.claims, model_options=request.options, seed=request.seed,
-        weights_request=request.weights, cost=compilation.original,
-    )  # fmt: skip
+        root,
+        base,
+        result,
+        realise(root),
+        request.name,
+        request.described,
+        compilation.measures,
+        claims=compilation.claims,
+        model_options=request.options,
+        seed=request.seed,
+        weights_request=request.weights,
+        cost=compilation.original,
+    )
 
 
 class _Tensors:

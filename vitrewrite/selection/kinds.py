@@ -114,9 +114,7 @@ def _attention_facts(site: Attention) -> dict[str, Any]:
 
 def _mlp_facts(site: Mlp) -> dict[str, Any]:
     first, last = site.fc1, site.fc2
-    return {
-        "dim": last.out_features if last else 0, "hidden": first.out_features if first else 0
-    }  # fmt: skip
+    return {"dim": last.out_features if last else 0, "hidden": first.out_features if first else 0}
 
 
 def _of(*names: str) -> Callable[[Any], dict[str, Any]]:

@@ -161,9 +161,11 @@ class Selection:
             for site in self.sites(part):
                 if site.role in found:
                     raise MatchError(
-                        "VR303", f"'{site.role}' is selected twice", span=part.span,
+                        "VR303",
+                        f"'{site.role}' is selected twice",
+                        span=part.span,
                         suggestion=self._without(node, part),
-                    )  # fmt: skip
+                    )
                 found[site.role] = site
         return tuple(found.values())
 
@@ -197,9 +199,12 @@ class Selection:
         except KeyError as error:
             name = str(error.args[0])
             raise MatchError(
-                "VR305", f"'{site.role}' has no attribute '{name}'", span=node.condition.span,
-                notes=[f"it has: {listing(facts)}"], suggestion=did_you_mean(name, facts),
-            ) from None  # fmt: skip
+                "VR305",
+                f"'{site.role}' has no attribute '{name}'",
+                span=node.condition.span,
+                notes=[f"it has: {listing(facts)}"],
+                suggestion=did_you_mean(name, facts),
+            ) from None
 
     def _every(self, node: Every) -> tuple[Site, ...]:
         kind = KINDS.get(node.kind)
@@ -207,10 +212,12 @@ class Selection:
             return self._every_parameter(node)
         if kind is None:
             raise MatchError(
-                "VR301", f"no kind of site '{node.kind}'", span=node.span,
+                "VR301",
+                f"no kind of site '{node.kind}'",
+                span=node.span,
                 notes=[f"kinds: {listing([*KINDS, *_PARAMETERS])}"],
                 suggestion=did_you_mean(node.kind, [*KINDS, *_PARAMETERS]),
-            )  # fmt: skip
+            )
         inside: list[Any] = list(kind.sites(self.anatomy))
         if node.within is not None:
             inside = [part for site in self.sites(node.within) for part in self._parts(site)]
@@ -308,10 +315,12 @@ class Selection:
             block, clause = child.gone[named[0]]
             more = f" and {len(named) - 1} more" if len(named) > 1 else ""
             raise MatchError(
-                "VR401", f"'{block.role}'{more} is taken out by another clause",
-                span=step.index.span, notes=[f"the other clause: {clause}"],
+                "VR401",
+                f"'{block.role}'{more} is taken out by another clause",
+                span=step.index.span,
+                notes=[f"the other clause: {clause}"],
                 suggestion="positions are those of the model as it was; [*] is all that is left",
-            )  # fmt: skip
+            )
         return [child.numbered[i] for i in chosen if i not in child.gone]
 
     def _children(self, owner: Any) -> dict[str, Any]:
@@ -352,10 +361,12 @@ class Selection:
         ]
         where = f"'{owner.role}' of {self.anatomy.model}" if owner.role else self.anatomy.model
         return MatchError(
-            "VR301", f"{where} has no site '{name}'", span=span,
+            "VR301",
+            f"{where} has no site '{name}'",
+            span=span,
             notes=[*([f"it has: {listing(known)}"] if known else []), *fused],
             suggestion=did_you_mean(name, known),
-        )  # fmt: skip
+        )
 
 
 def _top(role: str) -> str:

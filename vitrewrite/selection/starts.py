@@ -19,11 +19,12 @@ def starts(anatomy: Anatomy, module: Callable[[str, str], Site]) -> dict[str, An
     at = f"{anatomy.base}." if anatomy.base else ""
     stages = [
         SiteGroup(
-            f"{at}stages[{i}]", (),
+            f"{at}stages[{i}]",
+            (),
             {"blocks": _blocks(anatomy, f"{at}stages[{i}].blocks", i)},
         )
         for i in range(len(anatomy.stages))
-    ]  # fmt: skip
+    ]
     root: dict[str, Any] = {
         "blocks": _blocks(anatomy, f"{at}blocks", None),
         "stages": SiteGroup(f"{at}stages", tuple(stages)),

@@ -139,9 +139,11 @@ class Allocation:
 
 
 def allocate(
-    candidates: Sequence[Candidate], sensitivities: Mapping[str, torch.Tensor], budget: int,
+    candidates: Sequence[Candidate],
+    sensitivities: Mapping[str, torch.Tensor],
+    budget: int,
     rule: AllocationRule,
-) -> Allocation:  # fmt: skip
+) -> Allocation:
     """The allocation whose total is nearest to the budget; of equally near ones the largest tau.
 
     Args:
@@ -213,9 +215,11 @@ def _check(candidates: Sequence[Candidate], rule: AllocationRule) -> None:
         return
     shape = max(shapes, key=math.prod)
     raise ProfileError(
-        "VR766", f"the structured module costs {rule.cost(*shape):,} parameters at the largest "
-        f"matrix, which is {shape[0]}x{shape[1]}", suggestion="give a smaller rank or width",
-    )  # fmt: skip
+        "VR766",
+        f"the structured module costs {rule.cost(*shape):,} parameters at the largest "
+        f"matrix, which is {shape[0]}x{shape[1]}",
+        suggestion="give a smaller rank or width",
+    )
 
 
 def _ranking(

@@ -148,9 +148,15 @@ def _candidates(
             rows, part = site.rows, site.role.rpartition(".")[2]
             assert rows is not None, "several sites of one weight are rows of it"
             yield Candidate(
-                name, (rows[1] - rows[0], *shape[1:]), rows, part,
-                None if vector else site, site, vector and part == "k", entries,
-            )  # fmt: skip
+                name,
+                (rows[1] - rows[0], *shape[1:]),
+                rows,
+                part,
+                None if vector else site,
+                site,
+                vector and part == "k",
+                entries,
+            )
         return
     null = vector and len(split) == 1 and split[0].role.endswith(".k")
     yield Candidate(

@@ -44,9 +44,10 @@ class Profile:
         """
         if not any(name.startswith(SENSITIVITY) for name in self.tensors):
             raise ProfileError(
-                "VR769", "the profile holds no sensitivities",
+                "VR769",
+                "the profile holds no sensitivities",
                 suggestion="profile a spec with sensitive(...)",
-            )  # fmt: skip
+            )
         found = {}
         for name in dict.fromkeys(c.parameter for c in candidates):
             tensor = self.tensors.get(f"{SENSITIVITY}{name}")
@@ -54,9 +55,10 @@ class Profile:
             if tensor is None or tensor.shape[0] != max(ends):
                 shown = "missing" if tensor is None else f"shaped {list(tensor.shape)}"
                 raise ProfileError(
-                    "VR760", f"the profile is of another model: {name} is {shown}",
+                    "VR760",
+                    f"the profile is of another model: {name} is {shown}",
                     suggestion="run 'vitrewrite profile' on this model",
-                )  # fmt: skip
+                )
             if not bool(tensor.isfinite().all()):
                 raise ProfileError("VR762", f"the sensitivities of {name} are not finite")
             found[name] = tensor
@@ -70,10 +72,11 @@ class Profile:
         """
         if self.about.get("fingerprint", fingerprint) != fingerprint:
             raise ProfileError(
-                "VR760", "the profile was measured on other weights than the model's",
+                "VR760",
+                "the profile was measured on other weights than the model's",
                 notes=[f"on {self.about.get('model')}, weights {self.about.get('weights')}"],
                 suggestion="run 'vitrewrite profile' on these weights",
-            )  # fmt: skip
+            )
 
     def check_way(self, wanted: Mapping[str, Any]) -> None:
         """Whether it was measured as a selector wants it, as far as the file says.
@@ -88,9 +91,10 @@ class Profile:
         if made != wanted:
             old, new = (f"{w['samples']} samples, per {w['per']}" for w in (made, wanted))
             raise ProfileError(
-                "VR769", f"the profile was made from {old}, and the spec wants {new}",
+                "VR769",
+                f"the profile was made from {old}, and the spec wants {new}",
                 suggestion="run 'vitrewrite profile' on this spec",
-            )  # fmt: skip
+            )
 
     def activation(self, site: str, side: str = "output") -> torch.Tensor:
         """Values [samples, tokens, channels] that leave a site, or enter it with side `input`.
@@ -103,9 +107,11 @@ class Profile:
         if f"{ACTIVATION}{name}" not in self.tensors:
             kept = [n.removeprefix(ACTIVATION) for n in self.tensors if n.startswith(ACTIVATION)]
             raise ProfileError(
-                "VR767", f"the profile holds no {name}", notes=[f"it holds: {listing(kept)}"],
+                "VR767",
+                f"the profile holds no {name}",
+                notes=[f"it holds: {listing(kept)}"],
                 suggestion=f"profile with --activations '{site}'",
-            )  # fmt: skip
+            )
         return self.tensors[f"{ACTIVATION}{name}"]
 
     def save(self, path: str | Path) -> None:

@@ -59,9 +59,12 @@ class AffineSite(WeightedSite):
             self.waive("lowers_exactly", "the layer has no scale and shift of its own")
 
     def fold(
-        self, add: Sequence[torch.Tensor] = (), *, scale: Sequence[torch.Tensor] = (),
+        self,
+        add: Sequence[torch.Tensor] = (),
+        *,
+        scale: Sequence[torch.Tensor] = (),
         shift: Sequence[torch.Tensor] = (),
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """At lowering: changes each part's rows of weight and bias, and drops the module.
 
         `W` becomes `scale * W + add`, the bias `scale * b + shift`, in float32 or better. A layer

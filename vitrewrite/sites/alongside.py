@@ -259,9 +259,7 @@ class Alongside:
         mean.replace_all_uses_with(made)
         mean.graph.erase_node(mean)
 
-    def _help(
-        self, unit: str, module: nn.Module, args: tuple[fx.Node, ...], hint: str
-    ) -> fx.Node:  # fmt: skip
+    def _help(self, unit: str, module: nn.Module, args: tuple[fx.Node, ...], hint: str) -> fx.Node:
         """Calls a module without state in a unit."""
         editor, site = self.site.editor, self.site
         name = "".join(f"_{c.lower()}" if c.isupper() else c for c in type(module).__name__)

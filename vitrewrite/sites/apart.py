@@ -22,7 +22,6 @@ from ..editing.parts import (
     line,
     name_of,
     numbered,
-    run_values,
 )
 from ..editing.slices import ahead
 from ..tracing.inputs import example_of_one
@@ -95,10 +94,11 @@ class ApartSite(ScoresSite):
         unit = self.editor.own(self._unit)
         assert unit.template is not None
         inputs = [n for n in unit.template.graph.nodes if n.op == "placeholder"]
-        given = self._run(ended).given(self._unit, len(inputs))
+        run = self._run(ended)
+        given = run.given(self._unit, len(inputs))
         if given is None:
             raise MixedError("it is not known what it is called with")
-        return run_values(unit, given)
+        return run.within(unit, given)
 
     def _run(self, ended: bool) -> Propagation:
         """A run of the model for one image, as it was before the clause or as it is at the end."""
@@ -186,9 +186,9 @@ class ApartSite(ScoresSite):
 
     def _inseparable(self, why: str) -> Exception:
         return self.clause.error(
-            "VR488", f"{self.pass_name} at '{self.role}': {why}, so that no head can be taken out "
-            "by itself",
-        )  # fmt: skip
+            "VR488",
+            f"{self.pass_name} at '{self.role}': {why}, so that no head can be taken out by itself",
+        )
 
     def _needed(self, layer: Linear | None) -> Linear:
         if layer is None:

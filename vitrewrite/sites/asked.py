@@ -121,9 +121,13 @@ class AskedAttention(ReplacedAttention):
             raise self.unfit("the block is not one module")
         given = [value.read(self.editor, place.unit) for value in values]
         (rows,) = self.put(
-            module, place.unit, [self.editor.node(place), *given], ("rows",), owner=block.path,
+            module,
+            place.unit,
+            [self.editor.node(place), *given],
+            ("rows",),
+            owner=block.path,
             name=self._stem,
-        )  # fmt: skip
+        )
         last, made = self._last(block), list[Place]()
         for _ in range(count):
             with after(rows.graph, [rows, last]):
@@ -176,8 +180,13 @@ class AskedAttention(ReplacedAttention):
         sizes = [self.editor.where(size.place) for _, size, _ in self.context.stream.sizes()]
         skipped = {self.editor.node(p).args[0] for p in sizes if p.unit == unit}
         return Passage(
-            self.editor, core, self._unit, skipped, self._fused(self.attention.q), frozen  # type: ignore[arg-type]
-        )  # fmt: skip
+            self.editor,
+            core,
+            self._unit,
+            skipped,  # type: ignore[arg-type]
+            self._fused(self.attention.q),
+            frozen,
+        )
 
     def _branch_of(self, added: tuple[Place, int]) -> fx.Node:
         found = self._itself(added[0]).args[added[1]]

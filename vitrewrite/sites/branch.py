@@ -234,9 +234,14 @@ class BranchSite(RoutedSite):
         hint = "added" if changed is None else HINT.get(args[changed])
         hint = str(hint or self.role.rpartition(".")[2])
         (made,) = self.put(
-            module, unit, args, (hint,), owners=(self.branch.owner,),
-            changed=() if changed is None else (changed,), around=True,
-        )  # fmt: skip
+            module,
+            unit,
+            args,
+            (hint,),
+            owners=(self.branch.owner,),
+            changed=() if changed is None else (changed,),
+            around=True,
+        )
         return made
 
     def _put(self, module: nn.Module, *given: object, changed: int = 0) -> None:

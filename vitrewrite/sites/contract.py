@@ -49,9 +49,11 @@ def faults(module: nn.Module, pass_name: str, changed: Sequence[int]) -> Iterato
     for name, parameter in module.named_parameters():
         if not parameter.dim():
             yield Fault(
-                "VR425", f"parameter '{name}' of {cls.__name__} is a scalar", _line(cls, name),
+                "VR425",
+                f"parameter '{name}' of {cls.__name__} is a scalar",
+                _line(cls, name),
                 "give it one axis, as torch.zeros(1): a scalar cannot be sharded",
-            )  # fmt: skip
+            )
     yield from _arguments(module)
     own = {type(m) for m in module.modules() if not is_torch_class(type(m))}
     own |= {other for each in own for other in mentioned(each)}
@@ -65,18 +67,22 @@ def _marks(module: nn.Module, pass_name: str, changed: Sequence[int]) -> Iterato
     cls = type(module)
     if getattr(cls, "inserted_by", None) != pass_name:
         yield Fault(
-            "VR423", f"{cls.__name__} does not say which pass inserts it", _line(cls),
+            "VR423",
+            f"{cls.__name__} does not say which pass inserts it",
+            _line(cls),
             f'write inserted_by = "{pass_name}" in the class',
-        )  # fmt: skip
+        )
     declared = changed_by(module)
     if declared[: len(changed)] != tuple(changed):
         wanted = f"({', '.join(map(str, changed))}{',' * (len(changed) == 1)})"
         has = f"changes = {declared}" if declared else "no changes"
         yield Fault(
-            "VR424", f"{cls.__name__} has {has}, and its place needs {wanted}", _line(cls),
+            "VR424",
+            f"{cls.__name__} has {has}, and its place needs {wanted}",
+            _line(cls),
             f"write changes = {wanted} in the class: for each output of forward the argument "
             "that it is a changed form of, or None",
-        )  # fmt: skip
+        )
 
 
 def _arguments(module: nn.Module) -> Iterator[Fault]:
@@ -84,26 +90,39 @@ def _arguments(module: nn.Module) -> Iterator[Fault]:
     cls = type(module)
     for name, parameter in parameters(cls).items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            yield Fault("VR421", f"the constructor of {cls.__name__} takes any arguments (*{name})",
-                        _line(cls), "name them, and keep each under its name")  # fmt: skip
+            yield Fault(
+                "VR421",
+                f"the constructor of {cls.__name__} takes any arguments (*{name})",
+                _line(cls),
+                "name them, and keep each under its name",
+            )
             return
         if not hasattr(module, name):
             yield Fault(
-                "VR421", f"{cls.__name__} does not keep its argument '{name}'",
-                _line(cls, name), f"write self.{name} = {name} in __init__",
-            )  # fmt: skip
+                "VR421",
+                f"{cls.__name__} does not keep its argument '{name}'",
+                _line(cls, name),
+                f"write self.{name} = {name} in __init__",
+            )
             return
     kept = constructor(module)
     try:
         with torch.device("meta"):
             again = cls(**kept)
     except Exception as error:
-        yield Fault("VR421", f"{cls.__name__} cannot be made again from the arguments that it "
-                    f"keeps: {told(error)}", _line(cls))  # fmt: skip
+        yield Fault(
+            "VR421",
+            f"{cls.__name__} cannot be made again from the arguments that it keeps: {told(error)}",
+            _line(cls),
+        )
         return
     if odd := _other(module, again, kept):
-        yield Fault("VR421", f"{cls.__name__} made again from the arguments that it keeps is "
-                    f"another: {odd}", _line(cls), "keep them as they are given")  # fmt: skip
+        yield Fault(
+            "VR421",
+            f"{cls.__name__} made again from the arguments that it keeps is another: {odd}",
+            _line(cls),
+            "keep them as they are given",
+        )
 
 
 def _other(module: nn.Module, again: nn.Module, kept: dict[str, Any]) -> str:
@@ -132,10 +151,12 @@ def _names(cls: type, known: set[str]) -> Iterator[Fault]:
             node.lineno,
         )
         yield Fault(
-            "VR422", f"{cls.__name__} uses '{name}', and only the text of the class is copied into "
-            "what is written", line,
+            "VR422",
+            f"{cls.__name__} uses '{name}', and only the text of the class is copied into "
+            "what is written",
+            line,
             f"write it as a method; a class of the file knows {', '.join(OFFERED)} and builtins",
-        )  # fmt: skip
+        )
 
 
 @lru_cache(maxsize=256)

@@ -158,9 +158,13 @@ class DecoderSite(BoundSite):
     # -- verbs ----------------------------------------------------------------------------------
 
     def call(
-        self, module: nn.Module, *values: Value, name: str, results: tuple[str, ...],
+        self,
+        module: nn.Module,
+        *values: Value,
+        name: str,
+        results: tuple[str, ...],
         pixels: bool = False,
-    ) -> tuple[Value, ...]:  # fmt: skip
+    ) -> tuple[Value, ...]:
         """`results = module(*values)` in the unit that calls the layers.
 
         A module that is there already is called once more; its parameters are in one place.

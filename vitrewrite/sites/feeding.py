@@ -67,14 +67,22 @@ class FedSite(AffineSite):
             return new, put
         if not branches.is_ahead(module):
             raise self.clause.error(
-                "VR435", f"{type(module).__name__} does not say that it stands in front of layers",
-                notes=[f"in {file_of(type(module))}"], suggestion="write ahead = True in the class",
-            )  # fmt: skip
+                "VR435",
+                f"{type(module).__name__} does not say that it stands in front of layers",
+                notes=[f"in {file_of(type(module))}"],
+                suggestion="write ahead = True in the class",
+            )
         name = f"{self._name}_{self._stem}"
         (new,) = self.put(
-            module, unit, [x], (hint,), name=name, owners=self._owners[:1], changed=(0,),
+            module,
+            unit,
+            [x],
+            (hint,),
+            name=name,
+            owners=self._owners[:1],
+            changed=(0,),
             folds=self.context.folds,
-        )  # fmt: skip
+        )
         put = self.editor.insertions[-1]
         self.at_end(lambda: self._settle(put))
         return new, put
@@ -192,9 +200,11 @@ class FedSite(AffineSite):
         name, before = self._affine, self._applied()
         assert name is not None
         weight = self._wide(self._weight)
-        made = {self._weight: weight} if shift is None else {
-            self._weight: weight, name: self._wide(name)
-        }  # fmt: skip
+        made = (
+            {self._weight: weight}
+            if shift is None
+            else {self._weight: weight, name: self._wide(name)}
+        )
         a = matrix.detach().to(weight.dtype)
         for start, stop in (piece for found in self._pieces for piece in found):
             rows = weight[start:stop].flatten(1)

@@ -58,9 +58,11 @@ def _name(unit: str, node: fx.Node, operand: Any) -> str | None:
 
 
 def change(
-    tensor: torch.Tensor, rows: Sequence[tuple[int, int]], scale: torch.Tensor | None,
+    tensor: torch.Tensor,
+    rows: Sequence[tuple[int, int]],
+    scale: torch.Tensor | None,
     add: torch.Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     """`tensor = scale * tensor + add` on ranges of its rows, in place.
 
     Args:

@@ -99,12 +99,14 @@ class FromModel:
         left = sorted({part.weight for part in origin.matrices.values()} - known.keys())
         if measured and left:
             raise clause.error(
-                "VR521", f"{clause.pass_name} starts from what matters in the model, and "
+                "VR521",
+                f"{clause.pass_name} starts from what matters in the model, and "
                 f"{'nothing' if not known else f'{left[0]!r}'} was {'' if not known else 'not '}"
-                "measured", "init",
+                "measured",
+                "init",
                 suggestion="run 'vitrewrite profile' on the spec and give its file as --profile, "
                 "or write init=weights",
-            )  # fmt: skip
+            )
         self.editor.origins[clause.number] = origin
 
     # -- images ---------------------------------------------------------------------------------

@@ -1,4 +1,8 @@
-"""Biases of scores that grow with the tokens, as modules that passes need not write."""
+"""Biases of scores that grow with the tokens, as modules that passes need not write.
+
+A bias has a length of 1 where it is the same for all tokens; that one needs no room for more.
+Tokens that joined have no position, so theirs is 0.
+"""
 
 from __future__ import annotations
 

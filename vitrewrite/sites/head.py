@@ -103,8 +103,9 @@ class HeadSite(LinearSite):
         self.editor.take_out(self._layer, self.clause)
         args = [*([x] if pooled else []), *given]
         hint = str(HINT.drop(call) or name)
-        (made,) = self.put(module, place.unit, args, (hint,), owner=owner, name=name,
-                           owners=(self._layer,))  # fmt: skip
+        (made,) = self.put(
+            module, place.unit, args, (hint,), owner=owner, name=name, owners=(self._layer,)
+        )
         for each in order[order.index(name) + 1 :]:
             holder._modules[each] = holder._modules.pop(each)
         self._stand_for(call, made, place)
@@ -138,8 +139,14 @@ class HeadSite(LinearSite):
         assert isinstance(x, fx.Node)
         readers = [call, *branches.chain(self.editor, place.unit, call)]
         args = [*([x] if pooled else []), *given]
-        (made,) = self.put(module, place.unit, args, (str(HINT.get(x) or "x"),),
-                           name=f"{self._name}_{self._stem}", owners=self._owners)  # fmt: skip
+        (made,) = self.put(
+            module,
+            place.unit,
+            args,
+            (str(HINT.get(x) or "x"),),
+            name=f"{self._name}_{self._stem}",
+            owners=self._owners,
+        )
         take_entry(made, call)
         for reader in readers:
             reader.replace_input_with(x, made)
@@ -175,10 +182,11 @@ class HeadSite(LinearSite):
             raise self.clause.without(self.role, other, "given another input")
         if not beside and (other := self._standing(place, call)) is not None:
             raise self.clause.error(
-                "VR401", f"'{self.role}' is to be {how}, and another clause adapts it",
+                "VR401",
+                f"'{self.role}' is to be {how}, and another clause adapts it",
                 notes=[f"the other clause: {other.origin}"],
                 suggestion=f"leave '{self.role}' out there",
-            )  # fmt: skip
+            )
         return place
 
     def _standing(self, place: Place, call: fx.Node) -> ClauseRef | None:
@@ -215,7 +223,8 @@ class HeadSite(LinearSite):
         other = None if x.users else forget(self.editor, unit, x, self.clause)
         if other is not None:
             raise self.clause.error(
-                "VR401", f"'{self.role}' does not read any more what another clause changes",
+                "VR401",
+                f"'{self.role}' does not read any more what another clause changes",
                 notes=[f"the other clause: {other.site.clause.origin}"],
                 suggestion="leave one of them out",
-            )  # fmt: skip
+            )

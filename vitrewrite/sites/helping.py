@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 
 def helped(
-    site: BoundSite, module: nn.Module, call: tuple[str, str, str],
-    args: Sequence[fx.Node | None], hints: Sequence[str],
-) -> tuple[fx.Node, ...]:  # fmt: skip
+    site: BoundSite,
+    module: nn.Module,
+    call: tuple[str, str, str],
+    args: Sequence[fx.Node | None],
+    hints: Sequence[str],
+) -> tuple[fx.Node, ...]:
     """Calls a module as long as something reads what it yields; see `BoundSite.help`.
 
     Args:

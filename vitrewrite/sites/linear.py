@@ -85,9 +85,10 @@ class LinearSite(FedSite):
                 if any(linear.weight == self._weight for linear in block.linears):
                     return stitched.numbers(self.editor, name, index)
         raise self.clause.error(
-            "VR535", f"{self.pass_name}: no stitch runs '{self.role}'",
+            "VR535",
+            f"{self.pass_name}: no stitch runs '{self.role}'",
             suggestion="name linear layers of the blocks of models that are stitched",
-        )  # fmt: skip
+        )
 
     def _site_of(self, block: Block) -> BlockSite:
         from .block import BlockSite
@@ -179,9 +180,13 @@ class LinearSite(FedSite):
     # -- verbs ----------------------------------------------------------------------------------
 
     def parallel(
-        self, branch: nn.Module, *given: Value, through: Value | None = None, dropout: float = 0.0,
+        self,
+        branch: nn.Module,
+        *given: Value,
+        through: Value | None = None,
+        dropout: float = 0.0,
         drop_path: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`y = linear(x)` becomes `y = branch(x, linear(x), *given)`, wherever it is called.
 
         Args:

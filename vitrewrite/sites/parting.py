@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 def chosen(
-    site: BoundSite, parts: Sequence[int] | int, count: int, what: str,
+    site: BoundSite,
+    parts: Sequence[int] | int,
+    count: int,
+    what: str,
     by: Sequence[tuple[torch.Tensor, Slices]],
-) -> Remaining:  # fmt: skip
+) -> Remaining:
     """The choice that a clause states, checked.
 
     Args:
@@ -40,9 +43,11 @@ def chosen(
     if beyond or twice:
         odd = f"there is no {beyond[0]}" if beyond else f"{twice[0]} twice"
         raise site.clause.error(
-            "VR485", f"{site.pass_name} at '{site.role}' names {what}: {odd}", "keep",
+            "VR485",
+            f"{site.pass_name} at '{site.role}' names {what}: {odd}",
+            "keep",
             suggestion=f"name some of 0..{count - 1}, each once",
-        )  # fmt: skip
+        )
     _expect(site, len(parts), count, what)
     return Remaining(len(parts), torch.tensor(sorted(parts), dtype=torch.long, device="cpu"))
 
@@ -59,6 +64,8 @@ def shape_before(site: BoundSite, place: Place) -> tuple[int, ...]:
 def _expect(site: BoundSite, kept: int, count: int, what: str) -> None:
     if not 1 <= kept <= count:
         raise site.clause.error(
-            "VR486", f"{site.pass_name} at '{site.role}' keeps {kept} of {count} {what}", "keep",
+            "VR486",
+            f"{site.pass_name} at '{site.role}' keeps {kept} of {count} {what}",
+            "keep",
             suggestion=f"keep 1 to {count}",
-        )  # fmt: skip
+        )

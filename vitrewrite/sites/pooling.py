@@ -72,9 +72,7 @@ def _is_there(editor: Editor, place: Place) -> bool:
     return template is not None and any(n.name == place.node for n in template.graph.nodes)
 
 
-def _in_attention(
-    site: AttentionSite, size: Value, keys: Place | None, stated: Stated
-) -> None:  # fmt: skip
+def _in_attention(site: AttentionSite, size: Value, keys: Place | None, stated: Stated) -> None:
     """Adds log size to the scores of the keys; `keys` makes them where they are not all tokens'."""
     editor = site.editor
     if keys is not None:
@@ -94,9 +92,11 @@ def _unknown(editor: Editor, anatomy: Anatomy, stated: Stated) -> None:
     clause, what = stated.clause, f"how {anatomy.model} pools its tokens is not known"
     if stated.chosen:
         raise clause.error(
-            "VR410", f"{clause.pass_name} has sizes of tokens count in pooling, and {what}",
-            stated.option, suggestion=f"write {stated.option}=false: a merged token counts once",
-        )  # fmt: skip
+            "VR410",
+            f"{clause.pass_name} has sizes of tokens count in pooling, and {what}",
+            stated.option,
+            suggestion=f"write {stated.option}=false: a merged token counts once",
+        )
     editor.warnings.append(f"{clause.origin}: {what}, and merged ones count once")
 
 

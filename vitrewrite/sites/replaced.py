@@ -68,9 +68,14 @@ class ReplacedAttention(HeadsSite):
         self.at_end(lambda: windowed.expect_ungated(self))
 
     def become(
-        self, module: nn.Module, *values: Value, keep: bool = True, beside: bool = False,
-        layers: Sequence[str] = ("q", "k", "v", "proj"), whole: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        module: nn.Module,
+        *values: Value,
+        keep: bool = True,
+        beside: bool = False,
+        layers: Sequence[str] = ("q", "k", "v", "proj"),
+        whole: bool = False,
+    ) -> None:
         """`y = module(x, *tensors, *values)` instead of `y = attention(x)`.
 
         The attention keeps its parameters under their names, and its own forward hands them in:

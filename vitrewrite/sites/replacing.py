@@ -51,9 +51,15 @@ class ReplacedSite(BoundSite):
         raise NotImplementedError
 
     def _keep(
-        self, layers: Sequence[Linear | None], module: nn.Module, values: Sequence[Value], *,
-        beside: bool, handed: bool = True, then: Callable[[], None] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        layers: Sequence[Linear | None],
+        module: nn.Module,
+        values: Sequence[Value],
+        *,
+        beside: bool,
+        handed: bool = True,
+        then: Callable[[], None] | None = None,
+    ) -> None:
         """`y = module(x, *tensors, *values)`, or `module(x, y, *tensors, *values)` with `beside`.
 
         The tensors, if they are `handed`, are weight and bias of each layer, None for a bias that
@@ -74,9 +80,15 @@ class ReplacedSite(BoundSite):
         given += [value.read(editor, unit) for value in values]
         hint = str(HINT.get(y) or "y")
         (made,) = self.put(
-            module, unit, given, (hint,), owner=unit, name=self._stem, changed=(int(beside),),
+            module,
+            unit,
+            given,
+            (hint,),
+            owner=unit,
+            name=self._stem,
+            changed=(int(beside),),
             around=beside,
-        )  # fmt: skip
+        )
         if beside:
             y.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
             return
@@ -199,9 +211,15 @@ class ReplacedSite(BoundSite):
         before = stripping.read(graph)
         self.remove(insertion)
         (made,) = self.put(
-            module, unit, [a for a in args if isinstance(a, fx.Node)], (hint,), owner=owner,
-            name=name, changed=(0,), owners=insertion.owners,
-        )  # fmt: skip
+            module,
+            unit,
+            [a for a in args if isinstance(a, fx.Node)],
+            (hint,),
+            owner=owner,
+            name=name,
+            changed=(0,),
+            owners=insertion.owners,
+        )
         call.replace_all_uses_with(made)
         erase_unread(call)
         eliminate_dead_code(graph)

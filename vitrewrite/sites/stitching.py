@@ -102,9 +102,10 @@ class BasesSite(BoundSite):
     def _apart(self, why: str) -> RewriteError:
         names = listing(self.site.names)
         return self.clause.error(
-            "VR508", f"{self.pass_name} cannot stitch {names}: {why}",
+            "VR508",
+            f"{self.pass_name} cannot stitch {names}: {why}",
             suggestion="take models of one family, image size and number of classes",
-        )  # fmt: skip
+        )
 
     def wrong(self, option: str, message: str) -> RewriteError:
         """An error about an option that makes no sense for these models."""
@@ -125,10 +126,17 @@ class BasesSite(BoundSite):
         path = self.editor.adopt("", STITCHES, str(number), module, self.like)[1]
         self.editor.insertions.append(
             Insertion(
-                self.pass_name, self.clause.number, path, "", module, self, (path,), path,
+                self.pass_name,
+                self.clause.number,
+                path,
+                "",
+                module,
+                self,
+                (path,),
+                path,
                 buffers=known,
             )
-        )  # fmt: skip
+        )
         self.editor.by_loss.append(path)  # no forward of the models calls it
         return number
 

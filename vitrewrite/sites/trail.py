@@ -81,9 +81,7 @@ class Trail:
         """
         return self._composed(IntoPatches, len(self.steps), why)
 
-    def _composed(
-        self, kind: type[KeptPatches] | type[IntoPatches], count: int, why: str
-    ) -> Value:  # fmt: skip
+    def _composed(self, kind: type[KeptPatches] | type[IntoPatches], count: int, why: str) -> Value:
         if (kind, count) not in self._made:
             step = self.steps[count - 1]
             into, kept = self._traced(step, why)
@@ -114,9 +112,7 @@ class Trail:
 
 def _results(call: fx.Node) -> tuple[fx.Node, fx.Node]:
     """The nodes of `into` and `kept` of a call that yields them."""
-    items: dict[Any, fx.Node] = {
-        u.args[1]: u for u in call.users if u.target is operator.getitem
-    }  # fmt: skip
+    items: dict[Any, fx.Node] = {u.args[1]: u for u in call.users if u.target is operator.getitem}
     ARITY.put(call, 4)
     for index, name in ((2, "into"), (3, "kept")):
         if index not in items:

@@ -104,9 +104,10 @@ class UnitsSite(ReplacedSite):
             if self.context.insertion is not None:
                 return False
             raise self.clause.error(
-                "VR487", f"{self.pass_name} at '{self.role}': {reason}, so that no hidden unit can "
+                "VR487",
+                f"{self.pass_name} at '{self.role}': {reason}, so that no hidden unit can "
                 "be taken out by itself",
-            )  # fmt: skip
+            )
         slices, silent = list(self._slices()), not units and self.context.insertion is not None
         choice = self._chosen([0] if silent else units, slices)
         if self.context.insertion is not None:

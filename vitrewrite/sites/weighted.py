@@ -82,9 +82,14 @@ class WeightedSite(BoundSite):
     # -- what stands there ----------------------------------------------------------------------
 
     def _stand(
-        self, module: nn.Module, drops: Drops, *, behind: bool = False,
-        given: tuple[Value, ...] = (), through: Value | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        module: nn.Module,
+        drops: Drops,
+        *,
+        behind: bool = False,
+        given: tuple[Value, ...] = (),
+        through: Value | None = None,
+    ) -> None:
         """`y = layer(x)` becomes `y = module(x, layer(x))`: one module, beside every call.
 
         Modules at one layer stand in the order in which they are put in, except that those which
@@ -120,9 +125,17 @@ class WeightedSite(BoundSite):
                 (new,) = self.editor.call(place.unit, target, args, origin=origin, hints=(hint,))
             else:
                 (new,) = self.put(
-                    module, place.unit, args, (hint,), name=child, owners=self._owners,
-                    changed=(0 if behind else 1,), folds=folds, given=given, through=through,
-                )  # fmt: skip
+                    module,
+                    place.unit,
+                    args,
+                    (hint,),
+                    name=child,
+                    owners=self._owners,
+                    changed=(0 if behind else 1,),
+                    folds=folds,
+                    given=given,
+                    through=through,
+                )
                 path = self.editor.insertions[-1].path
             users = set(node.users) - {new}
             node.replace_all_uses_with(new, delete_user_cb=users.__contains__)

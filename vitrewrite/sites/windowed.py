@@ -35,9 +35,11 @@ MOVES = frozenset({
 
 
 def beside(
-    site: ReplacedAttention, layers: Sequence[Linear | None], module: nn.Module,
+    site: ReplacedAttention,
+    layers: Sequence[Linear | None],
+    module: nn.Module,
     values: Sequence[Value],
-) -> None:  # fmt: skip
+) -> None:
     """`y = module(x, y, *tensors, *values)`: maps x, what the attention is made of, and y.
 
     y is what the attention yields once its windows are a map again. The attention gives the
@@ -51,9 +53,16 @@ def beside(
     given += [value.read(site.editor, unit) for value in values]
     hint, owner = str(HINT.get(y) or "y"), site.path.rpartition(".")[2]
     (made,) = site.put(
-        module, unit, given, (hint,), owner=unit, owners=(site.path,), changed=(1,), around=True,
+        module,
+        unit,
+        given,
+        (hint,),
+        owner=unit,
+        owners=(site.path,),
+        changed=(1,),
+        around=True,
         name=f"{owner}_{site._stem}",
-    )  # fmt: skip
+    )
     y.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
 
 

@@ -134,10 +134,11 @@ def read_checked(path: Path, digest: str) -> bytearray:
 def changed(path: Path | str) -> FileError:
     """VR715, for a file that is not what was written."""
     return FileError(
-        "VR715", f"'{path}' is not what was written: it was changed, or damaged",
+        "VR715",
+        f"'{path}' is not what was written: it was changed, or damaged",
         suggestion="write the folder again with vitrewrite.emit; "
         "'vitrewrite lower DIR --delta FILE' takes another delta",
-    )  # fmt: skip
+    )
 
 
 def parsed(content: bytes | bytearray) -> Any:

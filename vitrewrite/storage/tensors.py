@@ -25,7 +25,7 @@ from .hashing import (
     read_bytes,
     read_checked,
     tensor_digest,
-)  # fmt: skip
+)
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -58,9 +58,12 @@ class Content:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None,
-    *, seal: bool = False,
-) -> str:  # fmt: skip
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    seal: bool = False,
+) -> str:
     """Writes a safetensors file.
 
     Args:

@@ -56,9 +56,10 @@ def _task(data: Data, output: Any, config: Any) -> Task:
     have = "a label map for each image" if data.maps else "one label for each image"
     valid = "scores (B, classes, H, W), or queries" if data.maps else "scores (B, classes)"
     raise DataError(
-        "VR746", f"'{data.name}' has {have}, and the model returns {tuple(scores.shape)}",
+        "VR746",
+        f"'{data.name}' has {have}, and the model returns {tuple(scores.shape)}",
         notes=[f"valid: a model that returns {valid}"],
-    )  # fmt: skip
+    )
 
 
 def check_sides(anatomy: Anatomy, size: tuple[int, int]) -> None:
@@ -72,10 +73,11 @@ def check_sides(anatomy: Anatomy, size: tuple[int, int]) -> None:
         height, width = size
         near = [max(1, round(s / d)) * d for s, d in zip(size, strides, strict=True)]
         raise DataError(
-            "VR748", f"images of {height}x{width} do not divide into the levels of the decoder",
+            "VR748",
+            f"images of {height}x{width} do not divide into the levels of the decoder",
             notes=[f"valid: sides that are multiples of {max(strides)}"],
             suggestion=f"build the model for {near[0]}x{near[1]}",
-        )  # fmt: skip
+        )
 
 
 def coarsest_strides(anatomy: Anatomy, size: tuple[int, int]) -> tuple[int, int]:

@@ -25,9 +25,12 @@ class Dense(Segmentation):
         scores = _resized(logits(output).float(), (labels.shape[-2], labels.shape[-1]))
         known = valid(labels)
         total = F.cross_entropy(
-            scores, labels.masked_fill(~known, IGNORED), ignore_index=IGNORED, reduction="sum",
+            scores,
+            labels.masked_fill(~known, IGNORED),
+            ignore_index=IGNORED,
+            reduction="sum",
             label_smoothing=smoothing,
-        )  # fmt: skip
+        )
         return total / known.sum().clamp(min=1)
 
     def part(self, output: Any, index: int) -> Any:

@@ -38,9 +38,10 @@ class QueryTask(Segmentation):
         super().__init__(int(output[CLASSES].shape[-1]) - 1)
         if not output.get(AUXILIARY):
             raise TuneError(
-                "VR856", "the model returns its last prediction only, and the loss supervises all",
+                "VR856",
+                "the model returns its last prediction only, and the loss supervises all",
                 suggestion="build it with output_auxiliary_logits=true",
-            )  # fmt: skip
+            )
         self.criterion = _criterion(config, self.classes)
 
     def loss(
@@ -59,8 +60,10 @@ class QueryTask(Segmentation):
             terms = own(
                 masks_queries_logits=predictions[0][MASKS],
                 class_queries_logits=predictions[0][CLASSES],
-                mask_labels=masks, class_labels=present, auxiliary_predictions=predictions[1:],
-            )  # fmt: skip
+                mask_labels=masks,
+                class_labels=present,
+                auxiliary_predictions=predictions[1:],
+            )
         weighted = [
             weight * term
             for kind, weight in own.weight_dict.items()
@@ -112,9 +115,10 @@ def _criterion(config: Any, classes: int) -> Any:
         return Mask2FormerLoss(config, weights)
     except ImportError as error:
         raise TuneError(
-            "VR857", "the loss of a model with queries needs transformers and scipy",
+            "VR857",
+            "the loss of a model with queries needs transformers and scipy",
             suggestion="pip install 'vitrewrite[mask2former]'",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _single(prediction: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

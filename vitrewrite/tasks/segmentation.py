@@ -29,9 +29,10 @@ class Segmentation(Task):
         super().__init__(classes)
         if find_spec("torchmetrics") is None:
             raise TuneError(
-                "VR857", "the figures of a segmentation need torchmetrics",
+                "VR857",
+                "the figures of a segmentation need torchmetrics",
                 suggestion="pip install 'vitrewrite[tune]'",
-            )  # fmt: skip
+            )
 
     @abstractmethod
     def part(self, output: Any, index: int) -> Any:

@@ -117,9 +117,10 @@ def _share_programs(model: nn.Module, assigned: dict[str, Any]) -> None:
             templates = isinstance(first, Template) and isinstance(other, Template)
             if other is not first and not (templates and first.same(other)):
                 raise CaptureError(
-                    "VR604", f"'{found[0]}', which is '{path}', too, is called in two ways that "
+                    "VR604",
+                    f"'{found[0]}', which is '{path}', too, is called in two ways that "
                     "give different programs",
-                )  # fmt: skip
+                )
         assigned.update(dict.fromkeys(paths, first))
 
 
@@ -145,9 +146,10 @@ def _check_names(model: nn.Module) -> None:
             if "." in name or not name or re.search("[\ud800-\udfff]", name):
                 where = f"'{path}'" if path else type(model).__name__
                 raise CaptureError(
-                    "VR606", f"{where} has a part named {shown(name)}: a name is not empty, has no "
+                    "VR606",
+                    f"{where} has a part named {shown(name)}: a name is not empty, has no "
                     "dot, and can be written to a file",
-                )  # fmt: skip
+                )
 
 
 def _drop_settled_guards(template: Template, fixed: set[int]) -> None:

@@ -49,9 +49,11 @@ def _number(frame: Frame, tensor: torch.Tensor, answer: Answer, kind: Any = None
         return value
     node = frame.arg(tensor)
     number: Any = make(
-        frame, value + 0, tuple(None if w is None else w + 0 for w in others),
+        frame,
+        value + 0,
+        tuple(None if w is None else w + 0 for w in others),
         lambda: frame.graph.call_method("item", (node,)),
-    )  # fmt: skip
+    )
     number.deps = answer.fact.deps
     if not isinstance(value, bool):
         return number

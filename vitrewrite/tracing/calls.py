@@ -113,9 +113,14 @@ def _first_call(recorder: Recorder, module: nn.Module, path: str, args: Any, kwa
 
 
 def _is_just(
-    recorder: Recorder, base: type[nn.Module], entry: Entry, module: nn.Module, path: str,
-    args: Any, kwargs: Any,
-) -> bool:  # fmt: skip
+    recorder: Recorder,
+    base: type[nn.Module],
+    entry: Entry,
+    module: nn.Module,
+    path: str,
+    args: Any,
+    kwargs: Any,
+) -> bool:
     """Whether a subclass of a torch layer computes exactly what that layer does."""
     forward = base.forward.__get__(module)
     dead = dict(recorder.values.dead)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from .recorder import Recorder
 
 _GENERATORS = (
-    "_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl",
-)  # fmt: skip
+    "_checkpoint_without_reentrant_generator",
+    "_checkpoint_without_reentrant_generator_impl",
+)
 _READS = (operator.getitem, getattr)
 
 
@@ -33,8 +34,9 @@ _READS = (operator.getitem, getattr)
 def checkpoints_seen(recorder: Recorder) -> Iterator[None]:
     """Notes in this thread's frames what is checkpointed; nothing is saved or computed again."""
     owner = threading.get_ident()
-    known = {n: getattr(library, n) for n in (*_GENERATORS, "CheckpointFunction")
-             if hasattr(library, n)}  # fmt: skip
+    known = {
+        n: getattr(library, n) for n in (*_GENERATORS, "CheckpointFunction") if hasattr(library, n)
+    }
     reentrant = known["CheckpointFunction"]
 
     def generator(original: Any) -> Any:

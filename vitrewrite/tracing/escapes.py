@@ -89,9 +89,10 @@ def _returned(frame: Frame, call: fx.Node, child: Frame, node: fx.Node, value: A
     """Lets a call return one more value; the node of it in the calling forward."""
     if sum(n.op == "call_module" and n.target == call.target for n in frame.graph.nodes) > 1:
         raise CaptureError(
-            "VR604", f"'{child.path}' is called several times, and a value inside of one call is "
+            "VR604",
+            f"'{child.path}' is called several times, and a value inside of one call is "
             f"used in '{frame.path or 'the root'}'",
-        )  # fmt: skip
+        )
     end = child.graph.output_node()
     if not isinstance(end.args[0], tuple):
         _unpacked(frame, call)

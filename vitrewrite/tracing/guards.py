@@ -81,8 +81,11 @@ def one_of(captured: tuple[torch.dtype, ...]) -> str:
 
 def _again(guard: Callable[..., None], *args: Any) -> None:
     """Keeps a guard in a graph that torch.fx makes of ours."""
-    proxies: list[Any] = [a for a in (*args, *tuple(args[0] if isinstance(args[0], tuple) else ()))
-                          if isinstance(a, fx.Proxy)]  # fmt: skip
+    proxies: list[Any] = [
+        a
+        for a in (*args, *tuple(args[0] if isinstance(args[0], tuple) else ()))
+        if isinstance(a, fx.Proxy)
+    ]
     proxies[0].tracer.create_proxy("call_function", guard, args, {})
 
 

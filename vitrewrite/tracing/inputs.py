@@ -103,10 +103,12 @@ def statement(model: nn.Module, example: Any) -> str | None:
     if kwargs or not all(isinstance(v, torch.Tensor) and v.dim() > 1 for v in args):
         return None
     plain = _dtype(model)
-    return show_shapes([
-        Shape(tuple(v.shape), "" if v.dtype == plain else str(v.dtype).removeprefix("torch."))
-        for v in args
-    ])  # fmt: skip
+    return show_shapes(
+        [
+            Shape(tuple(v.shape), "" if v.dtype == plain else str(v.dtype).removeprefix("torch."))
+            for v in args
+        ]
+    )
 
 
 def _again(model: nn.Module, known: Any) -> Any:
@@ -203,10 +205,13 @@ def example_of_one(root: nn.Module, example: Any = None) -> tuple[torch.Tensor, 
     args, kwargs = as_arguments(known)
     batch = batch_of(known)
     return tuple(
-        torch.empty([1 if n == batch and i == 0 else n for i, n in enumerate(v.shape)],
-                    dtype=v.dtype, device="meta")
+        torch.empty(
+            [1 if n == batch and i == 0 else n for i, n in enumerate(v.shape)],
+            dtype=v.dtype,
+            device="meta",
+        )
         for v in (*args, *kwargs.values())
-    )  # fmt: skip
+    )
 
 
 def noted_example(root: nn.Module) -> tuple[torch.Tensor, ...]:

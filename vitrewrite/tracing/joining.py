@@ -35,9 +35,15 @@ class Join:
     """
 
     def __init__(
-        self, own: fx.Graph, other: fx.Graph, same: dict[fx.Node, fx.Node], condition: fx.Node,
-        outcome: bool, lost: frozenset[fx.Node], doubt: fx.Node | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        own: fx.Graph,
+        other: fx.Graph,
+        same: dict[fx.Node, fx.Node],
+        condition: fx.Node,
+        outcome: bool,
+        lost: frozenset[fx.Node],
+        doubt: fx.Node | None = None,
+    ) -> None:
         self.own, self.other = own, other
         self.same, self.condition, self.outcome, self.lost = same, condition, outcome, lost
         self.before = set(same.values())

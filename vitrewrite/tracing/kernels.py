@@ -112,9 +112,12 @@ def _grid_sample(
 
 
 def _interpolate(
-    x: torch.Tensor, size: Any = None, scale_factor: Any = None, mode: str = "",
+    x: torch.Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "",
     align_corners: Any = None,
-) -> Shape | None:  # fmt: skip
+) -> Shape | None:
     given = isinstance(size, (tuple, list)) and len(size) == 2 and scale_factor is None
     fits = given and x.dim() == 4 and all(type(s) is int and s > 0 for s in size)
     return (*x.shape[:2], *size) if fits and mode in ("bilinear", "bicubic") else None

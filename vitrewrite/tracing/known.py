@@ -118,9 +118,14 @@ class Known:
                 self._facts[id(value)] = fact
 
     def _changed(
-        self, kind: str, target: Any, arguments: Any, tensors: list[torch.Tensor], result: Any,
+        self,
+        kind: str,
+        target: Any,
+        arguments: Any,
+        tensors: list[torch.Tensor],
+        result: Any,
         name: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """An operation in place: the value is another one, or not known any more."""
         facts = [self._fact(t) for t in tensors]
         own = facts[0]

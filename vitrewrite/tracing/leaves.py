@@ -46,10 +46,7 @@ def mentioned(cls: type[nn.Module]) -> list[type[nn.Module]]:
     codes = [m.__code__ for m in vars(cls).values() if hasattr(m, "__code__")]
     names = dict.fromkeys(name for code in codes for name in code.co_names)
     found = [space[name] for name in names if isinstance(space.get(name), type)]
-    return [
-        c for c in found
-        if issubclass(c, nn.Module) and c is not cls and not is_torch_class(c)
-    ]  # fmt: skip
+    return [c for c in found if issubclass(c, nn.Module) and c is not cls and not is_torch_class(c)]
 
 
 def torch_base(module: nn.Module) -> type[nn.Module] | None:
@@ -72,9 +69,12 @@ def leaf_class(module: nn.Module) -> type[nn.Module]:
 
 
 def run_leaf(
-    module: nn.Module, cls: type[nn.Module], args: Any, kwargs: Any,
+    module: nn.Module,
+    cls: type[nn.Module],
+    args: Any,
+    kwargs: Any,
     meta: Callable[[torch.Tensor], torch.Tensor],
-) -> Any:  # fmt: skip
+) -> Any:
     """What a leaf that is a `cls` yields on meta, whatever device its weights are on.
 
     Its hooks do not run: they do where it is called.

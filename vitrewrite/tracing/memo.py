@@ -132,9 +132,10 @@ class Memo:
 
     def _fingerprint(self, module: nn.Module) -> Hashable:
         config = tuple(
-            (k, freeze(v)) for k, v in module.__dict__.items()
+            (k, freeze(v))
+            for k, v in module.__dict__.items()
             if k not in _STATE and not (k in _EMPTY and not v)
-        )  # fmt: skip
+        )
         state = tuple(
             (name, None if t is None else (tuple(t.shape), t.dtype))
             for name, t in (*module._parameters.items(), *module._buffers.items())

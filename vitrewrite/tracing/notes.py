@@ -1,7 +1,7 @@
 """What is known of a node beside what it computes: one typed note for each thing, in one place.
 
-A note is a key of `fx.Node.meta`. Each names the stage that writes it and the one that reads it;
-what a later stage needs is written nowhere else. A note that is not there says nothing.
+A note is a key of `fx.Node.meta`; what a later stage needs is written nowhere else. A note that is
+not there says nothing. `docs/architecture.md` has a table of who writes and who reads each.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ ARGUMENT: Note[Any] = Note("argument")  # of a constant handed to a unit: its va
 ENTRY: Note[str] = Note("entry")  # of what belongs to the second half: the entry that it is
 RESULT: Note[tuple[str, Any, int]] = Note("result")  # how an entry yields it; which; of how many
 
-# Written by clauses, read by emission.
+# Written by clauses, read by later ones, when all are through, and by emission.
 ORIGIN: Note[str] = Note("origin")  # the clause that made it
 WIRED: Note[bool] = Note("wired")  # of an input: a value of another unit that was threaded here
 HELD: Note[bool] = Note("held")  # to be kept although nothing reads it yet

@@ -13,9 +13,11 @@ _MOST = 50_000  # a model of many parts has about 1000
 
 
 def remembered(
-    function: Callable[[Any], Any], value: Any, key: Hashable,
+    function: Callable[[Any], Any],
+    value: Any,
+    key: Hashable,
     worth: Callable[[Any], bool] = lambda _: True,
-) -> Any:  # fmt: skip
+) -> Any:
     """`function(value)`, run only where nothing equal was run before.
 
     Args:

@@ -61,9 +61,12 @@ class Recorder(TorchFunctionMode):
     """
 
     def __init__(
-        self, model: nn.Module, other: Recorder | None, restore: Callable[[nn.Module], None],
+        self,
+        model: nn.Module,
+        other: Recorder | None,
+        restore: Callable[[nn.Module], None],
         values: Witnesses | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.frames: list[Frame] = []
         self.values: Witnesses = values or Witnesses()

@@ -84,9 +84,14 @@ class TraceRun:
     recorder: Recorder
 
     def __init__(
-        self, given: Given, *, training: bool, aspects: Aspects | None = None,
-        other: TraceRun | None = None, places: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        given: Given,
+        *,
+        training: bool,
+        aspects: Aspects | None = None,
+        other: TraceRun | None = None,
+        places: bool = False,
+    ) -> None:
         self.given, self.training, self._aspects = given, training, aspects
         anew: set[type] = set(other.recorder.anew) if other else set()
         while True:
@@ -253,9 +258,12 @@ def _tracing(recorder: Recorder, given: Given, training: bool) -> Iterator[None]
         return calls.call_module(recorder, module, args, kwargs, run)
 
     with (
-        given.detour.taken(given.model, handler, training=training), tracked_limits(recorder),
-        checkpoints_seen(recorder), passed_by(given.caches, recorder), recorder,
-    ):  # fmt: skip
+        given.detour.taken(given.model, handler, training=training),
+        tracked_limits(recorder),
+        checkpoints_seen(recorder),
+        passed_by(given.caches, recorder),
+        recorder,
+    ):
         yield
 
 

@@ -3,6 +3,11 @@
 The primary input decides the control flow. Each *witness* is another input, with another batch size
 or another image size. A guard that comes out differently under a witness, or an operation that
 fails under it, proves that the model is fixed in that respect; the witness is dropped.
+
+That is how a size is told from a setting of the same value without looking at the source: the
+`deps` of a number are the witnesses under which it is another. Values are known by the `id` of
+their primary tensor, so whatever is registered is held on to until the trace ends; else an id could
+be given anew.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from . import places, tree
 from .numbers import plain
 from .recipes import remembered
 
-BATCH, IMAGE = 0, 1
+BATCH, IMAGE = 0, 1  # by index: the witness of another batch size, and of another image size
 COUNT = 2
 
 
@@ -143,6 +148,6 @@ class Witnesses:
         """
         place = places.here()
         why = f"{why}, {place}" if place else why
-        self.dead.setdefault(index, why)
-        if index == BATCH:
+        self.dead.setdefault(index, why)  # the first reason is the cause, others follow from it
+        if index == BATCH:  # a model may be fixed in image size, and says so; in batch size never
             raise CaptureError("VR605", f"the batch size is built into the model ({why})")

@@ -21,6 +21,7 @@ rewritten.module, rewritten.report["training"]["accuracy"]
 | `teachers`, `adapting`, `distillation` | who teaches, the images it sees, its share of the loss |
 | `checks` | whether settings can be carried out |
 | `checkpoints`, `tensors` | all-or-nothing checkpoints in safetensors and JSON |
+| `cached` | training without the frozen part: what it yields is on disk |
 | `watching` | what inserted modules yield in a step, for losses of it |
 | `kept` | the losses of models that decide in training which tokens they keep |
 | `active` | how many tokens pass gates |

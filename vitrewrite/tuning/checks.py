@@ -11,9 +11,9 @@ from ..models.request import DROP_PATH
 from ..rewrite.rewritten import Rewritten
 from ..tasks import Classification, Task
 from ..text import giga
+from .cached import cut_of_run
 from .contributions import entry_of
 from .engine import Engine
-from .features import cut_of_run
 from .procedure import Hooks, Phase
 from .run import Run
 from .teachers import OWN
@@ -105,9 +105,10 @@ def check_features(settings: Settings, run: Run, phase: Phase, engine: Engine) -
     for what, needed in whole.items():
         if needed:
             raise TuneError(
-                "VR553", f"cache = features cannot be with {what}: the whole model is needed",
+                "VR553",
+                f"cache = features cannot be with {what}: the whole model is needed",
                 suggestion="leave tune.cache out",
-            )  # fmt: skip
+            )
     if phase is run.phases[0]:
         cut_of_run(run)
 
@@ -199,9 +200,10 @@ def check_stitches(rewritten: Rewritten, settings: Settings, engine: Engine) -> 
     asked = [n for n in OF_STITCHES if getattr(settings, n) != default(n)]
     if asked and not rewritten.spec.bases:
         raise TuneError(
-            "VR536", f"{asked[0]} is about stitches, and the spec is about one model",
+            "VR536",
+            f"{asked[0]} is about stitches, and the spec is about one model",
             suggestion="leave it out, or stitch several models",
-        )  # fmt: skip
+        )
     if not rewritten.spec.bases:
         return
     odd = "several processes" if engine.processes > 1 else ""

@@ -39,7 +39,7 @@ class Engine:
 
     def __init__(
         self, settings: Settings, device: str | None = None, *, folder: Path = Path()
-    ) -> None:  # fmt: skip
+    ) -> None:
         try:
             from accelerate import Accelerator
         except ImportError as error:
@@ -187,9 +187,10 @@ def _tracking(settings: Settings, folder: Path) -> dict[str, Any]:
 
     if not is_tensorboard_available():
         raise TuneError(
-            "VR863", f"tracker = {settings.tracker} needs tensorboard",
+            "VR863",
+            f"tracker = {settings.tracker} needs tensorboard",
             suggestion="pip install 'vitrewrite[tensorboard]'",
-        )  # fmt: skip
+        )
     return {
         "log_with": settings.tracker,
         "project_config": ProjectConfiguration(logging_dir=str(folder)),
@@ -216,9 +217,10 @@ def _checkpoint(module: nn.Module) -> None:
     module.set_grad_checkpointing(True)  # type: ignore[operator]
     if not checkpointed(module):
         raise TuneError(
-            "VR862", "checkpoint_gradients = true finds no blocks that can be computed again",
+            "VR862",
+            "checkpoint_gradients = true finds no blocks that can be computed again",
             suggestion="leave it out",
-        )  # fmt: skip
+        )
 
 
 # -- FSDP2 ----------------------------------------------------------------------------------------

@@ -32,9 +32,12 @@ def register_entries(module: nn.Module) -> None:
 
 
 def _entered(
-    running: list[None], inner: Callable[..., Any], outer: Callable[..., Any],
-    *args: Any, **kwargs: Any,
-) -> Any:  # fmt: skip
+    running: list[None],
+    inner: Callable[..., Any],
+    outer: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """An entry: inside of another call of the model the method alone."""
     if running:
         return inner(*args, **kwargs)

@@ -115,10 +115,13 @@ class TrainingLoop:
         run, settings = self.run, self.run.settings
         images = run.phase.images(run)
         order = TrainingOrder(
-            len(images), settings.batch, range(run.step, run.steps),
-            mixed(run.seed, "data", run.position), self.engine.share(settings.accumulate),
+            len(images),
+            settings.batch,
+            range(run.step, run.steps),
+            mixed(run.seed, "data", run.position),
+            self.engine.share(settings.accumulate),
             augment=images.varies,
-        )  # fmt: skip
+        )
         given = training_batches if run.features is None else run.features.training
         batches = given(images, order, settings.workers)
         if run.steps == 0:
@@ -188,10 +191,15 @@ class TrainingLoop:
         if run.step % run.settings.log_every == 0 or run.step == run.steps:
             self._look(seen)
             self.metrics.write(
-                run, "step", loss=seen.loss, terms=seen.terms,
-                gradient=self.gradients.norm(seen.norms), rates=optimisation.rates(self.optimiser),
-                images_per_second=self.metrics.speed(), **self._measured(),
-            )  # fmt: skip
+                run,
+                "step",
+                loss=seen.loss,
+                terms=seen.terms,
+                gradient=self.gradients.norm(seen.norms),
+                rates=optimisation.rates(self.optimiser),
+                images_per_second=self.metrics.speed(),
+                **self._measured(),
+            )
 
     def _look(self, seen: Seen | None) -> None:
         """Stops at a step whose loss or gradient is not finite."""

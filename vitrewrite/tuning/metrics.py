@@ -46,9 +46,14 @@ class Metrics:
     """
 
     def __init__(
-        self, path: Path, task: Task, *, main: bool, live: bool,
+        self,
+        path: Path,
+        task: Task,
+        *,
+        main: bool,
+        live: bool,
         log: Callable[[dict[str, float], int], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.path, self.task, self.log, self.main = path, task, log, main
         self.rows: list[tuple[str, ...]] = []
         shows = main and live and sys.stderr.isatty()

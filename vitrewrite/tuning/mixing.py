@@ -36,7 +36,11 @@ def _mixup(run: Run) -> Any:
     library: Any = timm.data
     settings = run.settings
     return library.Mixup(
-        mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix, prob=settings.mix_prob,
-        switch_prob=settings.mix_switch, mode=settings.mix_mode,
-        label_smoothing=settings.label_smoothing, num_classes=run.task.classes,
-    )  # fmt: skip
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        prob=settings.mix_prob,
+        switch_prob=settings.mix_switch,
+        mode=settings.mix_mode,
+        label_smoothing=settings.label_smoothing,
+        num_classes=run.task.classes,
+    )

@@ -35,7 +35,7 @@ def create(run: Run) -> torch.optim.Optimizer:
         )
     import timm.optim
 
-    make: Any = timm.optim.create_optimizer_v2  # type: ignore[attr-defined]
+    make: Any = timm.optim.create_optimizer_v2
     more = {"momentum": settings.momentum} if settings.optimiser in WITH_MOMENTUM else {}
     name = _TIMMS.get(settings.optimiser, settings.optimiser)
     made: torch.optim.Optimizer = make(groups, name, lr=settings.peak, **more)

@@ -22,9 +22,13 @@ def shares(scores: Sequence[float], *, temperature: float, normalised: bool) -> 
 
 
 def draw(
-    parts: Sequence[Interval], scores: Sequence[float], generator: torch.Generator, *,
-    temperature: float, normalised: bool,
-) -> int:  # fmt: skip
+    parts: Sequence[Interval],
+    scores: Sequence[float],
+    generator: torch.Generator,
+    *,
+    temperature: float,
+    normalised: bool,
+) -> int:
     """A stitch: an interval that holds some, each as likely, and one of them by its score."""
     held = [part.stitches for part in parts if part.stitches]
     chosen = held[int(torch.randint(len(held), (1,), generator=generator))]

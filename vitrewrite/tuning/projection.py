@@ -53,8 +53,10 @@ class Projection:
         self.space, self.target = space, target
         pairs = enumerate(zip(space.parts, logits, strict=True))
         self.gates = [gate for i, (part, own) in pairs for gate in _gates(i, part, own)]
-        self.open = [sum(g.state for g in self.gates if g.part == i and g.place is not None)
-                     for i, _ in enumerate(space.parts)]  # fmt: skip
+        self.open = [
+            sum(g.state for g in self.gates if g.part == i and g.place is not None)
+            for i, _ in enumerate(space.parts)
+        ]
         self.searched = self.cost = space.constant + sum(g.costs[g.state] for g in self.gates)
         self._at_least()
         before = [gate.state for gate in self.gates]

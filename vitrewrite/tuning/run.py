@@ -23,7 +23,7 @@ from ..tracing.unit import duplicate
 from .procedure import Hooks, ParameterGroup, Phase, Procedure
 
 if TYPE_CHECKING:
-    from .features import Features
+    from .cached import Features
     from .teachers import Teacher
 
 

@@ -44,10 +44,11 @@ def _by_layer(run: Run) -> dict[str, float]:
     matcher = getattr(run.module, "group_matcher", None)
     if matcher is None:
         raise TuneError(
-            "VR861", f"layer_decay = {decay:g} is for models that say what their layers are",
+            "VR861",
+            f"layer_decay = {decay:g} is for models that say what their layers are",
             notes=[f"{run.rewritten.model_name} has no 'group_matcher'"],
             suggestion="write factors in its place, such as 'lr(blocks[0:6]) = 0.1'",
-        )  # fmt: skip
+        )
     from timm.models._manipulate import group_with_matcher
 
     timms: Any = group_with_matcher

@@ -103,9 +103,10 @@ class SearchPhase(Phase):
 
     def measures(self, run: Run) -> Mapping[str, Any]:
         """What the model costs by now, and how many of each module's parts are there."""
-        return {"macs": round(float(self.space.cost(run.module).detach())), "open": opened(
-            self.space, run.module
-        )}  # fmt: skip
+        return {
+            "macs": round(float(self.space.cost(run.module).detach())),
+            "open": opened(self.space, run.module),
+        }
 
     def logits(self, run: Run) -> list[list[float]]:
         """What the search came to, part by part: above zero is open."""
@@ -238,10 +239,11 @@ class Hardened(Phase):
 
 def _nothing(settings: Settings) -> TuneError:
     return TuneError(
-        "VR870", f"macs = {giga(settings.macs or 0)} asks for a search, and nothing in the spec "
+        "VR870",
+        f"macs = {giga(settings.macs or 0)} asks for a search, and nothing in the spec "
         "has parts that one decides about",
         suggestion="replace blocks[*].mlp with uffn(), or leave out macs",
-    )  # fmt: skip
+    )
 
 
 def _check(rewritten: Rewritten, space: Space, settings: Settings) -> None:
@@ -255,15 +257,17 @@ def _check(rewritten: Rewritten, space: Space, settings: Settings) -> None:
     low, high = space.ends
     if not low * (1 - _SLACK) <= settings.macs <= high * (1 + _SLACK):
         raise TuneError(
-            "VR871", f"macs = {giga(settings.macs)} is out of reach",
+            "VR871",
+            f"macs = {giga(settings.macs)} is out of reach",
             notes=[f"within reach: {giga(round(low))} to {giga(round(high))}"],
-        )  # fmt: skip
+        )
     if rewritten.trained:
         raise TuneError(
-            "VR874", "what a search finds is trained from the weights of the base, and this model "
+            "VR874",
+            "what a search finds is trained from the weights of the base, and this model "
             "was trained already",
             suggestion="lower it, save its state, and give that as weights=FILE",
-        )  # fmt: skip
+        )
     if settings.search in ("ranked", "salience"):
         _check_ranks(rewritten, space, settings.search)
 
@@ -272,7 +276,8 @@ def _check_ranks(rewritten: Rewritten, space: Space, search: str) -> None:
     for part in space.parts:
         if part.states or not part.gates(rewritten.module):
             raise TuneError(
-                "VR872", f"search = {search} ranks parts that stand by themselves, and the gates "
+                "VR872",
+                f"search = {search} ranks parts that stand by themselves, and the gates "
                 f"of {part.insertion.pass_name} at '{part.role}' hang together",
                 suggestion="take search = gates, or random",
-            )  # fmt: skip
+            )

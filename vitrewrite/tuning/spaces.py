@@ -154,11 +154,12 @@ def space_of(rewritten: Rewritten, *, patches: bool = False) -> Space | None:
     if known.ends[0] != least:
         names = " and ".join(dict.fromkeys(part.insertion.pass_name for part in parts))
         raise TuneError(
-            "VR873", f"prices of {names} make the smallest model {giga(round(known.ends[0]))} "
+            "VR873",
+            f"prices of {names} make the smallest model {giga(round(known.ends[0]))} "
             f"MACs, and it has {giga(least)}",
             notes=[f"they differ by {least - known.ends[0]:,.0f}"],
             suggestion="prices() are the MACs that lowering spares",
-        )  # fmt: skip
+        )
     if not patches:
         return known
     parts = _parts(rewritten, patches=True)

@@ -109,15 +109,19 @@ class StitchPhase(Phase):
             number = int(torch.randint(len(self.costs), (1,), generator=generator))
         else:
             number = draw(
-                parts, known["scores"], generator, temperature=settings.stitch_temperature,
+                parts,
+                known["scores"],
+                generator,
+                temperature=settings.stitch_temperature,
                 normalised=settings.stitch_scores == "maximum",
-            )  # fmt: skip
+            )
         known["drawn"] = number
         if settings.stitch_teacher == "anchor":
             self.copies = {
                 f"model.{n}": p.detach().requires_grad_()
-                for n, p in run.module.named_parameters() if p.requires_grad
-            }  # fmt: skip
+                for n, p in run.module.named_parameters()
+                if p.requires_grad
+            }
 
     def output(self, run: Run, model: Any, images: torch.Tensor) -> Any:
         """What the stitch yields."""
@@ -159,9 +163,10 @@ class StitchPhase(Phase):
     def _score(self, named: Mapping[str, nn.Parameter]) -> float:
         """sum |p dL/dp|, heads left out."""
         found = [
-            (p.detach() * p.grad).abs().sum() for n, p in named.items()
+            (p.detach() * p.grad).abs().sum()
+            for n, p in named.items()
             if p.grad is not None and not n.startswith(self.heads)
-        ]  # fmt: skip
+        ]
         return float(torch.stack(found).sum()) if found else 0.0
 
     @torch.no_grad()

@@ -40,9 +40,12 @@ class Teacher:
     """
 
     def __init__(
-        self, text: str, outputs: Callable[[torch.Tensor], Any], told: Sequence[str] = (),
+        self,
+        text: str,
+        outputs: Callable[[torch.Tensor], Any],
+        told: Sequence[str] = (),
         digest: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.text, self.outputs, self.digest = text, outputs, digest
         self.told = tuple(told)
 
@@ -119,9 +122,10 @@ def _model(run: Run, text: str, device: torch.device) -> Teacher:
     weights = options.pop("weights", None)
     if not isinstance(weights, str):
         raise TuneError(
-            "VR864", f"the weights of the teacher '{text}' are not stated",
+            "VR864",
+            f"the weights of the teacher '{text}' are not stated",
             suggestion=f"write {ref.name}(weights=pretrained), or weights=FILE",
-        )  # fmt: skip
+        )
     module = create(ref.name, options, weights=weights, seed=run.seed, told=told)
     module.eval().requires_grad_(False).to(device)
     digest = fingerprint_of(module.state_dict(), set())

@@ -13,12 +13,12 @@ from ..language.settings import Settings
 from ..models.records import state
 from ..rewrite.rewritten import Rewritten
 from ..tasks import task_for
+from .cached import Filling, done_with
 from .checkpoints import Checkpoints, own_tensors
 from .checks import check_batch, check_phases, check_stitches
 from .contributions import contributions, phases
 from .copies import reported, settle
 from .engine import Engine
-from .features import Filling, done_with
 from .folder import RunFolder, identity
 from .loop import TrainingLoop
 from .metrics import Metrics

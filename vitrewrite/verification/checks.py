@@ -104,8 +104,11 @@ def _finite(runs: Runs) -> Check:
     made = runs(MODULE, Situation())
     if not odd and not isinstance(made, Exception):
         own = made if isinstance(runs.own, str) else runs(OWN, Situation())
-        odd = [f"output {i}" for i, t in enumerate(made) if not bool(t.isfinite().all())
-               and not _same_infinities(t, own, i)]  # fmt: skip
+        odd = [
+            f"output {i}"
+            for i, t in enumerate(made)
+            if not bool(t.isfinite().all()) and not _same_infinities(t, own, i)
+        ]
     return Check("weights and outputs are finite", not odd, f"{len(odd)} not", ", ".join(odd[:3]))
 
 
@@ -131,9 +134,11 @@ def _frozen(rewritten: Rewritten) -> Iterator[Check]:
     frozen = {k: v for k, v in _kept(rewritten).items() if k not in trained}
     changed = [k for k, v in frozen.items() if k not in now or not torch.equal(v, now[k])]
     yield Check(
-        f"{len(frozen)} frozen tensors bit-identical", not changed, f"{len(changed)} changed",
+        f"{len(frozen)} frozen tensors bit-identical",
+        not changed,
+        f"{len(changed)} changed",
         ", ".join(changed[:3]),
-    )  # fmt: skip
+    )
 
 
 def _kept(rewritten: Rewritten) -> dict[str, torch.Tensor]:
@@ -204,9 +209,11 @@ def _gradients(runs: Runs) -> Check:
     notes += [f"{len(known)} more are {behind}"] if known else []
     note = "; ".join(notes)
     return Check(
-        f"gradients reach exactly the {trained} trained tensors", not wrong,
-        f"{len(wrong)} wrong", ", ".join(wrong[:3]) or note,
-    )  # fmt: skip
+        f"gradients reach exactly the {trained} trained tensors",
+        not wrong,
+        f"{len(wrong)} wrong",
+        ", ".join(wrong[:3]) or note,
+    )
 
 
 def _wrong_in_training(rewritten: Rewritten) -> set[str]:

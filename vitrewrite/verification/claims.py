@@ -35,9 +35,11 @@ def judged(rewritten: Rewritten, numeric: Callable[[str], Any] | None = None) ->
     first = functools.cache(lambda: at_start(rewritten))  # only some claims take a run
     with modes_kept(rewritten.module, rewritten.base):
         rewritten.claims = judge(
-            rewritten.spec, rewritten.measures, rewritten.result,
+            rewritten.spec,
+            rewritten.measures,
+            rewritten.result,
             numeric=numeric or (lambda metric: measure_claim(first(), metric)),
-        )  # fmt: skip
+        )
     raise_all([v.error() for v in rewritten.claims if v.holds is False])
     return rewritten
 

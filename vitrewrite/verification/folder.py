@@ -75,8 +75,11 @@ def _contents(folder: Folder, rewritten: Rewritten) -> list[Check]:
 
     found = read_tensors(folder.path / WEIGHTS, digest=folder.digest(WEIGHTS)).tensors
     own = rewritten.module.state_dict()
-    odd = [k for k in own.keys() | found.keys()
-           if k not in own or k not in found or not same_bits(own[k], found[k])]  # fmt: skip
+    odd = [
+        k
+        for k in own.keys() | found.keys()
+        if k not in own or k not in found or not same_bits(own[k], found[k])
+    ]
     name = f"{WEIGHTS} is the model that is checked"
     return [Check(name, not odd, f"{len(odd)} others", ", ".join(sorted(odd)[:3]))]
 

@@ -59,8 +59,11 @@ def measured(lowered: Rewritten) -> dict[str, Any]:
             before, now = now, _lowered_outputs(module, lowered, dtype)
             step[name] = _error(before, now)
         errors[name] = _error(first, now, exact)
-    found = {clauses[0]: step for (clauses, _), step in zip(stages, steps, strict=True)
-             if len(clauses) == 1}  # fmt: skip
+    found = {
+        clauses[0]: step
+        for (clauses, _), step in zip(stages, steps, strict=True)
+        if len(clauses) == 1
+    }
     return {
         "error": errors,
         "unmeasured": unmeasured,

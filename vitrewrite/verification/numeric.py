@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 
 def sample(
-    rewritten: Rewritten, batch: int = 2, seed: int = 0,
+    rewritten: Rewritten,
+    batch: int = 2,
+    seed: int = 0,
     shapes: tuple[tuple[int, ...], ...] | None = None,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
+) -> tuple[torch.Tensor, ...]:
     """Random inputs of the model's own shapes, or of `shapes`, to which the batch is added.
 
     The images of a smaller batch are the first ones of a larger one.

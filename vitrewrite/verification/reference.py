@@ -26,15 +26,7 @@ from ..emission.checked import found_good
 from ..text import listing
 from ..tracing.fused import FUSED, fused_attention
 from .check import Check
-from .numeric import (
-    at_start,
-    given,
-    lowering_error,
-    over_largest,
-    randomised,
-    sample,
-    starts_equal,
-)  # fmt: skip
+from .numeric import at_start, given, lowering_error, over_largest, randomised, sample, starts_equal
 from .original import call_own, own_model
 from .runs import Outcome, Situation, apart, outcome, tensors
 from .stages import Stage, stages

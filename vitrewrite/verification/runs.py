@@ -57,9 +57,11 @@ class Situation:
 
 @torch.no_grad()
 def outcome(
-    module: nn.Module, call: Callable[[nn.Module], Any], situation: Situation,
+    module: nn.Module,
+    call: Callable[[nn.Module], Any],
+    situation: Situation,
     still: Collection[nn.Module] = (),
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """What a module yields.
 
     Args:

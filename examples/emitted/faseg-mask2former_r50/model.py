@@ -25,52 +25,30 @@ from torch import nn
 class ConditionalPosition(nn.Module):
     """Positions made from features: a depthwise convolution of a map [B, C, H, W]."""
 
-    inserted_by = "dfpq"
-
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim):
         super().__init__()
         self.dim = dim
-        self.weight = nn.Parameter(torch.empty(dim, 1, 3, 3))
-        self.bias = nn.Parameter(torch.empty(dim))
-        self.reset_parameters()
+        self.weight = nn.Parameter(torch.zeros(dim, 1, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(dim))
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws it as `nn.Conv2d` does."""
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5, generator=generator)
-        nn.init.uniform_(self.bias, -1 / 3, 1 / 3, generator=generator)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W]."""
+    def forward(self, x):
         return F.conv2d(x, self.weight, self.bias, padding=1, groups=self.dim)
 
 
 class ProjectedPosition(nn.Module):
     """Positions made from a map of the backbone: 1x1 convolution, group norm, depthwise one."""
 
-    inserted_by = "dfpq"
-
-    def __init__(self, channels: int, dim: int) -> None:
+    def __init__(self, channels, dim):
         super().__init__()
         self.channels, self.dim = channels, dim
-        self.projection = nn.Parameter(torch.empty(dim, channels, 1, 1))
-        self.projection_bias = nn.Parameter(torch.empty(dim))
-        self.norm_weight = nn.Parameter(torch.empty(dim))
-        self.norm_bias = nn.Parameter(torch.empty(dim))
-        self.weight = nn.Parameter(torch.empty(dim, 1, 3, 3))
-        self.bias = nn.Parameter(torch.empty(dim))
-        self.reset_parameters()
+        self.projection = nn.Parameter(torch.zeros(dim, channels, 1, 1))
+        self.projection_bias = nn.Parameter(torch.zeros(dim))
+        self.norm_weight = nn.Parameter(torch.zeros(dim))
+        self.norm_bias = nn.Parameter(torch.zeros(dim))
+        self.weight = nn.Parameter(torch.zeros(dim, 1, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(dim))
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Xavier-uniform projection, default norm and depthwise convolution."""
-        nn.init.xavier_uniform_(self.projection, generator=generator)
-        nn.init.zeros_(self.projection_bias)
-        nn.init.ones_(self.norm_weight)
-        nn.init.zeros_(self.norm_bias)
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5, generator=generator)
-        nn.init.uniform_(self.bias, -1 / 3, 1 / 3, generator=generator)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From [B, channels, H, W] to [B, C, H, W]."""
+    def forward(self, x):
         x = F.conv2d(x, self.projection, self.projection_bias)
         x = F.group_norm(x, 32, self.norm_weight, self.norm_bias)
         return F.conv2d(x, self.weight, self.bias, padding=1, groups=self.dim)
@@ -79,155 +57,81 @@ class ProjectedPosition(nn.Module):
 class FineLevel(nn.Module):
     """A map [B, C, H, W] as a level: [H W, B, C], with an embedding that tells it apart."""
 
-    inserted_by = "hrca"
-
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim):
         super().__init__()
         self.dim = dim
-        self.level_embed = nn.Parameter(torch.empty(dim))
-        self.reset_parameters()
+        self.level_embed = nn.Parameter(torch.zeros(dim))
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the embedding as those of the other levels are."""
-        nn.init.normal_(self.level_embed, generator=generator)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The features of each pixel, row by row."""
+    def forward(self, x):
         return (x + self.level_embed[:, None, None]).flatten(2).permute(2, 0, 1)
 
 
 class CellSelection(nn.Module):
-    """Keeps the keys and positions, [H W, B, C], that lie in the cells with most attention.
+    """Keeps the keys and positions, [H W, B, C], that lie in the cells with most attention."""
 
-    The attention is [B, queries, n] over cells of s x s pixels; `like` is a map [B, ..., H, W].
-    """
-
-    inserted_by = "hrca"
-    changes = (1, 2)
-
-    def __init__(self, omega: int = 32, cells: str = "top") -> None:
+    def __init__(self, omega=32):
         super().__init__()
-        self.omega, self.cells = omega, cells
+        self.omega = omega
 
-    def forward(
-        self,
-        attention: torch.Tensor,
-        keys: torch.Tensor,
-        positions: torch.Tensor,
-        like: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The chosen keys and their positions, [K, B, C] each."""
-        if self.cells == "all":
-            return keys, positions
+    def forward(self, attention, keys, positions, like):
         wide = torch.promote_types(attention.dtype, torch.float32)
         score = attention.detach().sum(1, dtype=wide)
         pixels = self.pixels(score, like.shape[-2], like.shape[-1])
         index = pixels.t()[:, :, None].expand(-1, -1, keys.shape[2])
         return keys.gather(0, index), positions.gather(0, index)
 
-    def pixels(self, score: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Row-major indices of the chosen pixels, [B, K], from scores of cells, [B, n]."""
+    def pixels(self, score, height, width):
         count = score.shape[1]
         side = math.isqrt(height * width // count)
         rows, columns = height // side, width // side
         if rows * columns != count or count < self.omega:
             raise ValueError(
-                f"{count} cells on {height}x{width} pixels: sides must be multiples of 32 and give "
-                f"{self.omega} cells or more"
+                f"{count} cells on {height}x{width} pixels: sides must be multiples of 32 and give {self.omega} cells or more"
             )
-        if self.cells == "bilinear":
-            score = score.view(-1, 1, rows, columns)
-            fine = F.interpolate(score, (height, width), mode="bilinear", align_corners=False)
-            return fine.flatten(1).topk(height * width // self.omega).indices
-        if self.cells == "random":
-            score = self.noise(score)
         cells = score.topk(count // self.omega).indices
         first = cells // columns * (side * width) + cells % columns * side
         steps = torch.arange(side, device=score.device)
         inside = (steps[:, None] * width + steps).flatten()
         return (first[:, :, None] + inside).flatten(1)
 
-    def noise(self, score: torch.Tensor) -> torch.Tensor:
-        """Scores without meaning: drawn anew in training, fixed otherwise."""
-        if self.training:
-            return torch.rand_like(score)
-        order = torch.arange(score.shape[1], device=score.device, dtype=torch.float32)
-        return torch.frac((order * 12.9898).sin().abs() * 43758.5453).expand_as(score)
-
 
 class MaskPool(nn.Module):
-    """Weights [B, queries, h w] of a mean over the background, or foreground, of masks.
+    """Weights [B, queries, h w] of a mean over the background, or foreground, of masks."""
 
-    The masks are logits [B, queries, H, W]; `like` is a map [B, ..., h, w].
-    """
-
-    inserted_by = "dfpq"
-
-    def __init__(self, foreground: bool = False) -> None:
+    def __init__(self):
         super().__init__()
-        self.foreground = foreground
 
-    def forward(self, masks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """One over the number of positions on that side, zero on the other; no gradient."""
+    def forward(self, masks, like):
         masks = F.interpolate(masks.detach(), like.shape[-2:], mode="bilinear", align_corners=False)
         probable = masks.flatten(2).sigmoid()
-        side = (probable > 0.5 if self.foreground else probable < 0.5).to(masks.dtype)
-        return side / (side.sum(-1, keepdim=True) + 1e-6)
+        side = (probable < 0.5).to(masks.dtype)
+        return side / (side.sum(-1, keepdim=True) + 1e-06)
 
 
 class PositionalQueries(nn.Module):
-    """h(x + B), where x tells where a query looks; h is a perceptron of two layers.
+    """h(x + B), where x tells where a query looks; h is a perceptron of two layers."""
 
-    x is what weights [B, queries, n] pool of positions [B, C, height, width]; as an `anchor` the
-    sine encoding of the point that they pool, or without weights that of a fixed point.
-    """
-
-    inserted_by = "dfpq"
-
-    def __init__(self, dim: int, anchor: bool = False) -> None:
+    def __init__(self, dim):
         super().__init__()
-        self.dim, self.anchor = dim, anchor
+        self.dim = dim
         self.h = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-        self.reset_parameters()
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws both layers as torch does."""
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(self.dim**-0.5), self.dim**-0.5, generator=generator)
-
-    def forward(
-        self,
-        bias: torch.Tensor,
-        weights: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Positional queries, [queries, B, C]; `bias` is of the same shape."""
+    def forward(self, bias, weights=None, positions=None):
         if weights is None or positions is None:
             x = self.encoded(self.grid(bias))[:, None]
-        elif self.anchor:
-            x = self.encoded(weights @ self.centres(positions)).transpose(0, 1)
         else:
             x = torch.einsum("bqn,bcn->qbc", weights, positions.flatten(2))
-        found: torch.Tensor = self.h(x + bias)
+        found = self.h(x + bias)
         return found
 
-    def centres(self, like: torch.Tensor) -> torch.Tensor:
-        """(y, x) of each position of a map in [0, 1], row by row: [n, 2]."""
-        height, width = like.shape[-2:]
-        y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
-        x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
-        return torch.stack([y.repeat_interleave(width), x.repeat(height)], dim=1)
-
-    def grid(self, like: torch.Tensor) -> torch.Tensor:
-        """(y, x) of one point per query, on a square grid that may miss its last ones: [Q, 2]."""
+    def grid(self, like):
         count = like.shape[0]
-        side = int((count - 1) ** 0.5) + 1
+        side = int((count - 1)**0.5) + 1
         number = torch.arange(count, device=like.device)
         rows, columns = number // side, number % side
         return (torch.stack([rows, columns], dim=1).to(like.dtype) + 0.5) / side
 
-    def encoded(self, points: torch.Tensor) -> torch.Tensor:
-        """Sine encoding of points, [..., 2] to [..., C]: one half for y, one for x."""
+    def encoded(self, points):
         number = torch.arange(self.dim // 4, device=points.device, dtype=points.dtype)
         angle = points[..., None] * 6.283185307179586 / 10000 ** (number / (self.dim // 4))
         return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
@@ -243,9 +147,7 @@ class ResNetConvLayer(nn.Module):
         self.activation = activation
 
     def forward(self, hidden_states):
-        hidden_states = self.convolution(hidden_states)
-        hidden_states = self.normalization(hidden_states)
-        return self.activation(hidden_states)
+        return self.activation(self.normalization(self.convolution(hidden_states)))
 
 
 class ResNetEmbeddings(nn.Module):
@@ -271,6 +173,8 @@ class ResNetShortCut(nn.Module):
 
 
 class ResNetBottleNeckLayer(nn.Module):
+    """model.pixel_level_module.encoder.encoder.stages[*].layers[*]."""
+
     def __init__(self, shortcut, dim, out_dim, stride):
         super().__init__()
         self.shortcut = shortcut
@@ -289,6 +193,8 @@ class ResNetBottleNeckLayer(nn.Module):
 
 
 class ResNetStage(nn.Module):
+    """model.pixel_level_module.encoder.encoder.stages[*]."""
+
     def __init__(self, layers):
         super().__init__()
         self.layers = layers
@@ -354,6 +260,8 @@ class ResNetBackbone(nn.Module):
 
 
 class Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(nn.Module):
+    """Attention of model.pixel_level_module.decoder.encoder.layers[*], 5376 heads."""
+
     def __init__(self):
         super().__init__()
         self.sampling_offsets = nn.Linear(256, 192)
@@ -444,11 +352,12 @@ class Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(nn.Module):
         output = (
             torch.stack([sampling_value_l_, y, z], dim=-2).flatten(-2) * attention_weights
         ).sum(-1).view(batch_size, num_heads * hidden_dim, num_queries)
-        output = output.transpose(1, 2).contiguous()
-        return self.output_proj(output)
+        return self.output_proj(output.transpose(1, 2).contiguous())
 
 
 class Mask2FormerPixelDecoderEncoderLayer(nn.Module):
+    """model.pixel_level_module.decoder.encoder.layers[*], 256 wide."""
+
     def __init__(self):
         super().__init__()
         self.self_attn = Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention()
@@ -748,9 +657,9 @@ class Mask2FormerAttention(nn.Module):
                 "captured for sizes where attn_output.shape[0] == batch_size * 8, got "
                 f"{attn_output.shape[0]} and {batch_size * 8}"
             )
-        attn_output = attn_output.view(batch_size, 8, target_len, 32)
-        attn_output = attn_output.transpose(1, 2)
-        attn_output = attn_output.reshape(batch_size, target_len, embed_dim)
+        attn_output = attn_output.view(batch_size, 8, target_len, 32).transpose(1, 2).reshape(
+            batch_size, target_len, embed_dim
+        )
         return self.out_proj(attn_output).permute(1, 0, 2)
 
 
@@ -787,6 +696,8 @@ class MultiheadAttention(nn.Module):
 
 
 class Mask2FormerMaskedAttentionDecoderLayer(nn.Module):
+    """model.transformer_module.decoder.layers[*], 256 wide."""
+
     def __init__(self):
         super().__init__()
         self.self_attn = Mask2FormerAttention()
@@ -875,6 +786,8 @@ class MultiheadAttention2(nn.Module):
 
 
 class Mask2FormerMaskedAttentionDecoderLayer2(nn.Module):
+    """model.transformer_module.decoder.hrca_layers[*], 256 wide."""
+
     def __init__(self):
         super().__init__()
         self.self_attn = Mask2FormerAttention()
@@ -906,8 +819,7 @@ class Mask2FormerMaskedAttentionDecoderLayer2(nn.Module):
         hidden_states = self.self_attn_layer_norm(hidden_states)
         activation_fn = self.activation_fn(self.fc1(hidden_states))
         fc2 = self.fc2(activation_fn)
-        hidden_states = hidden_states + fc2
-        return self.final_layer_norm(hidden_states)
+        return self.final_layer_norm(hidden_states + fc2)
 
 
 class MultiheadAttention3(nn.Module):
@@ -941,6 +853,8 @@ class MultiheadAttention3(nn.Module):
 
 
 class Mask2FormerMaskedAttentionDecoderLayer3(nn.Module):
+    """model.transformer_module.decoder.hrca_layers[3], 256 wide."""
+
     def __init__(self):
         super().__init__()
         self.self_attn = Mask2FormerAttention()
@@ -973,8 +887,7 @@ class Mask2FormerMaskedAttentionDecoderLayer3(nn.Module):
         hidden_states = self.self_attn_layer_norm(hidden_states)
         activation_fn = self.activation_fn(self.fc1(hidden_states))
         fc2 = self.fc2(activation_fn)
-        hidden_states = hidden_states + fc2
-        return self.final_layer_norm(hidden_states)
+        return self.final_layer_norm(hidden_states + fc2)
 
 
 class Mask2FormerMaskedAttentionDecoder(nn.Module):
@@ -1202,11 +1115,18 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
         }
 
 
+# What passes put in, for vitrewrite to know it again.
+ConditionalPosition.inserted_by = "dfpq"
+ProjectedPosition.inserted_by = "dfpq"
+FineLevel.inserted_by = "hrca"
+CellSelection.inserted_by, CellSelection.changes = "hrca", (1, 2)
+MaskPool.inserted_by = "dfpq"
+PositionalQueries.inserted_by = "dfpq"
 INPUT = "1x3x512x512"
 
 
 def build():
-    """The model with fresh weights; see `load` for those of this folder."""
+    """The model without its weights: many are zero until `load` brings them."""
     return Mask2FormerForUniversalSegmentation()
 
 

@@ -13,7 +13,6 @@ values from 0 to 1, mean 0.5, std 0.5. Returns scores of 1000 classes, whose nam
 known.
 """
 
-import math
 from fnmatch import fnmatch
 
 import torch
@@ -22,53 +21,17 @@ from torch import nn
 
 
 class LowRank(nn.Module):
-    """A low-rank update of rows of a linear layer: y + scale * up(down(x)).
+    """A low-rank update of rows of a linear layer: y + scale * up(down(x))."""
 
-    Features lie on the last axis, or on `axis`, as those of a 1x1 convolution do.
-    """
-
-    inserted_by = "lora"
-    changes = (1,)
-
-    def __init__(
-        self,
-        in_features: int,
-        rows: tuple[tuple[int, int], ...],
-        rank: int,
-        scale: float,
-        dropout: float = 0.0,
-        drop_input: bool = False,
-        pieces: tuple[int, ...] = (),
-        axis: int = -1,
-    ) -> None:
+    def __init__(self, in_features, rows, rank, scale, dropout=0.0):
         super().__init__()
         self.in_features, self.rows, self.rank, self.scale = in_features, rows, rank, scale
-        self.dropout, self.drop_input, self.axis = dropout, drop_input, axis
-        # How many of the ranges in `rows` are one matrix: one, unless the heads take turns.
-        self.pieces = pieces
-        self.down = nn.Parameter(torch.empty(len(pieces or rows) * rank, in_features))
-        self.up = nn.Parameter(torch.empty(sum(b - a for a, b in rows), rank))
-        self.reset_parameters()
+        self.dropout = dropout
+        self.down = nn.Parameter(torch.zeros(len(rows) * rank, in_features))
+        self.up = nn.Parameter(torch.zeros(sum(b - a for a, b in rows), rank))
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws `down` and zeroes `up`, so that the update starts at zero."""
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
-        nn.init.zeros_(self.up)
-
-    def forward(
-        self, x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The output y of the linear, updated; x is its input, `keep` a factor per sample."""
-        given = y
-        if self.axis != -1:
-            x, y = x.movedim(self.axis, -1), y.movedim(self.axis, -1)
-            keep = None if keep is None else keep.movedim(self.axis, -1)
-        if self.drop_input:
-            code = F.linear(F.dropout(x, self.dropout, self.training), self.down)
-        else:
-            code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
-        if keep is not None:
-            code = code * keep.to(code.dtype)
+    def forward(self, x, y):
+        code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         if torch.is_grad_enabled():  # all rows in one product
             wide = torch.cat([self.padded(part, y.shape[-1]) for part in self.parts()], 1)
@@ -79,18 +42,14 @@ class LowRank(nn.Module):
                 for (a, b), up in ups:
                     out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
         out = out.view(y.shape)
-        if self.axis == -1:
-            return out
-        return torch.empty_like(given).copy_(out.movedim(-1, self.axis))  # in memory as it was
+        return out
 
-    def parts(self) -> list[list[tuple[tuple[int, int], torch.Tensor]]]:
-        """For each matrix its ranges of rows, each with the rows of `up` for it."""
+    def parts(self):
         ups = torch.split(self.up, [b - a for a, b in self.rows])
         pairs = iter(zip(self.rows, ups, strict=True))
-        return [[next(pairs) for _ in range(n)] for n in self.pieces or (1,) * len(self.rows)]
+        return [[next(pairs) for _ in range(n)] for n in (1,) * len(self.rows)]
 
-    def padded(self, part: list[tuple[tuple[int, int], torch.Tensor]], width: int) -> torch.Tensor:
-        """The rows of `up` of one matrix where they are in the whole layer, zero elsewhere."""
+    def padded(self, part, width):
         made, end = [], 0
         for (start, stop), up in part:
             made += [up.new_zeros(start - end, self.rank)] * (start > end) + [up]
@@ -104,11 +63,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, 768, 16, stride=16)
 
     def forward(self, x):
-        x = self.proj(x)
-        return x.flatten(2).transpose(1, 2)
+        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
+    """Attention of blocks[*], 12 heads."""
+
     def __init__(self):
         super().__init__()
         self.qkv = nn.Linear(768, 2304)
@@ -122,8 +82,7 @@ class Attention(nn.Module):
         qkv = qkv.reshape(B, N, 3, 12, 64).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         x = F.scaled_dot_product_attention(q, k, v)
-        x = x.transpose(1, 2).reshape(B, N, 768)
-        return self.proj(x)
+        return self.proj(x.transpose(1, 2).reshape(B, N, 768))
 
 
 class Mlp(nn.Module):
@@ -134,12 +93,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(3072, 768)
 
     def forward(self, x):
-        x = self.fc1(x)
-        x = self.act(x)
-        return self.fc2(x)
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):
+    """blocks[*], 768 wide."""
+
     def __init__(self):
         super().__init__()
         self.norm1 = nn.LayerNorm(768, eps=1e-06)
@@ -167,28 +126,23 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"captured for 224x224, got {x.shape[2]}x{x.shape[3]}")
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x = x + self.pos_embed
-        x = self.blocks(x)
-        return self.norm(x)
+        return self.norm(self.blocks(x + self.pos_embed))
 
     def forward_head(self, x, pre_logits=False):
-        x = x[:, 0]
-        if pre_logits:
-            return x
-        return self.head(x)
+        return x[:, 0] if pre_logits else self.head(x[:, 0])
 
     def forward(self, x):
         return self.forward_head(self.forward_features(x))
 
 
+# What passes put in, for vitrewrite to know it again.
+LowRank.inserted_by, LowRank.changes = "lora", (1,)
 INPUT = "1x3x224x224"
-
-
 TRAINABLE = ("*.qkv_lora.*", "head.*")
 
 
 def build():
-    """The model with fresh weights; see `load` for those of this folder."""
+    """The model without its weights: many are zero until `load` brings them."""
     model = VisionTransformer()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in TRAINABLE))

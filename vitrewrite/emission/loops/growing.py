@@ -8,6 +8,10 @@ The programs of all turns are walked against the flow in lockstep. At each place
 - different values from outside, which alternate: a *cycle*, written `values[i % 3]`.
 
 Then what is made of a column alone joins it, so that it can be collected turn by turn.
+
+The first turn is unlike the others: it reads a carried value from outside, where every other reads
+it from the turn before. So roles are decided by what the second turn reads. A value has one role:
+what is made in the loop and read from outside of it, or read in two ways, ends the attempt.
 """
 
 from __future__ import annotations
@@ -116,7 +120,10 @@ class Turns:
         return found
 
     def _add_carried(self, values: Column) -> bool:
-        """Adds what the turns before made, if the last turn makes it, too."""
+        """Adds what the turns before made, if the last turn makes it, too.
+
+        The loop cannot do less in its last turn than in the others.
+        """
         if not self._are_alike(values[1:]) or not self._follow(values, self.begins):
             return False
         last = self._last_like(values[1])

@@ -156,9 +156,11 @@ class Features:
 
 def _computed_with() -> TuneError:
     return TuneError(
-        "VR553", "cache = features has no images in training, and a procedure of this spec "
-        "computes with them", suggestion="leave tune.cache out",
-    )  # fmt: skip
+        "VR553",
+        "cache = features has no images in training, and a procedure of this spec "
+        "computes with them",
+        suggestion="leave tune.cache out",
+    )
 
 
 def cut_of_run(run: Run) -> FeatureCut:
@@ -215,9 +217,11 @@ class Filling:
         for each in self.cut.kept:
             if not torch.equal(training[each], found[each]):
                 raise TuneError(
-                    "VR557", f"cache = features keeps '{each.name}', which is another value in "
-                    "training than in evaluation", suggestion="leave tune.cache out",
-                )  # fmt: skip
+                    "VR557",
+                    f"cache = features keeps '{each.name}', which is another value in "
+                    "training than in evaluation",
+                    suggestion="leave tune.cache out",
+                )
         return found
 
     def _fill(self, first: Mapping[Crossing, torch.Tensor]) -> None:
@@ -261,10 +265,11 @@ class Filling:
             apart = (tensors[each.digest][: len(now)].float() - now).abs().max()
             if not apart <= most * now.abs().max():
                 raise FileError(
-                    "VR555", f"the features in {shown(self.store.folder, 200)} are not what the "
+                    "VR555",
+                    f"the features in {shown(self.store.folder, 200)} are not what the "
                     f"model yields at '{each.name}'",
                     suggestion="remove the folder, or give another one with tune.cache_at",
-                )  # fmt: skip
+                )
 
 
 def done_with(run: Run, folder: Path) -> None:
