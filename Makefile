@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # One thread per test process: the processes share the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-.PHONY: demo test lint format fuzz zoo matrix papers bench clean
+.PHONY: demo test lint format fuzz zoo matrix papers bench clean release package fresh notebooks docs
 
 demo: $(STAMP)
 	$(BIN)/vitrewrite apply fpet_lora model=vit_base --out build/demo
@@ -47,8 +47,40 @@ papers: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/vitrewrite bench fpet_lora model=vit_base
 
+# Before a release: hours. Each part is a target of its own.
+release: test zoo matrix notebooks docs package fresh
+
+# What is uploaded: the wheel is built out of the sdist, so that the sdist is all that it takes.
+package: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group release
+	rm -rf dist
+	$(BIN)/python -m hatchling build -t sdist -d dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m tests.packages dist
+
+# As somebody else gets it: the wheel in an empty environment, its types, and the first commands.
+fresh: package
+	rm -rf build/fresh
+	$(PYTHON) -m venv build/fresh
+	build/fresh/bin/python -m pip install --quiet "$$(echo dist/*.whl)[tune]" "mypy>=1.15"
+	cd build/fresh && bin/mypy --config-file ../../pyproject.toml -p vitrewrite
+	cd build/fresh && bin/vitrewrite check fpet_lora
+	cd build/fresh && bin/vitrewrite tune lora_qv model=vit_tiny data=digits num_classes=10 tune.epochs=1 --out tuned
+	cd build/fresh && bin/vitrewrite verify tuned
+
+# The notebooks of `examples`, on tiny models.
+notebooks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group release
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks
+
+# Every command and snippet of the README and of `docs`; what is printed there has to be what comes.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group release
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.documentation
+
 clean:
-	rm -rf build .venv
+	rm -rf build dist .venv
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.parser
 import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import vitrewrite
+from tests.packages import METADATA, PAGES, ROOT, SHIPPED, in_wheel, of_a_wheel
 
-ROOT = Path(__file__).parent.parent
 DATA = {
     "vitrewrite/language/grammar.lark",
     "vitrewrite/language/mistakes.txt",
@@ -40,27 +41,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tree() -> set[str]:
-    """The files that belong into a wheel, by their names there."""
-    found = set()
-    for top, inside in (("vitrewrite", ""), ("passes", "vitrewrite/"), ("specs", "vitrewrite/")):
-        for path in (ROOT / top).rglob("*"):
-            hidden = any(part.startswith((".", "__pycache__")) for part in path.parts[-4:])
-            if path.is_file() and not hidden and path.suffix != ".pyc":
-                found.add(inside + path.relative_to(ROOT).as_posix())
-    return found
-
-
 def test_the_wheel_holds_the_tree(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-    packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == tree()
+    packed, described = in_wheel(wheel)
+    assert packed == of_a_wheel()
     assert packed >= DATA
-    assert {name.rsplit("/", 1)[-1] for name in names - packed} == {
-        "METADATA", "WHEEL", "RECORD", "LICENSE", "entry_points.txt",
-    }  # fmt: skip
+    assert described == METADATA
     assert not any("test_" in name and not name.endswith(".jinja") for name in packed)
+    assert not any(name.startswith(("tests/", "vitrewrite/tests/")) for name in packed)
 
 
 def test_the_metadata(wheel: Path) -> None:
@@ -98,6 +85,38 @@ sys.exit(main(["list", "passes"]) + main(["list", "specs"]) + main(["explain", "
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "\nlora_qv" in done.stdout
+
+
+def test_an_sdist_takes_all_that_builds_tests_and_explains() -> None:
+    """`make package` builds one, and a wheel out of it; here, only what it is told to take."""
+    project = (ROOT / "pyproject.toml").read_text()
+    chosen = project.partition("targets.sdist]")[2].partition("]")[0]
+    named = set(re.findall(r'"/([\w.]+)"', chosen))
+    assert named | {"LICENSE", "README.md", "pyproject.toml"} == {*SHIPPED} | PAGES
+    assert all((ROOT / name).exists() for name in {*SHIPPED} | PAGES)
+
+
+def test_the_oldest_versions_of_the_matrix_are_those_of_the_project() -> None:
+    """And its Pythons are those that the classifiers name."""
+    project = (ROOT / "pyproject.toml").read_text()
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    pins = dict(re.findall(r"(\w+)==(\d[\d.]*\d)", workflow))
+    assert pins.keys() == {"torch", "timm", "transformers"}
+    for name, version in pins.items():
+        least = set(re.findall(rf'"{name}>=([\d.]+)"', project))
+        assert {version.removesuffix(".0"), version} & least, (name, version, least)
+        assert len(least) == 1, name
+    pythons = re.findall(r'"(3\.\d+)"', workflow.partition("python: [")[2].partition("]")[0])
+    assert pythons == re.findall(r"Python :: (3\.\d+)", project)
+
+
+def test_every_extra_is_in_the_readme() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    table = project.partition("[project.optional-dependencies]\n")[2].partition("\n\n")[0]
+    extras = re.findall(r"^(\w+) = ", table, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    assert len(extras) >= 5
+    assert all(f"\n| `{name}` | " in readme for name in extras)
 
 
 def test_the_public_names_are_these() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import time
 from collections.abc import Iterable, Sequence
 
 from .errors import UNPRINTABLE
@@ -80,3 +82,20 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+class EveryMinute:
+    """Lines on stderr for who reads a log: one a minute, however many there are to tell."""
+
+    seconds = 60.0
+    now = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self._last = self.now()
+
+    def tell(self, line: str) -> None:
+        """Prints a line if the last one was a minute ago."""
+        now = self.now()
+        if now - self._last >= self.seconds:
+            self._last = now
+            print(line, file=sys.stderr, flush=True)  # noqa: T201

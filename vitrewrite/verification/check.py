@@ -33,4 +33,5 @@ class Check:
 
     def error(self) -> VerifyError:
         """The failed check as an error."""
-        return VerifyError("VR503", f"{self.name}: measured {self.measured}", notes=[self.note])
+        message = f"{self.name}: measured {self.measured}"
+        return VerifyError("VR503", message, notes=[self.note], measured=self.measured)
