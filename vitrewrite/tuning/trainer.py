@@ -70,7 +70,8 @@ def tune(
         opened = open_data(data, wanted_images) if isinstance(data, str) else data
         task = task_for(opened, rewritten.module, rewritten.result.anatomy)
         for root in (rewritten.base, rewritten.module):
-            name_classes(root, opened.classes, whole=opened.train.source.symbols)
+            given = opened.train.wanted.config
+            name_classes(root, opened.classes, given, whole=opened.train.source.symbols)
         check_stitches(rewritten, settings, engine)
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten, settings))
         run.phases = phases(run)
