@@ -19,7 +19,9 @@ from . import (
     packing,
     palettes,
     profiling,
+    results,
     showing,
+    starting,
     tuning,
     weighing,
 )
@@ -34,8 +36,10 @@ __all__ = [
     "packing",
     "palettes",
     "profiling",
+    "results",
     "run",
     "showing",
+    "starting",
     "tuning",
     "weighing",
 ]

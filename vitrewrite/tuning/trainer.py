@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data import Data, Preprocessing, open_data
+from ..data.labels import name_classes
 from ..data.seeding import mixed, restored, seed_all
 from ..language.settings import Settings
 from ..models.records import state
@@ -68,6 +69,7 @@ def tune(
         wanted_images = Preprocessing.of(rewritten.base, settings)
         opened = open_data(data, wanted_images) if isinstance(data, str) else data
         task = task_for(opened, rewritten.module, rewritten.result.anatomy)
+        _tell_images(rewritten, opened)
         check_stitches(rewritten, settings, engine)
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten, settings))
         run.phases = phases(run)
@@ -84,6 +86,13 @@ def tune(
         folder.close()
         engine.close()
     return result
+
+
+def _tell_images(rewritten: Rewritten, data: Data) -> None:
+    """Has a model know its classes and how its images are prepared, for who reads its folder."""
+    images = data.train
+    for root in (rewritten.base, rewritten.module):
+        name_classes(root, data.classes, images.wanted.config, whole=images.source.symbols)
 
 
 class Trainer:

@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import VerifyError
 
+_STATES = {True: "ok", False: "FAILS", None: "open"}
+
 
 @dataclass(frozen=True)
 class Check:
@@ -24,6 +26,9 @@ class Check:
     def __str__(self) -> str:
         shown = f"{self.measured:.3g}" if isinstance(self.measured, float) else str(self.measured)
         return f"{self.name}: {shown}" + (f" ({self.note})" if self.note else "")
+
+    def __repr__(self) -> str:
+        return f"<{_STATES[self.holds]} {self}>"
 
     def to_json(self) -> dict[str, Any]:
         """The check as data."""

@@ -8,6 +8,11 @@
 
     require params == 50564759
     require macs within 0.1% of 69337000000
+
+Takes images 3x512x512 (other sizes too, in multiples of 32), RGB; resized to 512x512
+(bilinear); values from 0 to 1, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225) (a
+default: the model does not say). Returns masks with scores of 150 classes, whose names are not
+known.
 """
 
 import math
