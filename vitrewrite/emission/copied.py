@@ -233,7 +233,15 @@ def _docstring(node: Any) -> str:
     first = " ".join(text.split("\n\n")[0].split())
     if len(first) > WIDTH - 16:
         first = text.strip().split("\n")[0].strip()
+    cut = len(first) if len(first) > WIDTH - 10 else 0
+    while cut > 0 and (len(first) > WIDTH - 10 or _is_open(first)):
+        cut = max(first.rfind(", "), first.rfind(": "))
+        first = f"{first[:cut]}." if cut > 0 else first
     return f'"""{first}"""'
+
+
+def _is_open(text: str) -> bool:
+    return any(text.count(a) != text.count(b) for a, b in ("()", "[]"))
 
 
 def _code(node: ast.AST) -> str:
