@@ -102,8 +102,11 @@ class Twice(Base):
         return {"first": made, "second": made}
 
 
-PRINTED = {Zipped: ["[:4]"], Whole: ["*["], TakenNames: ["in zip("]}
-STRAIGHT = (Uneven, Drawn, Reused, Twice)
+PRINTED = {
+    Zipped: ["[:4]"], Whole: ["*["], TakenNames: ["in zip("], Twice: ["= [self.head("],
+    Reused: ["made = [self.head(s) for s in many]", "made[1].sum()"],
+}  # fmt: skip
+STRAIGHT = (Uneven, Drawn)
 
 
 def forward(model: Any) -> str:

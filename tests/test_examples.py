@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 EMITTED = ROOT / "examples" / "emitted"
 
 
-@pytest.mark.parametrize(("spec", "lines"), [("lora_qv", 155), ("fpet_lora", 285)])
+@pytest.mark.parametrize(("spec", "lines"), [("lora_qv", 160), ("fpet_lora", 290)])
 def test_the_committed_source_is_what_is_written_and_runs_on_real_images(
     spec: str, lines: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -35,7 +35,7 @@ def test_the_committed_source_is_what_is_written_and_runs_on_real_images(
 @pytest.mark.slow
 def test_the_committed_source_of_a_rewritten_decoder(tmp_path: Path) -> None:
     folder = vr.emit(vr.apply("faseg"), tmp_path / "faseg")
-    _same(folder, EMITTED / "faseg-mask2former_r50", 1140)
+    _same(folder, EMITTED / "faseg-mask2former_r50", 960)
     decoder = (
         (folder / "model.py").read_text().partition("class Mask2FormerMaskedAttentionDecoder(")[2]
     )

@@ -25,6 +25,8 @@ OPTIONAL = {
     "vitrewrite/tasks/": {"torchmetrics", "transformers"},
     "vitrewrite/report/": {"PIL", "sklearn"},
     "vitrewrite/cli/showing.py": {"sklearn", "PIL"},
+    "vitrewrite/folder/predicting.py": {"PIL"},
+    "vitrewrite/interchange/exported.py": {"onnxruntime"},
 }
 HEADINGS = (
     "What it does", "Source", "Attaches to", "Parameters", "Forward", "Exactness", "Example",

@@ -46,6 +46,10 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "passes").is_dir():
     __path__.append(str(_checkout))
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
 def __getattr__(name: str) -> Any:
     """Imports torch only when something needs it."""
     if name not in __all__:

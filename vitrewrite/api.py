@@ -26,10 +26,20 @@ from .rewrite.rewritten import Rewritten
 from .rewrite.taking import taken
 from .rewrite.weights import weighted
 from .sensitivity.profile import Profile
+from .text import Pictured
 from .tracing import trace
 from .tracing.undisturbed import undisturbed, without_garbage
 from .verification import Check, verify_rewritten
 from .verification.claims import judged, with_errors
+
+
+def _draw(shown: Pictured) -> str:
+    from .report.notebook import drawn  # a notebook pays for it
+
+    return drawn(shown)
+
+
+Pictured.draw = staticmethod(_draw)
 
 
 def parse(source: str | Path, **overrides: object) -> Spec:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 from .errors import UNPRINTABLE
 
@@ -80,3 +84,49 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+class EveryMinute:
+    """Lines on stderr for who reads a log: one a minute, however many there are to tell."""
+
+    seconds = 60.0
+    now = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self._last = self.now()
+
+    def tell(self, line: str) -> None:
+        """Prints a line if the last one was a minute ago."""
+        now = self.now()
+        if now - self._last >= self.seconds:
+            self._last = now
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def brief(text: str, most: int = 1_900) -> str:
+    """A text as `repr` should have it: the first lines of it, and how many more there are."""
+    if len(text) <= most:
+        return text
+    lines = text.split("\n")
+    kept: list[str] = []
+    for line in lines:
+        if sum(map(len, kept)) + len(kept) + len(line) > most - 30:
+            break
+        kept.append(line)
+    if not kept:
+        return f"{text[: most - 30]}..."
+    return "\n".join([*kept, f"... ({plural(len(lines) - len(kept), 'more line')})"])
+
+
+class Pictured:
+    """What a notebook shows as a picture with its text below.
+
+    `draw` yields SVG, or nothing; whoever knows how sets it, which is none of what is drawn.
+    """
+
+    draw: ClassVar[Callable[[Any], str]] = staticmethod(lambda shown: "")
+
+    def _repr_html_(self) -> str:
+        picture = re.sub(r"^<\?xml[^>]*\?>\s*", "", Pictured.draw(self))
+        drawn = f'<div style="overflow-x: auto">{picture}</div>\n' if picture else ""
+        return f"{drawn}<pre>{html.escape(repr(self))}</pre>"

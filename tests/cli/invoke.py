@@ -33,7 +33,7 @@ require identity at init
 """
 FILES = {
     *("model.py", "weights.safetensors", "delta.safetensors", "report.json", "lock.json"),
-    *("test_model.py", "graph.svg", "plan.md", "program.json"),
+    *("test_model.py", "graph.svg", "plan.md", "program.json", "README.md", "preprocessing.json"),
 }
 COUNTS = {"params", "macs", "macs_lowered", "flops", "tokens", "clauses", "claims"}
 

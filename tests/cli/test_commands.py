@@ -64,8 +64,10 @@ def test_check(here: Path) -> None:
     first, second = found.json["specs"]
     assert first["ok"]
     assert [claim["measured"] for claim in first["claims"]] == [1024, None]
-    bad = {"spec": "bad.peft", "ok": False, "errors": ["VR201", "VR114"], "claims": []}
+    assert [error.pop("code") for error in second["errors"]] == ["VR201", "VR114"]
+    bad = {"spec": "bad.peft", "ok": False, "errors": second["errors"], "claims": []}
     assert second == bad
+    assert [error["code"] for error in found.json["errors"]] == ["VR201", "VR114"]
     assert invoke("check", "lora.peft", "rank=65").codes == ["VR203"]
     assert invoke("check", "train blocks where dim >= 3", "lora.peft").status == 0
 

@@ -103,3 +103,21 @@ def test_captured_again_it_is_the_same(name: str, tmp_path: Path) -> None:
     check(loaded(tmp_path / "first"), tmp_path / "second")
     first, second = ((tmp_path / n / "model.py").read_text() for n in ("first", "second"))
     assert first.partition('"""\n')[2] == second.partition('"""\n')[2]
+
+
+def test_a_schedule_is_a_list_and_a_scale_a_root(tmp_path: Path) -> None:
+    class Dropped(nn.Module):
+        def __init__(self, rate: float) -> None:
+            super().__init__()
+            self.fc, self.drop = nn.Linear(8, 8), nn.Dropout(rate)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.drop(self.fc(x * 32**-0.5))
+            return y
+
+    rates = torch.linspace(0, 0.3, 6).tolist()
+    check(Stack([Dropped(rate) for rate in rates[1:]]), tmp_path)
+    text = (tmp_path / "model.py").read_text()
+    assert 'rates = torch.linspace(0, 0.3, 6, device="cpu").tolist()' in text
+    assert "for p in rates[1:6])" in text
+    assert "32**-0.5" in text

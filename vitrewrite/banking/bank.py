@@ -32,6 +32,10 @@ class BankModule(nn.Module):
         self.names: list[str | None] = [None] * capacity
         self.eval()
 
+    def __repr__(self) -> str:
+        known = [name for name in self.names if name is not None]
+        return f"<model with {plural(len(known), 'task')}: {listing(known)}>"
+
     def train(self, mode: bool = True) -> BankModule:
         """It stays in eval mode: deltas are trained one by one."""
         super().train(False)

@@ -49,11 +49,12 @@ class Checked:
         return {
             "spec": self.name,
             "ok": not self.errors,
-            "errors": [error.code for error in self.errors],
-            **({"warnings": [warning.code for warning in self.warnings]} if self.warnings else {}),
+            "errors": [error.to_json(shell=True) for error in self.errors],
+            **({"warnings": [each.to_json(shell=True) for each in self.warnings]}
+               if self.warnings else {}),
             "claims": [verdict.to_json() for verdict in self.claims],
             **({"rows": rows} if rows else {}),
-        }
+        }  # fmt: skip
 
     @property
     def warnings(self) -> Sequence[VitrewriteError]:

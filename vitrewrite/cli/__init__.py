@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
 
 import click
 
@@ -20,10 +19,12 @@ from . import (
     packing,
     palettes,
     profiling,
+    results,
     showing,
     tuning,
     weighing,
 )
+from .output import Output, tell
 
 __all__ = [
     "anatomy",
@@ -34,6 +35,7 @@ __all__ = [
     "packing",
     "palettes",
     "profiling",
+    "results",
     "run",
     "showing",
     "tuning",
@@ -45,32 +47,51 @@ def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit status; never raises."""
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
+    output = Output("--json" in argv)
     try:
-        # Not `cli.main`, which loses exit statuses and answers a closed pipe with one of its own.
-        with _quiet(), commands.cli.make_context("vitrewrite", argv) as context:
-            commands.cli.invoke(context)
-        return 0
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        # Outside its standalone mode click leaves errors and exit statuses to us.
+        status = commands.cli.main(argv, "vitrewrite", standalone_mode=False, obj=output)
+        return status if isinstance(status, int) else 0
     except click.ClickException as error:
         error.show()
+        output.finish([_usage(error)])
         return 2
     except VitrewriteError as error:
-        click.echo(error.render(shell=True), err=True)
+        tell(error)
+        output.finish([error])
         if debug:
             raise
         return 2 if isinstance(error, UsageError) else 1
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; nothing was written", err=True)
+        stopped = VitrewriteError("VR894", "interrupted; nothing was written")
+        click.echo(stopped.message, err=True)
+        output.finish([stopped])
         return 130
-    except BrokenPipeError:  # the reader of our output went away, which is its right
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
-        return 0
+    except SystemExit as end:
+        return _ended(end)
     except Exception as error:
         if debug:
             raise
-        click.echo(_unforeseen(error).render(), err=True)
+        unforeseen = _unforeseen(error)
+        tell(unforeseen)
+        with contextlib.suppress(OSError):  # that may be what is wrong
+            output.finish([unforeseen])
         return 1
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    """What click says about a command line, as an error of ours."""
+    context = getattr(error, "ctx", None)
+    help_ = f"see '{context.command_path} --help'" if context else None
+    return UsageError("VR893", error.format_message(), suggestion=help_)
+
+
+def _ended(end: SystemExit) -> int:
+    """The status where click itself ends: the shell was answered, or a reader went away."""
+    if "_VITREWRITE_COMPLETE" in os.environ:
+        return int(end.code or 0)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    return 0  # which is its right
 
 
 def _unforeseen(error: Exception) -> VitrewriteError:
@@ -84,13 +105,3 @@ def _unforeseen(error: Exception) -> VitrewriteError:
         f"internal error: {type(error).__name__}: {error}",
         suggestion="this is a bug of vitrewrite; --debug shows where",
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Warnings of libraries are not for users of the command."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

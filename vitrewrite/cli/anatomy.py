@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from .commands import _json, _overrides, cli
+from .commands import _json, cli
 from .common import Invocation, busy, echo_json, request, starting
+from .group import overrides_of_model
 
 
 def _is_spec(text: str) -> bool:
@@ -32,7 +33,7 @@ def _sites_of_bases(wanted: Invocation, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("model")
-@_overrides
+@overrides_of_model
 @_json
 def sites(model: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Prints the anatomy of a model, or of each that a spec stitches: what each place of it is."""

@@ -64,7 +64,7 @@ def verify(
 
 @cli.command("check-pass")
 @click.argument("file")
-@click.argument("options", nargs=-1, metavar="[KEY=VALUE]...")
+@click.argument("options", nargs=-1, metavar="[OPTION=VALUE]...")
 @click.option("--at", "sites", help="Where to put it; default by what the pass attaches to.")
 @_json
 def check_pass(file: str, options: tuple[str, ...], sites: str | None, as_json: bool) -> None:

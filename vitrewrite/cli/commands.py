@@ -2,69 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError, VitrewriteError, raise_all
-from ..text import did_you_mean, megabytes, shown
-from ..version import __version__
-from .common import (
-    PATH,
-    busy,
-    echo_json,
-    echo_written,
-    keep_profile,
-    request,
-    starting,
-    trusted,
-)
+from ..text import megabytes
+from .common import PATH, busy, echo_json, echo_written, request, starting, trusted
 from .costs import best_at, cost, expect_one, time
+from .group import COUNT as _COUNT
+from .group import MARKS as _MARKS
+from .group import Commands, cli
+from .group import json_option as _json
+from .group import overrides as _overrides
+from .group import trust_option as _trust
+from .output import Output, annotation, current, signed, tell
 
 if TYPE_CHECKING:
     from ..checking.specs import Checked, Wanted
 
-
-class Commands(click.Group):
-    """A group that tells the command that was probably meant."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click does; an unknown name gets the nearest one, whatever its case."""
-        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            near = did_you_mean(args[0], self.commands)
-            ctx.fail(
-                f"No such command {shown(args[0])}." + (f" {near.capitalize()}" if near else "")
-            )
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, message="vitrewrite %(version)s")
-@click.option("--debug", is_flag=True, help="Show Python tracebacks.")
-def cli(debug: bool) -> None:
-    """Rewrites vision transformers by specs: verified, readable, standalone."""
-
-
-def _overrides(command: Callable[..., Any]) -> Callable[..., Any]:
-    """KEY=VALUE arguments, and the file of measurements that `sensitive(...)` uses."""
-    command = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
-    return click.option(
-        "--profile",
-        type=PATH,
-        expose_value=False,
-        callback=keep_profile,
-        help="Measurements of 'vitrewrite profile'; without, 'sensitive(...)' runs data=DATA.",
-    )(command)
-
-
-_MARKS = {True: "ok   ", False: "FAILS", None: "open "}
-_COUNT = click.IntRange(min=1)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_trust = click.option(
-    "--trust", is_flag=True, help="Of a folder: run the code that its files name or hold."
-)
+__all__ = ["_COUNT", "_MARKS", "Commands", "_json", "_overrides", "_trust", "cli"]
 
 
 @cli.command()
@@ -88,7 +46,7 @@ def apply(
     with busy(f"planning {wanted.spec.name}"):
         original, plan = wanted.compiled()
     if not as_json:
-        click.echo(str(plan))
+        click.echo(signed(str(plan)))
     with busy(f"rewriting {plan.model}"):
         rewritten = finished(plan, original, wanted.delta, wanted.calibration)
     with busy("verifying"):
@@ -118,22 +76,25 @@ def plan(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
         result = wanted.plan()
         size = wanted.features(result)
     known = {**result.to_json(), "features": size} if size else result.to_json()
-    echo_json(known) if as_json else click.echo(str(result))
+    echo_json(known) if as_json else click.echo(signed(str(result)))
     if size and not as_json:
         click.echo(f"features     {megabytes(size['total'])} for {size['images']:,} images")
     raise_all([v.error() for v in result.claims if v.holds is False])
 
 
 @cli.command()
-@click.argument("specs", nargs=-1)
+@click.argument("specs", nargs=-1, metavar="SPEC... [KEY=VALUE]...")
 @click.option("--all", "every", is_flag=True, help="Check all shipped specs.")
 @click.option("--papers", type=PATH, help="Check all, and write the papers' rows there.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json", "github"]), default="text",
+    help="What is printed: github is for annotations of a pull request.",
+)  # fmt: skip
 @_json
-def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: bool) -> None:
-    """Checks specs: syntax, names, types, and claims that need no weights.
-
-    Arguments of the form KEY=VALUE are overrides.
-    """
+def check(
+    specs: tuple[str, ...], every: bool, papers: Path | None, form: str, as_json: bool
+) -> None:
+    """Checks specs: syntax, names, types, and claims that need no weights."""
     from .. import catalog
     from ..checking.specs import FEW, start
     from ..checking.specs import check as checked
@@ -143,35 +104,58 @@ def check(specs: tuple[str, ...], every: bool, papers: Path | None, as_json: boo
     names = [s for s in specs if s not in overrides] + (catalog.specs() if every or papers else [])
     if not names:
         raise UsageError("VR902", "nothing to check", suggestion="name specs, or give --all")
-    errors: list[VitrewriteError] = []
-    results, everything = [], []
+    output = current()
+    output.as_json = as_json = as_json or form == "json"
+    everything: list[Checked] = []
     if len(names) > FEW:
         start()
     given = [_read(name, overrides) for name in names]
     told = _tell(given)
     for found in checked(given):
-        errors += [error for error in found.errors if error not in told]
-        results.append(found.to_json())
         everything.append(found)
-        if not as_json:
+        if form == "github":
+            output.lines += _annotations(found)
+        elif not as_json:
             label = "<text>" if is_text(found.name) else found.name
-            click.echo(f"{'error' if found.errors else 'ok   '}  {label}")
+            click.echo(f"{_ERROR if found.errors else _MARKS[True]}  {label}")
+    results = [found.to_json() for found in everything]
     if as_json:
         echo_json({"specs": results})
-    elif len(results) > 1:
-        claims = sum(len(result["claims"]) for result in results)
-        rows = sum(len(result.get("rows", ())) for result in results)
-        wrong = sum(not result["ok"] for result in results)
-        click.echo(
-            f"{len(results) - wrong} of {len(results)} specs hold: {claims} claims, {rows} rows"
-        )
+    elif form == "text":
+        _count(results)
     if papers is not None:
         from ..checking.papers import write_page
 
         write_page(papers, everything)
-    raise_all(errors)
+    _fail(output, [error for found in everything for error in found.errors], told)
+
+
+def _fail(output: Output, errors: list[VitrewriteError], told: list[VitrewriteError]) -> None:
+    """Ends with errors if there are any; those that were told are not told again."""
+    if told and output.as_json:
+        output.finish(errors)
+        output.as_json = False  # that was all of it
+    raise_all([error for error in errors if error not in told])
     if told:
         raise click.exceptions.Exit(1)
+
+
+def _count(results: list[dict[str, Any]]) -> None:
+    """Says how many of several specs hold."""
+    claims = sum(len(result["claims"]) for result in results)
+    rows = sum(len(result.get("rows", ())) for result in results)
+    right = sum(result["ok"] for result in results)
+    if len(results) > 1:
+        click.echo(f"{right} of {len(results)} specs hold: {claims} claims, {rows} rows")
+
+
+_ERROR = click.style("error", fg="red", bold=True)
+
+
+def _annotations(found: Checked) -> list[str]:
+    """Lines that GitHub shows beside those of the spec."""
+    wrong = [annotation(each, found.name) for each in found.errors]
+    return [*wrong, *(annotation(each, found.name, wrong=False) for each in found.warnings)]
 
 
 def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
@@ -180,13 +164,13 @@ def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
 
     for each in given:
         for warning in each.spec.warnings if each.spec else ():
-            click.echo(f"warning: {warning.render()}", err=True)
+            tell(warning, "warning: ")
     known = [each for each in given if isinstance(each, Checked)]
     if len(known) == len(given):
         return []
     errors = [error for each in known for error in each.errors]
     for error in errors:
-        click.echo(error.render(shell=True), err=True)
+        tell(error)
     if len(given) <= FEW:  # other processes have more
         with starting():
             from .. import api  # noqa: F401

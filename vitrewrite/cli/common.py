@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
-import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from ..errors import UsageError
 from ..language import RESERVED, parse_overrides, parse_spec
 from ..language.inputs import INPUT
 from ..language.model import Spec
-from ..text import shown
+from ..text import EveryMinute, shown
+from .output import current
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,14 +222,23 @@ def echo_written(place: Path, end: str = "") -> None:
 
 
 def echo_json(value: Mapping[str, Any]) -> None:
-    """Prints JSON on stdout."""
-    click.echo(json.dumps(value, indent=2))
+    """Prints JSON on stdout: when the command ends, with the errors if there are any."""
+    output = current()
+    output.document = value
+    if click.get_current_context(silent=True) is None:
+        output.finish()
 
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """A progress line on stderr, where that is a terminal."""
-    if not sys.stderr.isatty():
+    """A progress line on stderr, where that is a terminal, or a line for each with -v."""
+    output = current()
+    if output.verbose:
+        began = time.monotonic()
+        yield
+        click.echo(f"{what}: {time.monotonic() - began:.1f} s", err=True)
+        return
+    if output.quiet or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
@@ -254,9 +264,16 @@ def starting() -> Iterator[None]:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr, where that is a terminal; told what is done, and which share of it is."""
-    if not sys.stderr.isatty():
+    """A bar on stderr; told what is done, and which share of it is.
+
+    Where that is no terminal, it is a line a minute.
+    """
+    if current().quiet:
         yield lambda what, share: None
+        return
+    if not sys.stderr.isatty():
+        every = EveryMinute()
+        yield lambda what, share: every.tell(f"{share:4.0%}  {what}")
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

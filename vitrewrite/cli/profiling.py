@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import UsageError
-from .commands import _COUNT, _json, _overrides, cli
+from .commands import _COUNT, _json, cli
 from .common import (
     PATH,
     check_device,
@@ -19,6 +19,7 @@ from .common import (
     request,
     starting,
 )
+from .group import overrides_alone
 
 if TYPE_CHECKING:
     from ..sensitivity.profile import Profile
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("spec")
-@_overrides
+@overrides_alone
 @click.option("--out", type=PATH, required=True, help="The file to write.")
 @click.option("--batch", type=_COUNT, default=32, show_default=True, help="Images each.")
 @click.option("--activations", metavar="SITES", help="Keep what enters and leaves these sites too.")

@@ -104,7 +104,7 @@ def segmentation(
         from ..disk import check_file, replacing_file
         from ..report.segmentation import SegmentationPicture, decoder_of, prepared
     check_file(out)
-    opened = _opened(image)
+    opened = opened_image(image)
     with busy(f"reading {target}"):
         rewritten = _rewritten(target, overrides, trust)
     decoder_of(rewritten)
@@ -141,7 +141,7 @@ def tokens(
         from ..disk import check_file, replacing_file
         from ..report.tokens import TokenMap, cropped, tokens_picture
     check_file(out)
-    opened, maps, pictured = _opened(image), [], None
+    opened, maps, pictured = opened_image(image), [], None
     for name in names:
         with busy(f"reading {name}"):
             rewritten = _rewritten(name, overrides, trust)
@@ -179,7 +179,7 @@ def rates(
         from ..report.rates import RatesPicture
         from ..report.tokens import cropped
     check_file(out)
-    opened = _opened(image)
+    opened = opened_image(image)
     with busy(f"reading {target}"):
         rewritten = _rewritten(target, overrides, trust)
     with busy("looking at the gates"):
@@ -268,7 +268,7 @@ def attention(
         from ..report.attention import AttentionPicture
         from ..report.tokens import cropped
     check_file(out)
-    opened = [_opened(path) for path in _pictures(images)]
+    opened = [opened_image(path) for path in pictures(images)]
     with busy(f"reading {target}"):
         rewritten = _rewritten(target if is_folder(target) else _spec(target), overrides, trust)
     with busy("looking at the attention"):
@@ -294,7 +294,7 @@ def _tell(out: Path, data: Mapping[str, Any], lines: Sequence[str], as_json: boo
     echo_written(out)
 
 
-def _pictures(given: tuple[Path, ...]) -> list[Path | None]:
+def pictures(given: tuple[Path, ...]) -> list[Path | None]:
     """The files that are given, and those in folders; None stands for the picture there is."""
     found: list[Path | None] = []
     for path in given:
@@ -329,7 +329,7 @@ def _rewritten(target: str, overrides: tuple[str, ...], trust: bool) -> Rewritte
     return load_folder(Path(target), trusted(target, overrides, trust))
 
 
-def _opened(path: Path | None) -> Image:
+def opened_image(path: Path | None) -> Image:
     """A picture, or one that comes with scikit-learn."""
     from PIL import Image
 

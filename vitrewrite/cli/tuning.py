@@ -12,6 +12,7 @@ from ..language import parse_overrides
 from ..text import giga
 from .commands import _json, _overrides, cli
 from .common import PATH, busy, check_device, echo_json, echo_written, request, starting
+from .output import current
 
 
 @cli.command()
@@ -46,8 +47,9 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
         rewritten = replace(wanted, spec=supervised(wanted.spec)).apply()
     try:
         trained = run(
-            rewritten, given["data"], out=out, device=given.get("device"), resume=resume, live=True
-        )
+            rewritten, given["data"], out=out, device=given.get("device"), resume=resume,
+            live=not current().quiet,
+        )  # fmt: skip
         main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     except KeyboardInterrupt:
         last = "nothing was written"

@@ -193,7 +193,7 @@ def _return_tuple(graph: fx.Graph, call: fx.Node) -> None:
     with graph.inserting_before(call.next):
         first = graph.call_function(operator.getitem, (call, 0))
     call.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
-    copied(call, first, VALUE, HINT)
+    copied(call, first, VALUE, HINT, ARITY)
     VALUE.drop(call)
     HINT.drop(call)
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..anatomy.sites import Place
+from ..text import Pictured, brief, plural
 from ..tracing.about import about, is_root, tell
 from ..tracing.helpers import ELSEWHERE, NUMBERS, repeated_units
 from ..tracing.notes import copied
@@ -17,11 +18,24 @@ from ..tracing.template import Template
 from ..tracing.unit import Unit, checkpoint, checkpointed
 
 
-class Captured(Unit):
+class Captured(Pictured, Unit):
     """Root of a captured tree: an `nn.Module` with the state-dict keys of the original.
 
     Its class, and that of every module in it, is printed from the graphs.
     """
+
+    def __repr__(self) -> str:
+        """A line for each child; `str` is the tree of all modules, as torch prints it."""
+        count = sum(each.numel() for each in self.parameters())
+        lines = [
+            f"{type(self).__name__}: {count:,} parameters, {plural(len(self.graphs), 'graph')}"
+        ]
+        return brief(
+            "\n".join([*lines, *(f"  {n}: {_about(m)}" for n, m in self.named_children())])
+        )
+
+    def __str__(self) -> str:
+        return nn.Module.__repr__(self)
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:
@@ -80,6 +94,18 @@ class Captured(Unit):
         result = fx.GraphModule(self, graph, class_name=type(self).__name__)
         result.meta["example"] = about(self).example
         return result.train(self.training)
+
+
+def _about(module: nn.Module) -> str:
+    """What a child is, in a few words: several of a kind are counted, a layer as torch has it."""
+    children = list(module.children())
+    kind = type(module).__name__
+    if not children:
+        return brief(repr(module).partition("\n")[0], 100)
+    kinds = {type(child).__name__ for child in children}
+    if len(children) > 1 and len(kinds) == 1:
+        return f"{len(children)} {kinds.pop()}"
+    return f"{kind} of {plural(len(children), 'module')}"
 
 
 _RECORDS = {"pretrained_cfg": "pretrained_cfg", "default_cfg": "pretrained_cfg", "config": "config"}

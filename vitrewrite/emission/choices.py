@@ -11,6 +11,7 @@ from ..tracing.notes import CHANGE, EFFECT, VALUE
 from ..tracing.operators import is_impure, is_inplace
 from ..tracing.sizes import by_size
 from .loops.rolls import Roll
+from .loops.sweeps import Sweep
 
 Block = tuple[fx.Node, bool]
 """A choice, and whether it is its first way."""
@@ -56,7 +57,8 @@ def is_by_presence(choice: fx.Node) -> bool:
 def _only_for(value: fx.Node, block: Block, found: dict[fx.Node, Block]) -> bool:
     """Whether a value may be put into a block: nothing outside of it reads the value."""
     choice, way = block
-    free = value.op in ("call_function", "call_method") and not isinstance(value.target, Roll)
+    rolled = isinstance(value.target, (Roll, Sweep))
+    free = value.op in ("call_function", "call_method") and not rolled
     if value.op == "call_module":  # some modules of the class do without
         free = is_by_presence(choice) and not EFFECT.get(value) and not CHANGE.get(value)
     if not free or is_impure(value):

@@ -12,20 +12,25 @@ from ..tracing import walk
 from ..tracing.about import about, is_root
 from ..tracing.cutting import halves
 from ..tracing.entries import ENTRIES
+from ..tracing.notes import HINT
+from ..tracing.packing import PLAIN, Packing, packing
 from ..tracing.paths import Ways, checks
 from ..tracing.pre_logits import NOT_READ
 from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
-from .access import child_of, is_chain, is_sequence
+from .access import children_at, is_chain
 from .distinction import distinguish
 from .effects import holds_tensors
 from .entrances import entered, entrances
+from .implied import drop_implied
 from .inlining import inline_small_calls
 from .joining import holds_less, join, moved
 from .lengths import is_longer
 from .literals import ANYTHING, Symbol, constant, same
+from .makeup import lists_of, parts_of
 from .names import NameScope
+from .packs import agree, name_tuples, pack_calls, pack_inputs, rejoin
 from .parameters import Parameters
 from .paths import known_paths, parts, runs_by_id
 from .pre_logits import before_logits
@@ -53,6 +58,7 @@ class Class:
     joined: bool = False  # whether its modules have two programs, which are written as one
     plain: bool = False  # whether its forward is written without loops
     checkpointed: str | None = None  # when it is computed again in backward; "" is always
+    packing: Packing = PLAIN  # which inputs are one argument
     used: set[int] = field(default_factory=set)  # ids of modules that some graph calls
 
     @property
@@ -112,6 +118,7 @@ class Classes:
             cls.used = self._used
             self._prepare(cls)
             self._used |= _used_by(cls)
+        self._pack()
         needed = self._reachable(root)
         self.all = [cls for cls in self.all if cls in needed]
         self._name()
@@ -139,7 +146,7 @@ class Classes:
 
     def _key(self, unit: Unit) -> tuple[Any, dict[Position, int | float]]:
         template = unit.template
-        names = _parts(unit)
+        names = parts_of(unit)
         if id(unit) in self.care.plain:
             names = names, "plain", id(unit) if id(unit) in self.care.alone else None
         if template is None:
@@ -150,7 +157,7 @@ class Classes:
                 generalise(graph)
             self._skeletons[id(template)] = general, *skeleton(general)
         _, shape, literals = self._skeletons[id(template)]
-        more = _lists(unit, template), self.runs.get(id(unit)), is_root(unit)
+        more = lists_of(unit, template), self.runs.get(id(unit)), is_root(unit)
         return (shape, names, *more), literals
 
     def _join(self) -> None:
@@ -268,6 +275,33 @@ class Classes:
         for graph in cls.programs:
             inline_small_calls(graph, cls.units)
 
+    def _pack(self) -> None:
+        """Finds which inputs are one argument: all that a call may reach must agree."""
+        for cls in self.all:
+            found = {packing(graph) for graph in cls.graphs}
+            alone = is_root(cls.sample) or cls.entries or self.ways is not None
+            cls.packing = found.pop() if len(found) == 1 and not alone else PLAIN
+        calls = [
+            self._called(cls, str(node.target))
+            for cls in self.all
+            for graph in cls.programs
+            for node in graph.nodes
+            if node.op == "call_module"
+        ]
+        agree(calls)
+
+    def _called(self, cls: Class, target: str) -> set[Class | None]:
+        """The classes of what a call may reach, None for what is no unit."""
+        return {self.of.get(id(child)) for child in children_at(cls.units, target)}
+
+    def _taken_by(self, cls: Class, target: str) -> tuple[Packing, tuple[str, ...]]:
+        """What a call takes, and what that is called there."""
+        called = next(filter(None, self._called(cls, target)), None)
+        if called is None or not called.packing:
+            return PLAIN, ()
+        inputs = (n for n in called.graphs[0].nodes if n.op == "placeholder")
+        return called.packing, tuple(str(HINT.get(n) or n.name) for n in inputs)
+
     def finish(self, cls: Class) -> None:
         """Writes differing literals as arguments; to be done after the children's classes."""
         names = {p: self._argument(cls, p) for p in cls.literals[0]} if cls.template else {}
@@ -275,7 +309,12 @@ class Classes:
             number = i % len(cls.template.graphs) if cls.template else 0
             replace_literals(graph, number, {p: s for p, s in names.items() if s is not None})
             tidy(graph, cls.units)
+            drop_implied(graph, cls.units)
+            pack_inputs(graph, cls.packing)
+            pack_calls(graph, lambda target: self._taken_by(cls, target))
+            rejoin(graph)
             eliminate_dead_code(graph)
+            name_tuples(graph)
         flags = [unit.checkpointing for unit in cls.units]
         if any(flags):
             differs = not all(flags)
@@ -326,41 +365,6 @@ def _length(cls: Class) -> int:
 def _members(unit: Unit) -> frozenset[str]:
     """The names of a module's children, parameters and buffers."""
     return frozenset((*unit._modules, *unit._parameters, *unit._buffers))
-
-
-def _parts(unit: Unit) -> Any:
-    """The children and tensors of a unit, as far as its constructor must be the same."""
-    hidden = unit._non_persistent_buffers_set
-    return (
-        unit.kept,
-        tuple(k for k, m in unit._modules.items() if m is not None),
-        tuple((k, p.dim(), _special(p)) for k, p in unit._parameters.items() if p is not None),
-        tuple(
-            (k, b.dim(), k in hidden or (b.dtype,)) for k, b in unit._buffers.items()
-            if b is not None
-        ),
-    )  # fmt: skip
-
-
-def _special(parameter: nn.Parameter) -> Any:
-    return None if parameter.dtype.is_floating_point else parameter.dtype
-
-
-def _lists(unit: Unit, template: Template) -> Any:
-    """What holds the children of children that the programs call or read, and how many it holds."""
-    targets = {
-        str(n.target)
-        for graph in template.graphs
-        for n in graph.nodes
-        if n.op in ("call_module", "get_attr")
-    }
-    paths = sorted({t.rpartition(".")[0] for t in targets} - {""})
-    found = []
-    for path in paths:
-        owner = child_of(unit, path)
-        held = len(owner._modules) if is_sequence(owner) else type(owner)
-        found.append((path, held))
-    return tuple(found)
 
 
 def is_made(module: nn.Module, used: set[int]) -> bool:

@@ -210,8 +210,18 @@ def structure(value: Any, of: Callable[[fx.Node], Text]) -> Text:
         return Text(f"slice({', '.join(structure(v, of).code for v in _parts(value))})", CALL)
     if isinstance(value, Symbol):
         return Text(value.text, _binds(value.text))
+    if root := _root(value):
+        return Text(root, POWER)
     code = constant(value)
     return Text(code, UNARY if code.startswith("-") else ATOM)
+
+
+def _root(value: Any) -> str:
+    """`64**-0.5`, the scale of attention, where that is exactly the value and shorter."""
+    if type(value) is not float or len(repr(value)) < 12 or not 0.01 < value < 1:
+        return ""
+    number = round(value**-2)
+    return f"{number}**-0.5" if number**-0.5 == value else ""
 
 
 def _binds(symbol: str) -> int:

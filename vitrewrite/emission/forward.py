@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..tracing.guards import check_dtype, check_grid, check_input, for_grid, one_of
+from ..tracing.guards import check_dtype, check_grid, check_input, for_grid
 from ..tracing.nodes import arg, is_size, operand
 from ..tracing.notes import ARITY, HINT, ORIGIN, PLACE, VALUE
 from .access import written
@@ -21,11 +20,15 @@ from .comprehensions import Comprehension, comprehend
 from .effects import note_effects
 from .expressions import ATOM, CALL, INPLACE, Text, named_arguments, render, structure, subscript
 from .grouping import is_nested
-from .literals import comment, constant
+from .literals import comment
+from .loops.filling import sweep_up
 from .loops.rolling import roll_up
 from .loops.rolls import is_item, spread
+from .loops.sweeping import sweep_lines, sweep_text
+from .loops.sweeps import Sweep
 from .loops.turns import roll_lines
 from .names import Names
+from .refusals import dtype_check, input_check, raised
 from .statements import Layout, Statement
 from .wrap import WIDTH, wrap
 
@@ -49,7 +52,7 @@ def body_lines(
         for node in graph.nodes:
             PLACE.drop(node)
     else:
-        graph = comprehend(roll_up(graph), units[0])
+        graph = sweep_up(comprehend(roll_up(graph), units[0]), units[0])
     return Printer(Layout.of(graph, units[0]), parameters).print()
 
 
@@ -67,6 +70,8 @@ class Printer:
             for read in self._reads(statement):
                 self.uses.setdefault(read, []).append(number)
         self.names = Names({node: numbers[-1] for node, numbers in self.uses.items()})
+        self.owned: dict[str, fx.Node] = {}  # names in comprehensions
+        self.texts: dict[fx.Node, Text] = {}  # what is written in place of inputs
         placeholders = [n for n in plan.graph.nodes if n.op == "placeholder"]
         for node, name in zip(placeholders, parameters, strict=True):
             self.names.holder[name] = node
@@ -104,6 +109,8 @@ class Printer:
         return structure(value, self._node)
 
     def _node(self, node: fx.Node) -> Text:
+        if node in self.texts:
+            return self.texts[node]
         if node in self.names.name_of:
             return Text(self.names.name_of[node])
         if is_size(node):
@@ -112,6 +119,8 @@ class Printer:
             return Text(f"*{self._node(operand(node)).code}")
         if isinstance(node.target, Comprehension):
             return node.target.text(node, self.text, self._own)
+        if isinstance(node.target, Sweep):
+            return sweep_text(self, node, self._own_again())
         return render(node, self.text)
 
     def _own(self, wish: str) -> str:
@@ -119,6 +128,20 @@ class Printer:
         owned = fx.Graph().placeholder("owned")
         self.names.last_use[owned] = 0
         return self.names.take(owned, [wish], -1)
+
+    def _own_again(self) -> Callable[[str], str]:
+        """Names that no variable has ever had, but other comprehensions may have."""
+        taken: set[str] = set()
+
+        def own(wish: str) -> str:
+            again = wish in self.owned and wish not in taken
+            again = again and self.names.holder[wish] is self.owned[wish]
+            name = wish if again else self._own(wish)
+            self.owned[name] = self.names.holder[name]
+            taken.add(name)
+            return name
+
+        return own
 
     def print(self) -> list[str]:
         """All lines."""
@@ -174,7 +197,8 @@ class Printer:
             return
         for lines, value in zip(ways, values, strict=True):
             lines += wrap(f"{name} = {value}", self.width - 4) if value != name else []
-        self.out += [line for o in filter(None, (ORIGIN.get(node),)) for line in comment(str(o))]
+        if origin := ORIGIN.get(node):
+            self.out += comment(origin, self.width)
         head = condition.code if ways[0] else f"not {condition.within(ATOM)}"
         self.out += wrap(f"if {head}:", self.width)
         self.out += [f"    {line}" for line in ways[0] or ways[1]]
@@ -188,13 +212,13 @@ class Printer:
     def _write(self, line: str, *nodes: fx.Node) -> None:
         origins = [str(o) for n in nodes if (o := ORIGIN.get(n))]
         if self.above != (origins, self.out, len(self.out)):  # else the comment above is of it too
-            self.out += [line for origin in origins for line in comment(origin)]
+            self.out += [line for origin in origins for line in comment(origin, self.width)]
         self.out += wrap(line, self.width)
         self.above = origins, self.out, len(self.out)
 
     def _assign(self, statement: Statement, number: int) -> None:
         node = statement.node
-        code = render(node, self.text).code
+        code = self._node(node).code
         if node.target in INPLACE:
             target = self.text(node.args[0])
             name = self.names.take(node, [target.code, *_wishes(node)], number)
@@ -209,9 +233,9 @@ class Printer:
             self._write(f"{name} = {code}", node)
 
     def _unpack(self, statement: Statement, number: int) -> None:
-        code = render(statement.node, self.text).code
+        code = self._node(statement.node).code
         targets = self._targets(statement.node, number)
-        if len(targets) > self.width - 8:
+        if max(map(len, wrap(f"{targets} = {code}", self.width))) > self.width:
             targets = f"({targets})"
         self._write(f"{targets} = {code}", statement.node)
 
@@ -255,7 +279,7 @@ class Printer:
         named = named_arguments(loop.nodes[0]).items()
         extra = "".join(f", {a}" for a in (*given, *(f"{k}={self.text(v).code}" for k, v in named)))
         origins = {str(o) for n in loop.nodes if (o := ORIGIN.get(n)) is not None}
-        self.out += [line for origin in sorted(origins) for line in comment(origin)]
+        self.out += [line for origin in sorted(origins) for line in comment(origin, self.width)]
         owned = fx.Graph().placeholder("owned")  # holds the loop's variable, no value
         variable = self.names.take(owned, [loop.variable], number - 1)
         self.out.append(f"for {variable} in {loop.slice(self.plan.module)}:")
@@ -264,6 +288,9 @@ class Printer:
 
     def _roll(self, statement: Statement, number: int) -> None:
         self.out += roll_lines(self, statement.node, number)
+
+    def _sweep(self, statement: Statement, number: int) -> None:
+        self.out += sweep_lines(self, statement.node, number)
 
     def _effect(self, statement: Statement, number: int) -> None:
         node = statement.node
@@ -281,12 +308,12 @@ class Printer:
     def _guard(self, statement: Statement, number: int) -> None:
         node = statement.node
         if node.target is check_input:
-            self.out += _input_check(node, self.text)
+            self.out += input_check(node, self.text)
         elif node.target is check_dtype:
-            self.out += _dtype_check(node, self.text)
+            self.out += dtype_check(node, self.text)
         elif node.target is check_grid:
             planned, user = arg(node, 1), str(arg(node, 2))
-            first, *rest = _input_check(node, self.text, for_grid(planned, user))
+            first, *rest = input_check(node, self.text, for_grid(planned, user))
             self._write(first, node)
             self.out += rest
         else:
@@ -294,7 +321,7 @@ class Printer:
             self._write(f"if not {condition.within(ATOM)}:")
             sides = arg(node, 0).args if isinstance(arg(node, 0), fx.Node) else ()
             got = [self.text(side).code for side in sides if isinstance(side, fx.Node)]
-            lines = _raised(self._in_words(node, condition.code), got, self.width - 4)
+            lines = raised(self._in_words(node, condition.code), got, self.width - 4)
             self.out += [f"    {line}" for line in lines]
 
     def _in_words(self, guard: fx.Node, condition: str) -> str:
@@ -327,56 +354,17 @@ def _is_short(choice: fx.Node) -> bool:
     return not is_by_presence(choice) or choice.args[2] is None
 
 
-def _raised(condition: str, sides: list[str], width: int) -> list[str]:
-    """`raise ValueError(...)` with what must be true of the sizes, and what they are."""
-    told = f"captured for sizes where {condition}"
-    got = [c for c in sides if not _UNQUOTABLE & set(c) and len(c) < width - 16]
-    values = " and ".join(f"{{{code}}}" for code in got)
-    whole = f'raise ValueError(f"{told}, got {values}")'
-    if got and len(whole) <= width and not _UNQUOTABLE & set(condition):
-        return [whole]
-    words = textwrap.wrap(f"{told}, got " if got else told, width - 8, drop_whitespace=False)
-    parts = [*map(constant, words), *([f'f"{values}"'] if got else [])]
-    return ["raise ValueError(", *(f"    {part}" for part in parts), ")"]
-
-
-_UNQUOTABLE = set('"\\{}')  # what the braces of an f-string cannot hold
-
-
-def _input_check(
-    node: fx.Node, of: Callable[[Any], Text], what: str = "captured for {want}"
-) -> list[str]:
-    """`if x.shape[2:] != (224, 224): raise ...`."""
-    reads, captured = arg(node, 0), arg(node, 1)
-    sizes = [of(r).code for r in reads]
-    tensor = operand(reads[0])
-    rank = VALUE.of(tensor).dim()
-    owner = of(tensor).code
-    dims = [r.args[1] for r in reads]
-    tail = dims == list(range(rank - len(dims), rank))
-    shape = f"{owner}.shape[{dims[0]}:]" if tail else f"({', '.join(sizes)},)"
-    want = "x".join(map(str, captured))
-    got = "x".join(f"{{{owner}.shape[{d}]}}" for d in dims)
-    literal = f"({', '.join(map(str, captured))}{',' if len(captured) == 1 else ''})"
-    text = what.replace("{want}", want)
-    error = wrap(f'raise ValueError(f"{text}, got {got}")', WIDTH - 12)
-    return [f"if {shape} != {literal}:", *(f"    {line}" for line in error)]
-
-
-def _dtype_check(node: fx.Node, of: Callable[[Any], Text]) -> list[str]:
-    """`if x.dtype != torch.float32: raise ...`."""
-    captured = arg(node, 1)
-    dtype = of(arg(node, 0)).within(CALL)
-    unlike = f"!= {captured[0]}" if len(captured) == 1 else f"not in {of(captured).code}"
-    error = wrap(f'raise ValueError(f"{one_of(captured)}, got {{{dtype}}}")', WIDTH - 12)
-    return [f"if {dtype} {unlike}:", *(f"    {line}" for line in error)]
-
-
 def _wishes(node: fx.Node) -> list[str | None]:
     if node.target is getattr:
         return [str(node.args[1])]
     own = str(node.target).rpartition(".")[2] if node.op == "call_module" else ""
-    return [HINT.get(node), own if not own.isdigit() else "x", "y", "z"]
+    hint = HINT.get(node)
+    return [
+        None if hint and re.fullmatch(r"getitem(_\d+)?", hint) else hint,
+        own if not own.isdigit() else "x",
+        "y",
+        "z",
+    ]
 
 
 def _size_wishes(node: fx.Node, dim: int) -> list[str | None]:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..tracing.packing import PLAIN, Packing
 from ..tracing.unit import Unit
 from .captured import Captured
 from .tables import unpack
@@ -33,25 +34,32 @@ def classes(wanted: Printed) -> type[Unit]:
 
 
 def made(
-    text: str, names: Mapping[str, bool], inserted: Mapping[str, type[nn.Module]] | None = None
-) -> dict[str, type[Unit]]:
+    text: str, names: Mapping[str, bool], inserted: Mapping[str, type[nn.Module]] | None = None,
+    packings: Mapping[str, Packing] | None = None,
+) -> dict[str, type[Unit]]:  # fmt: skip
     """Classes of a printed source, as classes of units.
 
     Args:
         text: the source.
         names: which classes, and whether each is that of the root.
         inserted: the classes of passes that the source copies.
+        packings: what forwards take as one argument.
     """
+    known = packings or {}
     space = _execute(text)
     space |= inserted or {}
-    return {name: _unit(Printed(text, name, root), space) for name, root in names.items()}
+    printed = (Printed(text, n, root, known.get(n, PLAIN)) for n, root in names.items())
+    return {each.name: _unit(each, space) for each in printed}
 
 
 def _unit(printed: Printed, space: dict[str, Any]) -> type[Unit]:
     def reduced(unit: Unit, protocol: Any) -> Any:  # a pickle has the source of the class too
         return _instance, (printed,), dict(unit.__dict__)
 
-    body = {"__module__": "vitrewrite.generated", "printed": printed, "__reduce_ex__": reduced}
+    body = {
+        "__module__": "vitrewrite.generated", "printed": printed, "packing": printed.packing,
+        "__reduce_ex__": reduced,
+    }  # fmt: skip
     bases = space[printed.name], Captured if printed.root else Unit
     cls = _MADE[printed] = type(printed.name, bases, body)
     return cls
@@ -87,11 +95,13 @@ class Printed:
         text: all classes of the model.
         name: that of the module.
         root: whether it is the whole model.
+        packing: what its forward takes as one argument.
     """
 
     text: str
     name: str
     root: bool
+    packing: Packing = PLAIN
 
     def cls(self) -> type[Unit]:
         """The class; that of the modules at hand, if the same source was printed here."""

@@ -11,6 +11,7 @@ from ..tracing.guards import check_grid, check_input
 from ..tracing.nodes import arg, is_size, operand
 from ..tracing.notes import ARITY, VALUE
 from .expressions import INPLACE
+from .loops import rolls
 
 
 def is_scalar(node: fx.Node) -> bool:
@@ -27,15 +28,24 @@ def unpacked(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         items = [u for u in node.users if u.target is operator.getitem and u.args[0] is node]
-        is_tuple = ARITY.on(node) and node.target is not operator.getitem
+        is_tuple = ARITY.on(node) and (node.target is not operator.getitem or _is_read(node, found))
         if (
             is_tuple
             and items
             and len(items) == len(node.users)
+            and not any(isinstance(u.args[1], slice) for u in items)
             and (len(items) > 1 or node.op == "call_module")
         ):
             found[node] = _items(node)
     return found
+
+
+def _is_read(item: fx.Node, unpacked: dict[fx.Node, list[fx.Node]]) -> bool:
+    """Whether an item of a list, rather than of what is unpacked, is a tuple of numbers."""
+    owner = item.args[0]
+    numbers = all(isinstance(VALUE.get(user), int) for user in item.users)
+    listed = isinstance(owner, fx.Node) and owner.target is rolls.item
+    return numbers and listed and owner not in unpacked
 
 
 def _item_order(item: fx.Node) -> tuple[str, Any]:

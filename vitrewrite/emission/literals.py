@@ -9,6 +9,7 @@ import enum
 import math
 import numbers
 import re
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +38,16 @@ def one_line(text: object) -> str:
     return _ODD.sub(_escaped, str(text))
 
 
-def comment(text: object) -> list[str]:
-    """A comment, one line for each line of the text."""
-    return [f"# {one_line(line)}".rstrip() for line in str(text).split("\n")]
+def comment(text: object, width: int = 1000) -> list[str]:
+    """A comment, one line for each line of the text, broken at spaces where it is too long."""
+    found: list[str] = []
+    for line in str(text).split("\n"):
+        plain = f"# {one_line(line)}".rstrip()
+        broken = textwrap.wrap(
+            plain, width, subsequent_indent="#     ", break_long_words=False, break_on_hyphens=False
+        )
+        found += broken if len(plain) > width else [plain]
+    return found
 
 
 def docstring(text: str) -> str:

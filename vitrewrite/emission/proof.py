@@ -101,6 +101,8 @@ def _compare(unit: Unit, training: bool, name: str = "forward") -> None:
     ended = terms.close()
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     given = [_input(terms, i, node) for i, node in enumerate(inputs)]
+    if name == "forward":
+        given = list(unit.packing.packed(given))
     found = _printed(terms, unit, training, name)(*given)
     if frozen(found) != frozen(wanted):
         raise UnprovedError("what it returns is not what the graph returns")
@@ -221,8 +223,8 @@ def _given(child: nn.Module, args: Any) -> Any:
     """The arguments of a call but for a last None, which is what is there without it."""
     if isinstance(child, Unit) and child.printed is not None and child.template is not None:
         wanted = sum(n.op == "placeholder" for n in child.template.graph.nodes)
-        code = type(child).forward.__code__
-        if args[wanted:] == (None,) * (len(args) - wanted) and len(args) < code.co_argcount:
+        most = type(child).forward.__code__.co_argcount + child.packing.more
+        if args[wanted:] == (None,) * (len(args) - wanted) and len(args) < most:
             return args[:wanted]
     return args
 
@@ -306,6 +308,8 @@ class _Stand:
         return Symbolic(terms, term, terms.state.setdefault(id(tensor), Storage()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self._module, Unit) and self._module.packing:
+            args = self._module.packing.flat(args)
         return _called(self._terms, self._module, args, kwargs, self._training)
 
     def __getitem__(self, index: Any) -> Any:

@@ -43,7 +43,8 @@ def realise(root: nn.Module) -> Source:
 
 def _realise(root: nn.Module, source: Source, table: Classes) -> None:
     names = {cls.name: root in cls.units for cls in table.all}
-    found = made(source.text, names, {name: cls for cls, name in source.inserted.items()})
+    inserted = {name: cls for cls, name in source.inserted.items()}
+    found = made(source.text, names, inserted, {cls.name: cls.packing for cls in table.all})
     for module in walk.modules(root):
         if isinstance(module, Unit):
             _become(module, table, found)

@@ -19,6 +19,7 @@ Node = TypeVar("Node", bound=ast.AST)
 _PLAIN = (bool, int, float, str, type(None))
 _UNKNOWN = object()
 RECORDS = ("inserted_by", "changes")
+_OUTSIDE = {"training", "running"}  # attributes that a model sets on its modules: mode and stitch
 
 
 def specialise(tree: ast.ClassDef, known: Agreed) -> ast.ClassDef:
@@ -62,7 +63,7 @@ def _fixed(tree: ast.ClassDef, modules: Sequence[nn.Module]) -> dict[str, Any]:
         if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "self"
     }
     found: dict[str, Any] = {}
-    for name in names - changed - {"training"}:
+    for name in names - changed - _OUTSIDE:
         values = [m.__dict__.get(name, _UNKNOWN) for m in modules]
         if not values:
             continue

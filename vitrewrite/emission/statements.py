@@ -12,7 +12,7 @@ from torch import fx, nn
 from ..tracing.guards import is_guard
 from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
-from ..tracing.notes import ASSIGNED, HINT, ORIGIN, VALUE
+from ..tracing.notes import ARITY, ASSIGNED, HINT, ORIGIN, VALUE
 from ..tracing.operators import is_impure, is_inplace
 from .choices import Block, blocks, is_choice
 from .comprehensions import Comprehension
@@ -21,6 +21,7 @@ from .expressions import INPLACE, named_arguments
 from .grouping import augmented, is_scalar, sized, unpacked
 from .loops.rolls import Roll, is_item, spread
 from .loops.runs import Loop, find_loops
+from .loops.sweeps import Sweep
 
 MAX_DEPTH = 5
 MAX_LENGTH = 80  # estimated characters of an expression that is written inside another
@@ -48,7 +49,7 @@ class Layout:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.loops = {loop.nodes[-1]: loop for loop in find_loops(graph)}
         self.in_loop = {n for loop in self.loops.values() for n in loop.nodes[:-1]}
-        self.unpacked: dict[fx.Node, list[fx.Node]] = unpacked(graph)
+        self.unpacked = {n: v for n, v in unpacked(graph).items() if _is_taken_apart(n, v)}
         self.sized = sized(graph, self.order)
         self.augmented = augmented(graph)
         self.inlined: set[fx.Node] = set()
@@ -109,9 +110,13 @@ class Layout:
                 continue
             pending = self._changed(pending, node)
             if node.op == "placeholder":
+                if node in self.unpacked and not ASSIGNED.get(node):
+                    self.statements.append(Statement(node, "unpack"))
                 self._sizes_of(node)
             elif self._is_part(node):
                 self.inlined.add(node)
+                if _is_indexed(node):
+                    self._sizes_of(node)
             elif self._can_inline(node):
                 self.inlined.add(node)
                 if self._orders(node):
@@ -168,6 +173,8 @@ class Layout:
             kind = "loop"
         elif isinstance(node.target, Roll):
             kind = "roll"
+        elif isinstance(node.target, Sweep) and node.target.element is None:
+            kind = "sweep"
         elif is_choice(node):
             kind = "choice"
         elif node in self.unpacked:
@@ -178,14 +185,14 @@ class Layout:
         self.statements.append(Statement(node, kind, self.loops.get(node), block))
 
     def _sizes_of(self, node: fx.Node) -> None:
-        values = [node, *self.unpacked.get(node, [])] if node.op != "placeholder" else [node]
+        values = [node, *self.unpacked.get(node, [])]
         for value in values:
             if value in self.sized:
                 self.statements.append(Statement(value, "sizes", block=self.blocks.get(value)))
 
     def _is_part(self, node: fx.Node) -> bool:
         """Sizes and items that the statement of their tensor or tuple already names."""
-        written = is_size(node) or is_item(node) or node.target is spread
+        written = is_size(node) or is_item(node) or node.target is spread or _is_indexed(node)
         if written or node.op == "get_attr" or isinstance(node.target, Comprehension):
             return True
         owner = node.args[0] if node.target is operator.getitem else None
@@ -204,6 +211,11 @@ class Layout:
             return False
         if isinstance(node.target, Roll) or any(isinstance(u.target, Roll) for u in node.users):
             return False
+        if isinstance(node.target, Sweep):
+            return node.target.element is not None and len(node.users) == 1
+        if any(isinstance(u.target, Sweep) for u in node.users):
+            number = is_scalar(node) and not isinstance(VALUE.get(node), torch.Tensor)
+            return number and (len(node.users) == 1 or not HINT.get(node))
         if ASSIGNED.get(node):
             return False
         unread = is_impure(node) and not node.users
@@ -284,6 +296,9 @@ class Layout:
             return self._expression_length(value) if inside else 3
         if isinstance(value, (tuple, list)):
             return sum(self._length(v) + 2 for v in value)
+        if isinstance(value, slice):
+            parts = (value.start, value.stop, value.step)
+            return 1 + sum(self._length(v) for v in parts if v is not None)
         return min(len(str(value)), 20)
 
     def _orders(self, node: fx.Node) -> bool:
@@ -299,6 +314,21 @@ class Layout:
             found.add(current := stack.pop())
             stack += [n for n in current.all_input_nodes if n in self.inlined]
         return found
+
+
+def _is_taken_apart(node: fx.Node, items: list[fx.Node]) -> bool:
+    """Whether a tuple is unpacked: an argument is where that says more than `sizes[0]`."""
+    numbers = all(isinstance(VALUE.get(item), int) for item in items)
+    return node.op != "placeholder" or bool(ASSIGNED.get(node)) or numbers
+
+
+def _is_indexed(node: fx.Node) -> bool:
+    """Whether the node is an item of an argument, written `sizes[0]` wherever it is read."""
+    owner = node.args[0] if node.target is operator.getitem else None
+    while isinstance(owner, fx.Node) and owner.target is operator.getitem and ARITY.on(owner):
+        owner = owner.args[0]
+    whole = isinstance(owner, fx.Node) and owner.op == "placeholder" and ARITY.on(owner)
+    return whole and isinstance(node.args[1], int)
 
 
 def _of_one_mode(graph: fx.Graph) -> set[fx.Node]:

@@ -19,6 +19,7 @@ import torch
 from ..tracing.numbers import plain
 from ..tracing.operators import draws, is_inplace
 from .expressions import INPLACE, named
+from .tidy import takes_all
 
 VIEWS = frozenset({
     "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "expand", "flatten",
@@ -111,6 +112,8 @@ class Terms:
             known = args[0].value  # only a check asks for it, which the graph goes through without
             if isinstance(known, torch.dtype):
                 return target(known, args[1])
+        if _does_nothing(target, args):
+            return args[0]
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         kwargs = named(target, kwargs)
         effect = is_inplace(target) or draws(target, args, kwargs)
@@ -130,6 +133,16 @@ class Terms:
         if first is not None and name in VIEWS:
             return Symbolic(self, term, first.memory, views=True)
         return Symbolic(self, term)
+
+
+def _does_nothing(target: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a call returns the tensor that it is given, and is not printed."""
+    value = args[0].value if args and isinstance(args[0], Symbolic) else None
+    if not isinstance(value, torch.Tensor):
+        return False
+    if target == "bool":
+        return value.dtype == torch.bool
+    return target is operator.getitem and takes_all(args[1])
 
 
 def _operator(name: str, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:

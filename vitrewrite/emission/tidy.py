@@ -19,6 +19,7 @@ _SAME_SHAPE_LAYERS = (
 )  # fmt: skip
 _SAME_SHAPE_METHODS = {"contiguous", "clone", "to", "float", "softmax", "sigmoid", "relu"}
 _SAME_SHAPE_FUNCTIONS = {torch.roll, torch.softmax, nn.functional.gelu, nn.functional.silu}
+_FILLED = {torch.zeros, torch.ones, torch.full, torch.empty}
 
 
 def tidy(graph: fx.Graph, units: Sequence[nn.Module]) -> None:
@@ -34,6 +35,42 @@ def tidy(graph: fx.Graph, units: Sequence[nn.Module]) -> None:
             if known is not None:
                 _replace(graph, node, known)
     _share(graph)
+    for node in list(graph.nodes):
+        if does_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is operator.sub and (left := _without(*node.args)) is not None:
+            node.replace_all_uses_with(left)
+
+
+def does_nothing(node: fx.Node) -> bool:
+    """Whether a call returns what it is given: `mask.bool()` of booleans, `x[:, 0:]`."""
+    if node.op == "placeholder" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    value = VALUE.get(node.args[0])
+    if node.target == "bool" and node.op == "call_method":
+        return isinstance(value, torch.Tensor) and value.dtype == torch.bool
+    if node.target is operator.getitem and isinstance(value, torch.Tensor):
+        return takes_all(node.args[1])
+    return False
+
+
+def takes_all(index: Any) -> bool:
+    """Whether an index takes all of a tensor, as it is."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(
+        isinstance(p, slice) and p.start in (None, 0) and p.stop is None and p.step is None
+        for p in parts
+    )
+
+
+def _without(total: Any, part: Any) -> fx.Node | None:
+    """Writes `a + b - a`, of sizes, as `b`."""
+    if not (isinstance(total, fx.Node) and total.target is operator.add and _is_scalar(total)):
+        return None
+    for one, other in (total.args, total.args[::-1]):
+        if one is part and isinstance(other, fx.Node):
+            return other
+    return None
 
 
 def _replace(graph: fx.Graph, node: fx.Node, known: tuple[Any, Any]) -> None:
@@ -61,7 +98,7 @@ def _known_size(tensor: fx.Node, dim: int, units: Sequence[nn.Module]) -> tuple[
     found: tuple[Any, Any] | None = None
     current, at = tensor, dim
     while True:
-        step = _origin(current, at, units)
+        step = origin(current, at, units)
         if step is None:
             return found
         found = step
@@ -70,7 +107,11 @@ def _known_size(tensor: fx.Node, dim: int, units: Sequence[nn.Module]) -> tuple[
         current, at = step
 
 
-def _origin(node: fx.Node, dim: int, units: Sequence[nn.Module]) -> tuple[Any, Any] | None:
+def origin(node: fx.Node, dim: int, units: Sequence[nn.Module]) -> tuple[Any, Any] | None:
+    """Where the size of a tensor was known before: a tensor and a dimension, or a size and None."""
+    if node.target in _FILLED and isinstance(node.args[0], (tuple, list)):
+        size = node.args[0][dim]
+        return (size, None) if is_size(size) or _is_scalar(size) else None
     if not node.args or not isinstance(node.args[0], fx.Node):
         return None
     source = node.args[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 WIDTH = 100
@@ -15,6 +16,9 @@ def wrap(line: str, width: int) -> list[str]:
     pairs = _brackets(line)
     if not pairs:
         return [line]
+    if (sum_ := _sum(line)) and all(_is_subscript(line, start) for start, _ in pairs):
+        head, terms = sum_
+        return [f"{head}(", *(f"    {term}" for term in terms), ")"]
     for start, stop in pairs:
         head, tail = line[: start + 1], line[stop:]
         if max(len(head), len(tail)) <= width:
@@ -24,6 +28,19 @@ def wrap(line: str, width: int) -> list[str]:
         return [*wrap(first, width), *wrap(loop + rest, width)]
     start, stop = pairs[0]
     return [line[: start + 1], *_inside(line[start + 1 : stop], width - 4), line[stop:]]
+
+
+def _is_subscript(line: str, start: int) -> bool:
+    return line[start] == "[" and re.search(r"[\w)\]]$", line[:start]) is not None
+
+
+def _sum(line: str) -> tuple[str, list[str]] | None:
+    """`x = ` and the terms of a sum behind it."""
+    name, assigned, _ = line.partition(" = ")
+    head = f"{name} = " if assigned and name.isidentifier() else ""
+    head = "return " if line.startswith("return ") else head
+    terms = _at_operators(line[len(head) :]) if head else []
+    return (head, terms) if len(terms) > 1 else None
 
 
 def _inside(inner: str, width: int) -> list[str]:

@@ -73,6 +73,7 @@ class VitrewriteError(Exception):
         notes: further lines, such as the values that would be valid.
         suggestion: a near name, or what to do.
         shell: what to do at a command line, where that is something else than in Python.
+        measured: the value that was found, where a claim or check does not hold.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class VitrewriteError(Exception):
         notes: Sequence[str] = (),
         suggestion: str | None = None,
         shell: str | None = None,
+        measured: Any = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -92,6 +94,7 @@ class VitrewriteError(Exception):
         self.notes = tuple(notes)
         self.suggestion = suggestion
         self.shell = shell or suggestion
+        self.measured = measured
 
     def render(self, *, shell: bool = False) -> str:
         """The error as a user reads it: place, code, message, source line, notes, help.
@@ -108,6 +111,27 @@ class VitrewriteError(Exception):
             lines.append(f"  help: {help_}")
         # A terminal takes no lone surrogates, and obeys control characters.
         return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", "\n".join(lines))
+
+    def to_json(self, *, shell: bool = False) -> dict[str, Any]:
+        """The error as data, with every key: None for what it does not have.
+
+        Args:
+            shell: whether the user is at a command line.
+        """
+        span = self.span
+        return {
+            "code": self.code,
+            "text": self.message,
+            "file": span and span.file,
+            "line": span and span.line,
+            "column": span and span.column,
+            "end_line": span and span.end_line,
+            "end_column": span and span.end_column,
+            "source": span and span.text,
+            "notes": list(self.notes),
+            "help": self.shell if shell else self.suggestion,
+            "measured": self.measured,
+        }
 
     def __str__(self) -> str:
         return self.render()
@@ -176,6 +200,11 @@ class ErrorList(VitrewriteError):  # noqa: N818 - several of them
         self.errors = tuple(errors)
         first = self.errors[0]
         super().__init__(first.code, first.message, span=first.span)
+
+    def to_json(self, *, shell: bool = False) -> dict[str, Any]:
+        """The first one, with all of them under `errors`."""
+        found = [error.to_json(shell=shell) for error in self.errors]
+        return {**found[0], "errors": found}
 
     def render(self, *, shell: bool = False) -> str:
         """All errors, one after the other."""

@@ -24,12 +24,14 @@ from ..rewrite.weights import weighted
 from ..storage.tensors import check_finite, read_tensors
 from ..text import first_line, listing
 from ..tracing import inputs, trace
+from ..tracing.about import about, tell
 from .base import load_base
 from .delta import load_delta
 from .gates import open_as
 from .identity import fingerprint
 from .lock import DELTA, ORIGINALS, PROGRAM, WEIGHTS, Folder
 from .originals import unlowered_state
+from .usage import PREPROCESSING, Usage
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,11 @@ class Loader:
             return None, load_base(self.folder, state, whole=whole)
         original = self._built(state)
         example = inputs.stated_input(original, self.folder.lock.get("input"))
-        return original, trace(original, example)
+        base = trace(original, example)
+        if self.folder.has(PREPROCESSING):  # what was told of the images is in no code
+            usage = Usage.from_json(self.folder.json(PREPROCESSING))
+            tell(base, pretrained_cfg={**(about(base).pretrained_cfg or {}), **usage.record})
+        return original, base
 
     def _built(self, state: Mapping[str, torch.Tensor] | None) -> nn.Module:
         """The model by name, where the folder does not have all of it."""

@@ -29,6 +29,8 @@ from .delta import save_delta
 from .gates import opened
 from .identity import fingerprint
 from .lock import DELTA, ORIGINALS, WEIGHTS, lock_text
+from .readme import docstring_lines, readme
+from .usage import PREPROCESSING, Usage
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -94,7 +96,10 @@ def _write_all(
     from ..report.picture import picture
     from .originals import save_originals
 
+    usage = Usage.of(rewritten)
     texts = {
+        "README.md": readme(rewritten, usage, weights=weights),
+        **({PREPROCESSING: json_text(usage.to_json())} if usage is not None else {}),
         "model.py": source,
         "test_model.py": test_text(rewritten),
         "report.json": json_text(rewritten.report),
@@ -187,8 +192,8 @@ def model_text(rewritten: Rewritten) -> str:
     title = f"{rewritten.model_name} {what} {rewritten.spec.name}, written by vitrewrite."
     names = [n for n, _ in module.named_parameters()]
     spec = "\n".join(f"    {line}".rstrip() for line in str(rewritten.spec).strip().splitlines())
-    chosen = patterns(trained, names)
-    story = spec or "    No clauses."
+    chosen, usage = patterns(trained, names), Usage.of(rewritten)
+    story = "\n\n".join(filter(None, (spec or "    No clauses.", docstring_lines(usage))))
     stated = inputs.statement(module, rewritten.result.example)
     source = rewritten.source
     printed: Any = getattr(module, "printed", None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vitrewrite.errors import Span, SpecError
+from vitrewrite.text import brief
 
 from .conditions import Compare, Condition
 from .declarations import Include, Let, Param, written
@@ -277,6 +278,9 @@ class Spec:
         groups = (model, map(str, self.clauses), map(str, self.requires), tune)
         blocks = ("\n".join(lines) for lines in groups)
         return "\n\n".join(block for block in blocks if block) + "\n"
+
+    def __repr__(self) -> str:
+        return brief(f"# {self.name}\n{self}".rstrip())
 
     @property
     def absent_json(self) -> dict[str, Any]:

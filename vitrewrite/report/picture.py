@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from ..anatomy.decoder import DecoderLayer
 from ..anatomy.sites import Block
 from ..emission.file import render
+from ..rewrite.compilation import Compilation
 from ..tracing.unit import Unit
 
 if TYPE_CHECKING:
+    from ..anatomy.sites import Anatomy
     from ..rewrite.rewritten import Rewritten
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#000000")
@@ -44,7 +46,7 @@ class Column:
     cells: tuple[Cell, ...]
 
 
-def picture(rewritten: Rewritten) -> str:
+def picture(rewritten: Rewritten | Compilation) -> str:
     """The SVG: one column per block, one cell per layer, a colour per clause."""
     touched: dict[str, tuple[str, ...]] = {}
     legend = []
@@ -54,11 +56,7 @@ def picture(rewritten: Rewritten) -> str:
         for role in step.sites:
             touched[role] = (*touched.get(role, ()), colour)
     tokens = rewritten.measures.tokens
-    columns = []
-    for place, block in enumerate(rewritten.result.anatomy.blocks):
-        count = tokens[place] if place < len(tokens) else None
-        cells = tuple(_cells(block, touched))
-        columns.append(Column(str(block.index), block.stage, str(count or ""), cells))
+    columns = _columns(rewritten.result.anatomy, touched, tokens)
     head = next((c[0] for r, c in touched.items() if r.startswith("head")), None)
     layers = list(_layers(rewritten, touched))
     return render(
@@ -69,11 +67,39 @@ def picture(rewritten: Rewritten) -> str:
         tall=_tall(columns),
         layers=layers,
         layers_tall=_tall(layers),
-        title=f"{rewritten.model_name}: {rewritten.spec.name}",
+        title=f"{_model(rewritten)}: {rewritten.spec.name}",
     )
 
 
-def _layers(rewritten: Rewritten, touched: Mapping[str, tuple[str, ...]]) -> Iterator[Column]:
+def picture_of_blocks(anatomy: Anatomy, title: str) -> str:
+    """The SVG of a model that nothing was done to."""
+    columns = _columns(anatomy, {}, ())
+    return render(
+        "graph.svg.jinja", columns=columns, legend=[], head=None, tall=_tall(columns), layers=[],
+        layers_tall=_tall([]), title=title,
+    )  # fmt: skip
+
+
+def _model(made: Rewritten | Compilation) -> str:
+    """What it was made from, as it was named."""
+    return made.model if isinstance(made, Compilation) else made.model_name
+
+
+def _columns(
+    anatomy: Anatomy, touched: Mapping[str, tuple[str, ...]], tokens: Sequence[int | None]
+) -> list[Column]:
+    """A column for each block."""
+    found = []
+    for place, block in enumerate(anatomy.blocks):
+        count = tokens[place] if place < len(tokens) else None
+        cells = tuple(_cells(block, touched))
+        found.append(Column(str(block.index), block.stage, str(count or ""), cells))
+    return found
+
+
+def _layers(
+    rewritten: Rewritten | Compilation, touched: Mapping[str, tuple[str, ...]]
+) -> Iterator[Column]:
     """The layers of a decoder, with bars for the clauses about all of it."""
     decoder = rewritten.result.anatomy.decoder
     if decoder is None:
@@ -90,7 +116,7 @@ def _layers(rewritten: Rewritten, touched: Mapping[str, tuple[str, ...]]) -> Ite
         yield Column(str(layer.index), layer.level, scale, tuple(cells))
 
 
-def _bars(rewritten: Rewritten, layer: DecoderLayer) -> Iterator[str]:
+def _bars(rewritten: Rewritten | Compilation, layer: DecoderLayer) -> Iterator[str]:
     """The colours of clauses about the decoder: one that adds layers is about these."""
     inserted = rewritten.result.editor.insertions
     for step in rewritten.result.steps:

@@ -12,12 +12,12 @@ import torch
 from ..anatomy.decoder import Decoder
 from ..anatomy.sites import Place
 from ..data import Preprocessing
+from ..data.labels import class_names, named
 from ..editing.taps import WeightsTap, observe
 from ..errors import MatchError, UsageError
 from ..rewrite.rewritten import Rewritten
 from ..tasks.choice import coarsest_strides
 from ..tasks.queries import CLASSES, MASKS, semantic
-from ..tracing.about import about
 from ..tracing.guards import check_input
 from .canvas import INK, PALE, Canvas, edges, heat, palette, resized
 
@@ -99,7 +99,7 @@ class SegmentationPicture:
             title=f"{rewritten.spec.name} on {rewritten.model_name}, weights {_weights(rewritten)}",
             image=image,
             labels=semantic(classes, masks, size).argmax(0),
-            names=class_names(rewritten, shares.shape[-1]),
+            names=_names(rewritten, shares.shape[-1]),
             query=chosen,
             belief=(best, float(shares[chosen, best])),
             mask=resized(masks[chosen][None].float(), size)[0].sigmoid(),
@@ -229,11 +229,10 @@ def decoder_of(rewritten: Rewritten) -> Decoder:
     return decoder
 
 
-def class_names(rewritten: Rewritten, count: int) -> tuple[str, ...]:
-    """What the model's configuration calls its classes; else their numbers."""
-    known: Mapping[int, str] = getattr(about(rewritten.base).config, "id2label", {})
-    names = (str(known.get(k, k)) for k in range(count))
-    return tuple(f"class {k}" if n in (str(k), f"LABEL_{k}") else n for k, n in enumerate(names))
+def _names(rewritten: Rewritten, count: int) -> tuple[str, ...]:
+    """What the model's data or configuration call its classes; else their numbers."""
+    names = class_names(rewritten.base, count)
+    return tuple(named(names, k) for k in range(count))
 
 
 def _weights(rewritten: Rewritten) -> str:

@@ -20,6 +20,7 @@ from ..language.settings import FEATURES
 from ..models.request import Request
 from ..sensitivity import Allocation
 from ..sensitivity.profile import Profile
+from ..text import Pictured, brief
 from ..tracing.inputs import example_of_one
 from ..tracing.unit import bare, checkpointed, on_meta
 from .aims import Aim, met
@@ -36,7 +37,7 @@ from .text import plan_text
 
 
 @dataclass(frozen=True)
-class Compilation:
+class Compilation(Pictured):
     """What a spec changes in a model, clause by clause, and what that costs.
 
     Attributes:
@@ -203,6 +204,9 @@ class Compilation:
 
     def __str__(self) -> str:
         return plan_text(self)
+
+    def __repr__(self) -> str:
+        return brief(str(self))
 
 
 def run(root: nn.Module) -> Propagation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,17 +17,32 @@ from ..editing.measure import Propagation
 from ..emission.source import Source
 from ..errors import RewriteError
 from ..language.model import Spec
+from ..text import Pictured, brief, plural
 from ..tracing.unit import checkpointed
 from .architecture import architecture
 from .choosing import BlockChoice
 from .claims import Verdict
 from .engine import Rewrite
 from .measures import Measures
+from .text import rewritten_text
 from .unlowering import key_map
 
 
+class Tensors(dict[str, torch.Tensor]):
+    """Tensors by name, which a prompt shows by their shapes; pickled, they are an OrderedDict."""
+
+    def __repr__(self) -> str:
+        count = sum(tensor.numel() for tensor in self.values())
+        lines = [f"{plural(len(self), 'tensor')}, {count:,} numbers"]
+        return brief("\n".join([*lines, *(f"  {n}: {[*t.shape]}" for n, t in self.items())]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Of the types that torch loads as data, dict itself cannot be named.
+        return OrderedDict, (), None, None, iter(self.items())
+
+
 @dataclass
-class Rewritten:
+class Rewritten(Pictured):
     """What `apply` and `lower` return.
 
     Attributes:
@@ -60,6 +76,12 @@ class Rewritten:
     unlowered: Rewritten | None = field(default=None, repr=False)
     errors: Callable[[Rewritten], dict[str, Any]] | None = field(default=None, repr=False)
     original: nn.Module | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return rewritten_text(self)
+
+    def __repr__(self) -> str:
+        return brief(str(self))
 
     @property
     def spec(self) -> Spec:
@@ -120,7 +142,7 @@ class Rewritten:
         The tensors of a pass are named and shaped as its card has them; they share memory with
         the module, so writing to one changes the model.
         """
-        found: dict[str, torch.Tensor] = {}
+        found = Tensors()
         for name, tensor in self._delta():
             if name in found:
                 raise RewriteError("VR405", f"the delta has two tensors called '{name}'")

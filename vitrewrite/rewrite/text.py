@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .compilation import Compilation
     from .measures import Measures
     from .order import Order
+    from .rewritten import Rewritten
     from .step import Step
 
 _MARKS = {True: "ok", False: "FAILS", None: "open"}
@@ -38,6 +39,21 @@ def plan_text(plan: Compilation) -> str:
         *feature_lines(plan.features),
         *claim_lines(plan.claims),
         *(f"warning: {warning}" for warning in plan.warnings),
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def rewritten_text(rewritten: Rewritten) -> str:
+    """What a rewritten model is: its clauses, counts and claims."""
+    state = ["lowered"] * rewritten.lowered + ["trained"] * rewritten.trained
+    name = f"{rewritten.spec.name} on {rewritten.model_name}, weights {rewritten.weights}"
+    lines = [
+        ", ".join([name, *state]),
+        "",
+        *clause_lines(rewritten.result.steps),
+        "",
+        *measure_lines(rewritten.measures),
+        *claim_lines(rewritten.claims),
     ]
     return "\n".join(line.rstrip() for line in lines)
 

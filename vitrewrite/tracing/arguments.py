@@ -12,7 +12,8 @@ from ..text import a_or_an, shown
 from . import tree
 from .about import about, is_root
 from .inputs import as_arguments
-from .notes import ARGUMENT
+from .notes import ARGUMENT, PART
+from .packing import places
 
 if TYPE_CHECKING:
     from .frame import Frame
@@ -35,10 +36,13 @@ def bind_arguments(frame: Frame, module: nn.Module, args: Any, kwargs: Any) -> N
     caller = frame.recorder.caller
     for name, value in named(module, args, kwargs).items():
         found = list(tree.passed(caller, value))
+        parts = [] if name == "args" else list(places(value))
         for i, leaf in enumerate(found):
             plain = "x" if name in ("args", "input", "inputs") else name
             node = frame.placeholder(plain if len(found) == 1 else f"{plain}_{i}", leaf)
             ARGUMENT.put(node, plain)
+            if len(found) == len(parts) > 1:
+                PART.put(node, parts[i])
 
 
 def in_order(module: nn.Module, args: Any, kwargs: Any) -> Any:

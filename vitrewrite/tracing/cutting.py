@@ -204,6 +204,8 @@ def _unpacked(graph: fx.Graph, found: Seam) -> dict[fx.Node, fx.Node]:
         return {nodes[0]: given}
     given = graph.placeholder("features")
     HINT.put(given, "features")
+    if kind != "dict":
+        ARITY.put(given, RESULT.of(nodes[0])[2] if found.as_marked else len(nodes))
     mapping = {}
     for i, node in enumerate(nodes):
         key = RESULT.of(node)[1] if found.as_marked else i

@@ -15,7 +15,7 @@ from . import places
 from .dtypes import same_as
 from .escapes import bring
 from .nodes import add, after_inputs, attribute_of
-from .notes import ARGUMENT, HINT, VALUE
+from .notes import ARGUMENT, ARITY, HINT, LISTED, VALUE
 from .numbers import Int, Tracked, make
 from .witness import IMAGE
 
@@ -43,6 +43,7 @@ class Frame:
         self.reads: list[tuple[Any, fx.Node, str]] = []  # dtypes and devices that were read
         self.assignments: dict[str, Any] = {}  # relative path -> template of what was called
         self.hinted: set[int] = set()
+        self.listed: dict[int, int] = {}  # how many items lists had whose names were taken
         self.decisions = decisions  # answers to the first questions about values of tensors
         self.parent: Frame | None = recorder.frames[-1] if recorder.frames else None
         self.calls: list[tuple[fx.Node, Frame]] = []  # what was traced when it was called here
@@ -208,6 +209,8 @@ class Frame:
     def hint(self, names: dict[str, Any]) -> None:
         """Takes names for nodes from the local variables of a running forward."""
         for name, value in names.items():
+            if type(value) in (list, tuple):
+                self._hint_items(name, value)
             if type(value) in _NEVER_NODES or id(value) in self.hinted:
                 continue
             if not isinstance(value, (torch.Tensor, Tracked)):
@@ -220,6 +223,28 @@ class Frame:
                 self.hinted.add(id(value))
             elif isinstance(value, Tracked) and value.frame is self:
                 value.hint = value.hint or name
+
+    def _hint_items(self, name: str, values: Any) -> None:
+        """Takes the name of a list for what is in it."""
+        if self.listed.get(id(values)) == len(values):
+            return
+        self.listed[id(values)] = len(values)
+        self._hint_whole(name, values)
+        for value in values:
+            parts = value if type(value) is tuple else (value,)
+            for part in parts:
+                node = self.nodes.get(id(part))
+                if isinstance(part, (torch.Tensor, Tracked)) and node is not None:
+                    LISTED.keep(node, name)
+
+    def _hint_whole(self, name: str, values: Any) -> None:
+        """Takes the name of a tuple for the call that returned all of it."""
+        nodes = [self.nodes.get(id(value)) for value in values]
+        owner = nodes[0].args[0] if nodes and nodes[0] is not None and nodes[0].args else None
+        if isinstance(owner, fx.Node) and ARITY.get(owner) == len(nodes):
+            whole = [(owner, i) for i in range(len(nodes))]
+            if [n is not None and n.target is operator.getitem and n.args for n in nodes] == whole:
+                HINT.keep(owner, name)
 
 
 _NEVER_NODES = frozenset({int, float, bool, str, tuple, list, dict, type(None)})

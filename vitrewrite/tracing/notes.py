@@ -57,11 +57,13 @@ class Note(Generic[T]):
 # Written while tracing, read by every stage.
 VALUE: Note[Any] = Note("val")  # the value on meta tensors; a size stays a number that is tracked
 HINT: Note[Any] = Note("hint")  # its name in the source, or that a verb gave
+LISTED: Note[str] = Note("listed")  # the name in the source of a list that it is in
 ARITY: Note[int] = Note("arity")  # of a call that returns a tuple: how many values
 GUARD: Note[frozenset[int]] = Note("guard")  # of a check: the witnesses that it depends on
 OWN_FIRST: Note[bool] = Note("own")  # of a choice of sizes: whether the model's own is first
 OUTCOME: Note[bool] = Note("outcome")  # of a decision on sizes: how it fell under the example
 ARGUMENT: Note[Any] = Note("argument")  # of a constant handed to a unit: its value, or "given"
+PART: Note[tuple[int, ...]] = Note("part")  # of an input: where in a tuple that is one argument
 ENTRY: Note[str] = Note("entry")  # of what belongs to the second half: the entry that it is
 RESULT: Note[tuple[str, Any, int]] = Note("result")  # how an entry yields it; which; of how many
 
@@ -82,6 +84,7 @@ CALLEE: Note[str] = Note("callee")  # the text of what is called
 PLACE: Note[tuple[Any, int]] = Note("place")  # of a child in a list: the list, and which it is
 CHILD: Note[int] = Note("child")  # of a call in a loop: which child of the turn's owner
 OTHER: Note[Any] = Note("other")  # of a call in a loop over several owners: the first turn's
+TAKEN_AS: Note[tuple[str, ...]] = Note("taken")  # of a call: names of what it is handed there
 ASSIGNED: Note[bool] = Note("assigned")  # printed as a statement of its own
 OPTIONAL: Note[bool] = Note("optional")  # of an input: some modules of the class are not given it
 POSITION: Note[int] = Note("position")  # its number among a skeleton's nodes

@@ -13,6 +13,7 @@ from ..errors import UsageError
 from . import walk
 from .kept import keeping, kept_buffers
 from .leaves import is_inserted
+from .packing import PLAIN, Packing
 from .template import Template
 
 
@@ -29,9 +30,11 @@ class Unit(nn.Module):
         kept: its buffers that no cast makes less exact.
         checkpointing: whether, in training, it is computed again in backward.
         printed: of a class that is printed, its source.
+        packing: of a class that is printed, which inputs its forward takes as one.
     """
 
     printed: ClassVar[object] = None
+    packing: ClassVar[Packing] = PLAIN
     template: Template | None
     kind: str
     settings: dict[str, int | float]
@@ -129,7 +132,10 @@ def run_node(node: fx.Node, module: nn.Module, values: dict[fx.Node, Any]) -> An
     args = fx.node.map_arg(node.args, lambda n: values[n])
     kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
     if node.op == "call_module":
-        return module.get_submodule(str(node.target))(*args, **kwargs)
+        child = module.get_submodule(str(node.target))
+        if isinstance(child, Unit) and child.packing:
+            args = child.packing.packed(args)
+        return child(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)

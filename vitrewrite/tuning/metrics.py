@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..disk import reported
-from ..text import giga
+from ..text import EveryMinute, giga
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -41,7 +41,7 @@ class Metrics:
     Args:
         path: the file; lines after the last checkpoint are taken out of it.
         task: whose figure the table shows.
-        live: whether there may be a table.
+        live: whether there may be a table, or without a terminal a line a minute.
         log: gets the same numbers, with the number of the step over all phases.
     """
 
@@ -58,6 +58,7 @@ class Metrics:
         self.rows: list[tuple[str, ...]] = []
         shows = main and live and sys.stderr.isatty()
         self.table: Live | None = _live(task.metric) if shows else None
+        self.told = EveryMinute() if main and live and not shows else None
         self.images, self.since = 0, time.perf_counter()
 
     def __enter__(self) -> Metrics:
@@ -73,7 +74,8 @@ class Metrics:
     def progress(self) -> Iterator[Callable[[str, float], None]]:
         """A bar in place of the table; told what is done, and which share of it is."""
         if self.table is None:
-            yield lambda what, share: None
+            told = self.told
+            yield lambda what, share: told.tell(f"{share:4.0%}  {what}") if told else None
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -127,6 +129,8 @@ class Metrics:
 
     def _show(self, line: dict[str, Any]) -> None:
         if self.table is None:
+            if self.told:
+                self.told.tell(_in_words(line, self.task.metric))
             return
         rates = line.get("rates", {})
         row = (
@@ -143,6 +147,15 @@ class Metrics:
             self.rows.pop()
         self.rows = [*self.rows, row][-_ROWS:]
         self.table.update(_table(self.rows, self.task.metric), refresh=True)
+
+
+def _in_words(line: dict[str, Any], metric: str) -> str:
+    """What a line of the table says, for a log."""
+    found = [line["phase"], f"epoch {line['epoch']:.2f}", f"step {line['step']}"]
+    found += [f"loss {line['loss']:.4f}"] if "loss" in line else []
+    found += [f"{metric} {line[metric]:.2%}"] if metric in line else []
+    speed = "images_per_second"
+    return ", ".join([*found, *([f"{line[speed]:.0f} images/s"] if speed in line else [])])
 
 
 def _numbers(event: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:

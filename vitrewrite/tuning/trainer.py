@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data import Data, Preprocessing, open_data
+from ..data.labels import name_classes
 from ..data.seeding import mixed, restored, seed_all
 from ..language.settings import Settings
 from ..models.records import state
@@ -68,6 +69,8 @@ def tune(
         wanted_images = Preprocessing.of(rewritten.base, settings)
         opened = open_data(data, wanted_images) if isinstance(data, str) else data
         task = task_for(opened, rewritten.module, rewritten.result.anatomy)
+        for root in (rewritten.base, rewritten.module):
+            name_classes(root, opened.classes, whole=opened.train.source.symbols)
         check_stitches(rewritten, settings, engine)
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten, settings))
         run.phases = phases(run)

@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import VerifyError
 
+_STATES = {True: "ok", False: "FAILS", None: "open"}
+
 
 @dataclass(frozen=True)
 class Check:
@@ -25,6 +27,9 @@ class Check:
         shown = f"{self.measured:.3g}" if isinstance(self.measured, float) else str(self.measured)
         return f"{self.name}: {shown}" + (f" ({self.note})" if self.note else "")
 
+    def __repr__(self) -> str:
+        return f"<{_STATES[self.holds]} {self}>"
+
     def to_json(self) -> dict[str, Any]:
         """The check as data."""
         return {
@@ -33,4 +38,5 @@ class Check:
 
     def error(self) -> VerifyError:
         """The failed check as an error."""
-        return VerifyError("VR503", f"{self.name}: measured {self.measured}", notes=[self.note])
+        message = f"{self.name}: measured {self.measured}"
+        return VerifyError("VR503", message, notes=[self.note], measured=self.measured)

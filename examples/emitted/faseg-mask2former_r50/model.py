@@ -8,6 +8,11 @@
 
     require params == 50564759
     require macs within 0.1% of 69337000000
+
+Takes images 3x512x512 (other sizes too, in multiples of 32), RGB; resized to 512x512
+(bilinear); values from 0 to 1, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225) (a
+default: the model does not say). Returns masks with scores of 150 classes, whose names are not
+known.
 """
 
 import math
@@ -270,28 +275,11 @@ class Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(nn.Module):
         attention_mask,
         position_embeddings,
         reference_points,
-        spatial_shapes_list_0,
-        spatial_shapes_list_1,
-        spatial_shapes_list_2,
-        spatial_shapes_list_3,
-        spatial_shapes_list_4,
-        spatial_shapes_list_5,
+        spatial_shapes_list,
     ):
         batch_size, size1, _ = hidden_states.shape
         y = hidden_states + position_embeddings
         num_queries = y.shape[1]
-        if not (
-            spatial_shapes_list_0 * spatial_shapes_list_1
-            + spatial_shapes_list_2 * spatial_shapes_list_3
-            + spatial_shapes_list_4 * spatial_shapes_list_5
-            == size1
-        ):
-            raise ValueError(
-                "captured for sizes where spatial_shapes_list_0 * spatial_shapes_list_1 + "
-                "spatial_shapes_list_2 * spatial_shapes_list_3 + spatial_shapes_list_4 * "
-                "spatial_shapes_list_5 == hidden_states.shape[1], got "
-                f"{size1}"
-            )
         value = self.value_proj(hidden_states)
         value = value.masked_fill(attention_mask[..., None], 0.0)
         value = value.view(batch_size, size1, 8, 32)
@@ -302,51 +290,30 @@ class Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(nn.Module):
             batch_size, num_queries, 8, 3, 4
         )
         offset_normalizer = torch.tensor(
-            [
-                [spatial_shapes_list_1, spatial_shapes_list_0],
-                [spatial_shapes_list_3, spatial_shapes_list_2],
-                [spatial_shapes_list_5, spatial_shapes_list_4],
-            ],
+            [[width, height] for height, width in spatial_shapes_list],
             dtype=torch.int64,
             device=reference_points.device,
         )
-        y = reference_points[:, :, None, :, None, :]
-        z = offset_normalizer[None, None, None, :, None, :]
-        sampling_locations = y + sampling_offsets / z
+        sampling_locations = (
+            reference_points[:, :, None, :, None, :]
+            + sampling_offsets / offset_normalizer[None, None, None, :, None, :]
+        )
         _, num_queries, num_heads, num_levels, num_points, _ = sampling_locations.shape
-        y, z, y2 = value.split(
-            [
-                spatial_shapes_list_0 * spatial_shapes_list_1,
-                spatial_shapes_list_2 * spatial_shapes_list_3,
-                spatial_shapes_list_4 * spatial_shapes_list_5,
-            ],
-            dim=1,
-        )
+        value_list = value.split([height * width for height, width in spatial_shapes_list], dim=1)
         sampling_grids = sampling_locations * 2 - 1
-        value_l_ = y.flatten(2).transpose(1, 2).reshape(
-            batch_size * num_heads, hidden_dim, spatial_shapes_list_0, spatial_shapes_list_1
-        )
-        y = sampling_grids[:, :, :, 0]
-        sampling_grid_l_ = y.transpose(1, 2).flatten(0, 1)
-        sampling_value_l_ = F.grid_sample(value_l_, sampling_grid_l_, align_corners=False)
-        value_l_ = z.flatten(2).transpose(1, 2).reshape(
-            batch_size * num_heads, hidden_dim, spatial_shapes_list_2, spatial_shapes_list_3
-        )
-        y = sampling_grids[:, :, :, 1]
-        sampling_grid_l_ = y.transpose(1, 2).flatten(0, 1)
-        y = F.grid_sample(value_l_, sampling_grid_l_, align_corners=False)
-        value_l_ = y2.flatten(2).transpose(1, 2).reshape(
-            batch_size * num_heads, hidden_dim, spatial_shapes_list_4, spatial_shapes_list_5
-        )
-        z = sampling_grids[:, :, :, 2]
-        sampling_grid_l_ = z.transpose(1, 2).flatten(0, 1)
-        z = F.grid_sample(value_l_, sampling_grid_l_, align_corners=False)
         attention_weights = attention_weights.transpose(1, 2).reshape(
             batch_size * num_heads, 1, num_queries, num_levels * num_points
         )
-        output = (
-            torch.stack([sampling_value_l_, y, z], dim=-2).flatten(-2) * attention_weights
-        ).sum(-1).view(batch_size, num_heads * hidden_dim, num_queries)
+        sampling_value_list = []
+        for i, (value, (height, width)) in enumerate(zip(value_list, spatial_shapes_list)):
+            value_l = value.flatten(2).transpose(1, 2).reshape(
+                batch_size * num_heads, hidden_dim, height, width
+            )
+            sampling_grid_l = sampling_grids[:, :, :, i].transpose(1, 2).flatten(0, 1)
+            sampling_value_l = F.grid_sample(value_l, sampling_grid_l, align_corners=False)
+            sampling_value_list.append(sampling_value_l)
+        y = torch.stack(sampling_value_list, dim=-2).flatten(-2) * attention_weights
+        output = y.sum(-1).view(batch_size, num_heads * hidden_dim, num_queries)
         return self.output_proj(output.transpose(1, 2).contiguous())
 
 
@@ -367,24 +334,14 @@ class Mask2FormerPixelDecoderEncoderLayer(nn.Module):
         attention_mask,
         position_embeddings,
         reference_points,
-        spatial_shapes_list_0,
-        spatial_shapes_list_1,
-        spatial_shapes_list_2,
-        spatial_shapes_list_3,
-        spatial_shapes_list_4,
-        spatial_shapes_list_5,
+        spatial_shapes_list,
     ):
         self_attn = self.self_attn(
             hidden_states,
             attention_mask,
             position_embeddings,
             reference_points,
-            spatial_shapes_list_0,
-            spatial_shapes_list_1,
-            spatial_shapes_list_2,
-            spatial_shapes_list_3,
-            spatial_shapes_list_4,
-            spatial_shapes_list_5,
+            spatial_shapes_list,
         )
         hidden_states = hidden_states + self_attn
         hidden_states = self.self_attn_layer_norm(hidden_states)
@@ -406,57 +363,20 @@ class Mask2FormerPixelDecoderEncoderOnly(nn.Module):
         self.layers = nn.ModuleList(Mask2FormerPixelDecoderEncoderLayer() for _ in range(6))
 
     def forward(
-        self,
-        inputs_embeds,
-        attention_mask,
-        position_embeddings,
-        spatial_shapes_list_0,
-        spatial_shapes_list_1,
-        spatial_shapes_list_2,
-        spatial_shapes_list_3,
-        spatial_shapes_list_4,
-        spatial_shapes_list_5,
-        valid_ratios,
+        self, inputs_embeds, attention_mask, position_embeddings, spatial_shapes_list, valid_ratios
     ):
         dtype = valid_ratios.dtype
         device = inputs_embeds.device
-        ref_y, ref_x = torch.meshgrid(
-            torch.linspace(
-                0.5, spatial_shapes_list_0 - 0.5, spatial_shapes_list_0, dtype=dtype, device=device
-            ),
-            torch.linspace(
-                0.5, spatial_shapes_list_1 - 0.5, spatial_shapes_list_1, dtype=dtype, device=device
-            ),
-            indexing="ij",
-        )
-        ref_y = ref_y.reshape(-1)[None] / (valid_ratios[:, None, 0, 1] * spatial_shapes_list_0)
-        ref_x = ref_x.reshape(-1)[None] / (valid_ratios[:, None, 0, 0] * spatial_shapes_list_1)
-        ref = torch.stack((ref_x, ref_y), -1)
-        ref_y, ref_x = torch.meshgrid(
-            torch.linspace(
-                0.5, spatial_shapes_list_2 - 0.5, spatial_shapes_list_2, dtype=dtype, device=device
-            ),
-            torch.linspace(
-                0.5, spatial_shapes_list_3 - 0.5, spatial_shapes_list_3, dtype=dtype, device=device
-            ),
-            indexing="ij",
-        )
-        ref_y = ref_y.reshape(-1)[None] / (valid_ratios[:, None, 1, 1] * spatial_shapes_list_2)
-        ref_x = ref_x.reshape(-1)[None] / (valid_ratios[:, None, 1, 0] * spatial_shapes_list_3)
-        y = torch.stack((ref_x, ref_y), -1)
-        ref_y, ref_x = torch.meshgrid(
-            torch.linspace(
-                0.5, spatial_shapes_list_4 - 0.5, spatial_shapes_list_4, dtype=dtype, device=device
-            ),
-            torch.linspace(
-                0.5, spatial_shapes_list_5 - 0.5, spatial_shapes_list_5, dtype=dtype, device=device
-            ),
-            indexing="ij",
-        )
-        ref_y = ref_y.reshape(-1)[None] / (valid_ratios[:, None, 2, 1] * spatial_shapes_list_4)
-        ref_x = ref_x.reshape(-1)[None] / (valid_ratios[:, None, 2, 0] * spatial_shapes_list_5)
-        z = torch.stack((ref_x, ref_y), -1)
-        reference_points = torch.cat([ref, y, z], 1)
+        reference_points_list = []
+        for i, (height, width) in enumerate(spatial_shapes_list):
+            y = torch.linspace(0.5, height - 0.5, height, dtype=dtype, device=device)
+            z = torch.linspace(0.5, width - 0.5, width, dtype=dtype, device=device)
+            ref_y, ref_x = torch.meshgrid(y, z, indexing="ij")
+            ref_y = ref_y.reshape(-1)[None] / (valid_ratios[:, None, i, 1] * height)
+            ref_x = ref_x.reshape(-1)[None] / (valid_ratios[:, None, i, 0] * width)
+            ref = torch.stack((ref_x, ref_y), -1)
+            reference_points_list.append(ref)
+        reference_points = torch.cat(reference_points_list, 1)
         reference_points = reference_points[:, :, None] * valid_ratios[:, None]
         for layer in self.layers:
             inputs_embeds = layer(
@@ -464,12 +384,7 @@ class Mask2FormerPixelDecoderEncoderOnly(nn.Module):
                 attention_mask,
                 position_embeddings,
                 reference_points,
-                spatial_shapes_list_0,
-                spatial_shapes_list_1,
-                spatial_shapes_list_2,
-                spatial_shapes_list_3,
-                spatial_shapes_list_4,
-                spatial_shapes_list_5,
+                spatial_shapes_list,
             )
         return inputs_embeds
 
@@ -496,106 +411,68 @@ class Mask2FormerPixelDecoder(nn.Module):
         self.dfpq_position_2 = ConditionalPosition(256)
         self.dfpq_position_3 = ProjectedPosition(256, 256)
 
-    def forward(self, features_0, features_1, features_2, features_3, hidden_state):
-        x = self.input_projections[0](features_3)
-        B, _, size2, size3 = x.shape
-        # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
-        position_0 = self.dfpq_position_0(x)
-        y = self.input_projections[1](features_2)
-        B2, _, size4, size5 = y.shape
-        # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
-        position_1 = self.dfpq_position_1(y)
-        z = self.input_projections[2](features_1)
-        B3, _, size6, size7 = z.shape
-        # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
-        position_2 = self.dfpq_position_2(z)
-        mask = torch.zeros((B, size2, size3), device=x.device, dtype=torch.bool)
-        _, height, width = mask.shape
-        mask2 = torch.zeros((B2, size4, size5), device=y.device, dtype=torch.bool)
-        _, height2, width2 = mask2.shape
-        mask3 = torch.zeros((B3, size6, size7), device=z.device, dtype=torch.bool)
-        _, height3, width3 = mask3.shape
-        input_embeds_flat = torch.cat(
-            [
-                x.flatten(2).transpose(1, 2),
-                y.flatten(2).transpose(1, 2),
-                z.flatten(2).transpose(1, 2),
-            ],
-            1,
-        )
+    def forward(self, features, hidden_state):
+        input_embeds_flat = []
+        masks_flat = []
+        level_pos_embed_flat = []
+        spatial_shapes_list = []
+        masks = []
+        positions = []
+        for i, (input_projection, dfpq_position, feature) in enumerate(
+            zip(
+                self.input_projections,
+                (self.dfpq_position_0, self.dfpq_position_1, self.dfpq_position_2),
+                features[:0:-1],
+            )
+        ):
+            x = input_projection(feature)
+            B, _, height, width = x.shape
+            # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
+            position = dfpq_position(x)
+            mask = torch.zeros((B, height, width), device=x.device, dtype=torch.bool)
+            y = position.flatten(2).transpose(1, 2)
+            input_embeds_flat.append(x.flatten(2).transpose(1, 2))
+            masks_flat.append(mask.flatten(1))
+            level_pos_embed_flat.append(y + self.level_embed[i].view(1, 1, -1))
+            spatial_shapes_list.append((height, width))
+            masks.append(mask)
+            positions.append(position)
+        input_embeds_flat = torch.cat(input_embeds_flat, 1)
         dtype = input_embeds_flat.dtype
-        masks_flat = torch.cat([mask.flatten(1), mask2.flatten(1), mask3.flatten(1)], 1)
-        x = position_0.flatten(2).transpose(1, 2)
-        y = position_1.flatten(2).transpose(1, 2)
-        z = position_2.flatten(2).transpose(1, 2)
-        level_pos_embed_flat = torch.cat(
-            [
-                x + self.level_embed[0].view(1, 1, -1),
-                y + self.level_embed[1].view(1, 1, -1),
-                z + self.level_embed[2].view(1, 1, -1),
-            ],
-            1,
-        )
-        valid_height = torch.sum(~mask[:, :, 0], 1)
-        valid_width = torch.sum(~mask[:, 0, :], 1)
-        valid_ratio_height = valid_height.to(dtype) / height
-        valid_ratio_width = valid_width.to(dtype) / width
-        valid_height = torch.sum(~mask2[:, :, 0], 1)
-        valid_width = torch.sum(~mask2[:, 0, :], 1)
-        y = valid_height.to(dtype) / height2
-        z = valid_width.to(dtype) / width2
-        valid_height = torch.sum(~mask3[:, :, 0], 1)
-        valid_width = torch.sum(~mask3[:, 0, :], 1)
-        valid_ratio_height2 = valid_height.to(dtype) / height3
-        valid_ratio_width2 = valid_width.to(dtype) / width3
-        valid_ratios = torch.stack(
-            [
-                torch.stack([valid_ratio_width, valid_ratio_height], -1),
-                torch.stack([z, y], -1),
-                torch.stack([valid_ratio_width2, valid_ratio_height2], -1),
-            ],
-            1,
-        )
+        masks_flat = torch.cat(masks_flat, 1)
+        level_pos_embed_flat = torch.cat(level_pos_embed_flat, 1)
+        height, width = spatial_shapes_list[0]
+        y, z = spatial_shapes_list[1]
+        valid_ratios = []
+        for mask, (height2, width2) in zip(masks, spatial_shapes_list):
+            valid_height = torch.sum(~mask[:, :, 0], 1)
+            valid_width = torch.sum(~mask[:, 0, :], 1)
+            valid_ratio_height = valid_height.to(dtype) / height2
+            valid_ratio_width = valid_width.to(dtype) / width2
+            valid_ratios.append(torch.stack([valid_ratio_width, valid_ratio_height], -1))
+        valid_ratios = torch.stack(valid_ratios, 1)
         last_hidden_state = self.encoder(
-            input_embeds_flat,
-            masks_flat,
-            level_pos_embed_flat,
-            size2,
-            size3,
-            size4,
-            size5,
-            size6,
-            size7,
-            valid_ratios,
+            input_embeds_flat, masks_flat, level_pos_embed_flat, spatial_shapes_list, valid_ratios
         )
         batch_size, size1, _ = last_hidden_state.shape
-        x, y, z = torch.split(
-            last_hidden_state,
-            [
-                size2 * size3,
-                size2 * size3 + size4 * size5 - size2 * size3,
-                size1 - (size2 * size3 + size4 * size5),
-            ],
-            dim=1,
+        encoder_output = torch.split(
+            last_hidden_state, [height * width, y * z, size1 - (height * width + y * z)], dim=1
         )
-        z = z.transpose(1, 2).view(batch_size, -1, size6, size7)
-        current_fpn = self.adapter_1(features_0)
-        _, _, size6, size7 = current_fpn.shape
-        y2 = F.interpolate(z, size=(size6, size7), mode="bilinear", align_corners=False)
-        out = current_fpn + y2
+        current_fpn = self.adapter_1(features[0])
+        _, _, size2, size3 = current_fpn.shape
+        outputs = [
+            x.transpose(1, 2).view(batch_size, -1, height3, width3)
+            for x, (height3, width3) in zip(encoder_output, spatial_shapes_list)
+        ]
+        y = F.interpolate(outputs[2], size=(size2, size3), mode="bilinear", align_corners=False)
+        out = current_fpn + y
         out = self.layer_1(out)
         # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
         return (
-            (
-                x.transpose(1, 2).view(batch_size, -1, size2, size3),
-                y.transpose(1, 2).view(batch_size, -1, size4, size5),
-                z,
-            ),
+            tuple(outputs),
             self.mask_projection(out),
             out,
-            position_0,
-            position_1,
-            position_2,
+            *positions,
             self.dfpq_position_3(hidden_state),
         )
 
@@ -607,11 +484,11 @@ class Mask2FormerPixelLevelModule(nn.Module):
         self.decoder = Mask2FormerPixelDecoder()
 
     def forward(self, pixel_values):
-        y, hidden_state = self.encoder(pixel_values)
-        z, y2, out, position_0, position_1, position_2, position_3 = self.decoder(
-            y[0], y[1], y[2], y[3], hidden_state
+        features, hidden_state = self.encoder(pixel_values)
+        y, z, out, position_0, position_1, position_2, position_3 = self.decoder(
+            features, hidden_state
         )
-        return y[3], y2, z, out, position_0, position_1, position_2, position_3
+        return features[3], z, y, out, position_0, position_1, position_2, position_3
 
 
 class Mask2FormerAttention(nn.Module):
@@ -627,7 +504,7 @@ class Mask2FormerAttention(nn.Module):
         hidden_states = hidden_states.permute(1, 0, 2)
         position_embeddings = query_position.permute(1, 0, 2)
         y = hidden_states + position_embeddings
-        query_states = self.q_proj(y) * 0.1767766952966369
+        query_states = self.q_proj(y) * 32**-0.5
         tensor = self.k_proj(y)
         key_states = tensor.view(batch_size, -1, 8, 32).transpose(1, 2).contiguous()
         tensor = self.v_proj(hidden_states)
@@ -638,20 +515,10 @@ class Mask2FormerAttention(nn.Module):
         source_len = key_states.shape[1]
         value_states = value_states.view(batch_size * 8, -1, 32)
         attn_weights = torch.bmm(query_states, key_states.transpose(1, 2))
-        if not (attn_weights.shape[0] == batch_size * 8):
-            raise ValueError(
-                "captured for sizes where attn_weights.shape[0] == batch_size * 8, got "
-                f"{attn_weights.shape[0]} and {batch_size * 8}"
-            )
         attn_weights = F.softmax(attn_weights, dim=-1)
         attn_weights_reshaped = attn_weights.view(batch_size, 8, target_len, source_len)
         attn_weights = attn_weights_reshaped.view(batch_size * 8, target_len, source_len)
         attn_output = torch.bmm(attn_weights, value_states)
-        if not (attn_output.shape[0] == batch_size * 8):
-            raise ValueError(
-                "captured for sizes where attn_output.shape[0] == batch_size * 8, got "
-                f"{attn_output.shape[0]} and {batch_size * 8}"
-            )
         attn_output = attn_output.view(batch_size, 8, target_len, 32).transpose(1, 2).reshape(
             batch_size, target_len, embed_dim
         )
@@ -679,7 +546,7 @@ class MultiheadAttention(nn.Module):
         q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
         k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
         v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        scores = q * 0.1767766952966369 @ k.transpose(-2, -1) + attn_mask
+        scores = q * 32**-0.5 @ k.transpose(-2, -1) + attn_mask
         weights = scores.softmax(-1)
         attn_output = (weights @ v).transpose(0, 1)
         attn_output = attn_output.reshape(tgt_len * bsz, 256)
@@ -738,20 +605,14 @@ class Mask2FormerMaskPredictor(nn.Module):
             nn.Sequential(nn.Linear(256, 256), nn.Identity()),
         )
 
-    def forward(
-        self, outputs, pixel_embeddings, attention_mask_target_size_0, attention_mask_target_size_1
-    ):
+    def forward(self, outputs, pixel_embeddings, attention_mask_target_size):
         mask_embeddings = self.mask_embedder(outputs.transpose(0, 1))
         outputs_mask = torch.einsum("bqc, bchw -> bqhw", mask_embeddings, pixel_embeddings)
         attention_mask = F.interpolate(
-            outputs_mask,
-            size=(attention_mask_target_size_0, attention_mask_target_size_1),
-            mode="bilinear",
-            align_corners=False,
+            outputs_mask, size=attention_mask_target_size, mode="bilinear", align_corners=False
         )
         attention_mask = attention_mask.sigmoid().flatten(2).unsqueeze(1).repeat(1, 8, 1, 1)
-        attention_mask = (attention_mask.flatten(0, 1) < 0.15).bool()
-        return outputs_mask, attention_mask.detach()
+        return outputs_mask, (attention_mask.flatten(0, 1) < 0.15).detach()
 
 
 class MultiheadAttention2(nn.Module):
@@ -772,9 +633,7 @@ class MultiheadAttention2(nn.Module):
         q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
         k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
         v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        attn_output = F.scaled_dot_product_attention(
-            q, k, v, scale=0.1767766952966369
-        ).transpose(0, 1)
+        attn_output = F.scaled_dot_product_attention(q, k, v, scale=32**-0.5).transpose(0, 1)
         attn_output = attn_output.reshape(tgt_len * bsz, 256)
         attn_output = self.out_proj(attn_output)
         return attn_output.view(tgt_len, bsz, attn_output.shape[1])
@@ -838,7 +697,7 @@ class MultiheadAttention3(nn.Module):
         q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
         k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
         v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        q_scaled = q * 0.1767766952966369
+        q_scaled = q * 32**-0.5
         attn_weights = torch.baddbmm(attn_mask, q_scaled, k.transpose(-2, -1))
         attn_weights = F.softmax(attn_weights, dim=-1)
         attn_output = torch.bmm(attn_weights, v).transpose(0, 1)
@@ -905,112 +764,90 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
     def forward(
         self,
         inputs_embeds,
-        multi_stage_positional_embeddings_0,
-        multi_stage_positional_embeddings_1,
-        multi_stage_positional_embeddings_2,
+        multi_stage_positional_embeddings,
         pixel_embeddings,
-        encoder_hidden_states_0,
-        encoder_hidden_states_1,
-        encoder_hidden_states_2,
+        encoder_hidden_states,
         query_position_embeddings,
-        feature_size_list_0,
-        feature_size_list_1,
-        feature_size_list_2,
-        feature_size_list_3,
-        feature_size_list_4,
-        feature_size_list_5,
+        feature_size_list,
         out,
         fine_positions,
-        position_0,
-        position_1,
-        position_2,
+        positions,
     ):
         # faseg.peft:18: add hrca(omega=32, cells="top") to decoder
         fine_features = self.hrca_level(out)
         intermediate_hidden_states = self.layernorm(inputs_embeds)
         outputs_mask, attention_mask = self.mask_predictor(
-            intermediate_hidden_states, pixel_embeddings, feature_size_list_0, feature_size_list_1
+            intermediate_hidden_states, pixel_embeddings, feature_size_list[0]
         )
         # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
-        weights = self.dfpq_pool(outputs_mask, position_0)
-        query_position = self.dfpq(query_position_embeddings, weights, position_0)
+        weights = self.dfpq_pool(outputs_mask, positions[0])
+        query_position = self.dfpq(query_position_embeddings, weights, positions[0])
         where = (attention_mask.sum(-1) != attention_mask.shape[2]).to(attention_mask.dtype)
         attention_mask = attention_mask * where.unsqueeze(-1)
         hidden_states = inputs_embeds
         for i in range(0, 9, 3):
             hidden_states, weights = self.layers[i](
                 hidden_states,
-                multi_stage_positional_embeddings_0,
-                encoder_hidden_states_0,
+                multi_stage_positional_embeddings[0],
+                encoder_hidden_states[0],
                 attention_mask,
                 query_position,
             )
             # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
-            query_position = self.dfpq(query_position_embeddings, weights, position_0)
+            query_position = self.dfpq(query_position_embeddings, weights, positions[0])
             # faseg.peft:18: add hrca(omega=32, cells="top") to decoder
-            keys, positions = self.hrca_cells(
-                weights, fine_features, fine_positions, pixel_embeddings
-            )
+            keys, y = self.hrca_cells(weights, fine_features, fine_positions, pixel_embeddings)
             intermediate_hidden_states = self.layernorm(hidden_states)
             _, attention_mask = self.mask_predictor(
-                intermediate_hidden_states,
-                pixel_embeddings,
-                feature_size_list_2,
-                feature_size_list_3,
+                intermediate_hidden_states, pixel_embeddings, feature_size_list[1]
             )
             where = (attention_mask.sum(-1) != attention_mask.shape[2]).to(attention_mask.dtype)
             attention_mask = attention_mask * where.unsqueeze(-1)
             hidden_states, weights = self.layers[i + 1](
                 hidden_states,
-                multi_stage_positional_embeddings_1,
-                encoder_hidden_states_1,
+                multi_stage_positional_embeddings[1],
+                encoder_hidden_states[1],
                 attention_mask,
                 query_position,
             )
             # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
-            query_position = self.dfpq(query_position_embeddings, weights, position_1)
+            query_position = self.dfpq(query_position_embeddings, weights, positions[1])
             intermediate_hidden_states = self.layernorm(hidden_states)
             _, attention_mask = self.mask_predictor(
-                intermediate_hidden_states,
-                pixel_embeddings,
-                feature_size_list_4,
-                feature_size_list_5,
+                intermediate_hidden_states, pixel_embeddings, feature_size_list[2]
             )
             where = (attention_mask.sum(-1) != attention_mask.shape[2]).to(attention_mask.dtype)
             attention_mask = attention_mask * where.unsqueeze(-1)
             hidden_states, weights = self.layers[i + 2](
                 hidden_states,
-                multi_stage_positional_embeddings_2,
-                encoder_hidden_states_2,
+                multi_stage_positional_embeddings[2],
+                encoder_hidden_states[2],
                 attention_mask,
                 query_position,
             )
             # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
-            query_position = self.dfpq(query_position_embeddings, weights, position_2)
+            query_position = self.dfpq(query_position_embeddings, weights, positions[2])
             # faseg.peft:18: add hrca(omega=32, cells="top") to decoder
             hidden_states = self.hrca_layers[i // 3](
-                hidden_states, positions, query_position_embeddings, keys, query_position
+                hidden_states, y, query_position_embeddings, keys, query_position
             )
             intermediate_hidden_states = self.layernorm(hidden_states)
             _, attention_mask = self.mask_predictor(
-                intermediate_hidden_states,
-                pixel_embeddings,
-                feature_size_list_0,
-                feature_size_list_1,
+                intermediate_hidden_states, pixel_embeddings, feature_size_list[0]
             )
             where = (attention_mask.sum(-1) != attention_mask.shape[2]).to(attention_mask.dtype)
             attention_mask = attention_mask * where.unsqueeze(-1)
         # faseg.peft:18: add hrca(omega=32, cells="top") to decoder
         hidden_states = self.hrca_layers[3](
             hidden_states,
-            multi_stage_positional_embeddings_0,
-            encoder_hidden_states_0,
+            multi_stage_positional_embeddings[0],
+            encoder_hidden_states[0],
             attention_mask,
             query_position,
         )
         intermediate_hidden_states = self.layernorm(hidden_states)
         predicted_mask, _ = self.mask_predictor(
-            intermediate_hidden_states, pixel_embeddings, feature_size_list_0, feature_size_list_1
+            intermediate_hidden_states, pixel_embeddings, feature_size_list[0]
         )
         return hidden_states.transpose(1, 0), predicted_mask, intermediate_hidden_states
 
@@ -1023,50 +860,31 @@ class Mask2FormerTransformerModule(nn.Module):
         self.decoder = Mask2FormerMaskedAttentionDecoder()
         self.level_embed = nn.Embedding(3, 256)
 
-    def forward(
-        self,
-        multi_scale_features_0,
-        multi_scale_features_1,
-        multi_scale_features_2,
-        mask_features,
-        out,
-        position_0,
-        position_1,
-        position_2,
-        position_3,
-    ):
-        _, _, size2, size3 = multi_scale_features_0.shape
-        _, _, size4, size5 = multi_scale_features_1.shape
-        _, _, size6, size7 = multi_scale_features_2.shape
-        y = self.level_embed.weight[0][None, :, None]
-        y = multi_scale_features_0.flatten(2) + y
+    def forward(self, multi_scale_features, mask_features, out, positions):
+        encoder_hidden_states = []
+        multi_stage_features = []
+        for i, multi_scale_feature in enumerate(multi_scale_features):
+            y = multi_scale_feature.flatten(2) + self.level_embed.weight[i][None, :, None]
+            encoder_hidden_states.append(y.permute(2, 0, 1))
+            multi_stage_features.append(y)
+        y = multi_stage_features[0]
         batch_size = y.shape[0]
-        z = self.level_embed.weight[1][None, :, None]
-        y2 = self.level_embed.weight[2][None, :, None]
-        fine_positions = position_3.flatten(2).permute(2, 0, 1)
+        fine_positions = positions[3].flatten(2).permute(2, 0, 1)
         query_embeddings = self.queries_embedder.weight.unsqueeze(1).repeat(1, batch_size, 1)
         query_features = self.queries_features.weight.unsqueeze(1).repeat(1, batch_size, 1)
         return self.decoder(
             query_features,
-            position_0.flatten(2).permute(2, 0, 1),
-            position_1.flatten(2).permute(2, 0, 1),
-            position_2.flatten(2).permute(2, 0, 1),
+            [position.flatten(2).permute(2, 0, 1) for position in positions[:3]],
             mask_features,
-            y.permute(2, 0, 1),
-            (multi_scale_features_1.flatten(2) + z).permute(2, 0, 1),
-            (multi_scale_features_2.flatten(2) + y2).permute(2, 0, 1),
+            encoder_hidden_states,
             query_embeddings,
-            size2,
-            size3,
-            size4,
-            size5,
-            size6,
-            size7,
+            [
+                (multi_scale_feature2.shape[2], multi_scale_feature2.shape[3])
+                for multi_scale_feature2 in multi_scale_features
+            ],
             out,
             fine_positions,
-            position_0,
-            position_1,
-            position_2,
+            positions[0:3],
         )
 
 
@@ -1077,11 +895,11 @@ class Mask2FormerModel(nn.Module):
         self.transformer_module = Mask2FormerTransformerModule()
 
     def forward(self, pixel_values):
-        y, z, (y2, y3, y4), out, position_0, position_1, position_2, position_3 = self.pixel_level_module(
-            pixel_values
-        )
+        (
+            y, z, multi_scale_features, out, position_0, position_1, position_2, position_3
+        ) = self.pixel_level_module(pixel_values)
         y2, y3, y4 = self.transformer_module(
-            y2, y3, y4, z, out, position_0, position_1, position_2, position_3
+            multi_scale_features, z, out, (position_0, position_1, position_2, position_3)
         )
         return y, z, y2, y4, y3
 

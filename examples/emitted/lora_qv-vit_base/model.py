@@ -7,6 +7,10 @@
 
     require identity at init
     require lowers exactly
+
+Takes images 3x224x224, RGB; the shorter side resized to 248 (bicubic), the middle cropped;
+values from 0 to 1, mean 0.5, std 0.5. Returns scores of 1000 classes, whose names are not
+known.
 """
 
 from fnmatch import fnmatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +24,9 @@ def fold(turns: Turns) -> bool:
     for user in readers:
         fx.node.map_arg(_with_lists(turns, user, lists.setdefault), rest.append)
     rest = [n for n in rest if n in turns.where]
-    if any(turns.where[n][1] < len(turns.begins) - 1 or ARITY.on(n) for n in rest):
-        return False  # a value of one turn, or a tuple that is passed on as a whole
+    whole = [n for n in rest if ARITY.on(n) and n.target is not operator.getitem]
+    if whole or any(turns.where[n][1] < len(turns.begins) - 1 for n in rest):
+        return False  # all that a call returns, passed on as it is, or a value of one turn
     lasts = dict.fromkeys(turns.where[n][0] for n in rest)
     made = _made(turns, list(lasts), list(lists))
     swap = {n: made[False, turns.where[n][:1]] for n in rest}
@@ -94,6 +96,8 @@ def _made(turns: Turns, lasts: list[int], lists: list[tuple[int, ...]]) -> dict[
         with graph.inserting_after(place):
             place = result = graph.call_function(item, (node, number))
         noted(result, {HINT: hints[columns[0]]})
+        if not whole and (arity := ARITY.get(turns.columns[columns[0]][-1])):
+            ARITY.put(result, arity)
         if whole:
             with graph.inserting_after(place):
                 place = graph.call_function(spread, (result,))

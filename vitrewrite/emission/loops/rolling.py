@@ -56,16 +56,22 @@ def _roll_run(graph: fx.Graph, names: list[str]) -> fx.Graph:
     if len(names) < LEAST:
         return graph
     parts = _parts([shape(by_name[n]) for n in names])
-    for (start, stop, step), early in product(parts, (False, True)):
+    for whole, (start, stop, step), early in product((False, True), list(parts), (False, True)):
         attempt = copy_graph(graph)
         copies = {n.name: n for n in attempt.nodes}
         calls = [copies[name] for name in names[start:stop]]
         _take_apart(attempt, calls)
         turns = Turns(attempt, [calls[i::step] for i in range(step)], early=early)
-        if turns.grow() and _keeps_order(turns) and fold(turns):
+        grown = turns.grow() and (whole or not _carries_tuples(turns))
+        if grown and _keeps_order(turns) and fold(turns):
             attempt = _roll_run(attempt, names[:start])
             return _roll_run(attempt, names[stop:])
     return graph
+
+
+def _carries_tuples(turns: Turns) -> bool:
+    """Whether all that a call returns goes from turn to turn, not its items by their names."""
+    return any(ARITY.on(n) and n in turns.calls[0] for c in turns.carried for n in turns.columns[c])
 
 
 def _parts(shapes: list[str]) -> Iterator[tuple[int, int, int]]:

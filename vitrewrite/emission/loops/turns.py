@@ -10,7 +10,7 @@ from torch import fx
 from ...tracing.notes import ASSIGNED, CALLEE, CHILD, HINT, OTHER
 from ..access import access
 from ..alike import numbered_call
-from ..expressions import ATOM
+from ..expressions import ATOM, Text
 from ..literals import comment
 from ..names import plural
 from ..statements import Layout
@@ -61,7 +61,9 @@ class _Loop:
         body = self._body([*carried, *texts], carried, others)
         others_called = any(OTHER.on(n) for n in self.roll.graph.nodes)
         head = self._head(counted=bool(cycles) or others_called)
-        origins = [line for origin in self.roll.origins for line in comment(origin)]
+        origins = [
+            line for origin in self.roll.origins for line in comment(origin, self.printer.width)
+        ]
         return [*self.before, *origins, head, *(f"    {line}" for line in body)]
 
     def _head(self, *, counted: bool) -> str:
@@ -172,6 +174,12 @@ class _Loop:
             turn.out += turn.wrapped(f"{', '.join(names)} = {', '.join(codes)}")
         return turn.out
 
+    def _fixed(self, inputs: list[fx.Node]) -> dict[fx.Node, Text]:
+        """What is written for the inputs that never change."""
+        fixed: Any = self.node.args[1]
+        own = inputs[len(self.roll.carried) :]
+        return {node: self.printer.text(value) for node, value in zip(own, fixed, strict=False)}
+
     def _turn(self, texts: list[str], carried: list[str], others: list[str]) -> Printer:
         """A printer for one turn, to which names that are needed around it are taken."""
         from ..forward import Printer
@@ -188,6 +196,7 @@ class _Loop:
                 HINT.put(node, name)
                 ASSIGNED.put(node, True)
         turn = Printer(Layout.of(self.roll.graph, self.module), texts, self.printer.width - 4)
+        turn.texts = self._fixed(inputs)
         around = self.printer.names
         for name, holder in around.holder.items():
             if name not in (*carried, *others) and around.last_use.get(holder, -1) >= self.number:

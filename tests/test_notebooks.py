@@ -1,0 +1,91 @@
+"""What a notebook and a prompt show of everything public: short, and with a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import vitrewrite as vr
+from tests.test_capture import tiny
+from vitrewrite.rewrite.rewritten import Rewritten
+from vitrewrite.text import Pictured, brief
+
+SPEC = "insert lora(rank=2) at blocks[*].attn.{q, v}\ntrain head\n"
+LIMIT = 2_000
+
+
+def rewritten() -> Rewritten:
+    return vr.apply(SPEC, tiny())
+
+
+def test_everything_public_prints_shortly() -> None:
+    model = rewritten()
+    bank = vr.bank(model, {"a": model.delta()})
+    plan = vr.plan(SPEC, tiny())
+    shown = {
+        "spec": vr.parse("fpet_lora"), "plan": plan, "rewritten": model, "module": model.module,
+        "captured": vr.capture(tiny()), "lowered": vr.lower(model), "bank": bank,
+        "many": bank.module, "report": model.report, "graphs": vr.capture(tiny()).graphs,
+        "delta": vr.apply("train blocks[*]", tiny()).delta(),
+    }  # fmt: skip
+    for name, each in shown.items():
+        assert 0 < len(repr(each)) < LIMIT, name
+    assert repr(plan) == str(plan)
+    assert repr(shown["spec"]).startswith("# fpet_lora\n")
+    assert "lora(rank=2)" in repr(model)
+    assert repr(shown["lowered"]).splitlines()[0].endswith(", lowered")
+    assert repr(bank.module) == "<model with 1 task: a>"
+
+
+def test_a_captured_model_tells_its_parts() -> None:
+    lines = repr(vr.capture(tiny())).splitlines()
+    assert lines[0].startswith("VisionTransformer: ")
+    assert "  blocks: 2 Block" in lines
+    assert any(line.startswith("  head: Linear(in_features=16") for line in lines)
+    whole = str(vr.capture(tiny()))
+    assert whole == nn.Module.__repr__(vr.capture(tiny()))
+    assert "(attn)" in whole
+
+
+def test_checks_say_whether_they_hold() -> None:
+    shown = repr(vr.verify(rewritten(), graphs=False))
+    assert shown.startswith("[<ok ")
+    assert "Check(" not in shown
+
+
+def test_pictures() -> None:
+    model = rewritten()
+    for each in (vr.plan(SPEC, tiny()), model, vr.capture(tiny()), model.module):
+        page = each._repr_html_()
+        assert page.count("<svg ") == 1
+        assert ">block 1<" in page
+        assert "<pre>" in page
+    assert "lora(rank=2)" in model._repr_html_().partition("<pre>")[0]
+    odd = vr.capture(nn.Linear(3, 2), torch.zeros(1, 3))._repr_html_()
+    assert odd.startswith("<pre>Linear")
+
+
+def test_a_delta_is_saved_as_data(tmp_path: Path) -> None:
+    delta = rewritten().delta()
+    assert repr(delta).splitlines()[1] == "  blocks.0.attn.q.lora.down: [2, 16]"
+    torch.save(delta, tmp_path / "delta.pt")
+    loaded = torch.load(tmp_path / "delta.pt", weights_only=True)
+    assert list(loaded) == list(delta)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in delta.items())
+
+
+def test_names_of_the_package() -> None:
+    assert dir(vr) == sorted([*vr.__all__, "__version__"])
+    assert len(vr.__all__) <= 15
+    assert vr.plan is not None
+
+
+def test_brief() -> None:
+    assert brief("short") == "short"
+    text = "\n".join(["a line"] * 1_000)
+    assert brief(text).endswith("more lines)")
+    assert len(brief(text)) < LIMIT
+    assert len(brief("x" * 9_999)) < LIMIT
+    assert Pictured()._repr_html_().startswith("<pre>&lt;vitrewrite.text.Pictured")
