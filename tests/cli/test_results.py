@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from PIL import Image
 
 from tests.folders import reseal
 from vitrewrite.errors import VerifyError
+from vitrewrite.folder.predicting import Predictor
 from vitrewrite.folder.reading import load_folder
 from vitrewrite.folder.usage import Usage
 from vitrewrite.interchange import exported
+from vitrewrite.report.prediction import page_of
 
 from .invoke import invoke
 
@@ -150,3 +153,36 @@ class Breaks(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x if float(x.sum()) > 0 else -x
+
+
+class Halves(torch.nn.Module):
+    """Class 1 in the left half of an image, class 0 in the right one."""
+
+    def __init__(self, queries: bool) -> None:
+        super().__init__()
+        self.queries = queries
+
+    def forward(self, x: torch.Tensor) -> Any:
+        left = torch.zeros(1, 2, x.shape[2] // 4, x.shape[3] // 4)
+        left[:, 1, :, : left.shape[3] // 2] = 9.0
+        if not self.queries:
+            return left + left.flip(-1).flip(1)
+        classes = torch.tensor([[[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]]])
+        return {"class_queries_logits": classes, "masks_queries_logits": left * 2 - 9}
+
+
+@pytest.mark.parametrize(("task", "size"), [("dense", (32, 32)), ("queries", (16, 64))])
+def test_a_map_of_classes(task: str, size: tuple[int, int]) -> None:
+    usage = Usage(
+        task=task, size=(3, 32, 32), fixed=task == "dense", multiple=(16, 16), dtype="float32",
+        mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=1.0,
+        crop_mode="squash", stated=True, outputs=2, classes=("road", "tree"),
+    )  # fmt: skip
+    photo = Image.new("RGB", (200, 50), (90, 140, 60))
+    seen = Predictor(Halves(task == "queries"), usage).predict("photo.png", photo, 5)
+    assert seen.labels is not None
+    assert tuple(seen.labels.shape) == size
+    assert int(seen.labels[0, 0]) == 1
+    assert {index for index, _ in seen.shares} == {0, 1}
+    assert "tree" in str(seen)
+    assert page_of([seen], "halves").width == 1000

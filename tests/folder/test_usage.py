@@ -119,8 +119,11 @@ def test_where_names_of_classes_come_from() -> None:
     assert class_names(root, 10, learnt=True) == ()
     tell(root, config=type("Config", (), {"id2label": {0: "wall", 1: "LABEL_1"}}))
     assert class_names(root, 3) == ("wall", "class 1", "class 2")
-    name_classes(root, ["x", "y"], whole=True)
+    tell(root, pretrained_cfg=None)
+    wanted = Preprocessing.of(root)
+    name_classes(root, ["x", "y"], wanted.config, whole=True)
     assert class_names(root, 3) == ("x", "y", "class 2")
+    assert Preprocessing.of(root).config == {**wanted.config, "crop_pct": 1.0}
 
 
 def test_what_takes_no_image_says_what_it_takes(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from . import (
     profiling,
     results,
     showing,
+    starting,
     tuning,
     weighing,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "results",
     "run",
     "showing",
+    "starting",
     "tuning",
     "weighing",
 ]

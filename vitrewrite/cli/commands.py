@@ -192,12 +192,16 @@ def _read(name: str, overrides: tuple[str, ...]) -> Wanted | Checked:
 
 @cli.command("list")
 @click.argument("what", type=click.Choice(["models", "passes", "specs"]))
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @_json
-def list_(what: str, as_json: bool) -> None:
-    """Lists models, passes or specs."""
-    from .listing import entries
+def list_(what: str, patterns: tuple[str, ...], as_json: bool) -> None:
+    """Lists models, passes or specs: all, or those that a PATTERN fits.
 
-    found = entries(what)
+    A pattern is a part of a name, or has * and ?: 'vitrewrite list models "vit_*dinov2*"'.
+    """
+    from .listing import entries, matching
+
+    found = matching(entries(what), what, patterns)
     if as_json:
         echo_json({what: [{"name": n, "about": a} for n, a in found]})
         return
@@ -209,7 +213,7 @@ def list_(what: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("topic")
 def explain(topic: str) -> None:
-    """Explains an error code, a pass or a clause."""
+    """Explains an error code, a pass, a clause, or one of selectors, overrides, data, weights."""
     from .listing import explanation
 
     click.echo(explanation(topic))

@@ -74,10 +74,17 @@ def _passes(context: click.Context, begun: str) -> Iterator[str]:
 def _topics(context: click.Context, begun: str) -> Iterator[str]:
     from ..catalog.explain import explanations
     from .listing import CLAUSES
+    from .topics import TOPICS
 
-    yield from (*CLAUSES, *catalog.passes())
+    yield from (*CLAUSES, *TOPICS, *catalog.passes())
     if begun[:1].lower() == "v":
         yield from explanations()
+
+
+def _listed(context: click.Context, begun: str) -> Iterator[str]:
+    from .listing import names
+
+    yield from names(context.params.get("what") or "specs")
 
 
 def _models_and_specs(context: click.Context, begun: str) -> Iterator[str]:
@@ -189,7 +196,8 @@ def _specs_and_overrides(context: click.Context, begun: str) -> Iterator[str]:
 _WORDS: Mapping[str, Words] = {
     "spec": _specs, "specs": _specs_and_overrides, "first": _targets, "second": _targets,
     "target": _targets, "targets": _specs_and_overrides, "model": _models_and_specs,
-    "overrides": _overrides, "topic": _topics, "file": _passes, "options": _options_of_pass,
+    "overrides": _overrides, "patterns": _listed, "topic": _topics,
+    "file": _passes, "options": _options_of_pass,
 }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ def cost(context: click.Context, parameter: click.Parameter, text: str | None) -
     """A number of MACs such as 8.4G."""
     if text is None:
         return None
-    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1.0)
+    scale = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1.0)
     try:
-        return round(float(text.rstrip("KMG")) * scale)
+        return round(float(text.rstrip("kKMG")) * scale)
     except (ValueError, OverflowError):
         raise click.BadParameter(f"'{text}' is no cost such as 8.4G") from None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from ..language.settings import options as settings_of_tune
 from ..language.source import read_source
 from ..sensitivity.text import changes
 from ..storage.hashing import parsed, read_bytes
-from ..text import did_you_mean, listing
+from ..text import did_you_mean, listing, shown
+from .topics import SINGULAR, TOPICS
 
 CLAUSES = {
     "insert": "insert P at|before|after SITES: puts a pass at sites of the model. An option that "
@@ -71,6 +73,30 @@ def entries(what: str) -> list[tuple[str, str]]:
     return known_models()
 
 
+def names(what: str) -> list[str]:
+    """The names alone, which takes no reading of files."""
+    known = {"passes": catalog.passes, "specs": catalog.specs}
+    return known[what]() if what in known else [name for name, _ in known_models()]
+
+
+def matching(
+    found: list[tuple[str, str]], what: str, patterns: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Those whose name fits one of some patterns; all without any.
+
+    Raises:
+        SpecError: VR895 if none does.
+    """
+    wild = [p.lower() if set(p) & set("*?[") else f"*{p.lower()}*" for p in patterns]
+    fitting = [each for each in found if any(fnmatchcase(each[0].lower(), p) for p in wild)]
+    if patterns and not fitting:
+        raise SpecError(
+            "VR895", f"none of {len(found):,} {what} fits {' or '.join(map(shown, patterns))}",
+            suggestion=did_you_mean(patterns[0].strip("*?"), [name for name, _ in found]),
+        )  # fmt: skip
+    return fitting if patterns else found
+
+
 def first_line(text: str) -> str:
     """The first line of a docstring."""
     return text.strip().splitlines()[0] if text.strip() else ""
@@ -93,15 +119,18 @@ def explanation(topic: str) -> str:
         return "\n".join([CLAUSES[topic], "", "Settings", *option_lines(settings_of_tune())])
     if topic in CLAUSES:
         return CLAUSES[topic]
+    if (named := SINGULAR.get(topic, topic)) in TOPICS:
+        return TOPICS[named]
     if topic in catalog.passes():
         return pass_page(catalog.signature(topic))
-    known = [*catalog.passes(), *CLAUSES]
+    known = [*catalog.passes(), *CLAUSES, *TOPICS]
     raise SpecError(
         "VR229",
         f"nothing to explain about '{topic}'",
-        notes=[f"passes: {listing(catalog.passes())}", f"clauses: {listing(CLAUSES)}"],
+        notes=[f"passes: {listing(catalog.passes())}", f"clauses: {listing(CLAUSES)}",
+               f"topics: {listing(TOPICS)}"],
         suggestion=did_you_mean(topic, known),
-    )
+    )  # fmt: skip
 
 
 def pass_page(info: PassInfo) -> str:

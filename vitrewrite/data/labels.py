@@ -50,15 +50,18 @@ def named(names: Sequence[str], index: int) -> str:
     return str(names[index]) if index < len(names) else f"class {index}"
 
 
-def name_classes(root: nn.Module, names: Sequence[str], *, whole: bool) -> None:
+def name_classes(
+    root: nn.Module, names: Sequence[str], given: Mapping[str, Any] | None = None, *, whole: bool
+) -> None:  # fmt: skip
     """Has a captured model know what it was trained on, for who reads its folder.
 
     Args:
         root: of the model.
         names: of the classes; empty if the data do not say.
+        given: how images were prepared, in the words of timm's records.
         whole: whether images were never cropped.
     """
     lines = (re.sub(r"\s", " ", str(name)) for name in names)
     changes: dict[str, Any] = {KEY: tuple(UNPRINTABLE.sub("?", line) for line in lines)}
-    changes |= {"crop_pct": 1.0} if whole else {}
+    changes |= {**(given or {}), **({"crop_pct": 1.0} if whole else {})}
     tell(root, pretrained_cfg={**(about(root).pretrained_cfg or {}), **changes})

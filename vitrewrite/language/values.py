@@ -34,12 +34,13 @@ CONSTANTS: Mapping[str, bool | None] = {
 }
 _SUFFIXES = {
     "": Fraction(1),
+    "k": Fraction(10**3),
     "K": Fraction(10**3),
     "M": Fraction(10**6),
     "G": Fraction(10**9),
     "%": Fraction(1, 100),
 }
-_NUMBER = re.compile(r"([\d_]+(?:\.\d+)?)(?:[eE]([+-]?\d+))?([KMG%]?)")
+_NUMBER = re.compile(r"([\d_]+(?:\.\d+)?)(?:[eE]([+-]?\d+))?([kKMG%]?)")
 _BITS = 1000  # about as large or small as a float can be; keeps `1e999999` and products cheap
 _ESCAPES = {'"': '"', "'": "'", "\\": "\\", "n": "\n", "t": "\t"}
 

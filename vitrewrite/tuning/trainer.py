@@ -69,8 +69,7 @@ def tune(
         wanted_images = Preprocessing.of(rewritten.base, settings)
         opened = open_data(data, wanted_images) if isinstance(data, str) else data
         task = task_for(opened, rewritten.module, rewritten.result.anatomy)
-        for root in (rewritten.base, rewritten.module):
-            name_classes(root, opened.classes, whole=opened.train.source.symbols)
+        _tell_images(rewritten, opened)
         check_stitches(rewritten, settings, engine)
         run = Run(rewritten, opened, task, settings, seed, contributions(rewritten, settings))
         run.phases = phases(run)
@@ -87,6 +86,13 @@ def tune(
         folder.close()
         engine.close()
     return result
+
+
+def _tell_images(rewritten: Rewritten, data: Data) -> None:
+    """Has a model know its classes and how its images are prepared, for who reads its folder."""
+    images = data.train
+    for root in (rewritten.base, rewritten.module):
+        name_classes(root, data.classes, images.wanted.config, whole=images.source.symbols)
 
 
 class Trainer:
