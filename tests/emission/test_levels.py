@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from torch import nn
 
 import vitrewrite as vr
@@ -252,3 +253,20 @@ class Checked(nn.Module):
 
 def test_a_check_that_nothing_implies_stays() -> None:
     assert "raise ValueError" in of(captured(Checked()).neck)
+
+
+@pytest.mark.parametrize(("depths", "lines"), [((1, 2, 3, 1), 205), ((2, 2, 2), 190)])
+def test_stages_that_hand_on_a_size_are_one_class(depths: tuple[int, ...], lines: int) -> None:
+    torch.manual_seed(0)
+    config = MultiScaleVitCfg(depths=depths, embed_dim=16, num_heads=1)
+    model = MultiScaleVit(config, img_size=32, num_classes=5).eval()
+    x = torch.randn(2, 3, 32, 32)
+    found = vr.capture(model, x)
+    with torch.no_grad():
+        assert torch.equal(model(x), found(x))
+    assert list(found.state_dict()) == list(model.state_dict())
+    text = source(found)
+    assert source(vr.capture(found, x)) == text
+    assert text.count("class MultiScale") == 4, "attention, block, stage and model"
+    assert "for stage in self.stages:\n            x, feat_size = stage(x, feat_size)" in text
+    assert len(text.splitlines()) <= lines

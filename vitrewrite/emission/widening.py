@@ -87,8 +87,6 @@ def _widen_to(few: list[Unit], many: list[Unit], units: list[Unit]) -> bool:
     if len(small.graphs) != len(large.graphs):
         return False
     made = small.clone()
-    if any(map(_is_nested, large.graphs)):
-        return False
     places = {_widened(g, h) for g, h in zip(made.graphs, large.graphs, strict=True)}
     place = places.pop() if len(places) == 1 else None
     if place is None or not _alike(made, large, few, many):
@@ -106,14 +104,6 @@ def _widen_to(few: list[Unit], many: list[Unit], units: list[Unit]) -> bool:
     for unit in few:
         unit.__dict__["template"] = made
     return True
-
-
-def _is_nested(graph: fx.Graph) -> bool:
-    """Whether a program yields a tuple in a tuple."""
-    value: Any = graph.output_node().args[0]
-    items = list(value) if isinstance(value, tuple) else [*value.users, value]
-    nodes = [n for n in items if isinstance(n, fx.Node) and n is not value]
-    return len(nodes) < len(items) - (value in items) or any(map(ARITY.on, nodes))
 
 
 def _alike(made: Template, large: Template, few: Sequence[Unit], many: Sequence[Unit]) -> bool:

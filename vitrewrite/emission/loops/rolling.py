@@ -102,11 +102,25 @@ def _take_apart(graph: fx.Graph, calls: list[fx.Node]) -> None:
             owner = owner.args[0]
         if owner in calls:
             with graph.inserting_after(node):
-                items = [
-                    graph.call_function(operator.getitem, (node, i))
-                    for i in reversed(range(ARITY.of(node)))
-                ]
-            output.args = (_put(output.args[0], node, tuple(reversed(items))),)
+                numbers = reversed(range(ARITY.of(node)))
+                items = [graph.call_function(operator.getitem, (node, i)) for i in numbers]
+            items.reverse()
+            if owner is node:
+                _as_elsewhere(items, calls)
+            output.args = (_put(output.args[0], node, tuple(items)),)
+
+
+def _as_elsewhere(items: list[fx.Node], calls: list[fx.Node]) -> None:
+    """An item that is a tuple where other calls return it is one here."""
+    known = {
+        n.args[1]: ARITY.of(n)
+        for call in calls
+        for n in call.users
+        if n.target is operator.getitem and ARITY.on(n)
+    }
+    for number, item in enumerate(items):
+        if number in known:
+            ARITY.put(item, known[number])
 
 
 def _put(value: Any, old: fx.Node, new: Any) -> Any:
