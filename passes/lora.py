@@ -94,31 +94,31 @@ class LowRank(nn.Module):
             code = code * keep.to(code.dtype)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         if torch.is_grad_enabled():  # all rows in one product
-            wide = torch.cat([self.padded(part, y.shape[-1]) for part in self.parts()], 1)
+            wide = self.up.new_zeros(y.shape[-1], len(self.down))
+            for (a, b), columns, up in self.parts():
+                wide[a:b, columns] = up
             out = torch.addmm(out, code, wide.T, alpha=self.scale)
         else:
             out = out.clone()  # y is not ours: whoever called the linear layer may have kept it
-            for part, ups in zip(torch.split(code, self.rank, 1), self.parts(), strict=True):
-                for (a, b), up in ups:
-                    out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
+            for (a, b), columns, up in self.parts():
+                out[:, a:b].addmm_(code[:, columns], up.T.to(code.dtype), alpha=self.scale)
         out = out.view(y.shape)
         if self.axis == -1:
             return out
         return torch.empty_like(given).copy_(out.movedim(-1, self.axis))  # in memory as it was
 
-    def parts(self) -> list[list[tuple[tuple[int, int], torch.Tensor]]]:
-        """For each matrix its ranges of rows, each with the rows of `up` for it."""
+    def parts(self) -> list[tuple[tuple[int, int], slice, torch.Tensor]]:
+        """The ranges of rows, each with the columns of its code and the rows of `up` for it."""
         ups = torch.split(self.up, [b - a for a, b in self.rows])
-        pairs = iter(zip(self.rows, ups, strict=True))
-        return [[next(pairs) for _ in range(n)] for n in self.pieces or (1,) * len(self.rows)]
+        columns = (
+            slice(i * self.rank, (i + 1) * self.rank)
+            for i in (self.matrices() if self.pieces else range(len(self.rows)))
+        )
+        return list(zip(self.rows, columns, ups, strict=True))
 
-    def padded(self, part: list[tuple[tuple[int, int], torch.Tensor]], width: int) -> torch.Tensor:
-        """The rows of `up` of one matrix where they are in the whole layer, zero elsewhere."""
-        made, end = [], 0
-        for (start, stop), up in part:
-            made += [up.new_zeros(start - end, self.rank)] * (start > end) + [up]
-            end = stop
-        return F.pad(torch.cat(made), (0, 0, 0, width - end))
+    def matrices(self) -> list[int]:
+        """For each range of rows the number of the matrix that it is of."""
+        return [i for i, count in enumerate(self.pieces) for _ in range(count)]
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,10 @@ class Lora(Pass):
     def delta(self, branch: LowRank) -> list[dict[str, torch.Tensor]]:
         """The tensors of each site, as the method names them."""
         downs = torch.split(branch.down, branch.rank)
-        sizes = (sum(b - a for (a, b), _ in part) for part in branch.parts())
-        ups = torch.split(branch.up, list(sizes))
+        sizes = [0] * len(downs)
+        for (a, b), columns, _ in branch.parts():
+            sizes[columns.start // branch.rank] += b - a
+        ups = torch.split(branch.up, sizes)
         return [{"down": down, "up": up} for down, up in zip(downs, ups, strict=True)]
 
     def update(self, branch: LowRank) -> LowRankUpdate:

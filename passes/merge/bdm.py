@@ -84,26 +84,14 @@ class BipartiteMerge(nn.Module):
         if refine:
             self.down = Quantised(hidden, dim, bits)
             self.up = Quantised(dim, hidden, bits, small=True)
-        a, b = self.halves()
-        self.register_buffer("a", torch.tensor(a), persistent=False)
-        self.register_buffer("b", torch.tensor(b), persistent=False)
+        number = torch.arange(grid[0] * grid[1]).view(grid)
+        if split == "row":
+            a, b = [number.flatten()[1::2]], [number.flatten()[::2]]
+        else:
+            a, b = [number[::2, ::2], number[1::2, 1::2]], [number[1::2, ::2], number[::2, 1::2]]
+        self.register_buffer("a", torch.cat([part.flatten() for part in a]), persistent=False)
+        self.register_buffer("b", torch.cat([part.flatten() for part in b]), persistent=False)
         self.reset_parameters()
-
-    def halves(self) -> tuple[list[int], list[int]]:
-        """The patches that merge and those that they merge into, by number, in order."""
-        height, width = self.grid
-        if self.split == "row":
-            return list(range(1, height * width, 2)), list(range(0, height * width, 2))
-        a, b = (
-            [
-                i * width + j
-                for start in parities
-                for i in range(start[0], height, 2)
-                for j in range(start[1], width, 2)
-            ]
-            for parities in (((0, 0), (1, 1)), ((1, 0), (0, 1)))
-        )
-        return a, b
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the adapter so that it changes little or nothing."""
@@ -144,7 +132,7 @@ class BipartiteMerge(nn.Module):
             code = F.relu(F.linear(m, self.down().to(m.dtype)))
             code = F.dropout(code, self.dropout, self.training)
             m = m + self.scale * F.linear(code, self.up().to(m.dtype))
-        m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        m = F.normalize(m, dim=-1, eps=1e-30)
         return torch.bmm(m[:, self.a], m[:, self.b].transpose(1, 2))
 
     def merge_soft(self, scores: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -212,6 +212,9 @@ class Constructors:
             return f"{kind}(OrderedDict([{', '.join(_named(list(modules[0]._modules), items))}]))"
         parts = _runs(items)
         if kind == "nn.ModuleList":
+            odd = _one_odd(items)
+            if odd:
+                return f"{kind}({odd})"
             loop = len(parts) == 1 and parts[0].startswith("*(")
             return f"{kind}({parts[0][2:-1]})" if loop else f"{kind}([{', '.join(parts)}])"
         return Construction(kind, tuple(parts))
@@ -260,6 +263,19 @@ def _runs(items: list[Any]) -> list[str]:
         out.append(_comprehension(items[i:stop]))
         i = stop
     return out
+
+
+def _one_odd(items: list[Any]) -> str | None:
+    """A loop over items that are alike but for one among them."""
+    texts = list(map(str, items))
+    kinds = sorted(set(texts), key=texts.count)
+    if len(kinds) != 2 or texts.count(kinds[0]) != 1 or len(texts) < 6:
+        return None
+    odd, most = kinds
+    at = texts.index(odd)
+    if not 0 < at < len(texts) - 1 or re.search(r"\b(i|if|for)\b", odd + most):
+        return None
+    return f"{odd} if i == {at} else {most} for i in range({len(texts)})"
 
 
 def _named(names: list[str], items: list[Any]) -> list[str]:

@@ -17,7 +17,7 @@ from ..catalog.own_code import classes_in
 from ..errors import EmitError
 from .literals import constant, quoted
 from .specialised import RECORDS, specialise
-from .unread import Agreed, arguments_left, drop_arguments, drop_methods
+from .unread import Agreed, arguments_left, drop_arguments, drop_methods, drop_unread_stores
 from .wrap import WIDTH, wrap
 
 
@@ -63,6 +63,8 @@ class Copies:
             for cls, tree in trees.items():
                 if cls.__name__ not in named:  # else others make some
                     drop_arguments(tree, classes[cls])
+                if cls in self.needed:
+                    drop_unread_stores(tree, needed, classes[cls])
             self.needed |= {cls for cls in trees if cls.__name__ in named}
         self.arguments = {cls: set(arguments_left(tree)) for cls, tree in trees.items()}
 

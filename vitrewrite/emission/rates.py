@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 import torch
 
 _LONG = re.compile(r"(?<![\w.])\d\.\d{10,}(?![\w.])")
-_ROW = re.compile(r"\((rates\[\d+\](?:, rates\[\d+\])+)\)")
+_ROW = re.compile(r"(?<![\w\])])\((rates\[\d+\](?:, rates\[\d+\])+)\)")  # but of no call
 LEAST = 3
 """Fewer rates are no schedule."""
 

@@ -101,6 +101,9 @@ def _known(root: nn.Module, inserted: Iterable[type[nn.Module]]) -> dict[type[nn
     for module in modules:
         if type(module) in made:
             made[type(module)].modules.append(module)
+    inner = {
+        id(child) for m in modules if type(m) in made for child in m.modules() if child is not m
+    }
     counts: dict[int, list[int | None]] = {}
     for unit in modules:
         graphs = unit.template.graphs if isinstance(unit, Unit) and unit.template else ()
@@ -108,6 +111,7 @@ def _known(root: nn.Module, inserted: Iterable[type[nn.Module]]) -> dict[type[nn
             child = unit.get_submodule(str(node.target))
             counts.setdefault(id(child), []).append(None if node.kwargs else len(node.args))
     for known in made.values():
+        known.inner = bool(known.modules) and all(id(m) in inner for m in known.modules)
         found = [n for m in known.modules for n in counts.get(id(m), [None])]
         told = not any(hasattr(m, "enters") or hasattr(m, "stitches") for m in known.modules)
         if found and None not in found and told:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .unread import Agreed, drop_unread, methods_of, write_tables
+from .shortened import shorten
+from .unread import Agreed, drop_unread, is_stored_alone, mentions, methods_of, write_tables
 
 Node = TypeVar("Node", bound=ast.AST)
 _PLAIN = (bool, int, float, str, type(None))
@@ -33,7 +34,11 @@ def specialise(tree: ast.ClassDef, known: Agreed) -> ast.ClassDef:
             names = _arguments_of(method, known)
             fold = _Fold(known.values, names, making=method.name == "__init__")
             method.body = fold.block(method.body) or [ast.Pass()]
+            _complete(method, known)
             drop_unread(method)
+    own = {m.name for m in methods_of(tree)}
+    for method in methods_of(tree):
+        shorten(method, own)
     write_tables(tree, known.modules)
     return ast.fix_missing_locations(tree)
 
@@ -98,13 +103,27 @@ def _arguments_of(method: ast.FunctionDef, known: Agreed) -> dict[str, Any]:
     arguments = [a.arg for a in method.args.args[1:]]
     if method.name == "__init__":
         return {k: known.values[k] for k in arguments if k in known.values and k not in stored}
+    return {k: v for k, v in _left_out(method, known).items() if k not in stored}
+
+
+def _left_out(method: ast.FunctionDef, known: Agreed) -> dict[str, Any]:
+    """Arguments that no call gives, with their default."""
     if method.name != "forward" or known.given is None:
         return {}
+    arguments = [a.arg for a in method.args.args[1:]]
     defaults = dict(zip(reversed(arguments), reversed(method.args.defaults), strict=False))
     return {
         k: d.value for k in arguments[known.given :]
-        if k not in stored and isinstance(d := defaults.get(k), ast.Constant)
+        if isinstance(d := defaults.get(k), ast.Constant)
     }  # fmt: skip
+
+
+def _complete(method: ast.FunctionDef, known: Agreed) -> None:
+    """Folds `size = ones if size is None else size` where none is given."""
+    for name, value in _left_out(method, known).items():
+        first = next((s for s in method.body if mentions(s, name)), None)
+        if isinstance(first, ast.Assign) and is_stored_alone(first, name):
+            first.value = _Fold(known.values, {name: value}).visit(first.value)
 
 
 # -- folding ---------------------------------------------------------------------------------------

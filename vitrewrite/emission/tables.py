@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import zlib
+from typing import Any
 
+import numpy
 import torch
 
 from .literals import constant
@@ -25,10 +27,22 @@ def table(tensor: torch.Tensor) -> str:
         return f"torch.full({constant(tuple(tensor.shape))}, {constant(value)}{dtype})"
     if is_short(tensor):
         dtype = "" if tensor.dtype in (torch.float32, torch.int64) else f", dtype={tensor.dtype}"
-        return f"torch.tensor({constant(tensor.tolist())}{dtype})"
+        return f"torch.tensor({constant(_shortest(tensor))}{dtype})"
     raw = tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes()
     packed = base64.b85encode(zlib.compress(raw, 9)).decode()
     return f'{PACKED}"{packed}", {tensor.dtype}, {constant(tuple(tensor.shape))})'
+
+
+def _shortest(tensor: torch.Tensor) -> Any:
+    """Its numbers with as few digits as float32 takes, where that is what it holds."""
+    exact = tensor.tolist()
+    if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+        return exact
+    digits = [float(str(n)) for n in tensor.detach().cpu().numpy().flat]
+    short = numpy.array(digits).reshape(tensor.shape).tolist()
+    again = torch.tensor(short, dtype=torch.float32)
+    same = torch.equal(again.view(torch.int32), tensor.detach().cpu().view(torch.int32))
+    return short if same else exact
 
 
 def is_short(tensor: torch.Tensor) -> bool:

@@ -22,10 +22,12 @@ class Agreed:
     Attributes:
         modules: all of them.
         given: how many arguments their calls have at most; None if that cannot be told.
+        inner: whether modules that passes insert make all of them.
     """
 
     modules: list[nn.Module]
     given: int | None = None
+    inner: bool = False
     values: dict[str, Any] = field(default_factory=dict)  # of attributes that never change
 
 
@@ -142,8 +144,63 @@ def drop_arguments(tree: ast.ClassDef, known: Agreed) -> None:
             _forget(init, name)
 
 
+def drop_unread_stores(tree: ast.ClassDef, trees: Sequence[ast.ClassDef], known: Agreed) -> None:
+    """Drops attributes that no class reads, and arguments that are for nothing else."""
+    init = next((m for m in methods_of(tree) if m.name == "__init__"), None)
+    calls = _calls(tree.name, trees)
+    if init is None or calls is None:
+        return
+    read = {
+        n.attr
+        for t in trees for n in ast.walk(t)
+        if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)
+        and (t is tree or ast.unparse(n.value) != "self")
+    }  # fmt: skip
+    arguments = [a.arg for a in init.args.args[1:]]
+    for name in [a for a in arguments if a not in read and len(_places(init, a)) == 1]:
+        if _only_stored(init, name):
+            place = [a.arg for a in init.args.args].index(name) - 1
+            _forget(init, name)
+            for call in calls:
+                call.keywords = [k for k in call.keywords if k.arg != name]
+                del call.args[place : place + 1]
+        elif known.inner:
+            _unstore(init, name)
+
+
+def _calls(name: str, trees: Sequence[ast.ClassDef]) -> list[ast.Call] | None:
+    """The calls that make modules of a class, if it is named for nothing else."""
+    nodes = [n for t in trees for n in ast.walk(t)]
+    found = [
+        n for n in nodes
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == name
+    ]  # fmt: skip
+    uses = sum(isinstance(n, ast.Name) and n.id == name for n in nodes)
+    spread = any(isinstance(a, ast.Starred) for call in found for a in call.args)
+    spread |= any(k.arg is None for call in found for k in call.keywords)
+    return None if spread or uses != len(found) else found
+
+
 def _reads(method: ast.FunctionDef, name: str) -> bool:
-    return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(method))
+    """Whether a method reads an argument, and not only what it sets it to."""
+    first = next((s for s in method.body if mentions(s, name)), None)
+    if first is None or not is_stored_alone(first, name):
+        return first is not None
+    assert isinstance(first, ast.Assign)
+    return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(first.value))
+
+
+def mentions(statement: ast.stmt, name: str) -> bool:
+    """Whether a statement reads or sets a variable."""
+    return any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(statement))
+
+
+def is_stored_alone(statement: ast.stmt, name: str) -> bool:
+    """Whether a statement sets a variable and nothing else."""
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+        return False
+    target = statement.targets[0]
+    return isinstance(target, ast.Name) and target.id == name
 
 
 def _names(statement: ast.stmt, attribute: str) -> bool:
@@ -184,7 +241,7 @@ def _keeps(target: ast.expr, value: ast.expr, name: str) -> bool:
     return own and isinstance(value, ast.Name) and value.id == name
 
 
-def _forget(init: ast.FunctionDef, name: str) -> None:
+def _unstore(init: ast.FunctionDef, name: str) -> None:
     for statement, place in _places(init, name):
         target, value = statement.targets[0], statement.value
         if place is None:
@@ -193,11 +250,17 @@ def _forget(init: ast.FunctionDef, name: str) -> None:
             del target.elts[place], value.elts[place]
             if len(target.elts) == 1:
                 statement.targets, statement.value = [target.elts[0]], value.elts[0]
+
+
+def _forget(init: ast.FunctionDef, name: str) -> None:
+    _unstore(init, name)
     names = [a.arg for a in init.args.args]
-    if name in names:
-        at = names.index(name)
-        del init.args.defaults[at - len(names)]
-        del init.args.args[at]
-    else:
+    if name not in names:
         at = [a.arg for a in init.args.kwonlyargs].index(name)
         del init.args.kwonlyargs[at], init.args.kw_defaults[at]
+        return
+    at = names.index(name)
+    behind = len(names) - at
+    if behind <= len(init.args.defaults):
+        del init.args.defaults[-behind]
+    del init.args.args[at]

@@ -46,15 +46,11 @@ class Quantised(nn.Module):
             return weight
         mean, std = weight.mean(), weight.std()
         n = (weight - mean) / (std + 1e-5)
-        made = (self.nearest(n.detach()) + (n - n.detach())) * std + mean
-        return torch.where(self.scale[1] > 0, weight, made)  # what was read from bits is on levels
-
-    def nearest(self, n: torch.Tensor) -> torch.Tensor:
-        """The nearest level of each number; what lies halfway between two stays there."""
         levels = self.levels.to(n.dtype)
-        edges = (levels[1:] + levels[:-1]) / 2
-        below, above = torch.bucketize(n, edges), torch.bucketize(n, edges, right=True)
-        return (levels[below] + levels[above]) / 2
+        edges = (levels[1:] + levels[:-1]) / 2  # what lies between two levels stays there
+        below, above = (levels[torch.bucketize(n.detach(), edges, right=r)] for r in (False, True))
+        made = ((below + above) / 2 + (n - n.detach())) * std + mean
+        return torch.where(self.scale[1] > 0, weight, made)  # what was read from bits is on levels
 
     def codebook(self) -> torch.Tensor:
         """The levels, ascending: from zeros, 500 times each becomes the median of its cell.
@@ -73,9 +69,4 @@ class Quantised(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Casts and moves; below float32 goes none of them."""
-
-        def exact(tensor: torch.Tensor) -> torch.Tensor:
-            made: torch.Tensor = fn(tensor)
-            return made if made.itemsize >= 4 else tensor.to(made.device)
-
-        return super()._apply(exact, recurse)
+        return super()._apply(lambda t: m if (m := fn(t)).itemsize > 2 else t.to(m.device), recurse)

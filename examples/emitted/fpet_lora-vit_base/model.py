@@ -37,75 +37,54 @@ class LowRank(nn.Module):
         code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         if torch.is_grad_enabled():  # all rows in one product
-            wide = torch.cat([self.padded(part, y.shape[-1]) for part in self.parts()], 1)
+            wide = self.up.new_zeros(y.shape[-1], len(self.down))
+            for (a, b), columns, up in self.parts():
+                wide[a:b, columns] = up
             out = torch.addmm(out, code, wide.T, alpha=self.scale)
         else:
             out = out.clone()  # y is not ours: whoever called the linear layer may have kept it
-            for part, ups in zip(torch.split(code, self.rank, 1), self.parts(), strict=True):
-                for (a, b), up in ups:
-                    out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
-        out = out.view(y.shape)
-        return out
+            for (a, b), columns, up in self.parts():
+                out[:, a:b].addmm_(code[:, columns], up.T.to(code.dtype), alpha=self.scale)
+        return out.view(y.shape)
 
     def parts(self):
         ups = torch.split(self.up, [b - a for a, b in self.rows])
-        pairs = iter(zip(self.rows, ups, strict=True))
-        return [[next(pairs) for _ in range(n)] for n in (1,) * len(self.rows)]
-
-    def padded(self, part, width):
-        made, end = [], 0
-        for (start, stop), up in part:
-            made += [up.new_zeros(start - end, self.rank)] * (start > end) + [up]
-            end = stop
-        return F.pad(torch.cat(made), (0, 0, 0, width - end))
+        columns = (slice(i * self.rank, (i + 1) * self.rank) for i in range(len(self.rows)))
+        return list(zip(self.rows, columns, ups, strict=True))
 
 
 class BipartiteMerge(nn.Module):
     """Merges one half of the patches into the other: x [B, T, C] and sizes [B, T] shrink."""
 
-    def __init__(self, grid, dim, hidden=32, bits=1, scale=1.0, dropout=0.1):
+    def __init__(self, grid, dim, hidden=32, scale=1.0, dropout=0.1):
         super().__init__()
         self.grid, self.dim, self.hidden = grid, dim, hidden
-        self.bits, self.scale, self.dropout = bits, scale, dropout
-        self.down = Quantised(hidden, dim, bits)
-        self.up = Quantised(dim, hidden, bits, small=True)
-        a, b = self.halves()
-        self.register_buffer("a", torch.tensor(a), persistent=False)
-        self.register_buffer("b", torch.tensor(b), persistent=False)
+        self.scale, self.dropout = scale, dropout
+        self.down = Quantised(hidden, dim)
+        self.up = Quantised(dim, hidden)
+        number = torch.arange(grid[0] * grid[1]).view(grid)
+        a, b = [number[::2, ::2], number[1::2, 1::2]], [number[1::2, ::2], number[::2, 1::2]]
+        self.register_buffer("a", torch.cat([part.flatten() for part in a]), persistent=False)
+        self.register_buffer("b", torch.cat([part.flatten() for part in b]), persistent=False)
 
-    def halves(self):
-        height, width = self.grid
-        a, b = (
-            [
-                i * width + j
-                for start in parities
-                for i in range(start[0], height, 2)
-                for j in range(start[1], width, 2)
-            ]
-            for parities in (((0, 0), (1, 1)), ((1, 0), (0, 1)))
-        )
-        return a, b
-
-    def forward(self, x, k, size=None):
+    def forward(self, x, k):
         prefix = x.shape[1] - self.grid[0] * self.grid[1]
-        size = self.wide(x.new_ones(x.shape[:2])) if size is None else size
+        size = self.wide(x.new_ones(x.shape[:2]))
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             scores = self.match(k[:, :, prefix:])
             weight = self.wide(size[:, prefix:, None])
             both = torch.cat([weight * self.wide(x[:, prefix:]), weight], dim=2)
-            merge = self.merge_soft
-            both = merge(scores, both[:, self.a], both[:, self.b])
+            both = self.merge_soft(scores, both[:, self.a], both[:, self.b])
             patches, count = both[..., :-1] / both[..., -1:], both[..., -1]
         x = torch.cat([x[:, :prefix], patches.to(x.dtype)], dim=1)
-        size = torch.cat([size[:, :prefix], count.to(size.dtype)], dim=1)
-        return x, size
+        return x, torch.cat([size[:, :prefix], count.to(size.dtype)], dim=1)
 
     def match(self, k):
         m = self.wide(k.detach()).mean(dim=1)
         code = F.relu(F.linear(m, self.down().to(m.dtype)))
         code = F.dropout(code, self.dropout, self.training)
         m = m + self.scale * F.linear(code, self.up().to(m.dtype))
-        m = m / m.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        m = F.normalize(m, dim=-1, eps=1e-30)
         return torch.bmm(m[:, self.a], m[:, self.b].transpose(1, 2))
 
     def merge_soft(self, scores, a, b):
@@ -121,13 +100,10 @@ class BipartiteMerge(nn.Module):
 class Quantised(nn.Module):
     """A matrix [rows, columns] that is used on 2^bits levels around its mean; 32 bits: as it is."""
 
-    def __init__(self, rows, columns, bits=1, small=False):
+    def __init__(self, rows, columns):
         super().__init__()
-        self.rows, self.columns, self.bits, self.small = rows, columns, bits, small
         self.weight = nn.Parameter(torch.zeros(rows, columns, dtype=torch.float32))
-        self.register_buffer(
-            "levels", torch.tensor([-0.6744897365570068, 0.6744897365570068]), persistent=False
-        )
+        self.register_buffer("levels", torch.tensor([-0.67448974, 0.67448974]), persistent=False)
         # Mean and deviation of a matrix that was read from bits; zeros while it is trained.
         self.register_buffer("scale", torch.zeros(2, dtype=torch.float32))
 
@@ -135,21 +111,14 @@ class Quantised(nn.Module):
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         mean, std = weight.mean(), weight.std()
         n = (weight - mean) / (std + 1e-05)
-        made = (self.nearest(n.detach()) + (n - n.detach())) * std + mean
+        levels = self.levels.to(n.dtype)
+        edges = (levels[1:] + levels[:-1]) / 2  # what lies between two levels stays there
+        below, above = (levels[torch.bucketize(n.detach(), edges, right=r)] for r in (False, True))
+        made = ((below + above) / 2 + (n - n.detach())) * std + mean
         return torch.where(self.scale[1] > 0, weight, made)  # what was read from bits is on levels
 
-    def nearest(self, n):
-        levels = self.levels.to(n.dtype)
-        edges = (levels[1:] + levels[:-1]) / 2
-        below, above = torch.bucketize(n, edges), torch.bucketize(n, edges, right=True)
-        return (levels[below] + levels[above]) / 2
-
     def _apply(self, fn, recurse=True):
-        def exact(tensor):
-            made = fn(tensor)
-            return made if made.itemsize >= 4 else tensor.to(made.device)
-
-        return super()._apply(exact, recurse)
+        return super()._apply(lambda t: m if (m := fn(t)).itemsize > 2 else t.to(m.device), recurse)
 
 
 class PatchEmbed(nn.Module):
@@ -235,9 +204,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 768))
         self.pos_embed = nn.Parameter(torch.zeros(1, 197, 768))
         self.patch_embed = PatchEmbed()
-        self.blocks = nn.ModuleList(
-            [*(Block() for _ in range(6)), BlockWithMerge(), *(Block() for _ in range(5))]
-        )
+        self.blocks = nn.ModuleList(BlockWithMerge() if i == 6 else Block() for i in range(12))
         self.norm = nn.LayerNorm(768, eps=1e-06)
         self.head = nn.Linear(768, 1000)
 

@@ -34,27 +34,20 @@ class LowRank(nn.Module):
         code = F.dropout(F.linear(x, self.down), self.dropout, self.training)
         code, out = code.flatten(0, -2), y.flatten(0, -2)
         if torch.is_grad_enabled():  # all rows in one product
-            wide = torch.cat([self.padded(part, y.shape[-1]) for part in self.parts()], 1)
+            wide = self.up.new_zeros(y.shape[-1], len(self.down))
+            for (a, b), columns, up in self.parts():
+                wide[a:b, columns] = up
             out = torch.addmm(out, code, wide.T, alpha=self.scale)
         else:
             out = out.clone()  # y is not ours: whoever called the linear layer may have kept it
-            for part, ups in zip(torch.split(code, self.rank, 1), self.parts(), strict=True):
-                for (a, b), up in ups:
-                    out[:, a:b].addmm_(part, up.T.to(part.dtype), alpha=self.scale)
-        out = out.view(y.shape)
-        return out
+            for (a, b), columns, up in self.parts():
+                out[:, a:b].addmm_(code[:, columns], up.T.to(code.dtype), alpha=self.scale)
+        return out.view(y.shape)
 
     def parts(self):
         ups = torch.split(self.up, [b - a for a, b in self.rows])
-        pairs = iter(zip(self.rows, ups, strict=True))
-        return [[next(pairs) for _ in range(n)] for n in (1,) * len(self.rows)]
-
-    def padded(self, part, width):
-        made, end = [], 0
-        for (start, stop), up in part:
-            made += [up.new_zeros(start - end, self.rank)] * (start > end) + [up]
-            end = stop
-        return F.pad(torch.cat(made), (0, 0, 0, width - end))
+        columns = (slice(i * self.rank, (i + 1) * self.rank) for i in range(len(self.rows)))
+        return list(zip(self.rows, columns, ups, strict=True))
 
 
 class PatchEmbed(nn.Module):
