@@ -10,6 +10,11 @@ import pytest
 import vitrewrite as vr
 from tests.authored import HEAD, branch
 from tests.cli.invoke import invoke
+from tests.documentation.blocks import blocks as documented
+from tests.documentation.blocks import pages
+from tests.documentation.output import differences
+from tests.documentation.running import spec
+from tests.documentation.stage import elsewhere
 from vitrewrite.checking.passes import tiny
 from vitrewrite.language.settings import options
 
@@ -29,6 +34,34 @@ def test_the_page_of_recipes_has_specs_and_settings() -> None:
     named = {name for row in rows for name in re.findall(r"`(\w+)(?:\(SITES\))?`", row)}
     assert len(named) > 30
     assert named <= options().keys()
+
+
+def test_every_spec_of_the_pages_parses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`make docs` runs the rest: commands, with their output, and Python."""
+    monkeypatch.chdir(tmp_path)
+    found = [block for page in pages() for block in documented(page)]
+    specs = [b for b in found if b.kind == "spec" and not elsewhere(b.page, b.text)]
+    assert len(specs) >= 15
+    judged = [spec(f"{block.page}:{block.line}", block.text) for block in specs]
+    assert [verdict for verdict in judged if verdict.wrong] == []
+    assert len([block for block in found if block.kind == "commands"]) >= 10
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "wrong"),
+    [
+        ("claim  ok  12 of 3", "claim ok   12 of 3\n", []),
+        ("claim  ok  12 of 3", "claim ok   13 of 3\n", ["claim ok 12 of 3"]),
+        ("MACs  13.465 G", "MACs  13.4 G", []),
+        ("MACs  13.465 G", "MACs  16.4 G", ["MACs 13.465 G"]),
+        ("exactly: 8.05e-07", "exactly: 2.1e-07", []),
+        ("exactly: 8.05e-07", "exactly: 8.05e-03", ["exactly: 8.05e-07"]),
+        ("known: lora, ...", "known: lora, merge", []),
+        ("a\nb", "b\na", ["b"]),
+    ],
+)
+def test_what_counts_as_noise(shown: str, printed: str, wrong: list[str]) -> None:
+    assert differences(shown, printed) == wrong
 
 
 @pytest.fixture

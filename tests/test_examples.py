@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from itertools import combinations
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import vitrewrite as vr
+from tests.notebooks import code, notebooks
 from vitrewrite.sensitivity.profile import Profile
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +35,7 @@ def test_the_committed_source_is_what_is_written_and_runs_on_real_images(
 @pytest.mark.slow
 def test_the_committed_source_of_a_rewritten_decoder(tmp_path: Path) -> None:
     folder = vr.emit(vr.apply("faseg"), tmp_path / "faseg")
-    _same(folder, EMITTED / "faseg-mask2former_r50", 960)
+    _same(folder, EMITTED / "faseg-mask2former_r50", 940)
     decoder = (
         (folder / "model.py").read_text().partition("class Mask2FormerMaskedAttentionDecoder(")[2]
     )
@@ -131,3 +133,21 @@ def test_methods_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows = (tmp_path / "beside.md").read_text().splitlines()
     assert re.fullmatch(r"\| Head2Toe \| 0 \| \d kB \| \d+\.\d % \|", rows[2])
     assert re.fullmatch(r"\| LoRA \| 8,192 \| 2\d\d kB \| \d+\.\d % \|", rows[3])
+
+
+# -- notebooks ------------------------------------------------------------------------------------
+
+
+def test_notebooks_are_short_and_hold_no_output() -> None:
+    """`make notebooks` runs them; here, that they can be run and what they are."""
+    assert len(notebooks()) == 5
+    for path in notebooks().values():
+        cells = json.loads(path.read_text())["cells"]
+        assert cells[0]["source"][0].startswith("# "), path
+        assert not any(cell.get("outputs") for cell in cells), path
+        assert sum("small" in cell["metadata"] for cell in cells) == 1, path
+        assert sum(cell["cell_type"] == "markdown" for cell in cells) >= 3, path
+        for text in (*code(path), *code(path, small=True)):
+            if not text.startswith(("!", "%%")):
+                compile(text, str(path), "exec")
+        assert path.name in (ROOT / "README.md").read_text()

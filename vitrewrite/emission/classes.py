@@ -27,7 +27,7 @@ from .implied import drop_implied
 from .inlining import inline_small_calls
 from .joining import holds_less, join, moved
 from .lengths import is_longer
-from .literals import ANYTHING, Symbol, constant, same
+from .literals import ANYTHING, Symbol, same
 from .makeup import lists_of, parts_of
 from .names import NameScope
 from .packs import agree, name_tuples, pack_calls, pack_inputs, rejoin
@@ -326,7 +326,7 @@ class Classes:
         vector = tuple(found[position] for found in cls.literals)
         needed = [v for v in vector if v is not ANYTHING]
         if all(same(v, needed[0]) for v in needed):
-            return Symbol(constant(needed[0])) if len(needed) < len(vector) else None
+            return None
         name = setting(cls, vector)
         if name is None and isinstance(needed[0], float):
             complement = tuple(_setting_values(cls, k) for k in cls.sample.settings)

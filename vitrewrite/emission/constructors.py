@@ -318,7 +318,28 @@ def _differing(items: list[Any]) -> set[int]:
     columns = enumerate(zip(*(c.arguments for c in items), strict=True))
     found = {i: column for i, column in columns if len(set(column)) > 1}
     calls = any("(" in each for column in found.values() for each in column)
-    return {0, 1} if calls else {*found}  # of calls, a list is easier to read than a loop
+    if not calls:
+        return {*found}
+    # Of calls, a list is easier to read than a loop, unless it is one number in them.
+    return {_WITHIN} if _numbers(items) else {0, 1}
+
+
+_WITHIN = -1
+"""In place of an argument's position: a number somewhere in the arguments."""
+_NUMBER = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
+
+
+def _numbers(items: list[Any]) -> tuple[str, list[str], str] | None:
+    """Where texts differ in one number alone: what stands before it, the numbers, what follows."""
+    texts = [str(item) for item in items]
+    parts = [_NUMBER.split(text) for text in texts]
+    if any('"' in text for text in texts) or len({len(p) for p in parts}) > 1:
+        return None
+    columns = list(zip(*parts, strict=True))
+    odd = [i for i, column in enumerate(columns) if len(set(column)) > 1]
+    if len(odd) != 1 or odd[0] % 2 == 0:
+        return None
+    return "".join(parts[0][: odd[0]]), list(columns[odd[0]]), "".join(parts[0][odd[0] + 1 :])
 
 
 def _comprehension(items: list[Any]) -> str:
@@ -332,10 +353,13 @@ def _comprehension(items: list[Any]) -> str:
 def _varied(items: list[Any]) -> tuple[Any, str, list[str]]:
     """A call with a variable for the one argument in which calls differ, and what it runs over."""
     (i,) = _differing(items)
-    arguments = list(items[0].arguments)
-    values = [c.arguments[i] for c in items]
     others = re.findall(r"\w+", str(items[0]))
     name, prefix = next(n for n in ("p", "q", "value", "each", "p_") if n not in others), ""
+    if i == _WITHIN and (found := _numbers(items)):
+        before, numbers, after = found
+        return f"{before}{name}{after}", name, numbers
+    arguments = list(items[0].arguments)
+    values = [c.arguments[i] for c in items]
     if re.match(r"\w+=", arguments[i]):
         prefix, _, _ = arguments[i].partition("=")
         values, prefix = [v.partition("=")[2] for v in values], f"{prefix}="

@@ -12,6 +12,7 @@ from ..tracing.about import tell
 from ..tracing.unit import Unit
 from .access import is_chain
 from .classes import Care, Classes
+from .fresh import settle_fresh
 from .generated import made
 from .once import settled
 from .proof import Doubt, find_unproved
@@ -30,6 +31,7 @@ def realise(root: nn.Module) -> Source:
         EmitError: VR812 if a class still computes something else than its graph.
     """
     care = Care()
+    settle_fresh(root)
     widen(root)
     while True:
         with settled():

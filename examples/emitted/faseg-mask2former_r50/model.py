@@ -394,11 +394,7 @@ class Mask2FormerPixelDecoder(nn.Module):
         super().__init__()
         self.level_embed = nn.Parameter(torch.zeros(3, 256))
         self.input_projections = nn.ModuleList(
-            [
-                nn.Sequential(nn.Conv2d(2048, 256, 1), nn.GroupNorm(32, 256)),
-                nn.Sequential(nn.Conv2d(1024, 256, 1), nn.GroupNorm(32, 256)),
-                nn.Sequential(nn.Conv2d(512, 256, 1), nn.GroupNorm(32, 256)),
-            ]
+            nn.Sequential(nn.Conv2d(p, 256, 1), nn.GroupNorm(32, 256)) for p in (2048, 1024, 512)
         )
         self.encoder = Mask2FormerPixelDecoderEncoderOnly()
         self.mask_projection = nn.Conv2d(256, 256, 1)
@@ -525,7 +521,7 @@ class Mask2FormerAttention(nn.Module):
         return self.out_proj(attn_output).permute(1, 0, 2)
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttentionWithWeights(nn.Module):
     def __init__(self):
         super().__init__()
         self.in_proj_weight = nn.Parameter(torch.zeros(768, 256))
@@ -537,7 +533,7 @@ class MultiheadAttention(nn.Module):
         src_len = key.shape[0]
         attn_mask = torch.zeros_like(
             attn_mask, dtype=query.dtype
-        ).masked_fill_(attn_mask, float("-inf"))
+        ).masked_fill(attn_mask, float("-inf"))
         w_q, w_k, w_v = self.in_proj_weight.chunk(3)
         b_q, b_k, b_v = self.in_proj_bias.chunk(3)
         q = F.linear(query, w_q, b_q)
@@ -565,7 +561,7 @@ class Mask2FormerMaskedAttentionDecoderLayer(nn.Module):
         self.self_attn = Mask2FormerAttention()
         self.activation_fn = nn.ReLU()
         self.self_attn_layer_norm = nn.LayerNorm(256)
-        self.cross_attn = MultiheadAttention()
+        self.cross_attn = MultiheadAttentionWithWeights()
         self.cross_attn_layer_norm = nn.LayerNorm(256)
         self.fc1 = nn.Linear(256, 2048)
         self.fc2 = nn.Linear(2048, 256)
@@ -615,14 +611,14 @@ class Mask2FormerMaskPredictor(nn.Module):
         return outputs_mask, (attention_mask.flatten(0, 1) < 0.15).detach()
 
 
-class MultiheadAttention2(nn.Module):
+class MultiheadAttention(nn.Module):
     def __init__(self):
         super().__init__()
         self.in_proj_weight = nn.Parameter(torch.zeros(768, 256))
         self.in_proj_bias = nn.Parameter(torch.zeros(768))
         self.out_proj = nn.Linear(256, 256)
 
-    def forward(self, query, key, value):
+    def forward(self, query, key, value, attn_mask=None):
         tgt_len, bsz, _ = query.shape
         src_len = key.shape[0]
         w_q, w_k, w_v = self.in_proj_weight.chunk(3)
@@ -633,7 +629,15 @@ class MultiheadAttention2(nn.Module):
         q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
         k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
         v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        attn_output = F.scaled_dot_product_attention(q, k, v, scale=32**-0.5).transpose(0, 1)
+        if attn_mask is not None:
+            y = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(attn_mask, float("-inf"))
+            q_scaled = q * 32**-0.5
+            attn_weights = torch.baddbmm(y, q_scaled, k.transpose(-2, -1))
+            attn_weights = F.softmax(attn_weights, dim=-1)
+            y = torch.bmm(attn_weights, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, scale=32**-0.5)
+        attn_output = y.transpose(0, 1)
         attn_output = attn_output.reshape(tgt_len * bsz, 256)
         attn_output = self.out_proj(attn_output)
         return attn_output.view(tgt_len, bsz, attn_output.shape[1])
@@ -647,7 +651,7 @@ class Mask2FormerMaskedAttentionDecoderLayer2(nn.Module):
         self.self_attn = Mask2FormerAttention()
         self.activation_fn = nn.ReLU()
         self.self_attn_layer_norm = nn.LayerNorm(256)
-        self.cross_attn = MultiheadAttention2()
+        self.cross_attn = MultiheadAttention()
         self.cross_attn_layer_norm = nn.LayerNorm(256)
         self.fc1 = nn.Linear(256, 2048)
         self.fc2 = nn.Linear(2048, 256)
@@ -676,36 +680,6 @@ class Mask2FormerMaskedAttentionDecoderLayer2(nn.Module):
         return self.final_layer_norm(hidden_states + fc2)
 
 
-class MultiheadAttention3(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.in_proj_weight = nn.Parameter(torch.zeros(768, 256))
-        self.in_proj_bias = nn.Parameter(torch.zeros(768))
-        self.out_proj = nn.Linear(256, 256)
-
-    def forward(self, query, key, value, attn_mask):
-        tgt_len, bsz, _ = query.shape
-        src_len = key.shape[0]
-        attn_mask = torch.zeros_like(
-            attn_mask, dtype=query.dtype
-        ).masked_fill_(attn_mask, float("-inf"))
-        w_q, w_k, w_v = self.in_proj_weight.chunk(3)
-        b_q, b_k, b_v = self.in_proj_bias.chunk(3)
-        q = F.linear(query, w_q, b_q)
-        k = F.linear(key, w_k, b_k)
-        v = F.linear(value, w_v, b_v)
-        q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
-        k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
-        v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        q_scaled = q * 32**-0.5
-        attn_weights = torch.baddbmm(attn_mask, q_scaled, k.transpose(-2, -1))
-        attn_weights = F.softmax(attn_weights, dim=-1)
-        attn_output = torch.bmm(attn_weights, v).transpose(0, 1)
-        attn_output = attn_output.reshape(tgt_len * bsz, 256)
-        attn_output = self.out_proj(attn_output)
-        return attn_output.view(tgt_len, bsz, attn_output.shape[1])
-
-
 class Mask2FormerMaskedAttentionDecoderLayer3(nn.Module):
     """model.transformer_module.decoder.hrca_layers[3], 256 wide."""
 
@@ -714,7 +688,7 @@ class Mask2FormerMaskedAttentionDecoderLayer3(nn.Module):
         self.self_attn = Mask2FormerAttention()
         self.activation_fn = nn.ReLU()
         self.self_attn_layer_norm = nn.LayerNorm(256)
-        self.cross_attn = MultiheadAttention3()
+        self.cross_attn = MultiheadAttention()
         self.cross_attn_layer_norm = nn.LayerNorm(256)
         self.fc1 = nn.Linear(256, 2048)
         self.fc2 = nn.Linear(2048, 256)
