@@ -121,8 +121,7 @@ class PositionalQueries(nn.Module):
             x = self.encoded(self.grid(bias))[:, None]
         else:
             x = torch.einsum("bqn,bcn->qbc", weights, positions.flatten(2))
-        found = self.h(x + bias)
-        return found
+        return self.h(x + bias)
 
     def grid(self, like):
         count = like.shape[0]
