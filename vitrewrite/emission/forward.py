@@ -53,7 +53,18 @@ def body_lines(
             PLACE.drop(node)
     else:
         graph = sweep_up(comprehend(roll_up(graph), units[0]), units[0])
+    _read_late(graph)
     return Printer(Layout.of(graph, units[0]), parameters).print()
+
+
+def _read_late(graph: fx.Graph) -> None:
+    """Reads dtypes and devices where they are first used.
+
+    Of equal dtypes that were read before its use, a trace takes the one that was read last.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in [n for n in graph.nodes if n.target is getattr and n.users]:
+        min(node.users, key=order.__getitem__).prepend(node)
 
 
 class Printer:

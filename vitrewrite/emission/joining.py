@@ -210,7 +210,23 @@ class _Join:
         more = {self.copy[n] for n in self.only_large} | set(self.choices.values())
         for (_, no), choice in self.choices.items():
             if no is not None and no.op.startswith("call") and more.issuperset(no.users):
+                if name := self._other_name(no, HINT.get(choice)):
+                    HINT.put(choice, name)
                 HINT.put(no, HINT.get(choice))
+
+    def _other_name(self, no: fx.Node, name: str | None) -> str | None:
+        """What `no` is called where its name is still needed for something else, else None.
+
+        A choice that is returned would get this name when it is traced again: nothing is called
+        after it, and so its own is not seen.
+        """
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        held = (n for n in order if HINT.get(n) == name and order[n] < order[no])
+        if name is None or not any(order[u] > order[no] for n in held for u in n.users):
+            return None
+        own = str(no.target).rpartition(".")[2] if no.op == "call_module" else ""
+        hint = HINT.get(no) if HINT.get(no) != name else None
+        return hint or (own if own and not own.isdigit() else None)
 
     def _condition(self, place: fx.Node) -> fx.Node:
         """`mask is not None`, of what only the larger one has."""
