@@ -20,8 +20,9 @@ from ..tracing.operators import is_impure
 from ..tracing.sizes import by_size
 from ..tracing.template import Template, copy_graph, eliminate_dead_code
 from ..tracing.unit import Unit
-from .access import is_sequence
+from .access import children_at, is_sequence
 from .aligning import aligned, may_lack
+from .effects import is_nothing
 from .literals import ANYTHING
 from .skeleton import Position, numbered
 from .tidy import tidy
@@ -210,23 +211,24 @@ class _Join:
         more = {self.copy[n] for n in self.only_large} | set(self.choices.values())
         for (_, no), choice in self.choices.items():
             if no is not None and no.op.startswith("call") and more.issuperset(no.users):
-                if name := self._other_name(no, HINT.get(choice)):
-                    HINT.put(choice, name)
+                if self._is_returned(choice) and self._is_needed(HINT.get(choice), no):
+                    HINT.put(choice, HINT.get(no) or _called(no) or HINT.get(choice))
                 HINT.put(no, HINT.get(choice))
 
-    def _other_name(self, no: fx.Node, name: str | None) -> str | None:
-        """What `no` is called where its name is still needed for something else, else None.
+    def _is_returned(self, choice: fx.Node) -> bool:
+        """Whether nothing is called after it: then no trace sees its name, but that before it."""
+        users = list(choice.users)
+        while len(users) == 1 and users[0].op == "call_module":
+            if not all(map(is_nothing, children_at([self.without], str(users[0].target)))):
+                return False
+            users = list(users[0].users)
+        return all(user.op == "output" for user in users)
 
-        A choice that is returned would get this name when it is traced again: nothing is called
-        after it, and so its own is not seen.
-        """
-        order = {node: i for i, node in enumerate(self.graph.nodes)}
-        held = (n for n in order if HINT.get(n) == name and order[n] < order[no])
-        if name is None or not any(order[u] > order[no] for n in held for u in n.users):
-            return None
-        own = str(no.target).rpartition(".")[2] if no.op == "call_module" else ""
-        hint = HINT.get(no) if HINT.get(no) != name else None
-        return hint or (own if own and not own.isdigit() else None)
+    def _is_needed(self, name: str | None, node: fx.Node) -> bool:
+        """Whether something else of this name is read after `node`."""
+        order = {n: i for i, n in enumerate(self.graph.nodes)}
+        held = (n for n in order if HINT.get(n) == name and order[n] < order[node])
+        return name is not None and any(order[u] > order[node] for n in held for u in n.users)
 
     def _condition(self, place: fx.Node) -> fx.Node:
         """`mask is not None`, of what only the larger one has."""
@@ -245,6 +247,12 @@ class _Join:
             else:
                 subject = self.graph.create_node("get_attr", str(held[0].target).partition(".")[0])
             return self.graph.call_function(operator.is_not, (subject, None))
+
+
+def _called(node: fx.Node) -> str | None:
+    """The name of the child that a node calls."""
+    name = str(node.target).rpartition(".")[2] if node.op == "call_module" else ""
+    return name if name and not name.isdigit() else None
 
 
 def _simple(graph: fx.Graph, units: Sequence[Unit]) -> fx.Graph:
