@@ -10,8 +10,12 @@ from typing import Any
 import torch
 
 from vitrewrite.folder.lock import lock_text
+from vitrewrite.folder.usage import Usage
+from vitrewrite.folder.writing import json_text
+from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.storage.hashing import content_digest
 from vitrewrite.storage.tensors import read_tensors, write_tensors
+from vitrewrite.tracing.about import tell
 
 
 def reseal(folder: str | Path, **changes: Any) -> None:
@@ -34,6 +38,15 @@ def lock_for(folder: Path) -> None:
     }  # fmt: skip
     lock["files"].pop("lock.json", None)
     (folder / "lock.json").write_text(lock_text(lock))
+
+
+def tell_of_images(again: Rewritten, first: Rewritten) -> None:
+    """Has who captured printed source know what `preprocessing.json` beside it says."""
+    usage = Usage.of(first)
+    if usage is not None:
+        found = Usage.from_json(json.loads(json_text(usage.to_json())))
+        assert found == usage
+        tell(again.base, pretrained_cfg=found.record)
 
 
 def edit(path: str | Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vitrewrite as vr
+from tests.folders import tell_of_images
 from tests.models import BEYOND, ZOO, spread
 from vitrewrite.folder.writing import model_text
 from vitrewrite.rewrite.rewritten import Rewritten
@@ -113,6 +114,7 @@ class TestZoo:
         example = torch.empty(1, *subject.shape, device="meta")
         again = vr.apply(EMPTY, emitted, example=example)
         again.model_name, again.weights = subject.rewritten.model_name, subject.rewritten.weights
+        tell_of_images(again, subject.rewritten)  # which is in no code
         assert model_text(again) == text
         assert max(map(len, text.splitlines())) <= 100 or "unpack(" in text
 

@@ -219,10 +219,12 @@ def test_a_profile_notices_every_bit(bad: Path) -> None:
 
 
 def test_a_profile_says_how_it_was_made(bad: Path) -> None:
-    result = invoke(
-        "profile", "spt.peft", "data=images?val=0.25", "--out", "q", "--json", "--profile", "p"
-    )
-    about = json.loads(result.out)
+    command = ("profile", "spt.peft", "data=images?val=0.25", "--out", "q")
+    refused = invoke(*command, "--profile", "p")  # it would not be read: this makes another
+    assert refused.status == 2
+    assert "--profile" in refused.err
+    assert not Path("q").exists()
+    about = json.loads(invoke(*command, "--json").out)
     assert about["way"] == {"samples": 8, "per": "sample"}
     assert about["samples"] == 6  # there are no more to train on
     assert invoke("plan", "spt.peft", "--profile", "q").status == 0

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import vitrewrite as vr
+from tests.folders import tell_of_images
 from tests.hf.zoo import ZOO
 from tests.models import spread
 from tests.zoo.subject import tensors
@@ -118,5 +119,6 @@ class TestZoo:
                 assert same(subject.output(emitted, 2, size, training=training), expected)
         again = vr.apply(EMPTY, emitted, example=subject.example)
         again.model_name, again.weights = subject.rewritten.model_name, subject.rewritten.weights
+        tell_of_images(again, subject.rewritten)  # which is in no code
         assert model_text(again) == text
         assert max(map(len, text.splitlines())) <= 100 or "unpack(" in text

@@ -142,7 +142,7 @@ def test_what_is_emitted_has_the_names_in_a_loop_and_is_a_fixed_point(tmp_path: 
     assert "self.blocks = nn.Sequential(" in source
     assert "for key, p in (" in source
     assert '("11", 0.3' in source
-    assert "x = self.blocks(x)" in source
+    assert "return self.norm(self.blocks(x + self.pos_embed))" in source
     twin = loaded(folder)
     assert same(twin.eval(), rewritten.module.eval(), IMAGES)
     again = vr.emit(vr.apply("train head\n", twin), tmp_path / "second")

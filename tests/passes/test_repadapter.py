@@ -236,4 +236,7 @@ def test_where_something_beside_it_stays_it_stays_too() -> None:
 
 def test_the_printed_model_calls_it_in_front_of_the_layer() -> None:
     text = vr.apply(f"insert repadapter(hidden=4) at {BLOCK}\n", vit()).source.text
-    assert "        x = self.fc1_repadapter(x)\n        x = self.fc1(x)\n" in text
+    assert (
+        "        x = self.fc1_repadapter(x)\n        return self.fc2(self.act(self.fc1(x)))\n"
+        in text
+    )

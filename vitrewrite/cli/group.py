@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -86,6 +87,10 @@ class Root(Commands):
             except click.exceptions.Exit:
                 output.finish()
                 raise
+            except KeyboardInterrupt:  # click would print an empty line, wherever stderr goes
+                if sys.stderr.isatty():
+                    click.echo(err=True)  # behind the ^C
+                raise click.Abort from None
             output.finish()
             return result
 

@@ -54,11 +54,10 @@ def profile(
     check_file(out)
     check_device(wanted.device)
     kept = Activations(activations, samples, tokens) if activations is not None else None
-    given = {k: v for k, v in wanted.arguments.items() if k != "profile"}
     with progress_bar() as told:
         found = measure(
             wanted.spec, data=wanted.data, device=wanted.device, batch=batch, activations=kept,
-            progress=told, **given,
+            progress=told, **wanted.arguments,
         )  # fmt: skip
     found.save(out)
     if as_json:

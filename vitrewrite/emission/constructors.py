@@ -164,7 +164,7 @@ class Constructors:
         cls = self.classes.of[id(modules[0])]
         position = {id(u): i for i, u in enumerate(cls.units)}
         arguments = []
-        left_out = False
+        by_name = False  # behind one left out, or one written by name, all are written so
         for key in cls.parameters.ordered:
             values = [cls.parameters.value(key, position[id(m)]) for m in modules]
             default = cls.parameters.default(key)
@@ -172,10 +172,9 @@ class Constructors:
                 text = str(self.construct(values, parameters, key))
             else:
                 text = parameters.express(values, key)
+            by_name |= text == default or (default is not None and key in cls.parameters.switches)
             if text == default:
-                left_out = True
                 continue
-            by_name = default is not None and (left_out or key in cls.parameters.switches)
             arguments.append(f"{key}={text}" if by_name else text)
         return Construction(cls.name, tuple(arguments))
 

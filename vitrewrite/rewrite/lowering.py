@@ -51,6 +51,7 @@ def lower_tree(
         editor.stitches = replace(editor.stitches, taken=stitch)
     with modes_kept(root):
         root.eval()
+        sweep(editor)  # what modules yield only so that they share a class is read by nobody
         for insertion in in_turn(editor.insertions):
             there = insertion in editor.insertions  # or in a part of the model that went
             if there and (only is None or insertion.clause in only):

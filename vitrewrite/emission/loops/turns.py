@@ -142,6 +142,10 @@ class _Loop:
             if all(v is values[i % k] for i, v in enumerate(values))
         )
         texts = [self._text(v) for v in values[:period]]
+        if texts[0].startswith("*"):  # one list of all values, which a comprehension makes
+            name = self._take(fx.Graph().placeholder("own"), "values")
+            self.before += self.printer.wrapped(f"{name} = {texts[0][1:]}")
+            return f"{name}[{self._turn_number()}]"
         alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
         stem = "".join(letters[0] for letters in alike).rstrip("_0123456789") or "values"
         name = self._take(fx.Graph().placeholder("own"), stem)
