@@ -433,11 +433,11 @@ class Mask2FormerPixelDecoder(nn.Module):
             masks.append(mask)
             positions.append(position)
         input_embeds_flat = torch.cat(input_embeds_flat, 1)
-        dtype = input_embeds_flat.dtype
         masks_flat = torch.cat(masks_flat, 1)
         level_pos_embed_flat = torch.cat(level_pos_embed_flat, 1)
         height, width = spatial_shapes_list[0]
         y, z = spatial_shapes_list[1]
+        dtype = input_embeds_flat.dtype
         valid_ratios = []
         for mask, (height2, width2) in zip(masks, spatial_shapes_list):
             valid_height = torch.sum(~mask[:, :, 0], 1)
