@@ -137,18 +137,6 @@ class LadderRung(nn.Module):
             self.gate = nn.Parameter(torch.zeros(1))
         self.side = SideBlock(width, heads, hidden)
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the linear layers as torch does; norms are the identity, the gate is even."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                bound = layer.in_features**-0.5
-                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-            elif isinstance(layer, nn.LayerNorm):
-                layer.reset_parameters()
-        if not self.folded:
-            nn.init.zeros_(self.gate)
-
     def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         """The side network behind the block."""
         if self.first:
@@ -172,14 +160,6 @@ class LadderTop(nn.Module):
         self.width, self.dim, self.patches = width, dim, patches
         self.side_norm = nn.LayerNorm(width, eps=1e-6)
         self.up = nn.Linear(width, dim)
-        self.reset_parameters()
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the linear layer; the norm is the identity."""
-        bound = self.width**-0.5
-        nn.init.uniform_(self.up.weight, -bound, bound, generator=generator)
-        nn.init.uniform_(self.up.bias, -bound, bound, generator=generator)
-        self.side_norm.reset_parameters()
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """What the head reads, [batch, dim]."""

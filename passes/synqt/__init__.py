@@ -191,21 +191,10 @@ class SynQt(Pass):
             )
 
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
-        """Queries, linear layers as torch draws them; norms are the identity."""
+        """Layers and scales are as their modules make them; queries are drawn here."""
+        super().initialise(module, generator)
         if isinstance(module, QuerySynthesis):
             nn.init.uniform_(module.query, -1, 1, generator=generator)
-            if module.fixed is None:
-                nn.init.constant_(module.attn_scale, self.attn_scale)
-                nn.init.constant_(module.ffn_scale, self.ffn_scale)
-        elif isinstance(module, FeatureScale):
-            nn.init.constant_(module.scale, self.feat_scale)
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear):
-                bound = layer.in_features**-0.5
-                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-            elif isinstance(layer, nn.LayerNorm):
-                layer.reset_parameters()
 
     def inherit(self, site: BlockSite | HeadSite, module: nn.Module, origin: OwnLayers) -> None:
         """The last norm, and with kem=trained the layers of the block."""

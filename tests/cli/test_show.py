@@ -69,6 +69,10 @@ def test_picture(folder: Path) -> None:
 def test_json(folder: Path) -> None:
     result = invoke("show", "sensitivity", str(folder), "--json")
     assert json.loads(result.out)["sensitive(budget=80)"]["tau"] == 100
+    svg = folder / "j.svg"
+    drawn = invoke("show", "sensitivity", str(folder), "--json", "--svg", str(svg))
+    assert json.loads(drawn.out) == {**json.loads(result.out), "out": str(svg)}
+    assert ET.parse(svg).getroot().tag.endswith("}svg")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"allocations": {}}'])

@@ -11,6 +11,7 @@ import torch
 import vitrewrite as vr
 from tests.lowering.models import fill
 from tests.passes.test_merge_tome import image, vit
+from tests.refusal import expect_refusal
 
 POOL = importlib.import_module("vitrewrite.passes.merge.pool").PooledPatches
 SPEC = "insert merge.pool() after blocks[1].attn\n"
@@ -114,7 +115,4 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(name: str) -> None:
     spec, options, code, words = BAD[name]
-    with pytest.raises(vr.VitrewriteError) as caught:
-        vr.apply(spec, vit(**options))
-    assert code in caught.value.render()
-    assert words in caught.value.render()
+    expect_refusal(spec, vit(**options), code, words, how=vr.apply)

@@ -15,6 +15,7 @@ from vitrewrite.passes.vqt.selection import longest
 import vitrewrite as vr
 from tests import goldens
 from tests.lowering.models import fill, vit
+from tests.refusal import expect_refusal
 from vitrewrite.tuning import Settings, tune
 
 VQT = "prepend vqt({}) to blocks[*]\ntrain head\n"
@@ -195,10 +196,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str, str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(name: str) -> None:
     options, model, code, words = BAD[name]
-    with pytest.raises(vr.VitrewriteError) as caught:
-        vr.plan(f"prepend vqt({options}) to blocks[*]\n", vit(**model))
-    assert code in caught.value.render()
-    assert words in caught.value.render()
+    expect_refusal(f"prepend vqt({options}) to blocks[*]\n", vit(**model), code, words)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +219,32 @@ def echo_written(place: Path, end: str = "") -> None:
     """Says where the output is; a name that would move the cursor is quoted on one line."""
     name = f"{place}{end}"
     click.echo(f"written   {name if name.isprintable() else shown(name, 200)}")
+
+
+def echo_shown(
+    data: Mapping[str, Any],
+    lines: Iterable[str],
+    as_json: bool,
+    out: Path | None,
+    measured: Path | None = None,
+) -> None:
+    """What a picture shows, as data or line by line, and where it is, if it was drawn.
+
+    Args:
+        data: what `--json` prints; with the picture's place.
+        lines: what is printed without.
+        as_json: which of them.
+        out: the picture.
+        measured: a file of numbers that was written, too.
+    """
+    if as_json:
+        echo_json({**data, **({} if out is None else {"out": str(out)})})
+        return
+    for line in lines:
+        click.echo(line)
+    for place in (measured, out):
+        if place is not None:
+            echo_written(place)
 
 
 def echo_json(value: Mapping[str, Any]) -> None:

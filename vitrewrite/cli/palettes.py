@@ -11,8 +11,8 @@ from ..disk import write_text
 from ..errors import UsageError
 from ..folder.lock import Folder
 from .commands import _json, _trust
-from .common import PATH, busy, check_device, echo_json, echo_written, progress_bar, starting
-from .showing import _rewritten, _separated, _tell, show
+from .common import PATH, busy, check_device, echo_shown, progress_bar, starting
+from .showing import _rewritten, _separated, show
 
 _COUNT = click.IntRange(1)
 
@@ -51,13 +51,7 @@ def stitches(
         found = found.timed(latency)
     if svg is not None:
         write_text(svg, found.picture())
-    if as_json:
-        echo_json(found.to_json())
-        return
-    click.echo("\n".join(found.lines()))
-    for path in (latency if measures else None, svg):
-        if path is not None:
-            echo_written(path)
+    echo_shown(found.to_json(), found.lines(), as_json, svg, latency if measures else None)
 
 
 def _measure(folder: Path, out: Path, batch: int, rounds: int, device: str, trust: bool) -> None:
@@ -121,4 +115,4 @@ def angles(
         found.append((Path(name).name, each))
     picture = AnglesPicture(tuple(found))
     write_text(out, picture.picture())
-    _tell(out, {"models": picture.to_json()}, picture.lines(), as_json)
+    echo_shown({"models": picture.to_json()}, picture.lines(), as_json, out)

@@ -15,11 +15,9 @@ from ..folder.lock import Folder
 from ..language import parse_model
 from ..language.load import is_text
 from .commands import Commands, _json, _overrides, _trust, cli
-from .common import PATH, busy, echo_json, echo_written, is_folder, request, starting, trusted
+from .common import PATH, busy, echo_shown, is_folder, request, starting, trusted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from PIL.Image import Image
 
     from ..rewrite.rewritten import Rewritten
@@ -66,16 +64,11 @@ def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
             f"the spec of '{folder}' has no sensitive(...)",
             suggestion="apply a spec such as spt_lora",
         )
-    if as_json:
-        echo_json(found)
-        return
-    for call, allocation in found.items():
-        shown = Sensitivity.of(call, allocation)
-        click.echo(shown.text())
-        if svg is not None:
-            write_text(svg, shown.picture())
-            click.echo("")
-            echo_written(svg)
+    shown = [Sensitivity.of(call, allocation) for call, allocation in found.items()]
+    if svg is not None:
+        for each in shown:
+            write_text(svg, each.picture())
+    echo_shown(found, (each.text() for each in shown), as_json, svg)
 
 
 @show.command()
@@ -119,7 +112,7 @@ def segmentation(
         *(f"{share:7.2%}   {name}" for name, share in shares),
         f"query     {found.query}: {belief}",
     ]
-    _tell(out, found.to_json(), lines, as_json)
+    echo_shown(found.to_json(), lines, as_json, out)
 
 
 @show.command()
@@ -152,7 +145,7 @@ def tokens(
     with replacing_file(out) as temporary:
         tokens_picture(pictured, maps).save(temporary, "png")
     lines = [f"{each.title}: tokens {', '.join(map(str, each.tokens))}" for each in maps]
-    _tell(out, {"maps": [each.to_json() for each in maps]}, lines, as_json)
+    echo_shown({"maps": [each.to_json() for each in maps]}, lines, as_json, out)
 
 
 @show.command()
@@ -188,7 +181,7 @@ def rates(
     with replacing_file(out) as temporary:
         picture.save(temporary, "png")
     lines = [f"{layer.rate:7.2%}   {layer.name}" for layer in found.layers]
-    _tell(out, found.to_json(), [*lines, f"{found.overall:7.2%}   all layers"], as_json)
+    echo_shown(found.to_json(), [*lines, f"{found.overall:7.2%}   all layers"], as_json, out)
 
 
 @show.command()
@@ -219,7 +212,7 @@ def architecture(
                 found.append(Architecture.planned(request(_spec(name), overrides).plan()))
     write_text(out, architecture_picture(found, across))
     data = {"models": [each.to_json() for each in found]}
-    _tell(out, data, [str(each) for each in found], as_json)
+    echo_shown(data, [str(each) for each in found], as_json, out)
 
 
 @show.command()
@@ -281,17 +274,7 @@ def attention(
     for each in found.maps:
         on_patches = float(each.heads.flatten(1).sum(1).mean())
         lines.append(f"block {each.block:<3} {len(each.heads)} heads, {on_patches:.1%} on patches")
-    _tell(out, found.to_json(), lines, as_json)
-
-
-def _tell(out: Path, data: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:
-    """What a picture shows, as data or line by line, and where it is."""
-    if as_json:
-        echo_json({**data, "out": str(out)})
-        return
-    for line in lines:
-        click.echo(line)
-    echo_written(out)
+    echo_shown(found.to_json(), lines, as_json, out)
 
 
 def pictures(given: tuple[Path, ...]) -> list[Path | None]:

@@ -11,7 +11,7 @@ from ..disk import write_text
 from ..errors import UsageError
 from ..folder.lock import Folder
 from .commands import _COUNT, _json, _overrides, _trust
-from .common import PATH, busy, echo_json, echo_written, is_folder, request, starting
+from .common import PATH, busy, echo_shown, is_folder, request, starting
 from .showing import _rewritten, show
 
 if TYPE_CHECKING:
@@ -61,12 +61,7 @@ def features(
         shown = FeaturesPicture.of(rewritten, pixels)
     if svg is not None:
         write_text(svg, shown.picture())
-    if as_json:
-        echo_json(shown.to_json())
-        return
-    click.echo("\n".join(shown.lines()))
-    if svg is not None:
-        echo_written(svg)
+    echo_shown(shown.to_json(), shown.lines(), as_json, svg)
 
 
 @show.command()
@@ -116,12 +111,7 @@ def embeddings(
         )
     if svg is not None:
         write_text(svg, shown.picture())
-    if as_json:
-        echo_json(shown.to_json())
-        return
-    click.echo("\n".join(shown.lines()))
-    if svg is not None:
-        echo_written(svg)
+    echo_shown(shown.to_json(), shown.lines(), as_json, svg)
 
 
 def _read(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
+from ..tracing.nodes import nodes_of
 from ..tracing.notes import ARITY, VALUE, copied_without
 from ..tracing.operators import is_inplace
 from . import wiring
@@ -39,6 +40,12 @@ def ahead(targets: Iterable[fx.Node]) -> set[fx.Node]:
                 found.add(source)
                 queue.append(source)
     return found
+
+
+def ordered_ahead(targets: Sequence[fx.Node]) -> list[fx.Node]:
+    """Those of `ahead` in the order of their program."""
+    found = ahead(targets)
+    return [n for n in targets[0].graph.nodes if n in found] if targets else []
 
 
 def copy(
@@ -186,16 +193,10 @@ def insert(
         slots |= more
         items.append(inner)
         # What a unit returns by itself is no series.
-        if path and any(n in made for n in _nodes(item)) and not more:
+        if path and any(n in made for n in nodes_of(item)) and not more:
             slots[path] = len(items)
             items.append(fx.node.map_arg(item, lambda n: made.get(n, n)))
     return type(value)(items) if isinstance(value, tuple) else items, slots
-
-
-def _nodes(value: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    fx.node.map_arg(value, lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
-    return found
 
 
 def append(value: Any, made: Mapping[fx.Node, fx.Node]) -> tuple[Any, dict[Path, int]]:

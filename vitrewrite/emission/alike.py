@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from ..tracing.nodes import nodes_of
 from ..tracing.notes import ARITY, PLACE
 
 
@@ -14,9 +15,7 @@ def numbered_call(node: fx.Node) -> tuple[str, int] | None:
 
 def operands(node: fx.Node) -> list[fx.Node]:
     """The nodes in the arguments of a node, repeated ones too."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, dict(node.kwargs)), found.append)
-    return found
+    return nodes_of((node.args, dict(node.kwargs)))
 
 
 def shape(node: fx.Node) -> str:

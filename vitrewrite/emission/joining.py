@@ -7,14 +7,14 @@ modules of the smaller one do without: by these the joined program tells whose i
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..tracing.nodes import after_inputs
+from ..tracing.nodes import after_inputs, nodes_of
 from ..tracing.notes import HINT, OPTIONAL, ORIGIN, POSITION, VALUE, copied, shared
 from ..tracing.operators import is_impure
 from ..tracing.sizes import by_size
@@ -163,7 +163,7 @@ class _Join:
         if isinstance(value, slice) and isinstance(old, slice):
             parts = ("start", "stop", "step")
             return slice(*(self._either(getattr(old, p), getattr(value, p), reader) for p in parts))
-        if any(isinstance(n, fx.Node) for n in _leaves(old)):
+        if nodes_of(old):
             raise _ApartError
         return value
 
@@ -181,12 +181,7 @@ class _Join:
         return made
 
     def _choice(self, yes: fx.Node, no: fx.Node | None, name: str = "") -> fx.Node:
-        if no is not None and (yes.op, yes.target, yes.args, yes.kwargs) == (
-            no.op,
-            no.target,
-            no.args,
-            no.kwargs,
-        ):
+        if no is not None and _parts(yes) == _parts(no):
             return yes  # both read it
         if all(yes is not self.copy[n] for n in self.only_large):
             raise _ApartError  # both make it, and read it in other places
@@ -302,18 +297,6 @@ def has_part(unit: Unit, path: str) -> bool:
     name = path.partition(".")[0]
     tables = (unit._modules, unit._parameters, unit._buffers)
     return any(table.get(name) is not None for table in tables)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _leaves(each)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    elif isinstance(value, slice):
-        yield from (value.start, value.stop, value.step)
-    else:
-        yield value
 
 
 def moved(

@@ -14,6 +14,7 @@ from ..tracing.modes import by_mode
 from ..tracing.nodes import is_size
 from ..tracing.notes import ARITY, ASSIGNED, HINT, ORIGIN, VALUE
 from ..tracing.operators import is_impure, is_inplace
+from .alike import operands
 from .choices import Block, blocks, is_choice
 from .comprehensions import Comprehension
 from .effects import has_effect, may_change
@@ -344,9 +345,7 @@ def _of_one_mode(graph: fx.Graph) -> set[fx.Node]:
 
 def _mentions(user: fx.Node, node: fx.Node) -> int:
     """How often `node` stands in the arguments of `user`."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((user.args, user.kwargs), found.append)
-    return found.count(node)
+    return operands(user).count(node)
 
 
 def _place_item(item: fx.Node, order: dict[fx.Node, None]) -> None:

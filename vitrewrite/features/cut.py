@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from ..anatomy.sites import Place
+from ..editing.slices import ordered_ahead
 from ..emission.captured import inlined
 from ..tracing.unit import Unit
 from .halves import Half, run_step, split_halves
@@ -128,7 +129,7 @@ class FeatureCut:
 
     def look(self, root: nn.Module, images: torch.Tensor) -> dict[Crossing, torch.Tensor]:
         """What crosses, of images: the frozen part is run, and what is not read comes with it."""
-        steps = _behind([each.node for each in self.crossing])
+        steps = ordered_ahead([each.node for each in self.crossing])
         return self._run(root, steps, images, self.crossing)
 
     def keep(self, root: nn.Module, images: torch.Tensor) -> dict[Crossing, torch.Tensor]:
@@ -208,7 +209,7 @@ class _Cutter:
                 )
             )
         trained = tuple(n for n in self.graph.nodes if n in late)
-        frozen = tuple(_behind([each.node for each in found if each.kept]))
+        frozen = tuple(ordered_ahead([each.node for each in found if each.kept]))
         return FeatureCut(self.graph, self.example, tuple(found), frozen, trained, output.args[0])
 
     def _judge(self, node: fx.Node) -> None:
@@ -284,16 +285,6 @@ class _Cutter:
             source = next(iter(node.all_input_nodes), None)
             return node.name if source is None else self._name(source)
         return f"{place.unit}.{place.node}" if place.unit else place.node
-
-
-def _behind(nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """Nodes and all that they are made of, in the order of the program."""
-    found, queue = set(nodes), [*nodes]
-    while queue:
-        new = [n for n in queue.pop().all_input_nodes if n not in found]
-        found.update(new)
-        queue += new
-    return [n for n in nodes[0].graph.nodes if n in found] if nodes else []
 
 
 _IN_PLACE: tuple[Callable[..., Any], ...] = (

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..editing.slices import ordered_ahead
 from .halves import Half
 
 
@@ -22,7 +23,7 @@ class ValueNames:
 
     def of(self, node: fx.Node) -> str:
         """The digest of a value."""
-        for each in _behind(node):
+        for each in ordered_ahead([node]):
             if each not in self.known:
                 text = f"{each.op} {self._target(each)} {self._shown((each.args, each.kwargs))}"
                 self.known[each] = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
@@ -67,13 +68,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _behind(node: fx.Node) -> list[fx.Node]:
-    """A node and all that it is made of, in the order of the program."""
-    found, queue = {node}, [node]
-    while queue:
-        new = [n for n in queue.pop().all_input_nodes if n not in found]
-        found.update(new)
-        queue += new
-    return [n for n in node.graph.nodes if n in found]

@@ -26,14 +26,12 @@ class Probe:
 
     Attributes:
         shapes: of values that are tensors with a row for each image, of one image.
-        tensors: nodes whose value is a tensor, and
-        dtypes: what they are made of, in float32.
+        dtypes: of all values that are tensors, in float32.
         reads: of each node, those whose numbers it reads; of others it reads sizes at most.
         random: nodes that draw something in training.
     """
 
     shapes: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
-    tensors: set[fx.Node] = field(default_factory=set)
     dtypes: dict[fx.Node, torch.dtype] = field(default_factory=dict)
     reads: dict[fx.Node, set[fx.Node]] = field(default_factory=dict)
     random: set[fx.Node] = field(default_factory=set)
@@ -80,7 +78,6 @@ class Probe:
                     self._note(node, values, watch)
                 value = values[node]
                 if isinstance(value, torch.Tensor):
-                    self.tensors.add(node)
                     shapes[node], self.dtypes[node] = tuple(value.shape), value.dtype
         return shapes
 

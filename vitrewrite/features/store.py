@@ -95,18 +95,15 @@ class FeatureStore:
         return values
 
     def _expect_same(self, key: Mapping[str, str], rows: int) -> None:
-        was, now = (
-            {**key, "images": f"{rows} images"},
-            {**self.key, "images": f"{self.rows} images"},
-        )
-        odd = [k for k in {**now, **was} if was.get(k) != now.get(k)]
-        odd = [k for k in key.keys() | self.key.keys() if key.get(k) != self.key.get(k)] or odd
+        names = sorted(key.keys() | self.key.keys())
+        odd = {k: (key.get(k), self.key.get(k)) for k in names if key.get(k) != self.key.get(k)}
+        if not odd and rows != self.rows:
+            odd = {"images": (f"{rows} images", f"{self.rows} images")}
         if odd:
-            first = min(odd)
             raise FileError(
                 "VR554",
-                f"the features in {shown(self.folder, 200)} are of other {first}",
-                notes=[f"{k} was {shown(was.get(k))}, is {shown(now.get(k))}" for k in sorted(odd)],
+                f"the features in {shown(self.folder, 200)} are of other {next(iter(odd))}",
+                notes=[f"{k} was {shown(was)}, is {shown(now)}" for k, (was, now) in odd.items()],
                 suggestion=_SUGGESTION,
             )
 

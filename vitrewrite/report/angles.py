@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from ..profiling.angles import Angles
 from .picture import COLOURS
+from .plot import PALE, Axis, Plot
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 360, 64, 40
 _BIN = 10  # degrees
@@ -40,37 +40,29 @@ class AnglesPicture:
     def picture(self) -> str:
         """An SVG: shares of angles as outlines, with a line at 90 degrees."""
         shares = [found.shares(_BIN) for _, found in self.models]
-        most = max(max(each) for each in shares) or 1.0
-        right, bottom = _WIDTH - 24, _HEIGHT - 48
-        middle = (_LEFT + right) / 2
-        parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
-            'font-family="sans-serif" font-size="12">',
-            f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-            f'<text x="{_LEFT}" y="24" font-size="14">Angles between gradients of stitches</text>',
-            f'<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="black"/>',
-            f'<path d="M{middle:g} {_TOP}V{bottom}" stroke="#888888" stroke-dasharray="4 4"/>',
-            f'<text x="{_LEFT - 6}" y="{_TOP + 4}" text-anchor="end">{most:.0%}</text>',
-            f'<text x="{_LEFT - 6}" y="{bottom}" text-anchor="end">0</text>',
-        ]
-        for degrees in (0, 45, 90, 135, 180):
-            x = _LEFT + degrees / 180 * (right - _LEFT)
-            parts.append(f'<text x="{x:g}" y="{bottom + 18}" text-anchor="middle">{degrees}</text>')
+        degrees = Axis(0.0, 180.0, _LEFT, _WIDTH - 24)
+        upright = Axis(0.0, max(map(max, shares)) or 1.0, _HEIGHT - 48, _TOP)
+        plot = Plot(_WIDTH, _HEIGHT)
+        plot.text(_LEFT, 24, "Angles between gradients of stitches", size=17, bold=True)
+        plot.upright(upright, degrees.start, degrees.end)
+        for value in (0, 45, 90, 135, 180):
+            x = degrees.at(value)
+            plot.text(x, upright.start + 18, str(value), ink=PALE, anchor="middle")
+        plot.text(degrees.at(90), upright.start + 36, "degrees", anchor="middle")
+        middle = degrees.at(90)
+        plot.line(middle, upright.end, middle, upright.start, ink=PALE, dash="4 4")
         for i, ((name, found), heights) in enumerate(zip(self.models, shares, strict=True)):
-            colour = COLOURS[i % len(COLOURS)]
-            y = [bottom - height / most * (bottom - _TOP) for height in heights]
-            outline = _outline(y, bottom, right)
-            told = f"{escape(name)}: {found.above:.1%} above 90"
-            parts += [
-                f'<path d="{outline}" fill="{colour}" fill-opacity="0.15" stroke="{colour}" '
-                'stroke-width="2"/>',
-                f'<text x="{_LEFT + 12}" y="{_TOP + 16 + 16 * i}" fill="{colour}">{told}</text>',
-            ]
-        return "\n".join([*parts, "</svg>\n"])
+            ink = COLOURS[i % len(COLOURS)]
+            plot.path(_outline(heights, degrees, upright), ink)
+            told = f"{name}: {found.above:.1%} above 90"
+            plot.text(_LEFT + 12, _TOP + 16 + 16 * i, told, ink=ink)
+        return plot.svg
 
 
-def _outline(heights: Sequence[float], bottom: float, right: float) -> str:
-    """A path along the tops of bars."""
-    width = (right - _LEFT) / len(heights)
-    tops = "".join(f"V{y:.1f}H{_LEFT + width * (i + 1):.1f}" for i, y in enumerate(heights))
-    return f"M{_LEFT} {bottom}{tops}V{bottom}"
+def _outline(heights: Sequence[float], across: Axis, upright: Axis) -> list[tuple[float, float]]:
+    """Along the tops of bars."""
+    found = [(across.at(0.0), upright.at(0.0))]
+    for i, height in enumerate(heights):
+        y = upright.at(height)
+        found += [(across.at(_BIN * i), y), (across.at(_BIN * (i + 1)), y)]
+    return [*found, (across.at(180.0), upright.at(0.0))]

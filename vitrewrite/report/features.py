@@ -72,11 +72,7 @@ class FeatureWeights:
     def lines(self) -> list[str]:
         """A table: taps by blocks."""
         means = self.values.mean(0).tolist()
-        kind = (
-            f"{self.measure}, mean of {len(self.values)} images"
-            if self.by_image
-            else (self.measure)
-        )
+        over = f", mean of {len(self.values)} images" if self.by_image else ""
         columns = list(dict.fromkeys(c for found in self.taps.values() for c, _ in found))
         blocks = [c for c in columns if c.isdigit()]
         columns = sorted(blocks, key=int) + [c for c in columns if not c.isdigit()]
@@ -84,7 +80,7 @@ class FeatureWeights:
         for tap, found in self.taps.items():
             known = {column: _told(means[place]) for column, place in found}
             rows.append((tap, *(known.get(c, "") for c in columns)))
-        return [kind, *table(rows)]
+        return [f"{self.measure}{over}", *table(rows)]
 
 
 @dataclass(frozen=True)

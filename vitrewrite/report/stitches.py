@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..errors import FileError, RewriteError
 from ..profiling.latencies import Latencies
 from ..text import giga, table
 from .palette import Interval, best, intervals
+from .plot import PALE, Axis, Plot
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 720, 360, 64, 48
 
@@ -165,50 +165,33 @@ class TrainedStitches:
         return {**self.found, "macs": list(self.macs), "best": list(self.best)}
 
     def picture(self) -> str:
-        """An SVG: a dot per stitch by MACs and score, a ring with its number for the best."""
+        """An SVG: a dot per stitch by MACs and score, a larger one with its number for the best."""
         scores = self.found["scores"]
         if not any(scores):
             scores = [self.found["measured"].get(str(n), 0.0) for n in range(len(self.macs))]
             axis = self.found["metric"]
         else:
             axis = "importance score"
-        costs = self.costs
-        low, high, most = min(costs), max(costs), max(max(scores), 1e-12)
-        right, bottom = _WIDTH - 24, _HEIGHT - 48
+        costs, known = self.costs, self.found["intervals"]
         unit = " MACs" if self.by == "macs" else ""
-
-        def place(number: int) -> tuple[float, float]:
-            share = (costs[number] - low) / ((high - low) or 1)
-            return _LEFT + share * (right - _LEFT), bottom - scores[number] / most * (bottom - _TOP)
-
-        parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
-            'font-family="sans-serif" font-size="12">',
-            f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-            f'<text x="{_LEFT}" y="24" font-size="14">{escape(self.title)}: stitches, and the best '
-            "of each interval</text>",
-        ]
-        for row in self.found["intervals"]:
-            x = _LEFT + (row["from"] - low) / ((high - low) or 1) * (right - _LEFT)
-            parts.append(f'<path d="M{x:.1f} {_TOP}V{bottom}" stroke="#dddddd"/>')
-        parts.append(f'<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="black"/>')
-        for number in range(len(self.macs)):
-            x, y = place(number)
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#888888"/>')
+        across = Axis(min(costs), max(costs), _LEFT, _WIDTH - 24)
+        upright = Axis(0.0, max(*scores, 1e-12), _HEIGHT - 48, _TOP)
+        plot = Plot(_WIDTH, _HEIGHT)
+        title = f"{self.title}: stitches, and the best of each interval"
+        plot.text(_LEFT, 24, title, size=17, bold=True)
+        plot.text(_LEFT + 6, _TOP - 6, axis)
+        plot.upright(upright, across.start, across.end)
+        for row in known:
+            x = across.at(row["from"])
+            plot.line(x, upright.start, x, upright.end, ink="#dddddd")
+        places = [(across.at(c), upright.at(v)) for c, v in zip(costs, scores, strict=True)]
+        for place in places:
+            plot.dot(*place, "#888888")
         for number in self.best:
-            x, y = place(number)
-            parts += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="none" stroke="#c03030" '
-                'stroke-width="2"/>',
-                f'<text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{number}</text>',
-            ]
-        parts += [
-            f'<text x="{_LEFT}" y="{bottom + 18}">{self._told(low)}</text>',
-            f'<text x="{right}" y="{bottom + 18}" text-anchor="end">{self._told(high)}{unit}'
-            "</text>",
-            f'<text x="{_LEFT - 6}" y="{_TOP + 4}" text-anchor="end">{most:.3g}</text>',
-            f'<text x="{_LEFT - 6}" y="{bottom}" text-anchor="end">0</text>',
-            f'<text x="{_LEFT + 6}" y="{_TOP - 6}">{escape(axis)}</text>',
-            "</svg>\n",
-        ]
-        return "\n".join(parts)
+            x, y = places[number]
+            plot.dot(x, y, "#c03030", radius=6, clear=0.5)
+            plot.text(x, y - 9, str(number), anchor="middle")
+        below = upright.start + 18
+        plot.text(across.start, below, self._told(across.low), ink=PALE)
+        plot.text(across.end, below, f"{self._told(across.high)}{unit}", ink=PALE, anchor="end")
+        return plot.svg

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from ..anatomy import analyse
 from ..anatomy.flow import Flow, Op, flatten
@@ -18,6 +18,8 @@ from ..anatomy.kinds import ADDS, FUSED_ATTENTION, SDPA, is_conv, layer_matrix
 from ..anatomy.sites import Anatomy, Block, Branch, Place
 from ..editing.editor import Editor
 from ..editing.measure import Propagation
+from ..editing.slices import ahead
+from ..tracing.nodes import nodes_of
 from ..tracing.unit import Unit
 from .patches import by_weight, widths
 
@@ -141,7 +143,7 @@ class _BlockReader:
         if total is None:
             return
         added, stream = (total.node.args[i] for i in (branch.index, 1 - branch.index))
-        for node in _behind(added) - _behind(stream):
+        for node in ahead(nodes_of(added)) - ahead(nodes_of(stream)):
             if node.op == "call_module":
                 yield from _leaves(total.frame.module.get_submodule(str(node.target)))
 
@@ -183,17 +185,6 @@ def _attends(op: Op) -> bool:
 def _opaque(module: nn.Module) -> bool:
     """Whether it is a module of a pass, of which nothing is known."""
     return not type(module).__module__.startswith("torch.")
-
-
-def _behind(node: Any) -> set[fx.Node]:
-    """A node and all that it is made of, in its graph."""
-    found, queue = set[fx.Node](), [node]
-    while queue:
-        each = queue.pop()
-        if isinstance(each, fx.Node) and each not in found:
-            found.add(each)
-            queue += each.all_input_nodes
-    return found
 
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:

@@ -43,6 +43,13 @@ def operand(node: fx.Node, index: int = 0) -> fx.Node:
     return found
 
 
+def nodes_of(value: Any) -> list[fx.Node]:
+    """The nodes in an argument or a structure of them, repeated ones too."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return found
+
+
 def after_inputs(node: fx.Node) -> fx.Node:
     """`node`, or the last placeholder: nothing may stand between placeholders."""
     while node.op == "placeholder" and node.next.op == "placeholder":

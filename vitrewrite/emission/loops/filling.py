@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ...tracing.nodes import nodes_of
 from ...tracing.notes import ARITY, HINT, LISTED, TAKEN_AS, VALUE, shared
 from ...tracing.template import copy_graph, eliminate_dead_code
 from ..alike import operands
@@ -17,7 +18,7 @@ from .levels import Group, Path, Seed, groups
 from .lockstep import Strand, leaves
 from .rolls import Roll, item, spread
 from .sweeps import Sweep
-from .turning import Turn, hint_of, key_of, nodes_of, reads_item
+from .turning import Turn, hint_of, key_of, reads_item
 
 TRIES = 50  # loops of one graph
 _JOINING = frozenset({torch.cat, torch.stack})  # take a list as well as a tuple

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from ...tracing.nodes import is_size, operand
+from ...tracing.nodes import is_size, nodes_of, operand
 from ...tracing.notes import ARITY, ASSIGNED, HINT, VALUE, copied
 from ..access import access, child_of
 from ..alike import operands
@@ -260,10 +260,3 @@ def _part(length: int, start: int, step: int, count: int) -> str:
     if step > 0:
         return f"[{start or ''}:{'' if stop == length else stop}]"
     return f"[{'' if start == length - 1 else start}:{'' if stop < 0 else stop}:-1]"
-
-
-def nodes_of(value: Any) -> list[fx.Node]:
-    """The nodes in a value, repeated ones too."""
-    found: list[fx.Node] = []
-    fx.node.map_arg(value, found.append)
-    return found
