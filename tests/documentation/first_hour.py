@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -35,21 +34,20 @@ def walk(wheel: Path, folder: Path) -> int:
     """Run them one after the other, and tell what came of each; the first failure ends it."""
     folder.mkdir(parents=True)
     photographs(folder)
-    active, start = "", time.perf_counter()
+    active = ""
     for number, command in enumerate(hour(), 1):
         line = command.line.replace("'vitrewrite[", f"'{wheel.resolve()}[")
         line = line.replace("python3 ", f"{sys.executable} ", 1)
-        begun = time.perf_counter()
         done = _shell(active + line, folder)
         active += f"{line} && " if line.startswith(_ACTIVATES) else ""
         missing = differences(command.shown, done.stdout)
         failed = done.returncode != 0 or bool(missing)
         state = "FAILS" if failed else "ok   "
-        click.echo(f"{state} {number:3}  {time.perf_counter() - begun:6.1f} s  {command.line}")
+        click.echo(f"{state} {number:3}  {command.line}")
         if failed:
             click.echo("".join(f"    is not printed: {each}\n" for each in missing) + done.stdout)
             return 1
-    click.echo(f"the first hour took {(time.perf_counter() - start) / 60:.1f} minutes")
+    click.echo(f"all {len(hour())} commands of the first hour do what README says")
     return 0
 
 
