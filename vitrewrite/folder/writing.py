@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from pprint import pformat
@@ -207,7 +208,9 @@ def _done(rewritten: Rewritten) -> list[str]:
     model, clauses = rewritten.spec.model, list(map(str, rewritten.spec.clauses))
     told = [] if model is None or str(model) == rewritten.model_name else [f"model {model}"]
     between = [""] if told and clauses else []
-    return "\n".join((*told, *between, *clauses)).splitlines()
+    lines = "\n".join((*told, *between, *clauses)).splitlines()
+    broken = textwrap.TextWrapper(96, subsequent_indent="    ", break_on_hyphens=False)
+    return [part for line in lines for part in broken.wrap(line) or [""]]
 
 
 def checked_text(rewritten: Rewritten) -> str:
