@@ -90,7 +90,7 @@ rewritten = vr.apply(spec, model)
 """What a page takes for granted before its Python."""
 
 ELSEWHERE = {
-    ("README.md", "class BlockWithMerge(nn.Module):"): "tests/test_examples.py",
+    ("README.md", "class BlockWithMerge(Block):"): "tests/test_examples.py",
     ("README.md", "        for block in self.blocks[:6]:"): "tests/test_examples.py",
     ("docs/architecture.md", "def forward(self, x):"): "printed source",
     ("docs/writing-a-pass.md", ""): "tests/test_docs.py",
