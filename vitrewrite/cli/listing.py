@@ -13,15 +13,8 @@ from .. import catalog
 from ..catalog.explain import explain_code
 from ..catalog.models import known_models
 from ..catalog.signatures import OptionInfo, PassInfo
-from ..disk import replacing_file
 from ..errors import FileError, SpecError, VitrewriteError, raise_all
-from ..folder.lock import Folder
-from ..language import format_text, parse_spec
 from ..language.conventions import CONVENTIONS
-from ..language.settings import options as settings_of_tune
-from ..language.source import read_source
-from ..sensitivity.text import changes
-from ..storage.hashing import parsed, read_bytes
 from ..text import did_you_mean, listing, shown
 from .topics import SINGULAR, TOPICS
 
@@ -116,6 +109,8 @@ def explanation(topic: str) -> str:
     if re.fullmatch(r"[Vv][Rr]\d{3}", topic):
         return str(explain_code(topic))
     if topic == "tune":
+        from ..language.settings import options as settings_of_tune
+
         return "\n".join([CLAUSES[topic], "", "Settings", *option_lines(settings_of_tune())])
     if topic in CLAUSES:
         return CLAUSES[topic]
@@ -169,6 +164,10 @@ def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
     Raises:
         VitrewriteError: for files that cannot be read or are malformed; the others are formatted.
     """
+    from ..disk import replacing_file
+    from ..language import format_text
+    from ..language.source import read_source
+
     changed: list[str] = []
     errors: list[VitrewriteError] = []
     for name in files:
@@ -197,6 +196,8 @@ def differences(first: str, second: str) -> list[str]:
     Raises:
         VitrewriteError: for specs that are wrong; VR703 for a folder or file that is not ours.
     """
+    from ..sensitivity.text import changes
+
     specs, reports, bought = zip(*(_content(name) for name in (first, second)), strict=True)
     lines = list(difflib.unified_diff(specs[0], specs[1], first, second, lineterm="", n=1))
     for key in sorted(reports[0].keys() & reports[1].keys()):
@@ -212,6 +213,10 @@ def differences(first: str, second: str) -> list[str]:
 
 def _content(name: str) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
     """The lines of a spec, counts of its model, and allocations."""
+    from ..folder.lock import Folder
+    from ..language import parse_spec
+    from ..storage.hashing import parsed, read_bytes
+
     path = Path(name)
     is_report = path.suffix == ".json" and catalog.is_file(path)
     if not is_report and not catalog.is_file(path / "lock.json"):

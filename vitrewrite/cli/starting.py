@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from .. import catalog
-from ..disk import check_file, write_text
 from ..errors import FileError
 from ..text import shown
 from .common import PATH, echo_written
@@ -61,6 +60,8 @@ def _write(path: Path, text: str) -> None:
     Raises:
         FileError: VR896 if it is, or its name is not that of a spec.
     """
+    from ..disk import check_file, write_text
+
     if path.suffix != ".peft":
         help_ = f"write {path}.peft"
         raise FileError("VR896", f"{shown(str(path))} is no name of a spec", suggestion=help_)
