@@ -68,9 +68,9 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
     asked = {name for cls in inserted for name in vars(cls)} if table.ways else set()
     copies = Copies(_known(root, inserted), asked)
     constructors = Constructors(table, functions, inserted, copies.arguments)
-    texts = []
+    texts, everywhere = [], list(table.paths.values())
     for cls in table.all:
-        said = told(cls.units, [table.paths[id(u)] for u in cls.units])
+        said = told(cls.units, [table.paths[id(u)] for u in cls.units], everywhere)
         texts.append(_class(cls, constructors.lines(cls), said))
     sources = copies.texts(inserted)
     parts = (*(f.text for f in functions.all), *sources, *derived(texts))
