@@ -12,6 +12,7 @@ from tests.authored import HEAD, branch
 from tests.cli.invoke import invoke
 from tests.documentation.blocks import blocks as documented
 from tests.documentation.blocks import pages
+from tests.documentation.first_hour import hour
 from tests.documentation.output import differences
 from tests.documentation.running import spec
 from tests.documentation.stage import elsewhere
@@ -45,6 +46,20 @@ def test_every_spec_of_the_pages_parses(monkeypatch: pytest.MonkeyPatch, tmp_pat
     judged = [spec(f"{block.page}:{block.line}", block.text) for block in specs]
     assert [verdict for verdict in judged if verdict.wrong] == []
     assert len([block for block in found if block.kind == "commands"]) >= 10
+
+
+def test_the_first_hour_has_a_dozen_commands() -> None:
+    """`make fresh` walks it."""
+    lines = [command.line for command in hour()]
+    assert len(lines) <= 12
+    for start in (
+        "pip",
+        *(
+            f"vitrewrite {name}"
+            for name in ("plan", "apply", "tune", "predict", "export", "check", "verify")
+        ),
+    ):
+        assert any(line.startswith(start) for line in lines), start
 
 
 @pytest.mark.parametrize(
