@@ -41,7 +41,7 @@ SUBSTITUTES = [
     (r"weights=(?!checkpoint)\S+ ?", ""),  # what a reader has, or the network
     (r"data=(FOLDER|DATA|SOURCE|TARGET|digits)", "data=few"),
     (r"tune seg.peft data=few", "tune seg.peft data=scenes tune.steps=2"),
-    (r"tune\.epochs=5", f"model=tiny.py:vit {SHORT}"),
+    (r"(tune lora_qv .*)tune\.epochs=5", rf"\1model=tiny.py:vit {SHORT}"),
     (r"lora_qv data=few (--out|tune.shard)", rf"lora_qv data=few model=tiny.py:vit {SHORT} \1"),
     (r"(profile|apply) spt_lora model=vit_base", r"\1 spt_lora model=tiny.py:vit"),
     (r"tune synqt ", f"tune queries.peft {SHORT} "),
