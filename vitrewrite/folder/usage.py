@@ -13,6 +13,7 @@ from torch import fx
 from ..data.labels import KEY, class_names
 from ..data.preprocessing import Preprocessing
 from ..errors import DataError, FileError
+from ..models.image_processors import BY_DEFAULT
 from ..tasks.choice import coarsest_strides
 from ..tasks.queries import CLASSES, MASKS
 from ..text import shown
@@ -44,7 +45,7 @@ class Usage:
         crop_pct: how much of the resized image the crop takes.
         crop_mode: `center` keeps the ratio of the sides and the middle, `squash` does not,
             `border` adds a border.
-        stated: whether the model says so; else these are timm's defaults.
+        stated: whether the model says so; else these are defaults of its library.
         outputs: classes, or 0 if it returns something else.
         classes: their names; empty if nobody says.
     """
@@ -88,7 +89,7 @@ class Usage:
             interpolation="bilinear" if segments else str(config["interpolation"]),
             crop_pct=1.0 if segments else float(config["crop_pct"]),
             crop_mode="squash" if segments else str(config["crop_mode"]),
-            stated="mean" in record and "std" in record,
+            stated="mean" in record and "std" in record and not record.get(BY_DEFAULT),
             outputs=outputs,
             classes=class_names(rewritten.base, outputs, learnt=learnt) if outputs else (),
         )
