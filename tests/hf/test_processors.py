@@ -38,8 +38,12 @@ def usage(folder: Path) -> Usage:
 
 
 def test_what_stands_beside_the_checkpoint(folder: Path, tmp_path: Path) -> None:
-    own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 3,
-           "size": {"height": 32, "width": 32}, "image_processor_type": "ViTImageProcessor"}  # fmt: skip
+    own = {
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6],
+        "resample": 3,
+        "size": {"height": 32, "width": 32},
+    }
     processor(folder, **own)
     rewritten = vr.apply(LORA, f"hf:{folder}")
     written = vr.emit(rewritten, tmp_path / "out")

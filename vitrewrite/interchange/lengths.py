@@ -25,4 +25,5 @@ class FollowedLengths(TorchFunctionMode):
 def _spread(start: Any, end: Any, steps: torch.SymInt, **kwargs: Any) -> torch.Tensor:
     """`torch.linspace`, whose number of steps is an int in its signature."""
     gaps = torch.scalar_tensor(steps - 1, **kwargs).clamp(min=1)
-    return start + torch.arange(steps, **kwargs) * ((end - start) / gaps)
+    found: torch.Tensor = start + torch.arange(steps, **kwargs) * ((end - start) / gaps)
+    return found

@@ -82,8 +82,8 @@ def _geometry(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("crop_pct") is not None and shorter is not None:  # ConvNeXt's
         return {"crop_pct": float(values["crop_pct"]), "crop_mode": "center"}
     if values.get("do_center_crop") and crop is not None:
-        inner = crop.get("height") if isinstance(crop, Mapping) else crop
-        whole = shorter or (size or {}).get("height") or inner
+        inner: Any = crop.get("height") if isinstance(crop, Mapping) else crop
+        whole: Any = shorter or (size or {}).get("height") or inner
         mode = "center" if shorter else "squash"
         return {"crop_pct": min(1.0, float(inner) / float(whole)), "crop_mode": mode}
     return {"crop_pct": 1.0, "crop_mode": "squash"}
