@@ -44,7 +44,8 @@ def drop_methods(trees: Sequence[ast.ClassDef], others: set[str]) -> None:
         }
         gone = False
         for tree in trees:
-            kept = [s for s in tree.body if not _is_idle(s, named | _own_names(tree))]
+            known = named | _own_names(tree)
+            kept = [s for s in tree.body if not _is_idle(s, known)]
             gone |= len(kept) < len(tree.body)
             tree.body = kept
         if not gone:
