@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from ..errors import EmitError
+from ..text import Told
 from ..tracing import walk
 from ..tracing.about import About, about, is_root
 from ..tracing.leaves import is_torch_class, mentioned
@@ -29,7 +30,7 @@ from .wrap import WIDTH, wrap
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Told):
     """The classes of a model as text.
 
     Attributes:
