@@ -1,4 +1,4 @@
-"""Printed classes that derive from others."""
+"""Printed classes that derive from others, and those that are called by their place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 import vitrewrite as vr
 from vitrewrite.emission.deriving import derived
@@ -124,3 +125,43 @@ def test_a_block_of_a_model_that_a_pass_gave_something(rate: float) -> None:
         again = vr.capture(rewritten.module, x)
         assert torch.equal(again(x), rewritten.module(x))
     assert source(again) == re.sub(r" *# <text>:.*\n", "", text)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.fc(x), x
+
+
+class Sum(nn.Module):
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return pair[0] + pair[1]
+
+
+class Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Sequential(Two(), Sum()) for _ in range(2))
+        self.last_pass = nn.Sequential(Two(), nn.Identity(), Sum())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return self.last_pass(x)
+
+
+def test_a_container_that_becomes_a_class_has_the_name_of_its_place() -> None:
+    torch.manual_seed(0)
+    model = Rows().eval()
+    x = torch.randn(2, 4)
+    found = vr.capture(model, x)
+    text = source(found)
+    assert "class Stage(nn.Module):" in text
+    assert "class LastPass(nn.Module):" in text
+    assert "class Sequential" not in text
+    with torch.no_grad():
+        assert torch.equal(found(x), model(x))
+    assert source(vr.capture(found, x)) == text

@@ -22,7 +22,7 @@ from .effects import is_nothing
 from .functions import Functions
 from .literals import Symbol, quoted
 from .parameters import Parameters
-from .rates import scheduled
+from .rates import rooted, scheduled
 from .tables import table
 from .wrap import WIDTH, wrap
 
@@ -70,7 +70,7 @@ class Constructors:
             if buffer is not None:
                 out += self._buffer(cls, name)
         lines = scheduled((*out, *children), cls.parameters.vectors)
-        return [part for line in lines for part in wrap(line, WIDTH - 8)]
+        return [part for line in map(rooted, lines) for part in wrap(line, WIDTH - 8)]
 
     def _buffer(self, cls: Class, name: str) -> list[str]:
         has = [u._buffers.get(name) is not None for u in cls.units]

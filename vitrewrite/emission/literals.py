@@ -114,6 +114,23 @@ def constant(value: Any) -> str:
     return _of_torch(value) or _container(value)
 
 
+LEAST_ROW = 8
+"""Items of a tuple that are read at one glance, whatever they are."""
+
+
+def repeated(value: Any) -> str:
+    """A literal, of a long tuple as `(192, 768) * 12 + (192,)` where that says the same."""
+    if type(value) is not tuple or len(value) < LEAST_ROW:
+        return constant(value)
+    texts = list(map(constant, value))
+    for period in range(1, len(texts) // 3 + 1):
+        if texts[period:] == texts[:-period]:
+            times, left = divmod(len(texts), period)
+            row = constant(value[:period])
+            return f"{row} * {times}" + (f" + {constant(value[:left])}" if left else "")
+    return constant(value)
+
+
 def quoted(text: str) -> str:
     """A string literal, in double quotes where that takes no escape."""
     text = str.__str__(text)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .access import is_hidden
-from .literals import ANYTHING, Symbol, constant, same
+from .literals import ANYTHING, Symbol, repeated, same
 from .names import identifier
 
 LEAST_TOGETHER = 4
@@ -51,7 +51,7 @@ class Parameters:
         vector = tuple(vector)
         needed = [v for v in vector if v is not ANYTHING]
         if all(same(v, needed[0]) for v in needed):
-            return constant(needed[0]) if needed else "None"
+            return repeated(needed[0]) if needed else "None"
         found = self._equal(vector) or (self._derived(vector) if derive else None)
         if found is None or (owner and self._is_member(found[0])):
             name = self._new(wish, vector, own=bool(owner))

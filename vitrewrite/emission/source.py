@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from ..errors import EmitError
+from ..text import Told
 from ..tracing import walk
 from ..tracing.about import About, about, is_root
 from ..tracing.leaves import is_torch_class, mentioned
@@ -29,7 +30,7 @@ from .wrap import WIDTH, wrap
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Told):
     """The classes of a model as text.
 
     Attributes:
@@ -68,9 +69,9 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
     asked = {name for cls in inserted for name in vars(cls)} if table.ways else set()
     copies = Copies(_known(root, inserted), asked)
     constructors = Constructors(table, functions, inserted, copies.arguments)
-    texts = []
+    texts, everywhere = [], list(table.paths.values())
     for cls in table.all:
-        said = told(cls.units, [table.paths[id(u)] for u in cls.units])
+        said = told(cls.units, [table.paths[id(u)] for u in cls.units], everywhere)
         texts.append(_class(cls, constructors.lines(cls), said))
     sources = copies.texts(inserted)
     parts = (*(f.text for f in functions.all), *sources, *derived(texts))

@@ -92,9 +92,6 @@ class CellSelection(nn.Module):
 class MaskPool(nn.Module):
     """Weights [B, queries, h w] of a mean over the background, or foreground, of masks."""
 
-    def __init__(self):
-        super().__init__()
-
     def forward(self, masks, like):
         masks = F.interpolate(masks.detach(), like.shape[-2:], mode="bilinear", align_corners=False)
         probable = masks.flatten(2).sigmoid()
@@ -630,7 +627,7 @@ class Mask2FormerMaskPredictor(nn.Module):
 
 
 class Mask2FormerMaskedAttentionDecoderLayer2(nn.Module):
-    """model.transformer_module.decoder.hrca_layers[*], 256 wide."""
+    """model.transformer_module.decoder.hrca_layers[:3], 256 wide."""
 
     def __init__(self):
         super().__init__()
@@ -844,7 +841,7 @@ class Mask2FormerTransformerModule(nn.Module):
             ],
             out,
             fine_positions,
-            positions[0:3],
+            positions[:3],
         )
 
 

@@ -155,7 +155,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """blocks[*], 768 wide."""
+    """blocks[:6, 7:], 768 wide."""
 
     def __init__(self):
         super().__init__()
