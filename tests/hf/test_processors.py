@@ -12,6 +12,7 @@ import transformers
 from PIL import Image
 
 import vitrewrite as vr
+from tests.cli.invoke import invoke
 from tests.hf.test_names import TINY_VIT
 from vitrewrite.errors import FileError
 from vitrewrite.folder.reading import load_folder
@@ -63,6 +64,17 @@ def test_what_stands_beside_the_checkpoint(folder: Path, tmp_path: Path) -> None
     assert known is not None
     ours = known.preprocessing.normalised(known.preprocessing.plain(whole=False)(image))
     assert (ours - theirs[0]).abs().max() < 0.02  # resized by Pillow or by torch, on 8 bits
+
+
+def test_scores_of_classes_are_found_in_what_it_returns(folder: Path, tmp_path: Path) -> None:
+    found = usage(folder)
+    assert (found.task, found.outputs) == ("classification", TINY_VIT["num_labels"])
+    written = vr.emit(vr.apply(LORA, f"hf:{folder}"), tmp_path / "out")
+    Image.new("RGB", (40, 50), (200, 40, 90)).save(tmp_path / "photo.png")
+    seen = invoke("predict", written, tmp_path / "photo.png", "--json")
+    assert seen.status == 0, seen.err
+    assert len(seen.json["predictions"][0]["classes"]) == TINY_VIT["num_labels"]
+    assert 'model(image)["logits"]' in (written / "README.md").read_text()
 
 
 def test_else_what_transformers_does(folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
 
 PREPROCESSING = "preprocessing.json"
+SCORES = "logits"
 CLASSIFICATION, DENSE, QUERIES, OTHER = "classification", "dense", "queries", "other"
 
 
@@ -144,15 +145,27 @@ class Usage:
 
 def _task(rewritten: Rewritten) -> tuple[str, int]:
     """What a model returns, and how many classes that has."""
-    unit: Any = rewritten.result.root
-    output = unit.template.graph.output_node().args[0]
+    output = _output(rewritten)
     if isinstance(output, Mapping):
         if {CLASSES, MASKS} <= output.keys():
             return QUERIES, int(_shape(output[CLASSES])[-1]) - 1
-        return OTHER, 0
+        if key_of(rewritten) is None:
+            return OTHER, 0
+        output = output[SCORES]
     shape = _shape(output)
     kinds = {2: CLASSIFICATION, 4: DENSE}
     return (kinds[len(shape)], int(shape[1])) if len(shape) in kinds else (OTHER, 0)
+
+
+def key_of(rewritten: Rewritten) -> str | None:
+    """The entry with the scores of classes, first in what models of Hugging Face return."""
+    output = _output(rewritten)
+    return SCORES if isinstance(output, Mapping) and next(iter(output), None) == SCORES else None
+
+
+def _output(rewritten: Rewritten) -> Any:
+    unit: Any = rewritten.result.root
+    return unit.template.graph.output_node().args[0]
 
 
 def _shape(output: Any) -> tuple[int, ...]:

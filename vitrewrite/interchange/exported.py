@@ -219,6 +219,8 @@ class _Maker:
         return content, run
 
     def _failed(self, who: str, error: Exception) -> VerifyError:
+        while error.__cause__ is not None:  # what exporters wrap says what is missing
+            error = error.__cause__  # type: ignore[assignment]
         return VerifyError("VR598", f"{who} cannot write the model: {first_line(error)}")
 
     # -- comparing --------------------------------------------------------------------------------
