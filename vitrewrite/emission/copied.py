@@ -252,7 +252,7 @@ def _code(node: ast.AST) -> str:
         whole = ast.unparse(value)
         if text.endswith(whole) and len(value.elts) > 1:
             text = text.removesuffix(whole) + whole[1:-1]
-    text = re.sub(r"(?<=[\w)\]]) \*\* (?=[\w.-]+)", "**", text)
+    text = re.sub(r"(?<![\w.)\]])([\w.]+) \*\* (?=-?[\w.]+(?![\w.(\[]))", r"\1**", text)
     lines = _undoubled(text).split("\n")
     tokens = list(tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline))
     for token in reversed(tokens):
