@@ -32,7 +32,8 @@ Exactness
     T = 1 + N tokens become 1 + floor(N / 2). Lowers to an argmax and an index-add; the matching is
     in float32 or better whatever the model is in. H is [G > 1/2] as published, except on ties: of
     equally good matches the first is taken, where G > 1/2 has none and deletes the token. A key
-    that is zero has cosine zero with all others.
+    that is zero has cosine zero with all others. Sizes have the gradient of W, none with bsm: later
+    attentions are not fused on the CPU while it is asked for, and differ by rounding.
 
 Example
     insert merge.bdm() after blocks[6].attn
@@ -112,6 +113,8 @@ class BipartiteMerge(nn.Module):
             merge = self.merge_hard if self.hard else self.merge_soft
             both = merge(scores, both[:, self.a], both[:, self.b])
             patches, count = both[..., :-1] / both[..., -1:], both[..., -1]
+            if self.hard:  # sizes hang on no value; a mask with a gradient would not be fused
+                count = count.detach()
         x = torch.cat([x[:, :prefix], patches.to(x.dtype)], dim=1)
         size = torch.cat([size[:, :prefix], count.to(size.dtype)], dim=1)
         return (x, size, *self.trace(scores, prefix)) if self.traced else (x, size)

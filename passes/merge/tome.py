@@ -100,7 +100,8 @@ class TokenMerge(nn.Module):
         """Sums of the tokens that merge, weighed by size, over the sums of the sizes."""
         weight = size[..., None]
         both = self.sums(torch.cat([x * weight, weight], dim=2), stays, goes, into)
-        return both[..., :-1] / both[..., -1:], both[..., -1]
+        # Sizes hang on no value; a mask that asks for a gradient would cost the fused attention.
+        return both[..., :-1] / both[..., -1:], both[..., -1].detach()
 
     def sums(
         self, x: torch.Tensor, stays: torch.Tensor, goes: torch.Tensor, into: torch.Tensor

@@ -107,7 +107,8 @@ class Matched(nn.Module):
             index = into[..., None].expand(-1, -1, both.shape[2])
             b = b.scatter_add(1, index, a * goes[..., None].to(a.dtype))
         both = torch.cat([both[:, :prefix], a, b], dim=1)
-        return both[..., :-1] / both[..., -1:].clamp_min(1e-6), both[..., -1]
+        # No gradient goes through what merges: sizes hang on no value.
+        return both[..., :-1] / both[..., -1:].clamp_min(1e-6), both[..., -1].detach()
 
     def order(self, x: torch.Tensor, prefix: int) -> torch.Tensor:
         """Numbers of the tokens [B, T] in the new order."""

@@ -90,17 +90,30 @@ def test_each_shell_has_its_script(
     assert "compopt -o nospace" in get_completion_class("bash").source_template  # type: ignore[union-attr]
 
 
-def test_it_answers_without_torch(tmp_path: Path) -> None:
+LINES = {
+    "vitrewrite apply lora_qv model=vit_bas": "plain,model=vit_base",
+    "vitrewrite apply lora_qv ran": "plain,rank=",
+    "vitrewrite explain adaptf": "plain,adaptformer",
+    "vitrewrite pl": "plain,plan",
+}
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[-1])
+def test_it_answers_without_torch_and_without_the_parser(line: str, tmp_path: Path) -> None:
     program = """
 import os, sys
 from vitrewrite.__main__ import main
-os.environ.update(_VITREWRITE_COMPLETE="bash_complete", COMP_CWORD="3",
-                  COMP_WORDS="vitrewrite apply lora_qv model=vit_bas")
+os.environ.update(_VITREWRITE_COMPLETE="bash_complete", COMP_WORDS=sys.argv[1],
+                  COMP_CWORD=str(sys.argv[1].count(" ")))
 assert main([]) == 0
 heavy = {"torch", "timm", "transformers", "numpy", "networkx", "jinja2", "rich", "lark"}
+heavy |= {f"vitrewrite.language.{name}" for name in ("load", "model", "overrides", "parse")}
+heavy |= {"vitrewrite.disk", "vitrewrite.folder"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "plain,model=vit_base" in done.stdout.splitlines()
+        [sys.executable, "-c", program, line],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert LINES[line] in done.stdout.splitlines()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vitrewrite import language
+
 HEAVY = {"torch", "timm", "transformers", "numpy", "networkx", "jinja2", "rich"}
 PROGRAM = """
 import json, sys
@@ -17,8 +19,12 @@ if len(sys.argv) > 1:
     from vitrewrite.__main__ import main
     status = main(sys.argv[1:])
     assert status == 0, status
-sys.stderr.write(json.dumps(sorted(m for m in sys.modules if "." not in m)))
+ours = "vitrewrite.language."
+sys.stderr.write(json.dumps(sorted(m for m in sys.modules if "." not in m or m.startswith(ours))))
 """
+PARSER = {f"vitrewrite.language.{name}" for name in ("load", "model", "parse", "resolve")} | {
+    "lark"
+}
 LIGHT = [
     "",
     "--help",
@@ -49,8 +55,8 @@ def test_starts_without_torch(line: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, *line.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # Lark is for specs: nothing that reads none waits for it.
-    heavy = HEAVY if line in PARSING else HEAVY | {"lark"}
+    # The parser is for specs: nothing that reads none waits for it.
+    heavy = HEAVY if line in PARSING else HEAVY | PARSER
     assert not heavy & set(json.loads(done.stderr))
 
 
@@ -62,6 +68,13 @@ def test_a_wrong_command_line_is_answered_without_torch(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert not HEAVY & set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def test_the_language_is_imported_name_by_name() -> None:
+    for name in language._PLACES:
+        assert getattr(language, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = language.nothing
 
 
 def test_the_api_is_imported_when_it_is_used() -> None:

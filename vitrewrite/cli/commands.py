@@ -212,25 +212,43 @@ def list_(what: str, patterns: tuple[str, ...], as_json: bool) -> None:
 
 @cli.command()
 @click.argument("topic")
-def explain(topic: str) -> None:
+@_json
+def explain(topic: str, as_json: bool) -> None:
     """Explains an error code, a pass, a clause, or one of selectors, overrides, data, weights."""
-    from .listing import explanation
+    from .listing import explanation, options_of
 
-    click.echo(explanation(topic))
+    text = explanation(topic)
+    if not as_json:
+        click.echo(text)
+        return
+    options = options_of(topic)
+    echo_json({"topic": topic, "text": text, **({"options": options} if options else {})})
 
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True)
 @click.option("--check", "only_check", is_flag=True, help="Change nothing; exit 1 if unformatted.")
-def fmt(files: tuple[str, ...], only_check: bool) -> None:
+@_json
+def fmt(files: tuple[str, ...], only_check: bool, as_json: bool) -> None:
     """Formats specs in place."""
     from .listing import format_files
 
-    changed = format_files(files, only_check=only_check)
-    for name in changed:
-        click.echo(f"{'would change' if only_check else 'formatted'}  {name}")
+    changed: list[str] = []
+    try:
+        format_files(files, changed, only_check=only_check)
+    finally:  # those that could be read are told, whatever else there is
+        said = "would_change" if only_check else "formatted"
+        if as_json:
+            echo_json({said: changed})
+        else:
+            _echo_each(said.replace("_", " "), changed)
     if changed and only_check:
         raise click.exceptions.Exit(1)
+
+
+def _echo_each(what: str, names: list[str]) -> None:
+    for name in names:
+        click.echo(f"{what}  {name}")
 
 
 @cli.command()

@@ -17,9 +17,6 @@ import click
 
 from .. import catalog
 from ..errors import UsageError
-from ..language import RESERVED, parse_overrides, parse_spec
-from ..language.inputs import INPUT
-from ..language.model import Spec
 from ..text import EveryMinute, shown
 from .output import current
 
@@ -27,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..folder.reading import Trust
+    from ..language import Spec
     from ..rewrite.compilation import Compilation
     from ..rewrite.rewritten import Rewritten
 
@@ -137,6 +135,9 @@ def request(spec: str, overrides: tuple[str, ...]) -> Invocation:
     Raises:
         VitrewriteError: everything that is wrong with them.
     """
+    from ..language import RESERVED, parse_overrides, parse_spec
+    from ..language.inputs import INPUT
+
     found: dict[str, str] = parse_overrides(overrides)
     arguments: dict[str, Any] = {}
     if "weights" in found:
@@ -184,6 +185,7 @@ def trusted(target: str, overrides: tuple[str, ...], trust: bool) -> Trust:
         UsageError: VR905 for any other override, VR903 for a model that is no code in a file.
     """
     from ..folder.reading import Trust
+    from ..language import parse_overrides
 
     given = parse_overrides(overrides)
     for key in given.keys() - {"model"}:

@@ -142,7 +142,7 @@ def _values(
 
 def _facts(context: click.Context) -> dict[str, tuple[str, ...]]:
     """The keys that a command line may have, with values where there are few."""
-    from ..language.overrides import MODEL_ARGUMENTS, RESERVED
+    from ..language.keys import MODEL_ARGUMENTS, RESERVED
     from ..language.settings import options
 
     given = context.params

@@ -13,15 +13,8 @@ from .. import catalog
 from ..catalog.explain import explain_code
 from ..catalog.models import known_models
 from ..catalog.signatures import OptionInfo, PassInfo
-from ..disk import replacing_file
 from ..errors import FileError, SpecError, VitrewriteError, raise_all
-from ..folder.lock import Folder
-from ..language import format_text, parse_spec
 from ..language.conventions import CONVENTIONS
-from ..language.settings import options as settings_of_tune
-from ..language.source import read_source
-from ..sensitivity.text import changes
-from ..storage.hashing import parsed, read_bytes
 from ..text import did_you_mean, listing, shown
 from .topics import SINGULAR, TOPICS
 
@@ -116,6 +109,8 @@ def explanation(topic: str) -> str:
     if re.fullmatch(r"[Vv][Rr]\d{3}", topic):
         return str(explain_code(topic))
     if topic == "tune":
+        from ..language.settings import options as settings_of_tune
+
         return "\n".join([CLAUSES[topic], "", "Settings", *option_lines(settings_of_tune())])
     if topic in CLAUSES:
         return CLAUSES[topic]
@@ -163,13 +158,42 @@ def _shown(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
-    """Formats specs in place, or says which would change.
+def options_of(topic: str) -> list[dict[str, Any]]:
+    """The options of a pass, or the settings of training, for programs."""
+    if topic == "tune":
+        from ..language.settings import options as settings_of_tune
+
+        found: Mapping[str, OptionInfo] = settings_of_tune()
+    elif topic in catalog.passes():
+        found = catalog.signature(topic).options
+    else:
+        return []
+    return [_facts(option) for option in found.values()]
+
+
+def _facts(option: OptionInfo) -> dict[str, Any]:
+    limits = ("minimum", "above", "maximum", "below", "choices", "words", "needs", "rest")
+    known = {name: getattr(option, name) for name in limits}
+    given = {} if option.required else {"default": option.default}
+    said = {name: value for name, value in known.items() if value not in (None, (), "")}
+    return {"name": option.name, "type": str(option), **given, **said, "help": option.help}
+
+
+def format_files(files: tuple[str, ...], changed: list[str], *, only_check: bool) -> None:
+    """Formats specs in place, or finds which would change.
+
+    Args:
+        files: the specs.
+        changed: gets the names of those that are not formatted.
+        only_check: change no file.
 
     Raises:
         VitrewriteError: for files that cannot be read or are malformed; the others are formatted.
     """
-    changed: list[str] = []
+    from ..disk import replacing_file
+    from ..language import format_text
+    from ..language.source import read_source
+
     errors: list[VitrewriteError] = []
     for name in files:
         path = Path(name)
@@ -184,7 +208,6 @@ def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
         else:
             changed += [name] * (new != old)
     raise_all(errors)
-    return changed
 
 
 def differences(first: str, second: str) -> list[str]:
@@ -197,6 +220,8 @@ def differences(first: str, second: str) -> list[str]:
     Raises:
         VitrewriteError: for specs that are wrong; VR703 for a folder or file that is not ours.
     """
+    from ..sensitivity.text import changes
+
     specs, reports, bought = zip(*(_content(name) for name in (first, second)), strict=True)
     lines = list(difflib.unified_diff(specs[0], specs[1], first, second, lineterm="", n=1))
     for key in sorted(reports[0].keys() & reports[1].keys()):
@@ -212,6 +237,10 @@ def differences(first: str, second: str) -> list[str]:
 
 def _content(name: str) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
     """The lines of a spec, counts of its model, and allocations."""
+    from ..folder.lock import Folder
+    from ..language import parse_spec
+    from ..storage.hashing import parsed, read_bytes
+
     path = Path(name)
     is_report = path.suffix == ".json" and catalog.is_file(path)
     if not is_report and not catalog.is_file(path / "lock.json"):

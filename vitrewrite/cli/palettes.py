@@ -7,9 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..disk import write_text
 from ..errors import UsageError
-from ..folder.lock import Folder
 from .commands import _json, _trust
 from .common import PATH, busy, check_device, echo_shown, progress_bar, starting
 from .showing import _rewritten, _separated, show
@@ -41,6 +39,8 @@ def stitches(
     FOLDER is one that 'tune' wrote of a spec that stitches models. With --latency the intervals are
     of time: all stitches run in turn, taken out and folded, and the median counts.
     """
+    from ..disk import write_text
+    from ..folder.lock import Folder
     from ..report.stitches import TrainedStitches
 
     found = TrainedStitches.of(folder, Folder.open(folder).json("report.json"))
@@ -59,7 +59,7 @@ def _measure(folder: Path, out: Path, batch: int, rounds: int, device: str, trus
     with starting():
         import torch
 
-        from ..disk import check_file
+        from ..disk import check_file, write_text
         from ..profiling.latency import latencies_of
     check_file(out)
     check_device(device)
@@ -101,7 +101,7 @@ def angles(
         message = f"{len(data)} times --data for {len(names)} targets"
         raise UsageError("VR907", message, suggestion="give one, or one for each")
     with starting():
-        from ..disk import check_file
+        from ..disk import check_file, write_text
         from ..profiling.angles import angles_on
         from ..report.angles import AnglesPicture
     check_file(out)

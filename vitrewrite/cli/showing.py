@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import catalog
-from ..disk import write_text
 from ..errors import DataError, FileError
-from ..folder.lock import Folder
-from ..language import parse_model
-from ..language.load import is_text
 from .commands import Commands, _json, _overrides, _trust, cli
 from .common import PATH, busy, echo_shown, is_folder, request, starting, trusted
 
@@ -52,6 +48,8 @@ def show() -> None:
 @_json
 def sensitivity(folder: Path, svg: Path | None, as_json: bool) -> None:
     """Shows where the sensitive parameters are, from a folder that 'apply' wrote."""
+    from ..disk import write_text
+    from ..folder.lock import Folder
     from ..report.sensitivity import Sensitivity
 
     try:
@@ -200,7 +198,7 @@ def architecture(
     """
     names, overrides = _separated(targets)
     with starting():
-        from ..disk import check_file
+        from ..disk import check_file, write_text
         from ..report.architecture import Architecture, architecture_picture
     check_file(out)
     found = []
@@ -299,6 +297,9 @@ def _separated(targets: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
 
 def _spec(target: str) -> str:
     """A spec, or one that leaves the model as it is that is given in its place."""
+    from ..language import parse_model
+    from ..language.load import is_text
+
     if is_text(target) or target in catalog.specs() or Path(target).suffix == ".peft":
         return target
     return f"# The model alone.\nmodel {parse_model(target)}\n"

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
-from ..language import parse_overrides
 from ..text import giga
 from .commands import _json, _overrides, cli
 from .common import PATH, busy, check_device, echo_json, echo_written, request, starting
@@ -31,6 +30,8 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
     Hyperparameters stand in the spec's 'tune { ... }', or are given as tune.NAME=VALUE;
     'vitrewrite explain tune' lists them.
     """
+    from ..language import parse_overrides
+
     wanted = request(spec, overrides)
     given = parse_overrides(overrides)
     if "data" not in given:

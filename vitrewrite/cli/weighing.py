@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..disk import write_text
 from ..errors import UsageError
-from ..folder.lock import Folder
 from .commands import _COUNT, _json, _overrides, _trust
 from .common import PATH, busy, echo_shown, is_folder, request, starting
 from .showing import _rewritten, show
@@ -50,6 +48,7 @@ def features(
         import torch
 
         from ..data import batches
+        from ..disk import write_text
         from ..report.features import FeaturesPicture
     rewritten, name = _read(target, overrides, trust, svg)
     pixels = None
@@ -94,6 +93,7 @@ def embeddings(
         raise UsageError("VR905", "--perplexity is of t-SNE", suggestion="add --tsne")
     with starting():
         from ..data import batches
+        from ..disk import write_text
         from ..report.embeddings import Embeddings, EmbeddingsPicture
     rewritten, name = _read(target, overrides, trust, svg)
     if name is None:
@@ -134,6 +134,8 @@ def _read(
 
 def _tuned_on(folder: Path) -> str | None:
     """The data that a folder of `tune` says it was trained on."""
+    from ..folder.lock import Folder
+
     report = Folder.open(folder).json("report.json")
     training = report.get("training") if isinstance(report, dict) else None
     name = training.get("data") if isinstance(training, dict) else None

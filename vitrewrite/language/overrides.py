@@ -12,6 +12,7 @@ from vitrewrite.text import did_you_mean, listing, shown
 
 from .expressions import Expression, ListOf, Literal, Name, map_expressions
 from .inputs import INPUT
+from .keys import MODEL_ARGUMENTS, RESERVED
 from .model import Model
 from .parse import parse_text
 from .references import ModelRef
@@ -20,15 +21,6 @@ from .selectors import Option
 from .source import SpecSource
 from .values import Value, bounded, show
 
-# Keys that say what to do with a spec; the command line and the API take them, not the spec.
-RESERVED = ("model", "weights", "data", "seed", "device", INPUT)
-# Constructor arguments of models that need no `model.` in front, if no param has the name.
-MODEL_ARGUMENTS = (
-    *("num_classes", "img_size", "patch_size", "in_chans", "depth", "embed_dim", "num_heads"),
-    *("mlp_ratio", "global_pool", "class_token", "reg_tokens", "qkv_bias", "init_values"),
-    *("drop_rate", "drop_path_rate", "dynamic_img_size"),
-    *("num_labels", "image_size", "output_auxiliary_logits"),  # of Hugging Face
-)
 COMMAND_LINE = "<command line>"
 LIST = "list"  # the kind of an option that takes several values
 _QUOTES = "\"'"

@@ -7,7 +7,8 @@ from vitrewrite.text import did_you_mean, listing, shown
 
 from .declarations import Choices, Param, Range
 from .expressions import Expression, Literal, Name
-from .overrides import RESERVED, Overrides
+from .keys import RESERVED
+from .overrides import Overrides
 from .problems import Problems
 from .scope import Scope
 from .types import TYPES, Bounds, check_choice, check_range, check_type

@@ -29,9 +29,10 @@ from .expressions import Expression, Literal, Name, NodeT, map_expressions
 from .factors import Factor, checked
 from .include import Expansion
 from .inputs import INPUT
+from .keys import MODEL_ARGUMENTS
 from .model import Absent, AnyStatement, Claim, Clause, Model, PassUse, Require, Row, Spec, Tune
 from .only_if import OF_VALUES, false_for
-from .overrides import LIST, MODEL_ARGUMENTS, Overrides
+from .overrides import LIST, Overrides
 from .params import check_new, param_value
 from .problems import Problems
 from .references import ModelRef, stated

@@ -17,7 +17,7 @@ from torch import nn
 from ..catalog import is_file
 from ..catalog.models import HUGGING_FACE, full_name, refuse_unknown, with_own
 from ..errors import CaptureError, FileError, MatchError, VitrewriteError
-from ..language.overrides import MODEL_ARGUMENTS
+from ..language.keys import MODEL_ARGUMENTS
 from ..language.references import ModelRef
 from ..storage.tensors import check_finite, read_tensors
 from ..text import did_you_mean, first_line
