@@ -63,7 +63,8 @@ def _items(node: fx.Node) -> list[fx.Node]:
 def is_nested(item: fx.Node) -> bool:
     """Whether an item of a tuple is a tuple of which only items are read."""
     return ARITY.on(item) and all(
-        u.target is operator.getitem and u.args[0] is item for u in item.users
+        u.target is operator.getitem and u.args[0] is item and isinstance(u.args[1], int)
+        for u in item.users
     )
 
 
