@@ -62,7 +62,7 @@ package: $(STAMP)
 # As somebody else gets it: README's first hour with the wheel, in an empty environment, and its types there.
 fresh: package
 	rm -rf build/fresh
-	$(BIN)/python -m tests.documentation.first_hour dist/*.whl build/fresh
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.documentation.first_hour dist/*.whl build/fresh
 	build/fresh/env/bin/python -m pip install --quiet "mypy>=1.15"
 	cd build/fresh && env/bin/mypy --config-file ../../pyproject.toml -p vitrewrite
 	cd build/fresh && env/bin/vitrewrite check fpet_lora

@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError, VitrewriteError, raise_all
 from ..text import megabytes
-from .common import PATH, busy, echo_json, echo_written, request, starting, trusted
+from .common import PATH, busy, echo_json, echo_written, request, start, starting, trusted
 from .costs import best_at, cost, expect_one, time
 from .group import COUNT as _COUNT
 from .group import MARKS as _MARKS
@@ -96,7 +96,7 @@ def check(
 ) -> None:
     """Checks specs: syntax, names, types, and claims that need no weights."""
     from .. import catalog
-    from ..checking.specs import FEW, start
+    from ..checking.specs import FEW, fork_early
     from ..checking.specs import check as checked
     from ..language.load import is_text
 
@@ -108,7 +108,7 @@ def check(
     output.as_json = as_json = as_json or form == "json"
     everything: list[Checked] = []
     if len(names) > FEW:
-        start()
+        fork_early()
     given = [_read(name, overrides) for name in names]
     told = _tell(given)
     for found in checked(given):
@@ -160,7 +160,7 @@ def _annotations(found: Checked) -> list[str]:
 
 def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
     """Tells what needs no torch before that is imported; the errors among it."""
-    from ..checking.specs import FEW, Checked
+    from ..checking.specs import FEW, Checked, Wanted
 
     for each in given:
         for warning in each.spec.warnings if each.spec else ():
@@ -172,8 +172,7 @@ def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
     for error in errors:
         tell(error)
     if len(given) <= FEW:  # other processes have more
-        with starting():
-            from .. import api  # noqa: F401
+        start(*(each.spec for each in given if isinstance(each, Wanted)))
     return errors
 
 

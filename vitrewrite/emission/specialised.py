@@ -145,7 +145,7 @@ class _Fold(ast.NodeTransformer):
             if _is_reset(statement):
                 continue
             new = self.visit(statement)
-            made += new if isinstance(new, list) else [new]
+            made += [s for s in (new if isinstance(new, list) else [new]) if not _is_idle(s)]
             if made and isinstance(made[-1], (ast.Return, ast.Raise)):
                 break
         return made
@@ -295,6 +295,14 @@ def _is_reset(statement: ast.stmt) -> bool:
     call = statement.value if isinstance(statement, ast.Expr) else None
     named = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
     return named and call.func.attr == "reset_parameters"  # type: ignore[union-attr]
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    """Whether it is what is left of a choice: `x = x`."""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Name):
+        return False
+    name = statement.value.id
+    return all(isinstance(t, ast.Name) and t.id == name for t in statement.targets)
 
 
 def _plain_head(method: ast.FunctionDef) -> None:
