@@ -16,8 +16,8 @@ from .group import MARKS as _MARKS
 from .group import Commands, cli
 from .group import json_option as _json
 from .group import overrides as _overrides
-from .group import trust_option as _trust
 from .output import Output, annotation, current, signed, tell
+from .trusting import trust_option as _trust
 
 if TYPE_CHECKING:
     from ..checking.specs import Checked, Wanted
