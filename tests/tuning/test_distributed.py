@@ -138,7 +138,8 @@ def test_the_command_under_accelerate_launch(folder: Path) -> None:
         *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines"),
         *("1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vitrewrite", "tune"),
         *("lora.peft", "data=digits:0-3", "num_classes=4", "tune.epochs=1", "tune.shard=true"),
-        *("--trust", "--out", "launched"), folder=folder,
-    )  # fmt: skip
+        *("--trust", "--out", "launched"),
+        folder=folder,
+    )
     assert done.stdout.count("accuracy ") == 1
     assert list((folder / "launched" / "checkpoints").rglob("shard-00002*"))

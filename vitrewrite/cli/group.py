@@ -146,9 +146,12 @@ def overrides_of_model(command: Callable[..., Any]) -> Callable[..., Any]:
 def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     """KEY=VALUE arguments, and the file of measurements that `sensitive(...)` uses."""
     return click.option(
-        "--profile", type=PATH, expose_value=False, callback=keep_profile,
+        "--profile",
+        type=PATH,
+        expose_value=False,
+        callback=keep_profile,
         help="Measurements of 'vitrewrite profile'; without, 'sensitive(...)' runs data=DATA.",
-    )(overrides_alone(command))  # fmt: skip
+    )(overrides_alone(command))
 
 
 MARKS = {
