@@ -59,15 +59,13 @@ package: $(STAMP)
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m tests.packages dist
 
-# As somebody else gets it: the wheel in an empty environment, its types, and the first commands.
+# As somebody else gets it: README's first hour with the wheel, in an empty environment, and its types there.
 fresh: package
 	rm -rf build/fresh
-	$(PYTHON) -m venv build/fresh
-	build/fresh/bin/python -m pip install --quiet "$$(echo dist/*.whl)[tune]" "mypy>=1.15"
-	cd build/fresh && bin/mypy --config-file ../../pyproject.toml -p vitrewrite
-	cd build/fresh && bin/vitrewrite check fpet_lora
-	cd build/fresh && bin/vitrewrite tune lora_qv model=vit_tiny data=digits num_classes=10 tune.epochs=1 --out tuned
-	cd build/fresh && bin/vitrewrite verify tuned
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.documentation.first_hour dist/*.whl build/fresh
+	build/fresh/env/bin/python -m pip install --quiet "mypy>=1.15"
+	cd build/fresh && env/bin/mypy --config-file ../../pyproject.toml -p vitrewrite
+	cd build/fresh && env/bin/vitrewrite check fpet_lora
 
 # The notebooks of `examples`, on tiny models.
 notebooks: $(STAMP)

@@ -55,11 +55,14 @@ class ResAdapter(nn.Module):
         self, width: int, hidden: int, weight: str | None, zero_up: bool, axis: int
     ) -> None:
         super().__init__()
-        self.zero_up, self.axis = zero_up, axis
+        self.weight, self.zero_up, self.axis = weight, zero_up, axis
         self.down = nn.Linear(width, hidden)
         self.up = nn.Linear(hidden, width)
-        count = {"scale": 1, "channels": width}.get(weight or "")
-        self.scale = None if count is None else nn.Parameter(torch.ones(count))
+        self.scale: nn.Parameter | None = None
+        if weight == "scale":
+            self.scale = nn.Parameter(torch.ones(1))
+        if weight == "channels":
+            self.scale = nn.Parameter(torch.ones(width))
         self.gate = nn.Linear(width, 1) if weight == "gate" else None
 
     def draw(self, generator: torch.Generator | None) -> None:

@@ -44,7 +44,7 @@ from vitrewrite.authoring import AffineSite, Pass, option
 class ScaleShift(nn.Module):
     """scale * y + shift on channels of y, which lie on `axis`; the others pass as they are.
 
-    `ranges` has the half-open ranges of channels of each part.
+    `ranges` has the half-open ranges of channels of each part; without, it is all `count` of them.
     """
 
     inserted_by = "ssf"
@@ -52,14 +52,15 @@ class ScaleShift(nn.Module):
 
     def __init__(
         self,
-        ranges: tuple[tuple[tuple[int, int], ...], ...],
+        count: int,
+        ranges: tuple[tuple[tuple[int, int], ...], ...] | None = None,
         axis: int = -1,
         std: float = 0.02,
     ) -> None:
         super().__init__()
-        self.ranges, self.axis, self.std = ranges, axis, std
-        self.rows = tuple(piece for part in ranges for piece in part)
-        count = sum(b - a for a, b in self.rows)
+        self.count, self.ranges, self.axis, self.std = count, ranges, axis, std
+        if ranges is not None:
+            self.rows = tuple(piece for part in ranges for piece in part)
         self.scale = nn.Parameter(torch.empty(count))
         self.shift = nn.Parameter(torch.empty(count))
         self.reset_parameters()
@@ -71,10 +72,18 @@ class ScaleShift(nn.Module):
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
         """y [..., channels] or [batch, channels, ...], in the same shape."""
-        shape = [1] * y.dim()
-        shape[self.axis] = y.shape[self.axis]
-        scale = self.spread(self.scale, y.shape[self.axis], 1.0).view(shape)
-        return y * scale + self.spread(self.shift, y.shape[self.axis], 0.0).view(shape)
+        if self.ranges is None and self.axis == -1:
+            return y * self.scale + self.shift
+        scale: torch.Tensor = self.scale
+        shift: torch.Tensor = self.shift
+        if self.ranges is not None:
+            scale = self.spread(scale, y.shape[self.axis], 1.0)
+            shift = self.spread(shift, y.shape[self.axis], 0.0)
+        if self.axis != -1:
+            shape = [1] * y.dim()
+            shape[self.axis] = y.shape[self.axis]
+            scale, shift = scale.view(shape), shift.view(shape)
+        return y * scale + shift
 
     def spread(self, numbers: torch.Tensor, width: int, other: float) -> torch.Tensor:
         """The numbers where their channels are among all, [width]."""
@@ -103,7 +112,9 @@ class Ssf(Pass):
         """y = layer(x) becomes y = scale * layer(x) + shift."""
         if self.std:
             layer.waive("same_output_at_init", "its scale and shift are drawn with std > 0")
-        layer.after(ScaleShift(layer.ranges, layer.axis, self.std))
+        count = sum(b - a for part in layer.ranges for a, b in part)
+        ranges = None if layer.is_whole else layer.ranges
+        layer.after(ScaleShift(count, ranges, layer.axis, self.std))
 
     def lower(self, layer: AffineSite, affine: ScaleShift) -> bool:
         """W = diag(scale) W, b = scale * b + shift."""
@@ -116,6 +127,7 @@ class Ssf(Pass):
 
     def delta(self, affine: ScaleShift) -> list[dict[str, torch.Tensor]]:
         """The scale and shift of each part."""
-        sizes = [sum(b - a for a, b in part) for part in affine.ranges]
+        ranges = affine.ranges or (((0, affine.count),),)
+        sizes = [sum(b - a for a, b in part) for part in ranges]
         pairs = zip(torch.split(affine.scale, sizes), torch.split(affine.shift, sizes), strict=True)
         return [{"scale": scale, "shift": shift} for scale, shift in pairs]

@@ -12,13 +12,17 @@ from tests.authored import HEAD, branch
 from tests.cli.invoke import invoke
 from tests.documentation.blocks import blocks as documented
 from tests.documentation.blocks import pages
+from tests.documentation.first_hour import hour
 from tests.documentation.output import differences
 from tests.documentation.running import spec
 from tests.documentation.stage import elsewhere
+from tests.matrix.architectures import ARCHITECTURES
+from tests.matrix.methods import METHODS
 from vitrewrite.checking.passes import tiny
 from vitrewrite.language.settings import options
 
 PAGE = Path(__file__).parents[1] / "docs" / "writing-a-pass.md"
+PAPERS = PAGE.with_name("papers.md")
 RECIPES = PAGE.with_name("recipes.md")
 
 
@@ -45,6 +49,31 @@ def test_every_spec_of_the_pages_parses(monkeypatch: pytest.MonkeyPatch, tmp_pat
     judged = [spec(f"{block.page}:{block.line}", block.text) for block in specs]
     assert [verdict for verdict in judged if verdict.wrong] == []
     assert len([block for block in found if block.kind == "commands"]) >= 10
+
+
+def test_the_first_hour_has_a_dozen_commands() -> None:
+    """`make fresh` walks it."""
+    lines = [command.line for command in hour()]
+    assert len(lines) <= 12
+    for start in (
+        "pip",
+        *(
+            f"vitrewrite {name}"
+            for name in ("plan", "apply", "tune", "predict", "export", "check", "verify")
+        ),
+    ):
+        assert any(line.startswith(start) for line in lines), start
+
+
+def test_the_counts_of_the_readme_are_those_of_the_pages() -> None:
+    """What `make matrix`, `make papers` and the specs of FASeg have."""
+    root = PAGE.parents[1]
+    readme = (root / "README.md").read_text()
+    assert f"has {len(METHODS)} methods on {len(ARCHITECTURES)} architectures" in readme
+    (rows,) = re.findall(r"^(\d+) of \d+ rows have a spec", PAPERS.read_text(), re.MULTILINE)
+    assert f"shows {rows} rows" in readme
+    assert len([*(root / "specs").glob("faseg_*.peft")]) == 4 + 8
+    assert "`faseg_rcda` and eight more" in " ".join(readme.split())
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import timm
 import torch
 from torch import nn
 
 import vitrewrite as vr
+from tests.hf.zoo import mask2former
+from tests.shown import sizes
 from tests.test_capture import tiny
 from vitrewrite.rewrite.rewritten import Rewritten
 from vitrewrite.text import Pictured, brief
 
 SPEC = "insert lora(rank=2) at blocks[*].attn.{q, v}\ntrain head\n"
 LIMIT = 2_000
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "vit": lambda: timm.create_model("vit_base_patch16_224"),
+    "mvitv2": lambda: timm.create_model("mvitv2_tiny"),
+    "mask2former": lambda: mask2former("swin"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["vit", "mvitv2", pytest.param("mask2former", marks=pytest.mark.slow)]
+)
+def test_whatever_is_reached_prints_shortly(name: str) -> None:
+    with torch.device("meta"):
+        model = MODELS[name]()
+    plan, captured = vr.plan("insert lora(rank=2) at blocks[*].attn.q", model), vr.capture(model)
+    flat = captured.flat()
+    for each in (plan, captured, flat):
+        found = sizes(each, type(each).__name__)
+        assert {where: size for where, size in found.items() if size >= LIMIT} == {}
+    # A picture is as long as the model is deep; what is below it is short.
+    for each in (plan, captured):
+        page = each._repr_html_()
+        assert len(page.partition("<pre>")[2]) < 1.5 * LIMIT  # with its characters escaped
+        assert len(page) < 40_000
+    assert flat.code.strip() in str(flat)
 
 
 def rewritten() -> Rewritten:
@@ -29,14 +62,28 @@ def test_everything_public_prints_shortly() -> None:
         "captured": vr.capture(tiny()), "lowered": vr.lower(model), "bank": bank,
         "many": bank.module, "report": model.report, "graphs": vr.capture(tiny()).graphs,
         "delta": vr.apply("train blocks[*]", tiny()).delta(),
+        "checks": vr.verify(model, graphs=False),
+        "folded": vr.lower(model).report, "flat": vr.capture(tiny()).flat(),
     }  # fmt: skip
     for name, each in shown.items():
         assert 0 < len(repr(each)) < LIMIT, name
+        assert {k: v for k, v in sizes(each, name).items() if v >= LIMIT} == {}
     assert repr(plan) == str(plan)
     assert repr(shown["spec"]).startswith("# fpet_lora\n")
     assert "lora(rank=2)" in repr(model)
     assert repr(shown["lowered"]).splitlines()[0].endswith(", lowered")
     assert repr(bank.module) == "<model with 1 task: a>"
+
+
+def test_a_report_is_data_that_prints_shortly() -> None:
+    report = rewritten().report
+    lines = repr(report).splitlines()
+    assert lines[0] == f"{len(report)} keys"
+    assert "  clauses       <list of 2>" in lines
+    assert json.loads(json.dumps(report)) == report
+    again = pickle.loads(pickle.dumps(report))
+    assert again == report
+    assert {type(again["clauses"]), type(again["clauses"][0])} == {list, dict}
 
 
 def test_a_captured_model_tells_its_parts() -> None:

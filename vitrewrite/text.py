@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from .errors import UNPRINTABLE
+
+_T = TypeVar("_T")
 
 
 def shown(text: object, limit: int = 60) -> str:
@@ -116,6 +120,93 @@ def brief(text: str, most: int = 1_900) -> str:
     if not kept:
         return f"{text[: most - 30]}..."
     return "\n".join([*kept, f"... ({plural(len(lines) - len(kept), 'more line')})"])
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (str, int, float))
+
+
+def few_words(value: Any) -> str:
+    """What a field holds, in a few words: numbers and short texts as they are, else what it is."""
+    if _is_plain(value):
+        return brief(repr(value), 60)
+    kind = next(c for c in type(value).__mro__ if c not in (Several, DataList, Report)).__name__
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"<{kind} {list(value.shape)}>"
+    if isinstance(value, (tuple, list, set, frozenset)):
+        plain = len(value) <= 4 and all(map(_is_plain, value))
+        return brief(repr(value), 60) if plain else f"<{kind} of {len(value)}>"
+    if isinstance(value, Mapping):
+        return f"<{kind} of {len(value)}>"
+    if dataclasses.is_dataclass(value) and all(map(_is_plain, vars(value).values())):
+        return brief(repr(value), 80)
+    named = getattr(value, "role", "")
+    return f"<{kind} {named}>" if isinstance(named, str) and named else f"<{kind}>"
+
+
+class Several(tuple[_T, ...]):
+    """A tuple of which a prompt shows the first items, a line each."""
+
+    def __repr__(self) -> str:
+        return _listed(tuple.__repr__(self), self)
+
+
+class DataList(list[Any]):
+    """A list of which a prompt shows the first items, a line each."""
+
+    def __repr__(self) -> str:
+        return _listed(list.__repr__(self), self)
+
+
+def _listed(whole: str, items: Sequence[object]) -> str:
+    rows = (f"  {each!r}" for each in items)
+    return whole if len(whole) < 200 else brief("\n".join([f"{len(items)} items", *rows]))
+
+
+class Report(dict[str, Any]):
+    """Data of a JSON file, which a prompt shows by what each key holds; pickled, it is plain."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        super().__init__({name: _reported(value) for name, value in content.items()})
+
+    def __repr__(self) -> str:
+        width = max(map(len, self), default=0)
+        rows = (f"  {name:<{width}}  {few_words(value)}" for name, value in self.items())
+        return brief("\n".join([plural(len(self), "key"), *rows]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Of the types that torch loads as data, dict itself cannot be named.
+        return OrderedDict, (), None, None, iter([(k, _plain(v)) for k, v in self.items()])
+
+
+def _reported(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Report(value) if all(isinstance(key, str) for key in value) else value
+    if isinstance(value, tuple):
+        return Several(map(_reported, value))
+    return DataList(map(_reported, value)) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (DataList, Several)):
+        return (tuple if isinstance(value, tuple) else list)(map(_plain, value))
+    return value
+
+
+class Told:
+    """A dataclass that a prompt shows in a line or two, whatever its fields hold."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Told.__repr__  # type: ignore[method-assign]  # a dataclass keeps its own
+
+    def __repr__(self) -> str:
+        own = [field for field in dataclasses.fields(self) if field.repr]  # type: ignore[arg-type]
+        told = (f"{each.name}={few_words(getattr(self, each.name))}" for each in own)
+        return brief(f"{type(self).__name__}({', '.join(told)})")
 
 
 class Pictured:

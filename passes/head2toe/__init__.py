@@ -111,13 +111,14 @@ class TapsHead(nn.Module):
 
     def joined(self, *averages: torch.Tensor) -> torch.Tensor:
         """What is read of averages, each divided by its length."""
-        pieces, start = [], 0
-        for piece, count in zip(averages, self.features, strict=True):
-            if self.selected:
-                piece = piece[:, self.kept[start : start + count]]
-            pieces.append(F.normalize(piece, dim=-1, eps=1e-12))
-            start += count
-        return torch.cat(pieces, dim=-1)
+        if self.selected:
+            averages = self.chosen(*averages)
+        return torch.cat([F.normalize(piece, dim=-1, eps=1e-12) for piece in averages], dim=-1)
+
+    def chosen(self, *averages: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Of each average what is kept."""
+        kept = torch.split(self.kept, list(self.features))
+        return tuple(piece[:, at] for piece, at in zip(averages, kept, strict=True))
 
     def averaged(self, tap: torch.Tensor, window: int) -> torch.Tensor:
         """A tap as one vector."""

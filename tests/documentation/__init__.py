@@ -8,4 +8,5 @@
 | `output` | whether printed and shown text are the same, up to noise in figures |
 | `stage` | the folder in which a page runs: data, files, and what stands for what is not there |
 | `running` | commands and snippets, run and judged |
+| `first_hour` | the commands of README's first hour, in an environment of their own |
 """

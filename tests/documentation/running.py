@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from .output import differences
 from .stage import LEFT_OUT, PRELUDES, elsewhere, substituted
 
 _FAILS_ON_PURPOSE = ("vitrewrite check bad.peft",)
+_OUT = re.compile(r"--out (\S+)")
 _TAB = "<TAB>"
 """A command line that ends so is completed."""
 
@@ -46,12 +48,13 @@ def verdicts(page: str, folder: Path) -> Iterator[Verdict]:
     if page in _BEFORE:
         _run(_BEFORE[page], folder)
     program: list[Block] = []
+    stood: set[str] = set()
     for block in blocks(page):
         where = f"{page}:{block.line}"
         known = elsewhere(page, block.text)
         if block.kind == "commands":
             for command in commands(block.text):
-                yield _command(where, command, folder)
+                yield _command(where, command, folder, stood)
         elif known or block.kind in ("make", "mermaid"):
             yield Verdict(where, block.kind, told=known or "not run here")
         elif block.kind == "python":
@@ -74,7 +77,8 @@ def spec(where: str, text: str) -> Verdict:
     return Verdict(where, "spec", wrong="\n".join(map(str, warnings)))
 
 
-def _command(where: str, command: Command, folder: Path) -> Verdict:
+def _command(where: str, command: Command, folder: Path, stood: set[str]) -> Verdict:
+    """One command. What was made of stand-ins, `stood`, cannot print what a page shows."""
     for start, reason in LEFT_OUT.items():
         if command.line.startswith(start):
             return Verdict(where, command.line, told=reason)
@@ -82,10 +86,14 @@ def _command(where: str, command: Command, folder: Path) -> Verdict:
     done = _run(line, folder)
     expected = 1 if line in _FAILS_ON_PURPOSE else 0
     told = "" if line == command.line else f"as: {line}"
+    if not told and stood.intersection(line.split()):
+        told = "of what stands in"
+    if told:
+        stood.update(_OUT.findall(line))
     printed = done.stdout + done.stderr
     if done.returncode != expected:
         return Verdict(where, command.line, f"exit status {done.returncode}\n{printed}", told)
-    missing = differences(command.shown, printed) if line == command.line else []
+    missing = [] if told else differences(command.shown, printed)
     wrong = "".join(f"\n    is not printed: {each}" for each in missing)
     return Verdict(where, command.line, f"{wrong}\n{printed}" if wrong else "", told)
 
@@ -98,7 +106,7 @@ def _run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
         words[:1] = [sys.executable, "-m", "vitrewrite"]
     if not line.endswith(_TAB):
         return _process(words, folder)
-    typed = shlex.split(line.removesuffix(_TAB))
+    typed = shlex.split(line.removesuffix(_TAB).replace("=", " = "))  # as bash splits it
     done = _process(
         words[:3],
         folder,

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import timm
+import torch
 from PIL import Image
 
 from tests.tuning.scenes import CONFIG, SPEC, scenes
@@ -32,18 +34,22 @@ QUERIES = """model tiny.py:vit
 insert synqt() at blocks[*]
 train head
 """
+SHORT = "tune.steps=2 tune.batch=2"
 SUBSTITUTES = [
     (r"^(.*) tune (tiny\.peft|esta|esta_angles)\b", r"\1 plan \2"),  # hours
     (r"^(vitrewrite plan .*) --out \S+$", r"\1"),
-    (r"weights=\S+ ?", ""),  # what a reader has, or the network
+    (r"weights=(?!checkpoint)\S+ ?", ""),  # what a reader has, or the network
     (r"data=(FOLDER|DATA|SOURCE|TARGET|digits)", "data=few"),
     (r"tune seg.peft data=few", "tune seg.peft data=scenes tune.steps=2"),
-    (r"tune\.epochs=5", "model=tiny.py:vit tune.steps=2"),
-    (r"lora_qv data=few (--out|tune.shard)", r"lora_qv data=few model=tiny.py:vit tune.steps=2 \1"),
+    (r"tune\.epochs=5", f"model=tiny.py:vit {SHORT}"),
+    (r"lora_qv data=few (--out|tune.shard)", rf"lora_qv data=few model=tiny.py:vit {SHORT} \1"),
     (r"(profile|apply) spt_lora model=vit_base", r"\1 spt_lora model=tiny.py:vit"),
-    (r"tune synqt ", "tune queries.peft tune.steps=2 "),
+    (r"tune synqt ", f"tune queries.peft {SHORT} "),
 ]  # fmt: skip
 LEFT_OUT = {
+    "python3 -m venv ": "by `make fresh`",
+    ". env/": "by `make fresh`",
+    "pip install ": "by `make fresh`",
     "vitrewrite lower tiny ": "of a run that takes hours",
     "vitrewrite show angles ": "of runs that take hours",
 }
@@ -84,7 +90,7 @@ rewritten = vr.apply(spec, model)
 """What a page takes for granted before its Python."""
 
 ELSEWHERE = {
-    ("README.md", "class BlockWithMerge(nn.Module):"): "tests/test_examples.py",
+    ("README.md", "class BlockWithMerge(Block):"): "tests/test_examples.py",
     ("README.md", "        for block in self.blocks[:6]:"): "tests/test_examples.py",
     ("docs/architecture.md", "def forward(self, x):"): "printed source",
     ("docs/writing-a-pass.md", ""): "tests/test_docs.py",
@@ -107,6 +113,25 @@ def substituted(line: str) -> str:
     return line
 
 
+def photographs(folder: Path) -> None:
+    """Writes what the first hour starts from: 200 photographs of five flowers, and a checkpoint.
+
+    The checkpoint is a timm model's of another size and with another head. The flowers are told
+    by their colours, which a model learns that never saw any.
+    """
+    draw = np.random.default_rng(0)
+    for number, flower in enumerate(("daisy", "iris", "lily", "rose", "tulip")):
+        (folder / "flowers" / flower).mkdir(parents=True)
+        for name in range(40):
+            pixels = draw.integers(0, 80, (120, 160, 3), dtype=np.uint8)
+            pixels[..., number % 3] += np.uint8(40 + 30 * number)
+            Image.fromarray(pixels).save(folder / "flowers" / flower / f"{name}.jpg")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model("vit_tiny_patch16_224")
+    torch.save({"model": model.state_dict()}, folder / "checkpoint.pth")
+
+
 def prepare(folder: Path) -> None:
     """Writes all that the commands of pages read."""
     (folder / "tiny.py").write_text(TINY)
@@ -118,6 +143,7 @@ def prepare(folder: Path) -> None:
     (folder / "tiny").mkdir()
     (folder / "tiny" / "config.json").write_text(json.dumps(CONFIG))
     scenes(folder / "scenes", training=4, validation=2)
+    photographs(folder)
     draw = np.random.default_rng(0)
     (folder / "photos").mkdir()
     places = [folder / "PHOTO.jpg", *(folder / "photos" / f"{n}.jpg" for n in "ab")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import vitrewrite as vr
 from tests.cli.invoke import FILES, invoke
 from vitrewrite.errors import TuneError
 from vitrewrite.tuning import Settings, tune
+from vitrewrite.tuning.checks import check_batch
 from vitrewrite.tuning.engine import Engine
 from vitrewrite.tuning.loop import TrainingLoop
 
@@ -157,6 +159,16 @@ def test_bad_runs_are_refused(here: Path, given: list[str], code: str, status: i
     result = invoke("tune", "lora.peft", *given, "--out", "out")
     assert (result.status, result.codes) == (status, [code])
     assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "count", "fits"), [(64, 1, 10, 10), (10, 3, 99, 9), (2, 4, 99, 4)]
+)
+def test_a_batch_that_fits_is_named(batch: int, accumulate: int, count: int, fits: int) -> None:
+    settings = Settings(batch=batch, accumulate=accumulate)
+    with pytest.raises(vr.VitrewriteError, match="VR853") as caught:
+        check_batch(settings, count, SimpleNamespace(processes=1))
+    assert caught.value.suggestion == f"say tune.batch={fits}"
 
 
 def test_nothing_to_train(here: Path) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..text import Told
 from .sites import Attention, Block, Linear, Mlp, Place
 
 
 @dataclass(frozen=True)
-class Queries:
+class Queries(Told):
     """The parameters that the queries start from, [count, dim] each."""
 
     role: str
@@ -25,7 +26,7 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Level:
+class Level(Told):
     """A feature map that layers attend to; several layers may share one.
 
     Attributes:
@@ -61,7 +62,7 @@ class Addend:
 
 
 @dataclass(frozen=True)
-class DecoderLayer:
+class DecoderLayer(Told):
     """One layer: cross-attention to a level, self-attention of the queries, feed-forward part.
 
     Attributes:
@@ -97,7 +98,7 @@ class DecoderLayer:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Told):
     """One use of the prediction heads on the queries.
 
     Attributes:
@@ -120,7 +121,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class Decoder(Told):
     """The layers with what they read and what is predicted from them.
 
     Attributes:
@@ -166,7 +167,7 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class PixelLevel:
+class PixelLevel(Told):
     """One scale as it enters the pixel decoder, coarsest first.
 
     Attributes:
@@ -185,7 +186,7 @@ class PixelLevel:
 
 
 @dataclass(frozen=True)
-class PixelDecoder:
+class PixelDecoder(Told):
     """What joins the scales of a backbone: its levels and its layers.
 
     Attributes:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ..text import Several, Told
+
 if TYPE_CHECKING:
     from .decoder import Decoder, PixelDecoder
 
@@ -23,7 +25,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Told):
     """A matrix that can be adapted: a linear layer, or the rows of a fused one.
 
     `q`, `k` and `v` of a fused `qkv` are three sites with the same `weight` and different `rows`.
@@ -59,7 +61,7 @@ class Classifier(Linear):
 
 
 @dataclass(frozen=True)
-class ChannelLayer:
+class ChannelLayer(Told):
     """A layer that has a row of its weight, or a number, for each channel that it yields."""
 
     role: str  # "blocks[3].norm1"; the module's own path where it has no other role
@@ -85,7 +87,7 @@ class Conv(ChannelLayer):
 
 
 @dataclass(frozen=True)
-class Branch:
+class Branch(Told):
     """What a residual sum adds to its stream: `sum = stream + branch`.
 
     All of it: norm, attention or MLP, layer scale, drop path.
@@ -103,7 +105,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Told):
     """One softmax attention.
 
     The rows of `q`, `k`, `v` are those of `qkv` when it is fused; a role the model does not have
@@ -130,7 +132,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Mlp:
+class Mlp(Told):
     """The feed-forward part of a block; a gated one has `gate` beside `fc1`."""
 
     role: str
@@ -141,7 +143,7 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cut(Told):
     """Where a block cuts its tokens at a fixed number, or takes one out: the prefix, as a rule."""
 
     place: Place  # an index, a `narrow` or a `split`
@@ -149,7 +151,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Told):
     """A residual block: `input` + branch = `mid`, + branch = `output`.
 
     `unit` is the path of the module that is the block, or None in a flat graph.
@@ -182,7 +184,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Told):
     """A mean over tokens behind the blocks, or a linear layer that reads them."""
 
     place: Place
@@ -190,7 +192,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class StreamFacts:
+class StreamFacts(Told):
     """Facts about the sequence that runs through the blocks."""
 
     layout: str  # "sequence" (B, N, C), "nhwc" or "nchw"
@@ -208,7 +210,7 @@ class StreamFacts:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Anatomy(Told):
     """What each place of a model is. Absent roles are None or empty, never guessed."""
 
     model: str
@@ -235,6 +237,10 @@ class Anatomy:
     bases: Mapping[str, Anatomy] = field(default_factory=dict)
     """The anatomy of each model, where it is that of a tree that holds several."""
 
+    def __post_init__(self) -> None:
+        for name in ("blocks", "head", "linears", "norms", "convs", "notes", "fused"):
+            object.__setattr__(self, name, Several(getattr(self, name)))
+
     def without(self, blocks: Sequence[Block], clause: str) -> Anatomy:
         """What is left when a clause takes blocks out; the others keep their numbers."""
         gone = {b.role: (b, clause) for b in blocks}
@@ -259,7 +265,7 @@ class Anatomy:
         """Blocks by stage."""
         known = (*self.blocks, *(block for block, _ in self.gone.values()))
         count = 1 + max((b.stage for b in known), default=-1)
-        return tuple(tuple(b for b in self.blocks if b.stage == s) for s in range(count))
+        return Several(Several(b for b in self.blocks if b.stage == s) for s in range(count))
 
     def roles(self) -> Iterator[tuple[str, Any]]:
         """Every site with its role, in model order."""

@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError, VitrewriteError, raise_all
 from ..text import megabytes
-from .common import PATH, busy, echo_json, echo_written, request, starting, trusted
+from .common import PATH, busy, echo_json, echo_written, request, start, starting, trusted
 from .costs import best_at, cost, expect_one, time
 from .group import COUNT as _COUNT
 from .group import MARKS as _MARKS
@@ -99,7 +99,7 @@ def check(
 ) -> None:
     """Checks specs: syntax, names, types, and claims that need no weights."""
     from .. import catalog
-    from ..checking.specs import FEW, start
+    from ..checking.specs import FEW, fork_early
     from ..checking.specs import check as checked
     from ..language.load import is_text
 
@@ -111,7 +111,7 @@ def check(
     output.as_json = as_json = as_json or form == "json"
     everything: list[Checked] = []
     if len(names) > FEW:
-        start()
+        fork_early()
     given = [_read(name, overrides) for name in names]
     told = _tell(given)
     for found in checked(given):
@@ -163,7 +163,7 @@ def _annotations(found: Checked) -> list[str]:
 
 def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
     """Tells what needs no torch before that is imported; the errors among it."""
-    from ..checking.specs import FEW, Checked
+    from ..checking.specs import FEW, Checked, Wanted
 
     for each in given:
         for warning in each.spec.warnings if each.spec else ():
@@ -175,8 +175,7 @@ def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
     for error in errors:
         tell(error)
     if len(given) <= FEW:  # other processes have more
-        with starting():
-            from .. import api  # noqa: F401
+        start(*(each.spec for each in given if isinstance(each, Wanted)))
     return errors
 
 
@@ -215,25 +214,43 @@ def list_(what: str, patterns: tuple[str, ...], as_json: bool) -> None:
 
 @cli.command()
 @click.argument("topic")
-def explain(topic: str) -> None:
+@_json
+def explain(topic: str, as_json: bool) -> None:
     """Explains an error code, a pass, a clause, or one of selectors, overrides, data, weights."""
-    from .listing import explanation
+    from .listing import explanation, options_of
 
-    click.echo(explanation(topic))
+    text = explanation(topic)
+    if not as_json:
+        click.echo(text)
+        return
+    options = options_of(topic)
+    echo_json({"topic": topic, "text": text, **({"options": options} if options else {})})
 
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True)
 @click.option("--check", "only_check", is_flag=True, help="Change nothing; exit 1 if unformatted.")
-def fmt(files: tuple[str, ...], only_check: bool) -> None:
+@_json
+def fmt(files: tuple[str, ...], only_check: bool, as_json: bool) -> None:
     """Formats specs in place."""
     from .listing import format_files
 
-    changed = format_files(files, only_check=only_check)
-    for name in changed:
-        click.echo(f"{'would change' if only_check else 'formatted'}  {name}")
+    changed: list[str] = []
+    try:
+        format_files(files, changed, only_check=only_check)
+    finally:  # those that could be read are told, whatever else there is
+        said = "would_change" if only_check else "formatted"
+        if as_json:
+            echo_json({said: changed})
+        else:
+            _echo_each(said.replace("_", " "), changed)
     if changed and only_check:
         raise click.exceptions.Exit(1)
+
+
+def _echo_each(what: str, names: list[str]) -> None:
+    for name in names:
+        click.echo(f"{what}  {name}")
 
 
 @cli.command()

@@ -63,15 +63,15 @@ class Invocation:
 
     def plan(self) -> Compilation:
         """The plan; imports torch."""
-        with starting():
-            from ..api import plan
+        start(self.spec)
+        from ..api import plan
 
         return plan(self.spec, **self.measured)
 
     def compiled(self) -> tuple[nn.Module, Compilation]:
         """The model, and the spec carried out on it."""
-        with starting():
-            from ..api import compiled
+        start(self.spec)
+        from ..api import compiled
 
         return compiled(self.spec, **self.measured)
 
@@ -278,10 +278,23 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
+def start(*specs: Spec) -> None:
+    """Imports torch, and the libraries of the models that specs name."""
+    with starting():
+        from .. import api  # noqa: F401
+        from ..models import import_library
+
+        for name in (ref.name for spec in specs for ref in spec.models):
+            import_library(name)
+
+
+_LIBRARIES = {"torch", "timm"}
+
+
 @contextmanager
 def starting() -> Iterator[None]:
-    """While torch and what needs it are imported: none of that is garbage, so none is searched."""
-    first, enabled = "torch" not in sys.modules, gc.isenabled()
+    """While libraries are imported: none of what they hold is garbage, so none is searched."""
+    first, enabled = not sys.modules.keys() >= _LIBRARIES, gc.isenabled()
     gc.disable()
     try:
         with busy("starting torch"):

@@ -159,8 +159,34 @@ def _shown(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
-    """Formats specs in place, or says which would change.
+def options_of(topic: str) -> list[dict[str, Any]]:
+    """The options of a pass, or the settings of training, for programs."""
+    if topic == "tune":
+        from ..language.settings import options as settings_of_tune
+
+        found: Mapping[str, OptionInfo] = settings_of_tune()
+    elif topic in catalog.passes():
+        found = catalog.signature(topic).options
+    else:
+        return []
+    return [_facts(option) for option in found.values()]
+
+
+def _facts(option: OptionInfo) -> dict[str, Any]:
+    limits = ("minimum", "above", "maximum", "below", "choices", "words", "needs", "rest")
+    known = {name: getattr(option, name) for name in limits}
+    given = {} if option.required else {"default": option.default}
+    said = {name: value for name, value in known.items() if value not in (None, (), "")}
+    return {"name": option.name, "type": str(option), **given, **said, "help": option.help}
+
+
+def format_files(files: tuple[str, ...], changed: list[str], *, only_check: bool) -> None:
+    """Formats specs in place, or finds which would change.
+
+    Args:
+        files: the specs.
+        changed: gets the names of those that are not formatted.
+        only_check: change no file.
 
     Raises:
         VitrewriteError: for files that cannot be read or are malformed; the others are formatted.
@@ -169,7 +195,6 @@ def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
     from ..language import format_text
     from ..language.source import read_source
 
-    changed: list[str] = []
     errors: list[VitrewriteError] = []
     for name in files:
         path = Path(name)
@@ -184,7 +209,6 @@ def format_files(files: tuple[str, ...], *, only_check: bool) -> list[str]:
         else:
             changed += [name] * (new != old)
     raise_all(errors)
-    return changed
 
 
 def differences(first: str, second: str) -> list[str]:

@@ -9,8 +9,8 @@ import click
 from .. import catalog
 from ..errors import FileError
 from ..text import shown
-from .common import PATH, echo_written
-from .group import cli
+from .common import PATH, echo_json, echo_written
+from .group import cli, json_option
 
 _STARTER = """# What this spec does, and where it is from
 model {model}(num_classes=10)
@@ -29,7 +29,8 @@ tune {{ epochs = 10, lr = 1e-3 }}
 @cli.command()
 @click.argument("path", type=PATH, metavar="FILE.peft")
 @click.option("--model", default="vit_base", show_default=True, help="The model to rewrite.")
-def new(path: Path, model: str) -> None:
+@json_option
+def new(path: Path, model: str, as_json: bool) -> None:
     """Writes a spec to begin with: LoRA on the queries and values of a model.
 
     'vitrewrite plan FILE.peft' shows what it changes; 'vitrewrite list passes' has what else there
@@ -39,22 +40,23 @@ def new(path: Path, model: str) -> None:
     from ..language.format import format_text
 
     parse_model(model).refuse_unknown()
-    _write(path, format_text(_STARTER.format(model=model), str(path)))
+    _write(path, format_text(_STARTER.format(model=model), str(path)), as_json)
 
 
 @cli.command()
 @click.argument("spec")
 @click.argument("path", type=PATH, required=False, metavar="[FILE.peft]")
-def cp(spec: str, path: Path | None) -> None:
+@json_option
+def cp(spec: str, path: Path | None, as_json: bool) -> None:
     """Copies a shipped spec, by default to ./SPEC.peft, to change it.
 
     What it includes stays where it is, and is included from there.
     """
     source = catalog.spec_path(spec)
-    _write(path or Path(source.name), source.read_text(encoding="utf-8"))
+    _write(path or Path(source.name), source.read_text(encoding="utf-8"), as_json)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, as_json: bool) -> None:
     """Writes a file that is not there yet.
 
     Raises:
@@ -71,4 +73,4 @@ def _write(path: Path, text: str) -> None:
         )
     check_file(path)
     write_text(path, text)
-    echo_written(path)
+    echo_json({"out": str(path)}) if as_json else echo_written(path)

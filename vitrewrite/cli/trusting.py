@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import Span, SpecError, raise_all
-from ..language.model import Spec
-from ..language.overrides import COMMAND_LINE
-from ..language.source import TEXT
+
+if TYPE_CHECKING:
+    from ..language.model import Spec
 
 _TRUST = "vitrewrite.trust"
 _HELP = "Run the Python files that a spec names, or that those of a folder name or hold."
@@ -45,6 +46,9 @@ def refuse_code(spec: Spec) -> None:
 
 
 def _foreign(span: Span) -> bool:
+    from ..language.overrides import COMMAND_LINE  # completion goes without the parser
+    from ..language.source import TEXT
+
     return span.file not in (COMMAND_LINE, TEXT)
 
 

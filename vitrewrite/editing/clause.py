@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RewriteError, Span
+from ..text import Told
 
 
 @dataclass(frozen=True)
-class ClauseRef:
+class ClauseRef(Told):
     """A clause of a spec with its pass.
 
     Attributes:

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from ..anatomy.sites import Place
 from ..errors import RewriteError
-from ..text import plural
+from ..text import Told, plural
 from ..tracing import walk
 from ..tracing.leaves import changed_by
 from ..tracing.notes import ARITY, HINT, ORIGIN, VALUE, noted
@@ -45,7 +45,7 @@ class Seat(Protocol):
 
 
 @dataclass(eq=False)
-class Insertion:
+class Insertion(Told):
     """A module that a pass put into the tree.
 
     Attributes:
@@ -83,7 +83,7 @@ class Insertion:
 
 
 @dataclass
-class Editor:
+class Editor(Told):
     """The tree verbs: what site verbs are made of.
 
     Attributes:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..text import Told
 from .branches import is_ahead, is_behind
 from .editor import Insertion
 from .projection import project
 
 
 @dataclass(frozen=True, eq=False)
-class Fold:
+class Fold(Told):
     """What stood at a layer and went into the layer's weights at lowering.
 
     Attributes:
@@ -52,7 +53,7 @@ class Fold:
 
 
 @dataclass(frozen=True, eq=False)
-class Lowered:
+class Lowered(Told):
     """What became of an inserted module at lowering.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..anatomy.sites import Place
+from ..text import Told
 from ..tracing import kernels, tree
 from ..tracing.configuration import freeze
 from ..tracing.leaves import is_inserted
@@ -25,7 +26,7 @@ from .inserted import run_inserted
 
 
 @dataclass
-class _Entry:
+class _Entry(Told):
     outputs: Any
     costs: Costs
     shapes: dict[str, tuple[int, ...]]  # node -> shape

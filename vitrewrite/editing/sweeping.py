@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 
 from ..anatomy.sites import Place
-from ..tracing.notes import ARITY, HINT, VALUE, WIRED, shared
+from ..tracing.notes import ARITY, HINT, VALUE, WIRED, copied, shared
 from ..tracing.unit import Unit
 from .clause import ClauseRef
 from .editor import Editor, Insertion, join, units
@@ -116,7 +117,8 @@ def _yield_less(editor: Editor, unit: str, call: fx.Node) -> None:
     if not (isinstance(child, Unit) and alone) or len(items) in (0, ARITY.of(call)):
         return
     output = editor.graph(path).output_node()
-    results: Any = output.args[0]
+    results = _results(output, items)
+    before = output.all_input_nodes
     kept = [i for i in range(len(results)) if i in items]
     output.args = (tuple(results[i] for i in kept) if len(kept) > 1 else results[kept[0]],)
     for number, index in enumerate(kept):
@@ -124,9 +126,27 @@ def _yield_less(editor: Editor, unit: str, call: fx.Node) -> None:
     ARITY.put(call, len(kept))
     if len(kept) == 1:
         _take_alone(editor, unit, call, items[kept[0]])
-    for i, value in enumerate(results):
-        if i not in items and not value.users:
+    for value in before:
+        if value in set(editor.graph(path).nodes) and not value.users:
             _erase(editor, path, value)
+
+
+def _results(output: fx.Node, read: Mapping[Any, fx.Node]) -> tuple[Any, ...]:
+    """What a unit returns, item by item, also where it returns what a call yields as a whole.
+
+    Args:
+        output: of its graph.
+        read: what is read of it where it is called, by number.
+    """
+    whole: Any = output.args[0]
+    if not isinstance(whole, fx.Node):
+        return tuple(whole)
+    with output.graph.inserting_before(output):
+        count = range(ARITY.of(whole))
+        items = tuple(output.graph.call_function(operator.getitem, (whole, i)) for i in count)
+    for number, item in read.items():
+        copied(item, items[number], VALUE, HINT, ARITY)
+    return items
 
 
 def _take_alone(editor: Editor, unit: str, call: fx.Node, item: fx.Node) -> None:

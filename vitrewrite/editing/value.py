@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,8 +63,16 @@ def _applied(
         if user.op == "call_method" and user.target == method and user.args == (node, *args):
             return user
     graph = editor.graph(unit)
-    with after(graph, [node]):
+    with after(graph, [node, *_made_beside(node, method)]):
         return graph.call_method(method, (node, *args))
+
+
+def _made_beside(node: fx.Node, method: str) -> list[fx.Node]:
+    """What the same method made of other items of the tuple that a node is of: in their order."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return []
+    items = [n for n in node.args[0].users if n.target is operator.getitem]
+    return [n for item in items for n in item.users if n.target == method]
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

@@ -91,9 +91,20 @@ class Captured(Pictured, Unit):
         Modules that run another program in training stay calls.
         """
         graph = inlined(self)[0]
-        result = fx.GraphModule(self, graph, class_name=type(self).__name__)
+        result = FlatGraph(self, graph, class_name=type(self).__name__)
         result.meta["example"] = about(self).example
         return result.train(self.training)
+
+
+class FlatGraph(fx.GraphModule):
+    """A model as one graph, which a prompt shows shortly; `print` shows it whole, with its code."""
+
+    def __repr__(self) -> str:
+        kind = f"{type(self).__name__}: {plural(len(self.graph.nodes), 'node')} in one graph"
+        return brief("\n".join([kind, *(f"  {n}: {_about(m)}" for n, m in self.named_children())]))
+
+    def __str__(self) -> str:
+        return f"{nn.Module.__repr__(self)}\n{self.code}"
 
 
 def _about(module: nn.Module) -> str:

@@ -20,7 +20,7 @@ from ..tracing.ranks import generalise
 from ..tracing.template import Template, eliminate_dead_code
 from ..tracing.unit import Unit
 from .access import children_at, is_chain
-from .distinction import distinguish
+from .distinction import CONTAINERS, by_place, distinguish
 from .effects import holds_tensors
 from .entrances import entered, entrances
 from .implied import drop_implied
@@ -237,6 +237,9 @@ class Classes:
 
     def _name(self) -> None:
         """Two classes of one name: one says what it has besides, or it is numbered."""
+        for cls in self.all:
+            if cls.name in CONTAINERS:
+                cls.name = by_place(self.paths[id(cls.sample)]) or cls.name
         distinguish(self.all)
         for cls in self.all:
             cls.name = self.scope.take(cls.name, "Part")

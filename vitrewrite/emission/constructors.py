@@ -22,7 +22,7 @@ from .effects import is_nothing
 from .functions import Functions
 from .literals import Symbol, quoted
 from .parameters import Parameters
-from .rates import scheduled
+from .rates import rooted, scheduled
 from .tables import table
 from .wrap import WIDTH, wrap
 
@@ -73,7 +73,7 @@ class Constructors:
             if buffer is not None:
                 out += self._buffer(cls, name)
         lines = scheduled((*out, *children), cls.parameters.vectors)
-        return [part for line in lines for part in wrap(line, WIDTH - 8)]
+        return [part for line in map(rooted, lines) for part in wrap(line, WIDTH - 8)]
 
     def _buffer(self, cls: Class, name: str) -> list[str]:
         has = [u._buffers.get(name) is not None for u in cls.units]
@@ -168,7 +168,13 @@ class Constructors:
         position = {id(u): i for i, u in enumerate(cls.units)}
         arguments = []
         by_name = False  # behind one left out, or one written by name, all are written so
-        for key in cls.parameters.ordered:
+        for name, keys in cls.parameters.arguments:
+            if name in cls.parameters.together:
+                given = [[cls.parameters.value(k, position[id(m)]) for m in modules] for k in keys]
+                items = [self.construct(v, parameters, k) for v, k in zip(given, keys, strict=True)]
+                arguments.append(_listed(items))
+                continue
+            (key,) = keys
             values = [cls.parameters.value(key, position[id(m)]) for m in modules]
             default = cls.parameters.default(key)
             if any(isinstance(v, nn.Module) for v in values):
@@ -212,13 +218,12 @@ class Constructors:
             return f"{kind}({{{', '.join(f'{k}: {v}' for k, v in named)}}})"
         if not is_numbered(modules[0]):
             return f"{kind}(OrderedDict([{', '.join(_named(list(modules[0]._modules), items))}]))"
-        parts = _runs(items)
+        parts = _runs(items, parameters)
         if kind == "nn.ModuleList":
             odd = _one_odd(items)
             if odd:
                 return f"{kind}({odd})"
-            loop = len(parts) == 1 and parts[0].startswith("*(")
-            return f"{kind}({parts[0][2:-1]})" if loop else f"{kind}([{', '.join(parts)}])"
+            return f"{kind}({_spread(parts)})"
         return Construction(kind, tuple(parts))
 
 
@@ -252,8 +257,25 @@ def _container_name(module: nn.Module) -> str:
     return next((n for c, n in names.items() if isinstance(module, c)), "nn.ModuleList")
 
 
-def _runs(items: list[Any]) -> list[str]:
-    """Texts of the items, with runs of three or more alike written as one loop."""
+def _listed(items: list[Any]) -> str:
+    """A list of the items."""
+    text = _spread(_runs(items))
+    return text if text.startswith("[") else f"[{text}]"
+
+
+def _spread(parts: list[str]) -> str:
+    """A list of the parts, or the loop that they are, without brackets."""
+    loop = len(parts) == 1 and parts[0].startswith("*(")
+    return parts[0][2:-1] if loop else f"[{', '.join(parts)}]"
+
+
+def _runs(items: list[Any], parameters: Parameters | None = None) -> list[str]:
+    """Texts of the items, with runs of three or more alike written as one loop.
+
+    Args:
+        items: what is made.
+        parameters: the arguments of the class, of which those that a loop reads become one.
+    """
     out: list[str] = []
     i = 0
     while i < len(items):
@@ -262,7 +284,7 @@ def _runs(items: list[Any]) -> list[str]:
             out.append(str(items[i]))
             i += 1
             continue
-        out.append(_comprehension(items[i:stop]))
+        out.append(_comprehension(items[i:stop], parameters))
         i = stop
     return out
 
@@ -344,11 +366,13 @@ def _numbers(items: list[Any]) -> tuple[str, list[str], str] | None:
     return "".join(parts[0][: odd[0]]), list(columns[odd[0]]), "".join(parts[0][odd[0] + 1 :])
 
 
-def _comprehension(items: list[Any]) -> str:
+def _comprehension(items: list[Any], parameters: Parameters | None) -> str:
     differing = _differing(items)
     if not differing or not isinstance(items[0], Construction):
         return f"*({items[0]} for _ in range({len(items)}))"
     call, name, values = _varied(items)
+    if parameters and (handed := parameters.put_together(values)):
+        return f"*({call} for {name} in {handed})"
     return f"*({call} for {name} in ({', '.join(values)}))"
 
 

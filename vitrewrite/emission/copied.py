@@ -17,7 +17,14 @@ from ..catalog.own_code import classes_in
 from ..errors import EmitError
 from .literals import constant, quoted
 from .specialised import RECORDS, specialise
-from .unread import Agreed, arguments_left, drop_arguments, drop_methods, drop_unread_stores
+from .unread import (
+    Agreed,
+    arguments_left,
+    drop_arguments,
+    drop_empty,
+    drop_methods,
+    drop_unread_stores,
+)
 from .wrap import WIDTH, wrap
 
 
@@ -66,6 +73,8 @@ class Copies:
                 if cls in self.needed:
                     drop_unread_stores(tree, needed, classes[cls])
             self.needed |= {cls for cls in trees if cls.__name__ in named}
+        for tree in trees.values():
+            drop_empty(tree)
         self.arguments = {cls: set(arguments_left(tree)) for cls, tree in trees.items()}
 
     def texts(self, names: Mapping[type[nn.Module], str]) -> list[str]:
@@ -166,8 +175,6 @@ class _Scribe:
         return with_it if len(with_it) <= width else line
 
     def _simple(self, node: ast.stmt, depth: int) -> list[str]:
-        if _is_text(node):
-            return [f"{'    ' * depth}{_docstring(node)}"]
         lines, width = wrap(_code(node), WIDTH - 4 * depth), WIDTH - 4 * depth
         lines[0] = self._behind(lines[0], node.lineno, node.end_lineno or node.lineno, width)
         return [f"{'    ' * depth}{line}" for line in lines]
@@ -193,7 +200,8 @@ class _Scribe:
         for each in node.body:
             if isinstance(node, ast.FunctionDef) and _is_text(each):
                 continue  # it speaks of all that the method can do
-            inner = self.statement(each, depth + 1)
+            told = _is_text(each) and [f"{'    ' * (depth + 1)}{_docstring(each, node)}"]
+            inner = told or self.statement(each, depth + 1)
             functions = isinstance(each, ast.FunctionDef) or isinstance(before, ast.FunctionDef)
             if (functions and before is not None) or (
                 isinstance(node, ast.ClassDef) and before is node.body[0] and _is_text(before)
@@ -227,7 +235,7 @@ def _is_text(node: ast.stmt) -> bool:
     return isinstance(held, ast.Constant) and isinstance(held.value, str)
 
 
-def _docstring(node: Any) -> str:
+def _docstring(node: Any, tree: ast.AST) -> str:
     """The first sentence or line: the rest is for whoever writes the pass."""
     text: str = node.value.value
     first = " ".join(text.split("\n\n")[0].split())
@@ -237,7 +245,19 @@ def _docstring(node: Any) -> str:
     while cut > 0 and (len(first) > WIDTH - 10 or _is_open(first)):
         cut = max(first.rfind(", "), first.rfind(": "))
         first = f"{first[:cut]}." if cut > 0 else first
-    return f'"""{first}"""'
+    return f'"""{_of_what_is_there(first, tree)}"""'
+
+
+def _of_what_is_there(text: str, tree: ast.AST) -> str:
+    """What is said of a class, up to where it speaks of an option that this class is without."""
+    nodes = [n for n in ast.walk(tree) if isinstance(n, (ast.Name, ast.arg, ast.Attribute))]
+    known = {getattr(n, key, None) for n in nodes for key in ("id", "arg", "attr")}
+    missing = (m for m in re.finditer(r"`(\w+)`", text) if m[1] not in known)
+    first = next(missing, None)
+    if first is None:
+        return text
+    kept = re.split(r"[,;:.] (?=[^,;:.]*$)", text[: first.start()])[0]
+    return f"{kept}." if kept != text[: first.start()] and not _is_open(kept) else text
 
 
 def _is_open(text: str) -> bool:
@@ -253,7 +273,8 @@ def _code(node: ast.AST) -> str:
         if text.endswith(whole) and len(value.elts) > 1:
             text = text.removesuffix(whole) + whole[1:-1]
     text = re.sub(r"(?<=[\w)\]]) \*\* (?=[\w.-]+)", "**", text)
-    lines = _undoubled(text).split("\n")
+    text = re.sub(r"\b(and|or) \(not ([\w.]+)\)", r"\1 not \2", text)
+    lines = _spaced(_undoubled(text)).split("\n")
     tokens = list(tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline))
     for token in reversed(tokens):
         if token.type == tokenize.STRING and token.start[0] == token.end[0]:
@@ -261,6 +282,37 @@ def _code(node: ast.AST) -> str:
             line, start, stop = lines[row], token.start[1], token.end[1]
             lines[row] = line[:start] + _double(token.string) + line[stop:]
     return "\n".join(lines)
+
+
+_SIMPLE = (ast.Name, ast.Constant, type(None))
+
+
+def _spaced(text: str) -> str:
+    """Writes `x[:, start + 1:]` as `x[:, start + 1 :]`."""
+    slices = (n for n in ast.walk(_parsed(text)) if isinstance(n, ast.Slice))
+    for node in slices if "[" in text and ":" in text else ():
+        parts = [node.lower, node.upper, node.step]
+        plain = all(isinstance(getattr(p, "operand", p), _SIMPLE) for p in parts)
+        if plain or node.lineno != node.end_lineno:
+            continue
+        texts = ["" if p is None else ast.get_source_segment(text, p) or "" for p in parts]
+        joined = " : ".join(texts[:2]) + (f" : {texts[2]}" if texts[2] else "")
+        made, old = re.sub(r": +:", "::", joined).strip(), ast.get_source_segment(text, node)
+        if made != old:
+            lines = text.split("\n")
+            line = lines[node.lineno - 1].encode()
+            start, stop = node.col_offset, node.end_col_offset
+            lines[node.lineno - 1] = (line[:start] + made.encode() + line[stop:]).decode()
+            return _spaced("\n".join(lines))
+    return text
+
+
+def _parsed(text: str) -> ast.AST:
+    """The syntax of a statement, of an expression, or of one that wants a body."""
+    try:
+        return ast.parse(text)
+    except SyntaxError:
+        return ast.Module([], [])
 
 
 def _undoubled(text: str) -> str:

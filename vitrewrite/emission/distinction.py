@@ -13,6 +13,21 @@ from ..tracing.notes import HINT, WIRED
 if TYPE_CHECKING:
     from .classes import Class
 
+CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
+"""Of torch: a class of such a name would say nothing of what it holds."""
+
+
+def by_place(path: str) -> str:
+    """A name for what is at a path: `Downsample`, `Stage` of what is in `stages`; "" for the root.
+
+    So is called what torch only says to be a container.
+    """
+    parts = path.split(".")
+    words = next((part for part in reversed(parts) if part and not part.isdigit()), "")
+    numbered = parts[-1].isdigit() and words.endswith("s") and not words.endswith("ss")
+    one = words[:-1] if numbered else words
+    return "".join(word.capitalize() for word in one.split("_"))
+
 
 def distinguish(classes: Sequence[Class]) -> None:
     """Renames classes of one name by what only some of them have: modules, inputs, outputs.

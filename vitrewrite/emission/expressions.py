@@ -18,7 +18,7 @@ from torch import fx
 from ..errors import EmitError
 from ..text import shown
 from ..tracing.modes import by_mode
-from ..tracing.notes import CALLEE
+from ..tracing.notes import CALLEE, VALUE
 from ..tracing.sizes import by_size
 from .literals import Symbol, constant
 
@@ -50,6 +50,14 @@ _DEFAULTS: dict[Any, dict[str, Any]] = {
     F.pad: {"mode": "constant", "value": None},
     F.gelu: {"approximate": "none"},
 }  # fmt: skip
+
+
+LEAST_HEAD = 16
+"""A half times what has four channels, say of boxes, is no scale of attention."""
+
+
+RANK = 4
+"""Queries and keys are [batch, heads, tokens, channels]."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,8 @@ def _function(node: fx.Node, of: Callable[[Any], Text]) -> Text:
     target, args = node.target, node.args
     if target in _BINARY:
         symbol, binds = _BINARY[target]
-        left, right = of(args[0]).within(binds), of(args[1]).within(binds + 1)
+        scale = _scale(node) if target is operator.mul else None
+        left, right = of(args[0]).within(binds), (scale or of(args[1])).within(binds + 1)
         if target is operator.pow:
             left, right = of(args[0]).within(CALL), of(args[1]).within(UNARY)
         return Text(f"{left} {symbol} {right}", binds)
@@ -148,9 +157,16 @@ def subscript(index: Any, of: Callable[[Any], Text]) -> str:
         parts = [of(i).code if isinstance(i, tuple) else subscript(i, of) for i in index]
         return ", ".join(parts) + ("," if len(index) == 1 else "")
     if isinstance(index, slice):
-        start, stop, step = ("" if v is None else of(v).code for v in _parts(index))
+        start, stop, step = ("" if v is None else of(v).code for v in _parts(from_start(index)))
         return f"{start}:{stop}" + (f":{step}" if step else "")
     return of(index).code
+
+
+def from_start(index: slice) -> slice:
+    """A slice that begins where a tensor does, without the number that says so."""
+    begins = type(index.start) is int and index.start == 0
+    forward = index.step is None or (type(index.step) is int and index.step > 0)
+    return slice(None, index.stop, index.step) if begins and forward else index
 
 
 def _parts(index: slice) -> tuple[Any, Any, Any]:
@@ -222,6 +238,26 @@ def _root(value: Any) -> str:
         return ""
     number = round(value**-2)
     return f"{number}**-0.5" if number**-0.5 == value else ""
+
+
+def _scale(node: fx.Node) -> Text | None:
+    """`64**-0.5` for 0.125 behind queries or keys of 64 channels, as attention is written."""
+    tensor, value = node.args
+    width = _width(tensor) if type(value) is float else 0
+    whole = width >= LEAST_HEAD and width**-0.5 == value
+    return Text(f"{width}**-0.5", POWER) if whole else None
+
+
+def _width(tensor: Any) -> int:
+    """The channels of queries or keys, or of some of their rows; 0 for anything else."""
+    if not isinstance(tensor, fx.Node):
+        return 0
+    value, index = VALUE.get(tensor), tensor.args[1:2]
+    if isinstance(value, torch.Tensor):
+        return int(value.shape[-1]) if value.dim() == RANK else 0
+    rows = index and isinstance(index[0], tuple) and len(index[0]) < RANK
+    of_rows = rows and all(isinstance(part, slice) for part in index[0])  # type: ignore[union-attr]
+    return _width(tensor.args[0]) if of_rows and tensor.target is operator.getitem else 0
 
 
 def _binds(symbol: str) -> int:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..text import Told
 from ..tracing.packing import PLAIN, Packing
 from ..tracing.unit import Unit
 from .captured import Captured
@@ -86,7 +87,7 @@ def _execute(text: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Printed:
+class Printed(Told):
     """Where the class of a module comes from: it is printed source, and in no file.
 
     A pickled module carries that source, and so can be loaded in any process that has vitrewrite.

@@ -10,6 +10,7 @@ import math
 import numbers
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,23 @@ def constant(value: Any) -> str:
     return _of_torch(value) or _container(value)
 
 
+LEAST_ROW = 8
+"""Items of a tuple that are read at one glance, whatever they are."""
+
+
+def repeated(value: Any) -> str:
+    """A literal, of a long tuple as `(192, 768) * 12 + (192,)` where that says the same."""
+    if type(value) is not tuple or len(value) < LEAST_ROW:
+        return constant(value)
+    texts = list(map(constant, value))
+    for period in range(1, len(texts) // 3 + 1):
+        if texts[period:] == texts[:-period]:
+            times, left = divmod(len(texts), period)
+            row = constant(value[:period])
+            return f"{row} * {times}" + (f" + {constant(value[:left])}" if left else "")
+    return constant(value)
+
+
 def quoted(text: str) -> str:
     """A string literal, in double quotes where that takes no escape."""
     text = str.__str__(text)
@@ -129,11 +147,37 @@ def _of_torch(value: Any) -> str:
     return str(value) if isinstance(value, named) else ""
 
 
+_LEAST_RUN = 8
+"""So many numbers that follow each other are a range."""
+
+
+def _items(values: Sequence[Any]) -> list[str]:
+    """The items of a tuple or list, runs of numbers as `*range(3, 33)`."""
+    texts: list[str] = []
+    i = 0
+    while i < len(values):
+        stop = i + 1
+        while stop < len(values) and _follows(values[stop], values[stop - 1]):
+            stop += 1
+        run = values[i:stop]
+        if len(run) >= _LEAST_RUN:
+            texts.append(f"*range({run[0]}, {run[-1] + 1})")
+        else:
+            texts += map(constant, run)
+        i = stop
+    return texts
+
+
+def _follows(value: Any, before: Any) -> bool:
+    return type(value) is int and type(before) is int and value == before + 1
+
+
 def _container(value: Any) -> str:
     if type(value) is tuple:
-        return f"({', '.join(map(constant, value))}{',' if len(value) == 1 else ''})"
+        items = _items(value)
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if type(value) is list:
-        return f"[{', '.join(map(constant, value))}]"
+        return f"[{', '.join(_items(value))}]"
     if type(value) is dict:
         return f"{{{', '.join(f'{constant(k)}: {constant(v)}' for k, v in value.items())}}}"
     if isinstance(value, slice):

@@ -10,8 +10,11 @@ from typing import Any
 from torch import nn
 
 from .access import is_hidden
-from .literals import ANYTHING, Symbol, constant, same
+from .literals import ANYTHING, Symbol, repeated, same
 from .names import identifier
+
+LEAST_TOGETHER = 4
+"""So many children of one list are handed in as a list."""
 
 Vector = tuple[Any, ...]
 """A value per instance of the class."""
@@ -31,6 +34,8 @@ class Parameters:
     vectors: dict[str, Vector] = field(default_factory=dict)
     switches: set[str] = field(default_factory=set)  # those that say whether there is something
     stored: set[str] = field(default_factory=set)  # those that the forward reads from `self`
+    partial: bool = False  # of some instances alone; see `of`
+    together: dict[str, tuple[str, ...]] = field(default_factory=dict)  # see `put_together`
 
     def express(
         self, vector: Sequence[Any], wish: str, owner: str = "", *, derive: bool = True
@@ -46,7 +51,7 @@ class Parameters:
         vector = tuple(vector)
         needed = [v for v in vector if v is not ANYTHING]
         if all(same(v, needed[0]) for v in needed):
-            return constant(needed[0]) if needed else "None"
+            return repeated(needed[0]) if needed else "None"
         found = self._equal(vector) or (self._derived(vector) if derive else None)
         if found is None or (owner and self._is_member(found[0])):
             name = self._new(wish, vector, own=bool(owner))
@@ -60,9 +65,29 @@ class Parameters:
         """A child that differs in kind between instances is handed in by the parent."""
         return self._new(f"layer{name}" if name.isdigit() else name, tuple(modules))
 
+    def put_together(self, names: Sequence[str]) -> str | None:
+        """One argument, a list, in place of children that are handed in and read in one loop.
+
+        Args:
+            names: all that the loop reads, in order.
+        """
+        least = len(names) >= LEAST_TOGETHER and len(set(names)) == len(names)
+        if self.partial or not least or not all(self._is_handed_in(name) for name in names):
+            return None
+        stem = name = f"{re.sub(r'[0-9]+$', '', names[0])}s"
+        number = 2
+        while name in self.vectors or name in self.reserved or name in self.together:
+            name, number = f"{stem}{number}", number + 1
+        self.together[name] = tuple(names)
+        return name
+
+    def _is_handed_in(self, name: str) -> bool:
+        vector = self.vectors.get(name, ())
+        return bool(vector) and all(isinstance(value, nn.Module) for value in vector)
+
     def of(self, has: Sequence[bool]) -> Parameters:
         """An empty set of arguments for some instances alone."""
-        return Parameters(sum(has), self.reserved, self.members)
+        return Parameters(sum(has), self.reserved, self.members, partial=True)
 
     def if_there(self, text: str, own: Parameters, has: Sequence[bool], wish: str) -> str:
         """Text for what only some instances have, else None.
@@ -129,9 +154,18 @@ class Parameters:
         return "False" if name in self.switches else None
 
     @property
+    def arguments(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The arguments in order, each with itself or with those that it is in place of."""
+        by_key = {key: (name, keys) for name, keys in self.together.items() for key in keys}
+        return list(dict.fromkeys(by_key.get(name, (name, (name,))) for name in self.ordered))
+
+    @property
     def head(self) -> list[str]:
         """The arguments with their defaults."""
-        pairs = [(name, self.default(name)) for name in self.ordered]
+        pairs = [
+            (name, self.default(name if name in self.vectors else keys[0]))
+            for name, keys in self.arguments
+        ]
         return [f"{name}={default}" if default else name for name, default in pairs]
 
     def value(self, name: str, instance: int) -> Any:

@@ -8,9 +8,10 @@ line, loop or comprehension, can rest on one of them alone.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from ..tracing import walk
 from ..tracing.about import is_root
 from ..tracing.configuration import freeze
 from ..tracing.guards import is_guard
+from ..tracing.leaves import is_inserted
 from ..tracing.modes import by_mode
 from ..tracing.notes import ARITY, VALUE
 from ..tracing.numbers import plain
@@ -221,11 +223,24 @@ def _called(terms: Terms, child: nn.Module, args: Any, kwargs: Any, training: bo
 
 def _given(child: nn.Module, args: Any) -> Any:
     """The arguments of a call but for a last None, which is what is there without it."""
+    if is_inserted(child):
+        return _but_for_defaults(type(child).forward, tuple(args))
     if isinstance(child, Unit) and child.printed is not None and child.template is not None:
         wanted = sum(n.op == "placeholder" for n in child.template.graph.nodes)
         most = type(child).forward.__code__.co_argcount + child.packing.more
         if args[wanted:] == (None,) * (len(args) - wanted) and len(args) < most:
             return args[:wanted]
+    return args
+
+
+def _but_for_defaults(function: Callable[..., Any], args: Any) -> Any:
+    """The arguments of a call but for each last None that is a default."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    while args and args[-1] is None and len(args) <= len(parameters):
+        last = parameters[len(args) - 1]
+        if last.default is not None or last.kind is not last.POSITIONAL_OR_KEYWORD:
+            break
+        args = args[:-1]
     return args
 
 

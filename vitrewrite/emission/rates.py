@@ -9,8 +9,24 @@ import torch
 
 _LONG = re.compile(r"(?<![\w.])\d\.\d{10,}(?![\w.])")
 _ROW = re.compile(r"(?<![\w\])])\((rates\[\d+\](?:, rates\[\d+\])+)\)")  # but of no call
+MOST_TIMES = 6
+"""How often a share is taken of a share: DynamicViT prunes three times."""
 LEAST = 3
 """Fewer rates are no schedule."""
+
+
+def rooted(line: str) -> str:
+    """A statement with `0.7**2` for 0.48999999999999994, what is left of a share of a share."""
+    return _LONG.sub(lambda found: _power(float(found[0])) or found[0], line)
+
+
+def _power(value: float) -> str:
+    """A number of at most two digits to a small power, if that is exactly the value."""
+    for exponent in range(2, MOST_TIMES + 1):
+        base = round(value ** (1 / exponent), 2)
+        if base**exponent == value:
+            return f"{base!r}**{exponent}"
+    return ""
 
 
 def scheduled(lines: Sequence[str], taken: Container[str]) -> list[str]:

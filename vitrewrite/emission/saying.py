@@ -5,30 +5,37 @@ Said of attentions, blocks and the model; what an MLP or a projection is, its na
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import fx
 
+from ..tracing.leaves import is_inserted
 from ..tracing.notes import VALUE
 from ..tracing.unit import Unit
 
+_SUMS = (operator.matmul, torch.matmul, torch.bmm, torch.einsum, "matmul")
+MOST_PARTS = 4
+"""More runs of numbers than that are told by the constructor of the list alone."""
 _ATTENDS = (F.scaled_dot_product_attention, F.softmax, torch.softmax, "softmax")
 
 
-def told(units: Sequence[Unit], paths: Sequence[str]) -> str:
+def told(units: Sequence[Unit], paths: Sequence[str], everywhere: Iterable[str]) -> str:
     """One line, or nothing.
 
     Args:
         units: the modules of a class.
         paths: where they are.
+        everywhere: the paths of all modules.
     """
     heads = [_heads(unit) for unit in units]
     if any(heads):
-        owners = places([path.rpartition(".")[0] for path in paths])
+        owners = places([path.rpartition(".")[0] for path in paths], everywhere)
         return f"Attention of {owners or 'the model'}{_range(heads, ', {} heads')}."
-    where = places(paths)
+    where = places(paths, everywhere)
     return f"{where}{_range([_width(u) for u in units], ', {} wide')}." if where[-1:] == "]" else ""
 
 
@@ -37,11 +44,17 @@ def _heads(unit: Unit) -> int | None:
     graph = unit.template and unit.template.graph
     for node in graph.nodes if graph else ():
         child = unit._modules.get(str(node.target)) if node.op == "call_module" else None
-        if node.target in _ATTENDS or isinstance(child, torch.nn.Softmax):
+        attends = node.target in _ATTENDS or isinstance(child, torch.nn.Softmax)
+        if attends or (child is not None and is_inserted(child) and _weighs(node)):
             value = VALUE.get(node.args[0])
             if isinstance(value, torch.Tensor) and value.dim() == 4:
                 return int(value.shape[1])
     return None
+
+
+def _weighs(node: fx.Node) -> bool:
+    """Whether values are summed by what a module yields, which is a softmax of another kind."""
+    return any(user.target in _SUMS and user.args[0] is node for user in node.users)
 
 
 def _range(numbers: Sequence[int | None], text: str) -> str:
@@ -56,15 +69,49 @@ def _width(unit: Unit) -> int | None:
     return next((m.normalized_shape[-1] for m in norms), None)
 
 
-def places(paths: Sequence[str]) -> str:
-    """Paths that differ in numbers as one, `blocks[*].attn`; nothing if they are not alike."""
+def places(paths: Sequence[str], everywhere: Iterable[str] = ()) -> str:
+    """Paths that differ in numbers as one, `blocks[:3].attn`; nothing if they are not alike.
+
+    Args:
+        paths: of modules.
+        everywhere: the paths of all modules: `[*]` stands for all numbers that there are.
+    """
     shapes = {re.sub(r"\.\d+(?=\.|$)", "[#]", path) for path in paths}
     if len(shapes) != 1:
         return ""
     (shape,) = shapes
-    columns = list(zip(*(re.findall(r"\.(\d+)(?=\.|$)", path) for path in paths), strict=True))
-    for column in columns:
-        numbers = sorted({int(n) for n in column})
-        one = str(numbers[0]) if len(numbers) == 1 and len(paths) == 1 else "*"
-        shape = shape.replace("[#]", f"[{one}]", 1)
+    heads = [_heads_of(path) for path in paths]
+    told = list(filter(None, map(_last_number, everywhere)))
+    for column in zip(*heads, strict=True):
+        owners = {owner for owner, _ in column}
+        there = {number for owner, number in told if owner in owners}
+        numbers = {number for _, number in column}
+        shape = shape.replace("[#]", f"[{_numbers(numbers, there)}]", 1)
     return shape
+
+
+def _heads_of(path: str) -> list[tuple[str, int]]:
+    """The numbers in a path, each with what stands in front of it."""
+    return [(path[: m.start()], int(m[1])) for m in re.finditer(r"\.(\d+)(?=\.|$)", path)]
+
+
+def _last_number(path: str) -> tuple[str, int] | None:
+    """The list that a module is an item of, and which item."""
+    owner, _, number = path.rpartition(".")
+    return (owner, int(number)) if owner and number.isdigit() else None
+
+
+def _numbers(numbers: set[int], there: set[int]) -> str:
+    """`*`, `3`, `:3`, `4:6, 7:`: some of the numbers that there are."""
+    if numbers == there and len(there) > 1:
+        return "*"
+    last, parts = max(there | numbers), []
+    for first in sorted(n for n in numbers if n - 1 not in numbers):
+        stop = next(n for n in range(first + 1, last + 2) if n not in numbers)
+        span = f"{first or ''}:{'' if stop > last else stop}"
+        parts.append(str(first) if stop == first + 1 else span)
+    if len(parts) <= MOST_PARTS:
+        return ", ".join(parts)
+    first, second, *_ = sorted(numbers)
+    regular = numbers == set(range(first, last + 1, second - first))
+    return f"{first or ''}::{second - first}" if regular else "..."

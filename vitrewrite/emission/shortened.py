@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from itertools import pairwise
 
+from .unread import bodies
 from .wrap import WIDTH
 
 _LATER = (ast.FunctionDef, ast.Lambda, ast.GeneratorExp)  # what they read, they read afterwards
@@ -25,19 +27,15 @@ def shorten(method: ast.FunctionDef, methods: set[str]) -> None:
         for n in ast.walk(f)
         if isinstance(n, ast.Name)
     }
-    for block in _blocks(method):
+    for block in bodies(method):
         for statement in block[:-1]:
             name = _alias(statement, methods)
             if name is not None and stored.count(name) == 1:
                 block.remove(statement)
                 _Replaced(name, statement.value).visit(method)  # type: ignore[attr-defined]
+        _ask_at_once(block, names, later)
         _return_at_once(block, later)
-
-
-def _blocks(method: ast.FunctionDef) -> list[list[ast.stmt]]:
-    """The statements of a method and of all that is in it, as the lists that hold them."""
-    fields = [getattr(n, f, None) for n in ast.walk(method) for f in ("body", "orelse")]
-    return [block for block in fields if isinstance(block, list)]
+    _name_once(method, later)
 
 
 def _alias(statement: ast.stmt, methods: set[str]) -> str | None:
@@ -58,6 +56,43 @@ class _Replaced(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.expr:
         """What a variable stands for."""
         return self.value if node.id == self.name else node
+
+
+def _ask_at_once(block: list[ast.stmt], names: list[ast.Name], later: set[str]) -> None:
+    """`fuse = a > 0`, `if fuse:` is `if a > 0:` where nothing else reads it."""
+    for made, asked in list(pairwise(block)):
+        if not isinstance(made, ast.Assign) or not isinstance(asked, ast.If):
+            continue
+        name = _second_name(made, ast.expr)
+        plain = isinstance(asked.test, ast.Name) and asked.test.id == name
+        if plain and name not in later and [n.id for n in names].count(str(name)) == 2:
+            asked.test = made.value
+            block.remove(made)
+
+
+def _name_once(method: ast.FunctionDef, later: set[str]) -> None:
+    """`x = z` in front, of an argument that is not read besides or not set: all is said of z."""
+    for first in [s for s in method.body[:-1] if _second_name(s, ast.Name)]:
+        name, given = _second_name(first, ast.Name), first.value.id  # type: ignore[attr-defined]
+        names = [n for n in ast.walk(method) if isinstance(n, ast.Name)]
+        stored = [n.id for n in names if isinstance(n.ctx, ast.Store)]
+        before = [s for s in method.body[: method.body.index(first)] if not isinstance(s, ast.Expr)]
+        alone = [n.id for n in names].count(given) == 1 and not before
+        arguments = [a.arg for a in method.args.args[1:]]
+        fixed = stored.count(str(name)) == 1 and given not in stored and name not in arguments
+        own = given in arguments
+        if own and (alone or fixed) and not {name, given} & later:
+            for each in names:
+                each.id = given if each.id == name else each.id
+            method.body.remove(first)
+
+
+def _second_name(statement: ast.stmt, kind: type[ast.expr]) -> str | None:
+    """The variable that a statement sets, if it is one, to an expression of a kind."""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, kind):
+        return None
+    (target, *more) = statement.targets
+    return target.id if isinstance(target, ast.Name) and not more else None
 
 
 def _return_at_once(block: list[ast.stmt], later: set[str]) -> None:

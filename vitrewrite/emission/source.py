@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from ..errors import EmitError
+from ..text import Told
 from ..tracing import walk
 from ..tracing.about import About, about, is_root
 from ..tracing.leaves import is_torch_class, mentioned
@@ -16,6 +17,7 @@ from ..tracing.unit import Unit
 from .classes import Care, Class, Classes
 from .constructors import Constructors
 from .copied import Copies
+from .deriving import derived
 from .fixed import fixed_arguments
 from .forward import body_lines
 from .functions import Functions
@@ -28,7 +30,7 @@ from .wrap import WIDTH, wrap
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Told):
     """The classes of a model as text.
 
     Attributes:
@@ -67,12 +69,12 @@ def print_classes(root: nn.Module, care: Care | None = None) -> tuple[Source, Cl
     asked = {name for cls in inserted for name in vars(cls)} if table.ways else set()
     copies = Copies(_known(root, inserted), asked)
     constructors = Constructors(table, functions, inserted, copies.arguments)
-    texts = []
+    texts, everywhere = [], list(table.paths.values())
     for cls in table.all:
-        said = told(cls.units, [table.paths[id(u)] for u in cls.units])
+        said = told(cls.units, [table.paths[id(u)] for u in cls.units], everywhere)
         texts.append(_class(cls, constructors.lines(cls), said))
     sources = copies.texts(inserted)
-    parts = (*(f.text for f in functions.all), *sources, *texts)
+    parts = (*(f.text for f in functions.all), *sources, *derived(texts))
     made = frozenset(id(m) for m in walk.modules(root) if table.makes(m))
     return Source(parts, table.of[id(root)].name, inserted, made), table
 

@@ -19,6 +19,7 @@ from .unread import Agreed, drop_unread, is_stored_alone, mentions, methods_of, 
 Node = TypeVar("Node", bound=ast.AST)
 _PLAIN = (bool, int, float, str, type(None))
 _UNKNOWN = object()
+_BIASED, LAST_BIAS = ("F.linear", "F.conv2d"), 3
 RECORDS = ("inserted_by", "changes")
 _OUTSIDE = {"training", "running"}  # attributes that a model sets on its modules: mode and stitch
 
@@ -146,7 +147,7 @@ class _Fold(ast.NodeTransformer):
             if _is_reset(statement):
                 continue
             new = self.visit(statement)
-            made += new if isinstance(new, list) else [new]
+            made += [s for s in (new if isinstance(new, list) else [new]) if not _is_idle(s)]
             if made and isinstance(made[-1], (ast.Return, ast.Raise)):
                 break
         return made
@@ -211,17 +212,32 @@ class _Fold(ast.NodeTransformer):
         *first, last = node.values
         known = [self.value(v) for v in first]
         left = [v for v, k in zip(first, known, strict=True) if k is _UNKNOWN or bool(k) != idle]
-        node.values = [self.visit(v) for v in (*left, last)]
+        end = self.value(last)
+        idly = end is not _UNKNOWN and bool(end) == idle and bool(left) and _is_truth(left[-1])
+        node.values = [self.visit(v) for v in (left if idly else (*left, last))]
         return node.values[0] if len(node.values) == 1 else node
 
     def visit_Call(self, node: ast.Call) -> Any:
         """Parameters are not left as whatever memory holds: no weights are drawn."""
         self.generic_visit(node)
+        if (given := self._given_back(node)) is not None:
+            return given
+        with_bias = ast.unparse(node.func) in _BIASED and len(node.args) == LAST_BIAS
+        if with_bias and self.value(node.args[-1]) is None:
+            node.args.pop()
         if ast.unparse(node.func) == "nn.Parameter":
             for each in ast.walk(node):
                 if isinstance(each, ast.Attribute) and ast.unparse(each) == "torch.empty":
                     each.attr = "zeros"
         return node
+
+    def _given_back(self, node: ast.Call) -> ast.expr | None:
+        """What a call yields as it was given: `x.movedim(-1, -1)`, or dropout of none."""
+        known = [self.value(a) for a in node.args]
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "movedim":
+            return node.func.value if known == [-1, -1] else None
+        drops = ast.unparse(node.func) == "F.dropout" and len(known) > 1
+        return node.args[0] if drops and known[1] == 0.0 else None
 
     def value(self, node: ast.expr) -> Any:
         """The value of an expression, if it is known."""
@@ -270,11 +286,25 @@ class _Fold(ast.NodeTransformer):
         return own and self.values.get(node.attr) is ...  # type: ignore[attr-defined]
 
 
+def _is_truth(node: ast.expr) -> bool:
+    """Whether an expression is True or False, and nothing that stands for it."""
+    negated = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+    return negated or isinstance(node, ast.Compare) or ast.unparse(node) == "self.training"
+
+
 def _is_reset(statement: ast.stmt) -> bool:
     """Whether a statement draws weights, which `load` brings."""
     call = statement.value if isinstance(statement, ast.Expr) else None
     named = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
     return named and call.func.attr == "reset_parameters"  # type: ignore[union-attr]
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    """Whether it is what is left of a choice: `x = x`."""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Name):
+        return False
+    name = statement.value.id
+    return all(isinstance(t, ast.Name) and t.id == name for t in statement.targets)
 
 
 def _plain_head(method: ast.FunctionDef) -> None:

@@ -257,7 +257,7 @@ class Layout:
                 return False
             (user,) = user.users
             if user.op == "output":
-                return isinstance(user.args[0], fx.Node)
+                return isinstance(user.args[0], (fx.Node, tuple))
             if HINT.get(user) not in (None, name) or user.op == "call_function":
                 return False
         return False

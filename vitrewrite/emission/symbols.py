@@ -18,7 +18,7 @@ import torch
 
 from ..tracing.numbers import plain
 from ..tracing.operators import draws, is_inplace
-from .expressions import INPLACE, named
+from .expressions import INPLACE, from_start, named
 from .tidy import takes_all
 
 VIEWS = frozenset({
@@ -280,6 +280,7 @@ def frozen(value: Any) -> Hashable:
     if isinstance(value, dict):
         return ("dict", *((k, frozen(v)) for k, v in value.items()))
     if isinstance(value, slice):
+        value = from_start(value)
         return ("slice", frozen(value.start), frozen(value.stop), frozen(value.step))
     value = plain(value.item() if type(value).__module__ == "numpy" else value)
     if isinstance(value, float):

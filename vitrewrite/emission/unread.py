@@ -38,17 +38,42 @@ def methods_of(tree: ast.ClassDef) -> list[ast.FunctionDef]:
 
 def drop_methods(trees: Sequence[ast.ClassDef], others: set[str]) -> None:
     """Drops methods that neither these classes nor others name."""
-    while trees:
-        named = others | {
-            n.attr for t in trees for n in ast.walk(t) if isinstance(n, ast.Attribute)
-        }
+    gone = True
+    while gone and trees:
         gone = False
+        asked = _asked(trees)
         for tree in trees:
-            kept = [s for s in tree.body if not _is_idle(s, named | _own_names(tree))]
+            named = others | asked.get(tree.name, set()) | asked[""] | _own_names(tree)
+            kept = [s for s in tree.body if not _is_idle(s, named)]
             gone |= len(kept) < len(tree.body)
             tree.body = kept
-        if not gone:
-            return
+
+
+def _asked(trees: Sequence[ast.ClassDef]) -> dict[str, set[str]]:
+    """The attributes that are read of each class, and under no name those of any object."""
+    alone = all(ast.unparse(b) == "nn.Module" for tree in trees for b in tree.bases)
+    names = {tree.name for tree in trees}
+    found: dict[str, set[str]] = {"": set()}
+    for tree in trees:
+        held = _held_by(tree, names)
+        for node in (n for n in ast.walk(tree) if isinstance(n, ast.Attribute)):
+            owner = ast.unparse(node.value)
+            known = tree.name if owner == "self" else held.get(owner, "")
+            found.setdefault(known if alone else "", set()).add(node.attr)
+    return found
+
+
+def _held_by(tree: ast.ClassDef, names: set[str]) -> dict[str, str]:
+    """`self.picking` and the class of which it always is."""
+    found: dict[str, set[str]] = {}
+    for statement in (s for s in ast.walk(tree) if isinstance(s, ast.Assign)):
+        (target, *_), value = statement.targets, statement.value
+        several = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+        pairs = zip(target.elts, value.elts, strict=False) if several else [(target, value)]  # type: ignore[attr-defined]
+        for one, made in pairs:
+            called = ast.unparse(made.func) if isinstance(made, ast.Call) else ""
+            found.setdefault(ast.unparse(one), set()).add(called if called in names else "")
+    return {owner: next(iter(made)) for owner, made in found.items() if len(made) == 1}
 
 
 def arguments_left(tree: ast.ClassDef) -> list[str]:
@@ -80,13 +105,39 @@ def drop_unread(method: ast.FunctionDef) -> None:
         again = {ast.unparse(t) for s in rest if isinstance(s, ast.Assign) for t in s.targets}
         if targets <= again and not any(_mentions(s, targets) for s in rest):
             method.body.remove(statement)
-    while True:
+    before = ""
+    while before != (before := ast.unparse(method)):
         names = [n for n in ast.walk(method) if isinstance(n, ast.Name)]
         read = {n.id for n in names if isinstance(n.ctx, ast.Load)}
-        idle = [s for s in method.body if _is_idle_assignment(s, read)]
-        if not idle:
-            return
-        method.body = [s for s in method.body if s not in idle] or [ast.Pass()]
+        for block in bodies(method):
+            block[:] = [s for s in block if not _is_idle_assignment(s, read)] or [ast.Pass()]
+            for statement in block:
+                _unname(statement, read)
+
+
+def bodies(node: ast.AST) -> list[list[ast.stmt]]:
+    """The statements of a method and of all that is in it, as the lists that hold them."""
+    fields = [getattr(n, f, None) for n in ast.walk(node) for f in ("body", "orelse")]
+    return [block for block in fields if isinstance(block, list) and block]
+
+
+def _unname(statement: ast.stmt, read: set[str]) -> None:
+    """`x, _ = f(x)` where nothing reads the second; of several values, each is one to drop."""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Tuple):
+        return
+    target, value = statement.targets[0], statement.value
+    idle = [isinstance(t, ast.Name) and t.id not in read and t.id != "_" for t in target.elts]
+    if isinstance(value, ast.Tuple) and len(value.elts) == len(target.elts):
+        pairs = zip(target.elts, value.elts, idle, strict=True)
+        kept = [(t, v) for t, v, i in pairs if not (i and _is_pure(v))]
+        if len(kept) == 1:
+            statement.targets, statement.value = [kept[0][0]], kept[0][1]
+        elif kept:
+            target.elts, value.elts = map(list, zip(*kept, strict=True))
+    elif all(isinstance(t, ast.Name) for t in target.elts) and not all(idle):
+        for each, unread in zip(target.elts, idle, strict=True):
+            if unread:
+                each.id = "_"  # type: ignore[attr-defined]
 
 
 def _is_none(statement: ast.stmt) -> bool:
@@ -115,11 +166,30 @@ def write_tables(tree: ast.ClassDef, modules: Sequence[nn.Module]) -> None:
 
 
 def _is_idle_assignment(statement: ast.stmt, read: set[str]) -> bool:
+    if isinstance(statement, ast.AugAssign):
+        named = isinstance(statement.target, ast.Name) and statement.target.id not in read
+        return named and _is_pure(statement.value)
     if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
         return False
     target = statement.targets[0]
-    plain = isinstance(statement.value, (ast.Name, ast.Constant, ast.Attribute))
-    return plain and isinstance(target, ast.Name) and target.id not in read
+    return isinstance(target, ast.Name) and target.id not in read and _is_pure(statement.value)
+
+
+_PURE = frozenset({"arange", "new_ones", "new_zeros", "expand", "expand_as", "size", "dim"})
+"""Calls that do nothing but make a value, without a draw."""
+_PLAIN = (
+    ast.Name, ast.Constant, ast.Attribute, ast.Subscript, ast.Slice, ast.UnaryOp, ast.BinOp,
+    ast.Tuple, ast.List, ast.operator, ast.unaryop, ast.expr_context, ast.keyword,
+)  # fmt: skip
+
+
+def _is_pure(value: ast.expr) -> bool:
+    """Whether nothing but its value tells that an expression was computed."""
+    return all(
+        isinstance(n, _PLAIN)
+        or (isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in _PURE)
+        for n in ast.walk(value)
+    )
 
 
 def drop_arguments(tree: ast.ClassDef, known: Agreed) -> None:
@@ -168,6 +238,24 @@ def drop_unread_stores(tree: ast.ClassDef, trees: Sequence[ast.ClassDef], known:
                 del call.args[place : place + 1]
         elif known.inner:
             _unstore(init, name)
+    lacking = [s for s in init.body if _is_none(s) and _attribute(s) not in read]
+    init.body = [s for s in init.body if s not in lacking or _attribute(s) in arguments]
+
+
+def _attribute(statement: ast.stmt) -> str:
+    """The attribute of the module that a statement sets."""
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else None
+    own = isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self"
+    return target.attr if own else ""  # type: ignore[union-attr]
+
+
+def drop_empty(tree: ast.ClassDef) -> None:
+    """Drops a constructor that does what it would without."""
+    for method in methods_of(tree):
+        plain = len(method.args.args) == 1 and not method.args.kwonlyargs
+        only = [ast.unparse(s) for s in method.body] == ["super().__init__()"]
+        if method.name == "__init__" and plain and only:
+            tree.body.remove(method)
 
 
 def _calls(name: str, trees: Sequence[ast.ClassDef]) -> list[ast.Call] | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WIDTH = 96
 _FEW = 20
 """So many classes are named; all are in `preprocessing.json`."""
+_NAMELESS = "whose names are not known"
 _SPACES = {1: "grey", 3: "RGB"}
 
 
@@ -62,7 +63,8 @@ def docstring_lines(usage: Usage | None) -> str:
     """What the docstring of `model.py` says of images; nothing if it takes none."""
     if usage is None:
         return ""
-    text = f"Takes {'; '.join(_takes(usage))}. {_returns(usage)}"
+    returns = _returns(usage).replace(f", {_NAMELESS}", "")
+    text = f"Takes {'; '.join(_takes(usage))}. {returns}"
     return "\n".join(textwrap.wrap(one_line(text), _WIDTH, break_on_hyphens=False))
 
 
@@ -107,7 +109,7 @@ def _returns(usage: Usage) -> str:
     }[usage.task]
     count = usage.outputs
     if not usage.classes:
-        return f"Returns {what} {count} classes, whose names are not known."
+        return f"Returns {what} {count} classes, {_NAMELESS}."
     called = list(map(one_line, usage.classes))
     names = ", ".join(called)
     if len(names) > 2 * _WIDTH:

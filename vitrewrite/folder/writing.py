@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from pprint import pformat
@@ -197,15 +198,25 @@ def model_text(rewritten: Rewritten) -> str:
     what = "lowered from" if rewritten.lowered else "rewritten by"
     title = f"{rewritten.model_name} {what} {rewritten.spec.name}, written by vitrewrite."
     names = [n for n, _ in module.named_parameters()]
-    spec = "\n".join(f"    {line}".rstrip() for line in str(rewritten.spec).strip().splitlines())
+    spec = "\n".join(f"    {line}".rstrip() for line in _done(rewritten))
     chosen, usage = patterns(trained, names), Usage.of(rewritten)
-    story = "\n\n".join(filter(None, (spec or "    No clauses.", docstring_lines(usage))))
+    story = "\n\n".join(filter(None, (spec, docstring_lines(usage)))) or "No clauses."
     stated = inputs.statement(module, rewritten.result.example)
     source = rewritten.source
     printed: Any = getattr(module, "printed", None)
     if printed is not None and printed.text != source.text:  # `set_grad_checkpointing` since
         source = print_classes(module)[0]
     return model_file(rewritten.result.root, source, title, story, chosen, stated)
+
+
+def _done(rewritten: Rewritten) -> list[str]:
+    """What was done to which model; what was asked of that, the folder's `README.md` says."""
+    model, clauses = rewritten.spec.model, list(map(str, rewritten.spec.clauses))
+    told = [] if model is None or str(model) == rewritten.model_name else [f"model {model}"]
+    between = [""] if told and clauses else []
+    lines = "\n".join((*told, *between, *clauses)).splitlines()
+    broken = textwrap.TextWrapper(96, subsequent_indent="    ", break_on_hyphens=False)
+    return [part for line in lines for part in broken.wrap(line) or [""]]
 
 
 def checked_text(rewritten: Rewritten) -> str:

@@ -17,10 +17,11 @@ from ..editing.stream import Stream
 from ..editing.training import Training
 from ..errors import RewriteError
 from ..language.model import Clause, Spec
+from ..text import Told
 
 
 @dataclass
-class BaseState:
+class BaseState(Told):
     """A model of the tree.
 
     Attributes:

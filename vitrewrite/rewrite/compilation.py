@@ -20,7 +20,7 @@ from ..language.settings import FEATURES
 from ..models.request import Request
 from ..sensitivity import Allocation
 from ..sensitivity.profile import Profile
-from ..text import Pictured, brief
+from ..text import Pictured, Several, brief
 from ..tracing.inputs import example_of_one
 from ..tracing.unit import bare, checkpointed, on_meta
 from .aims import Aim, met
@@ -56,7 +56,7 @@ class Compilation(Pictured):
     original: Propagation
     measures: Measures
     claims: tuple[Verdict, ...]
-    pairs: list[tuple[torch.Tensor, torch.Tensor]] = field(repr=False)
+    pairs: Several[tuple[torch.Tensor, torch.Tensor]] = field(repr=False)
     aims: tuple[Aim, ...] = ()
 
     @classmethod
@@ -110,7 +110,7 @@ class Compilation(Pictured):
         measures = measure(result, original)
         tell_unreached(result)
         claims = judge(spec, measures, result)
-        return cls(request, base, result, original, measures, claims, pairs, aims)
+        return cls(request, base, result, original, measures, claims, Several(pairs), aims)
 
     @property
     def spec(self) -> Spec:
@@ -140,12 +140,12 @@ class Compilation(Pictured):
     @property
     def steps(self) -> tuple[Step, ...]:
         """What each clause does, in the order of the spec."""
-        return tuple(self.result.steps)
+        return Several(self.result.steps)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is odd but not wrong."""
-        return tuple(self.result.warnings)
+        return Several(self.result.warnings)
 
     @property
     def allocations(self) -> Mapping[str, Allocation]:

@@ -28,7 +28,7 @@ from ..selection.within import Site
 from ..sensitivity import Allocation
 from ..sensitivity.profile import Profile
 from ..sites import settle
-from ..text import a_or_an, listing
+from ..text import Told, a_or_an, listing
 from ..tracing.about import about
 from ..tracing.inputs import example_of_one, noted_example
 from ..tracing.unit import on_meta, own_templates
@@ -49,7 +49,7 @@ from .step import Step
 
 
 @dataclass
-class Rewrite:
+class Rewrite(Told):
     """A tree with a spec carried out on it.
 
     Attributes:

@@ -17,7 +17,7 @@ from ..editing.measure import Propagation
 from ..emission.source import Source
 from ..errors import RewriteError
 from ..language.model import Spec
-from ..text import Pictured, brief, plural
+from ..text import Pictured, Report, brief, plural
 from ..tracing.unit import checkpointed
 from .architecture import architecture
 from .choosing import BlockChoice
@@ -94,38 +94,40 @@ class Rewritten(Pictured):
         return architecture(self.result)
 
     @property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """The content of `report.json`: what equal runs have in common, so nothing of time."""
         again = checkpointed(self.module)
         training = {k: v for k, v in self.training.items() if k != "seconds"}
-        return {
-            "spec": self.spec.name,
-            "model": self.model_name,
-            "weights": self.weights,
-            "lowered": self.lowered,
-            "clauses": [step.to_json() for step in self.result.steps],
-            **self.spec.absent_json,
-            "order": [order.to_json() for order in self.result.orders],
-            **self.measures.to_json(),
-            "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
-            **self.result.chosen,
-            "claims": [verdict.to_json() for verdict in self.claims],
-            "warnings": self.result.warnings,
-            **({"checkpointing": list(again)} if again else {}),
-            **({"training": training} if training else {}),
-            **({"calibration": self.calibration} if self.calibration else {}),
-            **self.lowering,
-        }
+        return Report(
+            {
+                "spec": self.spec.name,
+                "model": self.model_name,
+                "weights": self.weights,
+                "lowered": self.lowered,
+                "clauses": [step.to_json() for step in self.result.steps],
+                **self.spec.absent_json,
+                "order": [order.to_json() for order in self.result.orders],
+                **self.measures.to_json(),
+                "allocations": {k: a.to_json() for k, a in self.result.allocations.items()},
+                **self.result.chosen,
+                "claims": [verdict.to_json() for verdict in self.claims],
+                "warnings": self.result.warnings,
+                **({"checkpointing": list(again)} if again else {}),
+                **({"training": training} if training else {}),
+                **({"calibration": self.calibration} if self.calibration else {}),
+                **self.lowering,
+            }
+        )
 
     @cached_property
-    def lowering(self) -> dict[str, Any]:
+    def lowering(self) -> Report:
         """Of a lowered model: the errors of `lowering`, and the `keys` that changed.
 
         Measured when first asked for, which takes a few forwards.
         """
         if self.unlowered is None or self.errors is None:
-            return {}
-        return {"lowering": self.errors(self), "keys": key_map(self)}
+            return Report({})
+        return Report({"lowering": self.errors(self), "keys": key_map(self)})
 
     def inserted(self, pass_name: str) -> list[nn.Module]:
         """The modules that a pass put in, in the order of the clauses and sites."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..editing.clause import ClauseRef
+from ..text import Told
 
 
 @dataclass
-class Step:
+class Step(Told):
     """What one clause did.
 
     Attributes:

@@ -24,6 +24,16 @@ class AffineSite(WeightedSite):
         raise NotImplementedError
 
     @property
+    def out_features(self) -> int:
+        """Channels that the layer yields."""
+        raise NotImplementedError
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all that the layer yields, as one part."""
+        return self.ranges == (((0, self.out_features),),)
+
+    @property
     def axis(self) -> int:
         """The axis of the channels in what the layer yields."""
         raise NotImplementedError

@@ -12,10 +12,11 @@ from ..editing.samples import Batches
 from ..editing.stream import Stream
 from ..editing.value import Value
 from ..sensitivity.profile import Profile
+from ..text import Told
 
 
 @dataclass(frozen=True, eq=False)
-class Context:
+class Context(Told):
     """What a clause is carried out in.
 
     Attributes:

@@ -10,6 +10,7 @@ from ..anatomy.sites import Place
 from ..editing.origins import origin_of
 from ..editing.value import Value, shape_of
 from ..sensitivity.profile import SENSITIVITY
+from ..text import Told
 from ..tracing import inputs
 from ..tracing.about import about
 from ..tracing.notes import HINT, VALUE
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .context import Context
 
 
-class FromModel:
+class FromModel(Told):
     """What a site is given by the model that it lies in."""
 
     context: Context

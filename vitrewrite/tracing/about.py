@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
+from ..text import Told
 from .portable import packed, unpacked
 from .template import Template
 
@@ -22,7 +23,7 @@ _KEY = "about"
 
 
 @dataclass(frozen=True, eq=False)
-class About:
+class About(Told):
     """What a root knows of its model; never changed, `tell` puts another in its place.
 
     Attributes:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
 
 from ..errors import UsageError
+from ..text import brief
 from . import walk
 from .kept import keeping, kept_buffers
 from .leaves import is_inserted
 from .packing import PLAIN, Packing
 from .template import Template
+
+# Whether a module is printed inside another one, which cuts the text as a whole.
+_WHOLE = ContextVar("whole", default=False)
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    token = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
 
 
 class Unit(nn.Module):
@@ -63,6 +78,16 @@ class Unit(nn.Module):
         if self.training and self.template.training is not None:
             return self.template.training
         return self.template.graph
+
+    def __repr__(self) -> str:
+        """The tree of its modules as torch prints it, or the first lines of it."""
+        with _whole():
+            whole = nn.Module.__repr__(self)
+        return whole if _WHOLE.get() else brief(whole)
+
+    def __str__(self) -> str:
+        with _whole():
+            return nn.Module.__repr__(self)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         return keeping(self, self.kept, super()._apply, *args, **kwargs)

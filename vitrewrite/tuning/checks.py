@@ -150,14 +150,17 @@ def check_batch(settings: Settings, count: int, engine: Engine) -> None:
     Raises:
         TuneError: VR853 if they do not, or it cannot.
     """
-    if settings.batch % (engine.processes * settings.accumulate):
+    pieces = engine.processes * settings.accumulate
+    if settings.batch % pieces:
         reason = f"it has to be divided among {engine.processes} processes"
         reason += f", in {settings.accumulate} pieces each"
     elif settings.batch > count:
         reason = f"there are only {count} images"
     else:
         return
-    raise TuneError("VR853", f"a batch of {settings.batch} cannot be: {reason}")
+    fits = min(max(settings.batch, pieces), count) // pieces * pieces
+    help_ = f"say tune.batch={fits}" if fits else f"give at least {pieces} images"
+    raise TuneError("VR853", f"a batch of {settings.batch} cannot be: {reason}", suggestion=help_)
 
 
 def check_smoothing(settings: Settings, task: Task) -> None:

@@ -1,18 +1,12 @@
 """hf:mask2former-r50 rewritten by faseg, written by vitrewrite.
 
-    model hf:mask2former-r50
-
     add dfpq(queries="focus", keys="conditional") to decoder
     add hrca(omega=32, cells="top") to decoder
     train every parameter
 
-    require params == 50564759
-    require macs within 0.1% of 69337000000
-
 Takes images 3x512x512 (other sizes too, in multiples of 32), RGB; resized to 512x512
 (bilinear); values from 0 to 1, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225) (a
-default: the model does not say). Returns masks with scores of 150 classes, whose names are not
-known.
+default: the model does not say). Returns masks with scores of 150 classes.
 """
 
 import math
@@ -97,9 +91,6 @@ class CellSelection(nn.Module):
 
 class MaskPool(nn.Module):
     """Weights [B, queries, h w] of a mean over the background, or foreground, of masks."""
-
-    def __init__(self):
-        super().__init__()
 
     def forward(self, masks, like):
         masks = F.interpolate(masks.detach(), like.shape[-2:], mode="bilinear", align_corners=False)
@@ -520,13 +511,39 @@ class Mask2FormerAttention(nn.Module):
         return self.out_proj(attn_output).permute(1, 0, 2)
 
 
-class MultiheadAttentionWithWeights(nn.Module):
+class MultiheadAttention(nn.Module):
     def __init__(self):
         super().__init__()
         self.in_proj_weight = nn.Parameter(torch.zeros(768, 256))
         self.in_proj_bias = nn.Parameter(torch.zeros(768))
         self.out_proj = nn.Linear(256, 256)
 
+    def forward(self, query, key, value, attn_mask=None):
+        tgt_len, bsz, _ = query.shape
+        src_len = key.shape[0]
+        w_q, w_k, w_v = self.in_proj_weight.chunk(3)
+        b_q, b_k, b_v = self.in_proj_bias.chunk(3)
+        q = F.linear(query, w_q, b_q)
+        k = F.linear(key, w_k, b_k)
+        v = F.linear(value, w_v, b_v)
+        q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
+        k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
+        v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
+        if attn_mask is not None:
+            y = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(attn_mask, float("-inf"))
+            q_scaled = q * 32**-0.5
+            attn_weights = torch.baddbmm(y, q_scaled, k.transpose(-2, -1))
+            attn_weights = F.softmax(attn_weights, dim=-1)
+            y = torch.bmm(attn_weights, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, scale=32**-0.5)
+        attn_output = y.transpose(0, 1)
+        attn_output = attn_output.reshape(tgt_len * bsz, 256)
+        attn_output = self.out_proj(attn_output)
+        return attn_output.view(tgt_len, bsz, attn_output.shape[1])
+
+
+class MultiheadAttentionWithWeights(MultiheadAttention):
     def forward(self, query, key, value, attn_mask):
         tgt_len, bsz, _ = query.shape
         src_len = key.shape[0]
@@ -587,8 +604,7 @@ class Mask2FormerMaskedAttentionDecoderLayer(nn.Module):
         hidden_states = self.self_attn_layer_norm(hidden_states)
         activation_fn = self.activation_fn(self.fc1(hidden_states))
         fc2 = self.fc2(activation_fn)
-        hidden_states = hidden_states + fc2
-        return self.final_layer_norm(hidden_states), weights
+        return self.final_layer_norm(hidden_states + fc2), weights
 
 
 class Mask2FormerMaskPredictor(nn.Module):
@@ -610,40 +626,8 @@ class Mask2FormerMaskPredictor(nn.Module):
         return outputs_mask, (attention_mask.flatten(0, 1) < 0.15).detach()
 
 
-class MultiheadAttention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.in_proj_weight = nn.Parameter(torch.zeros(768, 256))
-        self.in_proj_bias = nn.Parameter(torch.zeros(768))
-        self.out_proj = nn.Linear(256, 256)
-
-    def forward(self, query, key, value, attn_mask=None):
-        tgt_len, bsz, _ = query.shape
-        src_len = key.shape[0]
-        w_q, w_k, w_v = self.in_proj_weight.chunk(3)
-        b_q, b_k, b_v = self.in_proj_bias.chunk(3)
-        q = F.linear(query, w_q, b_q)
-        k = F.linear(key, w_k, b_k)
-        v = F.linear(value, w_v, b_v)
-        q = q.view(tgt_len, bsz * 8, 32).transpose(0, 1)
-        k = k.view(src_len, bsz * 8, 32).transpose(0, 1)
-        v = v.view(src_len, bsz * 8, 32).transpose(0, 1)
-        if attn_mask is not None:
-            y = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(attn_mask, float("-inf"))
-            q_scaled = q * 32**-0.5
-            attn_weights = torch.baddbmm(y, q_scaled, k.transpose(-2, -1))
-            attn_weights = F.softmax(attn_weights, dim=-1)
-            y = torch.bmm(attn_weights, v)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, scale=32**-0.5)
-        attn_output = y.transpose(0, 1)
-        attn_output = attn_output.reshape(tgt_len * bsz, 256)
-        attn_output = self.out_proj(attn_output)
-        return attn_output.view(tgt_len, bsz, attn_output.shape[1])
-
-
 class Mask2FormerMaskedAttentionDecoderLayer2(nn.Module):
-    """model.transformer_module.decoder.hrca_layers[*], 256 wide."""
+    """model.transformer_module.decoder.hrca_layers[:3], 256 wide."""
 
     def __init__(self):
         super().__init__()
@@ -857,7 +841,7 @@ class Mask2FormerTransformerModule(nn.Module):
             ],
             out,
             fine_positions,
-            positions[0:3],
+            positions[:3],
         )
 
 

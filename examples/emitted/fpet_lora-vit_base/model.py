@@ -1,19 +1,11 @@
 """vit_base rewritten by fpet_lora, written by vitrewrite.
 
-    model vit_base
-
     insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
     insert merge.bdm() after blocks[6].attn
     train head
 
-    require trainable <= 310000 excluding head
-    require tokens at blocks[7] == 99
-    require macs_lowered within 1% of 13400000000
-    require lowers exactly
-
 Takes images 3x224x224, RGB; the shorter side resized to 248 (bicubic), the middle cropped;
-values from 0 to 1, mean 0.5, std 0.5. Returns scores of 1000 classes, whose names are not
-known.
+values from 0 to 1, mean 0.5, std 0.5. Returns scores of 1000 classes.
 """
 
 from fnmatch import fnmatch
@@ -159,31 +151,11 @@ class Attention(nn.Module):
         # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
         attn_mask = log_size[:, None, None].type_as(q) if log_size is not None else None
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        x = x.transpose(1, 2).reshape(B, N, 768)
-        return self.proj(x), k
-
-
-class BlockWithMerge(nn.Module):
-    """blocks[6], 768 wide."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(768, eps=1e-06)
-        self.attn = Attention()
-        self.norm2 = nn.LayerNorm(768, eps=1e-06)
-        self.mlp = Mlp()
-        self.merge = BipartiteMerge((14, 14), 64)
-
-    def forward(self, x):
-        y, k = self.attn(self.norm1(x))
-        x = x + y
-        # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
-        x, size = self.merge(x, k)
-        return x + self.mlp(self.norm2(x)), size.log()
+        return self.proj(x.transpose(1, 2).reshape(B, N, 768)), k
 
 
 class Block(nn.Module):
-    """blocks[*], 768 wide."""
+    """blocks[:6, 7:], 768 wide."""
 
     def __init__(self):
         super().__init__()
@@ -196,6 +168,21 @@ class Block(nn.Module):
         y, _ = self.attn(self.norm1(x), log_size)
         x = x + y
         return x + self.mlp(self.norm2(x))
+
+
+class BlockWithMerge(Block):
+    """blocks[6], 768 wide."""
+
+    def __init__(self):
+        super().__init__()
+        self.merge = BipartiteMerge((14, 14), 64)
+
+    def forward(self, x):
+        y, k = self.attn(self.norm1(x))
+        x = x + y
+        # fpet_lora.peft:9: insert merge.bdm() after blocks[6].attn
+        x, size = self.merge(x, k)
+        return x + self.mlp(self.norm2(x)), size.log()
 
 
 class VisionTransformer(nn.Module):

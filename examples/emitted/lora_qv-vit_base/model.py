@@ -1,16 +1,10 @@
 """vit_base rewritten by lora_qv, written by vitrewrite.
 
-    model vit_base
-
     insert lora(rank=8, scale=1.0) at blocks[*].attn.{q, v}
     train head
 
-    require identity at init
-    require lowers exactly
-
 Takes images 3x224x224, RGB; the shorter side resized to 248 (bicubic), the middle cropped;
-values from 0 to 1, mean 0.5, std 0.5. Returns scores of 1000 classes, whose names are not
-known.
+values from 0 to 1, mean 0.5, std 0.5. Returns scores of 1000 classes.
 """
 
 from fnmatch import fnmatch
