@@ -121,6 +121,19 @@ def test_another_dtype_is_made_once_of_what_models_share(monkeypatch: pytest.Mon
     assert len(made) == len({t.data_ptr() for t in state.values()})
 
 
+def test_what_has_no_version_or_no_place_of_its_own_is_cast_too() -> None:
+    casts = Casts()
+    with torch.inference_mode():
+        made = torch.full((2,), 1.5)
+    assert casts.of(made, torch.bfloat16).tolist() == [1.5, 1.5]
+    with pytest.warns(UserWarning, match="beta"):
+        sparse = torch.eye(2).to_sparse_csr()
+    assert torch.equal(casts.of(sparse, torch.float64).to_dense(), torch.eye(2).double())
+    changed = torch.zeros(2)
+    casts.of(changed, torch.bfloat16)
+    assert casts.of(changed.add_(1), torch.bfloat16).tolist() == [1, 1]
+
+
 def test_tensors_are_shared_where_they_are_alike() -> None:
     model = create("vit_tiny", {"depth": 1, "num_classes": 3})
     other = create("vit_tiny", {"depth": 1, "num_classes": 3}, initialise=False)

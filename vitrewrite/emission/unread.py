@@ -57,7 +57,7 @@ def _asked(trees: Sequence[ast.ClassDef]) -> dict[str, set[str]]:
     for tree in trees:
         held = _held_by(tree, names)
         for node in (n for n in ast.walk(tree) if isinstance(n, ast.Attribute)):
-            owner = ast.unparse(node.value)
+            owner = node.value.id if isinstance(node.value, ast.Name) else ast.unparse(node.value)
             known = tree.name if owner == "self" else held.get(owner, "")
             found.setdefault(known if alone else "", set()).add(node.attr)
     return found

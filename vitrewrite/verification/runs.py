@@ -64,8 +64,11 @@ class Casts:
 
     def of(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The numbers of a tensor, which nobody writes into."""
+        if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
+            return tensor.to(dtype)  # where its numbers lie is its own affair
+        version = 0 if tensor.is_inference() else tensor._version  # those have none
         place = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
-        key = (*place, tensor.dtype, tensor._version, dtype)
+        key = (*place, tensor.dtype, version, dtype)
         if key not in self._made:
             self._made[key] = tensor, tensor.to(dtype)
         return self._made[key][1]
