@@ -26,7 +26,7 @@ OPTIONAL = {
     "vitrewrite/report/": {"PIL", "sklearn"},
     "vitrewrite/cli/showing.py": {"sklearn", "PIL"},
     "vitrewrite/folder/predicting.py": {"PIL"},
-    "vitrewrite/interchange/exported.py": {"onnxruntime"},
+    "vitrewrite/interchange/exported.py": {"onnxruntime", "onnxscript"},
 }
 HEADINGS = (
     "What it does", "Source", "Attaches to", "Parameters", "Forward", "Exactness", "Example",

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import click
 
 from .. import catalog
 from ..errors import UsageError
-from ..text import EveryMinute, shown
+from ..text import EveryMinute, draws, minutes, shown
 from .output import current
 from .trusting import refuse_code
 
@@ -262,15 +262,16 @@ def echo_json(value: Mapping[str, Any]) -> None:
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """A progress line on stderr, where that is a terminal, or a line for each with -v."""
+    """A progress line on stderr, one a minute where that is no terminal; one for each with -v."""
     output = current()
     if output.verbose:
         began = time.monotonic()
         yield
         click.echo(f"{what}: {time.monotonic() - began:.1f} s", err=True)
         return
-    if output.quiet or not sys.stderr.isatty():
-        yield
+    if output.quiet or not draws():
+        with nullcontext() if output.quiet else minutes(what):
+            yield
         return
     from rich.console import Console
 
@@ -315,7 +316,7 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
     if current().quiet:
         yield lambda what, share: None
         return
-    if not sys.stderr.isatty():
+    if not draws():
         every = EveryMinute()
         yield lambda what, share: every.tell(f"{share:4.0%}  {what}")
         return

@@ -12,7 +12,7 @@ from ..emission.literals import one_line
 from ..text import giga
 from ..tracing import inputs
 from ..tracing.about import about
-from .usage import CLASSIFICATION, DENSE, OTHER, PREPROCESSING, QUERIES, Usage
+from .usage import CLASSIFICATION, DENSE, OTHER, PREPROCESSING, QUERIES, Usage, key_of
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -51,6 +51,7 @@ def readme(rewritten: Rewritten, usage: Usage | None, *, weights: bool) -> str:
         stated=inputs.statement(rewritten.base, example) or "",
         prepare="\n".join(prepare_lines(usage)) if usage else "",
         mode={1: "L", 3: "RGB"}[usage.size[0]] if usage else "",
+        key=key_of(rewritten),
         classes=classes,
         spec=spec,
         fence=_fence(spec + classes),

@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import FileError, VerifyError
 from ..text import first_line, shown
 from ..tracing import tree
+from .lengths import FollowedLengths
 
 FORMS = ("onnx", "pt2")
 OPSET = 18
@@ -28,6 +29,7 @@ TOLERANCE = 1e-4
 """Largest difference of any output, over the largest value in it."""
 _STEPS = (14, 16, 32, 64)  # pixels that an image may grow by, where the model does not say
 _MOST = 2_000_000_000  # bytes in one file of protocol buffers
+_MANY = 1_000  # nodes that are more than onnxscript's rules rewrite in a minute
 
 Size = tuple[int, int]
 Run = Callable[[torch.Tensor], list[torch.Tensor]]
@@ -41,7 +43,7 @@ class Exported:
         form: `onnx` or `pt2`.
         content: of the file.
         sizes: whether images may have any size that the model takes.
-        reason: why they may not, although the model takes several.
+        reason: why they may not.
         checked: batch, height and width of what it was compared on.
         apart: the largest difference, over the largest value.
     """
@@ -103,7 +105,7 @@ def export(
     check_packages(form)
     maker = _Maker(module.eval(), form, size, dtype, dict(about))
     others = None if fixed else maker.others(multiple)
-    reason = ""
+    reason = f"the model takes images of {size[1]}x{size[2]} only"
     if others is not None:
         try:
             return maker.made(others)
@@ -153,7 +155,7 @@ class _Maker:
         dims: dict[int, Any] = {0: torch.export.Dim("batch")}
         dims |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if sizes else {}
         try:
-            with _quiet(), torch.no_grad():
+            with _quiet(), torch.no_grad(), FollowedLengths():
                 made = torch.export.export(
                     self.module, (self.images(2, size),), dynamic_shapes=(dims,), strict=False
                 )
@@ -168,7 +170,9 @@ class _Maker:
 
     def _onnx(self, program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
         import onnxruntime
+        from onnxscript import optimizer
 
+        few = len(program.graph.nodes) <= _MANY
         names = list(_names(self.module(self.images(1, (self.size[1], self.size[2])))))
         try:
             with _quiet():
@@ -180,7 +184,11 @@ class _Maker:
                     output_names=names,
                     dynamo=True,
                     verbose=False,
+                    optimize=few,
                 )
+                if not few:  # the rules are tried at each node, and each looks at all nodes
+                    optimizer.fold_constants(made.model)
+                    optimizer.remove_unused_nodes(made.model)
                 made.model.metadata_props.update(self.about)
                 content = self._serialised(made.model_proto)
                 options = onnxruntime.SessionOptions()
@@ -224,6 +232,8 @@ class _Maker:
         return content, run
 
     def _failed(self, who: str, error: Exception) -> VerifyError:
+        while error.__cause__ is not None:  # what exporters wrap says what is missing
+            error = error.__cause__  # type: ignore[assignment]
         return VerifyError("VR598", f"{who} cannot write the model: {first_line(error)}")
 
     # -- comparing --------------------------------------------------------------------------------
