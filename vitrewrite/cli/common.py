@@ -19,6 +19,7 @@ from .. import catalog
 from ..errors import UsageError
 from ..text import EveryMinute, draws, minutes, shown
 from .output import current
+from .trusting import refuse_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,7 +134,8 @@ def request(spec: str, overrides: tuple[str, ...]) -> Invocation:
     """Reads a spec and its overrides.
 
     Raises:
-        VitrewriteError: everything that is wrong with them.
+        VitrewriteError: everything that is wrong with them; VR585 if the spec names code that the
+            command does not.
     """
     from ..language import RESERVED, parse_overrides, parse_spec
     from ..language.inputs import INPUT
@@ -151,6 +153,7 @@ def request(spec: str, overrides: tuple[str, ...]) -> Invocation:
     parsed = parse_spec(spec, given, models=True)
     if delta is not None and "delta" in parsed.params:
         parsed, delta = parse_spec(spec, {**given, "delta": delta}, models=True), None
+    refuse_code(parsed)
     context = click.get_current_context(silent=True)
     if context is not None and (path := context.meta.get(_PROFILE)) is not None:
         arguments["profile"] = path
