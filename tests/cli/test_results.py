@@ -187,10 +187,20 @@ class Halves(torch.nn.Module):
 @pytest.mark.parametrize(("task", "size"), [("dense", (32, 32)), ("queries", (16, 64))])
 def test_a_map_of_classes(task: str, size: tuple[int, int]) -> None:
     usage = Usage(
-        task=task, size=(3, 32, 32), fixed=task == "dense", multiple=(16, 16), dtype="float32",
-        mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=1.0,
-        crop_mode="squash", stated=True, outputs=2, classes=("road", "tree"),
-    )  # fmt: skip
+        task=task,
+        size=(3, 32, 32),
+        fixed=task == "dense",
+        multiple=(16, 16),
+        dtype="float32",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        interpolation="bilinear",
+        crop_pct=1.0,
+        crop_mode="squash",
+        stated=True,
+        outputs=2,
+        classes=("road", "tree"),
+    )
     photo = Image.new("RGB", (200, 50), (90, 140, 60))
     seen = Predictor(Halves(task == "queries"), usage).predict("photo.png", photo, 5)
     assert seen.labels is not None

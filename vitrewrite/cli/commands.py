@@ -16,8 +16,8 @@ from .group import MARKS as _MARKS
 from .group import Commands, cli
 from .group import json_option as _json
 from .group import overrides as _overrides
-from .group import trust_option as _trust
 from .output import Output, annotation, current, signed, tell
+from .trusting import trust_option as _trust
 
 if TYPE_CHECKING:
     from ..checking.specs import Checked, Wanted
@@ -87,9 +87,12 @@ def plan(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Check all shipped specs.")
 @click.option("--papers", type=PATH, help="Check all, and write the papers' rows there.")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json", "github"]), default="text",
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "github"]),
+    default="text",
     help="What is printed: github is for annotations of a pull request.",
-)  # fmt: skip
+)
 @_json
 def check(
     specs: tuple[str, ...], every: bool, papers: Path | None, form: str, as_json: bool

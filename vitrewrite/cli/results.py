@@ -106,9 +106,14 @@ def export(folder: Path, form: str, out: Path | None, trust: bool, as_json: bool
     about = {PREPROCESSING: json.dumps(usage.to_json()), "made_by": "vitrewrite"}
     with busy(f"exporting to {form}"):
         made = exported.export(
-            model, form, usage.size, fixed=usage.fixed, multiple=usage.multiple,
-            dtype=usage.torch_dtype, about=about,
-        )  # fmt: skip
+            model,
+            form,
+            usage.size,
+            fixed=usage.fixed,
+            multiple=usage.multiple,
+            dtype=usage.torch_dtype,
+            about=about,
+        )
     with replacing_file(target) as temporary:
         temporary.write_bytes(made.content)
     if as_json:

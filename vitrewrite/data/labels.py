@@ -53,7 +53,7 @@ def named(names: Sequence[str], index: int) -> str:
 
 def name_classes(
     root: nn.Module, names: Sequence[str], given: Mapping[str, Any] | None = None, *, whole: bool
-) -> None:  # fmt: skip
+) -> None:
     """Has a captured model know what it was trained on, for who reads its folder.
 
     Args:

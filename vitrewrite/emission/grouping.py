@@ -66,7 +66,10 @@ def is_nested(item: fx.Node) -> bool:
     return (
         ARITY.on(item)
         and not starred
-        and all(u.target is operator.getitem and u.args[0] is item for u in item.users)
+        and all(
+            u.target is operator.getitem and u.args[0] is item and isinstance(u.args[1], int)
+            for u in item.users
+        )
     )
 
 

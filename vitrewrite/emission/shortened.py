@@ -22,9 +22,11 @@ def shorten(method: ast.FunctionDef, methods: set[str]) -> None:
     stored = [n.id for n in names if isinstance(n.ctx, ast.Store)]
     later = {
         n.id
-        for f in ast.walk(method) if isinstance(f, _LATER) and f is not method
-        for n in ast.walk(f) if isinstance(n, ast.Name)
-    }  # fmt: skip
+        for f in ast.walk(method)
+        if isinstance(f, _LATER) and f is not method
+        for n in ast.walk(f)
+        if isinstance(n, ast.Name)
+    }
     for block in bodies(method):
         for statement in block[:-1]:
             name = _alias(statement, methods)

@@ -59,10 +59,11 @@ def _fixed(tree: ast.ClassDef, modules: Sequence[nn.Module]) -> dict[str, Any]:
     """Attributes that only the constructor sets, with the value that all modules have."""
     changed = {
         n.attr
-        for method in methods_of(tree) if method.name != "__init__"
+        for method in methods_of(tree)
+        if method.name != "__init__"
         for n in ast.walk(method)
         if isinstance(n, ast.Attribute) and isinstance(n.ctx, (ast.Store, ast.Del))
-    }  # fmt: skip
+    }
     names = {
         n.attr
         for n in ast.walk(tree)
@@ -114,9 +115,10 @@ def _left_out(method: ast.FunctionDef, known: Agreed) -> dict[str, Any]:
     arguments = [a.arg for a in method.args.args[1:]]
     defaults = dict(zip(reversed(arguments), reversed(method.args.defaults), strict=False))
     return {
-        k: d.value for k in arguments[known.given :]
+        k: d.value
+        for k in arguments[known.given :]
         if isinstance(d := defaults.get(k), ast.Constant)
-    }  # fmt: skip
+    }
 
 
 def _complete(method: ast.FunctionDef, known: Agreed) -> None:

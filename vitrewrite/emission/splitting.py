@@ -90,9 +90,12 @@ def _matched(small: fx.Graph, large: fx.Graph) -> Inputs | None:
 
 
 def _compare(
-    ours: Any, theirs: Any, pair: dict[fx.Node, fx.Node], read: dict[fx.Node, fx.Node],
+    ours: Any,
+    theirs: Any,
+    pair: dict[fx.Node, fx.Node],
+    read: dict[fx.Node, fx.Node],
     more: dict[fx.Node, None],
-) -> None:  # fmt: skip
+) -> None:
     """Notes which inputs are read in one another's place.
 
     Raises:

@@ -91,6 +91,7 @@ def refuse_other(usage: Usage) -> None:
     """Raises VR888 for what returns no classes."""
     if usage.task == OTHER or not usage.outputs:
         raise FileError(
-            "VR888", f"the model returns no scores of classes: its task is {shown(usage.task)}",
+            "VR888",
+            f"the model returns no scores of classes: its task is {shown(usage.task)}",
             suggestion="apply or tune a model that has a head of classes",
-        )  # fmt: skip
+        )

@@ -78,9 +78,15 @@ class Exported:
 
 
 def export(
-    module: nn.Module, form: str, size: tuple[int, int, int], *, fixed: bool,
-    multiple: Size = (1, 1), dtype: torch.dtype = torch.float32, about: Mapping[str, str],
-) -> Exported:  # fmt: skip
+    module: nn.Module,
+    form: str,
+    size: tuple[int, int, int],
+    *,
+    fixed: bool,
+    multiple: Size = (1, 1),
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, str],
+) -> Exported:
     """Exports a model of images.
 
     Args:
@@ -171,9 +177,15 @@ class _Maker:
         try:
             with _quiet():
                 made: Any = torch.onnx.export(
-                    program, (), opset_version=OPSET, input_names=["image"],
-                    output_names=names, dynamo=True, verbose=False, optimize=few,
-                )  # fmt: skip
+                    program,
+                    (),
+                    opset_version=OPSET,
+                    input_names=["image"],
+                    output_names=names,
+                    dynamo=True,
+                    verbose=False,
+                    optimize=few,
+                )
                 if not few:  # the rules are tried at each node, and each looks at all nodes
                     optimizer.fold_constants(made.model)
                     optimizer.remove_unused_nodes(made.model)
@@ -197,9 +209,10 @@ class _Maker:
     def _serialised(self, proto: Any) -> bytes:
         if (size := proto.ByteSize()) > _MOST:
             raise VerifyError(
-                "VR598", f"the model takes {size:,} bytes, and a file of ONNX holds 2 GB",
+                "VR598",
+                f"the model takes {size:,} bytes, and a file of ONNX holds 2 GB",
                 suggestion="export it --to pt2",
-            )  # fmt: skip
+            )
         content: bytes = proto.SerializeToString()
         return content
 
@@ -256,9 +269,10 @@ class _Maker:
         gap = max((_apart(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
         if not gap <= TOLERANCE:
             raise VerifyError(
-                "VR599", f"what was exported is {gap:.1e} apart from the model on {where}",
+                "VR599",
+                f"what was exported is {gap:.1e} apart from the model on {where}",
                 notes=[f"valid: at most {TOLERANCE:g} of the largest value"],
-            )  # fmt: skip
+            )
         return gap
 
 
@@ -288,9 +302,10 @@ def check_packages(form: str) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise FileError(
-                "VR597", f"exporting to ONNX needs {shown(name)}, which is not installed",
+                "VR597",
+                f"exporting to ONNX needs {shown(name)}, which is not installed",
                 suggestion="pip install 'vitrewrite[onnx]'",
-            ) from error  # fmt: skip
+            ) from error
 
 
 @contextmanager

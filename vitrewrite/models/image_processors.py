@@ -44,9 +44,10 @@ def record_of(kind: str, path: Path | None) -> dict[str, Any]:
         return _record({**_defaults(kind), **values})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FileError(
-            "VR578", f"'{path}' does not say how images are prepared: {first_line(error)}",
+            "VR578",
+            f"'{path}' does not say how images are prepared: {first_line(error)}",
             suggestion="take the one of the checkpoint, or remove it",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _record(values: Mapping[str, Any]) -> dict[str, Any]:

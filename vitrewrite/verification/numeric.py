@@ -139,9 +139,11 @@ def _moves(name: str, rewritten: Rewritten) -> bool:
 
 
 def randomised(
-    rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = None,
+    rewritten: Rewritten,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
     casts: Casts | None = None,
-) -> Rewritten:  # fmt: skip
+) -> Rewritten:
     """A copy whose inserted parameters are all random, so that no branch is zero.
 
     The units of a copy keep their printed classes. What is in another dtype already is shared.
