@@ -38,9 +38,15 @@ def vit(seed: int) -> torch.nn.Module:
     """A ViT of 4 blocks in five classes; of images of a size that AlexNet leaves something of."""
     torch.manual_seed(seed)
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=64, patch_size=16, embed_dim=64, depth=4, num_heads=4,
-        num_classes=5, in_chans=1,
-    )  # fmt: skip
+        "vit_tiny_patch16_224",
+        img_size=64,
+        patch_size=16,
+        embed_dim=64,
+        depth=4,
+        num_heads=4,
+        num_classes=5,
+        in_chans=1,
+    )
 
 
 def trained(made: Rewritten, data: str, epochs: int, lr: float) -> Rewritten:

@@ -79,9 +79,10 @@ def main() -> None:
     whole: Row = ("nothing", "", 1.0, [], [])
     again: Row = ("nothing, trained again", "", 1.0, [], [])
     rows: dict[tuple[str, str], Row] = {
-        key: (*key, share, [], []) for key, (_, share) in WAYS.items()
+        key: (*key, share, [], [])
+        for key, (_, share) in WAYS.items()
         if not options.only or key[0] in options.only
-    }  # fmt: skip
+    }
     for seed in range(options.seeds):
         model, result = dense(seed, 2 * options.epochs)
         macs = result.measures.macs

@@ -163,7 +163,7 @@ class HighResolutionCrossAttention(Pass):
                 positions,
                 decoder.mask_features,
                 name="hrca_cells",
-                results=("keys", "positions"),
+                results=("keys", "key_positions"),
             )
             layer.attend(*chosen)
 

@@ -45,9 +45,12 @@ def normed() -> int:
 
 def test_conventions(normed: int) -> None:
     plain, norms, linear, linear_norms, twice = measured(
-        "macs == 1", "macs(convention=norms) == 1", "macs(convention=linear) == 1",
-        "macs(convention=linear_norms) == 1", "flops(convention=linear) == 1",
-    )  # fmt: skip
+        "macs == 1",
+        "macs(convention=norms) == 1",
+        "macs(convention=linear) == 1",
+        "macs(convention=linear_norms) == 1",
+        "flops(convention=linear) == 1",
+    )
     assert plain == PATCHES + LINEAR + SCORES
     assert norms == plain + 5 * normed
     assert linear == PATCHES + LINEAR
@@ -140,9 +143,11 @@ def test_modules_are_left_out_once() -> None:
 
 def test_the_head_counts_for_as_many_classes_as_tasks_have_on_average() -> None:
     trained, mean, none, total = measured(
-        "trainable == 1", "trainable(head=940/19) == 1", "trainable == 1 excluding head",
+        "trainable == 1",
+        "trainable(head=940/19) == 1",
+        "trainable == 1 excluding head",
         "params(head=1000) == 1",
-    )  # fmt: skip
+    )
     assert trained == CLASSES * (WIDTH + 1)
     assert mean == round(940 / 19 * (WIDTH + 1))
     assert none == 0

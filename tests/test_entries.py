@@ -193,8 +193,12 @@ def test_the_file_alone(tmp_path: Path) -> None:
         given["before"] = model.forward_head(given["features"], pre_logits=True)
     torch.save(given, tmp_path / "given.pt")
     vr.emit(vr.apply("# no clauses\n", model), tmp_path / "out")
-    done = subprocess.run([sys.executable, "-c", CLEAN, str(tmp_path / "out")],
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CLEAN, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -75,6 +75,15 @@ def test_everything_public_prints_shortly() -> None:
     assert repr(bank.module) == "<model with 1 task: a>"
 
 
+def test_an_error_is_its_message_alone() -> None:
+    with pytest.raises(vr.VitrewriteError) as caught:
+        vr.parse("insert lroa(rank=2) at blocks[*].attn.q\n")
+    told = caught.value._render_traceback_()
+    assert told[0].startswith("SpecError: ")
+    assert told[0].splitlines()[2].strip() == "^^^^"
+    assert "did you mean 'lora'?" in told[0]
+
+
 def test_a_report_is_data_that_prints_shortly() -> None:
     report = rewritten().report
     lines = repr(report).splitlines()

@@ -81,8 +81,11 @@ sys.exit(main(["list", "passes"]) + main(["list", "specs"]) + main(["explain", "
 """
     done = subprocess.run(
         [sys.executable, "-I", "-c", program, str(tmp_path)],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "\nlora_qv" in done.stdout
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import vitrewrite as vr
 from tests.test_capture import tiny
+from vitrewrite.editing.measure import Propagation
 
 PEAK = """
 import resource, vitrewrite as vr
@@ -26,6 +28,23 @@ def test_a_plan_of_a_billion_parameters_allocates_no_weight() -> None:
     total, megabytes = map(int, done.stdout.split())
     assert total > 1_000_000_000
     assert megabytes < 200
+
+
+@pytest.mark.parametrize("clauses", [1, 3])
+def test_a_model_is_run_before_behind_and_lowered_however_many_clauses_there_are(
+    clauses: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    start = Propagation.__init__
+
+    def counting(self: Propagation, *args: Any, **more: Any) -> None:
+        made.append(self)
+        start(self, *args, **more)
+
+    monkeypatch.setattr(Propagation, "__init__", counting)
+    places = ("attn.{q, v}", "attn.proj", "mlp.fc1")[:clauses]
+    vr.plan("".join(f"insert lora(rank=2) at blocks[*].{place}\n" for place in places), tiny())
+    assert len(made) == 3
 
 
 def test_a_plan_names_clauses_counts_and_claims() -> None:

@@ -300,7 +300,7 @@ PARTS = {
     Collecting: ["for layer in self.layers[1:]:", "self.layers[0]("],
     LastReturnsLess: ["for layer in self.layers[:4]:", "self.layers[4]("],
     RoundsWithOthers: ["for i in range(0, 6, 2):", "self.extra[i // 2](", "self.extra[3]("],
-    SameStart: ["for layer in self.layers[1:]:"],
+    SameStart: ["for layer in self.layers:"],
     Rounds: ["for i in range(0, 9, 3):", "self.layers[i + 2](", "self.layers[9]("],
 }
 STRAIGHT = (Uneven, DrawnAfterwards, ChangedAfterwards)

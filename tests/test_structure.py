@@ -26,7 +26,7 @@ OPTIONAL = {
     "vitrewrite/report/": {"PIL", "sklearn"},
     "vitrewrite/cli/showing.py": {"sklearn", "PIL"},
     "vitrewrite/folder/predicting.py": {"PIL"},
-    "vitrewrite/interchange/exported.py": {"onnxruntime"},
+    "vitrewrite/interchange/exported.py": {"onnxruntime", "onnxscript"},
 }
 HEADINGS = (
     "What it does", "Source", "Attaches to", "Parameters", "Forward", "Exactness", "Example",
@@ -70,6 +70,54 @@ def test_functions_are_short() -> None:
         for node in nodes(path)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and (node.end_lineno or 0) - node.lineno >= FUNCTION_LIMIT
+    ]
+    assert found == []
+
+
+# A signature as torch has it: one argument a line is longer than a function may be.
+AS_IN_TORCH = {("vitrewrite/tracing/decompose.py", "multi_head_attention")}
+
+
+def untabled(path: Path) -> Iterator[int]:
+    """The lines that keep ruff from formatting what is no table of several lines."""
+    source = text(path)
+    if SKIP not in source:
+        return
+    statements = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.stmt)]
+    for number in (i for i, line in enumerate(source.splitlines(), 1) if line.endswith(SKIP)):
+        around = [n for n in statements if first_line(n) <= number <= (n.end_lineno or 0)]
+        if not around:  # in a string
+            continue
+        inner = max(around, key=lambda n: (n.lineno, -(n.end_lineno or 0)))
+        if (name(path), getattr(inner, "name", "")) not in AS_IN_TORCH and not is_table(inner):
+            yield number
+
+
+SKIP = "# fmt: " + "skip"
+
+
+def first_line(statement: ast.stmt) -> int:
+    """That of its decorators, if it has some."""
+    decorators = getattr(statement, "decorator_list", [])
+    return min([statement.lineno, *(each.lineno for each in decorators)])
+
+
+def is_table(statement: ast.stmt) -> bool:
+    """Whether it has a list, tuple, set or dict of several entries over several lines."""
+    parts = [n for n in ast.iter_child_nodes(statement) if not isinstance(n, ast.stmt)]
+    for part in (node for each in parts for node in ast.walk(each)):
+        if isinstance(part, (ast.Dict, ast.List, ast.Tuple, ast.Set)):
+            count = len(part.keys if isinstance(part, ast.Dict) else part.elts)
+            if count > 1 and (part.end_lineno or 0) > part.lineno:
+                return True
+    return False
+
+
+def test_only_tables_keep_their_own_format() -> None:
+    found = [
+        f"{name(path)}:{number}"
+        for path in sources("vitrewrite", "passes", "tests", "examples")
+        for number in untabled(path)
     ]
     assert found == []
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import os
 import re
 import sys
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 from .errors import UNPRINTABLE
@@ -90,6 +93,14 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def draws() -> bool:
+    """Whether stderr is a terminal that what is drawn again and again may be drawn on.
+
+    A command of a notebook's cell runs in a terminal that shows each drawing below the last.
+    """
+    return sys.stderr.isatty() and "JPY_PARENT_PID" not in os.environ
+
+
 class EveryMinute:
     """Lines on stderr for who reads a log: one a minute, however many there are to tell."""
 
@@ -105,6 +116,26 @@ class EveryMinute:
         if now - self._last >= self.seconds:
             self._last = now
             print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def minutes(what: str) -> Iterator[None]:
+    """Says once a minute on stderr that something goes on, for as long as it does."""
+    done = threading.Event()
+
+    def tell() -> None:
+        passed = 0
+        while not done.wait(EveryMinute.seconds):
+            passed += 1
+            print(f"{what}: {plural(passed, 'minute')}", file=sys.stderr, flush=True)  # noqa: T201
+
+    told = threading.Thread(target=tell, daemon=True)
+    told.start()
+    try:
+        yield
+    finally:
+        done.set()
+        told.join()
 
 
 def brief(text: str, most: int = 1_900) -> str:

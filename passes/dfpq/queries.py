@@ -1,5 +1,7 @@
 """Positional queries: h(x + B), where x tells where a query looks."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,7 +61,7 @@ class PositionalQueries(nn.Module):
     def encoded(self, points: torch.Tensor) -> torch.Tensor:
         """Sine encoding of points, [..., 2] to [..., C]: one half for y, one for x."""
         number = torch.arange(self.dim // 4, device=points.device, dtype=points.dtype)
-        angle = points[..., None] * 6.283185307179586 / 10000 ** (number / (self.dim // 4))
+        angle = points[..., None] * (2 * math.pi) / 10000 ** (number / (self.dim // 4))
         return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
 

@@ -174,9 +174,11 @@ class BipartiteDifferentiableMatching(Pass):
         32, minimum=1, needs="refine and match == 'bdm'", help="width of the adapter on the keys"
     )
     bits: int = option(
-        1, choices=(1, 2, 4, 8, 32), needs="refine and match == 'bdm'",
+        1,
+        choices=(1, 2, 4, 8, 32),
+        needs="refine and match == 'bdm'",
         help="of a number of its weights; 32 are floats as they are",
-    )  # fmt: skip
+    )
     scale: float = option(1.0, needs="refine and match == 'bdm'", help="factor of the adapter")
     dropout: float = option(
         0.1, minimum=0, below=1, needs="refine and match == 'bdm'", help="in it, in training only"

@@ -341,20 +341,23 @@ class VisualPrompt(Pass):
         block.expect(start <= front, "position", f"only {front} tokens stand before the patches")
         block.expect(
             reading == "patches" or block.told_apart <= start,
-            stated, f"the head tells tokens 0..{block.told_apart - 1} by their position, and "
+            stated,
+            f"the head tells tokens 0..{block.told_apart - 1} by their position, and "
             "prompts in front would move them",
             suggestion=take_out,
-        )  # fmt: skip
+        )
         block.expect(
             reading != "prompts" or block.pooled,
-            "readout", "the head does not pool: it reads tokens in front of the prompts",
+            "readout",
+            "the head does not pool: it reads tokens in front of the prompts",
             suggestion="a model that pools, such as one built with global_pool='avg'",
-        )  # fmt: skip
+        )
         block.expect(
             reading != "class" or not block.pooled,
-            "readout", "the head reads more than the tokens in front of the prompts",
+            "readout",
+            "the head reads more than the tokens in front of the prompts",
             suggestion=f"{take_out}, or readout=all to pool them too",
-        )  # fmt: skip
+        )
         return start
 
     def shared_masks(self, block: BlockSite) -> list[Value]:
@@ -365,9 +368,10 @@ class VisualPrompt(Pass):
             return []
         block.expect(
             block.leads or block.in_windows or block.joined == self.count,
-            "count", f"one mask is for all blocks, and there are {block.joined} prompts before it",
+            "count",
+            f"one mask is for all blocks, and there are {block.joined} prompts before it",
             suggestion="one count for all blocks, or masks=false",
-        )  # fmt: skip
+        )
         if self.prune_tokens:
             block.expect(self.count > 1, "prune_tokens", "a single prompt cannot be pruned")
             block.warn(
@@ -376,12 +380,9 @@ class VisualPrompt(Pass):
             )
         rest = f"4 of {self.segments} segments have to stay"
         block.expect(self.segments > 4 or not self.prune_segments, "prune_segments", rest)
-        valid = [n for n in range(1, 33) if block.dim % n == 0]
-        block.expect(
-            block.dim % self.segments == 0,
-            "segments", f"{block.dim} channels are not {self.segments} equal segments",
-            notes=[f"valid: {', '.join(map(str, valid))}"],
-        )  # fmt: skip
+        uneven = f"{block.dim} channels are not {self.segments} equal segments"
+        valid = f"valid: {', '.join(str(n) for n in range(1, 33) if block.dim % n == 0)}"
+        block.expect(block.dim % self.segments == 0, "segments", uneven, notes=[valid])
         options = self.count, self.segments, block.dim, self.layout == "strided"
         return [block.shared("masks", lambda: PromptMasks(*options))]
 

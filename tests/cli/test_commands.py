@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import vitrewrite as vr
 from vitrewrite import catalog
 from vitrewrite.cli.common import busy, progress_bar
 from vitrewrite.folder.reading import load_folder
+from vitrewrite.text import EveryMinute
 
 from .invoke import COUNTS, FILES, LORA, invoke, snapshot
 
@@ -278,6 +280,19 @@ def test_version_help_and_debug(here: Path) -> None:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_a_cell_of_a_notebook_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with busy("planning"), progress_bar() as progress:
+        progress("measuring", 0.5)
+    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+    monkeypatch.setattr(EveryMinute, "seconds", 0.01)
+    with busy("planning"):
+        time.sleep(0.1)
+    told = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert told[:2] == ["planning: 1 minute", "planning: 2 minutes"]
 
 
 def test_progress_is_for_terminals_and_without_colour_on_request(

@@ -113,7 +113,10 @@ assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 """
     done = subprocess.run(
         [sys.executable, "-c", program, line],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert LINES[line] in done.stdout.splitlines()

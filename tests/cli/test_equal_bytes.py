@@ -59,9 +59,14 @@ def in_another(folder: Path) -> str:
     seed = 1 + (os.environ.get("PYTHONHASHSEED") == "1")
     environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
     done = subprocess.run(
-        [sys.executable, "-B", "-c", PROGRAM], input=LINES.strip(), cwd=folder, text=True,
-        capture_output=True, check=False, env=environment,
-    )  # fmt: skip
+        [sys.executable, "-B", "-c", PROGRAM],
+        input=LINES.strip(),
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

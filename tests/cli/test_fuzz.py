@@ -58,9 +58,11 @@ def test_every_process_gets_an_answer(here: Path) -> None:
     for case in cases(PROCESSES, seed=PROCESSES + 1):
         argv = [part.replace("\0", "").replace("\ud800", "") for part in written(case, here)]
         done = subprocess.run(
-            [sys.executable, "-m", "vitrewrite", *argv], capture_output=True, check=False,
+            [sys.executable, "-m", "vitrewrite", *argv],
+            capture_output=True,
+            check=False,
             timeout=300,
-        )  # fmt: skip
+        )
         result = Result(done.returncode, done.stdout.decode(), done.stderr.decode())
         assert "Traceback" not in result.err, case
         assert "VR999" not in result.err, case

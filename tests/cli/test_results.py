@@ -79,6 +79,16 @@ def test_preprocessing_that_makes_no_sense(
     assert invoke("predict", "out", photo).codes == [code]
 
 
+def test_predict_on_a_device(photo: str) -> None:
+    expected = invoke("predict", "out", photo, "--json").json
+    assert invoke("predict", "out", photo, "device=cpu", "--json").json == expected
+    assert invoke("predict", "out", "device=cpu:0", photo).status == 0
+    failed = invoke("predict", "out", photo, "device=nothing")
+    assert (failed.status, failed.codes) == (2, ["VR904"])
+    assert invoke("predict", "out", photo, "device=cpu", "device=cpu:0").codes == ["VR905"]
+    assert invoke("predict", "out", "device=cpu").status == 2
+
+
 def test_what_cannot_be_predicted(photo: str) -> None:
     assert invoke("predict", "out", "lora.peft").codes == ["VR742"]
     assert invoke("predict", "out").status == 2
@@ -88,7 +98,10 @@ def test_what_cannot_be_predicted(photo: str) -> None:
 def test_export_to_pt2(inside: Path) -> None:
     result = invoke("export", "out", "--to", "pt2")
     assert result.status == 0, result.err
-    assert result.out.startswith("exported  pt2: any batch, images of one size\nchecked   1x32x32")
+    first, why, checked, _ = result.out.splitlines()
+    assert first == "exported  pt2: any batch, images of one size"
+    assert why == "fixed     the model takes images of 32x32 only"
+    assert checked.startswith("checked   1x32x32, 3x32x32: ")
     extra = {"preprocessing.json": ""}
     program = torch.export.load("out.pt2", extra_files=extra).module()
     images = torch.randn(5, 3, 32, 32)
@@ -174,10 +187,20 @@ class Halves(torch.nn.Module):
 @pytest.mark.parametrize(("task", "size"), [("dense", (32, 32)), ("queries", (16, 64))])
 def test_a_map_of_classes(task: str, size: tuple[int, int]) -> None:
     usage = Usage(
-        task=task, size=(3, 32, 32), fixed=task == "dense", multiple=(16, 16), dtype="float32",
-        mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=1.0,
-        crop_mode="squash", stated=True, outputs=2, classes=("road", "tree"),
-    )  # fmt: skip
+        task=task,
+        size=(3, 32, 32),
+        fixed=task == "dense",
+        multiple=(16, 16),
+        dtype="float32",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        interpolation="bilinear",
+        crop_pct=1.0,
+        crop_mode="squash",
+        stated=True,
+        outputs=2,
+        classes=("road", "tree"),
+    )
     photo = Image.new("RGB", (200, 50), (90, 140, 60))
     seen = Predictor(Halves(task == "queries"), usage).predict("photo.png", photo, 5)
     assert seen.labels is not None

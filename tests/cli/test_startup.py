@@ -70,6 +70,20 @@ def test_a_wrong_command_line_is_answered_without_torch(tmp_path: Path) -> None:
         assert not HEAVY & set(json.loads(done.stderr.splitlines()[-1]))
 
 
+def test_what_libraries_hold_is_never_searched_for_garbage() -> None:
+    program = """
+import gc, sys
+frozen = []
+freeze = gc.freeze
+gc.freeze = lambda: (frozen.append({"torch", "timm"} & sys.modules.keys()), freeze())
+from vitrewrite.__main__ import main
+for line in ("plan lora_qv model=vit_tiny", "check lora_qv model=vit_tiny"):
+    assert main(line.split()) == 0
+assert frozen == [{"torch", "timm"}], frozen
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_the_language_is_imported_name_by_name() -> None:
     for name in language._PLACES:
         assert getattr(language, name) is not None

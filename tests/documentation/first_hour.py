@@ -56,9 +56,14 @@ def _shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     own = ("PYTHONPATH", "VIRTUAL_ENV")
     environment = {key: value for key, value in os.environ.items() if key not in own}
     return subprocess.run(
-        ["bash", "-c", line], cwd=folder, env={**environment, "NO_COLOR": "1", "COLUMNS": "200"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
+        ["bash", "-c", line],
+        cwd=folder,
+        env={**environment, "NO_COLOR": "1", "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
 
 
 if __name__ == "__main__":

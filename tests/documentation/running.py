@@ -108,10 +108,12 @@ def _run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
         return _process(words, folder)
     typed = shlex.split(line.removesuffix(_TAB).replace("=", " = "))  # as bash splits it
     done = _process(
-        words[:3], folder,
-        _VITREWRITE_COMPLETE="bash_complete", COMP_WORDS=shlex.join(typed),
+        words[:3],
+        folder,
+        _VITREWRITE_COMPLETE="bash_complete",
+        COMP_WORDS=shlex.join(typed),
         COMP_CWORD=str(len(typed) - 1),
-    )  # fmt: skip
+    )
     done.stdout = "  ".join(sorted(each.partition(",")[2] for each in done.stdout.splitlines()))
     return done
 

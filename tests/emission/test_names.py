@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import vitrewrite as vr
+from vitrewrite.emission.grouping import is_nested, unpacked
+from vitrewrite.tracing.notes import ARITY
 
 from .emitted import INPUT, Block, check, class_named, linear, module
 
@@ -219,3 +222,16 @@ def test_a_value_keeps_the_first_name_of_its_source() -> None:
     wanted.load_state_dict(captured.state_dict())
     with torch.no_grad():
         assert torch.equal(captured(INPUT), wanted(INPUT))
+
+
+def test_an_item_of_which_a_slice_is_read_is_a_name() -> None:
+    graph = fx.Graph()
+    call = graph.call_module("part", (graph.placeholder("x"),))
+    first, second = (graph.call_function(operator.getitem, (call, i)) for i in range(2))
+    for node in (call, first, second):
+        ARITY.put(node, 2)
+    graph.call_function(operator.getitem, (first, 0))
+    rest = graph.call_function(operator.getitem, (second, slice(1, None)))
+    graph.output((first, rest))
+    assert second in unpacked(graph)[call]
+    assert [is_nested(second), second in unpacked(graph)] == [False, False]

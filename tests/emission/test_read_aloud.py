@@ -29,6 +29,7 @@ SPECS = {
     "head2toe": "replace head with head2toe()\n",
     "res_tuning": "insert res_tuning(hidden=2) at blocks[*].attn\n",
     "squeeze": "insert squeeze.tps(keep=0.5) before blocks[1] + blocks[2]\n",
+    "repadapter": "insert repadapter(hidden=2) at blocks[*].mlp.fc1\n",
     "ssf": "insert ssf() at blocks[*].attn.qkv\n",
     "tome": "insert merge.tome(r=2) after blocks[*].attn\n",
     "umsa": "replace every attention with umsa()\n",
@@ -62,6 +63,7 @@ EXCERPTS = {
         "dispatch", ['"""gate * y, one number for each token."""'], ["`onto`", "`entry`"],
     ),
     "nothing is moved to where it is": ("adapter", ["return y + added"], ["movedim", "dropout"]),
+    "an argument has one name": ("repadapter", ["self.down(z)"], ["x = z"]),
     "all channels of a layer are no ranges": (
         "ssf", ["ScaleShift(96)", "return y * self.scale + self.shift"], ["spread", "axis"],
     ),
@@ -104,6 +106,12 @@ def _bare(text: str) -> list[str]:
     """Its lines but for comments, which say where clauses are, and for what is trained."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     return lines[: next(i for i, line in enumerate(lines) if line.startswith("INPUT"))]
+
+
+def test_what_a_block_has_not_is_not_given_to_the_checks_of_a_pass() -> None:
+    spec = "insert squeeze.tps(keep=0.5) after blocks[1].attn + blocks[2].attn\n"
+    rewritten = vr.apply(spec, VisionTransformer(**SIZES, num_classes=5), example=X)
+    vr.verify(rewritten, graphs=False)
 
 
 def test_it_is_printed_as_a_formatter_would(tmp_path: Path) -> None:

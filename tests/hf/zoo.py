@@ -30,9 +30,13 @@ def _swin(**more: Any) -> Any:
 
 def _resnet() -> Any:
     return hf.ResNetConfig(  # type: ignore[call-arg]
-        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1], hidden_act="relu",
-        layer_type="bottleneck", out_features=STAGES,
-    )  # fmt: skip
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 2, 1, 1],
+        hidden_act="relu",
+        layer_type="bottleneck",
+        out_features=STAGES,
+    )
 
 
 def mask2former(backbone: str, **more: Any) -> nn.Module:

@@ -96,8 +96,10 @@ def test_what_has_no_levels_is_refused(shape: tuple[int, int], bits: int) -> Non
 
 
 @given(
-    bits=st.sampled_from([1, 2, 4, 8]), count=st.integers(1, 40), seed=st.integers(0, 9),
-)  # fmt: skip
+    bits=st.sampled_from([1, 2, 4, 8]),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 9),
+)
 def test_codes_come_back_from_bytes(bits: int, count: int, seed: int) -> None:
     codes = torch.randint(2**bits, (count,), generator=torch.Generator().manual_seed(seed))
     raw = packed(codes, bits)
@@ -113,9 +115,11 @@ def test_the_first_code_is_in_the_least_significant_bits() -> None:
 
 
 @given(
-    rows=st.integers(1, 9), columns=st.integers(2, 9), bits=st.sampled_from([1, 2, 4, 8]),
+    rows=st.integers(1, 9),
+    columns=st.integers(2, 9),
+    bits=st.sampled_from([1, 2, 4, 8]),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 def test_bytes_are_the_matrix_as_it_is_used(rows: int, columns: int, bits: int, seed: int) -> None:
     matrix = drawn(rows, columns, bits, seed)
     used = matrix().detach()

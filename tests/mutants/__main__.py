@@ -85,9 +85,12 @@ def _reach(
         command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutants.reach"]
         command += ["-n", str(options.jobs), "--dist", "loadgroup", *options.tests]
         subprocess.run(
-            command, cwd=copy, check=False, stdout=subprocess.DEVNULL,
+            command,
+            cwd=copy,
+            check=False,
+            stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": str(copy), reach.FOLDER: str(known.resolve())},
-        )  # fmt: skip
+        )
     return outside
 
 

@@ -134,6 +134,9 @@ def test_it_has_the_dtype_of_the_model_whatever_the_default(name: str, dtype: to
     assert y.dtype == z.dtype == dtype
     if name in AT_INIT:
         assert torch.equal(y, model(x))
+    assert max(map(len, rewritten.source.text.splitlines())) <= 100 or "unpack(" in (
+        rewritten.source.text
+    )
     torch.testing.assert_close(z, y, rtol=0, atol=0.06)
     module.train()
     trained = module(x)

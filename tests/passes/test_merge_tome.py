@@ -20,6 +20,10 @@ from vitrewrite.rewrite.rewritten import Rewritten
 
 MERGE = importlib.import_module("vitrewrite.passes.merge.tome").TokenMerge
 TOME = "insert merge.tome(r=8) after blocks[*].attn\n"
+DRAWN = {
+    "patches": st.integers(0, 30), "prefix": st.integers(0, 5), "own": st.integers(0, 2),
+    "r": st.integers(1, 12), "sized": st.booleans(), "seed": st.integers(0, 99),
+}  # fmt: skip
 CASES = {
     "tome-r4-prop": "insert merge.tome(r=4) after blocks[*].attn\n",
     "tome-r4-noprop": "insert merge.tome(r=4, prop_attn=false) after blocks[*].attn\n",
@@ -203,10 +207,7 @@ def test_in_training_it_is_the_same_with_gradients_through_the_tokens() -> None:
 # -- properties -----------------------------------------------------------------------------------
 
 
-@given(
-    patches=st.integers(0, 30), prefix=st.integers(0, 5), own=st.integers(0, 2),
-    r=st.integers(1, 12), sized=st.booleans(), seed=st.integers(0, 99),
-)  # fmt: skip
+@given(**DRAWN)
 def test_mass_and_means_are_conserved(
     patches: int, prefix: int, own: int, r: int, sized: bool, seed: int
 ) -> None:

@@ -182,6 +182,8 @@ def test_source_runs_alone_and_says_which_stitch_runs(made: Rewritten, case: Any
     _, tensors = case
     text = model_text(made)
     assert text.count("module.running = number") == 1
+    assert "        x = x\n" not in text
+    assert "attn2" not in text, "attentions are handed in as a list"
     twin: Any = emitted_twin(text, made.module.state_dict()).eval()
     for number in NUMBERS.values():
         module: Any = made.module

@@ -42,9 +42,13 @@ def swin() -> nn.Module:
 
 def convnext() -> nn.Module:
     return timm.create_model(
-        "convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), in_chans=1, num_classes=10,
+        "convnext_tiny",
+        depths=(1, 1, 1, 1),
+        dims=(8, 16, 24, 32),
+        in_chans=1,
+        num_classes=10,
         pretrained_cfg_overlay={"input_size": (1, 32, 32)},
-    )  # fmt: skip
+    )
 
 
 def listed(model: nn.Module) -> dict[str, Candidate]:

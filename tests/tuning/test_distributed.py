@@ -109,7 +109,14 @@ def test_the_model_that_was_sharded_is_whole_again(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_under_torchrun(folder: Path) -> None:
-    given = ("lora.peft", "data=digits:0-3", "num_classes=4", "lora.dropout=0", "tune.epochs=1")
+    given = (
+        "lora.peft",
+        "data=digits:0-3",
+        "num_classes=4",
+        "lora.dropout=0",
+        "tune.epochs=1",
+        "--trust",
+    )
     done = launch(*TORCHRUN, "-m", "vitrewrite", "tune", *given, "--out", "command", folder=folder)
     assert done.stdout.count("accuracy ") == 1
     with pytest.MonkeyPatch.context() as patch:
@@ -131,7 +138,8 @@ def test_the_command_under_accelerate_launch(folder: Path) -> None:
         *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines"),
         *("1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vitrewrite", "tune"),
         *("lora.peft", "data=digits:0-3", "num_classes=4", "tune.epochs=1", "tune.shard=true"),
-        *("--out", "launched"), folder=folder,
-    )  # fmt: skip
+        *("--trust", "--out", "launched"),
+        folder=folder,
+    )
     assert done.stdout.count("accuracy ") == 1
     assert list((folder / "launched" / "checkpoints").rglob("shard-00002*"))

@@ -198,8 +198,14 @@ def _pass_names(folder: Path) -> Iterator[str]:
         names = parts[:-1] if parts[-1] == "__init__" else parts
         hidden = any(not _NAME.fullmatch(part) or part.startswith("_") for part in names)
         # Helpers of a pass may lie beside it; only a file that declares a pass is one.
-        if names and not hidden and _DECLARES_PASS.search(path.read_text("utf-8", "replace")):
+        if names and not hidden and _declares_pass(path, path.stat().st_mtime_ns):
             yield ".".join(names)
+
+
+@functools.cache
+def _declares_pass(path: Path, changed: int) -> bool:
+    """Whether the text of a file does, as it was when it was changed last."""
+    return _DECLARES_PASS.search(path.read_text("utf-8", "replace")) is not None
 
 
 def _pass_file(folder: Path, name: str) -> Path | None:

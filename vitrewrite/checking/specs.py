@@ -83,7 +83,7 @@ def check(given: Sequence[Wanted | Checked], processes: int | None = None) -> It
     if count <= 1 or len(given) <= FEW:
         yield from (_check(each) if isinstance(each, Wanted) else each for each in given)
         return
-    start()
+    fork_early()
     from concurrent.futures import ProcessPoolExecutor  # several specs pay for it
 
     with ProcessPoolExecutor(count, mp_context=_context()) as pool:
@@ -103,7 +103,7 @@ def _cores() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
-def start() -> None:
+def fork_early() -> None:
     """Has torch imported in the background, while specs are read; where there is a way to."""
     import multiprocessing
 

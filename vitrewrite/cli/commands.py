@@ -9,15 +9,15 @@ import click
 
 from ..errors import UsageError, VitrewriteError, raise_all
 from ..text import megabytes
-from .common import PATH, busy, echo_json, echo_written, request, starting, trusted
+from .common import PATH, busy, echo_json, echo_written, request, start, starting, trusted
 from .costs import best_at, cost, expect_one, time
 from .group import COUNT as _COUNT
 from .group import MARKS as _MARKS
 from .group import Commands, cli
 from .group import json_option as _json
 from .group import overrides as _overrides
-from .group import trust_option as _trust
 from .output import Output, annotation, current, signed, tell
+from .trusting import trust_option as _trust
 
 if TYPE_CHECKING:
     from ..checking.specs import Checked, Wanted
@@ -87,16 +87,19 @@ def plan(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Check all shipped specs.")
 @click.option("--papers", type=PATH, help="Check all, and write the papers' rows there.")
 @click.option(
-    "--format", "form", type=click.Choice(["text", "json", "github"]), default="text",
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "github"]),
+    default="text",
     help="What is printed: github is for annotations of a pull request.",
-)  # fmt: skip
+)
 @_json
 def check(
     specs: tuple[str, ...], every: bool, papers: Path | None, form: str, as_json: bool
 ) -> None:
     """Checks specs: syntax, names, types, and claims that need no weights."""
     from .. import catalog
-    from ..checking.specs import FEW, start
+    from ..checking.specs import FEW, fork_early
     from ..checking.specs import check as checked
     from ..language.load import is_text
 
@@ -108,7 +111,7 @@ def check(
     output.as_json = as_json = as_json or form == "json"
     everything: list[Checked] = []
     if len(names) > FEW:
-        start()
+        fork_early()
     given = [_read(name, overrides) for name in names]
     told = _tell(given)
     for found in checked(given):
@@ -160,7 +163,7 @@ def _annotations(found: Checked) -> list[str]:
 
 def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
     """Tells what needs no torch before that is imported; the errors among it."""
-    from ..checking.specs import FEW, Checked
+    from ..checking.specs import FEW, Checked, Wanted
 
     for each in given:
         for warning in each.spec.warnings if each.spec else ():
@@ -172,8 +175,7 @@ def _tell(given: list[Wanted | Checked]) -> list[VitrewriteError]:
     for error in errors:
         tell(error)
     if len(given) <= FEW:  # other processes have more
-        with starting():
-            from .. import api  # noqa: F401
+        start(*(each.spec for each in given if isinstance(each, Wanted)))
     return errors
 
 

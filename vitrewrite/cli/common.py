@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ import click
 
 from .. import catalog
 from ..errors import UsageError
-from ..text import EveryMinute, shown
+from ..text import EveryMinute, draws, minutes, shown
 from .output import current
+from .trusting import refuse_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,15 +63,15 @@ class Invocation:
 
     def plan(self) -> Compilation:
         """The plan; imports torch."""
-        with starting():
-            from ..api import plan
+        start(self.spec)
+        from ..api import plan
 
         return plan(self.spec, **self.measured)
 
     def compiled(self) -> tuple[nn.Module, Compilation]:
         """The model, and the spec carried out on it."""
-        with starting():
-            from ..api import compiled
+        start(self.spec)
+        from ..api import compiled
 
         return compiled(self.spec, **self.measured)
 
@@ -133,7 +134,8 @@ def request(spec: str, overrides: tuple[str, ...]) -> Invocation:
     """Reads a spec and its overrides.
 
     Raises:
-        VitrewriteError: everything that is wrong with them.
+        VitrewriteError: everything that is wrong with them; VR585 if the spec names code that the
+            command does not.
     """
     from ..language import RESERVED, parse_overrides, parse_spec
     from ..language.inputs import INPUT
@@ -151,6 +153,7 @@ def request(spec: str, overrides: tuple[str, ...]) -> Invocation:
     parsed = parse_spec(spec, given, models=True)
     if delta is not None and "delta" in parsed.params:
         parsed, delta = parse_spec(spec, {**given, "delta": delta}, models=True), None
+    refuse_code(parsed)
     context = click.get_current_context(silent=True)
     if context is not None and (path := context.meta.get(_PROFILE)) is not None:
         arguments["profile"] = path
@@ -259,15 +262,16 @@ def echo_json(value: Mapping[str, Any]) -> None:
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """A progress line on stderr, where that is a terminal, or a line for each with -v."""
+    """A progress line on stderr, one a minute where that is no terminal; one for each with -v."""
     output = current()
     if output.verbose:
         began = time.monotonic()
         yield
         click.echo(f"{what}: {time.monotonic() - began:.1f} s", err=True)
         return
-    if output.quiet or not sys.stderr.isatty():
-        yield
+    if output.quiet or not draws():
+        with nullcontext() if output.quiet else minutes(what):
+            yield
         return
     from rich.console import Console
 
@@ -275,10 +279,23 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
+def start(*specs: Spec) -> None:
+    """Imports torch, and the libraries of the models that specs name."""
+    with starting():
+        from .. import api  # noqa: F401
+        from ..models import import_library
+
+        for name in (ref.name for spec in specs for ref in spec.models):
+            import_library(name)
+
+
+_LIBRARIES = {"torch", "timm"}
+
+
 @contextmanager
 def starting() -> Iterator[None]:
-    """While torch and what needs it are imported: none of that is garbage, so none is searched."""
-    first, enabled = "torch" not in sys.modules, gc.isenabled()
+    """While libraries are imported: none of what they hold is garbage, so none is searched."""
+    first, enabled = not sys.modules.keys() >= _LIBRARIES, gc.isenabled()
     gc.disable()
     try:
         with busy("starting torch"):
@@ -299,7 +316,7 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
     if current().quiet:
         yield lambda what, share: None
         return
-    if not sys.stderr.isatty():
+    if not draws():
         every = EveryMinute()
         yield lambda what, share: every.tell(f"{share:4.0%}  {what}")
         return

@@ -14,6 +14,7 @@ from ..version import __version__
 from . import completion
 from .common import PATH, keep_profile
 from .output import Output, colour, silence, speak_up
+from .trusting import trust_unseen
 
 OF_SPECS = """\b
 KEY=VALUE is one of
@@ -44,13 +45,16 @@ _EPILOGS = {
 }  # fmt: skip
 
 
+_SPECS = {"spec", "specs", "target", "targets", "model"}  # arguments that may be specs
+
+
 class Commands(click.Group):
     """A group that tells the command that was probably meant, and gives all what all take."""
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """As click does; each command gets -q, -v, words to complete and a page on KEY=VALUE."""
         if not isinstance(cmd, click.Group):
-            cmd.params += _everywhere()
+            cmd.params += [*_trusting(cmd), *_everywhere()]
         for parameter in cmd.params:
             completion.attach(parameter)
             if isinstance(parameter, click.Argument) and parameter.metavar in _EPILOGS:
@@ -108,6 +112,13 @@ def cli(debug: bool) -> None:
     """
 
 
+def _trusting(cmd: click.Command) -> list[click.Parameter]:
+    """`--trust`, where a spec is read and the command does not have it for folders already."""
+    names = {parameter.name for parameter in cmd.params}
+    reads = names & _SPECS and not names & {"trust", "path"}  # `cp` only copies
+    return [trust_unseen()] if reads else []
+
+
 def _everywhere() -> list[click.Parameter]:
     """The options of every command."""
     return [
@@ -135,9 +146,12 @@ def overrides_of_model(command: Callable[..., Any]) -> Callable[..., Any]:
 def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     """KEY=VALUE arguments, and the file of measurements that `sensitive(...)` uses."""
     return click.option(
-        "--profile", type=PATH, expose_value=False, callback=keep_profile,
+        "--profile",
+        type=PATH,
+        expose_value=False,
+        callback=keep_profile,
         help="Measurements of 'vitrewrite profile'; without, 'sensitive(...)' runs data=DATA.",
-    )(overrides_alone(command))  # fmt: skip
+    )(overrides_alone(command))
 
 
 MARKS = {
@@ -146,6 +160,3 @@ MARKS = {
 }  # fmt: skip
 COUNT = click.IntRange(min=1)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-trust_option = click.option(
-    "--trust", is_flag=True, help="Of a folder: run the code that its files name or hold."
-)

@@ -84,9 +84,10 @@ def matching(
     fitting = [each for each in found if any(fnmatchcase(each[0].lower(), p) for p in wild)]
     if patterns and not fitting:
         raise SpecError(
-            "VR895", f"none of {len(found):,} {what} fits {' or '.join(map(shown, patterns))}",
+            "VR895",
+            f"none of {len(found):,} {what} fits {' or '.join(map(shown, patterns))}",
             suggestion=did_you_mean(patterns[0].strip("*?"), [name for name, _ in found]),
-        )  # fmt: skip
+        )
     return fitting if patterns else found
 
 

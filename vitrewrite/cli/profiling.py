@@ -35,9 +35,15 @@ if TYPE_CHECKING:
 @click.option("--tokens", type=_COUNT, help="Tokens kept of each image; default all.")
 @_json
 def profile(
-    spec: str, overrides: tuple[str, ...], out: Path, batch: int, activations: str | None,
-    samples: int, tokens: int | None, as_json: bool,
-) -> None:  # fmt: skip
+    spec: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    batch: int,
+    activations: str | None,
+    samples: int,
+    tokens: int | None,
+    as_json: bool,
+) -> None:
     """Measures a model on data=DATA: which parameters it is sensitive in.
 
     How many samples, and whether each is a step of its own, is what the spec's 'sensitive(...)'
@@ -56,9 +62,14 @@ def profile(
     kept = Activations(activations, samples, tokens) if activations is not None else None
     with progress_bar() as told:
         found = measure(
-            wanted.spec, data=wanted.data, device=wanted.device, batch=batch, activations=kept,
-            progress=told, **wanted.arguments,
-        )  # fmt: skip
+            wanted.spec,
+            data=wanted.data,
+            device=wanted.device,
+            batch=batch,
+            activations=kept,
+            progress=told,
+            **wanted.arguments,
+        )
     found.save(out)
     if as_json:
         echo_json({**found.about, "tensors": len(found.tensors), "out": str(out)})

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from ..errors import FileError
-from ..folder.lock import Folder
 from ..text import giga, plural, table
 from .commands import _json, cli
 from .common import PATH, echo_json
@@ -37,6 +36,8 @@ def report(folders: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _report(folder: Path) -> Mapping[str, Any]:
+    from ..folder.lock import Folder
+
     content = Folder.open(folder).json("report.json")
     if not isinstance(content, dict):
         raise _strange(folder)

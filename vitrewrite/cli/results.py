@@ -7,14 +7,17 @@ from pathlib import Path
 
 import click
 
+from ..errors import UsageError
 from .commands import _COUNT, _json, _trust, cli
-from .common import PATH, busy, echo_json, echo_written, starting, trusted
+from .common import PATH, busy, check_device, echo_json, echo_written, starting, trusted
 from .showing import opened_image, pictures
+
+_DEVICE = "device="
 
 
 @cli.command()
 @click.argument("folder", type=PATH)
-@click.argument("images", nargs=-1, type=PATH, required=True)
+@click.argument("images", nargs=-1, type=PATH, required=True, metavar="IMAGE... [device=cpu|cuda]")
 @click.option("--top", type=_COUNT, default=5, show_default=True, help="Classes of a label.")
 @click.option("--out", type=PATH, help="A PNG of what is seen.")
 @_trust
@@ -26,7 +29,9 @@ def predict(
 
     Classes with their probabilities; of a model that segments, with their shares of the area, and
     --out paints the map over the photograph. Images are prepared as 'preprocessing.json' says.
+    device=cuda computes on a GPU.
     """
+    images, device = _device(images)
     allowed = trusted(str(folder), (), trust)
     with starting():
         from ..disk import check_file, replacing_file
@@ -34,6 +39,7 @@ def predict(
         from ..folder.predicting import Predictor, refuse_other
         from ..folder.running import emitted_model, usage_of
         from ..report.prediction import page_of
+    check_device(device)
     if out is not None:
         check_file(out)
     found = Folder.open(folder)
@@ -41,7 +47,7 @@ def predict(
     refuse_other(usage)
     opened = [(str(path), opened_image(path)) for path in pictures(images)]
     with busy(f"reading {folder}"):
-        predictor = Predictor(emitted_model(found, allowed), usage)
+        predictor = Predictor(emitted_model(found, allowed).to(device), usage, device)
     seen = []
     for name, image in opened:
         with busy(f"looking at {name}"):
@@ -58,6 +64,17 @@ def predict(
         click.echo(str(each))
     if out is not None:
         echo_written(out)
+
+
+def _device(given: tuple[Path, ...]) -> tuple[tuple[Path, ...], str]:
+    """Images, and the device behind or between them; a file may be called so as well."""
+    images = tuple(p for p in given if p.exists() or not str(p).startswith(_DEVICE))
+    named = [str(p).removeprefix(_DEVICE) for p in given if p not in images]
+    if not images:
+        raise click.UsageError("give an image, or a folder of them")
+    if len(named) > 1:
+        raise UsageError("VR905", f"device= is given twice: {named[0]} and {named[1]}")
+    return images, named[0] if named else "cpu"
 
 
 @cli.command()
@@ -89,9 +106,14 @@ def export(folder: Path, form: str, out: Path | None, trust: bool, as_json: bool
     about = {PREPROCESSING: json.dumps(usage.to_json()), "made_by": "vitrewrite"}
     with busy(f"exporting to {form}"):
         made = exported.export(
-            model, form, usage.size, fixed=usage.fixed, multiple=usage.multiple,
-            dtype=usage.torch_dtype, about=about,
-        )  # fmt: skip
+            model,
+            form,
+            usage.size,
+            fixed=usage.fixed,
+            multiple=usage.multiple,
+            dtype=usage.torch_dtype,
+            about=about,
+        )
     with replacing_file(target) as temporary:
         temporary.write_bytes(made.content)
     if as_json:

@@ -48,9 +48,13 @@ def tune(spec: str, overrides: tuple[str, ...], out: Path, resume: bool, as_json
         rewritten = replace(wanted, spec=supervised(wanted.spec)).apply()
     try:
         trained = run(
-            rewritten, given["data"], out=out, device=given.get("device"), resume=resume,
+            rewritten,
+            given["data"],
+            out=out,
+            device=given.get("device"),
+            resume=resume,
             live=not current().quiet,
-        )  # fmt: skip
+        )
         main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     except KeyboardInterrupt:
         last = "nothing was written"

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UNPRINTABLE
+from ..models.image_processors import BY_DEFAULT
 from ..tracing.about import about, tell
 
 KEY = "label_names"
@@ -52,7 +53,7 @@ def named(names: Sequence[str], index: int) -> str:
 
 def name_classes(
     root: nn.Module, names: Sequence[str], given: Mapping[str, Any] | None = None, *, whole: bool
-) -> None:  # fmt: skip
+) -> None:
     """Has a captured model know what it was trained on, for who reads its folder.
 
     Args:
@@ -64,4 +65,7 @@ def name_classes(
     lines = (re.sub(r"\s", " ", str(name)) for name in names)
     changes: dict[str, Any] = {KEY: tuple(UNPRINTABLE.sub("?", line) for line in lines)}
     changes |= {**(given or {}), **({"crop_pct": 1.0} if whole else {})}
-    tell(root, pretrained_cfg={**(about(root).pretrained_cfg or {}), **changes})
+    before = about(root).pretrained_cfg or {}
+    if given and before.get(BY_DEFAULT):  # from now on its weights are made for it
+        changes[BY_DEFAULT] = False
+    tell(root, pretrained_cfg={**before, **changes})

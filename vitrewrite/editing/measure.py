@@ -201,9 +201,11 @@ class Propagation:
             self.spared += costs.of_layer(module, args[0])
             return known
         return self._spared(
-            lambda given: _leaf(module, given), args, (type(module), self._fingerprint(module)),
+            lambda given: _leaf(module, given),
+            args,
+            (type(module), self._fingerprint(module)),
             lambda made: all(map(_is_meta, tree.leaves(made[0]))),
-        )  # fmt: skip
+        )
 
     def _spared(
         self,

@@ -30,10 +30,11 @@ from .lengths import is_longer
 from .literals import ANYTHING, Symbol, same
 from .makeup import lists_of, parts_of
 from .names import NameScope
-from .packs import agree, name_tuples, pack_calls, pack_inputs, rejoin
+from .packs import agree, name_items, name_tuples, pack_calls, pack_inputs, rejoin
 from .parameters import Parameters
 from .paths import known_paths, parts, runs_by_id
 from .pre_logits import before_logits
+from .results import name_results, star_results
 from .skeleton import Position, numbered, replace_literals, skeleton
 from .tidy import tidy
 
@@ -59,6 +60,7 @@ class Class:
     plain: bool = False  # whether its forward is written without loops
     checkpointed: str | None = None  # when it is computed again in backward; "" is always
     packing: Packing = PLAIN  # which inputs are one argument
+    yields: tuple[str | None, ...] = ()  # what its results are called
     used: set[int] = field(default_factory=set)  # ids of modules that some graph calls
 
     @property
@@ -300,10 +302,15 @@ class Classes:
     def _taken_by(self, cls: Class, target: str) -> tuple[Packing, tuple[str, ...]]:
         """What a call takes, and what that is called there."""
         called = next(filter(None, self._called(cls, target)), None)
-        if called is None or not called.packing:
+        if called is None:
             return PLAIN, ()
         inputs = (n for n in called.graphs[0].nodes if n.op == "placeholder")
         return called.packing, tuple(str(HINT.get(n) or n.name) for n in inputs)
+
+    def _yielded_by(self, cls: Class, target: str) -> tuple[str | None, ...]:
+        """What the results of a call are called there."""
+        called = next(filter(None, self._called(cls, target)), None)
+        return called.yields if called else ()
 
     def finish(self, cls: Class) -> None:
         """Writes differing literals as arguments; to be done after the children's classes."""
@@ -315,9 +322,12 @@ class Classes:
             drop_implied(graph, cls.units)
             pack_inputs(graph, cls.packing)
             pack_calls(graph, lambda target: self._taken_by(cls, target))
+            star_results(graph)
             rejoin(graph)
             eliminate_dead_code(graph)
             name_tuples(graph)
+            cls.yields = name_results(graph, lambda target: self._yielded_by(cls, target))
+            name_items(graph)
         flags = [unit.checkpointing for unit in cls.units]
         if any(flags):
             differs = not all(flags)

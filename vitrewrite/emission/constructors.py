@@ -44,9 +44,12 @@ class Constructors:
     """Writes constructors; each may add arguments to its class, which the parent then passes."""
 
     def __init__(
-        self, classes: Classes, functions: Functions, inserted: Mapping[type[nn.Module], str],
+        self,
+        classes: Classes,
+        functions: Functions,
+        inserted: Mapping[type[nn.Module], str],
         arguments: Mapping[type[nn.Module], set[str]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.classes = classes
         self.functions = functions
         self.inserted = inserted

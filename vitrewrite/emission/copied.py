@@ -272,7 +272,7 @@ def _code(node: ast.AST) -> str:
         whole = ast.unparse(value)
         if text.endswith(whole) and len(value.elts) > 1:
             text = text.removesuffix(whole) + whole[1:-1]
-    text = re.sub(r"(?<=[\w)\]]) \*\* (?=[\w.-]+)", "**", text)
+    text = re.sub(r"(?<![\w.)\]])([\w.]+) \*\* (?=-?[\w.]+(?![\w.(\[]))", r"\1**", text)
     text = re.sub(r"\b(and|or) \(not ([\w.]+)\)", r"\1 not \2", text)
     lines = _spaced(_undoubled(text)).split("\n")
     tokens = list(tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline))

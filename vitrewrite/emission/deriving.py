@@ -117,9 +117,7 @@ def _constructor(cls: _Printed, base: _Printed) -> list[str] | None:
     head = cls.lines(mine.lineno, mine.body[0].lineno - 1)
     call = f"super().__init__({', '.join(handed)})"
     lines = [*head, *(f"        {line}" for line in wrap(call, WIDTH - 8))]
-    return lines + [
-        line for s in more for line in cls.lines(s.lineno, s.end_lineno or s.lineno)
-    ]  # fmt: skip
+    return lines + [line for s in more for line in cls.lines(s.lineno, s.end_lineno or s.lineno)]
 
 
 def _fits(

@@ -40,9 +40,13 @@ def render(template: str, **values: Any) -> str:
 
 
 def model_file(
-    root: nn.Module, source: Source, title: str, story: str,
-    trainable: tuple[str, ...] | None = None, stated: str | None = None,
-) -> str:  # fmt: skip
+    root: nn.Module,
+    source: Source,
+    title: str,
+    story: str,
+    trainable: tuple[str, ...] | None = None,
+    stated: str | None = None,
+) -> str:
     """The text of `model.py`.
 
     Args:
@@ -77,9 +81,11 @@ def model_file(
 
 
 def _constants(
-    source: Source, stated: str | None, trainable: tuple[str, ...] | None,
+    source: Source,
+    stated: str | None,
+    trainable: tuple[str, ...] | None,
     others: list[tuple[str, torch.dtype]],
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[str]:
     """The lines of what the file says of its model."""
     told = records(source.inserted)
     if told:

@@ -251,12 +251,19 @@ class Printer:
         self._write(f"{targets} = {code}", statement.node)
 
     def _targets(self, node: fx.Node, number: int, nested: bool = False) -> str:
-        by_key = {u.args[1]: u for u in node.users}
+        by_key: dict[Any, fx.Node] = {}
+        within: set[int] = set()  # results that a list has, but the first of them
+        for user in node.users:
+            key: Any = user.args[1]
+            by_key[key.start if isinstance(key, slice) else key] = user
+            within |= set(range(key.start + 1, key.stop)) if isinstance(key, slice) else set()
         names = []
-        for i in range(ARITY.of(node)):
+        for i in sorted(set(range(ARITY.of(node))) - within):
             item = by_key.get(i)
             if item is None:
                 names.append("_")
+            elif isinstance(item.args[1], slice):
+                names.append(f"*{self.names.take(item, _wishes(item), number)}")
             elif is_nested(item):
                 names.append(self._targets(item, number, nested=True))
             else:
@@ -370,6 +377,8 @@ def _wishes(node: fx.Node) -> list[str | None]:
         return [str(node.args[1])]
     own = str(node.target).rpartition(".")[2] if node.op == "call_module" else ""
     hint = HINT.get(node)
+    if hint not in (None, "_") and isinstance(VALUE.get(node), int):
+        return [hint]  # a second height is `height2`
     return [
         None if hint and re.fullmatch(r"getitem(_\d+)?", hint) else hint,
         own if not own.isdigit() else "x",

@@ -35,9 +35,11 @@ def classes(wanted: Printed) -> type[Unit]:
 
 
 def made(
-    text: str, names: Mapping[str, bool], inserted: Mapping[str, type[nn.Module]] | None = None,
+    text: str,
+    names: Mapping[str, bool],
+    inserted: Mapping[str, type[nn.Module]] | None = None,
     packings: Mapping[str, Packing] | None = None,
-) -> dict[str, type[Unit]]:  # fmt: skip
+) -> dict[str, type[Unit]]:
     """Classes of a printed source, as classes of units.
 
     Args:

@@ -33,7 +33,7 @@ def unpacked(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
             is_tuple
             and items
             and len(items) == len(node.users)
-            and not any(isinstance(u.args[1], slice) for u in items)
+            and not any(isinstance(u.args[1], slice) and not ARITY.on(u) for u in items)
             and (len(items) > 1 or node.op == "call_module")
         ):
             found[node] = _items(node)
@@ -62,8 +62,14 @@ def _items(node: fx.Node) -> list[fx.Node]:
 
 def is_nested(item: fx.Node) -> bool:
     """Whether an item of a tuple is a tuple of which only items are read."""
-    return ARITY.on(item) and all(
-        u.target is operator.getitem and u.args[0] is item for u in item.users
+    starred = isinstance(item.args[1], slice)  # of several results of a call
+    return (
+        ARITY.on(item)
+        and not starred
+        and all(
+            u.target is operator.getitem and u.args[0] is item and isinstance(u.args[1], int)
+            for u in item.users
+        )
     )
 
 

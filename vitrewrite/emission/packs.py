@@ -79,8 +79,8 @@ def pack_calls(graph: fx.Graph, taken_by: Callable[[str], tuple[Packing, tuple[s
     for node in graph.nodes:
         if node.op == "call_module":
             packing, names = taken_by(str(node.target))
-            if packing:
-                node.args = packing.packed(node.args)
+            node.args = packing.packed(node.args) if packing else node.args
+            if names:
                 TAKEN_AS.put(node, names)
 
 
@@ -122,6 +122,19 @@ def _starred(graph: fx.Graph, call: fx.Node, values: list[Any]) -> list[Any]:
     return found
 
 
+_GENERAL = {"x", "input", "hidden_state", "hidden_states"}
+"""Names of arguments that say nothing of what is handed over."""
+
+
+def name_items(graph: fx.Graph) -> None:
+    """Calls results that have no name what they are called where they are handed to."""
+    for node in graph.nodes:
+        for value, name in zip(node.args, TAKEN_AS.get(node, ()), strict=False):
+            nameless = _item(value)[0] is not None and not HINT.get(value)
+            if nameless and name not in _GENERAL:
+                HINT.put(value, name)
+
+
 def name_tuples(graph: fx.Graph) -> None:
     """Calls tuples what they are called where they are handed to."""
     for node in graph.nodes:
@@ -146,7 +159,9 @@ def _joined(graph: fx.Graph, call: fx.Node, value: Any) -> Any:
     if owner.op == "call_module":  # whose results have names of their own
         return type(value)(items)
     with graph.inserting_before(call):
-        return graph.call_function(operator.getitem, (owner, slice(start, start + len(items))))
+        stop = start + len(items)
+        part = slice(start or None, None if stop == ARITY.of(owner) else stop)
+        return graph.call_function(operator.getitem, (owner, part))
 
 
 def _item(value: Any) -> tuple[fx.Node | None, int]:

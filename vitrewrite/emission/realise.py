@@ -17,6 +17,7 @@ from .generated import made
 from .once import settled
 from .proof import Doubt, find_unproved
 from .source import Source, print_classes
+from .splitting import split_inputs
 from .widening import widen
 
 
@@ -33,6 +34,7 @@ def realise(root: nn.Module) -> Source:
     care = Care()
     settle_fresh(root)
     widen(root)
+    split_inputs(root)
     while True:
         with settled():
             source, table = print_classes(root, care)

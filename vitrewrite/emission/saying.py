@@ -8,19 +8,24 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 
 from ..tracing.leaves import is_inserted
+from ..tracing.nodes import operand
 from ..tracing.notes import VALUE
 from ..tracing.unit import Unit
 
 _SUMS = (operator.matmul, torch.matmul, torch.bmm, torch.einsum, "matmul")
 MOST_PARTS = 4
 """More runs of numbers than that are told by the constructor of the list alone."""
-_ATTENDS = (F.scaled_dot_product_attention, F.softmax, torch.softmax, "softmax")
+_SOFTMAX = (F.softmax, torch.softmax, "softmax")
+_ATTENDS = (F.scaled_dot_product_attention, *_SOFTMAX)
+_PRODUCTS = (torch.bmm, torch.baddbmm, torch.matmul, operator.matmul)
+_FLAT = 12  # nodes between scores and the view that puts heads beside the batch
 
 
 def told(units: Sequence[Unit], paths: Sequence[str], everywhere: Iterable[str]) -> str:
@@ -34,7 +39,7 @@ def told(units: Sequence[Unit], paths: Sequence[str], everywhere: Iterable[str])
     heads = [_heads(unit) for unit in units]
     if any(heads):
         owners = places([path.rpartition(".")[0] for path in paths], everywhere)
-        return f"Attention of {owners or 'the model'}{_range(heads, ', {} heads')}."
+        return f"Attention{f' of {owners}' if owners else ''}{_range(heads, ', {} heads')}."
     where = places(paths, everywhere)
     return f"{where}{_range([_width(u) for u in units], ', {} wide')}." if where[-1:] == "]" else ""
 
@@ -48,7 +53,29 @@ def _heads(unit: Unit) -> int | None:
         if attends or (child is not None and is_inserted(child) and _weighs(node)):
             value = VALUE.get(node.args[0])
             if isinstance(value, torch.Tensor) and value.dim() == 4:
-                return int(value.shape[1])
+                return int(value.shape[_axis(operand(node))])
+            if node.target in _SOFTMAX and (found := _beside_batch(operand(node))):
+                return found
+    return None
+
+
+def _axis(scores: fx.Node) -> int:
+    """The dimension of heads: the second, or behind that of queries, whose number varies."""
+    if scores.target not in ("view", "reshape"):
+        return 1
+    sizes: Any = scores.args[1] if isinstance(scores.args[1], tuple) else scores.args[1:]
+    return 2 if isinstance(sizes[1], fx.Node) and isinstance(sizes[2], int) else 1
+
+
+def _beside_batch(scores: fx.Node) -> int | None:
+    """The heads of scores [batch * heads, queries, keys]: the number that a view multiplies by."""
+    waiting, product = [scores], False
+    for node in waiting:
+        product = product or node.target in _PRODUCTS
+        for size in node.args[1:] if node.target in ("view", "reshape") else ():
+            if product and isinstance(size, fx.Node) and size.target is operator.mul:
+                return next((s for s in size.args if isinstance(s, int)), None)
+        waiting += [n for n in node.all_input_nodes if n not in waiting and len(waiting) < _FLAT]
     return None
 
 

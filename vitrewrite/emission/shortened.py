@@ -22,9 +22,11 @@ def shorten(method: ast.FunctionDef, methods: set[str]) -> None:
     stored = [n.id for n in names if isinstance(n.ctx, ast.Store)]
     later = {
         n.id
-        for f in ast.walk(method) if isinstance(f, _LATER) and f is not method
-        for n in ast.walk(f) if isinstance(n, ast.Name)
-    }  # fmt: skip
+        for f in ast.walk(method)
+        if isinstance(f, _LATER) and f is not method
+        for n in ast.walk(f)
+        if isinstance(n, ast.Name)
+    }
     for block in bodies(method):
         for statement in block[:-1]:
             name = _alias(statement, methods)
@@ -74,9 +76,11 @@ def _name_once(method: ast.FunctionDef, later: set[str]) -> None:
         name, given = _second_name(first, ast.Name), first.value.id  # type: ignore[attr-defined]
         names = [n for n in ast.walk(method) if isinstance(n, ast.Name)]
         stored = [n.id for n in names if isinstance(n.ctx, ast.Store)]
-        alone = [n.id for n in names].count(given) == 1 and first is method.body[0]
-        fixed = stored.count(str(name)) == 1 and given not in stored
-        own = given in [a.arg for a in method.args.args[1:]]
+        before = [s for s in method.body[: method.body.index(first)] if not isinstance(s, ast.Expr)]
+        alone = [n.id for n in names].count(given) == 1 and not before
+        arguments = [a.arg for a in method.args.args[1:]]
+        fixed = stored.count(str(name)) == 1 and given not in stored and name not in arguments
+        own = given in arguments
         if own and (alone or fixed) and not {name, given} & later:
             for each in names:
                 each.id = given if each.id == name else each.id

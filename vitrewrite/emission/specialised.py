@@ -59,10 +59,11 @@ def _fixed(tree: ast.ClassDef, modules: Sequence[nn.Module]) -> dict[str, Any]:
     """Attributes that only the constructor sets, with the value that all modules have."""
     changed = {
         n.attr
-        for method in methods_of(tree) if method.name != "__init__"
+        for method in methods_of(tree)
+        if method.name != "__init__"
         for n in ast.walk(method)
         if isinstance(n, ast.Attribute) and isinstance(n.ctx, (ast.Store, ast.Del))
-    }  # fmt: skip
+    }
     names = {
         n.attr
         for n in ast.walk(tree)
@@ -114,9 +115,10 @@ def _left_out(method: ast.FunctionDef, known: Agreed) -> dict[str, Any]:
     arguments = [a.arg for a in method.args.args[1:]]
     defaults = dict(zip(reversed(arguments), reversed(method.args.defaults), strict=False))
     return {
-        k: d.value for k in arguments[known.given :]
+        k: d.value
+        for k in arguments[known.given :]
         if isinstance(d := defaults.get(k), ast.Constant)
-    }  # fmt: skip
+    }
 
 
 def _complete(method: ast.FunctionDef, known: Agreed) -> None:
@@ -145,7 +147,7 @@ class _Fold(ast.NodeTransformer):
             if _is_reset(statement):
                 continue
             new = self.visit(statement)
-            made += new if isinstance(new, list) else [new]
+            made += [s for s in (new if isinstance(new, list) else [new]) if not _is_idle(s)]
             if made and isinstance(made[-1], (ast.Return, ast.Raise)):
                 break
         return made
@@ -295,6 +297,14 @@ def _is_reset(statement: ast.stmt) -> bool:
     call = statement.value if isinstance(statement, ast.Expr) else None
     named = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
     return named and call.func.attr == "reset_parameters"  # type: ignore[union-attr]
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    """Whether it is what is left of a choice: `x = x`."""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Name):
+        return False
+    name = statement.value.id
+    return all(isinstance(t, ast.Name) and t.id == name for t in statement.targets)
 
 
 def _plain_head(method: ast.FunctionDef) -> None:

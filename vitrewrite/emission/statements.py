@@ -328,8 +328,11 @@ def _is_indexed(node: fx.Node) -> bool:
     owner = node.args[0] if node.target is operator.getitem else None
     while isinstance(owner, fx.Node) and owner.target is operator.getitem and ARITY.on(owner):
         owner = owner.args[0]
-    whole = isinstance(owner, fx.Node) and owner.op == "placeholder" and ARITY.on(owner)
-    return whole and isinstance(node.args[1], int)
+    if not isinstance(owner, fx.Node) or not ARITY.on(owner) or not isinstance(node.args[1], int):
+        return False
+    if is_item(owner):  # of a list that a loop made, of which a size is read
+        return not HINT.get(node) and [is_size(user) for user in node.users] == [True]
+    return owner.op == "placeholder"
 
 
 def _of_one_mode(graph: fx.Graph) -> set[fx.Node]:

@@ -57,7 +57,7 @@ def _asked(trees: Sequence[ast.ClassDef]) -> dict[str, set[str]]:
     for tree in trees:
         held = _held_by(tree, names)
         for node in (n for n in ast.walk(tree) if isinstance(n, ast.Attribute)):
-            owner = ast.unparse(node.value)
+            owner = node.value.id if isinstance(node.value, ast.Name) else ast.unparse(node.value)
             known = tree.name if owner == "self" else held.get(owner, "")
             found.setdefault(known if alone else "", set()).add(node.attr)
     return found
@@ -222,10 +222,12 @@ def drop_unread_stores(tree: ast.ClassDef, trees: Sequence[ast.ClassDef], known:
         return
     read = {
         n.attr
-        for t in trees for n in ast.walk(t)
-        if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)
+        for t in trees
+        for n in ast.walk(t)
+        if isinstance(n, ast.Attribute)
+        and isinstance(n.ctx, ast.Load)
         and (t is tree or ast.unparse(n.value) != "self")
-    }  # fmt: skip
+    }
     arguments = [a.arg for a in init.args.args[1:]]
     for name in [a for a in arguments if a not in read and len(_places(init, a)) == 1]:
         if _only_stored(init, name):
@@ -260,9 +262,10 @@ def _calls(name: str, trees: Sequence[ast.ClassDef]) -> list[ast.Call] | None:
     """The calls that make modules of a class, if it is named for nothing else."""
     nodes = [n for t in trees for n in ast.walk(t)]
     found = [
-        n for n in nodes
+        n
+        for n in nodes
         if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == name
-    ]  # fmt: skip
+    ]
     uses = sum(isinstance(n, ast.Name) and n.id == name for n in nodes)
     spread = any(isinstance(a, ast.Starred) for call in found for a in call.args)
     spread |= any(k.arg is None for call in found for k in call.keywords)

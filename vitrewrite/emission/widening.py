@@ -27,7 +27,7 @@ _FREE = (operator.getitem, getattr)
 
 
 @dataclass(eq=False)
-class _Call:
+class UnitCall:
     """A call of a unit in the program of another one."""
 
     caller: Template
@@ -41,7 +41,8 @@ def widen(root: nn.Module) -> None:
         pass
 
 
-def _widen_one(root: nn.Module) -> bool:
+def by_kind(root: nn.Module) -> tuple[list[Unit], list[list[list[Unit]]]]:
+    """All units with programs; and of each name that several programs have, those of each."""
     units = [m for m in walk.modules(root) if isinstance(m, Unit) and m.template is not None]
     by_name: dict[str, dict[int, list[Unit]]] = {}
     for unit in reversed(units):  # children first
@@ -49,10 +50,12 @@ def _widen_one(root: nn.Module) -> bool:
         if not is_root(unit) and not is_chain(unit):
             same = by_name.setdefault(unit.template.name, {})
             same.setdefault(id(unit.template), []).append(unit)
-    for groups in by_name.values():
-        if len(groups) > 1 and _widen_kind(list(groups.values()), units):
-            return True
-    return False
+    return units, [list(groups.values()) for groups in by_name.values() if len(groups) > 1]
+
+
+def _widen_one(root: nn.Module) -> bool:
+    units, kinds = by_kind(root)
+    return any(_widen_kind(groups, units) for groups in kinds)
 
 
 def _widen_kind(groups: list[list[Unit]], units: list[Unit]) -> bool:
@@ -91,18 +94,11 @@ def _widen_to(few: list[Unit], many: list[Unit], units: list[Unit]) -> bool:
     place = places.pop() if len(places) == 1 else None
     if place is None or not _alike(made, large, few, many):
         return False
-    calls = list(_calls(few, units))
-    if not all(_can_read(call, few) for call in calls):
+    calls = called_alone(few, units)
+    if calls is None:
         return False
-    copies = {id(t): t.clone() for t in {id(c.caller): c.caller for c in calls}.values()}
-    for call in calls:
-        for graph in copies[id(call.caller)].graphs:
-            _reread(graph, call.target, place, _yields(large.graph))
-    for unit in units:
-        if unit.template is not None and id(unit.template) in copies:
-            unit.__dict__["template"] = copies[id(unit.template)]
-    for unit in few:
-        unit.__dict__["template"] = made
+    for graph, target in replace_templates(calls, few, made, units):
+        _reread(graph, target, place, _yields(large.graph))
     return True
 
 
@@ -180,7 +176,27 @@ class _Yielding:
 # -- the callers ----------------------------------------------------------------------------------
 
 
-def _calls(few: list[Unit], units: list[Unit]) -> Iterator[_Call]:
+def called_alone(few: list[Unit], units: list[Unit]) -> list[UnitCall] | None:
+    """The calls of some units, if none of them may be of others too."""
+    calls = list(_calls(few, units))
+    return calls if all(_can_read(call, few) for call in calls) else None
+
+
+def replace_templates(
+    calls: Sequence[UnitCall], few: Sequence[Unit], made: Template, units: Sequence[Unit]
+) -> Iterator[tuple[fx.Graph, str]]:
+    """Gives some units another program; the graphs that call them, copied, and by what name."""
+    copies = {id(t): t.clone() for t in {id(c.caller): c.caller for c in calls}.values()}
+    for unit in units:
+        if unit.template is not None and id(unit.template) in copies:
+            unit.__dict__["template"] = copies[id(unit.template)]
+    for unit in few:
+        unit.__dict__["template"] = made
+    for call in calls:
+        yield from ((graph, call.target) for graph in copies[id(call.caller)].graphs)
+
+
+def _calls(few: list[Unit], units: list[Unit]) -> Iterator[UnitCall]:
     """Where some units are called, and by what programs."""
     ids = set(map(id, few))
     owners: dict[int, list[Unit]] = {}
@@ -192,10 +208,10 @@ def _calls(few: list[Unit], units: list[Unit]) -> Iterator[_Call]:
         nodes = (n for graph in caller.graphs for n in graph.nodes if n.op == "call_module")
         for target in dict.fromkeys(str(n.target) for n in nodes):
             if any(id(owner.get_submodule(target)) in ids for owner in same):
-                yield _Call(caller, target, same)
+                yield UnitCall(caller, target, same)
 
 
-def _can_read(call: _Call, few: list[Unit]) -> bool:
+def _can_read(call: UnitCall, few: list[Unit]) -> bool:
     """Whether all that the call means are such units, and it is read as a value of its own."""
     ids = set(map(id, few))
     if any(is_chain(owner) for owner in call.owners):

@@ -15,11 +15,11 @@ def wrap(line: str, width: int) -> list[str]:
         return [line]
     pairs = _brackets(line)
     if not pairs:
-        return [line]
+        return _text(line, width)
     if (sum_ := _sum(line)) and all(_is_subscript(line, start) for start, _ in pairs):
         head, terms = sum_
         return [f"{head}(", *(f"    {term}" for term in terms), ")"]
-    for start, stop in pairs:
+    for start, stop in _last_first(line, pairs, width):
         head, tail = line[: start + 1], line[stop:]
         if max(len(head), len(tail)) <= width:
             return [head, *_inside(line[start + 1 : stop], width - 4), tail]
@@ -28,6 +28,39 @@ def wrap(line: str, width: int) -> list[str]:
         return [*wrap(first, width), *wrap(loop + rest, width)]
     start, stop = pairs[0]
     return [line[: start + 1], *_inside(line[start + 1 : stop], width - 4), line[stop:]]
+
+
+def _text(line: str, width: int) -> list[str]:
+    """A line that is or sets a string literal, broken behind spaces of the text."""
+    found = _LITERAL.fullmatch(line)
+    if found is None:
+        return [line]
+    head, prefix, quote, body, end = found.groups()
+    width -= 4 if head else 0
+    room = width - len(prefix) - 2 - len(end)
+    pieces = [""]
+    for word in _words(body, formatted="f" in prefix):
+        if pieces[-1] and len(pieces[-1]) + len(word) > room:
+            pieces.append("")
+        pieces[-1] += word
+    kinds = [prefix if re.search("[{}\\\\]", piece) else "" for piece in pieces]
+    lines = [f"{kind}{quote}{piece}{quote}" for kind, piece in zip(kinds, pieces, strict=True)]
+    lines[-1] += end
+    return [f"{head}(", *(f"    {each}" for each in lines), ")"] if head else lines
+
+
+_LITERAL = re.compile(r'(return |[\w.]+ = |)([rf]{0,2})(["\'])((?:(?!\3)[^\\]|\\.)*)\3(,?)')
+
+
+def _words(text: str, *, formatted: bool) -> Iterator[str]:
+    """The words of a text, each with the space behind it; what is in braces is one."""
+    start, depth = 0, 0
+    for i, char in enumerate(text):
+        depth += (char == "{") - (char == "}") if formatted else 0
+        if char == " " and depth == 0:
+            yield text[start : i + 1]
+            start = i + 1
+    yield text[start:]
 
 
 def _is_subscript(line: str, start: int) -> bool:
@@ -96,6 +129,14 @@ def _brackets(line: str) -> list[tuple[int, int]]:
             if not stack:
                 pairs.append((start, i))
     return sorted(pairs, key=lambda p: p[0] - p[1])
+
+
+def _last_first(line: str, pairs: list[tuple[int, int]], width: int) -> list[tuple[int, int]]:
+    """The pairs, first the last one where the line ends with a call of what stands before it."""
+    start, stop = max(pairs)
+    ends = line[stop + 1 :] in ("", ",", ":") and line[start] == "(" and stop > start + 1
+    called = ends and re.search(r"\.\w+$", line[:start]) is not None and start < width
+    return [(start, stop), *pairs] if called else pairs
 
 
 def _items(text: str) -> list[str]:

@@ -136,6 +136,10 @@ class VitrewriteError(Exception):
     def __str__(self) -> str:
         return self.render()
 
+    def _render_traceback_(self) -> list[str]:
+        # What a notebook shows in place of a traceback, which leads through our code alone.
+        return [f"{type(self).__name__}: {self}"]
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions are pickled by the arguments of their base; worker processes send ours back.
         return _restored, (type(self), self.args, self.__dict__)

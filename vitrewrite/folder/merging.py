@@ -76,8 +76,10 @@ def _read(path: Path) -> Content:
 def _check_alike(one: Path, first: Content, two: Path, other: Content) -> None:
     for key, what in (("spec_hash", "specs"), (BASE, "base weights")):
         if first.metadata[key] != other.metadata[key]:
-            names = [f"{p}: {c.metadata['spec']} on {c.metadata['model']}"
-                     for p, c in ((one, first), (two, other))]  # fmt: skip
+            names = [
+                f"{p}: {c.metadata['spec']} on {c.metadata['model']}"
+                for p, c in ((one, first), (two, other))
+            ]
             raise FileError(
                 "VR777",
                 f"'{one}' and '{two}' are of different {what}",

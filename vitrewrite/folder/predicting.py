@@ -15,6 +15,7 @@ from ..report.prediction import ImagePrediction, areas, best
 from ..tasks.classification import logits
 from ..tasks.queries import CLASSES, MASKS, semantic
 from ..text import shown
+from ..tracing import tree
 from .usage import CLASSIFICATION, OTHER, QUERIES, Usage
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with what is known of its use."""
+    """A model with what is known of its use, and the device that it is on."""
 
     model: nn.Module
     usage: Usage
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         refuse_other(self.usage)
@@ -42,7 +44,7 @@ class Predictor:
         eight = self.prepared(image)
         pixels = self.usage.preprocessing.normalised(eight).to(self.usage.torch_dtype)
         with torch.no_grad():
-            output = self.model(pixels[None])
+            output = tree.map_leaves(_on_cpu, self.model(pixels[None].to(self.device)))
         known: dict[str, Any] = {
             "image": name, "pixels": (eight / 255).expand(3, -1, -1),
             "classes": self.usage.outputs, "names": self.usage.classes,
@@ -81,10 +83,15 @@ class Predictor:
         return scores[0].argmax(0)
 
 
+def _on_cpu(value: torch.Tensor) -> torch.Tensor:
+    return value.cpu()
+
+
 def refuse_other(usage: Usage) -> None:
     """Raises VR888 for what returns no classes."""
     if usage.task == OTHER or not usage.outputs:
         raise FileError(
-            "VR888", f"the model returns no scores of classes: its task is {shown(usage.task)}",
+            "VR888",
+            f"the model returns no scores of classes: its task is {shown(usage.task)}",
             suggestion="apply or tune a model that has a head of classes",
-        )  # fmt: skip
+        )

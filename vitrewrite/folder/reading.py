@@ -78,9 +78,10 @@ def rewritten_folder(path: Path, trust: Trust = NONE, delta: Path | None = None)
     folder = Folder.open(path)
     if folder.lock["lowered"]:
         raise FileError(
-            "VR705", f"'{path}' is lowered already",
+            "VR705",
+            f"'{path}' is lowered already",
             suggestion="'vitrewrite lower --undo' turns it back",
-        )  # fmt: skip
+        )
     return Loader(folder, trust).load(delta)
 
 
@@ -95,9 +96,10 @@ def unlowered_folder(path: Path, trust: Trust = NONE) -> Rewritten:
     folder = Folder.open(path)
     if not folder.lock["lowered"]:
         raise FileError(
-            "VR706", f"'{path}' is not lowered, so there is nothing to turn back",
+            "VR706",
+            f"'{path}' is not lowered, so there is nothing to turn back",
             suggestion="leave out --undo to lower it",
-        )  # fmt: skip
+        )
     return Loader(folder, trust).unlowered()
 
 
@@ -145,9 +147,7 @@ class Loader:
                 raise self._odd(f"{type(error).__name__} {first_line(error)}") from error
             rewritten = lowered(made)
             rewritten.unlowered = None
-        models.load_weights(
-            rewritten.module, self._path(WEIGHTS), self.folder.digest(WEIGHTS)
-        )  # fmt: skip
+        models.load_weights(rewritten.module, self._path(WEIGHTS), self.folder.digest(WEIGHTS))
         return rewritten
 
     def _path(self, name: str) -> Path:
@@ -197,9 +197,10 @@ class Loader:
         files = [c.use.key for c in spec.clauses if c.use is not None and c.use.file]
         if files and not self.trust.code:
             raise FileError(
-                "VR718", f"'{self.folder.path}' was written with the code {files[0]!r}",
+                "VR718",
+                f"'{self.folder.path}' was written with the code {files[0]!r}",
                 suggestion="--trust runs it",
-            )  # fmt: skip
+            )
 
     @cached_property
     def _options(self) -> dict[str, object]:
@@ -240,12 +241,15 @@ class Loader:
                 raise FileError(
                     "VR704",
                     f"'{path}' was made from a model object and has {lacks} to build it from",
-                    notes=notes, suggestion="apply the spec in Python and use vitrewrite.load",
-                )  # fmt: skip
+                    notes=notes,
+                    suggestion="apply the spec in Python and use vitrewrite.load",
+                )
             raise FileError(
-                "VR718", f"'{path}' has {lacks}, and its model is the code {lock['model']!r}",
-                notes=notes, suggestion="--trust runs it, or model=FILE.py:CALLABLE names it",
-            )  # fmt: skip
+                "VR718",
+                f"'{path}' has {lacks}, and its model is the code {lock['model']!r}",
+                notes=notes,
+                suggestion="--trust runs it, or model=FILE.py:CALLABLE names it",
+            )
         weights = lock["weights"] if state is None else "random"
         weights = "random" if weights == "given" else weights
         model = models.create(
@@ -269,13 +273,16 @@ class Loader:
         where = self._path(WEIGHTS) if self.folder.has(WEIGHTS) else self.folder.path
         return FileError(
             "VR720", f"the weights in '{where}' are not those that its {LOCK} is about"
-        )  # fmt: skip
+        )
 
     def _check_weights(self, rewritten: Rewritten, found: Mapping[str, torch.Tensor]) -> None:
         """The weights are what the delta makes of the base, bit by bit."""
         own = rewritten.module.state_dict()
-        odd = [k for k in sorted(own.keys() | found.keys())
-               if k not in own or k not in found or not same_bits(own[k], found[k])]  # fmt: skip
+        odd = [
+            k
+            for k in sorted(own.keys() | found.keys())
+            if k not in own or k not in found or not same_bits(own[k], found[k])
+        ]
         if odd:
             raise FileError(
                 "VR714",

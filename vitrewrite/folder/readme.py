@@ -12,7 +12,7 @@ from ..emission.literals import one_line
 from ..text import giga
 from ..tracing import inputs
 from ..tracing.about import about
-from .usage import CLASSIFICATION, DENSE, OTHER, PREPROCESSING, QUERIES, Usage
+from .usage import CLASSIFICATION, DENSE, OTHER, PREPROCESSING, QUERIES, Usage, key_of
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -37,17 +37,27 @@ def readme(rewritten: Rewritten, usage: Usage | None, *, weights: bool) -> str:
     spec = "\n".join(map(one_line, str(rewritten.spec).strip().splitlines())) or "# no clauses"
     example = about(rewritten.base).example
     return render(
-        "README.md.jinja", title=_title(rewritten), weights=weights,
-        weighted=one_line(rewritten.weights), lowered=rewritten.lowered,
-        total=f"{params.total:,}", trainable=f"{params.trainable:,}",
-        macs=giga(rewritten.measures.macs), usage=usage,
-        takes=_takes(usage) if usage else [], returns=_returns(usage) if usage else "",
+        "README.md.jinja",
+        title=_title(rewritten),
+        weights=weights,
+        weighted=one_line(rewritten.weights),
+        lowered=rewritten.lowered,
+        total=f"{params.total:,}",
+        trainable=f"{params.trainable:,}",
+        macs=giga(rewritten.measures.macs),
+        usage=usage,
+        takes=_takes(usage) if usage else [],
+        returns=_returns(usage) if usage else "",
         stated=inputs.statement(rewritten.base, example) or "",
         prepare="\n".join(prepare_lines(usage)) if usage else "",
         mode={1: "L", 3: "RGB"}[usage.size[0]] if usage else "",
-        classes=classes, spec=spec, fence=_fence(spec + classes), preprocessing=PREPROCESSING,
+        key=key_of(rewritten),
+        classes=classes,
+        spec=spec,
+        fence=_fence(spec + classes),
+        preprocessing=PREPROCESSING,
         segments=usage is not None and usage.task in (DENSE, QUERIES),
-    )  # fmt: skip
+    )
 
 
 def docstring_lines(usage: Usage | None) -> str:

@@ -30,10 +30,11 @@ def usage_of(folder: Folder) -> Usage:
     """
     if not folder.has(PREPROCESSING):
         raise FileError(
-            "VR596", f"'{folder.path}' has no {PREPROCESSING}: its model takes no image, or it was "
+            "VR596",
+            f"'{folder.path}' has no {PREPROCESSING}: its model takes no image, or it was "
             "written by an older version",
             suggestion="write it again with 'vitrewrite apply' or vitrewrite.emit",
-        )  # fmt: skip
+        )
     return Usage.from_json(folder.json(PREPROCESSING))
 
 
@@ -56,7 +57,8 @@ def refuse_strange(path: Path, text: bytes) -> None:
     """Raises VR718 unless a text is what the compiler prints of the folder."""
     if text != model_text(load_folder(path)).encode():
         raise FileError(
-            "VR718", f"'{path / SOURCE}' is not what vitrewrite prints of this folder, so it is "
+            "VR718",
+            f"'{path / SOURCE}' is not what vitrewrite prints of this folder, so it is "
             "code of somebody",
             suggestion="--trust runs it",
-        )  # fmt: skip
+        )

@@ -13,6 +13,7 @@ from torch import fx
 from ..data.labels import KEY, class_names
 from ..data.preprocessing import Preprocessing
 from ..errors import DataError, FileError
+from ..models.image_processors import BY_DEFAULT
 from ..tasks.choice import coarsest_strides
 from ..tasks.queries import CLASSES, MASKS
 from ..text import shown
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
 
 PREPROCESSING = "preprocessing.json"
+SCORES = "logits"
 CLASSIFICATION, DENSE, QUERIES, OTHER = "classification", "dense", "queries", "other"
 
 
@@ -44,7 +46,7 @@ class Usage:
         crop_pct: how much of the resized image the crop takes.
         crop_mode: `center` keeps the ratio of the sides and the middle, `squash` does not,
             `border` adds a border.
-        stated: whether the model says so; else these are timm's defaults.
+        stated: whether the model says so; else these are defaults of its library.
         outputs: classes, or 0 if it returns something else.
         classes: their names; empty if nobody says.
     """
@@ -88,7 +90,7 @@ class Usage:
             interpolation="bilinear" if segments else str(config["interpolation"]),
             crop_pct=1.0 if segments else float(config["crop_pct"]),
             crop_mode="squash" if segments else str(config["crop_mode"]),
-            stated="mean" in record and "std" in record,
+            stated="mean" in record and "std" in record and not record.get(BY_DEFAULT),
             outputs=outputs,
             classes=class_names(rewritten.base, outputs, learnt=learnt) if outputs else (),
         )
@@ -143,15 +145,27 @@ class Usage:
 
 def _task(rewritten: Rewritten) -> tuple[str, int]:
     """What a model returns, and how many classes that has."""
-    unit: Any = rewritten.result.root
-    output = unit.template.graph.output_node().args[0]
+    output = _output(rewritten)
     if isinstance(output, Mapping):
         if {CLASSES, MASKS} <= output.keys():
             return QUERIES, int(_shape(output[CLASSES])[-1]) - 1
-        return OTHER, 0
+        if key_of(rewritten) is None:
+            return OTHER, 0
+        output = output[SCORES]
     shape = _shape(output)
     kinds = {2: CLASSIFICATION, 4: DENSE}
     return (kinds[len(shape)], int(shape[1])) if len(shape) in kinds else (OTHER, 0)
+
+
+def key_of(rewritten: Rewritten) -> str | None:
+    """The entry with the scores of classes, first in what models of Hugging Face return."""
+    output = _output(rewritten)
+    return SCORES if isinstance(output, Mapping) and next(iter(output), None) == SCORES else None
+
+
+def _output(rewritten: Rewritten) -> Any:
+    unit: Any = rewritten.result.root
+    return unit.template.graph.output_node().args[0]
 
 
 def _shape(output: Any) -> tuple[int, ...]:

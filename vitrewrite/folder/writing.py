@@ -68,9 +68,12 @@ def emit(rewritten: Rewritten, out: str | Path, *, weights: bool = True) -> Path
 
 @undisturbed()
 def emit_into(
-    rewritten: Rewritten, folder: Path, *, weights: bool = True,
+    rewritten: Rewritten,
+    folder: Path,
+    *,
+    weights: bool = True,
     others: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Writes the files of a rewritten model into a folder that holds other things too.
 
     File by file; the lock file, which makes it a folder of vitrewrite, is the last.
@@ -91,9 +94,12 @@ def emit_into(
 
 
 def _write_all(
-    rewritten: Rewritten, source: str, folder: Path, weights: bool,
+    rewritten: Rewritten,
+    source: str,
+    folder: Path,
+    weights: bool,
     others: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     from ..report.picture import picture
     from .originals import save_originals
 
@@ -247,15 +253,21 @@ def test_text(rewritten: Rewritten) -> str:
     timms = _starts_as_timms(rewritten)
     alone, through = _tried(rewritten)
     return render(
-        "test_model.py.jinja", shape=tuple(example.shape[1:]), fixed=fixed and not many, many=many,
+        "test_model.py.jinja",
+        shape=tuple(example.shape[1:]),
+        fixed=fixed and not many,
+        many=many,
         inputs=[(tuple(v.shape[1:]), v.dtype) for v in examples],
-        single=single, total=params.total, trainable=params.trainable,
+        single=single,
+        total=params.total,
+        trainable=params.trainable,
         dtype="" if example.dtype == torch.float32 else str(example.dtype),
         close="rtol=1e-3, atol=1e-4" if exact else "rtol=6e-2, atol=6e-2",
         original=repr(full_name(rewritten.model_name)) if timms and not many else "",
         options=pformat(rewritten.model_options, width=88, sort_dicts=True),
-        alone=alone, through=through,
-    )  # fmt: skip
+        alone=alone,
+        through=through,
+    )
 
 
 def _starts_as_timms(rewritten: Rewritten) -> bool:
@@ -302,9 +314,10 @@ def plan_markdown(rewritten: Rewritten) -> str:
         claim_lines(rewritten.claims),
     ]
     body = "\n".join(
-        one_line(line) for i, lines in enumerate(filter(None, blocks))
+        one_line(line)
+        for i, lines in enumerate(filter(None, blocks))
         for line in ([""] if i else []) + "\n".join(lines).split("\n")
-    )  # fmt: skip
+    )
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))
     return (
         f"# {one_line(rewritten.spec.name)} on {one_line(rewritten.model_name)}\n\n"

@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import FileError, VerifyError
 from ..text import first_line, shown
 from ..tracing import tree
+from .lengths import FollowedLengths
 
 FORMS = ("onnx", "pt2")
 OPSET = 18
@@ -28,6 +29,7 @@ TOLERANCE = 1e-4
 """Largest difference of any output, over the largest value in it."""
 _STEPS = (14, 16, 32, 64)  # pixels that an image may grow by, where the model does not say
 _MOST = 2_000_000_000  # bytes in one file of protocol buffers
+_MANY = 1_000  # nodes that are more than onnxscript's rules rewrite in a minute
 
 Size = tuple[int, int]
 Run = Callable[[torch.Tensor], list[torch.Tensor]]
@@ -41,7 +43,7 @@ class Exported:
         form: `onnx` or `pt2`.
         content: of the file.
         sizes: whether images may have any size that the model takes.
-        reason: why they may not, although the model takes several.
+        reason: why they may not.
         checked: batch, height and width of what it was compared on.
         apart: the largest difference, over the largest value.
     """
@@ -76,9 +78,15 @@ class Exported:
 
 
 def export(
-    module: nn.Module, form: str, size: tuple[int, int, int], *, fixed: bool,
-    multiple: Size = (1, 1), dtype: torch.dtype = torch.float32, about: Mapping[str, str],
-) -> Exported:  # fmt: skip
+    module: nn.Module,
+    form: str,
+    size: tuple[int, int, int],
+    *,
+    fixed: bool,
+    multiple: Size = (1, 1),
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, str],
+) -> Exported:
     """Exports a model of images.
 
     Args:
@@ -97,7 +105,7 @@ def export(
     check_packages(form)
     maker = _Maker(module.eval(), form, size, dtype, dict(about))
     others = None if fixed else maker.others(multiple)
-    reason = ""
+    reason = f"the model takes images of {size[1]}x{size[2]} only"
     if others is not None:
         try:
             return maker.made(others)
@@ -147,7 +155,7 @@ class _Maker:
         dims: dict[int, Any] = {0: torch.export.Dim("batch")}
         dims |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if sizes else {}
         try:
-            with _quiet(), torch.no_grad():
+            with _quiet(), torch.no_grad(), FollowedLengths():
                 made = torch.export.export(
                     self.module, (self.images(2, size),), dynamic_shapes=(dims,), strict=False
                 )
@@ -162,14 +170,25 @@ class _Maker:
 
     def _onnx(self, program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
         import onnxruntime
+        from onnxscript import optimizer
 
+        few = len(program.graph.nodes) <= _MANY
         names = list(_names(self.module(self.images(1, (self.size[1], self.size[2])))))
         try:
             with _quiet():
                 made: Any = torch.onnx.export(
-                    program, (), opset_version=OPSET, input_names=["image"],
-                    output_names=names, dynamo=True, verbose=False,
-                )  # fmt: skip
+                    program,
+                    (),
+                    opset_version=OPSET,
+                    input_names=["image"],
+                    output_names=names,
+                    dynamo=True,
+                    verbose=False,
+                    optimize=few,
+                )
+                if not few:  # the rules are tried at each node, and each looks at all nodes
+                    optimizer.fold_constants(made.model)
+                    optimizer.remove_unused_nodes(made.model)
                 made.model.metadata_props.update(self.about)
                 content = self._serialised(made.model_proto)
                 options = onnxruntime.SessionOptions()
@@ -190,9 +209,10 @@ class _Maker:
     def _serialised(self, proto: Any) -> bytes:
         if (size := proto.ByteSize()) > _MOST:
             raise VerifyError(
-                "VR598", f"the model takes {size:,} bytes, and a file of ONNX holds 2 GB",
+                "VR598",
+                f"the model takes {size:,} bytes, and a file of ONNX holds 2 GB",
                 suggestion="export it --to pt2",
-            )  # fmt: skip
+            )
         content: bytes = proto.SerializeToString()
         return content
 
@@ -212,6 +232,8 @@ class _Maker:
         return content, run
 
     def _failed(self, who: str, error: Exception) -> VerifyError:
+        while error.__cause__ is not None:  # what exporters wrap says what is missing
+            error = error.__cause__  # type: ignore[assignment]
         return VerifyError("VR598", f"{who} cannot write the model: {first_line(error)}")
 
     # -- comparing --------------------------------------------------------------------------------
@@ -247,9 +269,10 @@ class _Maker:
         gap = max((_apart(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
         if not gap <= TOLERANCE:
             raise VerifyError(
-                "VR599", f"what was exported is {gap:.1e} apart from the model on {where}",
+                "VR599",
+                f"what was exported is {gap:.1e} apart from the model on {where}",
                 notes=[f"valid: at most {TOLERANCE:g} of the largest value"],
-            )  # fmt: skip
+            )
         return gap
 
 
@@ -279,9 +302,10 @@ def check_packages(form: str) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise FileError(
-                "VR597", f"exporting to ONNX needs {shown(name)}, which is not installed",
+                "VR597",
+                f"exporting to ONNX needs {shown(name)}, which is not installed",
                 suggestion="pip install 'vitrewrite[onnx]'",
-            ) from error  # fmt: skip
+            ) from error
 
 
 @contextmanager

@@ -39,9 +39,7 @@ OF_STITCHES = (
     "stitch_temperature", "stitch_start", "stitch_teacher", "stitch_weight", "stitch_by",
     "stitch_batch", "stitch_rounds", "stitch_table",
 )  # fmt: skip
-OF_AUGMENTATION = (
-    "augment", "crop", "zoom", "flip", "colour", "distort", "auto_augment", "erase",
-)  # fmt: skip
+OF_AUGMENTATION = ("augment", "crop", "zoom", "flip", "colour", "distort", "auto_augment", "erase")
 _SCORES = "stitch_sampling == 'scored'"
 _TIMED = "stitch_by == 'latency'"
 _SEARCHES = "macs is not None"
@@ -49,6 +47,8 @@ _TRAINS = "macs is not None and search in ('gates', 'ranked')"
 _TEACHES = "teacher is not None"
 _KEEPS = "cache == 'features'"
 _MIXES = "mixup > 0 or cutmix > 0"
+_MIXES_BOTH = "mixup > 0 and cutmix > 0"
+_MOVES = f"optimiser in {WITH_MOMENTUM!r}"
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,8 @@ class Settings:
         help="learning rate that it ends at",
     )
     momentum: float = option(
-        0.9, minimum=0, maximum=1, help="of the optimisers that have one",
-        needs=f"optimiser in {WITH_MOMENTUM!r}",
-    )  # fmt: skip
+        0.9, minimum=0, maximum=1, needs=_MOVES, help="of the optimisers that have one"
+    )
     weight_decay: float = option(1e-4, minimum=0, help="of weights; biases and norms have none")
     schedule: str = option("cosine", choices=SCHEDULES, help="timm's of that name")
     warmup_epochs: float = option(0.0, minimum=0, help="epochs in which the rate rises to lr")
@@ -88,9 +87,12 @@ class Settings:
         30.0, minimum=0, needs="schedule == 'step'", help="epochs from step to step"
     )
     decay_rate: float = option(
-        0.1, minimum=0, maximum=1, needs="schedule in ('step', 'plateau')",
+        0.1,
+        minimum=0,
+        maximum=1,
+        needs="schedule in ('step', 'plateau')",
         help="factor at a step, or where evaluations stay as they were",
-    )  # fmt: skip
+    )
     patience: int = option(
         10, minimum=0, needs="schedule == 'plateau'", help="evaluations without a better one"
     )
@@ -103,14 +105,18 @@ class Settings:
         None, minimum=0, help="processes that read images; none: by images and cores"
     )
     cache: int | str = option(
-        1024, minimum=0, words=(FEATURES,),
+        1024,
+        minimum=0,
+        words=(FEATURES,),
         help="MiB of decoded images in memory, of those trained and measured each; features: what "
         "the frozen part of the model makes of each image is computed once, and kept on disk",
-    )  # fmt: skip
+    )
     cache_dtype: str = option(
-        "model", choices=("model", "bf16"), needs=_KEEPS,
+        "model",
+        choices=("model", "bf16"),
+        needs=_KEEPS,
         help="what features are kept in: as the model computes them, or bfloat16",
-    )  # fmt: skip
+    )
     cache_at: str | None = option(
         None, needs=_KEEPS, help="folder of features that several runs share; else in that of a run"
     )
@@ -137,9 +143,12 @@ class Settings:
         None, minimum=1, help="of images with label maps: from 1 / zoom to zoom times the size"
     )
     one_class: float = option(
-        0.75, above=0, maximum=1, needs="zoom is not None or augment != 'none'",
+        0.75,
+        above=0,
+        maximum=1,
+        needs="zoom is not None or augment != 'none'",
         help="largest share of one class in a crop of a label map",
-    )  # fmt: skip
+    )
     flip: float | None = option(None, minimum=0, maximum=1, help="probability of a mirror image")
     colour: float | None = option(
         None,
@@ -161,9 +170,8 @@ class Settings:
         1.0, minimum=0, maximum=1, needs=_MIXES, help="share of the draws in which any is done"
     )
     mix_switch: float = option(
-        0.5, minimum=0, maximum=1, needs="mixup > 0 and cutmix > 0",
-        help="share of cutmix where both are set",
-    )  # fmt: skip
+        0.5, minimum=0, maximum=1, needs=_MIXES_BOTH, help="share of cutmix where both are set"
+    )
     mix_mode: str = option(
         "batch", choices=MIX_MODES, needs=_MIXES, help="what is drawn for, as timm has it"
     )
@@ -203,36 +211,46 @@ class Settings:
         None, help="what to learn from: MODEL(weights=...), base, or an entry of the model"
     )
     distil: str = option(
-        "soft", choices=("soft", "hard", "none"), needs=_TEACHES,
+        "soft",
+        choices=("soft", "hard", "none"),
+        needs=_TEACHES,
         help="the teacher's scores, its best class, or nothing but what passes do with it",
-    )  # fmt: skip
+    )
     temperature: float = option(
         1.0, above=0, needs=f"{_TEACHES} and distil == 'soft'", help="that scores are divided by"
     )
     distil_weight: float = option(
-        0.5, minimum=0, maximum=1, needs=f"{_TEACHES} and distil != 'none'",
+        0.5,
+        minimum=0,
+        maximum=1,
+        needs=f"{_TEACHES} and distil != 'none'",
         help="share of the teacher in the loss; the labels have the rest",
-    )  # fmt: skip
+    )
     teacher_cache: bool = option(
-        False, needs=f"{_TEACHES} and distil != 'none'",
+        False,
+        needs=f"{_TEACHES} and distil != 'none'",
         help="the teacher sees each image once, before training; not of images that vary",
-    )  # fmt: skip
+    )
 
     # -- a search over structure ------------------------------------------------------------------
     macs: int | None = option(
         None, minimum=1, help="of an image, which a search over structure ends with"
     )
     search: str = option(
-        "gates", choices=SEARCHES, needs=_SEARCHES,
+        "gates",
+        choices=SEARCHES,
+        needs=_SEARCHES,
         help="what decides: trained gates, a ranking of trained scores, salience, or chance",
-    )  # fmt: skip
+    )
     search_epochs: int = option(
         20, minimum=0, needs=f"{_TRAINS} and search_steps is None", help="epochs of the search"
     )
     search_steps: int | None = option(
-        None, minimum=1, needs=f"{_SEARCHES} and search != 'random'",
+        None,
+        minimum=1,
+        needs=f"{_SEARCHES} and search != 'random'",
         help="steps of the search, instead of epochs; of salience the batches that it looks at",
-    )  # fmt: skip
+    )
     search_lr: float | None = option(
         None, minimum=0, needs=_TRAINS, help="learning rate of the weights in the search; else lr"
     )
@@ -243,22 +261,27 @@ class Settings:
         1e-3, above=0, needs=_TRAINS, help="of gates and scores: constant, whatever the batch"
     )
     cost_weight: float | None = option(
-        None, minimum=0, needs=f"{_SEARCHES} and search == 'gates'",
+        None,
+        minimum=0,
+        needs=f"{_SEARCHES} and search == 'gates'",
         help="of (macs - those there are)^2, in G; else 30 over the square of all there can be",
-    )  # fmt: skip
+    )
     count: str = option(
-        "model", choices=("model", "patches"), needs=_SEARCHES,
+        "model",
+        choices=("model", "patches"),
+        needs=_SEARCHES,
         help="how MACs are counted: as report does, or by the table of SPViT's paper",
-    )  # fmt: skip
+    )
     search_draw: int = option(
         0, minimum=0, needs=f"{_SEARCHES} and search == 'random'", help="which of the draws"
     )
 
     # -- several models that are stitched ---------------------------------------------------------
     stitch_sampling: str = option(
-        "uniform", choices=("uniform", "scored"),
+        "uniform",
+        choices=("uniform", "scored"),
         help="how a step's stitch is drawn: all alike, or by intervals of MACs and scores (ESTA)",
-    )  # fmt: skip
+    )
     stitch_warmup: float = option(
         0.1, minimum=0, maximum=1, needs=_SCORES, help="share of the steps with uniform draws first"
     )
@@ -266,16 +289,20 @@ class Settings:
         15, minimum=1, maximum=10000, help="of equal width over the costs; each has its best stitch"
     )
     stitch_by: str = option(
-        "macs", choices=("macs", "latency"),
+        "macs",
+        choices=("macs", "latency"),
         help="what stitches cost: MACs when taken out, or time, measured as the run begins",
-    )  # fmt: skip
+    )
     stitch_batch: int = option(
         1, minimum=1, maximum=65536, needs=_TIMED, help="images of a timed run"
     )
     stitch_rounds: int = option(
-        7, minimum=1, maximum=10000, needs=_TIMED,
+        7,
+        minimum=1,
+        maximum=10000,
+        needs=_TIMED,
         help="timed runs of each stitch, in turn with the others; the median counts",
-    )  # fmt: skip
+    )
     stitch_table: str | None = option(
         None, needs=_TIMED, help="a file with the times, in place of measuring them"
     )
@@ -283,9 +310,11 @@ class Settings:
         0.9, minimum=0, below=1, help="of the moving average of a stitch's score"
     )
     stitch_scores: str = option(
-        "raw", choices=("raw", "maximum"), needs=_SCORES,
+        "raw",
+        choices=("raw", "maximum"),
+        needs=_SCORES,
         help="what the softmax is of: the scores, or over the largest in the interval",
-    )  # fmt: skip
+    )
     stitch_temperature: float = option(
         1.0, above=0, needs=_SCORES, help="that they are divided by; raw ones may be hundreds"
     )
@@ -293,13 +322,17 @@ class Settings:
         "zero", choices=("zero", "score"), help="what the moving average starts from"
     )
     stitch_teacher: str = option(
-        "none", choices=("none", "anchor"),
+        "none",
+        choices=("none", "anchor"),
         help="anchor: the largest model learns in every step too, and stitches from its classes",
-    )  # fmt: skip
+    )
     stitch_weight: float = option(
-        0.5, minimum=0, maximum=1, needs="stitch_teacher == 'anchor'",
+        0.5,
+        minimum=0,
+        maximum=1,
+        needs="stitch_teacher == 'anchor'",
         help="share of the largest model's class in the loss of a stitch",
-    )  # fmt: skip
+    )
 
     @property
     def peak(self) -> float:

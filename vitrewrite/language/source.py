@@ -8,6 +8,7 @@ from pathlib import Path
 from vitrewrite.errors import UNPRINTABLE, Span, SpecError
 from vitrewrite.text import shown
 
+TEXT = "<text>"  # the file of a spec that is none
 SIZE_LIMIT = 1_000_000  # bytes; the longest spec of the papers is a hundred times shorter
 
 
@@ -90,7 +91,7 @@ def _decode(data: bytes, file: str) -> str:
         raise SpecError("VR103", message, span=span, suggestion=suggestion) from None
 
 
-def text_source(text: str, file: str = "<text>", folder: Path = Path()) -> SpecSource:
+def text_source(text: str, file: str = TEXT, folder: Path = Path()) -> SpecSource:
     """A source from a text in memory, under the same limits as a file.
 
     Args:

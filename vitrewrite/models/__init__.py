@@ -102,6 +102,12 @@ def create(
     return model
 
 
+def import_library(name: str) -> None:
+    """Imports what builds a model of that name; code in a file imports itself what it needs."""
+    if ".py:" not in name and not name.startswith(HUGGING_FACE):
+        import timm  # noqa: F401
+
+
 def load_checkpoint(model: nn.Module, path: str | Path) -> Fitting:
     """Loads a checkpoint, adapted to the model as far as timm does.
 
@@ -248,8 +254,16 @@ def buffers_of(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_buffers(remove_duplicate=False)}
 
 
-def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
+def load_state(
+    model: nn.Module, state: Mapping[str, torch.Tensor], source: str, *, share: bool = False
+) -> None:
     """Loads tensors by name, strictly.
+
+    Args:
+        model: gets them.
+        state: the tensors.
+        source: where they are from, in words.
+        share: take them as they are where they are of the same kind; nobody may write into them.
 
     Raises:
         FileError: VR712 if they do not fit, VR716 if one is not finite; nothing is changed then.
@@ -265,4 +279,10 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str)
         ]
         raise FileError("VR712", f"the weights in '{source}' do not fit the model", notes=notes)
     check_finite(state, source, buffers_of(model))
-    model.load_state_dict(state)
+    alike = all(_kind(state[k]) == _kind(t) for k, t in own.items())
+    # Of a copy: torch notes in what it is given that it was assigned.
+    model.load_state_dict(dict(state), assign=share and alike)
+
+
+def _kind(tensor: torch.Tensor) -> Any:
+    return tensor.dtype, tensor.device

@@ -18,6 +18,7 @@ from ..storage.hashing import parsed, read_bytes
 from ..text import did_you_mean, first_line, listing, shown
 from ..tracing.construction import construct
 from .bounds import refuse_huge
+from .image_processors import FILE, record_of
 
 SUPERVISION = "output_auxiliary_logits"  # as configurations call it
 
@@ -34,7 +35,7 @@ def build(name: str, options: Mapping[str, Any]) -> nn.Module:
             without transformers.
     """
     config, cls = _configured(name, options)
-    return _created(name, cls, config, options)
+    return _with_record(name, _created(name, cls, config, options))
 
 
 def supervised(name: str) -> dict[str, Any]:
@@ -80,7 +81,28 @@ def pretrained(name: str, options: Mapping[str, Any]) -> nn.Module:
             notes=[f"missing: {missing[0]}{more}"],
         )
     model.load_state_dict(loaded.state_dict())
+    return _with_record(name, model)
+
+
+def _with_record(name: str, model: nn.Module) -> nn.Module:
+    """Has a model know how its images are prepared, in a record as timm's models have one."""
+    kind = str(_values(name)["model_type"])
+    if found := record_of(kind, _beside(name, FILE)):
+        model.__dict__["pretrained_cfg"] = found
     return model
+
+
+def _beside(name: str, file: str) -> Path | None:
+    """A file beside a checkpoint, if there is one."""
+    short = name.removeprefix(HUGGING_FACE)
+    folder = Path(short).expanduser()
+    if name in shipped() or folder.is_dir():
+        path = folder / file
+        return path if name not in shipped() and path.is_file() else None
+    try:
+        return Path(download(short, file))
+    except Exception:  # whatever the hub's client raises: not every checkpoint has one
+        return None
 
 
 def _created(name: str, cls: Any, config: Any, options: Mapping[str, Any]) -> nn.Module:

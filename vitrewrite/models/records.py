@@ -15,6 +15,7 @@ from ..errors import DataError, Span
 from ..language.settings import INPUTS
 from ..text import did_you_mean, shown
 from ..tracing.about import about, tell
+from .image_processors import BY_DEFAULT
 
 
 def state(root: nn.Module, values: Mapping[str, Any], span: Span | None = None) -> None:
@@ -29,10 +30,13 @@ def state(root: nn.Module, values: Mapping[str, Any], span: Span | None = None) 
         DataError: VR755 if `inputs` is neither a name nor MEAN/STD.
     """
     changes = normalisation(str(values.get("inputs", "model")), span)
+    known = about(root).pretrained_cfg or {}
+    if changes and known.get(BY_DEFAULT):
+        changes[BY_DEFAULT] = False
     if values.get("resize") == "whole":
         changes |= {"crop_mode": "squash", "crop_pct": 1.0}
     if changes:
-        tell(root, pretrained_cfg={**(about(root).pretrained_cfg or {}), **changes})
+        tell(root, pretrained_cfg={**known, **changes})
 
 
 def normalisation(text: str, span: Span | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ FORMAT = "vitrewrite program 1"
 _RECORDS = (
     *("input_size", "fixed_input_size", "min_input_size", "interpolation", "mean", "std"),
     *("crop_pct", "crop_mode", "test_input_size", "test_crop_pct", "num_classes", "pool_size"),
-    "label_names",
+    *("label_names", "by_default"),
 )
 
 

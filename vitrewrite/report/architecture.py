@@ -55,9 +55,11 @@ class Architecture:
         measures, editor = plan.measures, plan.measures.editor_lowered
         blocks = composition(plan.base, plan.anatomy, editor, measures.run_lowered, plan.original)
         return cls(
-            _title(plan.spec, plan.model), tuple(blocks),
-            (_count(editor.root), _count(plan.base)), (measures.macs_lowered, measures.macs_base),
-        )  # fmt: skip
+            _title(plan.spec, plan.model),
+            tuple(blocks),
+            (_count(editor.root), _count(plan.base)),
+            (measures.macs_lowered, measures.macs_base),
+        )
 
     @classmethod
     def of(cls, rewritten: Rewritten) -> Architecture:
@@ -67,9 +69,11 @@ class Architecture:
         base: Propagation = made.cost
         blocks = composition(made.base, made.result.anatomy, made.result.editor, measures.run, base)
         return cls(
-            _title(made.spec, made.model_name), tuple(blocks),
-            (_count(made.module), _count(made.base)), (measures.macs, measures.macs_base),
-        )  # fmt: skip
+            _title(made.spec, made.model_name),
+            tuple(blocks),
+            (_count(made.module), _count(made.base)),
+            (measures.macs, measures.macs_base),
+        )
 
     @property
     def hidden(self) -> tuple[int, int]:

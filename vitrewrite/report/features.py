@@ -66,8 +66,10 @@ class FeatureWeights:
         if not self.by_image:
             return {name: _number(v) for name, v in zip(self.names, means.tolist(), strict=True)}
         rows = zip(self.names, means.tolist(), low.tolist(), high.tolist(), strict=True)
-        return {name: {"mean": _number(mean), "low": _number(a), "high": _number(b)}
-                for name, mean, a, b in rows}  # fmt: skip
+        return {
+            name: {"mean": _number(mean), "low": _number(a), "high": _number(b)}
+            for name, mean, a, b in rows
+        }
 
     def lines(self) -> list[str]:
         """A table: taps by blocks."""

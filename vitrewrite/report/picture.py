@@ -75,9 +75,15 @@ def picture_of_blocks(anatomy: Anatomy, title: str) -> str:
     """The SVG of a model that nothing was done to."""
     columns = _columns(anatomy, {}, ())
     return render(
-        "graph.svg.jinja", columns=columns, legend=[], head=None, tall=_tall(columns), layers=[],
-        layers_tall=_tall([]), title=title,
-    )  # fmt: skip
+        "graph.svg.jinja",
+        columns=columns,
+        legend=[],
+        head=None,
+        tall=_tall(columns),
+        layers=[],
+        layers_tall=_tall([]),
+        title=title,
+    )
 
 
 def _model(made: Rewritten | Compilation) -> str:

@@ -70,9 +70,12 @@ class SegmentationPicture:
 
     @classmethod
     def of(
-        cls, rewritten: Rewritten, image: torch.Tensor, pixels: torch.Tensor,
+        cls,
+        rewritten: Rewritten,
+        image: torch.Tensor,
+        pixels: torch.Tensor,
         query: int | None = None,
-    ) -> SegmentationPicture:  # fmt: skip
+    ) -> SegmentationPicture:
         """Runs a model.
 
         Args:
@@ -223,9 +226,10 @@ def decoder_of(rewritten: Rewritten) -> Decoder:
     decoder = rewritten.result.anatomy.decoder
     if decoder is None:
         raise MatchError(
-            "VR301", f"'{rewritten.model_name}' has no decoder with queries",
+            "VR301",
+            f"'{rewritten.model_name}' has no decoder with queries",
             suggestion="take a model such as hf:mask2former-r50",
-        )  # fmt: skip
+        )
     return decoder
 
 
@@ -261,9 +265,12 @@ def _taps(rewritten: Rewritten, decoder: Decoder) -> dict[int, WeightsTap]:
 
 
 def _looks(
-    rewritten: Rewritten, taps: Mapping[int, WeightsTap], seen: Mapping[Place, Any], query: int,
+    rewritten: Rewritten,
+    taps: Mapping[int, WeightsTap],
+    seen: Mapping[Place, Any],
+    query: int,
     size: tuple[int, int],
-) -> list[Look]:  # fmt: skip
+) -> list[Look]:
     """The attention of a query over whole levels; what attends to something else is left out."""
     decoder, looks = decoder_of(rewritten), []
     captured = rewritten.result.example[0].shape[-2:]

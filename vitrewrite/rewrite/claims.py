@@ -38,9 +38,11 @@ class Verdict:
         """The failed claim as an error."""
         shown = f"{self.measured:,}" if isinstance(self.measured, int) else str(self.measured)
         return VerifyError(
-            "VR501", f"the claim '{self.claim}' does not hold: measured {shown}", span=self.span,
+            "VR501",
+            f"the claim '{self.claim}' does not hold: measured {shown}",
+            span=self.span,
             measured=self.measured,
-        )  # fmt: skip
+        )
 
 
 def judge(

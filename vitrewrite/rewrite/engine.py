@@ -135,10 +135,14 @@ class Rewrite(Told):
 
 
 def rewrite(
-    spec: Spec, root: nn.Module, example: Any = None, profile: Profile | None = None,
-    allocations: Mapping[str, Any] | None = None, original: Propagation | None = None,
+    spec: Spec,
+    root: nn.Module,
+    example: Any = None,
+    profile: Profile | None = None,
+    allocations: Mapping[str, Any] | None = None,
+    original: Propagation | None = None,
     anatomy: Anatomy | None = None,
-) -> Rewrite:  # fmt: skip
+) -> Rewrite:
     """Carries out all clauses of `spec` on the tree `root`, in place.
 
     Args:
@@ -183,15 +187,20 @@ def rewrite(
     for base in result.bases:
         settle(result.editor, base.anatomy, base.stream)
     settle_paths(result.editor, anatomy.bases)
-    for step in result.steps:
-        known = result.editor.waived
-        keys = {claim: (step.clause.number, claim) for claim in step.claims}
-        step.waived = {claim: known[key] for claim, key in keys.items() if key in known}
+    _waive(result)
     _train(spec, found, result)
     for call, bought in result.allocations.items():
         result.allocations[call] = replace(bought, trained=trained_for(call, found, result))
     result.steps.sort(key=lambda step: step.clause.number)
     return result
+
+
+def _waive(result: Rewrite) -> None:
+    """Notes with each step which of its claims a pass has waived, and why."""
+    known = result.editor.waived
+    for step in result.steps:
+        keys = {claim: (step.clause.number, claim) for claim in step.claims}
+        step.waived = {claim: known[key] for claim, key in keys.items() if key in known}
 
 
 def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int]:
@@ -227,9 +236,12 @@ def _shape(spec: Spec, result: Rewrite, original: Propagation | None) -> set[int
 
 
 def _select(
-    spec: Spec, result: Rewrite, profile: Profile | None, known: Mapping[str, Any] | None,
+    spec: Spec,
+    result: Rewrite,
+    profile: Profile | None,
+    known: Mapping[str, Any] | None,
     done: set[int],
-) -> list[tuple[Site, ...]]:  # fmt: skip
+) -> list[tuple[Site, ...]]:
     errors: list[VitrewriteError] = []
     found: list[tuple[Site, ...]] = []
     extra = trained_anyway(spec, result)
@@ -264,8 +276,9 @@ def _job(number: int, clause: SpecClause, sites: tuple[Site, ...], result: Rewri
                 "VR406",
                 f"{described.pass_name} attaches to {listing(method.attaches)}, "
                 f"and '{site.role}' is {a_or_an(word_for(site))}",
-                notes=advice.notes, suggestion=advice.suggestion,
-            )  # fmt: skip
+                notes=advice.notes,
+                suggestion=advice.suggestion,
+            )
     sites = distinct(sites)
     twice = overlapping(sites)
     if twice:

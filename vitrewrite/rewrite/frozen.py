@@ -33,9 +33,10 @@ def cut_of(result: Rewrite, root: nn.Module, base: nn.Module | None = None) -> F
         raise _random(result, error.path) from error
     if not cut.kept:
         raise TuneError(
-            "VR550", f"{_SETTING} would keep nothing: what is trained reads the images themselves",
+            "VR550",
+            f"{_SETTING} would keep nothing: what is trained reads the images themselves",
             suggestion="leave tune.cache out: every step needs the whole model",
-        )  # fmt: skip
+        )
     return cut
 
 
@@ -76,7 +77,8 @@ def _random(result: Rewrite, path: str) -> TuneError:
     else:
         why, instead = f"the model's {named or 'dropout'}", f"build it without {named or 'dropout'}"
     return TuneError(
-        "VR551", f"{_SETTING} keeps what is the same in every epoch, and '{path}' is drawn anew in "
+        "VR551",
+        f"{_SETTING} keeps what is the same in every epoch, and '{path}' is drawn anew in "
         f"each step of training: {why}",
         suggestion=f"{instead}, or leave tune.cache out",
-    )  # fmt: skip
+    )

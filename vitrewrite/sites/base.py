@@ -149,11 +149,21 @@ class BoundSite(FromModel):
     # -- modules --------------------------------------------------------------------------------
 
     def put(
-        self, module: nn.Module, unit: str, args: Iterable[fx.Node | None], hints: Sequence[str], *,
-        owner: str | None = None, name: str | None = None, owners: tuple[str, ...] | None = None,
-        changed: tuple[int, ...] = (), folds: bool = False, around: bool = False,
-        given: tuple[Value, ...] = (), through: Value | None = None,
-    ) -> tuple[fx.Node, ...]:  # fmt: skip
+        self,
+        module: nn.Module,
+        unit: str,
+        args: Iterable[fx.Node | None],
+        hints: Sequence[str],
+        *,
+        owner: str | None = None,
+        name: str | None = None,
+        owners: tuple[str, ...] | None = None,
+        changed: tuple[int, ...] = (),
+        folds: bool = False,
+        around: bool = False,
+        given: tuple[Value, ...] = (),
+        through: Value | None = None,
+    ) -> tuple[fx.Node, ...]:
         """Makes `module` part of the model and calls it.
 
         Args:
@@ -182,12 +192,22 @@ class BoundSite(FromModel):
         owners = owners or (owner,)
         key = " ".join((join(owner, name), *owners))  # the path may be numbered
         found = Insertion(
-            self.pass_name, self.clause.number, path, unit, module, self, owners, key, folds=folds,
-            around=around, given=given, through=through, buffers=known,
-        )  # fmt: skip
+            self.pass_name,
+            self.clause.number,
+            path,
+            unit,
+            module,
+            self,
+            owners,
+            key,
+            folds=folds,
+            around=around,
+            given=given,
+            through=through,
+            buffers=known,
+        )
         self.editor.insertions.append(found)
-        origin = self.clause.origin
-        return self.editor.call(unit, target, args, origin=origin, hints=tuple(hints))
+        return self.editor.call(unit, target, args, origin=self.clause.origin, hints=tuple(hints))
 
     def help(
         self, module: nn.Module, unit: str, args: Iterable[fx.Node], name: str, hint: str
@@ -212,9 +232,11 @@ class BoundSite(FromModel):
         if fault is not None:
             place = f"{file_of(type(module))}:{fault.line}"
             raise self.clause.error(
-                fault.code, f"pass {self.pass_name} at '{self.role}': {fault.message}",
-                notes=[place], suggestion=fault.help,
-            )  # fmt: skip
+                fault.code,
+                f"pass {self.pass_name} at '{self.role}': {fault.message}",
+                notes=[place],
+                suggestion=fault.help,
+            )
 
     def _warn_of_padding(self, module: nn.Module) -> None:
         """Says that what others wrote to read plain bytes does not read those of some matrices."""

@@ -92,6 +92,7 @@ def _check(name: str, value: Any) -> None:
     parts = value if isinstance(value, (tuple, list)) else (value,)
     if not all(v is None or type(v) in (bool, int, float, str) for v in parts):
         raise CaptureError(
-            "VR601", f"the example's {shown(name)} is {a_or_an(type(value).__name__)}: it can have "
+            "VR601",
+            f"the example's {shown(name)} is {a_or_an(type(value).__name__)}: it can have "
             "tensors and None, booleans, numbers, strings or tuples of these",
-        )  # fmt: skip
+        )

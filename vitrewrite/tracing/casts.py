@@ -49,6 +49,7 @@ class real(metaclass=_Cast):  # noqa: N801
     kind = float
 
 
+_IS = dis.opmap["IS_OP"]
 _SEEN: dict[int, tuple[dict[str, Any], frozenset[str]]] = {}
 
 
@@ -72,7 +73,7 @@ def _functions(space: dict[str, Any]) -> Iterator[CodeType]:
 def _compared(code: CodeType) -> Iterator[str]:
     for inner in (c for c in code.co_consts if isinstance(c, CodeType)):
         yield from _compared(inner)
-    if not {"int", "float"} & set(code.co_names):
+    if not {"int", "float"} & set(code.co_names) or _IS not in code.co_code[::2]:
         return
     before = ""
     for step in dis.get_instructions(code):

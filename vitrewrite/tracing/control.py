@@ -90,10 +90,13 @@ def programs(given: Given) -> Programs:
 
 def _of_runs(evaluation: TraceRun, training: TraceRun, fixed: dict[int, str]) -> Programs:
     return Programs(
-        evaluation.assignments, training.assignments,
-        {**evaluation.fixed, **training.fixed, **fixed}, [evaluation, training],
-        training.checkpointed, training.recorder.lost_checkpoints,
-    )  # fmt: skip
+        evaluation.assignments,
+        training.assignments,
+        {**evaluation.fixed, **training.fixed, **fixed},
+        [evaluation, training],
+        training.checkpointed,
+        training.recorder.lost_checkpoints,
+    )
 
 
 def _control(

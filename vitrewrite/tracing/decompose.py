@@ -103,9 +103,13 @@ def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | N
 
 
 def _with_weights(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None,
-    drop: tuple[float, bool], heads: tuple[int, ...],
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    drop: tuple[float, bool],
+    heads: tuple[int, ...],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     bsz, num_heads, tgt_len, src_len, head_dim = heads
     q_scaled = q * math.sqrt(1.0 / float(head_dim))
     if attn_mask is not None:
@@ -120,9 +124,13 @@ def _with_weights(
 
 
 def _fused(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_mask: torch.Tensor | None,
-    drop: tuple[float, bool], heads: tuple[int, ...],
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    drop: tuple[float, bool],
+    heads: tuple[int, ...],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     bsz, num_heads, tgt_len, src_len, head_dim = heads
     if attn_mask is not None:
         if attn_mask.size(0) == 1:  # for all heads

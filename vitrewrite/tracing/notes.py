@@ -58,6 +58,7 @@ class Note(Generic[T]):
 VALUE: Note[Any] = Note("val")  # the value on meta tensors; a size stays a number that is tracked
 HINT: Note[Any] = Note("hint")  # its name in the source, or that a verb gave
 LISTED: Note[str] = Note("listed")  # the name in the source of a list that it is in
+KEY: Note[str] = Note("key")  # of a result: the field of a dataclass that the source reads
 ARITY: Note[int] = Note("arity")  # of a call that returns a tuple: how many values
 GUARD: Note[frozenset[int]] = Note("guard")  # of a check: the witnesses that it depends on
 OWN_FIRST: Note[bool] = Note("own")  # of a choice of sizes: whether the model's own is first

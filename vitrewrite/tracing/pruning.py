@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import fx
 
-from .notes import ARGUMENT, ARITY, HINT, VALUE, shared
+from .nodes import operand
+from .notes import ARGUMENT, ARITY, HINT, KEY, VALUE, shared
 from .template import Template
 
 Path = tuple[Any, ...]
@@ -185,10 +186,22 @@ def _reread(call: fx.Node, found: dict[Path, fx.Node], kept: Any, places: dict[P
         ARITY.put(call, len(kept))
     for path, item in found.items():
         new = _item(call, kept, places[path], made)
-        shared(item, new, VALUE, HINT)
+        shared(item, new, VALUE, HINT, KEY)
+        _named_by_key(new, path)
         item.replace_all_uses_with(new)
     for item in before:
         _erase(item)
+
+
+def _named_by_key(item: fx.Node, path: Path) -> None:
+    """Notes the key that the source read an item of a tuple with: that of a dataclass."""
+    for key in reversed(path):
+        if item.target is not operator.getitem:
+            return
+        if isinstance(key, str):
+            KEY.put(item, key)
+            return
+        item = operand(item)
 
 
 def _item(call: fx.Node, kept: Any, place: Path, made: dict[Path, fx.Node]) -> fx.Node:

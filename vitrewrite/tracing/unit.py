@@ -121,10 +121,12 @@ class Unit(nn.Module):
 
 
 def run_graph(
-    graph: fx.Graph, module: nn.Module, args: Sequence[Any],
+    graph: fx.Graph,
+    module: nn.Module,
+    args: Sequence[Any],
     call: Callable[[fx.Node, tuple[Any, ...]], Any] | None = None,
     note: Callable[[fx.Node, dict[fx.Node, Any]], None] | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """Evaluates `graph` with the state and children of `module`.
 
     Args:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..disk import reported
-from ..text import EveryMinute, giga
+from ..text import EveryMinute, draws, giga
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -56,7 +56,7 @@ class Metrics:
     ) -> None:
         self.path, self.task, self.log, self.main = path, task, log, main
         self.rows: list[tuple[str, ...]] = []
-        shows = main and live and sys.stderr.isatty()
+        shows = main and live and draws()
         self.table: Live | None = _live(task.metric) if shows else None
         self.told = EveryMinute() if main and live and not shows else None
         self.images, self.since = 0, time.perf_counter()

@@ -166,7 +166,7 @@ def _lowering(runs: Runs) -> Iterator[Check]:
         if dtype == own:
             error = over_largest(runs.twins_output, runs.stages[-1].output)
         else:
-            error = lowering_error(rewritten, dtype)
+            error = lowering_error(rewritten, dtype, runs.casts)
         name = f"lowered model equal in {str(dtype).removeprefix('torch.')}"
         holds = error <= LOWERING.get(dtype, LOOSE)
         why = "" if holds else _not_claimed(rewritten)

@@ -13,7 +13,7 @@ from ..editing.narrowing import piece
 from ..emission.realise import realise
 from ..rewrite.initial import draw
 from ..tracing.unit import duplicate
-from .runs import Outcome, Situation, apart, outcome
+from .runs import Casts, Outcome, Situation, apart, outcome
 
 if TYPE_CHECKING:
     from ..rewrite.rewritten import Rewritten
@@ -138,19 +138,25 @@ def _moves(name: str, rewritten: Rewritten) -> bool:
     return name.startswith(paths) or name in rewritten.result.base_trained
 
 
-def randomised(rewritten: Rewritten, seed: int = 0, dtype: torch.dtype | None = None) -> Rewritten:
+def randomised(
+    rewritten: Rewritten,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    casts: Casts | None = None,
+) -> Rewritten:
     """A copy whose inserted parameters are all random, so that no branch is zero.
 
-    The units of a copy keep their printed classes.
+    The units of a copy keep their printed classes. What is in another dtype already is shared.
     """
     generator = torch.Generator().manual_seed(seed)
+    casts = casts or Casts()
 
     def value(old: nn.Parameter, inserted: bool) -> torch.Tensor:
         new = old.detach()
         if inserted:
             spread = 0.3 / max(old.shape[-1], 1) ** 0.5
             new = (torch.randn(old.shape, generator=generator) * spread).to(new)
-        return new.to(dtype) if dtype else new
+        return casts.of(new, dtype) if dtype and not inserted else new.to(dtype) if dtype else new
 
     return _copy(rewritten, value, dtype)
 
@@ -173,9 +179,11 @@ def _copy(rewritten: Rewritten, value: Any, dtype: torch.dtype | None = None) ->
 # -- lowering and claims --------------------------------------------------------------------------
 
 
-def lowering_error(rewritten: Rewritten, dtype: torch.dtype = torch.float32) -> float:
+def lowering_error(
+    rewritten: Rewritten, dtype: torch.dtype = torch.float32, casts: Casts | None = None
+) -> float:
     """Relative error of the lowered model with random inserted parameters, on one image."""
-    twin = randomised(rewritten, dtype=dtype)
+    twin = randomised(rewritten, dtype=dtype, casts=casts)
     return over_largest(*(eager(m, rewritten, dtype) for m in (twin.module, lowered_of(twin))))
 
 

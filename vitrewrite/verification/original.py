@@ -28,7 +28,7 @@ def own_model(rewritten: Rewritten) -> nn.Module | str:
         return f"building '{name}' runs code that was not named here"
     try:
         model = models.create(name, rewritten.model_options, initialise=False)
-        models.load_state(model, rewritten.base.state_dict(), name)
+        models.load_state(model, rewritten.base.state_dict(), name, share=True)
     except VitrewriteError as error:
         return error.message
     return model

@@ -15,7 +15,7 @@ from __future__ import annotations
 import linecache
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,10 @@ from ..emission.checked import found_good
 from ..text import listing
 from ..tracing.fused import FUSED, fused_attention
 from .check import Check
+from .modes import mode_watched
 from .numeric import at_start, given, lowering_error, over_largest, randomised, sample, starts_equal
 from .original import call_own, own_model
-from .runs import Outcome, Situation, apart, outcome, tensors
+from .runs import Casts, Outcome, Situation, apart, outcome, tensors
 from .stages import Stage, stages
 from .watching import changes_watched, errors_watched
 
@@ -44,12 +45,16 @@ class Runs:
 
     Attributes:
         made: what they yielded.
+        modeless: of which of these nothing asked for its mode, so that training yields the same.
+        casts: their tensors in other dtypes.
         changes: how far the modules that passes put in change values at the start; see `watching`.
         errors: what passes measure of the calls of their modules as they are.
     """
 
     rewritten: Rewritten
     made: dict[Any, Outcome] = field(default_factory=dict)
+    modeless: set[Any] = field(default_factory=set)
+    casts: Casts = field(default_factory=Casts)
     changes: dict[str, float] = field(default_factory=dict)
     errors: dict[int, dict[str, float]] = field(default_factory=dict)
 
@@ -150,12 +155,26 @@ class Runs:
 
     def __call__(self, which: str, situation: Situation) -> Outcome:
         """What one of the models yields."""
-        if which == START and self.fresh is self.rewritten and not situation.training:
-            which = MODULE
-        key = which, situation
+        key = self._same_run(which, situation)
         if key not in self.made:
-            self.made[key] = self._run(which, situation)
+            self.made[key] = self._run(*key)
         return self.made[key]
+
+    def _same_run(self, which: str, situation: Situation) -> tuple[str, Situation]:
+        """A run that is this one."""
+        if situation.training:
+            key = self._same_run(which, replace(situation, training=False))
+            return key if key in self.modeless else (which, situation)
+        if which == START and self.fresh is self.rewritten:
+            which = MODULE
+        return which, situation
+
+    def in_training(self, situation: Situation, *models: str) -> Situation:
+        """Training with as many images, if runs in eval tell of it; else as `few` has it."""
+        for which in models:
+            self(which, situation)
+        shown = all(self._same_run(which, situation) in self.modeless for which in models)
+        return replace(situation, training=True) if shown else self.few[1]
 
     def _run(self, which: str, situation: Situation) -> Outcome:
         values = sample(self.rewritten, situation.batch, shapes=situation.shapes)
@@ -163,11 +182,16 @@ class Runs:
             values = tuple(v.to(situation.dtype) if v.is_floating_point() else v for v in values)
         if which == OWN:
             assert isinstance(self.own, nn.Module)
-            return outcome(self.own, lambda m: call_own(self.rewritten, m, values), situation)
+            return outcome(
+                self.own, lambda m: call_own(self.rewritten, m, values), situation, casts=self.casts
+            )
         model = self._model(which)
         still = _inserted(self.rewritten, model) if which == START else ()
-        with self._watched(which, situation):
-            return outcome(model, lambda m: m(*values), situation, still)
+        with self._watched(which, situation), mode_watched(model) as watch:
+            made = outcome(model, lambda m: m(*values), situation, still, self.casts)
+        if not watch.asked and not situation.training and not isinstance(made, Exception):
+            self.modeless.add((which, situation))
+        return made
 
     def _model(self, which: str) -> nn.Module:
         if which == EMITTED:
@@ -223,7 +247,9 @@ def reference(runs: Runs, situations: Sequence[Situation]) -> Iterator[Check]:
             yield _same("rewritten at its start = the model itself", runs, OWN, START, situations)
         yield from _fused(runs)
     # It is the text of the same classes: of a batch of one or of two, one is enough.
-    some = situations if Situation(2) not in situations else situations[1:]
+    some = list(situations)
+    if Situation(2) in situations:
+        some = [runs.in_training(Situation(2), MODULE, EMITTED), *situations[2:]]
     emitted = _same("emitted source = rewritten", runs, MODULE, EMITTED, some)
     if emitted.holds:
         found_good(runs.text, runs.rewritten.module)

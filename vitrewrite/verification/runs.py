@@ -55,12 +55,32 @@ class Situation:
         return ", ".join(words)
 
 
+class Casts:
+    """Tensors in other dtypes, made once for all that share a tensor."""
+
+    def __init__(self) -> None:
+        # With what they were made of, so that nothing else comes to lie there.
+        self._made: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The numbers of a tensor, which nobody writes into."""
+        if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
+            return tensor.to(dtype)  # where its numbers lie is its own affair
+        version = 0 if tensor.is_inference() else tensor._version  # those have none
+        place = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
+        key = (*place, tensor.dtype, version, dtype)
+        if key not in self._made:
+            self._made[key] = tensor, tensor.to(dtype)
+        return self._made[key][1]
+
+
 @torch.no_grad()
 def outcome(
     module: nn.Module,
     call: Callable[[nn.Module], Any],
     situation: Situation,
     still: Collection[nn.Module] = (),
+    casts: Casts | None = None,
 ) -> Outcome:
     """What a module yields.
 
@@ -69,8 +89,9 @@ def outcome(
         call: calls it.
         situation: its mode and dtype.
         still: modules in it that are in eval mode all the same.
+        casts: tensors in other dtypes, which models share that share their tensors.
     """
-    with _standing_in(module, situation), _same_ground(module, situation.fused):
+    with _standing_in(module, situation, casts), _same_ground(module, situation.fused):
         for child in module.modules():
             child.training = situation.training and child not in still
         seed(SEED)
@@ -81,7 +102,7 @@ def outcome(
 
 
 @contextmanager
-def _standing_in(module: nn.Module, situation: Situation) -> Iterator[None]:
+def _standing_in(module: nn.Module, situation: Situation, casts: Casts | None) -> Iterator[None]:
     """Detached parameters and copied buffers in place of the module's own.
 
     torch multiplies a transposed [B, N, C] by a weight in one of two ways, which round differently,
@@ -89,10 +110,12 @@ def _standing_in(module: nn.Module, situation: Situation) -> Iterator[None]:
     parameter has it.
     """
     made: dict[int, Any] = {}
+    casts = Casts() if casts is None else casts
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
-        floating = situation.dtype is not None and tensor.is_floating_point()
-        return tensor.detach().to(situation.dtype) if floating else tensor.detach()
+        if situation.dtype is None or not tensor.is_floating_point():
+            return tensor.detach()
+        return casts.of(tensor.detach(), situation.dtype)
 
     with preserved(module):
         for child in module.modules():

@@ -66,7 +66,7 @@ def errors_watched(rewritten: Rewritten, found: dict[int, dict[str, float]]) -> 
         def hook(child: nn.Module, inputs: Any, outputs: Any) -> None:
             where = f"errors() at '{insertion.site.role}'"
             with own_code(type(method), insertion.pass_name, where):
-                measured = method.errors(child, inputs, outputs)
+                measured = method.errors(child, _given(inputs), outputs)
             for claim, error in measured.items():
                 if insertion.site.role in waived.get((insertion.clause, claim), {}):
                     continue
@@ -77,6 +77,12 @@ def errors_watched(rewritten: Rewritten, found: dict[int, dict[str, float]]) -> 
 
     with _removed([watch(insertion) for insertion in rewritten.result.editor.insertions]):
         yield
+
+
+def _given(inputs: Any) -> Any:
+    """What a call is given: a class that some blocks share hands on None for what one has not."""
+    last = max((i for i, each in enumerate(inputs) if each is not None), default=-1)
+    return inputs[: last + 1]
 
 
 @contextmanager

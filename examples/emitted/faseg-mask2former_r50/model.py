@@ -80,7 +80,8 @@ class CellSelection(nn.Module):
         rows, columns = height // side, width // side
         if rows * columns != count or count < self.omega:
             raise ValueError(
-                f"{count} cells on {height}x{width} pixels: sides must be multiples of 32 and give {self.omega} cells or more"
+                f"{count} cells on {height}x{width} pixels: sides must be multiples of 32 and give "
+                f"{self.omega} cells or more"
             )
         cells = score.topk(count // self.omega).indices
         first = cells // columns * (side * width) + cells % columns * side
@@ -116,14 +117,14 @@ class PositionalQueries(nn.Module):
 
     def grid(self, like):
         count = like.shape[0]
-        side = int((count - 1)**0.5) + 1
+        side = int((count - 1) ** 0.5) + 1
         number = torch.arange(count, device=like.device)
         rows, columns = number // side, number % side
         return (torch.stack([rows, columns], dim=1).to(like.dtype) + 0.5) / side
 
     def encoded(self, points):
         number = torch.arange(self.dim // 4, device=points.device, dtype=points.dtype)
-        angle = points[..., None] * 6.283185307179586 / 10000 ** (number / (self.dim // 4))
+        angle = points[..., None] * (2 * math.pi) / 10000 ** (number / (self.dim // 4))
         return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
 
@@ -250,7 +251,7 @@ class ResNetBackbone(nn.Module):
 
 
 class Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(nn.Module):
-    """Attention of model.pixel_level_module.decoder.encoder.layers[*], 5376 heads."""
+    """Attention of model.pixel_level_module.decoder.encoder.layers[*], 8 heads."""
 
     def __init__(self):
         super().__init__()
@@ -427,14 +428,14 @@ class Mask2FormerPixelDecoder(nn.Module):
         masks_flat = torch.cat(masks_flat, 1)
         level_pos_embed_flat = torch.cat(level_pos_embed_flat, 1)
         height, width = spatial_shapes_list[0]
-        y, z = spatial_shapes_list[1]
+        height2, width2 = spatial_shapes_list[1]
         dtype = input_embeds_flat.dtype
         valid_ratios = []
-        for mask, (height2, width2) in zip(masks, spatial_shapes_list):
+        for mask, (height3, width3) in zip(masks, spatial_shapes_list):
             valid_height = torch.sum(~mask[:, :, 0], 1)
             valid_width = torch.sum(~mask[:, 0, :], 1)
-            valid_ratio_height = valid_height.to(dtype) / height2
-            valid_ratio_width = valid_width.to(dtype) / width2
+            valid_ratio_height = valid_height.to(dtype) / height3
+            valid_ratio_width = valid_width.to(dtype) / width3
             valid_ratios.append(torch.stack([valid_ratio_width, valid_ratio_height], -1))
         valid_ratios = torch.stack(valid_ratios, 1)
         last_hidden_state = self.encoder(
@@ -442,13 +443,15 @@ class Mask2FormerPixelDecoder(nn.Module):
         )
         batch_size, size1, _ = last_hidden_state.shape
         encoder_output = torch.split(
-            last_hidden_state, [height * width, y * z, size1 - (height * width + y * z)], dim=1
+            last_hidden_state,
+            [height * width, height2 * width2, size1 - (height * width + height2 * width2)],
+            dim=1,
         )
         current_fpn = self.adapter_1(features[0])
         _, _, size2, size3 = current_fpn.shape
         outputs = [
-            x.transpose(1, 2).view(batch_size, -1, height3, width3)
-            for x, (height3, width3) in zip(encoder_output, spatial_shapes_list)
+            x.transpose(1, 2).view(batch_size, -1, height4, width4)
+            for x, (height4, width4) in zip(encoder_output, spatial_shapes_list)
         ]
         y = F.interpolate(outputs[2], size=(size2, size3), mode="bilinear", align_corners=False)
         out = current_fpn + y
@@ -471,13 +474,13 @@ class Mask2FormerPixelLevelModule(nn.Module):
 
     def forward(self, pixel_values):
         features, hidden_state = self.encoder(pixel_values)
-        y, z, out, position_0, position_1, position_2, position_3 = self.decoder(
-            features, hidden_state
-        )
-        return features[3], z, y, out, position_0, position_1, position_2, position_3
+        y, mask_projection, out, *positions = self.decoder(features, hidden_state)
+        return features[3], mask_projection, y, out, *positions
 
 
 class Mask2FormerAttention(nn.Module):
+    """Attention, 8 heads."""
+
     def __init__(self):
         super().__init__()
         self.k_proj = nn.Linear(256, 256)
@@ -512,6 +515,8 @@ class Mask2FormerAttention(nn.Module):
 
 
 class MultiheadAttention(nn.Module):
+    """Attention of model.transformer_module.decoder.hrca_layers[*], 8 heads."""
+
     def __init__(self):
         super().__init__()
         self.in_proj_weight = nn.Parameter(torch.zeros(768, 256))
@@ -544,12 +549,14 @@ class MultiheadAttention(nn.Module):
 
 
 class MultiheadAttentionWithWeights(MultiheadAttention):
+    """Attention of model.transformer_module.decoder.layers[*], 8 heads."""
+
     def forward(self, query, key, value, attn_mask):
         tgt_len, bsz, _ = query.shape
         src_len = key.shape[0]
-        attn_mask = torch.zeros_like(
-            attn_mask, dtype=query.dtype
-        ).masked_fill(attn_mask, float("-inf"))
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
+            attn_mask, float("-inf")
+        )
         w_q, w_k, w_v = self.in_proj_weight.chunk(3)
         b_q, b_k, b_v = self.in_proj_bias.chunk(3)
         q = F.linear(query, w_q, b_q)
@@ -569,7 +576,7 @@ class MultiheadAttentionWithWeights(MultiheadAttention):
         )
 
 
-class Mask2FormerMaskedAttentionDecoderLayer(nn.Module):
+class Mask2FormerMaskedAttentionDecoderLayerWithWeights(nn.Module):
     """model.transformer_module.decoder.layers[*], 256 wide."""
 
     def __init__(self):
@@ -626,8 +633,8 @@ class Mask2FormerMaskPredictor(nn.Module):
         return outputs_mask, (attention_mask.flatten(0, 1) < 0.15).detach()
 
 
-class Mask2FormerMaskedAttentionDecoderLayer2(nn.Module):
-    """model.transformer_module.decoder.hrca_layers[:3], 256 wide."""
+class Mask2FormerMaskedAttentionDecoderLayer(nn.Module):
+    """model.transformer_module.decoder.hrca_layers[*], 256 wide."""
 
     def __init__(self):
         super().__init__()
@@ -647,46 +654,10 @@ class Mask2FormerMaskedAttentionDecoderLayer2(nn.Module):
         query_position_embeddings,
         encoder_hidden_states,
         query_position,
+        encoder_attention_mask=None,
     ):
         cross_attn = self.cross_attn(
             hidden_states + query_position_embeddings,
-            encoder_hidden_states + position_embeddings,
-            encoder_hidden_states,
-        )
-        hidden_states = hidden_states + cross_attn
-        hidden_states = self.cross_attn_layer_norm(hidden_states)
-        self_attn = self.self_attn(hidden_states, query_position)
-        hidden_states = hidden_states + self_attn
-        hidden_states = self.self_attn_layer_norm(hidden_states)
-        activation_fn = self.activation_fn(self.fc1(hidden_states))
-        fc2 = self.fc2(activation_fn)
-        return self.final_layer_norm(hidden_states + fc2)
-
-
-class Mask2FormerMaskedAttentionDecoderLayer3(nn.Module):
-    """model.transformer_module.decoder.hrca_layers[3], 256 wide."""
-
-    def __init__(self):
-        super().__init__()
-        self.self_attn = Mask2FormerAttention()
-        self.activation_fn = nn.ReLU()
-        self.self_attn_layer_norm = nn.LayerNorm(256)
-        self.cross_attn = MultiheadAttention()
-        self.cross_attn_layer_norm = nn.LayerNorm(256)
-        self.fc1 = nn.Linear(256, 2048)
-        self.fc2 = nn.Linear(2048, 256)
-        self.final_layer_norm = nn.LayerNorm(256)
-
-    def forward(
-        self,
-        hidden_states,
-        position_embeddings,
-        encoder_hidden_states,
-        encoder_attention_mask,
-        query_position,
-    ):
-        cross_attn = self.cross_attn(
-            hidden_states + query_position,
             encoder_hidden_states + position_embeddings,
             encoder_hidden_states,
             encoder_attention_mask,
@@ -704,16 +675,13 @@ class Mask2FormerMaskedAttentionDecoderLayer3(nn.Module):
 class Mask2FormerMaskedAttentionDecoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(Mask2FormerMaskedAttentionDecoderLayer() for _ in range(9))
+        self.layers = nn.ModuleList(
+            Mask2FormerMaskedAttentionDecoderLayerWithWeights() for _ in range(9)
+        )
         self.layernorm = nn.LayerNorm(256)
         self.mask_predictor = Mask2FormerMaskPredictor()
         self.hrca_level = FineLevel(256)
-        self.hrca_layers = nn.ModuleList(
-            [
-                *(Mask2FormerMaskedAttentionDecoderLayer2() for _ in range(3)),
-                Mask2FormerMaskedAttentionDecoderLayer3(),
-            ]
-        )
+        self.hrca_layers = nn.ModuleList(Mask2FormerMaskedAttentionDecoderLayer() for _ in range(4))
         self.hrca_cells = CellSelection()
         self.dfpq_pool = MaskPool()
         self.dfpq = PositionalQueries(256)
@@ -753,7 +721,9 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
             # faseg.peft:17: add dfpq(queries="focus", keys="conditional") to decoder
             query_position = self.dfpq(query_position_embeddings, weights, positions[0])
             # faseg.peft:18: add hrca(omega=32, cells="top") to decoder
-            keys, y = self.hrca_cells(weights, fine_features, fine_positions, pixel_embeddings)
+            keys, key_positions = self.hrca_cells(
+                weights, fine_features, fine_positions, pixel_embeddings
+            )
             intermediate_hidden_states = self.layernorm(hidden_states)
             _, attention_mask = self.mask_predictor(
                 intermediate_hidden_states, pixel_embeddings, feature_size_list[1]
@@ -786,7 +756,7 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
             query_position = self.dfpq(query_position_embeddings, weights, positions[2])
             # faseg.peft:18: add hrca(omega=32, cells="top") to decoder
             hidden_states = self.hrca_layers[i // 3](
-                hidden_states, y, query_position_embeddings, keys, query_position
+                hidden_states, key_positions, query_position_embeddings, keys, query_position
             )
             intermediate_hidden_states = self.layernorm(hidden_states)
             _, attention_mask = self.mask_predictor(
@@ -798,9 +768,10 @@ class Mask2FormerMaskedAttentionDecoder(nn.Module):
         hidden_states = self.hrca_layers[3](
             hidden_states,
             multi_stage_positional_embeddings[0],
-            encoder_hidden_states[0],
-            attention_mask,
             query_position,
+            encoder_hidden_states[0],
+            query_position,
+            attention_mask,
         )
         intermediate_hidden_states = self.layernorm(hidden_states)
         predicted_mask, _ = self.mask_predictor(
@@ -824,8 +795,7 @@ class Mask2FormerTransformerModule(nn.Module):
             y = multi_scale_feature.flatten(2) + self.level_embed.weight[i][None, :, None]
             encoder_hidden_states.append(y.permute(2, 0, 1))
             multi_stage_features.append(y)
-        y = multi_stage_features[0]
-        batch_size = y.shape[0]
+        batch_size = multi_stage_features[0].shape[0]
         fine_positions = positions[3].flatten(2).permute(2, 0, 1)
         query_embeddings = self.queries_embedder.weight.unsqueeze(1).repeat(1, batch_size, 1)
         query_features = self.queries_features.weight.unsqueeze(1).repeat(1, batch_size, 1)
@@ -853,12 +823,22 @@ class Mask2FormerModel(nn.Module):
 
     def forward(self, pixel_values):
         (
-            y, z, multi_scale_features, out, position_0, position_1, position_2, position_3
+            encoder_last_hidden_state,
+            decoder_last_hidden_state,
+            multi_scale_features,
+            out,
+            *positions,
         ) = self.pixel_level_module(pixel_values)
-        y2, y3, y4 = self.transformer_module(
-            multi_scale_features, z, out, (position_0, position_1, position_2, position_3)
+        y, predicted_mask, intermediate_hidden_states = self.transformer_module(
+            multi_scale_features, decoder_last_hidden_state, out, positions
         )
-        return y, z, y2, y4, y3
+        return (
+            encoder_last_hidden_state,
+            decoder_last_hidden_state,
+            y,
+            intermediate_hidden_states,
+            predicted_mask,
+        )
 
 
 class Mask2FormerLoss(nn.Module):
@@ -875,13 +855,19 @@ class Mask2FormerForUniversalSegmentation(nn.Module):
         self.criterion = Mask2FormerLoss()
 
     def forward(self, pixel_values):
-        y, z, y2, decoder_output, y3 = self.model(pixel_values)
+        (
+            encoder_last_hidden_state,
+            pixel_decoder_last_hidden_state,
+            transformer_decoder_last_hidden_state,
+            decoder_output,
+            predicted_mask,
+        ) = self.model(pixel_values)
         return {
             "class_queries_logits": self.class_predictor(decoder_output.transpose(0, 1)),
-            "masks_queries_logits": y3,
-            "encoder_last_hidden_state": y,
-            "pixel_decoder_last_hidden_state": z,
-            "transformer_decoder_last_hidden_state": y2,
+            "masks_queries_logits": predicted_mask,
+            "encoder_last_hidden_state": encoder_last_hidden_state,
+            "pixel_decoder_last_hidden_state": pixel_decoder_last_hidden_state,
+            "transformer_decoder_last_hidden_state": transformer_decoder_last_hidden_state,
         }
 
 

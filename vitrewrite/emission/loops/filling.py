@@ -14,6 +14,7 @@ from ...tracing.template import copy_graph, eliminate_dead_code
 from ..alike import operands
 from ..effects import has_effect, may_change
 from ..names import plural
+from ..results import is_starred
 from .levels import Group, Path, Seed, groups
 from .lockstep import Strand, leaves
 from .rolls import Roll, item, spread
@@ -64,7 +65,7 @@ def _starred(graph: fx.Graph) -> fx.Graph:
         made = owner.target if isinstance(owner, fx.Node) else None
         if not isinstance(owner, fx.Node) or not ARITY.on(owner):
             continue
-        if not (made is item or isinstance(made, Sweep)):
+        if not (made is item or isinstance(made, Sweep) or is_starred(owner)):
             continue
         count = ARITY.of(owner)
         if [getattr(v, "args", None) for v in found[-count:]] == [(owner, i) for i in range(count)]:

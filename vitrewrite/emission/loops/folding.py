@@ -78,11 +78,15 @@ def _made(turns: Turns, lasts: list[int], lists: list[tuple[int, ...]]) -> dict[
     keys = [(False, c) for c in (*carried, *others)] + [(True, columns) for columns in lists]
     container, start = numbered_call(turns.calls[0][0]) or ("", 0)
     roll = Roll(
-        container, start, len(turns.begins), len(turns.calls),
+        container,
+        start,
+        len(turns.begins),
+        len(turns.calls),
         _turn(turns, [c for (c,) in others], lists),
         tuple(carried.index((c,)) if (c,) in carried else None for c in turns.carried),
-        len(lists), _origins(turns),
-    )  # fmt: skip
+        len(lists),
+        _origins(turns),
+    )
     graph = turns.graph
     arguments = tuple(turns.carried.values()), tuple(turns.fixed), tuple(map(tuple, turns.cycles))
     with graph.inserting_after(max(turns.where, key=turns.order.__getitem__)):

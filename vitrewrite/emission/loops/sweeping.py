@@ -10,6 +10,7 @@ from torch import fx
 
 from ...tracing.notes import ARITY, CALLEE, HINT
 from ..expressions import ATOM, CALL, Text
+from ..packs import PAIR
 from ..statements import Layout
 from .rolls import is_item
 from .sweeps import Sweep
@@ -102,7 +103,7 @@ def sweep_lines(printer: Printer, node: fx.Node, number: int) -> list[str]:
 
     def take(wish: str | None, holder: fx.Node | None = None) -> str:
         held = holder or fx.Graph().placeholder("held")
-        name = names.take(held, [wish, "y"], number)
+        name = names.take(held, [wish] if wish in PAIR else [wish, "y"], number)
         names.last_use[held] = max(names.last_use.get(held, -1), number + 1)
         return name
 
