@@ -264,6 +264,41 @@ class TakenNames(Base):
         return x, state, layer
 
 
+class DrawnAhead(Base):
+    """Numbers are drawn in front of each layer that decide nothing."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        state, level = torch.tanh(x), self.levels[0]
+        for layer in self.layers:
+            torch.rand([]), torch.rand(2)
+            x, state = layer(self.drop(x), state, level)
+        return x, state
+
+
+class DrawnBehind(Base):
+    """A number is drawn behind each layer and what drops out."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        state, level = torch.tanh(x), self.levels[0]
+        for layer in self.layers:
+            x, state = layer(x, state, level)
+            state = self.drop(state)
+            torch.rand([])
+        return x, state
+
+
+class DrawnOnce(Base):
+    """A number is drawn in one turn only."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        state = torch.tanh(x)
+        for i, layer in enumerate(self.layers):
+            x, state = layer(x, state, self.levels[0])
+            if i == 2:
+                torch.rand([])
+        return x, state
+
+
 class DrawnAfterwards(Base):
     """All turns' results are dropped out, but after all turns."""
 
@@ -293,7 +328,7 @@ ROLLED = {
     Whole: [".append(", "tuple("], Biased: [".sigmoid() + shift"],
     SwappedStart: [], TwoLists: ["values2.append("],
     OtherChildren: ["self.norms[i + 1](x)", "self.norms[0](x)"],
-    Inside: [],
+    Inside: [], DrawnAhead: ["torch.rand([])", "torch.rand(2)"], DrawnBehind: ["torch.rand([])"],
     LastOnly: ["return x, mask * 2"], TakenNames: [],
 }  # fmt: skip
 PARTS = {
@@ -303,7 +338,7 @@ PARTS = {
     SameStart: ["for layer in self.layers:"],
     Rounds: ["for i in range(0, 9, 3):", "self.layers[i + 2](", "self.layers[9]("],
 }
-STRAIGHT = (Uneven, DrawnAfterwards, ChangedAfterwards)
+STRAIGHT = (Uneven, DrawnOnce, DrawnAfterwards, ChangedAfterwards)
 ALL = [*ROLLED, *PARTS, *STRAIGHT, PlainNames]
 
 
