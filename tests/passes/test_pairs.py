@@ -19,7 +19,6 @@ from tests.lowering.models import fill, profile, vit
 from vitrewrite.emission.twin import emitted_twin
 from vitrewrite.folder.writing import model_text
 from vitrewrite.rewrite.rewritten import Rewritten
-from vitrewrite.verification.stages import stages
 
 SSF = (
     "every conv in patch_embed + blocks[*].{norm1, norm2} + norm"
@@ -339,12 +338,6 @@ def test_refused_pairs(names: tuple[str, str]) -> None:
 @pytest.mark.parametrize("names", BESIDE, ids=" and ".join)
 def test_pairs_beside_what_is_frozen(names: tuple[str, str]) -> None:
     check_refused(names)
-
-
-def test_factors_of_all_sites_have_no_turn() -> None:
-    """What is beside a layer folds into it nearest first, whatever a clause shares besides."""
-    found = stages(applied(text(("fact tt", "lora"))))
-    assert [(stage.clause, stage.unchanged) for stage in found] == [(0, ()), (1, ())]
 
 
 def verified(clauses: str) -> tuple[torch.Tensor, Rewritten]:
