@@ -58,3 +58,31 @@ def test_what_onnx_lacks_is_told_with_its_line() -> None:
     assert note.startswith("test_exporting.py:")
     assert note.endswith("return torch.linalg.qr(x).Q")
     assert caught.value.suggestion == "export it --to pt2"
+
+
+class Sorts(nn.Module):
+    """Sorting that keeps the order of what is equal, of numbers and of truth values."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rough = (x.flatten(1) * 2).round()
+        down = rough.sort(dim=1, descending=True, stable=True)
+        up = (rough > 0).to(torch.uint8).argsort(dim=1, stable=True)
+        return down.values, down.indices.float(), up.float(), rough.argsort(dim=0, stable=True)
+
+
+def test_sorting_keeps_the_order_of_what_is_equal_in_onnx() -> None:
+    assert exported.export(Sorts(), "onnx", (3, 8, 8), fixed=True, about={}).apart == 0
+
+
+class Divides(nn.Module):
+    """Remainders by a length that an export keeps, and by numbers of either sign."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cells = (x * 9).long()
+        return cells % (x.shape[-1] // 2), cells % 3, cells % -3, (x * 2).round() % 4.0
+
+
+def test_remainders_by_lengths_go_to_onnx() -> None:
+    found = exported.export(Divides(), "onnx", (3, 8, 8), fixed=False, about={})
+    assert (found.sizes, found.reason) == (True, "")
+    assert found.apart == 0

@@ -22,6 +22,7 @@ from ..text import first_line, shown
 from ..tracing import tree
 from .attention import FourAxes
 from .lengths import FollowedLengths
+from .translations import translations
 from .untranslated import untranslated
 
 FORMS = ("onnx", "pt2")
@@ -188,6 +189,7 @@ class _Maker:
                     dynamo=True,
                     verbose=False,
                     optimize=few,
+                    custom_translation_table=translations(),
                 )
                 if not few:  # the rules are tried at each node, and each looks at all nodes
                     optimizer.fold_constants(made.model)
@@ -202,7 +204,7 @@ class _Maker:
         except VerifyError:
             raise
         except Exception as error:
-            raise self._failed("torch.onnx.export", error, program) from error
+            raise self._failed("torch.onnx.export", error) from error
 
         def run(images: torch.Tensor) -> list[torch.Tensor]:
             return [torch.from_numpy(v) for v in session.run(None, {"image": images.numpy()})]
@@ -234,10 +236,8 @@ class _Maker:
 
         return content, run
 
-    def _failed(
-        self, who: str, error: Exception, program: torch.export.ExportedProgram | None = None
-    ) -> VerifyError:
-        operator, line = untranslated(error, program) if program else ("", "")
+    def _failed(self, who: str, error: Exception) -> VerifyError:
+        operator, line = untranslated(error) if self.form == "onnx" else ("", "")
         while error.__cause__ is not None:  # what exporters wrap says what is missing
             error = error.__cause__  # type: ignore[assignment]
         what = f"{operator} of the model" if operator else "the model"
