@@ -38,9 +38,12 @@ def stages(twin: Rewritten) -> Iterator[Stage]:
     """Each clause that put something in, where the last of its modules is lowered.
 
     One of them may wait for another clause at its layer. The last stage is the lowered model.
+    What a clause shares among its sites, as factors, waits for them alone and has no turn.
     """
     done: list[int] = []
-    turns = [i.clause for i in in_turn(twin.result.editor.insertions)]
+    insertions = in_turn(twin.result.editor.insertions)
+    folding = {i.clause for i in insertions if i.folds}
+    turns = [i.clause for i in insertions if i.folds or i.clause not in folding]
     for number in reversed(dict.fromkeys(reversed(turns))):
         done.append(number)
         module = interpreted(lowered_tree(twin, done)[0])
