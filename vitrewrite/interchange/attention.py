@@ -37,9 +37,9 @@ def _attended(
     axes = max(query.dim(), key.dim(), value.dim())
     if axes >= _AXES:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
-    wide = (_widened(each) for each in (query, key, value))
     # A mask is broadcast against the others, so that its own axes may stay as few as they are.
     mask = attn_mask if attn_mask is None or attn_mask.dim() < axes else _widened(attn_mask)
+    wide = _widened(query), _widened(key), _widened(value)
     found = F.scaled_dot_product_attention(*wide, mask, *args, **kwargs)
     for _ in range(_AXES - axes):
         found = found.squeeze(0)

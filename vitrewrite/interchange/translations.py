@@ -19,8 +19,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 def _sorted(self: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
     """`TopK` of everything: it keeps the order of what is equal, with either sign."""
     from onnxscript import ir
-    from onnxscript import opset18 as op
 
+    op = _operators()
     # TopK knows no truth values and none of the smallest numbers.
     small = ir.DataType.BOOL, ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT16
     wide = op.Cast(self, to=ir.DataType.INT32) if self.dtype in small else self
@@ -32,9 +32,15 @@ def _sorted(self: Any, dim: int = -1, descending: bool = False, stable: bool = T
 
 def _remainder(self: Any, other: Any) -> Any:
     """The remainder with the sign of the divisor, which may be a symbol."""
-    from onnxscript import opset18 as op
-
+    op = _operators()
     other = op.CastLike(other, self)
     if self.dtype.is_integer():
         return op.Mod(self, other)
     return op.Sub(self, op.Mul(op.Floor(op.Div(self, other)), other))
+
+
+def _operators() -> Any:
+    """Of the opset that is written, whose types say less than these functions know."""
+    from onnxscript import opset18
+
+    return opset18
