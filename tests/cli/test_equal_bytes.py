@@ -28,11 +28,11 @@ for line in sys.stdin.read().splitlines():
     assert main(line.split()) == 0, line
 """
 LINES = """
-profile spec.peft data=digits:0-1 num_classes=2 --out profile --batch 4
-plan spec.peft --profile profile num_classes=2 --json
-apply spec.peft --profile profile num_classes=2 --out applied
+profile spec.peft --trust data=digits:0-1 num_classes=2 --out profile --batch 4
+plan spec.peft --trust --profile profile num_classes=2 --json
+apply spec.peft --trust --profile profile num_classes=2 --out applied
 lower applied --out lowered
-tune spec.peft data=digits:0-1 num_classes=2 --profile profile device=cpu --out tuned
+tune spec.peft --trust data=digits:0-1 num_classes=2 --profile profile device=cpu --out tuned
 """
 TIMES = {"seconds", "images_per_second", "peak_memory_mb"}
 

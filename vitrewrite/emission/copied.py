@@ -23,7 +23,9 @@ from .unread import (
     drop_arguments,
     drop_empty,
     drop_methods,
+    drop_unread,
     drop_unread_stores,
+    methods_of,
 )
 from .wrap import WIDTH, wrap
 
@@ -72,6 +74,8 @@ class Copies:
                     drop_arguments(tree, classes[cls])
                 if cls in self.needed:
                     drop_unread_stores(tree, needed, classes[cls])
+                for method in methods_of(tree):  # what was an argument's alone
+                    drop_unread(method)
             self.needed |= {cls for cls in trees if cls.__name__ in named}
         for tree in trees.values():
             drop_empty(tree)
