@@ -19,7 +19,6 @@ from tests.lowering.models import fill, profile, vit
 from vitrewrite.emission.twin import emitted_twin
 from vitrewrite.folder.writing import model_text
 from vitrewrite.rewrite.rewritten import Rewritten
-from vitrewrite.verification.stages import stages
 
 SSF = (
     "every conv in patch_embed + blocks[*].{norm1, norm2} + norm"
@@ -345,12 +344,6 @@ def test_pairs_beside_a_frozen_model(names: tuple[str, str]) -> None:
 @pytest.mark.parametrize("names", [p for p in BESIDE if "synqt" in p], ids=" and ".join)
 def test_pairs_beside_asked_layers(names: tuple[str, str]) -> None:
     check_refused(names)
-
-
-def test_factors_of_all_sites_have_no_turn() -> None:
-    """What is beside a layer folds into it nearest first, whatever a clause shares besides."""
-    found = stages(applied(text(("fact tt", "lora"))))
-    assert [(stage.clause, stage.unchanged) for stage in found] == [(0, ()), (1, ())]
 
 
 def verified(clauses: str) -> tuple[torch.Tensor, Rewritten]:

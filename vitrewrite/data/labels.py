@@ -12,7 +12,7 @@ from ..errors import UNPRINTABLE
 from ..models.image_processors import BY_DEFAULT
 from ..tracing.about import about, tell
 
-KEY = "label_names"
+LABEL_NAMES = "label_names"
 """Of timm's records."""
 _IMAGENET = 1000
 
@@ -30,7 +30,7 @@ def class_names(root: nn.Module, count: int, *, learnt: bool = False) -> tuple[s
     """
     known = about(root)
     record: Mapping[str, Any] = known.pretrained_cfg or {}
-    told: Sequence[str] = record.get(KEY) or ()
+    told: Sequence[str] = record.get(LABEL_NAMES) or ()
     if 0 < len(told) <= count:
         return tuple(named(told, k) for k in range(count))
     configured: Mapping[int, str] = getattr(known.config, "id2label", None) or {}
@@ -63,7 +63,7 @@ def name_classes(
         whole: whether images were never cropped.
     """
     lines = (re.sub(r"\s", " ", str(name)) for name in names)
-    changes: dict[str, Any] = {KEY: tuple(UNPRINTABLE.sub("?", line) for line in lines)}
+    changes: dict[str, Any] = {LABEL_NAMES: tuple(UNPRINTABLE.sub("?", line) for line in lines)}
     changes |= {**(given or {}), **({"crop_pct": 1.0} if whole else {})}
     before = about(root).pretrained_cfg or {}
     if given and before.get(BY_DEFAULT):  # from now on its weights are made for it

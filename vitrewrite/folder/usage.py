@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from ..data.labels import KEY, class_names
+from ..data.labels import LABEL_NAMES, class_names
 from ..data.preprocessing import Preprocessing
 from ..errors import DataError, FileError
 from ..models.image_processors import BY_DEFAULT
@@ -122,7 +122,7 @@ class Usage:
     @property
     def record(self) -> dict[str, Any]:
         """What it says as timm's records do; nothing where the model says nothing."""
-        found = {KEY: self.classes} if self.classes else {}
+        found = {LABEL_NAMES: self.classes} if self.classes else {}
         return {**self.preprocessing.config, **found} if self.stated else found
 
     @property
