@@ -335,14 +335,8 @@ def test_refused_pairs(names: tuple[str, str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [p for p in BESIDE if "synqt" not in p], ids=" and ".join)
-def test_pairs_beside_a_frozen_model(names: tuple[str, str]) -> None:
-    check_refused(names)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("names", [p for p in BESIDE if "synqt" in p], ids=" and ".join)
-def test_pairs_beside_asked_layers(names: tuple[str, str]) -> None:
+@pytest.mark.parametrize("names", BESIDE, ids=" and ".join)
+def test_pairs_beside_what_is_frozen(names: tuple[str, str]) -> None:
     check_refused(names)
 
 

@@ -134,6 +134,35 @@ def by_hand(model: Any, delta: dict[str, torch.Tensor], options: str) -> Any:
     return model
 
 
+class Named(nn.Module):
+    """A block whose only child has the name that graphs give their results."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.output = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(x) * 1.0
+
+
+@pytest.mark.usefixtures("passes")
+def test_a_child_named_as_results_are() -> None:
+    model = made()
+    model.blocks = nn.Sequential(*map(Named, model.blocks))
+    model.eval()
+    rewritten = fill(vr.apply("replace head with tapping()\n", model, example=images(1)))
+    x = images(3)
+    seen: list[torch.Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _m, _x, y: seen.append(y.flatten(1, -2).mean(1)))
+    with torch.no_grad():
+        last = model.forward_head(model.forward_features(x), pre_logits=True)
+        given, delta = torch.cat([last, *seen], dim=1), rewritten.delta()
+        weight, bias = (delta[f"head.tapping.out.{name}"] for name in ("weight", "bias"))
+        found = rewritten.module.eval()(x)
+    torch.testing.assert_close(found, given @ weight.mT + bias, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "options"), READ)
 @pytest.mark.usefixtures("passes")
 def test_what_a_head_reads_and_yields(name: str, options: str) -> None:

@@ -84,8 +84,8 @@ def _outside(op: Op, path: str) -> Place:
     frame, node = op.frame, op.node
     if frame.path == path and frame.parent is not None and _result(frame) is op:
         name = path.removeprefix(f"{frame.parent.path}.")
-        calls = (n for n, v in frame.parent.env.items() if v is op and n.target == name)
-        if (call := next(calls, None)) is not None:
+        made = (n for n, v in frame.parent.env.items() if v is op and n.op == "call_module")
+        if (call := next((n for n in made if n.target == name), None)) is not None:
             return Place(frame.parent.path, call.name)
     return Place(frame.path, node.name)
 

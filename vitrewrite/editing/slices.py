@@ -118,7 +118,7 @@ def widen(editor: Editor, unit: str, slots: Mapping[Path, int]) -> None:
         return
     above, _ = wiring.caller(editor, unit)
     graph = editor.graph(above)
-    (call,) = (n for n in graph.nodes if n.target == relative(unit, above))
+    (call,) = wiring.calls_of(graph, relative(unit, above))
     output = next(n for n in graph.nodes if n.op == "output")
     made: dict[fx.Node, fx.Node] = {}
     passed: dict[Path, int] = {}

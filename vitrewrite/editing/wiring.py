@@ -76,11 +76,14 @@ def calls(editor: Editor, path: str) -> Iterator[tuple[str, list[fx.Node]]]:
         above = ".".join(parts[:length])
         unit = editor.root.get_submodule(above)
         if isinstance(unit, Unit) and unit.template is not None:
-            target = relative(path, above)
-            graph = unit.template.graph
-            found = [n for n in graph.nodes if n.op == "call_module" and n.target == target]
+            found = calls_of(unit.template.graph, relative(path, above))
             if found:
                 yield above, found
+
+
+def calls_of(graph: fx.Graph, target: str) -> list[fx.Node]:
+    """The calls of a child in a graph, in which inputs and the output may have its name, too."""
+    return [n for n in graph.nodes if n.op == "call_module" and n.target == target]
 
 
 def is_container(unit: Unit) -> bool:
@@ -93,7 +96,7 @@ def open_container(editor: Editor, path: str) -> None:
     above, _ = caller(editor, path)
     graph, unit = editor.graph(above), editor.unit(path)
     assert unit.template is not None
-    for call in [n for n in graph.nodes if n.target == relative(path, above)]:
+    for call in calls_of(graph, relative(path, above)):
         with graph.inserting_before(call):
             result = _inline(graph, unit.template.graph, call)
         call.replace_all_uses_with(result)
@@ -151,8 +154,7 @@ def _up(editor: Editor, path: str, top: str) -> Iterator[str]:
 def _give(editor: Editor, unit: str, node: fx.Node) -> tuple[str, fx.Node]:
     """The caller of a unit, and the node there that holds what `node` is inside."""
     above, _ = caller(editor, unit)
-    target = relative(unit, above)
-    calls = [n for n in editor.graph(above).nodes if n.target == target]
+    calls = calls_of(editor.graph(above), relative(unit, above))
     if len(calls) > 1:
         raise RewriteError("VR411", f"'{unit}' runs {len(calls)} times, so it has no one value")
     inputs = [n for n in editor.graph(unit).nodes if n.op == "placeholder"]
@@ -168,7 +170,7 @@ def give(editor: Editor, unit: str, node: fx.Node, call: fx.Node) -> fx.Node:
     graph, results = call.graph, output.args[0]
     if results is node:
         return call
-    calls = [n for n in graph.nodes if n.op == "call_module" and n.target == call.target]
+    calls = calls_of(graph, str(call.target))
     if not isinstance(results, tuple):
         results = (results,)
         for each in calls:
@@ -203,7 +205,7 @@ def _take(editor: Editor, unit: str, node: fx.Node) -> fx.Node:
     graph = editor.graph(unit)
     inputs: list[fx.Node] = [n for n in graph.nodes if n.op == "placeholder"]
     above, _ = caller(editor, unit)
-    calls = [n for n in editor.graph(above).nodes if n.target == relative(unit, above)]
+    calls = calls_of(editor.graph(above), relative(unit, above))
     for i, placeholder in enumerate(inputs):
         if all(len(c.args) > i and c.args[i] is node for c in calls):
             return placeholder
@@ -267,7 +269,7 @@ def _drop_inputs(editor: Editor, path: str) -> None:
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     dead = [inputs.index(n) for n in _unread(graph)]
     above, _ = caller(editor, path)
-    for call in [n for n in editor.graph(above).nodes if n.target == relative(path, above)]:
+    for call in calls_of(editor.graph(above), relative(path, above)):
         call.args = tuple(a for i, a in enumerate(call.args) if i not in dead)
     for i in dead:
         graph.erase_node(inputs[i])

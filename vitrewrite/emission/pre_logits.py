@@ -32,7 +32,8 @@ def before_logits(half: fx.Graph, root: Unit, told: Sequence[str]) -> fx.Graph |
         if not isinstance(child, Unit) or child.template is None or child.template.training:
             return None
         _write_out(graph, call, child.template.graph)
-    inputs = [n.args[0] for layer in layers for n in graph.nodes if n.target == layer]
+    calls = [n for n in graph.nodes if n.op == "call_module"]
+    inputs = [n.args[0] for layer in layers for n in calls if n.target == layer]
     if len(inputs) != len(layers) or how not in HOW:
         return None
     output = graph.output_node()

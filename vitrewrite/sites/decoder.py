@@ -16,6 +16,7 @@ from ..editing import slices
 from ..editing.editor import Insertion, join, relative
 from ..editing.value import Value
 from ..tracing.notes import HINT, ORIGIN, VALUE, copied_without
+from ..tracing.operators import is_random
 from .base import BoundSite
 from .layer import LayerSite
 from .level import LevelSite
@@ -235,6 +236,7 @@ class DecoderSite(BoundSite):
         copied_without(old, new, VALUE)
         ORIGIN.put(new, self.clause.origin)
         self._follow(behind, new, like, following)
+        _draw_late(behind.call, anchor)
         return made
 
     def _adopt(self, like: LayerSite, name: str) -> LayerSite:
@@ -278,6 +280,15 @@ class DecoderSite(BoundSite):
             return new
         with new.graph.inserting_after(new):
             return new.graph.node_copy(like.output, lambda _: new)
+
+
+def _draw_late(layer: fx.Node, following: fx.Node) -> None:
+    """Random numbers that are drawn between two layers and read by nobody are the second one's."""
+    node = layer.next
+    while node is not following:
+        here, node = node, node.next
+        if is_random(here) and not (here.users or here.all_input_nodes):
+            following.prepend(here)
 
 
 def _moved(site: _T, old: str, new: str) -> _T:

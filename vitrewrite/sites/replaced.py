@@ -177,8 +177,7 @@ class ReplacedAttention(HeadsSite):
         unit, calls = wiring.caller(self.editor, self.path)
         if len(calls) > 1:
             raise self.unfit(f"'{self.path}' runs {len(calls)} times")
-        target = calls[0].target
-        return unit, next(n for n in self.editor.graph(unit).nodes if n.target == target)
+        return unit, wiring.calls_of(self.editor.graph(unit), str(calls[0].target))[0]
 
     @property
     def _inputs(self) -> list[int]:

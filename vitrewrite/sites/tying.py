@@ -55,7 +55,8 @@ def _first_call(site: BoundSite, owner: str) -> fx.Node:
         if path == owner:
             break
         below = path
-    nodes: list[fx.Node] = list(site.editor.graph(owner).nodes)
+    graph = site.editor.graph(owner)
     if below == owner:
+        nodes: list[fx.Node] = list(graph.nodes)
         return next(n for n in nodes if n.op not in ("placeholder", "get_attr"))
-    return next(n for n in nodes if n.target == relative(below, owner))
+    return wiring.calls_of(graph, relative(below, owner))[0]

@@ -233,6 +233,4 @@ def _call(site: ReplacedAttention, unit: str) -> fx.Node:
     above, calls = wiring.caller(site.editor, inner)
     if above != unit or len(calls) > 1:
         raise site.unfit("the module that adds its branch does not call it itself, once")
-    target = relative(inner, above)
-    found: fx.Node = next(n for n in site.editor.graph(above).nodes if n.target == target)
-    return found
+    return wiring.calls_of(site.editor.graph(above), relative(inner, above))[0]

@@ -51,7 +51,7 @@ class Turns:
         self.fixed: dict[fx.Node, None] = {}
         self.cycles: dict[Column, None] = {}
         for column in calls:
-            self._add(column)
+            self.add(column)
 
     @property
     def inputs(self) -> list[fx.Node]:
@@ -62,7 +62,8 @@ class Turns:
         """The nodes of a turn in order."""
         return sorted((column[number] for column in self.columns), key=self.order.__getitem__)
 
-    def _add(self, column: Column) -> None:
+    def add(self, column: Column) -> None:
+        """Adds a column: a node of each turn."""
         self.where |= {node: (len(self.columns), turn) for turn, node in enumerate(column)}
         self.columns.append(column)
 
@@ -116,7 +117,7 @@ class Turns:
         """Adds values that the turns make alike, if they do."""
         found = self._are_alike(values) and self._follow(values, self.ends)
         if found:
-            self._add(values)
+            self.add(values)
         return found
 
     def _add_carried(self, values: Column) -> bool:
@@ -130,7 +131,7 @@ class Turns:
         if last is None or last in self.where:
             return False
         self.carried[len(self.columns)] = values[0]
-        self._add((*values[1:], last))
+        self.add((*values[1:], last))
         return True
 
     def _are_alike(self, values: Column) -> bool:
@@ -192,7 +193,7 @@ class Turns:
                     continue
                 found = [self._readers_like(first, node) for node in column]
                 if all(len(readers) == 1 for readers in found):
-                    self._add([readers[0] for readers in found])
+                    self.add([readers[0] for readers in found])
                     return True
         return False
 

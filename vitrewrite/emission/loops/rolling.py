@@ -16,6 +16,7 @@ from ...tracing.notes import ARITY
 from ...tracing.template import copy_graph
 from ..alike import numbered_call, shape
 from ..effects import has_effect, may_change
+from .draws import add_draws
 from .folding import fold
 from .growing import Turns
 from .runs import find_loops
@@ -62,8 +63,10 @@ def _roll_run(graph: fx.Graph, names: list[str]) -> fx.Graph:
         calls = [copies[name] for name in names[start:stop]]
         _take_apart(attempt, calls)
         turns = Turns(attempt, [calls[i::step] for i in range(step)], early=early)
-        grown = turns.grow() and (whole or not _carries_tuples(turns))
-        if grown and _keeps_order(turns) and fold(turns):
+        if not turns.grow() or (not whole and _carries_tuples(turns)):
+            continue
+        add_draws(turns)
+        if _keeps_order(turns) and fold(turns):
             attempt = _roll_run(attempt, names[:start])
             return _roll_run(attempt, names[stop:])
     return graph
