@@ -17,7 +17,7 @@ _OWN = str(Path(torch.__file__).parent)
 def untranslated(error: BaseException) -> tuple[str, str]:
     """The operator that an error is about and `model.py:12: its line`; empty if not known."""
     for node in _nodes(error):
-        return str(node.target), _line(node.meta.get("stack_trace") or "")
+        return str(node.target), _line(node.stack_trace or "")
     return "", ""
 
 
