@@ -27,6 +27,7 @@ OPTIONAL = {
     "vitrewrite/cli/showing.py": {"sklearn", "PIL"},
     "vitrewrite/folder/predicting.py": {"PIL"},
     "vitrewrite/interchange/exported.py": {"onnxruntime", "onnxscript"},
+    "vitrewrite/interchange/translations.py": {"onnxscript"},
 }
 HEADINGS = (
     "What it does", "Source", "Attaches to", "Parameters", "Forward", "Exactness", "Example",

@@ -10,7 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,10 @@ from torch import nn
 from ..errors import FileError, VerifyError
 from ..text import first_line, shown
 from ..tracing import tree
+from .attention import FourAxes
 from .lengths import FollowedLengths
+from .translations import translations
+from .untranslated import untranslated
 
 FORMS = ("onnx", "pt2")
 OPSET = 18
@@ -154,8 +157,9 @@ class _Maker:
         """
         dims: dict[int, Any] = {0: torch.export.Dim("batch")}
         dims |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if sizes else {}
+        axes = FourAxes() if self.form == "onnx" else nullcontext()
         try:
-            with _quiet(), torch.no_grad(), FollowedLengths():
+            with _quiet(), torch.no_grad(), FollowedLengths(), axes:
                 made = torch.export.export(
                     self.module, (self.images(2, size),), dynamic_shapes=(dims,), strict=False
                 )
@@ -185,6 +189,7 @@ class _Maker:
                     dynamo=True,
                     verbose=False,
                     optimize=few,
+                    custom_translation_table=translations(),
                 )
                 if not few:  # the rules are tried at each node, and each looks at all nodes
                     optimizer.fold_constants(made.model)
@@ -232,9 +237,16 @@ class _Maker:
         return content, run
 
     def _failed(self, who: str, error: Exception) -> VerifyError:
+        operator, line = untranslated(error) if self.form == "onnx" else ("", "")
         while error.__cause__ is not None:  # what exporters wrap says what is missing
             error = error.__cause__  # type: ignore[assignment]
-        return VerifyError("VR598", f"{who} cannot write the model: {first_line(error)}")
+        what = f"{operator} of the model" if operator else "the model"
+        return VerifyError(
+            "VR598",
+            f"{who} cannot write {what}: {first_line(error)}",
+            notes=[line] if line else (),
+            suggestion="export it --to pt2" if self.form == "onnx" else None,
+        )
 
     # -- comparing --------------------------------------------------------------------------------
 
