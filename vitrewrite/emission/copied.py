@@ -270,7 +270,7 @@ def _is_open(text: str) -> bool:
 
 def _code(node: ast.AST) -> str:
     """Source as ruff writes it: with double quotes, and no parentheses that it takes away."""
-    text = ast.unparse(node)
+    text = _bare_targets(ast.unparse(node))
     value = getattr(node, "value", None)
     if isinstance(node, (ast.Assign, ast.Return)) and isinstance(value, ast.Tuple) and value.elts:
         whole = ast.unparse(value)
@@ -286,6 +286,12 @@ def _code(node: ast.AST) -> str:
             line, start, stop = lines[row], token.start[1], token.end[1]
             lines[row] = line[:start] + _double(token.string) + line[stop:]
     return "\n".join(lines)
+
+
+def _bare_targets(text: str) -> str:
+    """Without the parentheses that Python 3.10 puts around `a, b` in front of `=` and `in`."""
+    bare = re.sub(r"^( *|.*\bfor )\(([\w.]+(?:, [\w.]+)+)\)(?= = | in )", r"\1\2", text, flags=re.M)
+    return bare if bare == text or ast.dump(_parsed(bare)) == ast.dump(_parsed(text)) else text
 
 
 _SIMPLE = (ast.Name, ast.Constant, type(None))
