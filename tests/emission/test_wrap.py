@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.layers import Attention
+from torch import nn
 
+import vitrewrite as vr
 from vitrewrite.emission.wrap import WIDTH, wrap
+from vitrewrite.folder.writing import model_text
 
 EMITTED = Path(__file__).parents[2] / "examples" / "emitted"
 WORDS = " ".join(f"word{i}" for i in range(40))
@@ -58,3 +64,20 @@ def test_the_example_of_a_segmenter_is_short() -> None:
     assert len(text.splitlines()) - lines <= 868
     heads = [n.args for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     assert max(len(args.args) - 1 for args in heads) <= 9
+
+
+def test_where_modules_are_is_broken_too() -> None:
+    """Attentions deep inside of modules with long names, as backbones in transformers are."""
+    outer, inner = "pixel_level_module_of_a_whole", "encoder_of_a_backbone_that_is_shared"
+    layers = nn.Sequential(*(Attention(16, num_heads=1 + i) for i in range(2)))
+    model = nn.Sequential(OrderedDict({outer: nn.Sequential(OrderedDict({inner: layers}))}))
+    text = model_text(vr.apply("# no clauses\n", model, example=torch.zeros(1, 4, 16)))
+    assert max(map(len, text.splitlines())) <= WIDTH
+    said = next(
+        node.body[0].value.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef)
+        and isinstance(node.body[0], ast.Expr)
+        and isinstance(node.body[0].value, ast.Constant)
+    )
+    assert " ".join(str(said).split()) == f"Attention of {outer}.{inner}, 1 to 2 heads."

@@ -44,9 +44,13 @@ SHIPPED = {
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_models_have_the_published_size(name: str) -> None:
-    model = models.create(name, meta=True)
+    model: Any = models.create(name, meta=True)
     millions, side = SHIPPED[name]
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == millions
+    found = sum(p.numel() for p in model.parameters())
+    if "swin" in name and not any("swin.layernorm" in n for n, _ in model.named_parameters()):
+        # Before Swin's backbone was a whole Swin in transformers, it had no norm behind its stages.
+        found += 2 * model.config.backbone_config.hidden_size
+    assert found / 1e6 == millions
     assert all(p.is_meta for p in model.parameters())
     assert example_input(model).shape == (1, 3, side, side)
     assert model.class_predictor.out_features == 151

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -11,6 +12,10 @@ import vitrewrite as vr
 from tests.models import spread
 from tests.passes.test_merge_tome import groups, merged
 from tests.sites.test_positions import keys
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(transformers, "DINOv3ViTConfig"), reason="transformers has DINOv3 since 4.56"
+)
 
 
 def build() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -124,7 +125,7 @@ def _known(root: nn.Module, inserted: Iterable[type[nn.Module]]) -> dict[type[nn
 def _class(cls: Class, made: list[str], said: str) -> str:
     lines = [f"class {cls.name}(nn.Module):"]
     if said:
-        lines += [*_indent([docstring(said)], 1), ""]
+        lines += [*_indent(docstring(_broken(said)).split("\n"), 1), ""]
     if cls.paths is not None:
         lines += [*_indent(table_lines(cls.paths), 1), ""]
     stored = [
@@ -141,6 +142,14 @@ def _class(cls: Class, made: list[str], said: str) -> str:
             lines.append("")
         lines += _indent([*_forward(cls), *_asked(cls)], 1)
     return "\n".join(lines if len(lines) > 1 else [*lines, "    pass"])
+
+
+def _broken(said: str) -> str:
+    """What a class says of itself, on more than one line where it is too long for one."""
+    if len(said) <= WIDTH - 10:
+        return said
+    lines = textwrap.wrap(said, WIDTH - 7, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*lines, ""])
 
 
 def _keeping(unit: Unit) -> list[str]:

@@ -54,8 +54,9 @@ def decide(graphs: Iterable[fx.Graph], choices: Choices) -> None:
             left = choices.get(use, list(tensors))
             readings = [t for t in tensors if t in left]
             _replace(use, _reading(readings[-1]) if readings else constant)
-        if any(n.target in (torch.finfo, torch.iinfo) for n in graph.nodes):
+        if any(n.target in _LIMITS for n in graph.nodes):
             _fold(graph)
+            _share(graph)
 
 
 def _reading(node: fx.Node) -> fx.Node:
@@ -70,6 +71,7 @@ def _replace(node: fx.Node, value: Any) -> None:
     node.graph.erase_node(node)
 
 
+_LIMITS = (torch.finfo, torch.iinfo)
 _NUMERIC = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow,
     operator.floordiv, operator.abs, float, int,
@@ -86,3 +88,16 @@ def _fold(graph: fx.Graph) -> None:
                 _replace(node, getattr(torch.finfo(owner.args[0]), str(name)))
         elif node.target in _NUMERIC and all(type(a) in (int, float) for a in node.args):
             _replace(node, node.target(*node.args))
+
+
+def _share(graph: fx.Graph) -> None:
+    """Limits of one dtype, and what is computed of them alone, are computed once per graph."""
+    known: dict[Any, fx.Node] = {}
+    limits: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        of_limits = bool(node.all_input_nodes) and limits.issuperset(node.all_input_nodes)
+        if node.target in _LIMITS or (of_limits and node.target in (getattr, *_NUMERIC)):
+            twin = known.setdefault((node.target, node.args), node)
+            limits.add(twin)
+            if twin is not node:
+                _replace(node, twin)
