@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.passes.test_pairs import applied, text
 from vitrewrite.errors import VerifyError
 from vitrewrite.interchange import exported
 from vitrewrite.interchange.attention import FourAxes
@@ -41,6 +42,7 @@ def test_attention_is_the_same_with_four_axes(axes: int) -> None:
         with FourAxes():
             found = F.scaled_dot_product_attention(q, k, v, mask)
         torch.testing.assert_close(found, expected)
+        assert found.is_contiguous()
 
 
 class Decomposes(nn.Module):
@@ -86,3 +88,15 @@ def test_remainders_by_lengths_go_to_onnx() -> None:
     found = exported.export(Divides(), "onnx", (3, 8, 8), fixed=False, about={})
     assert (found.sizes, found.reason) == (True, "")
     assert found.apart == 0
+
+
+TOKENS = ("bdm", "dispatch", "dtps", "dynamicvit", "evit", "ltmp", "pool", "tome", "unmerge")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOKENS)
+def test_models_that_choose_tokens_go_to_onnx(name: str) -> None:
+    made = applied(text((name,)))
+    shape = made.result.example[0].shape
+    size = int(shape[1]), int(shape[2]), int(shape[3])
+    assert exported.export(made.module, "onnx", size, fixed=True, about={}).apart < 1e-5

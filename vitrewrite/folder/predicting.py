@@ -93,5 +93,6 @@ def refuse_other(usage: Usage) -> None:
         raise FileError(
             "VR888",
             f"the model returns no scores of classes: its task is {shown(usage.task)}",
-            suggestion="apply or tune a model that has a head of classes",
+            notes=["what returns something else, such as stitched models, is called in Python"],
+            suggestion="see README.md in the folder, or apply a model that has a head of classes",
         )

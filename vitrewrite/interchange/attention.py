@@ -13,7 +13,11 @@ _AXES = 4
 
 
 class FourAxes(TorchFunctionMode):
-    """While it is entered, attention over fewer axes than four has leading ones of length 1."""
+    """While it is entered, attention over fewer axes than four has leading ones of length 1.
+
+    What it returns is contiguous: kernels return it otherwise than what they are decomposed into,
+    of which views of it would then be made that it does not have.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -36,14 +40,15 @@ def _attended(
     """Attention whose operands have `batch * heads` as one axis, or none, as that of one image."""
     axes = max(query.dim(), key.dim(), value.dim())
     if axes >= _AXES:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
+        return found.contiguous()
+    wide = _widened(query), _widened(key), _widened(value)
     # A mask is broadcast against the others, so that its own axes may stay as few as they are.
     mask = attn_mask if attn_mask is None or attn_mask.dim() < axes else _widened(attn_mask)
-    wide = _widened(query), _widened(key), _widened(value)
     found = F.scaled_dot_product_attention(*wide, mask, *args, **kwargs)
     for _ in range(_AXES - axes):
         found = found.squeeze(0)
-    return found
+    return found.contiguous()
 
 
 def _widened(x: torch.Tensor) -> torch.Tensor:
