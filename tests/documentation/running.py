@@ -23,7 +23,7 @@ _OUT = re.compile(r"--out (\S+)")
 _TAB = "<TAB>"
 """A command line that ends so is completed."""
 
-_BEFORE = {"docs/search.md": "vitrewrite apply found.peft --out build/found"}
+_BEFORE = {"docs/search.md": "vitrewrite apply found.peft model=tiny.py:vit --out build/found"}
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,9 @@ def vit(num_classes=10, depth=12, **more):
         num_classes=num_classes, **more,
     )
 """
-GATES = """model tiny.py:vit
-replace blocks[*].mlp with uffn(keep=16)
+GATES = """replace blocks[*].mlp with uffn(keep=16)
 """
-QUERIES = """model tiny.py:vit
-insert synqt() at blocks[*]
+QUERIES = """insert synqt() at blocks[*]
 train head
 """
 SHORT = "tune.steps=2 tune.batch=2"
@@ -44,7 +42,7 @@ SUBSTITUTES = [
     (r"(tune lora_qv .*)tune\.epochs=5", rf"\1model=tiny.py:vit {SHORT}"),
     (r"lora_qv data=few (--out|tune.shard)", rf"lora_qv data=few model=tiny.py:vit {SHORT} \1"),
     (r"(profile|apply) spt_lora model=vit_base", r"\1 spt_lora model=tiny.py:vit"),
-    (r"tune synqt ", f"tune queries.peft {SHORT} "),
+    (r"tune synqt ", f"tune queries.peft model=tiny.py:vit {SHORT} "),
 ]  # fmt: skip
 LEFT_OUT = {
     "python3 -m venv ": "by `make fresh`",
