@@ -14,6 +14,7 @@ from torch import nn
 
 import vitrewrite as vr
 from tests.hf.zoo import ZOO as HF
+from tests.lowering.models import applied
 from tests.models import DEAR, spread, tiny_vit
 from tests.passes.by_hand import images, small
 from vitrewrite.folder.reading import load_folder, unlowered_folder
@@ -283,3 +284,19 @@ def test_heads_that_share_keys_stay(options: str) -> None:
         block.attn = spread(Shared())
     with pytest.raises(vr.VitrewriteError, match=r"VR488.*share"):
         vr.apply(f"replace blocks[*].attn with heads({options})\n", model)
+
+
+@torch.no_grad()
+def test_closed_attention_goes_with_what_others_put_into_it() -> None:
+    """Lowered keys and values stand in the attention itself, which then goes whole."""
+    both = applied(
+        "replace blocks[*].attn with heads()", "prepend kv_prompt(n=2) to blocks[*].attn"
+    )
+    for name, tensor in both.module.named_parameters():
+        if name.endswith(".gates.logits"):
+            tensor.fill_(-1 if name.startswith("blocks.1.") else 1)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    lowered = vr.lower(both).module.eval()
+    torch.testing.assert_close(lowered(x), both.module.eval()(x), rtol=0, atol=1e-6)
+    assert not any("blocks.1.attn.kv_prompt" in name for name in lowered.state_dict())
+    assert any("blocks.0.attn.kv_prompt" in name for name in lowered.state_dict())

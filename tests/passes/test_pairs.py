@@ -291,7 +291,7 @@ BESIDE = {
         for pair in combinations(METHODS, 2)
         if {*pair} & {"head2toe", "lst", "synqt"} and not {*pair} <= {*READOUTS, "sls"}
         if {*pair} != {"lst", "unmerge"}
-        if "synqt" not in pair or not {*pair} & {"bdm", "tome", "evit", "pool"}
+        if "synqt" not in pair or not {*pair} & {"tome", "evit", "pool"}
     },
 }
 """Of methods beside a frozen model, likewise."""

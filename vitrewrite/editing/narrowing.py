@@ -147,7 +147,7 @@ def take_out_unread(editor: Editor, path: str, clause: ClauseRef) -> None:
     read = {str(n.target) for n in nodes}
     for name in list(unit._modules):
         if not any(f"{target}.".startswith(f"{name}.") for target in read):
-            editor.take_out(join(path, name), clause)
+            take_out(editor, join(path, name), clause)
     tables: tuple[dict[str, Any], ...] = unit._parameters, unit._buffers
     for table in tables:
         for name in [n for n in table if n not in read]:
@@ -172,3 +172,11 @@ def _tell(module: nn.Module, name: str) -> None:
         module.out_features, module.in_features = rows, columns
     else:
         module.out_channels, module.in_channels = rows, columns
+
+
+def take_out(editor: Editor, path: str, clause: ClauseRef) -> None:
+    """Takes a module out, with what passes put into it."""
+    for found in list(editor.insertions):
+        if f"{found.path}.".startswith(f"{path}."):
+            editor.insertions.remove(found)
+    editor.take_out(path, clause)

@@ -11,7 +11,7 @@ from torch import fx
 from ..tracing.template import eliminate_dead_code
 from .clause import ClauseRef
 from .editor import Editor, join
-from .narrowing import Remaining, Slices, narrow
+from .narrowing import Remaining, Slices, narrow, take_out
 
 
 def strip(editor: Editor, unit: str, clause: ClauseRef) -> None:
@@ -43,14 +43,6 @@ def _forget(editor: Editor, unit: str, names: set[str], clause: ClauseRef) -> No
             take_out(editor, join(unit, name), clause)
         elif name in module._parameters or name in module._buffers:
             editor.take_out_tensor(join(unit, name), clause)
-
-
-def take_out(editor: Editor, path: str, clause: ClauseRef) -> None:
-    """Takes a module out, with what passes put into it."""
-    for found in list(editor.insertions):
-        if f"{found.path}.".startswith(f"{path}."):
-            editor.insertions.remove(found)
-    editor.take_out(path, clause)
 
 
 def read(graph: fx.Graph) -> set[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from ..anatomy.sites import Branch, Place
-from ..editing import branches, stripping, wiring
+from ..editing import branches, narrowing, wiring
 from ..editing.editor import after, join
 from ..editing.slices import ahead, behind, erase_unread
 from ..editing.value import Value, shape_of
@@ -370,4 +370,4 @@ class BranchSite(RoutedSite):
         inside = (i for i in self.editor.insertions if f"{i.path}.".startswith(f"{path}."))
         if self.context.insertion is None and (found := next(inside, None)) is not None:
             raise self.unfit(f"'{found.site.clause.text}' put something into it")
-        stripping.take_out(self.editor, path, self.clause)
+        narrowing.take_out(self.editor, path, self.clause)
