@@ -10,7 +10,7 @@ from torch import nn
 from tests.passes.test_pairs import applied, text
 from vitrewrite.errors import VerifyError
 from vitrewrite.interchange import exported
-from vitrewrite.interchange.attention import FourAxes
+from vitrewrite.interchange.instead import FOR_ONNX, Replaced
 
 
 class Attends(nn.Module):
@@ -39,10 +39,24 @@ def test_attention_is_the_same_with_four_axes(axes: int) -> None:
     masks = [None, torch.eye(5).bool(), torch.randn((*q.shape[:-1], 5), generator=generator)]
     for mask in masks:
         expected = F.scaled_dot_product_attention(q, k, v, mask)
-        with FourAxes():
+        with Replaced(FOR_ONNX):
             found = F.scaled_dot_product_attention(q, k, v, mask)
         torch.testing.assert_close(found, expected)
         assert found.is_contiguous()
+
+
+class Spreads(nn.Module):
+    """Rows with numbers of their own, as many as the image has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.linspace(0.0, 1.0, x.shape[2], dtype=x.dtype)
+        return (x * rows[:, None]).mean((1, 2, 3))[:, None]
+
+
+def test_as_many_steps_as_the_image_has_rows_fix_no_size() -> None:
+    found = exported.export(Spreads(), "pt2", (3, 32, 32), fixed=False, about={})
+    assert found.sizes, found.reason
+    assert found.apart < 1e-6
 
 
 class Decomposes(nn.Module):

@@ -44,11 +44,12 @@ def _split(few: list[Unit], many: list[Unit], units: list[Unit]) -> bool:
         return False
     made = large.clone()
     before = _inputs(made.graph)
-    inputs = _matched(small.graph, made.graph)
+    pair = {a: b for a, b in aligned(small.graph, made.graph).items() if a.op != "placeholder"}
+    inputs = _matched(small.graph, made.graph, pair)
     if inputs is None or [own for _, own in inputs] == before:
         return False
     places = [before.index(own) for _, own in inputs]
-    _retake(small.graph, made.graph, inputs)
+    _retake(made.graph, inputs, pair)
     calls = called_alone(many, units)
     if calls is None or join(small, made, few, many) is None:
         return False
@@ -67,12 +68,11 @@ class _OtherwiseError(Exception):
     """Two programs that do more than read other inputs."""
 
 
-def _matched(small: fx.Graph, large: fx.Graph) -> Inputs | None:
+def _matched(small: fx.Graph, large: fx.Graph, pair: dict[fx.Node, fx.Node]) -> Inputs | None:
     """The inputs of the larger program as the smaller one has them, or None.
 
     The programs must do the same, but that the larger one hands on what the other does without.
     """
-    pair = {a: b for a, b in aligned(small, large).items() if a.op != "placeholder"}
     sizes = {len(g.nodes) - len(_inputs(g)) for g in (small, large)}
     if sizes != {len(pair)} or packing(small) or packing(large):
         return None
@@ -124,9 +124,8 @@ def _is_input(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.op == "placeholder"
 
 
-def _retake(small: fx.Graph, large: fx.Graph, inputs: Inputs) -> None:
+def _retake(large: fx.Graph, inputs: Inputs, pair: dict[fx.Node, fx.Node]) -> None:
     """Has a program take inputs in an order, one for each of the smaller one's."""
-    pair = {a: b for a, b in aligned(small, large).items() if a.op != "placeholder"}
     first = next(n for n in large.nodes if n.op != "placeholder")
     taken: dict[fx.Node, fx.Node] = {}
     for ours, theirs in inputs:

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
 _AXES = 4
 
 
-class FourAxes(TorchFunctionMode):
-    """While it is entered, attention over fewer axes than four has leading ones of length 1.
-
-    What it returns is contiguous: kernels return it otherwise than what they are decomposed into,
-    of which views of it would then be made that it does not have.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """As torch does, but of `scaled_dot_product_attention` with two or three axes."""
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return _attended(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _attended(
+def attended(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -37,7 +18,12 @@ def _attended(
     *args: Any,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """Attention whose operands have `batch * heads` as one axis, or none, as that of one image."""
+    """`scaled_dot_product_attention`; with two or three axes it has leading ones of length 1.
+
+    Such operands have `batch * heads` as one axis, or none. What it returns is contiguous: kernels
+    return it otherwise than what they are decomposed into, of which views of it would then be made
+    that it does not have.
+    """
     axes = max(query.dim(), key.dim(), value.dim())
     if axes >= _AXES:
         found = F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)

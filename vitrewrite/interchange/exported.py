@@ -10,7 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,7 @@ from torch import nn
 from ..errors import FileError, VerifyError
 from ..text import first_line, shown
 from ..tracing import tree
-from .attention import FourAxes
-from .lengths import FollowedLengths
+from .instead import FOR_ALL, FOR_ONNX, Replaced
 from .translations import translations
 from .untranslated import untranslated
 
@@ -157,9 +156,9 @@ class _Maker:
         """
         dims: dict[int, Any] = {0: torch.export.Dim("batch")}
         dims |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if sizes else {}
-        axes = FourAxes() if self.form == "onnx" else nullcontext()
+        instead = Replaced(FOR_ONNX if self.form == "onnx" else FOR_ALL)
         try:
-            with _quiet(), torch.no_grad(), FollowedLengths(), axes:
+            with _quiet(), torch.no_grad(), instead:
                 made = torch.export.export(
                     self.module, (self.images(2, size),), dynamic_shapes=(dims,), strict=False
                 )

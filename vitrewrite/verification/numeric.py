@@ -156,7 +156,9 @@ def randomised(
         if inserted:
             spread = 0.3 / max(old.shape[-1], 1) ** 0.5
             new = (torch.randn(old.shape, generator=generator) * spread).to(new)
-        return casts.of(new, dtype) if dtype and not inserted else new.to(dtype) if dtype else new
+        if dtype is None:
+            return new
+        return new.to(dtype) if inserted else casts.of(new, dtype)
 
     return _copy(rewritten, value, dtype)
 
